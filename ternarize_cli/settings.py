@@ -1,0 +1,103 @@
+"""Where an option's value comes from: flags over `TERNARIZE_*` over `ternarize.toml` over defaults.
+
+The first two and the last are the option parser's own order; this module reads the file and hands it over as the
+parser's default map. The file has one table per command, and keys that several commands share may stand on top:
+
+    seed = 7                      # for every command that has --seed
+    [convert]
+    rule = "absmean"              # ternarize convert --rule
+    [index.build]
+    factory = "HNSW32"            # ternarize index build --factory
+
+In the environment the same values are TERNARIZE_SEED, TERNARIZE_CONVERT_RULE, TERNARIZE_INDEX_BUILD_FACTORY.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import SettingsError
+
+__all__ = ["FILE_NAME", "default_map", "read_settings"]
+
+FILE_NAME = "ternarize.toml"
+
+
+def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """Reads `path`, or `ternarize.toml` of the working folder when `path` is None.
+
+    Returns:
+        The file that was read (None if there is none) and its content.
+
+    Raises:
+        SettingsError: the named file is missing, unreadable or no TOML.
+    """
+    if path is None:
+        path = Path(FILE_NAME)
+        if not path.is_file():
+            return None, {}
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"the settings file {path} can't be read: {e}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise SettingsError(f"{path} is not valid TOML: {e}") from e
+
+
+def default_map(
+    content: Mapping[str, Any], commands: Mapping[str, Mapping[str, Any] | set[str]], where: str
+) -> dict[str, Any]:
+    """Turns the file's content into the option parser's default map.
+
+    Args:
+        content: the parsed file, or one of its tables.
+        commands: for each command its option names (dashes as underscores), or, for a group, such a mapping again.
+        where: the file (and table) that messages name.
+
+    Raises:
+        SettingsError: a key or table that no command knows.
+    """
+    shared = {_option(k): v for k, v in content.items() if not isinstance(v, dict)}
+    known = _all_options(commands)
+    for key in shared:
+        if key not in known:
+            raise SettingsError(f"{where}: no command has an option {key!r}", hint=_known(sorted(known)))
+    result: dict[str, Any] = {}
+    for name, options in commands.items():
+        table = content.get(name, {})
+        if not isinstance(options, set):
+            result[name] = default_map({**shared_for(shared, options), **table}, options, f"{where} [{name}]")
+            continue
+        values = {_option(k): v for k, v in table.items()}
+        for key in values:
+            if key not in options:
+                raise SettingsError(
+                    f"{where} [{name}]: ternarize {name} has no option {key!r}", hint=_known(sorted(options))
+                )
+        result[name] = {k: v for k, v in shared.items() if k in options} | values
+    for key, value in content.items():
+        if isinstance(value, dict) and key not in commands:
+            raise SettingsError(f"{where}: there is no command {key!r}", hint=_known(sorted(commands)))
+    return result
+
+
+def shared_for(shared: Mapping[str, Any], commands: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared values that at least one of `commands` takes."""
+    known = _all_options(commands)
+    return {k: v for k, v in shared.items() if k in known}
+
+
+def _all_options(commands: Mapping[str, Mapping[str, Any] | set[str]]) -> set[str]:
+    found: set[str] = set()
+    for options in commands.values():
+        found |= options if isinstance(options, set) else _all_options(options)
+    return found
+
+
+def _option(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _known(names: list[str]) -> str:
+    return "known names: " + ", ".join(names)

