@@ -81,7 +81,9 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except GatedRepoError as e:
-        raise ModelNotFoundError(f"{hub_id} is gated on the hub", hint="accept its terms there, then: hf auth login") from e
+        raise ModelNotFoundError(
+            f"{hub_id} is gated on the hub", hint="accept its terms there, then: hf auth login"
+        ) from e
     except RepositoryNotFoundError as e:
         raise ModelNotFoundError(
             f"{hub_id!r} is neither a folder here nor a model on the hub",

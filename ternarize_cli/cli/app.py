@@ -83,7 +83,9 @@ def _root(
     ctx: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option("--config", envvar="TERNARIZE_CONFIG", help="Settings file; default: ./ternarize.toml if it exists."),
+        typer.Option(
+            "--config", envvar="TERNARIZE_CONFIG", help="Settings file; default: ./ternarize.toml if it exists."
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")

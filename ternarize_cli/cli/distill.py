@@ -1,5 +1,83 @@
+"""`ternarize distill`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from ternarize_cli.cli.options import Device, Force, Json, OutputFolder, Quiet, Seed, Threads
+from ternarize_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from ternarize_cli.distill import Progress
+
+__all__ = ["describe", "register"]
+
+
+def describe(progress: "Progress") -> str:
+    """One line about where training is, for a meter."""
+    losses = " ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+    left = f"{progress.seconds_left / 60:.0f}:{progress.seconds_left % 60:02.0f} left"
+    return f"step {progress.step}  {losses}  {progress.texts_per_second:.0f} texts/s  {left}"
+
+
+def distill(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert.")],
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The full-precision model it came from.")],
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="FILE", help="Texts, one per line or JSONL; - is stdin; repeatable.")
+    ],
+    output: OutputFolder = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget of training time; 10 if no --steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in steps instead: reproducible to the byte.")] = None,
+    recipe: Annotated[str, typer.Option(help="full, or paper (output error only, as published).")] = "full",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-4,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens per text; longer ones are cut.")] = 64,
+    device: Device = None,
+    threads: Threads = None,
+    force: Force = False,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a ternary checkpoint to match its full-precision teacher on your texts; result in ./NAME-distilled.
+
+    No labels are needed: the teacher's own outputs are the target.
+    """
+    from ternarize_cli.distill import Training
+    from ternarize_cli.distill import distill as run
+    from ternarize_cli.models import model_name, resolve
+    from ternarize_cli.texts import read_lines
+
+    out = Output(json_mode=json, quiet=quiet)
+    budget = 10.0 if minutes is None and steps is None else minutes
+    training = Training(budget, steps, recipe, batch_size, learning_rate, max_length, seed)
+    source, guide = resolve(student), resolve(teacher)
+    target = output or Path(f"{model_name(student).removesuffix('-ternary')}-distilled")
+    texts = read_lines(data)
+    with out.meter("distilling") as update:
+        report = run(
+            source,
+            guide,
+            texts,
+            target,
+            training,
+            force=force,
+            device=device,
+            threads=threads,
+            on_step=lambda p: update(p.done, describe(p)),
+        )
+    out.table(
+        f"{model_name(student)}: {report.steps} steps, {report.texts:,} texts in {report.seconds / 60:.1f} minutes",
+        ["cosine to the teacher", "before", "after"],
+        [(f"{report.held_out} held-out texts", f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}")],
+    )
+    out.text(f"wrote {target}")
+    out.hint(f"ternarize pack {target}")
+    out.result({"output": str(target), **vars(report)})
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    """Adds the command."""
+    app.command("distill")(distill)

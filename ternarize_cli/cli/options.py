@@ -30,7 +30,9 @@ OutputFolder = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bars.")]
-Seed = Annotated[int, typer.Option("--seed", envvar="TERNARIZE_SEED", min=0, help="Seed of everything random; recorded.")]
+Seed = Annotated[
+    int, typer.Option("--seed", envvar="TERNARIZE_SEED", min=0, help="Seed of everything random; recorded.")
+]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin too (weights only; still: trust its author).")
 ]
@@ -38,7 +40,8 @@ Backend = Annotated[
     str, typer.Option("--backend", envvar="TERNARIZE_BACKEND", help="Kernels to run on; `ternarize doctor` lists them.")
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", envvar="TERNARIZE_DEVICE", help="cpu, cuda, cuda:1, …; default: what is there.")
+    str | None,
+    typer.Option("--device", envvar="TERNARIZE_DEVICE", help="cpu, cuda, cuda:1, …; default: what is there."),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", envvar="TERNARIZE_THREADS", min=1, help="CPU threads; default: all cores.")

@@ -7,7 +7,7 @@ and bars are silent, results and warnings are not.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -55,7 +55,9 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table = Table(
+            title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
+        )
         table.caption_justify = "left"
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
@@ -104,6 +106,33 @@ class Output:
         finally:
             if shown:
                 progress.stop()
+
+    @contextmanager
+    def meter(self, description: str) -> Iterator[Callable[[float, str], None]]:
+        """Yields `update(done, text)`, `done` from 0 to 1: a bar on a terminal, a line every 30 seconds elsewhere."""
+        if self.quiet or not sys.stderr.isatty():
+            last = time.monotonic()
+
+            def line(done: float, text: str) -> None:
+                nonlocal last
+                if time.monotonic() - last >= 30:
+                    last = time.monotonic()
+                    self.note(f"{description} {done:.0%} {text}")
+
+            yield line
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+            task = progress.add_task(description, total=1.0, text="")
+            yield lambda done, text: progress.update(task, completed=done, text=text)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:

@@ -1,5 +1,52 @@
+"""`ternarize pack`."""
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from ternarize_cli.cli.options import Force, Json, OutputFolder, Quiet
+from ternarize_cli.cli.output import Output, megabytes
+
+__all__ = ["register"]
+
+
+def pack(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert or distill.")],
+    output: OutputFolder = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Freeze a ternary checkpoint into a packed model with 2-bit codes: STUDENT becomes ./NAME-packed."""
+    from ternarize_cli.models import model_name, resolve
+    from ternarize_cli.pack import pack as run
+
+    out = Output(json_mode=json, quiet=quiet)
+    source = resolve(student)
+    name = model_name(student)
+    target = output or Path(f"{name.removesuffix('-ternary').removesuffix('-distilled')}-packed")
+    report = run(source, target, force=force, track=out.track)
+    out.table(
+        f"{name}: packed",
+        ["part", "bytes", "share"],
+        [
+            (part, megabytes(count), f"{count / report.bytes_packed:.0%}")
+            for part, count in (
+                ("linears, 2-bit codes and scales", report.bytes_linears),
+                (f"embedding tables, {report.artifact.scheme.table_bits}-bit", report.bytes_tables),
+                ("everything else", report.bytes_other),
+                ("weights on disk", report.bytes_packed),
+            )
+        ],
+        caption=f"the checkpoint's weights: {megabytes(report.bytes_source)}; zero codes: {report.zeros:.1%}",
+    )
+    out.text(f"wrote {target}")
+    out.hint(f"ternarize bench {target}, or: echo some text | ternarize encode {target}")
+    values = {k: v for k, v in vars(report).items() if k != "artifact"}
+    out.result({"output": str(target), **values, "quantization_config": report.artifact.to_dict()})
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    """Adds the command."""
+    app.command("pack")(pack)

@@ -1,0 +1,305 @@
+"""Reading and checking model folders, tensor by tensor.
+
+A folder's weights are `model.safetensors`, or shards named by `model.safetensors.index.json`; both are read lazily, a
+tensor at a time. `pytorch_model.bin` is a pickle and is refused unless the user allows it, and then only tensors are
+unpickled. Names in a file need not be the names of modules (a `bert.` prefix, `gamma` for `weight`, renamed attention
+blocks): `names_in_model` maps them as transformers itself does when it loads, so artifacts keep the source's names and
+every version of transformers that reads the source reads the artifact.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ternarize_cli.errors import CheckpointError, FormatError
+from ternarize_cli.scheme import Artifact
+
+__all__ = [
+    "Shard",
+    "artifact_of",
+    "copy_companions",
+    "names_in_model",
+    "open_shards",
+    "read_config",
+    "skeleton",
+    "stage",
+    "validate",
+    "weight_files",
+    "write_config",
+    "write_shards",
+]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_FOREIGN = ("*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth", "*.ckpt", "*.tflite", "*.py", "*.gguf")
+_FOREIGN_FOLDERS = ("onnx", "openvino", "coreml", "__pycache__")
+
+
+@dataclass
+class Shard:
+    """One weights file, opened.
+
+    Attributes:
+        name: the file name that an artifact gives to its twin, always `*.safetensors`.
+        path: the file.
+    """
+
+    name: str
+    path: Path
+    _reader: Any
+
+    def keys(self) -> list[str]:
+        """Tensor names, sorted."""
+        return sorted(self._reader.keys())
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        if isinstance(self._reader, dict):
+            return tuple(self._reader[key].shape)
+        return tuple(self._reader.get_slice(key).get_shape())
+
+    def get(self, key: str) -> Tensor:
+        """One tensor, on the CPU."""
+        return self._reader[key] if isinstance(self._reader, dict) else self._reader.get_tensor(key)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json") from e
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise CheckpointError(f"{path} is not valid JSON: {e}", hint="fetch the file again") from e
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object", hint="fetch the file again")
+    return config
+
+
+def artifact_of(folder: Path) -> Artifact | None:
+    """The artifact description in a folder's config; None for a model that is not ours.
+
+    Raises:
+        FormatError: it is ours but breaks the format.
+        CheckpointError: config.json is missing or damaged.
+    """
+    quantization = read_config(folder).get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "ternarize":
+        return None
+    return Artifact.from_dict(quantization)
+
+
+def stage(folder: Path) -> str | None:
+    """ "latent" or "packed" for an artifact of ours, None for a full-precision model."""
+    artifact = artifact_of(folder)
+    return artifact.stage if artifact else None
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files that hold a folder's weights, in order.
+
+    Raises:
+        CheckpointError: there are none, a shard is missing, or they are pickles and pickles are not allowed.
+    """
+    for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
+        if (folder / single).is_file():
+            found = [folder / single]
+        elif (folder / index).is_file():
+            found = _indexed(folder, index)
+        else:
+            continue
+        if single == PICKLE and not allow_pickle:
+            raise CheckpointError(
+                f"{found[0]} is a pickle: loading one can run code, so it is refused",
+                hint="--allow-pickle if you trust its author (tensors only are read), or fetch model.safetensors",
+            )
+        return found
+    raise CheckpointError(f"{folder} holds no weights: no {SINGLE} and no {INDEX}", hint="fetch the whole model again")
+
+
+def _indexed(folder: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{folder / index} is no shard index: {e}", hint="fetch the file again") from e
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{folder / index} names the shard {name}, which is not there", hint="fetch it again")
+    return [folder / name for name in names]
+
+
+@contextmanager
+def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[Shard]]:
+    """Opens a folder's weights for reading tensor by tensor.
+
+    Raises:
+        CheckpointError: as `weight_files`, or a file that is truncated or damaged.
+    """
+    shards = []
+    for path in weight_files(folder, allow_pickle=allow_pickle):
+        try:
+            if path.suffix == ".safetensors":
+                shards.append(Shard(path.name, path, safe_open(path, framework="pt")))
+            else:
+                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+                shards.append(Shard(name, path, {k: v for k, v in tensors.items() if isinstance(v, Tensor)}))
+        except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, AttributeError) as e:
+            text = " ".join(str(e).split())[:200]
+            raise CheckpointError(f"{path} is damaged or cut off: {text}", hint="fetch the file again") from e
+        except Exception as e:
+            # torch.load reports a refused pickle as pickle.UnpicklingError, whose class tells nothing more.
+            raise CheckpointError(f"{path} holds more than tensors and is refused: {type(e).__name__}") from e
+    yield shards
+
+
+def skeleton(folder: Path) -> Any:
+    """The encoder that `AutoModel` builds for a folder's config, on the meta device (no memory, no values).
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, or the config asks for code from its folder.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    values = read_config(folder)
+    if "auto_map" in values and not _known(values.get("model_type")):
+        raise CheckpointError(
+            f"{folder} brings its own model code, which is never run", hint="use a model that transformers has"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            return AutoModel.from_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        text = " ".join(str(e).split())[:240]
+        raise CheckpointError(
+            f"transformers can't build the model that {folder / 'config.json'} describes: {text}"
+        ) from e
+
+
+def _known(model_type: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
+    """Maps tensor names of a file to names in a model's state dict; names the model has no place for are left out.
+
+    Args:
+        model: a transformers model (meta is fine); the mapping is transformers' own.
+        keys: names in the file. `X.weight_scale` follows `X.weight`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    state = dict.fromkeys(model.state_dict(), True)
+    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
+    found = {}
+    for key in keys:
+        base, is_scale = (key.removesuffix("_scale"), True) if key.endswith(".weight_scale") else (key, False)
+        name, _ = rename_source_key(base, renamings, [], model.base_model_prefix, state)
+        if name not in state:
+            name, _ = rename_source_key(base, [], [], model.base_model_prefix, state)
+        if name in state:
+            found[key] = f"{name}_scale" if is_scale else name
+    return found
+
+
+def validate(folder: Path, *, allow_pickle: bool = False) -> Artifact | None:
+    """Checks that a folder's files are complete and readable, and an artifact's config well-formed.
+
+    The content of packed tensors (codes, scales) is checked by the plug-in when they are loaded.
+
+    Raises:
+        CheckpointError, FormatError: what is wrong, and where.
+    """
+    artifact = artifact_of(folder)
+    with open_shards(folder, allow_pickle=allow_pickle) as shards:
+        if not any(shard.keys() for shard in shards):
+            raise CheckpointError(f"{shards[0].path} holds no tensors", hint="fetch the file again")
+    return artifact
+
+
+def check_tensors(model: Any, artifact: Artifact, files: Iterable[Path]) -> None:
+    """Raises FormatError, naming it, if a tensor that the artifact's modules need is not in the files."""
+    from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear
+
+    keys: list[str] = []
+    for path in files:
+        with safe_open(path, framework="pt") as reader:
+            keys += reader.keys()
+    present = set(names_in_model(model, keys).values())
+    for name, module in model.named_modules():
+        if isinstance(module, TernaryLinear | PackedLinear | PackedEmbedding):
+            wanted = [f"{name}.weight", f"{name}.weight_scale"]
+            wanted += [f"{name}.bias"] if getattr(module, "bias", None) is not None else []
+            missing = [tensor for tensor in wanted if tensor not in present]
+            if missing:
+                raise FormatError(f"the {artifact.stage} model lacks the tensor {missing[0]}", hint="make it again")
+
+
+def write_shards(folder: Path, name: str, tensors: dict[str, Tensor]) -> int:
+    """Writes one shard; returns its size in bytes.
+
+    Metadata is only {"format": "pt"}: safetensors writes more keys in random order, and bytes would differ from run
+    to run.
+    """
+    path = folder / name
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    return path.stat().st_size
+
+
+def write_index(folder: Path, sizes: dict[str, int], weight_map: dict[str, str]) -> None:
+    """Writes the shard index, if there is more than one shard."""
+    if len(sizes) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
+    """Writes config.json with the artifact's description, and names us as a requirement to sentence-transformers."""
+    config = read_config(source)
+    config.pop("torch_dtype", None)
+    config["dtype"] = "float32"
+    config["quantization_config"] = artifact.to_dict()
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not (source / "modules.json").is_file():
+        return
+    path = folder / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    version = artifact.tool_version
+    settings["requirements"] = {**settings.get("requirements", {}), "ternarize-cli": {"specifier": f">={version}"}}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies all that is not the encoder's weights: tokenizer, processors, pooling and other modules, model card.
+
+    Pickles, other frameworks' weights, code and hidden files stay behind.
+    """
+    for entry in sorted(source.iterdir()):
+        name = entry.name
+        if name.startswith(".") or name in (INDEX, PICKLE_INDEX) or any(entry.match(p) for p in _FOREIGN):
+            continue
+        if entry.is_dir() and name not in _FOREIGN_FOLDERS:
+            ignore = shutil.ignore_patterns(*_FOREIGN, ".*", *_FOREIGN_FOLDERS)
+            shutil.copytree(entry, folder / name, ignore=ignore)
+        elif entry.is_file() and entry.suffix != ".safetensors":
+            shutil.copyfile(entry, folder / name)

@@ -1,0 +1,1 @@
+"""BitBLAS: int2 weights on NVIDIA GPUs."""

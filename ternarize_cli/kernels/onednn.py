@@ -1,0 +1,79 @@
+"""PyTorch's own oneDNN int8 GEMM, on AVX2, VNNI or AMX: needs no compiler and no extra package.
+
+The operator multiplies unsigned 8-bit activations (zero point 128) by signed 8-bit weights with a scale per output.
+Codes are expanded to int8 once. Its activation scale is one scalar, so it stays 1 and the per-token scales are applied
+to the output: the float32 output is then the exact integer sum times the row's scale. From there on the operations and
+their order are those of `ternary_linear`, so results are bit for bit those of `reference`; a fused multiply-add would
+differ in the last bit, and int8 rounding further down the encoder turns a last bit into a percent. On CPUs without VNNI oneDNN adds
+pairs of products in 16 bits, which saturates for general weights; with ternary codes a pair is at most 510.
+
+`qlinear_prepack` gets a shape hint: without one every call would reorder the weights again.
+"""
+
+import platform
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ternarize_cli.kernels import Kernel, register
+from ternarize_cli.ternary import quantize_tokens
+
+if TYPE_CHECKING:
+    from ternarize_cli.layers import PackedLinear
+
+__all__ = ["OneDnn"]
+
+_ZERO_POINT = 128
+_HINT_ROWS = 16
+
+
+@register
+class OneDnn:
+    """int8 activations × int8 codes through `torch.ops.onednn`."""
+
+    name = "onednn"
+    device = "cpu"
+    weights = "int8, expanded at load"
+
+    def missing(self) -> str | None:
+        """Needs an x86 CPU with AVX2 and a torch built with oneDNN."""
+        if platform.machine().lower() not in ("x86_64", "amd64"):
+            return f"it needs an x86 CPU, this is {platform.machine()}"
+        if not torch.backends.mkldnn.is_available():
+            return "this torch is built without oneDNN"
+        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"):
+            return "this CPU has no AVX2 (or ATEN_CPU_CAPABILITY hides it)"
+        return None
+
+    def refuses(self, layer: "PackedLinear") -> str | None:
+        """Takes int8 activations with tensor or row scales on the CPU."""
+        if layer.weight.device.type != "cpu":
+            return f"the model is on {layer.weight.device}, and onednn runs on the CPU"
+        if layer.scheme.granularity == "group":
+            return "its scales are per group, and onednn takes them per row or tensor"
+        if layer.scheme.activation_bits != 8:
+            return "its activations are not int8"
+        return None
+
+    def prepare(self, layer: "PackedLinear") -> Kernel:
+        """Expands the codes to int8 and lets oneDNN lay them out."""
+        weight = torch.ops.onednn.qlinear_prepack(layer.codes(), [_HINT_ROWS, layer.in_features])
+        scale = layer.weight_scale.float().flatten().expand(layer.out_features).contiguous()
+        zero_points = torch.zeros(layer.out_features, dtype=torch.int32)
+        bias = None if layer.bias is None else layer.bias.float()
+        out_features = layer.out_features
+
+        def run(x: Tensor) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1]).float()
+            q, t = quantize_tokens(rows)
+            q = q.add_(_ZERO_POINT).to(torch.uint8)
+            y = torch.ops.onednn.qlinear_pointwise(
+                q, 1.0, _ZERO_POINT, weight, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            y = y.mul_(t)
+            if bias is not None:
+                y += bias
+            return y.to(x.dtype).reshape(*x.shape[:-1], out_features)
+
+        return run

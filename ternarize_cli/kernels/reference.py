@@ -1,0 +1,43 @@
+"""The definition: codes expanded to float32, integer-valued products in float32 (exact, see `ternary`).
+
+Runs everywhere, takes every granularity, and is what the other backends are tested against.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ternarize_cli.kernels import Kernel, register
+from ternarize_cli.ternary import ternary_linear
+
+if TYPE_CHECKING:
+    from ternarize_cli.layers import PackedLinear
+
+__all__ = ["Reference"]
+
+
+@register
+class Reference:
+    """float32 arithmetic on dense codes."""
+
+    name = "reference"
+    device = "any"
+    weights = "float32, expanded at load"
+
+    def missing(self) -> str | None:
+        """Always there."""
+        return None
+
+    def refuses(self, layer: "PackedLinear") -> str | None:
+        """Takes every layer."""
+        return None
+
+    def prepare(self, layer: "PackedLinear") -> Kernel:
+        """Expands the codes."""
+        codes, scale, bias = layer.codes().float(), layer.weight_scale.float(), layer.bias
+        bits = layer.scheme.activation_bits
+
+        def run(x: Tensor) -> Tensor:
+            return ternary_linear(x, codes, scale, bias, activation_bits=bits)
+
+        return run

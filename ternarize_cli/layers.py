@@ -1,0 +1,193 @@
+"""The modules that take the place of `nn.Linear` and `nn.Embedding`.
+
+    stage    linear          embedding             weights
+    latent   TernaryLinear   SimulatedEmbedding    dense parameters; ternarised on the fly, trainable
+    packed   PackedLinear    PackedEmbedding       buffers in the packed format; run by a kernel backend
+
+In eval mode a latent layer computes what its packed twin computes: the codes from the float32 scale, multiplied by the
+float16-rounded scale of the packed file, int8 activations, the same order of operations. In training mode it uses the
+straight-through estimator: dense float arithmetic on the same values, gradients to the latent weight, the scale, and
+the input as if nothing had been rounded.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ternarize_cli import ternary
+from ternarize_cli.errors import FormatError
+from ternarize_cli.packing import packed_width, unpack_2bit
+from ternarize_cli.scheme import Scheme
+
+__all__ = ["PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear"]
+
+
+class TernaryLinear(nn.Linear):
+    """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`."""
+
+    weight_scale: nn.Parameter
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, scheme: Scheme, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.scheme = scheme
+        shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
+        self.weight_scale = nn.Parameter(torch.ones(shape, device=device, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        if not self.training:
+            codes = ternary.codes_of(self.weight.float(), self.weight_scale)
+            bits = self.scheme.activation_bits
+            return ternary.ternary_linear(x, codes, self.weight_scale.half(), self.bias, activation_bits=bits)
+        scale = self.weight_scale
+        codes = ternary.codes_of(self.weight.detach(), scale.detach())
+        weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.weight)
+        if self.scheme.activation_bits == 8:
+            x = ternary.fake_quantize_tokens(x)
+        return F.linear(x, weight, self.bias)
+
+
+class SimulatedEmbedding(nn.Embedding):
+    """A trainable embedding whose rows are rounded as the packed table will be."""
+
+    def __init__(self, rows: int, dim: int, padding_idx: int | None, table_bits: int, **factory: Any) -> None:
+        super().__init__(rows, dim, padding_idx, **factory)
+        self.table_bits = table_bits
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids `[...]` → `[..., dim]`."""
+        rows = super().forward(ids)
+        if self.table_bits == 8:
+            q, scale = ternary.quantize_rows(rows.detach())
+            rounded = (q * scale.float()).to(rows.dtype)
+        elif self.table_bits == 16:
+            rounded = rows.detach().half().to(rows.dtype)
+        else:
+            return rows
+        return ternary.straight_through(rounded, rows) if self.training else rounded
+
+
+class _Packed(nn.Module):
+    """Keeps the float16 scales of the format when a model is cast: `model.to(torch.bfloat16)` would round them."""
+
+    weight_scale: Tensor
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        scale = self.weight_scale
+        super()._apply(*args, **kwargs)
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+
+class PackedLinear(_Packed):
+    """A frozen ternary linear in the packed format; a kernel backend runs it.
+
+    Buffers:
+        weight: uint8 `[out, ceil(in/4)]`; weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`; bias: `[out]`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, scheme: Scheme, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
+        width = packed_width(in_features)
+        self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float16, device=device))
+        self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
+        self._backend = "auto"
+        self._kernel: Any = None
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that runs this layer; "auto" until it has run."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._backend, self._kernel = name, None
+
+    def codes(self) -> Tensor:
+        """int8 `[out, in]`."""
+        return unpack_2bit(self.weight, self.in_features)
+
+    def check(self, name: str) -> None:
+        """Raises FormatError, naming the tensor, if the buffers hold an invalid code or a scale that is no scale."""
+        try:
+            self.codes()
+        except ValueError as e:
+            raise FormatError(f"{name}.weight: {e}") from e
+        check_scale(self.weight_scale, f"{name}.weight_scale")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        self.ensure_kernel()
+        return self._kernel(x)
+
+    def ensure_kernel(self) -> None:
+        """Prepares the backend, if that has not happened since the layer was loaded or moved.
+
+        Raises:
+            UnavailableError: the backend can't run here or can't run this layer.
+        """
+        if self._kernel is None:
+            from ternarize_cli import kernels
+
+            self._backend, self._kernel = kernels.prepare(self)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, backend={self._backend}"
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._kernel = None  # prepared for the old device
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kernel": None}  # kernels hold what can't be copied or pickled
+
+
+class PackedEmbedding(_Packed):
+    """A frozen int8 embedding table.
+
+    Buffers:
+        weight: int8 `[rows, dim]`; weight_scale: float16 `[rows, 1]`.
+    """
+
+    weight: Tensor
+
+    def __init__(self, rows: int, dim: int, padding_idx: int | None, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
+        self.dtype = dtype or torch.get_default_dtype()
+        self.register_buffer("weight", torch.zeros(rows, dim, dtype=torch.int8, device=device))
+        self.register_buffer("weight_scale", torch.zeros(rows, 1, dtype=torch.float16, device=device))
+
+    def check(self, name: str) -> None:
+        """Raises FormatError, naming the tensor, if a scale is no scale."""
+        check_scale(self.weight_scale, f"{name}.weight_scale")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids `[...]` → `[..., dim]`."""
+        return (self.weight[ids].float() * self.weight_scale[ids].float()).to(self.dtype)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, int8"
+
+
+def check_scale(scale: Tensor, name: str) -> None:
+    """Raises FormatError unless every scale is finite and not negative."""
+    bad = ~torch.isfinite(scale) | (scale < 0)
+    if bad.any():
+        value = float(scale[bad].flatten()[0])
+        raise FormatError(f"{name}: a scale is {value}; scales are finite and not negative")

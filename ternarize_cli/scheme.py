@@ -1,0 +1,146 @@
+"""How a model is ternarised, as one frozen value that travels inside every artifact.
+
+`Scheme` is the part the user chooses; `Provenance` says where an artifact came from. Together they are the
+`quantization_config` of a ternary checkpoint or packed model, so that any artifact explains itself.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ternarize_cli.errors import FormatError, InputError
+
+__all__ = ["FORMAT_VERSION", "METHOD", "STAGES", "Artifact", "Scheme"]
+
+METHOD = "ternarize"
+FORMAT_VERSION = 1
+STAGES = ("latent", "packed")
+RULES = ("optimal", "absmean")
+GRANULARITIES = ("row", "tensor", "group")
+ACTIVATION_BITS = (8, 16)
+TABLE_BITS = (8, 16, 32)
+CODECS = ("2bit",)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The choices of `ternarize convert`.
+
+    Attributes:
+        rule: "optimal" (exact least squares) or "absmean" (the paper's `beta * mean|W|`).
+        beta: the paper's threshold parameter; used by "absmean" only.
+        granularity: weights that share a scale: a "row", the whole "tensor", or a "group" of `group_size` inputs.
+        group_size: inputs per group; None unless granularity is "group".
+        activation_bits: 8 quantises each token's activations to int8; 16 leaves them as they are.
+        table_bits: width of embedding tables in the packed model: 8, 16 or 32.
+
+    Raises:
+        InputError: a value outside these.
+    """
+
+    rule: str = "optimal"
+    beta: float = 2.0
+    granularity: str = "row"
+    group_size: int | None = None
+    activation_bits: int = 8
+    table_bits: int = 8
+
+    def __post_init__(self) -> None:
+        _one_of("rule", self.rule, RULES)
+        _one_of("granularity", self.granularity, GRANULARITIES)
+        _one_of("activation bits", self.activation_bits, ACTIVATION_BITS)
+        _one_of("table bits", self.table_bits, TABLE_BITS)
+        if not 0 < self.beta < 1000:
+            raise InputError(f"beta is {self.beta}; it must be positive", hint="the paper uses --beta 2")
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise InputError(
+                "a group size goes with granularity group, and only with it", hint="--granularity group:64"
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise InputError(f"the group size is {self.group_size}; it must be positive", hint="--granularity group:64")
+
+    @classmethod
+    def parse_granularity(cls, text: str) -> tuple[str, int | None]:
+        """`row` → ("row", None); `group:64` → ("group", 64).
+
+        Raises:
+            InputError: anything else than row, tensor or group:N.
+        """
+        if text in ("row", "tensor"):
+            return text, None
+        kind, _, size = text.partition(":")
+        if kind == "group" and size.isdecimal():
+            return kind, int(size)
+        raise InputError(f"granularity {text!r} is unknown", hint="row, tensor, or group:N such as group:64")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The `quantization_config` of an artifact: its stage, its scheme, and where it came from."""
+
+    stage: str
+    scheme: Scheme = field(default_factory=Scheme)
+    codec: str | None = None
+    modules_to_not_convert: tuple[str, ...] = ()
+    added_biases: tuple[str, ...] = ()
+    tool_version: str = ""
+    source: str = ""
+    source_sha256: str = ""
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat JSON form, in a fixed order."""
+        return {
+            "quant_method": METHOD,
+            "stage": self.stage,
+            "format_version": FORMAT_VERSION,
+            "levels": "ternary",
+            **asdict(self.scheme),
+            "codec": self.codec,
+            "modules_to_not_convert": list(self.modules_to_not_convert),
+            "added_biases": list(self.added_biases),
+            "tool_version": self.tool_version,
+            "source": self.source,
+            "source_sha256": self.source_sha256,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Artifact":
+        """Reads the flat form strictly.
+
+        Raises:
+            FormatError: another method, an unknown version, stage, level or codec, or a missing or mistyped key.
+        """
+        if values.get("quant_method") != METHOD:
+            raise FormatError(f"quant_method is {values.get('quant_method')!r}, not {METHOD!r}")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"format_version is {version!r}; this ternarize reads version {FORMAT_VERSION}",
+                hint="pip install -U ternarize-cli",
+            )
+        if values.get("stage") not in STAGES:
+            raise FormatError(f"stage is {values.get('stage')!r}; it must be one of {', '.join(STAGES)}")
+        if values.get("levels") != "ternary":
+            raise FormatError(f"levels is {values.get('levels')!r}; this version reads ternary only")
+        if (values["stage"] == "packed") != (values.get("codec") in CODECS):
+            raise FormatError(f"codec is {values.get('codec')!r}; a packed model has one of {', '.join(CODECS)}")
+        own = [f.name for f in fields(cls) if f.name not in ("scheme", "modules_to_not_convert", "added_biases")]
+        missing = [k for k in [*own, *(f.name for f in fields(Scheme)), "modules_to_not_convert"] if k not in values]
+        if missing:
+            raise FormatError(f"quantization_config lacks {', '.join(missing)}")
+        try:
+            scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
+        except (InputError, TypeError) as e:
+            raise FormatError(f"quantization_config: {e}") from e
+        return cls(
+            scheme=scheme,
+            modules_to_not_convert=tuple(values["modules_to_not_convert"]),
+            added_biases=tuple(values.get("added_biases", ())),
+            **{k: values[k] for k in own},
+        )
+
+
+def _one_of(what: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{what} is {value!r}", hint=f"one of {', '.join(map(str, known))}")

@@ -1,0 +1,122 @@
+"""Texts from files and from stdin, one by one.
+
+Two forms are read. Plain text holds one text per line; blank lines are skipped and a text's id is its line number, so
+that `sed -n 12p FILE` shows text 12. JSONL holds one object per line with `text`, optionally `_id` or `id`, and
+optionally `title`, which goes in front of the text with a blank between, as mteb and BEIR join them. `.jsonl` and
+`.ndjson` are JSONL and `.txt` is plain; of any other name, and of stdin, the first line decides: JSONL starts with `{`.
+
+Everything streams: a file may be larger than memory.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ternarize_cli.errors import DataError
+
+__all__ = ["STDIN", "Document", "read_lines", "read_texts", "source_name"]
+
+STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text and the id under which results name it."""
+
+    id: str
+    text: str
+
+
+def source_name(path: str | Path) -> str:
+    """How messages name a source: the path as given, or `stdin`."""
+    return "stdin" if str(path) == STDIN else str(path)
+
+
+def read_texts(path: str | Path) -> Iterator[Document]:
+    """Yields the texts of a plain text or JSONL file, or of stdin where `path` is `-`.
+
+    Raises:
+        DataError: at once when the file is missing or a folder; while reading when a line is not UTF-8, not JSON or
+            has no usable text (the message names file and line); at the end when there was no text at all.
+    """
+    name = source_name(path)
+    if name == "stdin":
+        return _read(sys.stdin.buffer, name, None)
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
+    try:
+        stream = file.open("rb")
+    except OSError as e:
+        raise DataError(f"{path} can't be read: {e.strerror}", hint="check the path; - reads from stdin") from e
+    return _closing(stream, name, {".jsonl": True, ".ndjson": True, ".txt": False}.get(file.suffix.lower()))
+
+
+def read_lines(paths: Iterable[str | Path]) -> list[str]:
+    """All texts of several files, in order and without their ids.
+
+    Raises:
+        DataError: as `read_texts`, for any of the files.
+    """
+    return [document.text for path in paths for document in read_texts(path)]
+
+
+def _closing(stream: IO[bytes], name: str, jsonl: bool | None) -> Iterator[Document]:
+    with stream:
+        yield from _read(stream, name, jsonl)
+
+
+def _read(stream: IO[bytes], name: str, jsonl: bool | None) -> Iterator[Document]:
+    """`jsonl` None means: the first line that is not blank decides."""
+    found = False
+    for number, raw in enumerate(stream, start=1):
+        if number == 1:
+            raw = raw.removeprefix(_BOM)
+        try:
+            line = raw.decode().strip()
+        except UnicodeDecodeError as e:
+            raise DataError(
+                f"{name} line {number}: not UTF-8 text (byte {e.start + 1} is 0x{raw[e.start]:02x})",
+                hint="save the file as UTF-8, e.g. iconv -f latin1 -t utf-8 FILE",
+            ) from e
+        if not line:
+            continue
+        if jsonl is None:
+            jsonl = line.startswith("{")
+        found = True
+        yield _from_json(line, f"{name} line {number}", number) if jsonl else Document(str(number), line)
+    if not found:
+        raise DataError(f"{name} holds no text", hint="one text per line, or JSONL with a `text` field")
+
+
+def _from_json(line: str, where: str, number: int) -> Document:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise DataError(f"{where}: not JSON ({e}): {_short(line)}", hint='a line looks like {"text": "…"}') from e
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        what = "no `text` field" if text is None else f"`text` is {_short(json.dumps(text))}, not a string"
+        raise DataError(f"{where}: {what}: {_short(line)}", hint='a line looks like {"_id": "1", "text": "…"}')
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise DataError(f"{where}: `title` is {_short(json.dumps(title))}, not a string")
+    identity = record.get("_id", record.get("id"))
+    if isinstance(identity, dict | list):
+        raise DataError(f"{where}: the id is {_short(json.dumps(identity))}, not a string or a number")
+    joined = f"{title} {text}".strip()
+    name = str(number if identity is None else identity)
+    try:
+        (name + joined).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: half of a surrogate pair in the text: {_short(ascii(joined[e.start :]))}") from e
+    return Document(name, joined)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
