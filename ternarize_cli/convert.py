@@ -118,7 +118,8 @@ def convert(
         )
         reports: dict[str, LayerReport] = {}
         with files.atomic_folder(output, force=force) as partial:
-            sizes, weight_map = {}, {}
+            sizes: dict[str, int] = {}
+            weight_map: dict[str, str] = {}
             pending = iter(track(keys, "ternarising", len(keys)))
             for shard in shards:
                 tensors: dict[str, Tensor] = {}

@@ -5,8 +5,8 @@
 
 It registers a quantizer under the method "ternarize". Before the weights are loaded it puts our modules in place of the
 linears and embeddings that the artifact's config names; transformers then loads the tensors by name as for any model.
-Without the plug-in a packed folder can't be mistaken for a dense one: the packed tensor is named `weight` on purpose and
-its shape does not fit.
+Without the plug-in a packed folder can't be mistaken for a dense one: the packed tensor is named `weight` on purpose,
+and its shape does not fit.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class TernarizeConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, **values: Any) -> None:
-        self.quant_method = METHOD  # type: ignore[assignment]
+        self.quant_method = METHOD
         self.artifact = Artifact.from_dict({"quant_method": METHOD, **values})
 
     @classmethod

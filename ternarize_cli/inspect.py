@@ -93,8 +93,8 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
 def _describe(
     name: str, module: torch.nn.Module, key: str, weight: Tensor, scale: Tensor | None, artifact: Artifact | None
 ) -> TensorInfo:
-    full = module.weight.shape
-    shape = (int(full[0]), int(full[1]))
+    assert isinstance(module.weight, Tensor)
+    shape = (int(module.weight.shape[0]), int(module.weight.shape[1]))
     size = weight.numel() * weight.element_size() + (scale.numel() * scale.element_size() if scale is not None else 0)
     if artifact is None or surgery.kept_by(name, artifact):
         return TensorInfo(name, "dense", shape, size)

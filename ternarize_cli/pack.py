@@ -63,7 +63,8 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
-        sizes, weight_map = {}, {}
+        sizes: dict[str, int] = {}
+        weight_map: dict[str, str] = {}
         pending = iter(track(keys, "packing", len(keys)))
         for shard in shards:
             tensors: dict[str, Tensor] = {}

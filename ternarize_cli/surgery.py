@@ -109,17 +109,16 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
     def swap(name: str, module: nn.Module) -> nn.Module | None:
         if kept_by(name, artifact):
             return None
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            return None
+        device, kind = module.weight.device, dtype or module.weight.dtype
         if isinstance(module, nn.Embedding):
-            factory = {"device": module.weight.device, "dtype": dtype or module.weight.dtype}
-            shape = (module.num_embeddings, module.embedding_dim, module.padding_idx)
-            if packed:
-                return PackedEmbedding(*shape, **factory) if scheme.table_bits == 8 else None
-            return SimulatedEmbedding(*shape, scheme.table_bits, **factory)
-        if isinstance(module, nn.Linear):
-            factory = {"device": module.weight.device, "dtype": dtype or module.weight.dtype}
-            kind = PackedLinear if packed else TernaryLinear
-            return kind(module.in_features, module.out_features, module.bias is not None, scheme, **factory)
-        return None
+            rows, dim, padding = module.num_embeddings, module.embedding_dim, module.padding_idx
+            if not packed:
+                return SimulatedEmbedding(rows, dim, padding, scheme.table_bits, device=device, dtype=kind)
+            return PackedEmbedding(rows, dim, padding, device, kind) if scheme.table_bits == 8 else None
+        layer = PackedLinear if packed else TernaryLinear
+        return layer(module.in_features, module.out_features, module.bias is not None, scheme, device, kind)
 
     return _swap(model, swap)
 

@@ -69,9 +69,10 @@ def scale_of(weight: Tensor, scheme: Scheme) -> Tensor:
     """
     if not torch.isfinite(weight).all():
         raise ValueError("a weight is not finite")
-    shape = scale_shape(*weight.shape, scheme.granularity, scheme.group_size)
+    out_features, in_features = weight.shape
+    shape = scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
     magnitude = weight.detach().abs().double()
-    blocks = magnitude.reshape(-1, weight.shape[1] // shape[1] if len(shape) == 2 else weight.numel())
+    blocks = magnitude.reshape(-1, in_features // shape[1] if len(shape) == 2 else weight.numel())
     if scheme.rule == "absmean":
         scale = scheme.beta * blocks.mean(dim=1)
     else:
@@ -90,7 +91,7 @@ def expand_scale(scale: Tensor, out_features: int, in_features: int) -> Tensor:
 
 
 def codes_of(weight: Tensor, scale: Tensor) -> Tensor:
-    """`clip(round_half_even(weight / scale), -1, 1)`: float values in {-1, 0, 1}, shape `[out, in]`; 0 where scale is 0."""
+    """`clip(round_half_even(weight / scale), -1, 1)` as floats `[out, in]`; 0 where the scale is 0."""
     wide = expand_scale(scale, *weight.shape)
     codes = (weight / wide.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(-1, 1)
     return codes * (wide > 0)

@@ -18,7 +18,7 @@ import pytest
 WORDS = (
     "the a of to and in on for with from by cat dog house tree river stone light water fire bird mouse keyboard "
     "file list open close read write sort search index vector model weight scale code row column big small red green"
-)
+).split()
 
 
 def save_word_tokenizer(folder: Path) -> int:
@@ -27,7 +27,7 @@ def save_word_tokenizer(folder: Path) -> int:
     from transformers import PreTrainedTokenizerFast
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: i for i, word in enumerate(specials + WORDS.split())}
+    vocabulary = {word: i for i, word in enumerate(specials + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,6 +1,6 @@
 """The training loop.
 
-The teacher runs online on the same batch; only the ternary layers are in training mode, so dropout is off on both sides.
+The teacher runs online on the same batch; only the ternary layers are in training mode, so dropout is off everywhere.
 Embedding tables stay frozen: int8 costs them nothing, and their gradients would double the cost of a step. Devices and
 precision are accelerate's business (bfloat16 autocast on CUDA, float32 on the CPU).
 """
@@ -184,7 +184,7 @@ class _Learner:
         for table in tables:
             table.requires_grad_(False)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = parameters
 
@@ -240,10 +240,8 @@ class _Learner:
             group["lr"] = rate
 
     def _outputs(self, batch: list[str]) -> tuple[Outputs, Outputs]:
-        features = {
-            k: v.to(self.student.device) if isinstance(v, Tensor) else v
-            for k, v in self.student.preprocess(batch).items()
-        }
+        made = self.student.preprocess(batch)
+        features = {k: v.to(self.student.device) if isinstance(v, Tensor) else v for k, v in made.items()}
         with torch.no_grad(), self.accelerator.autocast():
             teacher = _run(self.teacher, features)
         with self.accelerator.autocast():

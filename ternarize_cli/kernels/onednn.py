@@ -4,8 +4,8 @@ The operator multiplies unsigned 8-bit activations (zero point 128) by signed 8-
 Codes are expanded to int8 once. Its activation scale is one scalar, so it stays 1 and the per-token scales are applied
 to the output: the float32 output is then the exact integer sum times the row's scale. From there on the operations and
 their order are those of `ternary_linear`, so results are bit for bit those of `reference`; a fused multiply-add would
-differ in the last bit, and int8 rounding further down the encoder turns a last bit into a percent. On CPUs without VNNI oneDNN adds
-pairs of products in 16 bits, which saturates for general weights; with ternary codes a pair is at most 510.
+differ in the last bit, and int8 rounding further down the encoder turns a last bit into a percent. On CPUs without VNNI
+oneDNN adds pairs of products in 16 bits, which saturates for general weights; with ternary codes a pair is at most 510.
 
 `qlinear_prepack` gets a shape hint: without one every call would reorder the weights again.
 """
