@@ -141,5 +141,5 @@ def use_backend(encoder: nn.Module, name: str) -> str:
     return "+".join(sorted({layer.backend for layer in layers}))
 
 
-for _module in ("reference", "onednn"):
+for _module in ("reference", "onednn", "bitblas"):
     import_module(f"{__name__}.{_module}")

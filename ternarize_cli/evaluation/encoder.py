@@ -1,0 +1,100 @@
+"""A loaded encoder as MTEB sees it, and MTEB without its chatter.
+
+MTEB names every model from a folder `no_model_name/available`, so anything keyed by that name mixes models up; here the
+name is the model's own and the revision is the hash of its content. Texts are encoded longest first, one batch at a
+time, which bounds padding as sentence-transformers does and lets a progress bar move. Prompts follow MTEB's order (task
+type and side, task type, side), then the model's own defaults.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import numpy as np
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.types import PromptType
+from scipy.stats import ConstantInputWarning, NearConstantInputWarning
+from sentence_transformers import SentenceTransformer
+from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.progress import Track, silent
+
+__all__ = ["LocalEncoder", "quiet_mteb"]
+
+# What MTEB's metrics say about scores that are not the main one, or that `compare` reports itself.
+_EXPECTED_WARNINGS = (ConstantInputWarning, NearConstantInputWarning, ConvergenceWarning, UndefinedMetricWarning)
+
+
+class LocalEncoder(AbsEncoder):
+    """Wraps an encoder for MTEB.
+
+    Args:
+        encoder: a loaded model.
+        name: what messages and MTEB call it.
+        content_hash: of its folder, as `files.content_hash` gives it; MTEB's revision.
+        track: reports progress over batches.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, *, name: str, content_hash: str, track: Track = silent) -> None:
+        self.model = encoder
+        self.name = name
+        self.model_prompts = {key: prompt for key, prompt in encoder.prompts.items() if prompt is not None}
+        self.mteb_model_meta = ModelMeta.create_empty({"name": f"local/{name}", "revision": content_hash})
+        self._track = track
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Vectors of all texts, [texts, dim] float32, in the order of `inputs`.
+
+        Raises:
+            CheckpointError: the model gives a vector that is not finite.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        by_side = {PromptType.query: self.model.encode_query, PromptType.document: self.model.encode_document}
+        encode = by_side.get(prompt_type, self.model.encode)
+        prompt = self.model_prompts.get(self.get_prompt_name(task_metadata, prompt_type))
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        vectors: list[np.ndarray] = [np.empty(0)] * len(texts)
+        for batch in self._track(batches, f"{self.name} on {task_metadata.name.removeprefix('local/')}"):
+            encoded = encode([texts[i] for i in batch], prompt=prompt, batch_size=batch_size, show_progress_bar=False)
+            if not np.isfinite(encoded).all():
+                raise CheckpointError(
+                    f"{self.name} gives vectors that are not finite (NaN or infinite), so it can't be scored",
+                    hint="ternarize inspect shows what the model is; its training may have diverged",
+                )
+            for i, vector in zip(batch, encoded, strict=True):
+                vectors[i] = vector
+        return np.asarray(vectors, dtype=np.float32)
+
+
+@contextmanager
+def quiet_mteb() -> Iterator[None]:
+    """Keeps MTEB's log lines, bars and expected warnings off stderr while the body runs."""
+    logger = logging.getLogger("mteb")
+    level, bars_were_off = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            for category in _EXPECTED_WARNINGS:
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        logger.setLevel(level)
+        if not bars_were_off:
+            datasets.enable_progress_bars()

@@ -1,0 +1,76 @@
+"""Quality gates on retention: a number that a continuous integration job may fail on.
+
+`--min-retention 0.98` asks it of the mean over all tasks, `--min-retention TASK=0.97` of one task. A retention that is
+undefined misses every gate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ternarize_cli.errors import GateMissedError, InputError
+
+if TYPE_CHECKING:
+    from ternarize_cli.evaluation.compare import Comparison
+
+__all__ = ["Gate", "check", "parse_gates"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The least retention that is accepted, of one task or (task None) of the mean."""
+
+    task: str | None
+    minimum: float
+
+
+def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
+    """Reads `VALUE` and `TASK=VALUE`.
+
+    Args:
+        texts: as the user wrote them.
+        tasks: the names of the tasks that will run.
+
+    Raises:
+        InputError: a value is not between 0 and 1, a task is unknown, or a gate is given twice.
+    """
+    gates: dict[str | None, Gate] = {}
+    for text in texts:
+        name, separator, value = text.rpartition("=")
+        task = name if separator else None
+        if task is not None and task not in tasks:
+            raise InputError(f"--min-retention {text}: there is no task {task!r}", hint=f"tasks: {', '.join(tasks)}")
+        try:
+            minimum = float(value)
+        except ValueError:
+            minimum = float("nan")
+        if not 0 < minimum <= 1:
+            raise InputError(
+                f"--min-retention {text}: {value!r} is not a number above 0 and at most 1",
+                hint="a fraction of the teacher's score: --min-retention 0.98",
+            )
+        if task in gates:
+            raise InputError(f"--min-retention is given twice for {'the mean' if task is None else task}")
+        gates[task] = Gate(task, minimum)
+    return tuple(gates.values())
+
+
+def check(gates: Sequence[Gate], comparison: "Comparison") -> None:
+    """Passes if every gate does.
+
+    Raises:
+        GateMissedError: the message names each gate that was missed, with the retention found.
+    """
+    found = {task.task: task.retention for task in comparison.tasks}
+    missed = []
+    for gate in gates:
+        retention = comparison.mean_retention if gate.task is None else found[gate.task]
+        subject = "the mean retention" if gate.task is None else f"the retention on {gate.task}"
+        if retention is None:
+            undefined = [t for t in comparison.tasks if t.retention is None and gate.task in (None, t.task)]
+            reasons = ", ".join(f"the teacher scores {t.teacher:.4g} on {t.task}" for t in undefined)
+            missed.append(f"{subject} is undefined ({reasons})")
+        elif retention < gate.minimum:
+            missed.append(f"{subject} is {retention:.6g}, below {gate.minimum:g}")
+    if missed:
+        raise GateMissedError("quality gate missed: " + "; ".join(missed))

@@ -1,0 +1,159 @@
+"""A corpus, queries, and which documents answer which query.
+
+A folder holds corpus.jsonl (`_id`, `text`, optional `title`) and queries.jsonl (`_id`, `text`), and says what is
+relevant in one of two ways:
+
+    inside queries.jsonl    "relevant": ["id", …]          every query names at least one document
+    qrels/test.tsv (BEIR)   query-id TAB corpus-id TAB score   with this header; score is a grade, relevant above 0
+
+Where qrels/test.tsv exists it decides, and queries that it does not judge are left out: BEIR keeps the queries of all
+splits in one file.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.evaluation.lines import filled, json_records, lines, readable_file
+from ternarize_cli.files import sha256
+
+__all__ = ["Retrieval", "read_retrieval"]
+
+_HEADER = ["query-id", "corpus-id", "score"]
+_Records = dict[str, tuple[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """`corpus`: rows of id, title, text; `queries`: id → text; `relevant`: query id → document id → grade."""
+
+    name: str
+    path: Path
+    sha256: str
+    corpus: list[dict[str, str]]
+    queries: dict[str, str]
+    relevant: dict[str, dict[str, int]]
+
+    @property
+    def size(self) -> int:
+        """How many queries are scored."""
+        return len(self.queries)
+
+
+def read_retrieval(folder: Path, name: str, where: str | None = None) -> Retrieval:
+    """Reads and checks a retrieval folder in either layout.
+
+    Args:
+        folder: see the module's docstring.
+        name: what the task is called.
+        where: `KEY=VALUE`; only queries whose JSON field KEY is VALUE, as JSON or as plain text, count.
+
+    Raises:
+        DataError: a file is missing or wrong; the message names file and line.
+        InputError: `where` has no `=`.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}; retrieval needs a folder with corpus.jsonl and queries.jsonl")
+    corpus_file, queries_file = readable_file(folder / "corpus.jsonl"), readable_file(folder / "queries.jsonl")
+    qrels_file = folder / "qrels" / "test.tsv"
+    documents = json_records(corpus_file)
+    queries = json_records(queries_file)
+    kept = queries if where is None else _matching(queries, where, queries_file)
+    if qrels_file.is_file():
+        judged = _qrels(qrels_file, queries, documents)
+        relevant = {query: grades for query, grades in judged.items() if query in kept}
+    else:
+        relevant = {query: _inline(queries_file, *kept[query], documents) for query in kept}
+    if not any(grade > 0 for grades in relevant.values() for grade in grades.values()):
+        raise DataError(
+            f"{qrels_file}: no query that counts has a relevant document", hint="grades above 0 are relevant"
+        )
+    digests = [sha256(file) for file in (corpus_file, queries_file, qrels_file) if file.is_file()]
+    return Retrieval(
+        name=name,
+        path=folder,
+        sha256=hashlib.sha256("\n".join([*digests, where or ""]).encode()).hexdigest(),
+        corpus=[_document(corpus_file, key, *documents[key]) for key in documents],
+        queries={q: filled(kept[q][1]["text"], "query", queries_file, kept[q][0]) for q in kept if q in relevant},
+        relevant=relevant,
+    )
+
+
+def _document(path: Path, key: str, line: int, record: dict[str, Any]) -> dict[str, str]:
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise DataError(f'{path}, line {line}: the "title" of {key!r} is not a text')
+    return {"id": key, "title": title, "text": record["text"]}
+
+
+def _matching(queries: _Records, where: str, path: Path) -> _Records:
+    key, separator, value = where.partition("=")
+    if not key or not separator:
+        raise InputError(f"--queries-where {where!r} is not KEY=VALUE", hint="--queries-where seen=false")
+    kept = {q: entry for q, entry in queries.items() if key in entry[1] and _shown(entry[1][key]) == value}
+    if not kept:
+        seen = sorted({_shown(record[key]) for _, record in queries.values() if key in record})
+        fields = sorted({field for _, record in queries.values() for field in record})
+        known = f"values of {key!r}: {', '.join(seen[:8])}" if seen else f"fields of a query: {', '.join(fields[:12])}"
+        raise DataError(f"{path}: no query has {key}={value}", hint=known)
+    return kept
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _inline(path: Path, line: int, query: dict[str, Any], documents: _Records) -> dict[str, int]:
+    ids = query.get("relevant")
+    where = f"{path}, line {line}: the query {query['_id']!r}"
+    if ids is None:
+        raise DataError(
+            f'{where} has no "relevant" ids, and there is no {path.parent / "qrels" / "test.tsv"}',
+            hint='add "relevant": ["id of a document"] to each query, or qrels/test.tsv as BEIR has it',
+        )
+    if not isinstance(ids, list) or not all(isinstance(i, str | int) and not isinstance(i, bool) for i in ids):
+        raise DataError(f'{where}: "relevant" is {ids!r}, not a list of document ids')
+    if not ids:
+        raise DataError(f"{where} has no relevant document", hint="delete the query or name a document in its list")
+    for i in ids:
+        if str(i) not in documents:
+            raise DataError(f"{where}: its relevant id {str(i)!r} is not in the corpus", hint="check corpus.jsonl")
+    return {str(i): 1 for i in ids}
+
+
+def _qrels(path: Path, queries: _Records, documents: _Records) -> dict[str, dict[str, int]]:
+    judged: dict[str, dict[str, int]] = {}
+    for number, line in lines(path):
+        row, where = line.rstrip("\r\n").split("\t"), f"{path}, line {number}"
+        if number == 1:
+            if row != _HEADER:
+                raise DataError(
+                    f"{where}: the header line query-id, corpus-id, score is missing", hint="tabs between them"
+                )
+            continue
+        if not line.strip():
+            continue
+        if len(row) != 3:
+            raise DataError(
+                f"{where}: {len(row)} columns where 3 are needed: {', '.join(_HEADER)}", hint="separate by tabs"
+            )
+        query, document, score = row
+        if query not in queries:
+            raise DataError(f"{where}: the query {query!r} is not in queries.jsonl")
+        if document not in documents:
+            raise DataError(f"{where}: the document {document!r} is not in the corpus", hint="check corpus.jsonl")
+        grades = judged.setdefault(query, {})
+        if document in grades:
+            raise DataError(f"{where}: {query!r} and {document!r} are judged twice")
+        try:
+            grades[document] = int(score)
+        except ValueError:
+            raise DataError(f"{where}: the score {score!r} is not a whole number") from None
+    if not judged:
+        raise DataError(f"{path} holds no judgement", hint="each line is: query-id TAB corpus-id TAB score")
+    return judged

@@ -1,0 +1,287 @@
+"""Convert and pack, and strict reading of what they wrote."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_tiny_bert
+from safetensors.torch import load_file, save_file
+
+from ternarize_cli import checkpoint, files
+from ternarize_cli.convert import convert
+from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputError, OutputExistsError
+from ternarize_cli.inspect import inspect
+from ternarize_cli.models import load_encoder
+from ternarize_cli.pack import pack
+from ternarize_cli.scheme import Scheme
+
+SENTENCES = ["the cat on the house", "a dog by the river", "write the file", "big red index of stone and light"]
+
+
+@pytest.fixture
+def packed(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A packed tiny BERT that a test may damage."""
+    convert(tiny_bert, tmp_path / "latent")
+    pack(tmp_path / "latent", tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def change_tensor(folder: Path, key: str, change: Callable[[torch.Tensor], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[key] = change(tensors[key])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(),
+        Scheme(rule="absmean", granularity="tensor"),
+        Scheme(granularity="group", group_size=8),
+        Scheme(activation_bits=16),
+        Scheme(table_bits=16),
+        Scheme(table_bits=32),
+    ],
+    ids=str,
+)
+def test_packed_and_unpacked_student_agree(tiny_bert: Path, tmp_path: Path, scheme: Scheme) -> None:
+    convert(tiny_bert, tmp_path / "latent", scheme)
+    pack(tmp_path / "latent", tmp_path / "packed")
+    student = load_encoder(tmp_path / "latent").encode(SENTENCES)
+    frozen = load_encoder(tmp_path / "packed", backend="reference").encode(SENTENCES)
+    assert abs(student - frozen).max() < 1e-4
+
+
+def test_two_conversions_and_packs_are_byte_identical(tiny_bert: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        convert(tiny_bert, tmp_path / f"latent-{name}", seed=3)
+        pack(tmp_path / f"latent-{name}", tmp_path / f"packed-{name}")
+    for stage in ("latent", "packed"):
+        a, b = tmp_path / f"{stage}-a", tmp_path / f"{stage}-b"
+        names = sorted(p.relative_to(a) for p in a.rglob("*"))
+        assert names == sorted(p.relative_to(b) for p in b.rglob("*"))
+        assert all((a / n).read_bytes() == (b / n).read_bytes() for n in names if (a / n).is_file())
+
+
+def test_the_packed_file_follows_the_format(packed: Path) -> None:
+    tensors = load_file(packed / "model.safetensors")
+    assert tensors["encoder.layer.0.intermediate.dense.weight"].dtype == torch.uint8
+    assert tensors["encoder.layer.0.intermediate.dense.weight"].shape == (64, 8)
+    assert tensors["encoder.layer.0.intermediate.dense.weight_scale"].dtype == torch.float16
+    assert tensors["encoder.layer.0.intermediate.dense.weight_scale"].shape == (64, 1)
+    assert tensors["encoder.layer.0.intermediate.dense.bias"].dtype == torch.float32
+    assert tensors["embeddings.word_embeddings.weight"].dtype == torch.int8
+    assert tensors["embeddings.word_embeddings.weight_scale"].dtype == torch.float16
+    description = json.loads((packed / "config.json").read_text())["quantization_config"]
+    assert description["stage"] == "packed"
+    assert description["codec"] == "2bit"
+    assert description["source_sha256"]
+    requirements = json.loads((packed / "config_sentence_transformers.json").read_text())["requirements"]
+    assert "ternarize-cli" in requirements
+
+
+def test_companion_files_travel_and_code_and_pickles_stay(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    (source / "extra.bin").write_bytes(b"pickle")
+    (source / ".hidden").write_text("x")
+    (source / "onnx").mkdir()
+    convert(source, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "modules.json", "1_Pooling", "2_Normalize"} <= names
+    assert not names & {"modeling_evil.py", "extra.bin", ".hidden", "onnx"}
+
+
+def test_shards_stay_shards(tmp_path: Path, tiny_bert: Path) -> None:
+    from transformers import AutoModel
+
+    source = tmp_path / "sharded"
+    shutil.copytree(tiny_bert, source)
+    (source / "model.safetensors").unlink()
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(source, max_shard_size="20KB")
+    count = len(list(source.glob("model-*.safetensors")))
+    assert count > 1
+    convert(source, tmp_path / "latent")
+    pack(tmp_path / "latent", tmp_path / "packed")
+    assert len(list((tmp_path / "packed").glob("model-*.safetensors"))) == count
+    convert(tiny_bert, tmp_path / "one")
+    pack(tmp_path / "one", tmp_path / "one-packed")
+    vectors = [load_encoder(tmp_path / n).encode(SENTENCES) for n in ("packed", "one-packed")]
+    assert abs(vectors[0] - vectors[1]).max() == 0
+    (source / sorted(p.name for p in source.glob("model-*"))[0]).unlink()
+    with pytest.raises(CheckpointError, match="names the shard"):
+        convert(source, tmp_path / "again")
+
+
+def test_a_pretraining_head_is_dropped_and_a_prefix_understood(tmp_path: Path, tiny_bert: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig.from_pretrained(tiny_bert)
+    source = tmp_path / "mlm"
+    shutil.copytree(tiny_bert, source)
+    BertForMaskedLM(config).save_pretrained(source)
+    report = convert(source, tmp_path / "latent")
+    assert any(name.startswith("cls.predictions") for name in report.dropped)
+    assert report.kept == {"pooler.dense": "not in the source"}
+    pack(tmp_path / "latent", tmp_path / "packed")
+    keys = load_file(tmp_path / "packed" / "model.safetensors")
+    assert not any("pooler" in k or "cls." in k for k in keys)
+    student, frozen = (load_encoder(tmp_path / n).encode(SENTENCES) for n in ("latent", "packed"))
+    assert abs(student - frozen).max() < 1e-4
+
+
+def test_inspect_reads_every_stage(tiny_bert: Path, packed: Path) -> None:
+    full, latent, frozen = inspect(tiny_bert), inspect(packed.parent / "latent"), inspect(packed)
+    assert [x.stage for x in (full, latent, frozen)] == ["full precision", "latent", "packed"]
+    assert full.parameters == latent.parameters == frozen.parameters
+    assert {m.kind for m in full.modules} == {"dense"}
+    assert [m.zeros for m in latent.modules] == [m.zeros for m in frozen.modules]
+    assert frozen.bytes < latent.bytes
+
+
+def test_the_content_hash_ignores_the_model_card_and_sees_the_weights(packed: Path) -> None:
+    before = files.content_hash(packed)
+    (packed / "README.md").write_text("# Card")
+    assert files.content_hash(packed) == before
+    change_tensor(packed, "embeddings.LayerNorm.bias", lambda t: t + 1)
+    assert files.content_hash(packed) != before
+
+
+# ---- strict reading
+
+
+def test_an_unknown_format_version_is_refused(packed: Path) -> None:
+    change_config(packed, format_version=99)
+    with pytest.raises(FormatError, match="format_version is 99"):
+        load_encoder(packed)
+
+
+@pytest.mark.parametrize(("key", "value"), [("stage", "frozen"), ("levels", "int4"), ("codec", "7bit"), ("rule", "x")])
+def test_an_unknown_description_is_refused(packed: Path, key: str, value: str) -> None:
+    change_config(packed, **{key: value})
+    with pytest.raises(FormatError, match=key):
+        load_encoder(packed)
+
+
+def test_an_invalid_code_is_named(packed: Path) -> None:
+    key = "encoder.layer.1.output.dense.weight"
+    change_tensor(packed, key, lambda t: t.index_fill(0, torch.tensor([3]), 255))
+    with pytest.raises(FormatError, match=f"{key}: invalid code 3 at row 3"):
+        load_encoder(packed)
+    with pytest.raises(FormatError, match=f"{key}: invalid code 3 at row 3"):
+        inspect(packed)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_a_scale_that_is_no_scale_is_named(packed: Path, bad: float) -> None:
+    key = "encoder.layer.0.output.dense.weight_scale"
+    change_tensor(packed, key, lambda t: t.index_fill(0, torch.tensor([0]), bad))
+    with pytest.raises(FormatError, match=key):
+        load_encoder(packed)
+
+
+def test_a_missing_tensor_is_named(packed: Path) -> None:
+    tensors = load_file(packed / "model.safetensors")
+    del tensors["encoder.layer.0.output.dense.weight_scale"]
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FormatError, match=r"lacks the tensor encoder\.layer\.0\.output\.dense\.weight_scale"):
+        load_encoder(packed)
+
+
+def test_a_truncated_file_is_refused(packed: Path, tmp_path: Path) -> None:
+    weights = packed / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged or cut off"):
+        load_encoder(packed)
+
+
+def test_garbage_instead_of_weights_is_refused(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    (source / "model.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(CheckpointError, match="damaged or cut off"):
+        convert(source, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_source_with_a_value_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    change_tensor(source, "encoder.layer.0.output.dense.weight", lambda t: t.index_fill(0, torch.tensor([0]), bad))
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.0\.output\.dense\.weight: a weight is not finite"):
+        convert(source, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_stages_out_of_order_say_what_to_do(tiny_bert: Path, packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not ternary yet"):
+        pack(tiny_bert, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="packed already"):
+        pack(packed, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="ternary model already"):
+        convert(packed, tmp_path / "x")
+
+
+def test_groups_that_do_not_divide_leave_nothing_behind(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="groups of 7"):
+        convert(tiny_bert, tmp_path / "out", Scheme(granularity="group", group_size=7))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- outputs
+
+
+def test_an_existing_output_is_refused_and_replaced_with_force(tiny_bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("x")
+    with pytest.raises(OutputExistsError, match="exists already"):
+        convert(tiny_bert, out)
+    assert (out / "precious").exists()
+    convert(tiny_bert, out, force=True)
+    assert not (out / "precious").exists()
+    assert checkpoint.stage(out) == "latent"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_full_disk_keeps_the_old_output(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    convert(tiny_bert, out)
+    before = files.content_hash(out)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        convert(tiny_bert, out, Scheme(granularity="tensor"), force=True)
+    assert files.content_hash(out) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_two_writers_of_one_output_do_not_meet(tmp_path: Path) -> None:
+    with files.atomic_folder(tmp_path / "out") as partial:
+        (partial / "a").write_text("1")
+        with (
+            pytest.raises(OutputError, match="another process is writing"),
+            files.atomic_folder(tmp_path / "out"),
+        ):
+            pass
+    assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+def test_the_working_folder_is_never_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputExistsError, match="working folder"):
+        files.check_output(Path(), force=True)
+    with pytest.raises(OutputError, match="there is no folder"):
+        files.check_output(tmp_path / "no" / "out", force=False)

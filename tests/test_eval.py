@@ -1,0 +1,193 @@
+"""`ternarize eval`: retention, gates, and what the command prints and exits with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import save_tiny_bert
+from test_evaluation_metrics import cosines, load, make_sentences
+from test_evaluation_reading import write_pairs, write_retrieval
+
+from ternarize_cli.errors import GateMissedError, InputError
+from ternarize_cli.evaluation.gates import check, parse_gates
+from ternarize_cli.evaluation.reading import read_tasks
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def other_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("models") / "other-bert", seed=1)
+
+
+def comparison(*scores: tuple[float, float]) -> Any:
+    """(teacher, student) per task, named a, b, …"""
+    from ternarize_cli.evaluation.compare import Comparison, Evaluation, Score, _retentions
+
+    names = "abcdef"[: len(scores)]
+    teacher, student = (
+        Evaluation(who, who, 1, tuple(Score(n, "accuracy", 9, s[i]) for n, s in zip(names, scores, strict=True)))
+        for i, who in enumerate(("teacher", "student"))
+    )
+    return Comparison(student, teacher, _retentions(student, teacher))
+
+
+def test_mean_retention_is_the_mean_of_the_ratios() -> None:
+    result = comparison((0.8, 0.4), (0.5, 0.5))
+    assert [t.retention for t in result.tasks] == [0.5, 1.0]
+    assert result.mean_retention == 0.75
+
+
+@pytest.mark.parametrize("teacher", [0.0, -0.1])
+def test_a_teacher_at_or_below_zero_leaves_retention_undefined(teacher: float) -> None:
+    result = comparison((teacher, 0.4), (0.5, 0.5))
+    assert [t.retention for t in result.tasks] == [None, 1.0]
+    assert result.mean_retention is None
+    for gate in ("0.1", "a=0.1"):
+        with pytest.raises(GateMissedError, match=rf"undefined \(the teacher scores {teacher:g} on a\)"):
+            check(parse_gates([gate], ["a", "b"]), result)
+    check(parse_gates(["b=1"], ["a", "b"]), result)
+
+
+def test_every_missed_gate_is_named() -> None:
+    result = comparison((1.0, 0.9), (1.0, 0.8))
+    check(parse_gates(["0.85", "a=0.9", "b=0.8"], ["a", "b"]), result)
+    with pytest.raises(GateMissedError) as error:
+        check(parse_gates(["0.86", "a=0.91", "b=0.8"], ["a", "b"]), result)
+    assert str(error.value) == (
+        "quality gate missed: the mean retention is 0.85, below 0.86; the retention on a is 0.9, below 0.91"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        (["98"], "'98' is not a number above 0 and at most 1"),
+        (["nan"], "'nan' is not a number"),
+        (["0"], "'0' is not a number above 0"),
+        (["a=high"], "'high' is not a number"),
+        (["c=0.9"], "there is no task 'c'"),
+        (["0.9", "0.8"], "given twice for the mean"),
+        (["a=0.9", "a=0.8"], "given twice for a"),
+    ],
+)
+def test_gates_that_make_no_sense_are_refused(gates: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_gates(gates, ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs scored by the tiny BERT itself, so that its Spearman is 1."""
+    sentences = make_sentences()
+    first, second = sentences[:30], sentences[30:]
+    scores = cosines(load(tiny_bert), first, second)
+    return write_pairs(tmp_path_factory.mktemp("data") / "taught.csv", list(zip(first, second, scores, strict=True)))
+
+
+def test_eval_compares_with_a_teacher(run: Run, tiny_bert: Path, other_bert: Path, taught: Path) -> None:
+    from scipy.stats import spearmanr
+
+    from ternarize_cli.files import content_hash
+
+    (data,) = read_tasks(sts=[taught])
+    expected = spearmanr(cosines(load(other_bert), data.first, data.second), data.scores)[0]
+    result = run(
+        "eval", other_bert, "--against", tiny_bert, "--sts", taught, "--min-retention", "0.001", "--json", "-q"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    payload = json.loads(result.stdout)
+    (task,) = payload["tasks"]
+    assert (task["name"], task["metric"], task["size"]) == ("taught", "cosine_spearman", 30)
+    assert task["teacher"] == pytest.approx(1.0)
+    assert task["student"] == pytest.approx(expected, abs=1e-6)
+    assert payload["mean_retention"] == task["retention"] == pytest.approx(expected, abs=1e-6)
+    assert payload["student"]["name"] == "other-bert"
+    assert payload["student"]["content_hash"] == content_hash(other_bert)
+    assert payload["teacher"]["weights_bytes"] == (tiny_bert / "model.safetensors").stat().st_size
+
+
+def test_a_missed_gate_exits_3_after_the_results(run: Run, tiny_bert: Path, other_bert: Path, taught: Path) -> None:
+    arguments = ("eval", other_bert, "--against", tiny_bert, "--sts", taught, "--min-retention", "taught=0.99")
+    result = run(*arguments, "--json")
+    assert result.exit_code == 3
+    retention = json.loads(result.stdout)["tasks"][0]["retention"]
+    assert f"the retention on taught is {retention:.6g}, below 0.99" in result.stderr
+    result = run(*arguments)
+    assert result.exit_code == 3
+    assert f"{retention:.4f}" in result.stdout
+
+
+def test_eval_of_one_model_has_scores_only(run: Run, tiny_bert: Path, taught: Path, tmp_path: Path) -> None:
+    pages = write_retrieval(tmp_path / "pages")
+    result = run("eval", tiny_bert, "--sts", taught, "--retrieval", pages, "--json", "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    payload = json.loads(result.stdout)
+    assert [(t["name"], t["teacher"], t["retention"]) for t in payload["tasks"]] == [
+        ("taught", None, None),
+        ("pages", None, None),
+    ]
+    assert payload["tasks"][0]["student"] == pytest.approx(1.0)
+    assert payload["teacher"] is None
+    assert payload["mean_retention"] is None
+    table = run("eval", tiny_bert, "--sts", taught, "--quiet")
+    assert (table.exit_code, table.stderr) == (0, "")
+    assert "cosine_spearman" in table.stdout
+    assert "1.0000" in table.stdout
+
+
+def test_an_opposed_teacher_is_said_to_have_no_retention(
+    run: Run, tiny_bert: Path, taught: Path, tmp_path: Path
+) -> None:
+    (data,) = read_tasks(sts=[taught])
+    opposed = [(a, b, -s) for a, b, s in zip(data.first, data.second, data.scores, strict=True)]
+    file = write_pairs(tmp_path / "opposed.csv", opposed)
+    result = run("eval", tiny_bert, "--against", tiny_bert, "--sts", file, "--min-retention", "0.5")
+    assert result.exit_code == 3
+    assert "undefined" in result.stdout
+    assert "opposed: the teacher scores -1.0000, so there is no retention" in result.stderr
+    assert "the mean retention is undefined (the teacher scores -1 on opposed)" in result.stderr
+
+
+def test_a_folder_without_pooling_is_said_to_be_mean_pooled(
+    run: Run, tiny_bert: Path, taught: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in tiny_bert.iterdir():
+        if file.is_file() and file.name != "modules.json":
+            (plain / file.name).write_bytes(file.read_bytes())
+    result = run("eval", plain, "--sts", taught, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "token embeddings are mean-pooled" in result.stderr
+    assert json.loads(result.stdout)["tasks"][0]["student"] == pytest.approx(1.0)
+
+
+def test_eval_says_what_is_wrong_with_the_usage(run: Run, tiny_bert: Path, taught: Path) -> None:
+    for arguments, message in [
+        ((tiny_bert,), "there is no task to evaluate on"),
+        ((tiny_bert, "--sts", taught, "--min-retention", "0.9"), "--min-retention compares with a teacher"),
+        ((tiny_bert, "--sts", taught, "--queries-where", "seen=false"), "no --retrieval is given"),
+        ((tiny_bert, "--sts", taught, "--against", tiny_bert, "--min-retention", "x=1"), "there is no task 'x'"),
+        ((tiny_bert, "--sts", tiny_bert / "none.csv"), "there is no file"),
+        ((tiny_bert / "none", "--sts", taught), "there is no folder"),
+    ]:
+        result = run("eval", *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr
+
+
+@pytest.mark.real
+def test_minilm_ranks_real_pairs(run: Run, minilm: Path, tmp_path: Path) -> None:
+    rows = [
+        ("A man is playing a guitar.", "A person plays an instrument.", 4.0),
+        ("A dog runs through the snow.", "A dog is running in snow.", 5.0),
+        ("The stock market fell today.", "A child eats an apple.", 0.0),
+        ("She is slicing an onion.", "A woman cuts a vegetable.", 3.5),
+        ("The train leaves at noon.", "Cats like to sleep.", 0.5),
+    ]
+    result = run("eval", minilm, "--sts", write_pairs(tmp_path / "pairs.csv", rows), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["tasks"][0]["student"] > 0.8

@@ -1,0 +1,81 @@
+"""Backends: each against `reference`, and honest about what it can't do."""
+
+import pytest
+import torch
+from torch import nn
+
+from ternarize_cli import kernels
+from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.layers import PackedLinear
+from ternarize_cli.packing import pack_2bit
+from ternarize_cli.scheme import Scheme
+
+CPU_BACKENDS = [b.name for b in kernels.describe() if b.device in ("cpu", "any") and b.available]
+SHAPES = [(1, 384, 384), (7, 33, 5), (16, 1, 1), (65, 127, 130), (0, 8, 4)]
+
+
+def random_layer(outputs: int, inputs: int, scheme: Scheme, *, bias: bool = True, seed: int = 0) -> PackedLinear:
+    generator = torch.Generator().manual_seed(seed)
+    layer = PackedLinear(inputs, outputs, bias, scheme)
+    layer.weight = pack_2bit(torch.randint(-1, 2, (outputs, inputs), generator=generator))
+    layer.weight_scale = torch.rand(layer.weight_scale.shape, generator=generator).half()
+    if bias:
+        layer.bias = torch.randn(outputs, generator=generator)
+    return layer
+
+
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_every_backend_equals_reference(name: str, granularity: str, rows: int, inputs: int, outputs: int) -> None:
+    layer = random_layer(outputs, inputs, Scheme(granularity=granularity))
+    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(1))
+    layer.backend = "reference"
+    expected = layer(x)
+    layer.backend = name
+    got = layer(x)
+    assert layer.backend == name
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+def test_extreme_activations_do_not_saturate(name: str) -> None:
+    layer = random_layer(64, 4096, Scheme(), bias=False)
+    layer.weight = pack_2bit(torch.ones(64, 4096))
+    layer.weight_scale.fill_(1)
+    layer.backend = name
+    y = layer(torch.cat([torch.full((1, 4096), 5.0), torch.full((1, 4096), -5.0), torch.zeros(1, 4096)]))
+    torch.testing.assert_close(y[0], torch.full((64,), 5.0 * 4096))
+    torch.testing.assert_close(y[1], torch.full((64,), -5.0 * 4096))
+    assert torch.equal(y[2], torch.zeros(64))
+
+
+def test_auto_falls_to_reference_for_group_scales_and_says_so() -> None:
+    model = nn.Sequential(random_layer(4, 8, Scheme(granularity="group", group_size=4)))
+    assert kernels.use_backend(model, "auto") == "reference"
+
+
+def test_a_named_backend_that_cannot_run_the_model_is_an_error() -> None:
+    if "onednn" not in CPU_BACKENDS:
+        pytest.skip("onednn can't run on this CPU")
+    model = nn.Sequential(random_layer(4, 8, Scheme(granularity="group", group_size=4)))
+    with pytest.raises(UnavailableError, match="scales are per group"):
+        kernels.use_backend(model, "onednn")
+
+
+def test_an_unknown_backend_is_wrong_usage_and_lists_the_known() -> None:
+    with pytest.raises(InputError, match="no backend 'fast'") as caught:
+        kernels.require("fast")
+    assert "reference" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_bitblas_without_a_gpu_says_what_is_missing() -> None:
+    with pytest.raises(UnavailableError, match="GPU"):
+        kernels.require("bitblas")
+
+
+def test_a_backend_for_a_model_that_is_not_packed_is_wrong_usage() -> None:
+    with pytest.raises(InputError, match="not packed"):
+        kernels.use_backend(nn.Linear(2, 2), "reference")
+    assert kernels.use_backend(nn.Linear(2, 2), "auto") == "torch"
