@@ -9,6 +9,7 @@ Everything streams: a file may be larger than memory.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -50,11 +51,10 @@ def read_texts(path: str | Path) -> Iterator[Document]:
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
-    try:
-        stream = file.open("rb")
-    except OSError as e:
-        raise DataError(f"{path} can't be read: {e.strerror}", hint="check the path; - reads from stdin") from e
-    return _closing(stream, name, {".jsonl": True, ".ndjson": True, ".txt": False}.get(file.suffix.lower()))
+    if not os.access(file, os.R_OK):
+        why = "no permission" if file.exists() else "there is no such file"
+        raise DataError(f"{path} can't be read: {why}", hint="check the path; - reads from stdin")
+    return _open(file, name, {".jsonl": True, ".ndjson": True, ".txt": False}.get(file.suffix.lower()))
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -66,8 +66,8 @@ def read_lines(paths: Iterable[str | Path]) -> list[str]:
     return [document.text for path in paths for document in read_texts(path)]
 
 
-def _closing(stream: IO[bytes], name: str, jsonl: bool | None) -> Iterator[Document]:
-    with stream:
+def _open(file: Path, name: str, jsonl: bool | None) -> Iterator[Document]:
+    with file.open("rb") as stream:
         yield from _read(stream, name, jsonl)
 
 

@@ -32,6 +32,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
         except TernarizeError as e:
             if _debugging():
                 raise
@@ -71,6 +73,14 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _lists(values: dict[str, Any], command: Any) -> dict[str, Any]:
+    """A settings file may give one value to an option that takes several."""
+    if hasattr(command, "commands"):
+        return {name: _lists(values.get(name, {}), sub) for name, sub in command.commands.items()}
+    several = {p.name for p in command.params if getattr(p, "multiple", False)}
+    return {k: [v] if k in several and not isinstance(v, list) else v for k, v in values.items()}
+
+
 def _options(command: Any) -> Any:
     """The option names of a command, or of each command of a group, as `settings.default_map` wants them."""
     if hasattr(command, "commands"):
@@ -95,7 +105,7 @@ def _root(
 
     path, content = read_settings(config)
     if path is not None:
-        ctx.default_map = default_map(content, _options(ctx.command), str(path))
+        ctx.default_map = _lists(default_map(content, _options(ctx.command), str(path)), ctx.command)
 
 
 def _register() -> None:

@@ -1,5 +1,185 @@
+"""`ternarize index build | search | info`."""
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from ternarize_cli.cli.options import Backend, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
+
+__all__ = ["register"]
+
+_BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")]
+_Index = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `index build` wrote.")]
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    """Adds the group of commands."""
+    group = typer.Typer(no_args_is_help=True, help="Encode a corpus, index it with FAISS, and search it.")
+    group.command("build")(build)
+    group.command("search")(search)
+    group.command("info")(info)
+    app.add_typer(group, name="index")
+
+
+def build(
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS", help="One text per line, or JSONL with `text`; - is stdin.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="Folder, hub id or package:NAME.")],
+    output: OutputFolder = None,
+    factory: Annotated[
+        str, typer.Option("--factory", help="FAISS factory string: Flat (exact), HNSW32, IVF256,Flat, …")
+    ] = "Flat",
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="ip|l2", help="Default: as the model compares (cosine: ip).")
+    ] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Texts per shard that --resume keeps.")] = 8192,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed.")] = False,
+    force: Force = False,
+    batch_size: _BatchSize = 32,
+    backend: Backend = "auto",
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode a corpus and write an index folder; default output: CORPUS's name with -index."""
+    from ternarize_cli import files
+    from ternarize_cli.cli.output import Output, megabytes
+    from ternarize_cli.errors import InputError
+
+    out = Output(json_mode=json_mode, quiet=quiet)
+    if output is None:
+        if corpus == "-":
+            raise InputError("a corpus from stdin has no name to call the index after", hint="-o DIR")
+        output = Path(f"{Path(corpus).stem}-index")
+    files.check_output(output, force=force)
+
+    from ternarize_cli.index.build import build_index
+
+    report = build_index(
+        corpus,
+        output,
+        model=model,
+        factory=factory,
+        metric=metric,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        backend=backend,
+        device=device,
+        threads=threads,
+        seed=seed,
+        force=force,
+        resume=resume,
+        track=out.track,
+    )
+    if report.discarded:
+        out.note("the unfinished work was of another corpus, model or shard size; it was not used")
+    if report.truncation:
+        out.warn(report.truncation)
+    size = sum(file.bytes for file in report.info.files.values())
+    out.text(
+        f"{output}: {report.info.count} texts, {report.info.factory} index of {report.info.dim} dimensions, "
+        f"{megabytes(size)}" + (f"; {report.reused} of {report.shards} shards were there already" if resume else "")
+    )
+    out.hint(f'ternarize index search {output} "your query"')
+    out.result({"output": str(output), **_payload(report.info), **_work(report)})
+
+
+def search(
+    index: _Index,
+    query: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="What to look for.")] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option("--queries", metavar="FILE|-", help="Queries from a file or stdin, as a corpus is read."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Answers per query.")] = 10,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The index's own model, at another place.")
+    ] = None,
+    nprobe: Annotated[int | None, typer.Option("--nprobe", min=1, help="IVF: clusters to look into.")] = None,
+    ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: candidates to keep.")] = None,
+    batch_size: _BatchSize = 32,
+    backend: Backend = "auto",
+    device: Device = None,
+    threads: Threads = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the texts nearest to each query."""
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.errors import InputError
+
+    out = Output(json_mode=json_mode, quiet=quiet)
+    if not query and queries is None:
+        raise InputError("there is no query", hint=f'ternarize index search {index} "your query", or --queries FILE')
+
+    from ternarize_cli.index.search import Searcher
+    from ternarize_cli.texts import read_lines
+
+    texts = [*(query or []), *(read_lines([queries]) if queries is not None else [])]
+    searcher = Searcher(
+        index,
+        model=model,
+        nprobe=nprobe,
+        ef_search=ef_search,
+        backend=backend,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+    )
+    found = searcher.search(texts, k)
+    if searcher.encode.truncation:
+        out.warn(searcher.encode.truncation)
+    for text, hits in zip(texts, found, strict=True):
+        out.text(text)
+        for hit in hits:
+            out.text(f"  {hit.score:7.4f}  {hit.id}  {_shortened(hit.text)}")
+    out.result(
+        {
+            "metric": searcher.info.metric,
+            "k": k,
+            "results": [
+                {"query": hit.query, "rank": rank, "id": hit.id, "score": hit.score, "text": hit.text}
+                for hits in found
+                for rank, hit in enumerate(hits, start=1)
+            ],
+        }
+    )
+
+
+def info(index: _Index, json_mode: Json = False) -> None:
+    """Show what an index was made of, and check that its files are whole."""
+    from ternarize_cli.cli.output import Output, megabytes
+    from ternarize_cli.index.search import check_index
+
+    out = Output(json_mode=json_mode)
+    payload = _payload(check_index(index))
+    rows = [
+        (key, value if key != "bytes" else megabytes(value))
+        for key, value in payload.items()
+        if not isinstance(value, dict)
+    ]
+    out.table(str(index), ("field", "value"), rows)
+    out.result(payload)
+
+
+def _payload(record: object) -> dict:
+    import dataclasses
+
+    fields = dataclasses.asdict(record)  # type: ignore[call-overload]
+    return fields | {"bytes": sum(file["bytes"] for file in fields["files"].values())}
+
+
+def _work(report: object) -> dict:
+    import dataclasses
+
+    fields = dataclasses.asdict(report)  # type: ignore[call-overload]
+    return {key: fields[key] for key in ("shards", "reused", "tokens")}
+
+
+def _shortened(text: str, width: int = 100) -> str:
+    line = " ".join(text[: 2 * width].split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -64,7 +64,7 @@ class Output:
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         terminal = sys.stdout.isatty()
-        Console(file=sys.stdout, width=None if terminal else 120, highlight=False).print(table)
+        Console(file=sys.stdout, width=None if terminal else 120, highlight=False, markup=False).print(table)
 
     def text(self, text: str) -> None:
         """A line of the result on stdout. Silent in JSON mode."""

@@ -1,0 +1,103 @@
+"""Peak memory of one candidate, in a process of its own.
+
+    python -m ternarize_cli.bench.probe '{"candidate": {"name": "onednn", …}, "point": {…}, "threads": 2, "seed": 0}'
+
+A process that has held one model never gives all memory back, so candidates can't be measured one after the other in
+one. The process imports everything, notes its resident memory, loads the model, runs one forward pass, and prints
+
+    imports_bytes    resident after the imports, before the model: what any such process needs
+    resident_bytes   resident after the forward pass
+    peak_bytes       the highest resident memory on the way, loading included
+
+as JSON. The peak is VmHWM of /proc/self/status where there is one: `getrusage` reports the largest of the process that
+started this one if that was larger, because the counter survives `exec` on Linux.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from ternarize_cli.bench.candidates import Candidate, random_batch
+from ternarize_cli.bench.measure import Point
+from ternarize_cli.errors import TernarizeError
+
+__all__ = ["Memory", "peak_bytes", "probe"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process with one candidate, in bytes; `model_bytes` is peak minus imports."""
+
+    name: str
+    kind: str
+    imports_bytes: int
+    resident_bytes: int
+    peak_bytes: int
+    model_bytes: int
+
+
+def probe(candidate: Candidate, point: Point, *, threads: int, seed: int) -> Memory:
+    """Measures a candidate at one point in a subprocess.
+
+    Raises:
+        TernarizeError: the subprocess failed (killed for want of memory, for instance).
+    """
+    request = {
+        "candidate": {**asdict(candidate), "folder": str(candidate.folder.resolve())},
+        "point": asdict(point),
+        "threads": threads,
+        "seed": seed,
+    }
+    command = [sys.executable, "-m", "ternarize_cli.bench.probe", json.dumps(request)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if ended.returncode != 0:
+        told = ended.stderr.strip().splitlines()
+        reason = f"signal {-ended.returncode}" if ended.returncode < 0 else told[-1] if told else "no message"
+        raise TernarizeError(
+            f"measuring the memory of {candidate.name} failed: {reason}", hint="--no-memory leaves it out"
+        )
+    measured = json.loads(ended.stdout.splitlines()[-1])
+    return Memory(
+        candidate.name, candidate.kind, **measured, model_bytes=measured["peak_bytes"] - measured["imports_bytes"]
+    )
+
+
+def peak_bytes() -> int:
+    """The highest resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _measure(request: str) -> dict[str, int]:
+    import sentence_transformers  # noqa: F401  (counted as an import for every candidate)
+    import torch
+
+    from ternarize_cli import checkpoint, hf
+
+    values = json.loads(request)
+    fields = values["candidate"]
+    candidate, point = Candidate(**{**fields, "folder": Path(fields["folder"])}), Point(**values["point"])
+    hf.quiet_libraries()
+    torch.set_num_threads(values["threads"])
+    checkpoint.skeleton(candidate.folder)  # imports the model's class
+    imports = psutil.Process().memory_info().rss
+    forward, _ = candidate.load()
+    ids, mask = random_batch(checkpoint.read_config(candidate.folder), point, values["seed"], candidate.device)
+    with torch.inference_mode():
+        forward(ids, mask)
+    resident = psutil.Process().memory_info().rss
+    return {"imports_bytes": imports, "resident_bytes": resident, "peak_bytes": max(peak_bytes(), resident)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1])))

@@ -1,0 +1,73 @@
+"""Bytes of a model in each form: on disk, and in the linears that ternarisation is about."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ternarize_cli import checkpoint
+from ternarize_cli.bench.subject import Subject
+
+__all__ = ["Storage", "storage"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One form of the model.
+
+    Attributes:
+        name: "packed", or the rival that keeps this form in memory.
+        bytes: of the weight files.
+        linear_bytes: of the ternary linears' weights in them; for the packed form codes and scales. Biases not counted.
+        computed: there is no such file; the bytes are elements times width.
+    """
+
+    name: str
+    bytes: int
+    linear_bytes: int
+    computed: bool
+
+
+def storage(subject: Subject) -> list[Storage]:
+    """The model in fp32, bf16 and packed form.
+
+    fp32 bytes are those of the weight files where these are fp32 throughout, and computed otherwise; bf16 is computed.
+    """
+    skeleton = checkpoint.skeleton(subject.dense)
+    dense, packed = _tensors(subject.dense), _tensors(subject.packed)
+    dense_names = checkpoint.names_in_model(skeleton, dense)
+    packed_names = checkpoint.names_in_model(skeleton, packed)
+    linears = {f"{name}.weight" for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
+    ternary = {name for name in packed_names.values() if name.removesuffix("_scale") in linears and name not in linears}
+    ternary = {name.removesuffix("_scale") for name in ternary}
+    elements = sum(dense[key]["elements"] for key, name in dense_names.items() if name in ternary)
+    codes = sum(packed[key]["bytes"] for key, name in packed_names.items() if name.removesuffix("_scale") in ternary)
+    total = sum(tensor["elements"] for tensor in dense.values())
+    is_fp32 = all(tensor["dtype"] in ("F32", "I64", "I32") for tensor in dense.values())
+    return [
+        Storage("torch-fp32", _on_disk(subject.dense) if is_fp32 else 4 * total, 4 * elements, computed=not is_fp32),
+        Storage("torch-bf16", 2 * total, 2 * elements, computed=True),
+        Storage("packed", _on_disk(subject.packed), codes, computed=False),
+    ]
+
+
+def _on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.weight_files(folder))
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """dtype, elements and bytes of each tensor, from safetensors headers (8 bytes of length, then JSON)."""
+    found = {}
+    for path in checkpoint.weight_files(folder):
+        with path.open("rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            elements = 1
+            for size in entry["shape"]:
+                elements *= size
+            found[name] = {"dtype": entry["dtype"], "elements": elements, "bytes": end - start}
+    return found

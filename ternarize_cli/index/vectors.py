@@ -1,0 +1,111 @@
+"""Vectors as files: NumPy, JSON Lines or Parquet, written chunk by chunk.
+
+    npy      one float32 array [n, dim]; ids are not kept (row i is text i)
+    jsonl    {"id": "…", "vector": [0.01, …]} per line, nine significant digits: float32 comes back bit for bit
+    parquet  columns `id` (string) and `vector` (list of dim float32)
+
+A chunk is on its way to the disk before the next one is encoded, so the number of texts need not be known. That is why
+the npy header, which holds it, is written again at the end; where that is impossible (a pipe) the array is kept until
+then. Adding a format is adding a class to `WRITERS`.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ternarize_cli.errors import InputError
+
+__all__ = ["WRITERS", "VectorWriter", "file_format"]
+
+
+class VectorWriter(Protocol):
+    """Takes chunks of ids and float32 vectors `[n, dim]`, then `close`s; the stream stays open."""
+
+    def __init__(self, stream: IO[bytes]) -> None: ...
+
+    def write(self, ids: list[str], vectors: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def file_format(output: Path | None, asked: str | None) -> str:
+    """The format to write: the one asked for, else by the output's suffix, else jsonl for stdout.
+
+    Raises:
+        InputError: there is no such format, or the suffix says nothing.
+    """
+    name = asked or (output.suffix.lower().removeprefix(".") if output else "jsonl")
+    if name not in WRITERS:
+        known = ", ".join(WRITERS)
+        if asked:
+            raise InputError(f"there is no vector format {asked!r}", hint=f"--format takes {known}")
+        raise InputError(f"{output} has no suffix that names a vector format", hint=f"--format takes {known}")
+    return name
+
+
+class _Npy:
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._target = stream
+        self._stream = stream if stream.seekable() else io.BytesIO()
+        self._rows = self._dim = 0
+
+    def write(self, ids: list[str], vectors: np.ndarray) -> None:
+        if not self._rows:
+            self._dim = vectors.shape[1]
+            self._header()
+        self._rows += len(vectors)
+        self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+
+    def close(self) -> None:
+        # NumPy pads the header so that a longer first axis takes the same room.
+        self._stream.seek(0)
+        self._header()
+        if self._stream is not self._target:
+            self._target.write(self._stream.getvalue())  # type: ignore[attr-defined]
+
+    def _header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._dim)}
+        npy.write_array_header_1_0(self._stream, header)
+
+
+class _Jsonl:
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def write(self, ids: list[str], vectors: np.ndarray) -> None:
+        for name, vector in zip(ids, vectors.tolist(), strict=True):
+            numbers = ", ".join([f"{x:.9g}" for x in vector])
+            line = f'{{"id": {json.dumps(name, ensure_ascii=False)}, "vector": [{numbers}]}}\n'
+            self._stream.write(line.encode())
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+class _Parquet:
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._writer: Any = None
+
+    def write(self, ids: list[str], vectors: np.ndarray) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        table = pa.table({"id": pa.array(ids, pa.string()), "vector": column})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._stream, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+WRITERS: dict[str, type[VectorWriter]] = {"npy": _Npy, "jsonl": _Jsonl, "parquet": _Parquet}
