@@ -45,7 +45,7 @@ def _bench(
     threads: Threads = None,
     seed: Seed = 0,
     allow_pickle: AllowPickle = False,
-    json_mode: Json = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure latency, throughput, bytes and memory against full-precision rivals.
@@ -60,7 +60,7 @@ def _bench(
     from ternarize_cli.bench.run import DEFAULT_RIVALS, Plan, benchmark
     from ternarize_cli.cli.output import Output
 
-    out = Output(json_mode=json_mode, quiet=quiet)
+    out = Output(json_mode=json, quiet=quiet)
     plan = Plan(
         backends=tuple(backend or ()),
         rivals=tuple(dict.fromkeys(against or DEFAULT_RIVALS)),

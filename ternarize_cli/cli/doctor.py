@@ -19,13 +19,13 @@ def _doctor(
     backend: Annotated[
         str | None, typer.Option("--backend", metavar="NAME", help="End with exit code 4 unless this backend can run.")
     ] = None,
-    json_mode: Json = False,
+    json: Json = False,
 ) -> None:
     """Show what this machine can run: versions, CPU and GPU, backends, optional extras, disk space."""
     from ternarize_cli.bench.environment import examine
     from ternarize_cli.kernels import require
 
-    out = Output(json_mode=json_mode)
+    out = Output(json_mode=json)
     found = examine()
     _show(out, found)
     out.result(found)

@@ -41,7 +41,7 @@ def encode(
         ),
     ] = None,
     force: Force = False,
-    json_mode: Json = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Encode texts with any model: vectors as .npy, .jsonl or .parquet, or as JSONL on stdout.
@@ -55,10 +55,10 @@ def encode(
     from ternarize_cli.cli.output import Output
     from ternarize_cli.errors import InputError
 
-    out = Output(json_mode=json_mode, quiet=quiet)
+    out = Output(json_mode=json, quiet=quiet)
     if output is not None:
         files.check_output(output, force=force)
-    elif json_mode:
+    elif json:
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
 
     from ternarize_cli.index.encode import TextEncoder, encode_to_file, encode_to_stream, load_text_encoder, text_folder

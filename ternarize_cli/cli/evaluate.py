@@ -57,7 +57,7 @@ def evaluate(
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts encoded at once.")] = 32,
     seed: Seed = 0,
-    as_json: Json = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score MODEL on local tasks with MTEB's metrics, and what it keeps of a teacher's scores."""
@@ -66,7 +66,7 @@ def evaluate(
     from ternarize_cli.evaluation.reading import read_tasks
     from ternarize_cli.models import pooling_note, resolve
 
-    out = Output(json_mode=as_json, quiet=quiet)
+    out = Output(json_mode=json, quiet=quiet)
     if min_retention and against is None:
         raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
     tasks = read_tasks(

@@ -42,7 +42,7 @@ def build(
     device: Device = None,
     threads: Threads = None,
     seed: Seed = 0,
-    json_mode: Json = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Encode a corpus and write an index folder; default output: CORPUS's name with -index."""
@@ -50,7 +50,7 @@ def build(
     from ternarize_cli.cli.output import Output, megabytes
     from ternarize_cli.errors import InputError
 
-    out = Output(json_mode=json_mode, quiet=quiet)
+    out = Output(json_mode=json, quiet=quiet)
     if output is None:
         if corpus == "-":
             raise InputError("a corpus from stdin has no name to call the index after", hint="-o DIR")
@@ -105,14 +105,14 @@ def search(
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
-    json_mode: Json = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the texts nearest to each query."""
     from ternarize_cli.cli.output import Output
     from ternarize_cli.errors import InputError
 
-    out = Output(json_mode=json_mode, quiet=quiet)
+    out = Output(json_mode=json, quiet=quiet)
     if not query and queries is None:
         raise InputError("there is no query", hint=f'ternarize index search {index} "your query", or --queries FILE')
 
@@ -150,12 +150,12 @@ def search(
     )
 
 
-def info(index: _Index, json_mode: Json = False) -> None:
+def info(index: _Index, json: Json = False) -> None:
     """Show what an index was made of, and check that its files are whole."""
     from ternarize_cli.cli.output import Output, megabytes
     from ternarize_cli.index.search import check_index
 
-    out = Output(json_mode=json_mode)
+    out = Output(json_mode=json)
     payload = _payload(check_index(index))
     rows = [
         (key, value if key != "bytes" else megabytes(value))

@@ -72,6 +72,12 @@ class Progress:
     texts_per_second: float
     seconds_left: float
 
+    def line(self) -> str:
+        """One line for a meter."""
+        losses = " ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        return f"step {self.step}  {losses}  {self.texts_per_second:.0f} texts/s  {minutes}:{seconds:02} left"
+
 
 @dataclass(frozen=True)
 class DistillReport:
