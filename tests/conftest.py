@@ -58,7 +58,10 @@ def save_modules(folder: Path, dim: int) -> None:
 
 
 def save_tiny_bert(folder: Path, *, seed: int = 0, **overrides: int) -> Path:
-    """A 2-layer BERT of width 32 with a word-level tokenizer, as a sentence-transformers folder."""
+    """A 2-layer BERT of width 32 with a word-level tokenizer, as a sentence-transformers folder.
+
+    Its weights are larger than usual, so that its layers matter beside the residual stream.
+    """
     import torch
     from transformers import BertConfig, BertModel
 
@@ -66,7 +69,9 @@ def save_tiny_bert(folder: Path, *, seed: int = 0, **overrides: int) -> Path:
     vocabulary = save_word_tokenizer(folder)
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **(settings | overrides))
+    config = BertConfig(
+        vocab_size=vocabulary, max_position_embeddings=64, initializer_range=0.15, **(settings | overrides)
+    )
     BertModel(config).save_pretrained(folder)
     save_modules(folder, config.hidden_size)
     return folder

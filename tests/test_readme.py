@@ -23,7 +23,16 @@ COMMANDS = sorted(
 
 
 def test_the_readme_shows_every_stage() -> None:
-    assert {c.split()[1] for c in COMMANDS} >= {"convert", "distill", "pack", "bench", "eval", "index", "encode", "demo"}
+    assert {c.split()[1] for c in COMMANDS} >= {
+        "convert",
+        "distill",
+        "pack",
+        "bench",
+        "eval",
+        "index",
+        "encode",
+        "demo",
+    }
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -22,7 +22,7 @@ def distill(
     steps: Annotated[int | None, typer.Option(help="Budget in steps instead: reproducible to the byte.")] = None,
     recipe: Annotated[str, typer.Option(help="full, or paper (output error only, as published).")] = "full",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-4,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 3e-4,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per text; longer ones are cut.")] = 64,
     device: Device = None,
     threads: Threads = None,

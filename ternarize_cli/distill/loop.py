@@ -47,7 +47,7 @@ class Training:
     steps: int | None = None
     recipe: str = "full"
     batch_size: int = 64
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     max_length: int = 64
     seed: int = 0
 

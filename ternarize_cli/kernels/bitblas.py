@@ -7,7 +7,7 @@ gathered here:
 - its shared objects link the CUDA 12 runtime and NVRTC, which newer torch builds don't bring: the extra's wheels do,
   and they are loaded ahead of the import;
 - Hopper and newer: kernels are generated for sm_80 and handed to the driver as PTX, which compiles it for the card.
-  nvcc takes the extra target from NVCC_APPEND_FLAGS; the class that reads the card's version is told 8.0;
+  nvcc takes that extra target from NVCC_APPEND_FLAGS (`_compiling`);
 - its kernel for one row is wrong, so rows are padded to 16 and the row count stays dynamic. Every operator is compared
   with the integer product when it is built, and refused if it differs.
 """
@@ -121,11 +121,8 @@ def _operator(out_features: int, in_features: int) -> Any:
             layout="nt",
             with_bias=False,
         )
-        if hopper:
-            with _as_ampere():
-                operator = bitblas.Matmul(config, target="cuda -arch=sm_80", enable_tuning=False)
-        else:
-            operator = bitblas.Matmul(config, enable_tuning=False)
+        with _compiling(as_ampere=hopper):
+            operator = bitblas.Matmul(config, target="cuda -arch=sm_80" if hopper else None, enable_tuning=False)
         _check(operator, out_features, in_features)
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError, TypeError) as e:
         text = " ".join(str(e).split())[:200]
@@ -148,7 +145,10 @@ def _check(operator: Any, out_features: int, in_features: int) -> None:
 
 
 def _load_cuda_12() -> None:
-    """Loads the CUDA 12 libraries that BitBLAS links from their wheels, where they are installed."""
+    """Loads the CUDA 12 libraries that BitBLAS links from their wheels, where they are installed.
+
+    Not globally: their symbols must not stand in for those of the newer CUDA that torch has loaded.
+    """
     for package, pattern in (("nvidia.cuda_runtime", "libcudart.so.12*"), ("nvidia.cuda_nvrtc", "libnvrtc.so.12*")):
         try:
             spec = importlib.util.find_spec(package)
@@ -156,27 +156,36 @@ def _load_cuda_12() -> None:
             continue
         for root in (spec.submodule_search_locations or []) if spec else []:
             for library in sorted((Path(root) / "lib").glob(pattern)):
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(library))
 
 
 @contextmanager
-def _as_ampere() -> Iterator[None]:
-    """Lets BitBLAS build for sm_80 on a newer card, as PTX that the driver compiles."""
-    from bitblas.base.arch.cuda import CUDA
+def _compiling(*, as_ampere: bool) -> Iterator[None]:
+    """Keeps nvcc's warnings about BitBLAS's headers off stderr, and where asked compiles for sm_80 with PTX beside it.
 
-    original, flags = CUDA.__init__, os.environ.get("NVCC_APPEND_FLAGS")
+    The one patch point is the method that calls nvcc for the library; nvcc takes more flags from the environment.
+    """
+    from bitblas.builder.lib_generator import LibraryGenerator
 
-    def init(self: Any, target: Any) -> None:
-        original(self, target)
-        self.compute_capability = "80"
+    original = LibraryGenerator.compile_lib
 
-    CUDA.__init__ = init
-    os.environ["NVCC_APPEND_FLAGS"] = f"{flags or ''} {_PTX_FOR_THE_DRIVER}".strip()
+    def compile_lib(self: Any, *args: Any, **kwargs: Any) -> Any:
+        flags = os.environ.get("NVCC_APPEND_FLAGS")
+        os.environ["NVCC_APPEND_FLAGS"] = " ".join(
+            filter(None, [flags, "-w", _PTX_FOR_THE_DRIVER if as_ampere else ""])
+        )
+        if as_ampere:
+            self.arch.compute_capability = "80"
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if flags is None:
+                del os.environ["NVCC_APPEND_FLAGS"]
+            else:
+                os.environ["NVCC_APPEND_FLAGS"] = flags
+
+    LibraryGenerator.compile_lib = compile_lib
     try:
         yield
     finally:
-        CUDA.__init__ = original
-        if flags is None:
-            del os.environ["NVCC_APPEND_FLAGS"]
-        else:
-            os.environ["NVCC_APPEND_FLAGS"] = flags
+        LibraryGenerator.compile_lib = original
