@@ -25,7 +25,9 @@ from ternarize_cli.scheme import Artifact
 
 __all__ = [
     "Shard",
+    "ShardWriter",
     "artifact_of",
+    "check_tensors",
     "copy_companions",
     "names_in_model",
     "open_shards",
@@ -35,7 +37,6 @@ __all__ = [
     "validate",
     "weight_files",
     "write_config",
-    "write_shards",
 ]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -255,22 +256,35 @@ def check_tensors(model: Any, artifact: Artifact, files: Iterable[Path]) -> None
                 raise FormatError(f"the {artifact.stage} model lacks the tensor {missing[0]}", hint="make it again")
 
 
-def write_shards(folder: Path, name: str, tensors: dict[str, Tensor]) -> int:
-    """Writes one shard; returns its size in bytes.
+class ShardWriter:
+    """Writes a folder's weights, shard by shard, and the index if there is more than one.
 
     Metadata is only {"format": "pt"}: safetensors writes more keys in random order, and bytes would differ from run
     to run.
     """
-    path = folder / name
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
-    return path.stat().st_size
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._weight_map: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
 
-def write_index(folder: Path, sizes: dict[str, int], weight_map: dict[str, str]) -> None:
-    """Writes the shard index, if there is more than one shard."""
-    if len(sizes) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    @property
+    def bytes(self) -> int:
+        """Size of the files written so far."""
+        return sum(self._sizes.values())
+
+    def write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Writes one shard under the file name `name`."""
+        path = self._folder / name
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+        self._sizes[name] = path.stat().st_size
+        self._weight_map |= dict.fromkeys(tensors, name)
+
+    def finish(self) -> None:
+        """Writes the index; call it after the last shard."""
+        if len(self._sizes) > 1:
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(self._weight_map.items()))}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def write_config(source: Path, folder: Path, artifact: Artifact) -> None:

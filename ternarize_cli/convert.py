@@ -118,8 +118,7 @@ def convert(
         )
         reports: dict[str, LayerReport] = {}
         with files.atomic_folder(output, force=force) as partial:
-            sizes: dict[str, int] = {}
-            weight_map: dict[str, str] = {}
+            writer = checkpoint.ShardWriter(partial)
             pending = iter(track(keys, "ternarising", len(keys)))
             for shard in shards:
                 tensors: dict[str, Tensor] = {}
@@ -127,9 +126,8 @@ def convert(
                     next(pending)
                     if key in names:
                         tensors |= _latent(key, names[key], shard.get(key), plan, scheme, reports)
-                sizes[shard.name] = checkpoint.write_shards(partial, shard.name, tensors)
-                weight_map |= dict.fromkeys(tensors, shard.name)
-            checkpoint.write_index(partial, sizes, weight_map)
+                writer.write(shard.name, tensors)
+            writer.finish()
             checkpoint.copy_companions(source, partial)
             checkpoint.write_config(source, partial, artifact)
     layers = tuple(reports[name] for name in plan.linears)

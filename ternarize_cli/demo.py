@@ -27,7 +27,7 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 QUERIES = (
     "turn a dictionary into a JSON string",
     "wait until several threads have reached the same point",
-    "copy a whole folder with everything in it",
+    "compress bytes with gzip",
 )
 _HELD_OUT_PAIRS = 500
 _INDEXED = 5000

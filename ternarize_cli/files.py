@@ -77,6 +77,7 @@ def atomic_folder(output: Path, *, force: bool = False, resume: bool = False) ->
             with _reporting_disk(output):
                 yield partial
                 _sync(partial)
+                check_output(output, force=force)
                 _put_in_place(partial, output)
         except BaseException:
             if not resume:
@@ -101,6 +102,7 @@ def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
         with _reporting_disk(output):
             yield partial
             _sync(partial)
+            check_output(output, force=force)
             partial.replace(output)
             _sync(output.parent)
     finally:

@@ -21,7 +21,7 @@ from ternarize_cli.errors import FormatError
 from ternarize_cli.packing import packed_width, unpack_2bit
 from ternarize_cli.scheme import Scheme
 
-__all__ = ["PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear"]
+__all__ = ["PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear", "check_scale"]
 
 
 class TernaryLinear(nn.Linear):

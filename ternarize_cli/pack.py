@@ -63,8 +63,7 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
-        sizes: dict[str, int] = {}
-        weight_map: dict[str, str] = {}
+        writer = checkpoint.ShardWriter(partial)
         pending = iter(track(keys, "packing", len(keys)))
         for shard in shards:
             tensors: dict[str, Tensor] = {}
@@ -86,15 +85,14 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
                     new, kind = {key: _other(key, shard.get(key), keep=kept)}, "other"
                 tensors |= new
                 kinds[kind] += sum(t.numel() * t.element_size() for t in new.values())
-            sizes[shard.name] = checkpoint.write_shards(partial, shard.name, tensors)
-            weight_map |= dict.fromkeys(tensors, shard.name)
-        checkpoint.write_index(partial, sizes, weight_map)
+            writer.write(shard.name, tensors)
+        writer.finish()
         checkpoint.copy_companions(source, partial)
         checkpoint.write_config(source, partial, artifact)
     return PackReport(
         artifact=artifact,
         bytes_source=sum(p.stat().st_size for p in checkpoint.weight_files(source)),
-        bytes_packed=sum(sizes.values()),
+        bytes_packed=writer.bytes,
         bytes_linears=kinds["linear"],
         bytes_tables=kinds["table"],
         bytes_other=kinds["other"],

@@ -67,7 +67,7 @@ def default_map(
     for name, options in commands.items():
         table = content.get(name, {})
         if not isinstance(options, set):
-            result[name] = default_map({**shared_for(shared, options), **table}, options, f"{where} [{name}]")
+            result[name] = default_map({**_shared_for(shared, options), **table}, options, f"{where} [{name}]")
             continue
         values = {_option(k): v for k, v in table.items()}
         for key in values:
@@ -82,7 +82,7 @@ def default_map(
     return result
 
 
-def shared_for(shared: Mapping[str, Any], commands: Mapping[str, Any]) -> dict[str, Any]:
+def _shared_for(shared: Mapping[str, Any], commands: Mapping[str, Any]) -> dict[str, Any]:
     """The shared values that at least one of `commands` takes."""
     known = _all_options(commands)
     return {k: v for k, v in shared.items() if k in known}

@@ -119,8 +119,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     t = x.abs().amax(dim=-1, keepdim=True) / INT8_MAX
-    q = (x / t.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(-INT8_MAX, INT8_MAX)
-    return q, t
+    return (x / t.clamp_min(torch.finfo(torch.float32).tiny)).round_(), t
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def _write_twin(packed: Path, folder: Path) -> Path:
     state = dequantize(encoder[0].auto_model).state_dict()
     folder.mkdir()
     wide = {name: (t.float() if t.is_floating_point() else t).clone() for name, t in state.items()}
-    checkpoint.write_shards(folder, "model.safetensors", wide)
+    checkpoint.ShardWriter(folder).write("model.safetensors", wide)
     config = checkpoint.read_config(packed) | {"dtype": "float32"}
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

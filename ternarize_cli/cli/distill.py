@@ -31,9 +31,10 @@ def distill(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a ternary checkpoint to match its full-precision teacher on your texts; result in ./NAME-distilled.
+    """Train a ternary checkpoint to match its original.
 
-    No labels are needed: the teacher's own outputs are the target.
+    The full-precision model it came from is the teacher, your texts are the data; no labels are needed. The result is
+    in ./NAME-distilled.
     """
     from ternarize_cli.distill import Training
     from ternarize_cli.distill import distill as run

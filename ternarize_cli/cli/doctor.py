@@ -21,7 +21,10 @@ def _doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what this machine can run: versions, CPU and GPU, backends, optional extras, disk space."""
+    """Show what this machine can run, and why not.
+
+    Versions, CPU and GPU, backends, optional extras, disk space.
+    """
     from ternarize_cli.bench.environment import examine
     from ternarize_cli.kernels import require
 

@@ -44,9 +44,10 @@ def encode(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode texts with any model: vectors as .npy, .jsonl or .parquet, or as JSONL on stdout.
+    """Encode texts with any model.
 
-    Texts are read and written in chunks of 1,024, in order, so a stream of any length works.
+    Vectors go to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Texts are
+    read and written in chunks of 1,024, in order, so a stream of any length works.
     """
     import sys
     import time

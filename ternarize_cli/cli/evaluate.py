@@ -60,7 +60,10 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score MODEL on local tasks with MTEB's metrics, and what it keeps of a teacher's scores."""
+    """Score a model on your files, and what it kept.
+
+    The metrics are MTEB's; --against sets the scores beside those of the full-precision model.
+    """
     from ternarize_cli.errors import InputError
     from ternarize_cli.evaluation.gates import check, parse_gates
     from ternarize_cli.evaluation.reading import read_tasks

@@ -15,7 +15,9 @@ _Index = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `in
 
 def register(app: typer.Typer) -> None:
     """Adds the group of commands."""
-    group = typer.Typer(no_args_is_help=True, help="Encode a corpus, index it with FAISS, and search it.")
+    group = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Encode a corpus, index it with FAISS, and search it."
+    )
     group.command("build")(build)
     group.command("search")(search)
     group.command("info")(info)

@@ -9,7 +9,10 @@ __all__ = ["register"]
 
 
 def inspect(model: ModelArgument, allow_pickle: AllowPickle = False, json: Json = False) -> None:
-    """Say what a model is: stage, scheme, source, and every linear and embedding with its bytes and zeros."""
+    """Say what a model is, and what is in it.
+
+    Shows its stage, scheme and source, and every linear and embedding with its bytes and zeros.
+    """
     from ternarize_cli.inspect import inspect as run
     from ternarize_cli.models import resolve
 

@@ -18,7 +18,10 @@ def pack(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Freeze a ternary checkpoint into a packed model with 2-bit codes: STUDENT becomes ./NAME-packed."""
+    """Freeze a ternary checkpoint into a model of 2-bit codes.
+
+    STUDENT becomes ./NAME-packed.
+    """
     from ternarize_cli.models import model_name, resolve
     from ternarize_cli.pack import pack as run
 

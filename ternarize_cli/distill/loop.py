@@ -262,13 +262,11 @@ def _run(encoder: Any, features: dict[str, Any]) -> Outputs:
 def _save(source: Path, folder: Path, transformer: nn.Module) -> None:
     """Writes the trained tensors under the names and into the shards of the checkpoint they came from."""
     state = transformer.state_dict()
-    sizes: dict[str, int] = {}
-    weight_map: dict[str, str] = {}
+    writer = checkpoint.ShardWriter(folder)
     with checkpoint.open_shards(source) as shards:
         for shard in shards:
             keys = shard.keys()
             names = checkpoint.names_in_model(transformer, keys)
             tensors = {k: state[names[k]].detach().cpu() if k in names else shard.get(k) for k in keys}
-            sizes[shard.name] = checkpoint.write_shards(folder, shard.name, tensors)
-            weight_map |= dict.fromkeys(keys, shard.name)
-    checkpoint.write_index(folder, sizes, weight_map)
+            writer.write(shard.name, tensors)
+    writer.finish()

@@ -44,7 +44,7 @@ Recipe = Callable[[Outputs, Outputs], dict[str, Tensor]]
 RECIPES: dict[str, Recipe] = {}
 
 
-def recipe(name: str) -> Callable[[Recipe], Recipe]:
+def _recipe(name: str) -> Callable[[Recipe], Recipe]:
     """Decorator that registers a recipe."""
 
     def add(function: Recipe) -> Recipe:
@@ -80,14 +80,14 @@ def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float =
     return F.kl_div(distribution(student), distribution(teacher), log_target=True, reduction="batchmean")
 
 
-@recipe("paper")
-def paper(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+@_recipe("paper")
+def _paper(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
     """Output MSE, as published, with padding masked."""
     return {"output": masked_mse(student.hidden[-1], teacher.hidden[-1], teacher.mask)}
 
 
-@recipe("full")
-def full(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+@_recipe("full")
+def _full(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
     """Hidden states of every layer, pooled cosine, in-batch similarity."""
     layers = [relative_error(s, t, teacher.mask) for s, t in zip(student.hidden[1:], teacher.hidden[1:], strict=True)]
     cosine = 1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()
