@@ -8,9 +8,13 @@ every version of transformers that reads the source reads the artifact.
 """
 
 import json
+import pickle
+import re
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ternarize_cli.errors import CheckpointError, FormatError
-from ternarize_cli.scheme import Artifact
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.scheme import METHOD, Artifact
 
 __all__ = [
     "Shard",
@@ -30,6 +34,7 @@ __all__ = [
     "check_tensors",
     "copy_companions",
     "names_in_model",
+    "open_files",
     "open_shards",
     "read_config",
     "skeleton",
@@ -43,6 +48,20 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _FOREIGN = ("*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth", "*.ckpt", "*.tflite", "*.py", "*.gguf")
 _FOREIGN_FOLDERS = ("onnx", "openvino", "coreml", "__pycache__")
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass
@@ -68,6 +87,13 @@ class Shard:
             return tuple(self._reader[key].shape)
         return tuple(self._reader.get_slice(key).get_shape())
 
+    def dtype(self, key: str) -> str:
+        """The dtype of a tensor as safetensors names it, such as "F32" or "U8", without reading it."""
+        if isinstance(self._reader, dict):
+            dtype = self._reader[key].dtype
+            return next((name for name, known in _DTYPES.items() if known == dtype), str(dtype))
+        return str(self._reader.get_slice(key).get_dtype())
+
     def get(self, key: str) -> Tensor:
         """One tensor, on the CPU."""
         return self._reader[key] if isinstance(self._reader, dict) else self._reader.get_tensor(key)
@@ -80,15 +106,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing or no JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+    return _json_object(path)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise CheckpointError(f"{folder} is no model folder: it has no config.json") from e
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise CheckpointError(f"{path} is not valid JSON: {e}", hint="fetch the file again") from e
-    if not isinstance(config, dict):
+    if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object", hint="fetch the file again")
-    return config
+    return values
 
 
 def artifact_of(folder: Path) -> Artifact | None:
@@ -99,7 +129,11 @@ def artifact_of(folder: Path) -> Artifact | None:
         CheckpointError: config.json is missing or damaged.
     """
     quantization = read_config(folder).get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != "ternarize":
+    if quantization is None:
+        return None
+    if not isinstance(quantization, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: quantization_config is no JSON object", hint="fetch it again")
+    if quantization.get("quant_method") != METHOD:
         return None
     return Artifact.from_dict(quantization)
 
@@ -126,7 +160,8 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
         if single == PICKLE and not allow_pickle:
             raise CheckpointError(
                 f"{found[0]} is a pickle: loading one can run code, so it is refused",
-                hint="--allow-pickle if you trust its author (tensors only are read), or fetch model.safetensors",
+                hint="ternarize convert --allow-pickle if you trust its author (only tensors are read), "
+                "or fetch model.safetensors",
             )
         return found
     raise CheckpointError(f"{folder} holds no weights: no {SINGLE} and no {INDEX}", hint="fetch the whole model again")
@@ -134,9 +169,11 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
 def _indexed(folder: Path, index: str) -> list[Path]:
     try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()), key=str)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{folder / index} is no shard index: {e}", hint="fetch the file again") from e
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{folder / index} names no shards", hint="fetch the file again")
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise CheckpointError(f"{folder / index} names the shard {name}, which is not there", hint="fetch it again")
@@ -150,22 +187,43 @@ def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[Sh
     Raises:
         CheckpointError: as `weight_files`, or a file that is truncated or damaged.
     """
-    shards = []
-    for path in weight_files(folder, allow_pickle=allow_pickle):
-        try:
-            if path.suffix == ".safetensors":
-                shards.append(Shard(path.name, path, safe_open(path, framework="pt")))
-            else:
-                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
-                shards.append(Shard(name, path, {k: v for k, v in tensors.items() if isinstance(v, Tensor)}))
-        except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, AttributeError) as e:
-            text = " ".join(str(e).split())[:200]
-            raise CheckpointError(f"{path} is damaged or cut off: {text}", hint="fetch the file again") from e
-        except Exception as e:
-            # torch.load reports a refused pickle as pickle.UnpicklingError, whose class tells nothing more.
-            raise CheckpointError(f"{path} holds more than tensors and is refused: {type(e).__name__}") from e
-    yield shards
+    with open_files(weight_files(folder, allow_pickle=allow_pickle)) as shards:
+        yield shards
+
+
+@contextmanager
+def open_files(paths: Iterable[str | Path]) -> Iterator[list[Shard]]:
+    """Opens weights files for reading tensor by tensor; raises as `open_shards`."""
+    with ExitStack() as stack:
+        yield [_open(Path(path), stack) for path in paths]
+
+
+def _open(path: Path, stack: ExitStack) -> Shard:
+    try:
+        if path.suffix == ".safetensors":
+            return Shard(path.name, path, stack.enter_context(safe_open(path, framework="pt")))
+        tensors = _unpickle(path)
+    except OSError as e:
+        if e.errno is not None:  # the system's trouble (memory, open files), not the file's
+            raise
+        raise CheckpointError(f"{path} is damaged or cut off: {e}", hint="fetch the file again") from e
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as e:
+        text = " ".join(str(e).split())[:200]
+        raise CheckpointError(f"{path} is damaged or cut off: {text}", hint="fetch the file again") from e
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path} holds no state dict but a {type(tensors).__name__}")
+    name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+    return Shard(name, path, {k: v for k, v in tensors.items() if isinstance(v, Tensor)})
+
+
+def _unpickle(path: Path) -> Any:
+    """The tensors of a pickle; files of torch before 1.6 can't be mapped into memory and are read whole."""
+    try:
+        mapped = zipfile.is_zipfile(path)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(f"{path} holds more than tensors, or no pickle at all, and is refused") from e
 
 
 def skeleton(folder: Path) -> Any:
@@ -187,7 +245,7 @@ def skeleton(folder: Path) -> Any:
             del config.quantization_config
         with torch.device("meta"):
             return AutoModel.from_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except Exception as e:  # whatever a config with wrong values sets off in a model's constructor
         text = " ".join(str(e).split())[:240]
         raise CheckpointError(
             f"transformers can't build the model that {folder / 'config.json'} describes: {text}"
@@ -238,22 +296,41 @@ def validate(folder: Path, *, allow_pickle: bool = False) -> Artifact | None:
     return artifact
 
 
-def check_tensors(model: Any, artifact: Artifact, files: Iterable[Path]) -> None:
-    """Raises FormatError, naming it, if a tensor that the artifact's modules need is not in the files."""
-    from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear
+def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointError] = CheckpointError) -> None:
+    """Checks that the files hold every tensor of a model, in its shape and kind, from their headers alone.
 
-    keys: list[str] = []
-    for path in files:
-        with safe_open(path, framework="pt") as reader:
-            keys += reader.keys()
-    present = set(names_in_model(model, keys).values())
-    for name, module in model.named_modules():
-        if isinstance(module, TernaryLinear | PackedLinear | PackedEmbedding):
-            wanted = [f"{name}.weight", f"{name}.weight_scale"]
-            wanted += [f"{name}.bias"] if getattr(module, "bias", None) is not None else []
-            missing = [tensor for tensor in wanted if tensor not in present]
-            if missing:
-                raise FormatError(f"the {artifact.stage} model lacks the tensor {missing[0]}", hint="make it again")
+    Only what transformers itself expects to be absent may be: a pooler that no module of ours stands for, tied tensors
+    and those a model lists as ignorable.
+
+    Args:
+        model: the skeleton, with the modules of an artifact in place.
+        shards: the opened files.
+        error: what is raised.
+    """
+    from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
+
+    state = model.state_dict()
+    found: set[str] = set()
+    for shard in shards:
+        for key, name in names_in_model(model, shard.keys()).items():
+            wanted = state.get(name)
+            if wanted is None:
+                continue
+            found.add(name)
+            if shard.shape(key) != tuple(wanted.shape):
+                raise error(f"{key} is {list(shard.shape(key))}, and config.json makes it {list(wanted.shape)}")
+            exact = wanted.dtype in (torch.uint8, torch.int8)
+            allowed = [n for n, t in _DTYPES.items() if t == wanted.dtype] if exact else _FLOATS
+            if (exact or wanted.is_floating_point()) and shard.dtype(key) not in allowed:
+                raise error(f"{key} is {shard.dtype(key)}, not {' or '.join(allowed)}")
+    ours = (TernaryLinear, PackedLinear, SimulatedEmbedding, PackedEmbedding)
+    required = {name for name, module in model.named_modules() if isinstance(module, ours)}
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    ignorable = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    for name in state:
+        optional = "pooler" in name or name.endswith("mask_token") or any(p.search(name) for p in ignorable)
+        if name not in found and name not in tied and (name.rpartition(".")[0] in required or not optional):
+            raise error(f"the tensor {name} is missing", hint="the model is incomplete: fetch or make it again")
 
 
 class ShardWriter:
@@ -297,7 +374,7 @@ def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
     if not (source / "modules.json").is_file():
         return
     path = folder / "config_sentence_transformers.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = _json_object(path) if path.is_file() else {}
     version = artifact.tool_version
     settings["requirements"] = {**settings.get("requirements", {}), "ternarize-cli": {"specifier": f">={version}"}}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -96,13 +96,18 @@ def convert(
         OutputError, OutputExistsError: the output can't be written.
     """
     scheme = scheme or Scheme()
-    files.check_output(output, force=force)
+    files.check_output(output, force=force, inputs=[source])
     known = checkpoint.validate(source, allow_pickle=allow_pickle)
     if known is not None:
         hint = f"ternarize pack {source}" if known.stage == "latent" else "convert its full-precision source instead"
         raise CheckpointError(f"{source} is a ternary model already (stage {known.stage})", hint=hint)
+    foreign = checkpoint.read_config(source).get("quantization_config")
+    if foreign is not None:
+        method = foreign.get("quant_method", "unknown method")
+        raise CheckpointError(f"{source} is quantised already ({method})", hint="convert its full-precision source")
     model = checkpoint.skeleton(source)
     with checkpoint.open_shards(source, allow_pickle=allow_pickle) as shards:
+        checkpoint.check_tensors(model, shards)
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
         present = set(names.values())
@@ -117,7 +122,7 @@ def convert(
             seed=seed,
         )
         reports: dict[str, LayerReport] = {}
-        with files.atomic_folder(output, force=force) as partial:
+        with files.atomic_folder(output, force=force, inputs=[source]) as partial:
             writer = checkpoint.ShardWriter(partial)
             pending = iter(track(keys, "ternarising", len(keys)))
             for shard in shards:

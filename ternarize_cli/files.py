@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 __all__ = ["atomic_file", "atomic_folder", "check_output", "content_hash", "partial_path", "sha256"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_OURS = ("config.json", "index.json", "documentation.jsonl")
+"""By these --force knows a folder that it may replace: a model, an index, a demo."""
 
 
 def partial_path(output: Path) -> Path:
@@ -29,18 +31,40 @@ def partial_path(output: Path) -> Path:
     return output.parent / f".{output.name}.partial"
 
 
-def check_output(output: Path, *, force: bool) -> None:
-    """Refuses an output that can't be written, before any work is done.
+def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), folder: bool = True) -> None:
+    """Refuses an output that can't be written or would destroy something, before any work is done.
+
+    Args:
+        output: the file or folder to write.
+        force: whether it may be replaced; a folder only if it is empty or holds something that ternarize writes.
+        inputs: files and folders that are read; the output may be none of them, nor hold or lie in one.
+        folder: whether the output is a folder.
 
     Raises:
-        OutputExistsError: it exists and `force` is off, or it is the working folder or a root.
+        OutputExistsError: it exists and may not be replaced, or it is the working folder or holds it.
+        InputError: it overlaps an input.
         OutputError: its parent is missing or not writable.
     """
-    resolved = output.resolve()
-    if resolved == Path.cwd() or resolved == Path(resolved.anchor) or resolved in Path.cwd().parents:
+    resolved, here = output.resolve(), Path.cwd()
+    if resolved == here or resolved in here.parents:
         raise OutputExistsError(f"{output} is the working folder or holds it; it can't be the output", hint="-o NAME")
-    if (output.exists() or output.is_symlink()) and not force:
-        raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another with -o")
+    for path in inputs:
+        other = path.resolve()
+        if resolved == other or resolved in other.parents or (path.is_dir() and other in resolved.parents):
+            raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
+    if output.exists() or output.is_symlink():
+        if not force:
+            raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another with -o")
+        if output.is_dir() != folder:
+            kind = "folder" if output.is_dir() else "file"
+            raise OutputExistsError(
+                f"{output} is a {kind}, which --force does not replace", hint="name another with -o"
+            )
+        if folder and any(output.iterdir()) and not any((output / name).is_file() for name in _OURS):
+            raise OutputExistsError(
+                f"{output} holds other files, and nothing that ternarize wrote; --force does not replace it",
+                hint="name another with -o, or remove it yourself",
+            )
     parent = output.parent
     if not parent.is_dir():
         raise OutputError(f"can't write {output}: there is no folder {parent}", hint=f"mkdir -p {parent}")
@@ -49,64 +73,86 @@ def check_output(output: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def atomic_folder(output: Path, *, force: bool = False, resume: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    output: Path, *, force: bool = False, resume: bool = False, inputs: Sequence[Path] = ()
+) -> Iterator[Path]:
     """Yields an empty partial folder; when the body ends well it becomes `output`, otherwise it is removed.
 
     Args:
         output: the final folder.
-        force: replace an existing one.
+        force, inputs: as `check_output`.
         resume: keep what an earlier, killed run left in the partial folder, and keep it again if this one fails.
 
     Raises:
-        OutputExistsError, OutputError: as `check_output`; also when another process writes the same output, or when
-            the disk is full (the old output is then still in place).
+        OutputExistsError, InputError, OutputError: as `check_output`; also when another process writes the same
+            output, or when the disk is full (the old output is then still in place).
     """
-    check_output(output, force=force)
+    check_output(output, force=force, inputs=inputs)
     partial = partial_path(output)
-    with _reporting_disk(output):
-        partial.mkdir(exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise OutputError(f"another process is writing {output}", hint="wait for it, or name another output") from e
+    with _locked(partial, output, folder=True):
         if not resume:
             _empty(partial)
         try:
             with _reporting_disk(output):
                 yield partial
-                _sync(partial)
-                check_output(output, force=force)
+                _sync_tree(partial)
+                check_output(output, force=force, inputs=inputs)
                 _put_in_place(partial, output)
         except BaseException:
             if not resume:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-    finally:
-        os.close(lock)
 
 
 @contextmanager
 def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yields the path of a partial file to write; when the body ends well it becomes `output`.
+    """Yields the path of an empty partial file to write; when the body ends well it becomes `output`.
 
     Raises:
         OutputExistsError, OutputError: as `atomic_folder`.
     """
-    check_output(output, force=force)
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; a file is written there", hint="name a file with -o")
+    check_output(output, force=force, folder=False)
     partial = partial_path(output)
-    try:
+    with _locked(partial, output, folder=False):
+        try:
+            with _reporting_disk(output):
+                yield partial
+                _sync(partial)
+                check_output(output, force=force, folder=False)
+                partial.replace(output)
+                _sync(output.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _locked(partial: Path, output: Path, *, folder: bool) -> Iterator[None]:
+    """Makes the partial file or folder and holds a lock on it, so that one process at a time writes an output."""
+    while True:
         with _reporting_disk(output):
-            yield partial
-            _sync(partial)
-            check_output(output, force=force)
-            partial.replace(output)
-            _sync(output.parent)
+            if folder:
+                partial.mkdir(exist_ok=True)
+            descriptor = os.open(partial, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(descriptor)
+            raise OutputError(f"another process is writing {output}", hint="wait for it, or name another output") from e
+        if _is_still(partial, descriptor):
+            break
+        os.close(descriptor)  # its owner put it in place between our two calls; make another
+    try:
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -163,15 +209,20 @@ def _empty(folder: Path) -> None:
         _remove(entry)
 
 
+def _sync_tree(folder: Path) -> None:
+    """Flushes a folder of ours with everything in it to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            _sync(path)
+
+
 def _sync(path: Path) -> None:
-    """Flushes a file, or a folder with everything in it, to disk."""
-    targets = [path, *path.rglob("*")] if path.is_dir() else [path]
-    for target in targets:
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Flushes one file, or the entries of one folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -17,7 +17,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ternarize_cli import surgery
-from ternarize_cli.checkpoint import check_tensors
+from ternarize_cli.checkpoint import check_tensors, open_files
+from ternarize_cli.errors import FormatError
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
 from ternarize_cli.scheme import METHOD, Artifact
 
@@ -66,7 +67,8 @@ class TernarizeQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         dtype = kwargs.get("dtype")
         surgery.replace(model, self.artifact, dtype if isinstance(dtype, torch.dtype) else None)
-        check_tensors(model, self.artifact, kwargs.get("checkpoint_files") or [])
+        with open_files(kwargs.get("checkpoint_files") or []) as shards:
+            check_tensors(model, shards, FormatError)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -39,7 +39,7 @@ class Inspection:
 
     Attributes:
         stage: "full precision", "latent" or "packed".
-        architecture: the class that config.json names.
+        architecture: the class that transformers builds for it.
         bytes: of all weights files.
         parameters: weights of the encoder, counted unpacked.
         sha256: the folder's content hash.
@@ -66,6 +66,12 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     model = checkpoint.skeleton(folder)
     modules, parameters = [], 0
     with checkpoint.open_shards(folder, allow_pickle=allow_pickle) as shards:
+        if artifact is not None:
+            placed = checkpoint.skeleton(folder)
+            surgery.replace(placed, artifact)
+            checkpoint.check_tensors(placed, shards, FormatError)
+        else:
+            checkpoint.check_tensors(model, shards)
         by_name: dict[str, tuple[str, checkpoint.Shard]] = {}
         for shard in shards:
             keys = shard.keys()
@@ -81,7 +87,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
                 modules.append(_describe(name, module, key, shard.get(key), scale, artifact))
     return Inspection(
         stage=artifact.stage if artifact else "full precision",
-        architecture=", ".join(checkpoint.read_config(folder).get("architectures") or ["unknown"]),
+        architecture=type(model).__name__,
         bytes=sum(p.stat().st_size for p in checkpoint.weight_files(folder, allow_pickle=allow_pickle)),
         parameters=parameters,
         sha256=files.content_hash(folder),
@@ -100,8 +106,7 @@ def _describe(
         return TensorInfo(name, "dense", shape, size)
     if isinstance(module, torch.nn.Embedding):
         return TensorInfo(name, "table", shape, size)
-    if scale is None:
-        raise FormatError(f"the {artifact.stage} model lacks the tensor {key}_scale", hint="make it again")
+    assert scale is not None
     check_scale(scale, f"{key}_scale")
     try:
         codes = packing.unpack_2bit(weight, shape[1]) if artifact.stage == "packed" else ternary.codes_of(weight, scale)

@@ -37,14 +37,17 @@ class TernaryLinear(nn.Linear):
         shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
         self.weight_scale = nn.Parameter(torch.ones(shape, device=device, dtype=torch.float32))
 
+    def codes(self) -> Tensor:
+        """`[out, in]`, values in {-1, 0, 1}; no gradient."""
+        return ternary.codes_of(self.weight.detach().float(), self.weight_scale.detach())
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` → `[..., out]` in the dtype of `x`."""
         if not self.training:
-            codes = ternary.codes_of(self.weight.float(), self.weight_scale)
             bits = self.scheme.activation_bits
-            return ternary.ternary_linear(x, codes, self.weight_scale.half(), self.bias, activation_bits=bits)
+            return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
         scale = self.weight_scale
-        codes = ternary.codes_of(self.weight.detach(), scale.detach())
+        codes = self.codes()
         weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.weight)
         if self.scheme.activation_bits == 8:
             x = ternary.fake_quantize_tokens(x)
@@ -164,11 +167,13 @@ class PackedEmbedding(_Packed):
     """
 
     weight: Tensor
+    _like: Tensor
 
     def __init__(self, rows: int, dim: int, padding_idx: int | None, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
-        self.dtype = dtype or torch.get_default_dtype()
+        # carries the dtype of the output, so that casting the model casts it
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self.register_buffer("weight", torch.zeros(rows, dim, dtype=torch.int8, device=device))
         self.register_buffer("weight_scale", torch.zeros(rows, 1, dtype=torch.float16, device=device))
 
@@ -178,7 +183,7 @@ class PackedEmbedding(_Packed):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids `[...]` → `[..., dim]`."""
-        return (self.weight[ids].float() * self.weight_scale[ids].float()).to(self.dtype)
+        return (self.weight[ids].float() * self.weight_scale[ids].float()).to(self._like.dtype)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError
+from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -117,12 +117,13 @@ def load_encoder(
 
     Args:
         folder: as `resolve` returns it.
-        backend: kernels for a packed model's linears; a model that is not packed takes only "auto" and "reference".
+        backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
         device: torch device; None picks CUDA if there is one, else the CPU.
         threads: CPU threads for this process; None leaves them as they are.
 
     Raises:
         CheckpointError: the folder's files are missing or damaged (FormatError if the artifact is ours).
+        InputError: no such device or backend, or far too many threads.
         UnavailableError: the backend or device can't run here.
     """
     import torch
@@ -131,14 +132,38 @@ def load_encoder(
     from ternarize_cli import checkpoint, hf, kernels
 
     if threads is not None:
+        if threads > 4 * (os.cpu_count() or 1):
+            raise InputError(f"--threads {threads} is far more than the {os.cpu_count()} cores of this machine")
         torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(f"device {device} was asked for, but torch sees no GPU", hint="--device cpu")
+    device = _checked_device(device)
     checkpoint.validate(folder)
     hf.quiet_libraries()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+    try:
+        encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+    except (TernarizeError, OSError, MemoryError) as e:
+        if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
+            raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e
+        raise
+    except Exception as e:  # whatever damaged tokenizer or module files set off
+        text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
+        raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
     encoder.eval()
     kernels.use_backend(encoder, backend)
     return encoder
+
+
+def _checked_device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise InputError(f"there is no device {device!r}", hint="cpu, cuda or cuda:1") from e
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"ternarize does not run on {kind}", hint="cpu, cuda or cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(f"device {device} was asked for, but torch sees no GPU", hint="--device cpu")
+    return device

@@ -48,7 +48,7 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
         FormatError: a scale is not finite or negative, or does not fit float16.
         OutputError, OutputExistsError: the output can't be written.
     """
-    files.check_output(output, force=force)
+    files.check_output(output, force=force, inputs=[source])
     latent = checkpoint.validate(source)
     if latent is None:
         raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {source}")
@@ -59,7 +59,9 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
     artifact = replace(latent, stage="packed", codec="2bit")
     kinds = {"linear": 0, "table": 0, "other": 0}
     zero = total = 0
-    with checkpoint.open_shards(source) as shards, files.atomic_folder(output, force=force) as partial:
+    surgery.replace(model, latent)
+    with checkpoint.open_shards(source) as shards, files.atomic_folder(output, force=force, inputs=[source]) as partial:
+        checkpoint.check_tensors(model, shards, FormatError)
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
@@ -71,8 +73,6 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
                 next(pending)
                 module, _, leaf = names.get(key, key).rpartition(".")
                 if leaf == "weight" and module in linears:
-                    if f"{key}_scale" not in by_key:
-                        raise FormatError(f"the ternary checkpoint lacks the tensor {key}_scale", hint="convert again")
                     scale = by_key[f"{key}_scale"].get(f"{key}_scale")
                     new, codes = _packed_linear(key, shard.get(key), scale)
                     zero, total, kind = zero + int((codes == 0).sum()), total + codes.numel(), "linear"

@@ -49,13 +49,13 @@ class Scheme:
         _one_of("granularity", self.granularity, GRANULARITIES)
         _one_of("activation bits", self.activation_bits, ACTIVATION_BITS)
         _one_of("table bits", self.table_bits, TABLE_BITS)
-        if not 0 < self.beta < 1000:
+        if not isinstance(self.beta, int | float) or not 0 < self.beta < 1000:
             raise InputError(f"beta is {self.beta}; it must be positive", hint="the paper uses --beta 2")
         if (self.granularity == "group") != (self.group_size is not None):
             raise InputError(
                 "a group size goes with granularity group, and only with it", hint="--granularity group:64"
             )
-        if self.group_size is not None and self.group_size < 1:
+        if self.group_size is not None and not (isinstance(self.group_size, int) and self.group_size > 0):
             raise InputError(f"the group size is {self.group_size}; it must be positive", hint="--granularity group:64")
 
     @classmethod
@@ -114,7 +114,7 @@ class Artifact:
         if values.get("quant_method") != METHOD:
             raise FormatError(f"quant_method is {values.get('quant_method')!r}, not {METHOD!r}")
         version = values.get("format_version")
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise FormatError(
                 f"format_version is {version!r}; this ternarize reads version {FORMAT_VERSION}",
                 hint="pip install -U ternarize-cli",
@@ -126,9 +126,15 @@ class Artifact:
         if (values["stage"] == "packed") != (values.get("codec") in CODECS):
             raise FormatError(f"codec is {values.get('codec')!r}; a packed model has one of {', '.join(CODECS)}")
         own = [f.name for f in fields(cls) if f.name not in ("scheme", "modules_to_not_convert", "added_biases")]
+        for key in ("modules_to_not_convert", "added_biases"):
+            names = values.get(key, [])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise FormatError(f"quantization_config: {key} is {names!r}; it must be a list of names")
         missing = [k for k in [*own, *(f.name for f in fields(Scheme)), "modules_to_not_convert"] if k not in values]
         if missing:
             raise FormatError(f"quantization_config lacks {', '.join(missing)}")
+        if not isinstance(values["seed"], int):
+            raise FormatError(f"quantization_config: seed is {values['seed']!r}; it must be a whole number")
         try:
             scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
         except (InputError, TypeError) as e:

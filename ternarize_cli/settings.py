@@ -58,7 +58,7 @@ def default_map(
     Raises:
         SettingsError: a key or table that no command knows.
     """
-    shared = {_option(k): v for k, v in content.items() if not isinstance(v, dict)}
+    shared = {_option(k): v for k, v in content.items() if not isinstance(v, dict) and k not in commands}
     known = _all_options(commands)
     for key in shared:
         if key not in known:
@@ -66,6 +66,8 @@ def default_map(
     result: dict[str, Any] = {}
     for name, options in commands.items():
         table = content.get(name, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"{where}: {name} must be a table", hint=f"[{name}] on a line of its own")
         if not isinstance(options, set):
             result[name] = default_map({**_shared_for(shared, options), **table}, options, f"{where} [{name}]")
             continue

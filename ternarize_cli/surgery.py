@@ -124,15 +124,18 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
 
 
 def dequantize(model: M) -> M:
-    """Puts dense float32 `nn.Linear` and `nn.Embedding` back in place of packed modules; returns the same model."""
+    """Puts dense float32 `nn.Linear` and `nn.Embedding` back in place of ternary modules; returns the same model."""
 
     def swap(_: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | TernaryLinear):
             dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-            dense.weight = nn.Parameter(ternary.dequantize(module.codes(), module.weight_scale))
+            dense.weight = nn.Parameter(ternary.dequantize(module.codes(), module.weight_scale.detach().half()))
             if module.bias is not None:
-                dense.bias = nn.Parameter(module.bias.float())
+                dense.bias = nn.Parameter(module.bias.detach().float())
             return dense
+        if isinstance(module, SimulatedEmbedding):
+            rows = module.eval()(torch.arange(module.num_embeddings, device=module.weight.device)).detach()
+            return nn.Embedding.from_pretrained(rows.float(), padding_idx=module.padding_idx)
         if isinstance(module, PackedEmbedding):
             table = module.weight.float() * module.weight_scale.float()
             return nn.Embedding.from_pretrained(table, padding_idx=module.padding_idx)

@@ -194,7 +194,7 @@ def test_a_missing_tensor_is_named(packed: Path) -> None:
     tensors = load_file(packed / "model.safetensors")
     del tensors["encoder.layer.0.output.dense.weight_scale"]
     save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(FormatError, match=r"lacks the tensor encoder\.layer\.0\.output\.dense\.weight_scale"):
+    with pytest.raises(FormatError, match=r"the tensor encoder\.layer\.0\.output\.dense\.weight_scale is missing"):
         load_encoder(packed)
 
 
@@ -242,13 +242,13 @@ def test_groups_that_do_not_divide_leave_nothing_behind(tiny_bert: Path, tmp_pat
 
 def test_an_existing_output_is_refused_and_replaced_with_force(tiny_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious").write_text("x")
+    convert(tiny_bert, out)
+    (out / "note").write_text("x")
     with pytest.raises(OutputExistsError, match="exists already"):
         convert(tiny_bert, out)
-    assert (out / "precious").exists()
+    assert (out / "note").exists()
     convert(tiny_bert, out, force=True)
-    assert not (out / "precious").exists()
+    assert not (out / "note").exists()
     assert checkpoint.stage(out) == "latent"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
@@ -285,3 +285,120 @@ def test_the_working_folder_is_never_an_output(tmp_path: Path, monkeypatch: pyte
         files.check_output(Path(), force=True)
     with pytest.raises(OutputError, match="there is no folder"):
         files.check_output(tmp_path / "no" / "out", force=False)
+
+
+def test_force_replaces_neither_a_file_nor_a_folder_of_other_things(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("x")
+    for name, message in (("file", "is a file"), ("photos", "holds other files")):
+        with pytest.raises(OutputExistsError, match=message):
+            convert(tiny_bert, tmp_path / name, force=True)
+    assert (tmp_path / "photos" / "cat.png").exists()
+
+
+@pytest.mark.parametrize("where", ["source", "source/inside", "."])
+def test_an_output_never_overlaps_its_input(tmp_path: Path, where: str) -> None:
+    home = tmp_path / "home"
+    source = save_tiny_bert(home / "source")
+    before = files.content_hash(source)
+    with pytest.raises(InputError, match="overlap"):
+        convert(source, home / where, force=True)
+    assert files.content_hash(source) == before
+
+
+def test_other_things_beside_the_output_are_left_alone(tiny_bert: Path, tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    convert(tiny_bert, tmp_path / "out")
+    assert checkpoint.stage(tmp_path / "out") == "latent"
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    with files.atomic_file(tmp_path / "out") as partial:
+        partial.write_text("first")
+        with pytest.raises(OutputError, match="another process"), files.atomic_file(tmp_path / "out") as other:
+            other.write_text("second")
+    assert (tmp_path / "out").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# ---- incomplete and foreign sources
+
+
+@pytest.mark.parametrize("key", ["encoder.layer.0.output.LayerNorm.weight", "encoder.layer.1.output.dense.weight"])
+def test_a_source_that_lacks_a_tensor_is_refused(tmp_path: Path, key: str) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    del tensors[key]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"the tensor {key} is missing"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_packed_model_that_lacks_a_norm_is_refused(packed: Path) -> None:
+    tensors = load_file(packed / "model.safetensors")
+    del tensors["embeddings.LayerNorm.bias"]
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FormatError, match=r"the tensor embeddings\.LayerNorm\.bias is missing"):
+        load_encoder(packed)
+    with pytest.raises(FormatError, match=r"embeddings\.LayerNorm\.bias"):
+        inspect(packed)
+
+
+def test_shapes_and_kinds_that_do_not_fit_name_the_tensor(packed: Path, tmp_path: Path) -> None:
+    key = "encoder.layer.0.output.dense.weight"
+    change_tensor(packed, key, lambda t: t[:5])
+    with pytest.raises(FormatError, match=rf"{key} is \[5, 16\], and config\.json makes it \[32, 16\]"):
+        load_encoder(packed)
+    change_tensor(packed, key, lambda t: torch.ones(32, 16))
+    with pytest.raises(FormatError, match=f"{key} is F32, not U8"):
+        load_encoder(packed)
+    source = save_tiny_bert(tmp_path / "source")
+    change_tensor(source, key, lambda t: t.to(torch.int8))
+    with pytest.raises(CheckpointError, match=f"{key} is I8"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_model_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(CheckpointError, match=r"quantised already \(gptq\)"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config_sentence_transformers.json", "[]"),
+        ("modules.json", "garbage"),
+        ("1_Pooling/config.json", "[1]"),
+        ("tokenizer_config.json", "[1]"),
+        ("tokenizer.json", "{}"),
+    ],
+)
+def test_damaged_companion_files_are_refused(packed: Path, name: str, text: str) -> None:
+    (packed / name).write_text(text)
+    with pytest.raises(CheckpointError):
+        load_encoder(packed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("modules_to_not_convert", "pooler"), ("modules_to_not_convert", 5), ("seed", "x"), ("beta", "x")],
+)
+def test_a_description_of_the_wrong_type_is_refused(packed: Path, key: str, value: object) -> None:
+    change_config(packed, **{key: value})
+    with pytest.raises(FormatError, match=key):
+        load_encoder(packed)
+
+
+@pytest.mark.parametrize(("device", "threads"), [("bogus", None), ("meta", None), (None, 10**6)])
+def test_a_device_or_thread_count_that_makes_no_sense_is_refused(
+    packed: Path, device: str | None, threads: int | None
+) -> None:
+    with pytest.raises(InputError):
+        load_encoder(packed, device=device, threads=threads)

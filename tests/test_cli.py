@@ -145,6 +145,17 @@ def test_a_pickle_is_refused_with_the_flag_that_allows_it(run: Run, tmp_path: Pa
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_an_old_pickle_is_read_too(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    source = save_tiny_bert(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (source / "model.safetensors").unlink()
+    result = run("convert", source, "-o", tmp_path / "out", "--allow-pickle")
+    assert result.exit_code == 0, result.output
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("pwned",))

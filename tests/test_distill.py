@@ -148,6 +148,27 @@ def test_the_command_reads_several_files_and_stdin(run: Run, tiny_bert: Path, la
     assert json.loads(result.stdout)["steps"] == 2
 
 
+def test_a_budget_by_flag_beats_one_from_the_settings(
+    run: Run, tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("\n".join(sentences(30)))
+    Path("ternarize.toml").write_text("[distill]\nminutes = 30\n")
+    arguments = ("distill", latent, "--teacher", tiny_bert, "--data", "texts.txt", "-o", "out", "--json")
+    result = run(*arguments, "--steps", 2, "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["steps"] == 2
+    assert run(*arguments, "--steps", 2, "--minutes", 1, "--force").exit_code == 2
+
+
+def test_another_teacher_is_warned_of(run: Run, latent: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(sentences(30)))
+    other = save_tiny_bert(tmp_path / "other", seed=9)
+    options = ("--data", tmp_path / "texts.txt", "-o", tmp_path / "out", "--steps", 1)
+    result = run("distill", latent, "--teacher", other, *options)
+    assert "was not converted from" in result.stderr
+
+
 def test_an_empty_text_file_is_refused(run: Run, tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     result = run("distill", latent, "--teacher", tiny_bert, "--data", tmp_path / "empty.txt", "-o", tmp_path / "out")

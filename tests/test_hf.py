@@ -115,6 +115,21 @@ def test_dequantize_gives_the_dense_twin(artifacts: Path) -> None:
     assert float((last_hidden_state(dense) - expected).norm() / expected.norm()) < 0.05
 
 
+def test_casting_a_packed_model_casts_what_it_computes(artifacts: Path) -> None:
+    model = AutoModel.from_pretrained(artifacts / "packed").to(torch.bfloat16)
+    assert last_hidden_state(model).dtype == torch.bfloat16
+
+
+def test_a_dequantized_latent_model_computes_the_same_and_is_dense(artifacts: Path, tmp_path: Path) -> None:
+    dense = AutoModel.from_pretrained(artifacts / "latent").dequantize()
+    expected = last_hidden_state(dense)
+    assert not any(isinstance(m, TernaryLinear) for m in dense.modules())
+    dense.save_pretrained(tmp_path / "dense")
+    assert torch.equal(last_hidden_state(AutoModel.from_pretrained(tmp_path / "dense")), expected)
+    packed = AutoModel.from_pretrained(artifacts / "packed").dequantize()
+    assert torch.equal(last_hidden_state(packed), expected)
+
+
 def test_a_latent_model_trains(artifacts: Path) -> None:
     model = AutoModel.from_pretrained(artifacts / "latent").train()
     model(**inputs(model)).last_hidden_state.square().sum().backward()

@@ -46,7 +46,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, typer.TyperException):
             raise
         except TernarizeError as e:
             if _debugging():
@@ -60,7 +60,7 @@ class _Group(TyperGroup):
             where = f": {e.filename}" if e.filename else ""
             hint = "free some space or write elsewhere" if e.errno == errno.ENOSPC else None
             raise _fail(f"{e.strerror or e}{where}", hint, 1) from e
-        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, ImportError, AssertionError) as e:
+        except Exception as e:
             if _debugging():
                 raise
             text = " ".join(str(e).split())

@@ -12,6 +12,7 @@ __all__ = ["register"]
 
 
 def distill(
+    context: typer.Context,
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert.")],
     teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The full-precision model it came from.")],
     data: Annotated[
@@ -36,16 +37,21 @@ def distill(
     The full-precision model it came from is the teacher, your texts are the data; no labels are needed. The result is
     in ./NAME-distilled.
     """
+    from ternarize_cli.checkpoint import artifact_of
     from ternarize_cli.distill import Training
     from ternarize_cli.distill import distill as run
+    from ternarize_cli.files import content_hash
     from ternarize_cli.models import model_name, resolve
     from ternarize_cli.texts import read_lines
 
     out = Output(json_mode=json, quiet=quiet)
-    budget = 10.0 if minutes is None and steps is None else minutes
-    training = Training(budget, steps, recipe, batch_size, learning_rate, max_length, seed)
+    minutes, steps = _budget(context, minutes, steps)
+    training = Training(minutes, steps, recipe, batch_size, learning_rate, max_length, seed)
     source, guide = resolve(student), resolve(teacher)
     target = output or Path(f"{model_name(student).removesuffix('-ternary')}-distilled")
+    made_from = artifact_of(source)
+    if made_from is not None and made_from.source_sha256 != content_hash(guide):
+        out.warn(f"{student} was not converted from {teacher}: their content hashes differ")
     texts = read_lines(data)
     with out.meter("distilling") as update:
         report = run(
@@ -67,6 +73,19 @@ def distill(
     out.text(f"wrote {target}")
     out.hint(f"ternarize pack {target}")
     out.result({"output": str(target), **vars(report)})
+
+
+def _budget(context: typer.Context, minutes: float | None, steps: int | None) -> tuple[float | None, int | None]:
+    """A budget given by flag beats one from the environment, which beats one from the settings file."""
+    if minutes is None and steps is None:
+        return 10.0, None
+    if minutes is not None and steps is not None:
+        strength = {"COMMANDLINE": 3, "ENVIRONMENT": 2, "DEFAULT_MAP": 1}
+        by_name = {n: getattr(context.get_parameter_source(n), "name", "") for n in ("minutes", "steps")}
+        first, second = (strength.get(by_name[n], 0) for n in ("minutes", "steps"))
+        if first != second:
+            return (minutes, None) if first > second else (None, steps)
+    return minutes, steps
 
 
 def register(app: typer.Typer) -> None:

@@ -58,7 +58,7 @@ def encode(
 
     out = Output(json_mode=json, quiet=quiet)
     if output is not None:
-        files.check_output(output, force=force)
+        files.check_output(output, force=force, folder=False)
     elif json:
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
 

@@ -56,15 +56,17 @@ class Output:
         from rich.table import Table
 
         table = Table(
-            title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
+            caption=caption or None,
+            box=box.SIMPLE_HEAD,
         )
         table.caption_justify = "left"
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
-        terminal = sys.stdout.isatty()
-        Console(file=sys.stdout, width=None if terminal else 120, highlight=False, markup=False).print(table)
+        console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+        console.print(title, style="bold", soft_wrap=True)
+        console.print(table)
 
     def text(self, text: str) -> None:
         """A line of the result on stdout. Silent in JSON mode."""

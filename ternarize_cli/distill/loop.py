@@ -128,7 +128,8 @@ def distill(
         TernarizeError: the loss stopped being finite.
         OutputError, OutputExistsError: the output can't be written.
     """
-    files.check_output(output, force=force)
+    inputs = [student, teacher]
+    files.check_output(output, force=force, inputs=inputs)
     artifact = checkpoint.artifact_of(student)
     if artifact is None:
         raise CheckpointError(f"{student} is not ternary yet", hint=f"ternarize convert {student}")
@@ -140,7 +141,7 @@ def distill(
         raise CheckpointError(f"the teacher {teacher} is ternary itself", hint="--teacher is the full-precision model")
     seen, held = split(texts, training.seed)
     torch.manual_seed(training.seed)
-    with files.atomic_folder(output, force=force) as partial:
+    with files.atomic_folder(output, force=force, inputs=inputs) as partial:
         learner = _Learner(student, teacher, training, device, threads)
         before = learner.cosine(held)
         report = learner.train(seen, on_step)
@@ -181,6 +182,12 @@ class _Learner:
                 f"the student has {layers} layers of width {width}, the teacher {others} of {other}",
                 hint="--teacher is the full-precision model that the student was converted from",
             )
+        words, others = (e[0].auto_model.config.vocab_size for e in (self.student, self.teacher))
+        if words != others:
+            raise CheckpointError(
+                f"the student has a vocabulary of {words}, the teacher of {others}",
+                hint="--teacher is the full-precision model that the student was converted from",
+            )
         for encoder in (self.student, self.teacher):
             encoder.max_seq_length = min(training.max_length, encoder.max_seq_length or training.max_length)
             encoder[0].auto_model.config.output_hidden_states = True
@@ -212,7 +219,9 @@ class _Learner:
             parts = recipe(*self._outputs(batch))
             loss = torch.stack(list(parts.values())).sum()
             if not torch.isfinite(loss):
-                raise TernarizeError(f"the loss is {float(loss)} at step {step}", hint="a lower --learning-rate")
+                raise TernarizeError(
+                    f"the loss is {float(loss.detach())} at step {step}", hint="a lower --learning-rate"
+                )
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()

@@ -27,7 +27,7 @@ from ternarize_cli.index.encode import CHUNK, TextEncoder, load_text_encoder, te
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, IndexInfo, StoredFile, write_info
 from ternarize_cli.index.shards import ShardKey, Shards
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import read_texts, source_name
+from ternarize_cli.texts import STDIN, read_texts, source_name
 
 __all__ = ["DEFAULT_FACTORY", "METRICS", "BuildReport", "build_index"]
 
@@ -85,9 +85,10 @@ def build_index(
     """
     if metric not in (None, *METRICS):
         raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
-    files.check_output(output, force=force)
     folder = text_folder(model)
-    with files.atomic_folder(output, force=force, resume=resume) as partial:
+    inputs = [folder] if corpus == STDIN else [folder, Path(corpus)]
+    files.check_output(output, force=force, inputs=inputs)
+    with files.atomic_folder(output, force=force, resume=resume, inputs=inputs) as partial:
         count = _copy_corpus(corpus, partial / DOCUMENTS, track)
         _check_factory(factory, count)
         encoder = load_text_encoder(folder, backend=backend, device=device, threads=threads)
