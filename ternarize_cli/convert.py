@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ternarize_cli import __version__, checkpoint, files, surgery, ternary
+from ternarize_cli import __version__, checkpoint, files, surgery, ternary, weights
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.models import model_name
 from ternarize_cli.packing import packed_width
@@ -106,7 +106,7 @@ def convert(
         method = foreign.get("quant_method", "unknown method")
         raise CheckpointError(f"{source} is quantised already ({method})", hint="convert its full-precision source")
     model = checkpoint.skeleton(source)
-    with checkpoint.open_shards(source, allow_pickle=allow_pickle) as shards:
+    with weights.open_shards(source, allow_pickle=allow_pickle) as shards:
         checkpoint.check_tensors(model, shards)
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
@@ -123,7 +123,7 @@ def convert(
         )
         reports: dict[str, LayerReport] = {}
         with files.atomic_folder(output, force=force, inputs=[source]) as partial:
-            writer = checkpoint.ShardWriter(partial)
+            writer = weights.ShardWriter(partial)
             pending = iter(track(keys, "ternarising", len(keys)))
             for shard in shards:
                 tensors: dict[str, Tensor] = {}

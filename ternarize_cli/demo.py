@@ -101,6 +101,7 @@ def demo(
     from ternarize_cli.index.build import build_index
     from ternarize_cli.index.search import Searcher
     from ternarize_cli.pack import pack
+    from ternarize_cli.weights import bytes_on_disk
 
     with files.atomic_folder(output, force=force) as partial, tempfile.TemporaryDirectory() as scratch:
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
@@ -142,7 +143,7 @@ def demo(
         build_index(corpus, output / "index", model=str(output / "model"), threads=threads, track=track)
         found = Searcher(output / "index", threads=threads).search(list(QUERIES), 3)
     return DemoReport(
-        bytes_teacher=(source / "model.safetensors").stat().st_size,
+        bytes_teacher=bytes_on_disk(source),
         bytes_student=packed.bytes_packed,
         latency=latency,
         backend=backend,

@@ -17,10 +17,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ternarize_cli import surgery
-from ternarize_cli.checkpoint import check_tensors, open_files
+from ternarize_cli.checkpoint import check_tensors
 from ternarize_cli.errors import FormatError
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
 from ternarize_cli.scheme import METHOD, Artifact
+from ternarize_cli.weights import open_files
 
 __all__ = ["TernarizeConfig", "TernarizeQuantizer", "quiet_libraries"]
 

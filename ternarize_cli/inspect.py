@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ternarize_cli import checkpoint, files, packing, surgery, ternary
+from ternarize_cli import checkpoint, files, packing, surgery, ternary, weights
 from ternarize_cli.errors import FormatError
 from ternarize_cli.layers import check_scale
 from ternarize_cli.scheme import Artifact
@@ -65,14 +65,14 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
     model = checkpoint.skeleton(folder)
     modules, parameters = [], 0
-    with checkpoint.open_shards(folder, allow_pickle=allow_pickle) as shards:
+    with weights.open_shards(folder, allow_pickle=allow_pickle) as shards:
         if artifact is not None:
             placed = checkpoint.skeleton(folder)
             surgery.replace(placed, artifact)
             checkpoint.check_tensors(placed, shards, FormatError)
         else:
             checkpoint.check_tensors(model, shards)
-        by_name: dict[str, tuple[str, checkpoint.Shard]] = {}
+        by_name: dict[str, tuple[str, weights.Shard]] = {}
         for shard in shards:
             keys = shard.keys()
             for key, name in checkpoint.names_in_model(model, keys).items():
@@ -88,7 +88,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     return Inspection(
         stage=artifact.stage if artifact else "full precision",
         architecture=type(model).__name__,
-        bytes=sum(p.stat().st_size for p in checkpoint.weight_files(folder, allow_pickle=allow_pickle)),
+        bytes=weights.bytes_on_disk(folder, allow_pickle=allow_pickle),
         parameters=parameters,
         sha256=files.content_hash(folder),
         modules=tuple(modules),

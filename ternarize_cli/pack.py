@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ternarize_cli import checkpoint, files, packing, surgery, ternary
+from ternarize_cli import checkpoint, files, packing, surgery, ternary, weights
 from ternarize_cli.convert import HALF_ABOVE
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.layers import check_scale
@@ -60,12 +60,12 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
     kinds = {"linear": 0, "table": 0, "other": 0}
     zero = total = 0
     surgery.replace(model, latent)
-    with checkpoint.open_shards(source) as shards, files.atomic_folder(output, force=force, inputs=[source]) as partial:
+    with weights.open_shards(source) as shards, files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.check_tensors(model, shards, FormatError)
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
-        writer = checkpoint.ShardWriter(partial)
+        writer = weights.ShardWriter(partial)
         pending = iter(track(keys, "packing", len(keys)))
         for shard in shards:
             tensors: dict[str, Tensor] = {}
@@ -91,7 +91,7 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
         checkpoint.write_config(source, partial, artifact)
     return PackReport(
         artifact=artifact,
-        bytes_source=sum(p.stat().st_size for p in checkpoint.weight_files(source)),
+        bytes_source=weights.bytes_on_disk(source),
         bytes_packed=writer.bytes,
         bytes_linears=kinds["linear"],
         bytes_tables=kinds["table"],

@@ -11,7 +11,7 @@ import torch
 from conftest import save_tiny_bert
 from safetensors.torch import load_file, save_file
 
-from ternarize_cli import checkpoint, files
+from ternarize_cli import checkpoint, files, weights
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputError, OutputExistsError
 from ternarize_cli.inspect import inspect
@@ -261,7 +261,7 @@ def test_a_full_disk_keeps_the_old_output(tiny_bert: Path, tmp_path: Path, monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(OutputError, match="disk is full"):
         convert(tiny_bert, out, Scheme(granularity="tensor"), force=True)
     assert files.content_hash(out) == before

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ternarize_cli import checkpoint
+from ternarize_cli import checkpoint, weights
 from ternarize_cli.bench.subject import Subject
 
 __all__ = ["Storage", "storage"]
@@ -47,20 +47,21 @@ def storage(subject: Subject) -> list[Storage]:
     total = sum(tensor["elements"] for tensor in dense.values())
     is_fp32 = all(tensor["dtype"] in ("F32", "I64", "I32") for tensor in dense.values())
     return [
-        Storage("torch-fp32", _on_disk(subject.dense) if is_fp32 else 4 * total, 4 * elements, computed=not is_fp32),
+        Storage(
+            "torch-fp32",
+            weights.bytes_on_disk(subject.dense) if is_fp32 else 4 * total,
+            4 * elements,
+            computed=not is_fp32,
+        ),
         Storage("torch-bf16", 2 * total, 2 * elements, computed=True),
-        Storage("packed", _on_disk(subject.packed), codes, computed=False),
+        Storage("packed", weights.bytes_on_disk(subject.packed), codes, computed=False),
     ]
-
-
-def _on_disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in checkpoint.weight_files(folder))
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
     """dtype, elements and bytes of each tensor, from safetensors headers (8 bytes of length, then JSON)."""
     found = {}
-    for path in checkpoint.weight_files(folder):
+    for path in weights.weight_files(folder):
         with path.open("rb") as f:
             header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
         header.pop("__metadata__", None)

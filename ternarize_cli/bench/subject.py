@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ternarize_cli import checkpoint, hf, models
+from ternarize_cli import checkpoint, hf, models, weights
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.pack import pack
@@ -158,7 +158,7 @@ def _pack(ternary: Path, output: Path, track: Track) -> Path:
 
 def _has_safetensors(folder: Path) -> bool:
     try:
-        checkpoint.weight_files(folder)
+        weights.weight_files(folder)
     except CheckpointError:  # pickled only, and allowed: convert has read it
         return False
     return True
@@ -169,7 +169,7 @@ def _write_twin(packed: Path, folder: Path) -> Path:
     state = dequantize(encoder[0].auto_model).state_dict()
     folder.mkdir()
     wide = {name: (t.float() if t.is_floating_point() else t).clone() for name, t in state.items()}
-    checkpoint.ShardWriter(folder).write("model.safetensors", wide)
+    weights.ShardWriter(folder).write("model.safetensors", wide)
     config = checkpoint.read_config(packed) | {"dtype": "float32"}
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

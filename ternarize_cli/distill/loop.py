@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternarize_cli import __version__, checkpoint, files
+from ternarize_cli import __version__, checkpoint, files, weights
 from ternarize_cli.distill.data import batches, split
 from ternarize_cli.distill.losses import RECIPES, Outputs
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError
@@ -271,8 +271,8 @@ def _run(encoder: Any, features: dict[str, Any]) -> Outputs:
 def _save(source: Path, folder: Path, transformer: nn.Module) -> None:
     """Writes the trained tensors under the names and into the shards of the checkpoint they came from."""
     state = transformer.state_dict()
-    writer = checkpoint.ShardWriter(folder)
-    with checkpoint.open_shards(source) as shards:
+    writer = weights.ShardWriter(folder)
+    with weights.open_shards(source) as shards:
         for shard in shards:
             keys = shard.keys()
             names = checkpoint.names_in_model(transformer, keys)

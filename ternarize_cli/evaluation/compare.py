@@ -23,8 +23,9 @@ from ternarize_cli.evaluation.tasks import make_task
 from ternarize_cli.files import content_hash
 from ternarize_cli.models import load_encoder, model_name, resolve
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.weights import bytes_on_disk
 
-__all__ = ["Comparison", "Evaluation", "Retention", "Score", "compare", "evaluate", "score", "weights_bytes"]
+__all__ = ["Comparison", "Evaluation", "Retention", "Score", "compare", "evaluate", "score"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def evaluate(
     name, digest = model_name(model), content_hash(folder)
     encoder = load_encoder(folder, backend=backend, device=device, threads=threads)
     wrapped = LocalEncoder(encoder, name=name, content_hash=digest, track=track)
-    return Evaluation(name, digest, weights_bytes(folder), score(wrapped, tasks, batch_size=batch_size, seed=seed))
+    return Evaluation(name, digest, bytes_on_disk(folder), score(wrapped, tasks, batch_size=batch_size, seed=seed))
 
 
 def compare(
@@ -175,11 +176,3 @@ def _retentions(student: Evaluation, teacher: Evaluation | None) -> tuple[Retent
         )
         for s, reference in zip(student.scores, references, strict=True)
     )
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of a model folder's weights files: safetensors of all its modules, or pickled ones where there are none."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        if files := [f for f in folder.rglob(pattern) if f.is_file()]:
-            return sum(f.stat().st_size for f in files)
-    return 0
