@@ -13,7 +13,7 @@ from torch import Tensor
 from ternarize_cli import checkpoint, files, packing, surgery, ternary, weights
 from ternarize_cli.convert import HALF_ABOVE
 from ternarize_cli.errors import CheckpointError, FormatError
-from ternarize_cli.layers import check_scale
+from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear, check_scale
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import Artifact
 
@@ -55,11 +55,12 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
     if latent.stage != "latent":
         raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {source}")
     model = checkpoint.skeleton(source)
-    linears, tables = _compressed(model, latent)
+    surgery.replace(model, latent)
+    linears = {name for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    tables = {name for name, module in model.named_modules() if isinstance(module, SimulatedEmbedding)}
     artifact = replace(latent, stage="packed", codec="2bit")
     kinds = {"linear": 0, "table": 0, "other": 0}
     zero = total = 0
-    surgery.replace(model, latent)
     with weights.open_shards(source) as shards, files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.check_tensors(model, shards, FormatError)
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
@@ -98,18 +99,6 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
         bytes_other=kinds["other"],
         zeros=zero / max(total, 1),
     )
-
-
-def _compressed(model: torch.nn.Module, artifact: Artifact) -> tuple[set[str], set[str]]:
-    """Names of the linears and of the tables that an artifact compresses."""
-    linears, tables = set(), set()
-    for name, module in model.named_modules():
-        if not surgery.kept_by(name, artifact):
-            if isinstance(module, torch.nn.Linear):
-                linears.add(name)
-            elif isinstance(module, torch.nn.Embedding):
-                tables.add(name)
-    return linears, tables
 
 
 def _packed_linear(key: str, weight: Tensor, scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
