@@ -16,30 +16,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternarize_cli import ternary
+from ternarize_cli import tables, ternary
 from ternarize_cli.errors import FormatError
-from ternarize_cli.packing import packed_width, unpack_2bit
+from ternarize_cli.packing import codec_for
 from ternarize_cli.scheme import Scheme
 
 __all__ = ["PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear", "check_scale"]
 
 
 class TernaryLinear(nn.Linear):
-    """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`."""
+    """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`.
+
+    In place of transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as the source has it.
+    """
 
     weight_scale: nn.Parameter
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, scheme: Scheme, device: Any = None, dtype: Any = None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        scheme: Scheme,
+        device: Any = None,
+        dtype: Any = None,
+        transposed: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.scheme = scheme
+        self.scheme, self.transposed = scheme, transposed
+        if transposed:
+            self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device, dtype=dtype))
         shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
         self.weight_scale = nn.Parameter(torch.ones(shape, device=device, dtype=torch.float32))
 
+    @property
+    def matrix(self) -> Tensor:
+        """The latent weight as `[out, in]`, whichever way it is stored."""
+        return self.weight.T if self.transposed else self.weight
+
     def codes(self) -> Tensor:
-        """`[out, in]`, values in {-1, 0, 1}; no gradient."""
-        return ternary.codes_of(self.weight.detach().float(), self.weight_scale.detach())
+        """float32 `[out, in]`, the codes of the scheme's grid; no gradient."""
+        return ternary.codes_of(self.matrix.detach().float(), self.weight_scale.detach(), self.scheme.levels)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` → `[..., out]` in the dtype of `x`."""
@@ -48,14 +65,14 @@ class TernaryLinear(nn.Linear):
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
         scale = self.weight_scale
         codes = self.codes()
-        weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.weight)
+        weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.matrix)
         if self.scheme.activation_bits == 8:
             x = ternary.fake_quantize_tokens(x)
         return F.linear(x, weight, self.bias)
 
 
 class SimulatedEmbedding(nn.Embedding):
-    """A trainable embedding whose rows are rounded as the packed table will be."""
+    """A trainable embedding whose rows are rounded as the packed table will be, to `table_bits` of 4, 8, 16 or 32."""
 
     def __init__(self, rows: int, dim: int, padding_idx: int | None, table_bits: int, **factory: Any) -> None:
         super().__init__(rows, dim, padding_idx, **factory)
@@ -64,14 +81,19 @@ class SimulatedEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """ids `[...]` → `[..., dim]`."""
         rows = super().forward(ids)
-        if self.table_bits == 8:
-            q, scale = ternary.quantize_rows(rows.detach())
-            rounded = (q * scale.float()).to(rows.dtype)
+        if self.table_bits == 4:  # the search for scales is slow: once for each id
+            used, place = ids.unique(return_inverse=True)
+            rounded = self._rounded(self.weight.detach()[used])[place]
+        elif self.table_bits == 8:
+            rounded = self._rounded(rows.detach().reshape(-1, self.embedding_dim)).view_as(rows)
         elif self.table_bits == 16:
             rounded = rows.detach().half().to(rows.dtype)
         else:
             return rows
         return ternary.straight_through(rounded, rows) if self.training else rounded
+
+    def _rounded(self, rows: Tensor) -> Tensor:
+        return tables.restore_rows(*tables.quantize_table(rows, self.table_bits)).to(rows.dtype)
 
 
 class _Packed(nn.Module):
@@ -91,19 +113,29 @@ class PackedLinear(_Packed):
     """A frozen ternary linear in the packed format; a kernel backend runs it.
 
     Buffers:
-        weight: uint8 `[out, ceil(in/4)]`; weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`; bias: `[out]`.
+        weight: uint8 `[out, width]` as the codec packs it; weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`;
+            bias: `[out]`.
     """
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, scheme: Scheme, device: Any = None, dtype: Any = None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        scheme: Scheme,
+        device: Any = None,
+        dtype: Any = None,
+        codec: str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        self.codec = codec_for(scheme.levels, codec)
+        self.transposed = False  # whether the source's weight is [in, out]; ours never is
         shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
-        width = packed_width(in_features)
+        width = self.codec.width(in_features)
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float16, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
@@ -121,7 +153,7 @@ class PackedLinear(_Packed):
 
     def codes(self) -> Tensor:
         """int8 `[out, in]`."""
-        return unpack_2bit(self.weight, self.in_features)
+        return self.codec.unpack(self.weight, self.in_features)
 
     def check(self, name: str) -> None:
         """Raises FormatError, naming the tensor, if the buffers hold an invalid code or a scale that is no scale."""
@@ -149,7 +181,8 @@ class PackedLinear(_Packed):
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, backend={self._backend}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, levels={self.scheme.levels}, codec={self.codec.name}, backend={self._backend}"
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._kernel = None  # prepared for the old device
@@ -160,34 +193,50 @@ class PackedLinear(_Packed):
 
 
 class PackedEmbedding(_Packed):
-    """A frozen int8 embedding table.
+    """A frozen embedding table of 8 or 4 bits (see `tables`).
 
     Buffers:
-        weight: int8 `[rows, dim]`; weight_scale: float16 `[rows, 1]`.
+        weight: int8 `[rows, dim]`, or uint8 `[rows, ceil(dim/2)]`; weight_scale: float16 `[rows, 1]`, or
+        `[rows, ceil(dim/32)]`.
     """
 
     weight: Tensor
     _like: Tensor
 
-    def __init__(self, rows: int, dim: int, padding_idx: int | None, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        padding_idx: int | None,
+        table_bits: int = 8,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
+        self.table_bits = table_bits
+        shape, kind, scales = tables.stored_shapes(rows, dim, table_bits)
         # carries the dtype of the output, so that casting the model casts it
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
-        self.register_buffer("weight", torch.zeros(rows, dim, dtype=torch.int8, device=device))
-        self.register_buffer("weight_scale", torch.zeros(rows, 1, dtype=torch.float16, device=device))
+        self.register_buffer("weight", torch.zeros(shape, dtype=kind, device=device))
+        self.register_buffer("weight_scale", torch.zeros(scales, dtype=torch.float16, device=device))
 
     def check(self, name: str) -> None:
-        """Raises FormatError, naming the tensor, if a scale is no scale."""
+        """Raises FormatError, naming the tensor, if the padding is not zero or a scale is no scale."""
+        try:
+            tables.check_codes(self.weight, self.embedding_dim, self.table_bits)
+        except ValueError as e:
+            raise FormatError(f"{name}.weight: {e}") from e
         check_scale(self.weight_scale, f"{name}.weight_scale")
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids `[...]` → `[..., dim]`."""
-        return (self.weight[ids].float() * self.weight_scale[ids].float()).to(self._like.dtype)
+        codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
+        return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        return f"{self.num_embeddings}, {self.embedding_dim}, int8"
+        return f"{self.num_embeddings}, {self.embedding_dim}, int{self.table_bits}"
 
 
 def check_scale(scale: Tensor, name: str) -> None:

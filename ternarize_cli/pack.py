@@ -1,19 +1,22 @@
 """`pack`: a ternary checkpoint becomes a packed model.
 
-Codes go into two bits, scales into float16, embedding tables into the scheme's width, other large tensors into float16;
-names, small tensors and all companion files stay. Nothing is random: the same checkpoint gives the same bytes.
+Codes go into the bits of a codec, scales into float16, embedding tables into the scheme's width, other large tensors
+into float16; names, small tensors and all companion files stay. Nothing is random: the same checkpoint gives the same
+bytes.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ternarize_cli import checkpoint, files, packing, surgery, ternary, weights
-from ternarize_cli.convert import HALF_ABOVE
+from ternarize_cli import checkpoint, files, surgery, tables, ternary, weights
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear, check_scale
+from ternarize_cli.packing import Codec, codec_for
+from ternarize_cli.parts import Part, parts_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import Artifact
 
@@ -40,10 +43,20 @@ class PackReport:
     zeros: float
 
 
-def pack(source: Path, output: Path, *, force: bool = False, track: Track = silent) -> PackReport:
+def pack(
+    source: Path, output: Path, *, codec: str | None = None, force: bool = False, track: Track = silent
+) -> PackReport:
     """Writes the packed model of the ternary checkpoint `source` to `output`, atomically.
 
+    Args:
+        source: a ternary checkpoint.
+        output: the folder to write.
+        codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
+        force: replace an existing output.
+        track: progress over tensors.
+
     Raises:
+        InputError: the codec does not hold the checkpoint's levels.
         CheckpointError: `source` is full precision or packed already, or damaged.
         FormatError: a scale is not finite or negative, or does not fit float16.
         OutputError, OutputExistsError: the output can't be written.
@@ -54,65 +67,81 @@ def pack(source: Path, output: Path, *, force: bool = False, track: Track = sile
         raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {source}")
     if latent.stage != "latent":
         raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {source}")
-    model = checkpoint.skeleton(source)
+    layout = codec_for(latent.scheme.levels, codec)
+    artifact = replace(latent, stage="packed", codec=layout.name)
+    totals: Counter[str] = Counter()
+    with files.atomic_folder(output, force=force, inputs=[source]) as partial:
+        checkpoint.copy_companions(source, partial)
+        for part in parts_of(source):
+            known = part.artifact()
+            if known is not None:
+                totals += _pack_part(part, known, layout, partial, track)
+                part.write_config(partial, replace(known, stage="packed", codec=layout.name))
+    return PackReport(
+        artifact=artifact,
+        bytes_source=totals["source"],
+        bytes_packed=totals["packed"],
+        bytes_linears=totals["linear"],
+        bytes_tables=totals["table"],
+        bytes_other=totals["other"],
+        zeros=totals["zeros"] / max(totals["codes"], 1),
+    )
+
+
+def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track: Track) -> Counter[str]:
+    """Packs the encoder or a Dense module; returns bytes by kind and the numbers of codes and of zeros."""
+    model = part.skeleton()
     surgery.replace(model, latent)
-    linears = {name for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
-    tables = {name for name, module in model.named_modules() if isinstance(module, SimulatedEmbedding)}
-    artifact = replace(latent, stage="packed", codec="2bit")
-    kinds = {"linear": 0, "table": 0, "other": 0}
-    zero = total = 0
-    with weights.open_shards(source) as shards, files.atomic_folder(output, force=force, inputs=[source]) as partial:
+    linears = {n: module.transposed for n, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    table_bits = {n: module.table_bits for n, module in model.named_modules() if isinstance(module, SimulatedEmbedding)}
+    totals: Counter[str] = Counter()
+    with weights.open_shards(part.path) as shards:
         checkpoint.check_tensors(model, shards, FormatError)
         keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
         names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
-        writer = weights.ShardWriter(partial)
-        pending = iter(track(keys, "packing", len(keys)))
+        writer = weights.ShardWriter(output / part.subfolder)
+        pending = iter(track(keys, f"packing {part.subfolder}".strip(), len(keys)))
         for shard in shards:
-            tensors: dict[str, Tensor] = {}
-            for key in shard.keys():  # noqa: SIM118
-                next(pending)
-                module, _, leaf = names.get(key, key).rpartition(".")
-                if leaf == "weight" and module in linears:
-                    scale = by_key[f"{key}_scale"].get(f"{key}_scale")
-                    new, codes = _packed_linear(key, shard.get(key), scale)
-                    zero, total, kind = zero + int((codes == 0).sum()), total + codes.numel(), "linear"
-                elif leaf == "weight_scale" and module in linears:
-                    continue
-                elif leaf == "weight" and module in tables:
-                    new, kind = _packed_table(key, shard.get(key), latent.scheme.table_bits), "table"
-                else:
-                    kept = surgery.kept_by(module, latent)
-                    new, kind = {key: _other(key, shard.get(key), keep=kept)}, "other"
-                tensors |= new
-                kinds[kind] += sum(t.numel() * t.element_size() for t in new.values())
-            writer.write(shard.name, tensors)
+            with writer.shard(shard.name) as out:
+                for key in shard.keys():  # noqa: SIM118
+                    next(pending)
+                    module, _, leaf = names.get(key, key).rpartition(".")
+                    if leaf == "weight" and module in linears:
+                        scale = by_key[f"{key}_scale"].get(f"{key}_scale")
+                        weight = shard.get(key)
+                        new, codes = _packed_linear(key, weight.T if linears[module] else weight, scale, layout)
+                        totals["zeros"] += int((codes == 0).sum())
+                        totals["codes"] += codes.numel()
+                        kind = "linear"
+                    elif leaf == "weight_scale" and module in linears:
+                        continue
+                    elif leaf == "weight" and module in table_bits:
+                        new, kind = _packed_table(key, shard.get(key), table_bits[module]), "table"
+                    else:
+                        kept = surgery.kept_by(module, latent)
+                        new, kind = {key: _other(key, shard.get(key), keep=kept)}, "other"
+                    for name, tensor in new.items():
+                        out.add(name, tensor)
+                    totals[kind] += sum(t.numel() * t.element_size() for t in new.values())
         writer.finish()
-        checkpoint.copy_companions(source, partial)
-        checkpoint.write_config(source, partial, artifact)
-    return PackReport(
-        artifact=artifact,
-        bytes_source=weights.bytes_on_disk(source),
-        bytes_packed=writer.bytes,
-        bytes_linears=kinds["linear"],
-        bytes_tables=kinds["table"],
-        bytes_other=kinds["other"],
-        zeros=zero / max(total, 1),
-    )
+    totals["packed"] = writer.bytes
+    totals["source"] = weights.bytes_on_disk(part.path)
+    return totals
 
 
-def _packed_linear(key: str, weight: Tensor, scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _packed_linear(key: str, weight: Tensor, scale: Tensor, codec: Codec) -> tuple[dict[str, Tensor], Tensor]:
     if not torch.isfinite(weight).all():
         raise FormatError(f"{key}: a weight is not finite", hint="convert or distill again")
     check_scale(scale, f"{key}_scale")
     half = scale.half()
     check_scale(half, f"{key}_scale as float16")
-    codes = ternary.codes_of(weight.float(), scale.float())
-    return {key: packing.pack_2bit(codes), f"{key}_scale": half}, codes
+    codes = ternary.codes_of(weight.float(), scale.float(), codec.levels)
+    return {key: codec.pack(codes), f"{key}_scale": half}, codes
 
 
 def _packed_table(key: str, table: Tensor, bits: int) -> dict[str, Tensor]:
-    if not torch.isfinite(table).all():
+    if not weights.all_finite(table):
         raise FormatError(f"{key}: a value is not finite", hint="convert or distill again")
     if bits == 32:
         return {key: table.float()}
@@ -120,13 +149,13 @@ def _packed_table(key: str, table: Tensor, bits: int) -> dict[str, Tensor]:
         half = table.half()
         _check_finite(half, key)
         return {key: half}
-    q, scale = ternary.quantize_rows(table)
+    codes, scale = tables.quantize_table(table, bits)
     check_scale(scale, f"{key}_scale as float16")
-    return {key: q.to(torch.int8), f"{key}_scale": scale}
+    return {key: tables.pack_codes(codes, bits), f"{key}_scale": scale}
 
 
 def _other(key: str, tensor: Tensor, *, keep: bool) -> Tensor:
-    if keep or not tensor.is_floating_point() or tensor.numel() <= HALF_ABOVE:
+    if keep or not tensor.is_floating_point() or tensor.numel() <= surgery.HALF_ABOVE:
         return tensor
     half = tensor.half()
     _check_finite(half, key)

@@ -2,6 +2,18 @@
 
 `Scheme` is the part the user chooses; `Provenance` says where an artifact came from. Together they are the
 `quantization_config` of a ternary checkpoint or packed model, so that any artifact explains itself.
+
+`levels` names the grid that weights are rounded to. Stored, a weight takes the bits of its codec and its share of a
+float16 scale (16 bits / group size; next to nothing per row or tensor):
+
+    levels     codes                    codec    bits a weight      in groups of 64 / 16
+    ternary    -1, 0, +1                2bit     2                  2.25 / 3
+                                        base3    1.6                1.85 / 2.6
+    binary     -1, +1                   1bit     1                  1.25 / 2
+    int2       -3, -1, +1, +3           2bit     2                  2.25 / 3
+    int4       -8 … 7                   4bit     4                  4.25 / 5
+
+A weight is its code times its scale for every grid. Ternary is the default and the one with kernels of its own.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +21,7 @@ from typing import Any
 
 from ternarize_cli.errors import FormatError, InputError
 
-__all__ = ["FORMAT_VERSION", "METHOD", "STAGES", "Artifact", "Scheme"]
+__all__ = ["CODECS", "FORMAT_VERSION", "GRANULARITIES", "LEVELS", "METHOD", "STAGES", "Artifact", "Scheme"]
 
 METHOD = "ternarize"
 FORMAT_VERSION = 1
@@ -17,8 +29,11 @@ STAGES = ("latent", "packed")
 RULES = ("optimal", "absmean")
 GRANULARITIES = ("row", "tensor", "group")
 ACTIVATION_BITS = (8, 16)
-TABLE_BITS = (8, 16, 32)
-CODECS = ("2bit",)
+TABLE_BITS = (4, 8, 16, 32)
+LEVELS = {"ternary": (-1, 0, 1), "binary": (-1, 1), "int2": (-3, -1, 1, 3), "int4": tuple(range(-8, 8))}
+"""The codes of each grid, ascending and evenly spaced."""
+CODECS = {"ternary": ("2bit", "base3"), "binary": ("1bit",), "int2": ("2bit",), "int4": ("4bit",)}
+"""The codecs that can hold each grid, the default first."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,9 @@ class Scheme:
         granularity: weights that share a scale: a "row", the whole "tensor", or a "group" of `group_size` inputs.
         group_size: inputs per group; None unless granularity is "group".
         activation_bits: 8 quantises each token's activations to int8; 16 leaves them as they are.
-        table_bits: width of embedding tables in the packed model: 8, 16 or 32.
+        table_bits: width of embedding tables in the packed model: 8 (a scale per row), 16, 32, or 4 (a scale per 32
+            values; tables that are not the encoder's input embedding, such as positions, stay at 8).
+        levels: the grid of the linears' codes, a key of `LEVELS`. The rule "absmean" is defined for ternary only.
 
     Raises:
         InputError: a value outside these.
@@ -43,12 +60,18 @@ class Scheme:
     group_size: int | None = None
     activation_bits: int = 8
     table_bits: int = 8
+    levels: str = "ternary"
 
     def __post_init__(self) -> None:
         _one_of("rule", self.rule, RULES)
         _one_of("granularity", self.granularity, GRANULARITIES)
         _one_of("activation bits", self.activation_bits, ACTIVATION_BITS)
         _one_of("table bits", self.table_bits, TABLE_BITS)
+        _one_of("levels", self.levels, tuple(LEVELS))
+        if self.rule == "absmean" and self.levels != "ternary":
+            raise InputError(
+                f"the rule absmean gives ternary codes, and levels is {self.levels}", hint="--rule optimal"
+            )
         if not isinstance(self.beta, int | float) or not 0 < self.beta < 1000:
             raise InputError(f"beta is {self.beta}; it must be positive", hint="the paper uses --beta 2")
         if (self.granularity == "group") != (self.group_size is not None):
@@ -93,7 +116,7 @@ class Artifact:
             "quant_method": METHOD,
             "stage": self.stage,
             "format_version": FORMAT_VERSION,
-            "levels": "ternary",
+            "levels": self.scheme.levels,
             **asdict(self.scheme),
             "codec": self.codec,
             "modules_to_not_convert": list(self.modules_to_not_convert),
@@ -121,10 +144,13 @@ class Artifact:
             )
         if values.get("stage") not in STAGES:
             raise FormatError(f"stage is {values.get('stage')!r}; it must be one of {', '.join(STAGES)}")
-        if values.get("levels") != "ternary":
-            raise FormatError(f"levels is {values.get('levels')!r}; this version reads ternary only")
-        if (values["stage"] == "packed") != (values.get("codec") in CODECS):
-            raise FormatError(f"codec is {values.get('codec')!r}; a packed model has one of {', '.join(CODECS)}")
+        levels, codec = values.get("levels"), values.get("codec")
+        if levels not in tuple(LEVELS):
+            raise FormatError(f"levels is {levels!r}; it must be one of {', '.join(LEVELS)}")
+        if values["stage"] == "packed" and codec not in CODECS[levels]:
+            raise FormatError(f"codec is {codec!r}; a packed {levels} model has {' or '.join(CODECS[levels])}")
+        if values["stage"] == "latent" and codec is not None:
+            raise FormatError(f"codec is {codec!r}; a ternary checkpoint that is not packed has none")
         own = [f.name for f in fields(cls) if f.name not in ("scheme", "modules_to_not_convert", "added_biases")]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])

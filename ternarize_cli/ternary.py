@@ -5,32 +5,37 @@ row, the whole tensor, or a group of consecutive inputs of a row. The codes alwa
 
     c = clip(round_half_even(W / s), -1, 1),
 
-so a latent weight and a scale are all that a trainable checkpoint needs, and |w| = s/2 is the threshold.
+so a latent weight and a scale are all that a trainable checkpoint needs, and |w| = s/2 is the threshold. The other
+grids of `scheme.LEVELS` work alike: the codes are the grid's nearest to W / s (`round_to_levels`).
 
 **absmean** (arXiv 2411.15438, eq. 1–2): s = beta · mean|W|. A larger beta gives more zeros.
 
 **optimal** minimises ‖W − s·c‖² exactly. For a fixed support of k weights the best scale is their mean magnitude and
 the error is ‖W‖² − (Σ|w|)²/k, so the best support of size k is the k largest, and one sort with a prefix sum finds the
 best k: the maximiser of (prefix sum)²/k. At the maximum the k-th magnitude is above s/2 and the next one below it,
-so the rule for c above gives back exactly that support.
+so the rule for c above gives back exactly that support. The same argument serves two more grids: binary codes all have
+magnitude 1, so s = mean|W|; for int2 the k largest have magnitude 3 and the others 1, and the best k maximises
+(Σ|w| + 2 · prefix sum)² / (n + 8k). int4 has too many thresholds to go through: `int4_scale` searches.
 
 Activations are int8, symmetric, one scale per token: q = round(x / t) with t = max|x| / 127. The product q·cᵀ is a sum
-of at most `in` terms of magnitude at most 127: float32 holds it exactly while 127·in < 2²⁴, whatever the order of
-summation. That makes `ternary_linear` the definition that every integer kernel must equal.
+of at most `in` terms of magnitude at most 127·max|c|: float32 holds it exactly while 127·max|c|·in < 2²⁴, whatever the
+order of summation. For int4 that is 16,512 inputs; a wider layer is summed in float64. That makes `ternary_linear` the
+definition that every integer kernel must equal.
 """
 
 import torch
 from torch import Tensor
 
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.scheme import LEVELS, Scheme
 
 __all__ = [
     "codes_of",
     "dequantize",
     "expand_scale",
     "fake_quantize_tokens",
-    "quantize_rows",
+    "int4_scale",
     "quantize_tokens",
+    "round_to_levels",
     "scale_of",
     "scale_shape",
     "straight_through",
@@ -38,6 +43,11 @@ __all__ = [
 ]
 
 INT8_MAX = 127
+_TINY = torch.finfo(torch.float32).tiny
+_EXACT_IN_FLOAT32 = 2**24 // (INT8_MAX * max(abs(code) for grid in LEVELS.values() for code in grid))
+_CHUNK = 1 << 18  # weights that a scale search works on at a time
+_CLIPS = [1.15 * 0.9**i for i in range(24)]
+_REFITS = 20
 
 
 def scale_shape(out_features: int, in_features: int, granularity: str, group_size: int | None) -> tuple[int, ...]:
@@ -71,16 +81,76 @@ def scale_of(weight: Tensor, scheme: Scheme) -> Tensor:
         raise ValueError("a weight is not finite")
     out_features, in_features = weight.shape
     shape = scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
-    magnitude = weight.detach().abs().double()
-    blocks = magnitude.reshape(-1, in_features // shape[1] if len(shape) == 2 else weight.numel())
+    blocks = weight.detach().reshape(-1, in_features // shape[1] if len(shape) == 2 else weight.numel())
+    rows = max(1, _CHUNK // blocks.shape[1])
+    return torch.cat([_block_scale(chunk, scheme) for chunk in blocks.split(rows)]).reshape(shape)
+
+
+def _block_scale(blocks: Tensor, scheme: Scheme) -> Tensor:
+    """float32 `[n]`, one scale for each row of `blocks` `[n, size]`."""
+    if scheme.levels == "int4":
+        return int4_scale(blocks)
+    magnitude = blocks.abs().double()
     if scheme.rule == "absmean":
-        scale = scheme.beta * blocks.mean(dim=1)
-    else:
-        prefix = blocks.sort(dim=1, descending=True).values.cumsum(dim=1)
-        count = torch.arange(1, blocks.shape[1] + 1, dtype=torch.float64, device=weight.device)
-        best = (prefix.square() / count).argmax(dim=1, keepdim=True)
-        scale = (prefix.gather(1, best) / (best + 1)).squeeze(1)
-    return scale.float().reshape(shape)
+        return (scheme.beta * magnitude.mean(dim=1)).float()
+    if scheme.levels == "binary":
+        return magnitude.mean(dim=1).float()
+    prefix = magnitude.sort(dim=1, descending=True).values.cumsum(dim=1)
+    size = blocks.shape[1]
+    large = torch.arange(1, size + 1, dtype=torch.float64, device=blocks.device)
+    products, squares = prefix, large  # Σ|w|·|c| and Σc² when the `large` largest weights have the large code
+    if scheme.levels == "int2":
+        products, squares = prefix[:, -1:] + 2 * prefix, size + 8 * large
+    best = (products.square() / squares).argmax(dim=1, keepdim=True)
+    return (products.gather(1, best).squeeze(1) / squares[best.squeeze(1)]).float()
+
+
+def int4_scale(blocks: Tensor) -> Tensor:
+    """A scale for int4 codes with nearly the least squared error, found by search.
+
+    A scale s gives the codes c = clip(round(w/s), -8, 7), and these a better scale ⟨w,c⟩ / ⟨c,c⟩, with error
+    ‖w‖² − ⟨w,c⟩² / ⟨c,c⟩. 24 clipping points between 1.15 and a tenth of the largest magnitude are tried so; the best
+    is refitted until no scale changes any more (at most 20 times). On normal weights the error is 0.3% above the least
+    possible in rows of 384, 2.4% in groups of 16. Sums add halves in a fixed tree, so a block's scale is the same
+    whatever other blocks are beside it.
+
+    Args:
+        blocks: `[n, size]`, any float dtype.
+
+    Returns:
+        float32 `[n]`; 0 for an all-zero block.
+    """
+    blocks = blocks.float()
+    largest = blocks.abs().amax(dim=1, keepdim=True)
+    unit = blocks / largest.clamp_min(_TINY)
+    best = torch.zeros_like(largest)
+    least = torch.full_like(largest, -1.0)
+    for clip in _CLIPS:
+        scale, gain = _refitted(unit, torch.full_like(largest, clip / 7.5))
+        best = torch.where(gain > least, scale, best)
+        least = torch.maximum(gain, least)
+    for _ in range(_REFITS):
+        scale, _gain = _refitted(unit, best)
+        if torch.equal(scale, best):
+            break
+        best = scale
+    return (best * largest).squeeze(1)
+
+
+def _refitted(w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The best scales `[n, 1]` for the codes that `scale` gives, and ⟨w,c⟩² / ⟨c,c⟩, by which they lessen the error."""
+    codes = round_to_levels(w / scale.clamp_min(_TINY), "int4")
+    product, square = _tree_sum(w * codes), _tree_sum(codes * codes).clamp_min(1.0)
+    return product / square, product * product / square
+
+
+def _tree_sum(x: Tensor) -> Tensor:
+    """The sum over dimension 1, kept as `[n, 1]`: halves added elementwise, in an order that only the size decides."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        pairs = x[:, :half] + x[:, half : 2 * half]
+        x = torch.cat([pairs, x[:, 2 * half :]], dim=1) if x.shape[1] % 2 else pairs
+    return x
 
 
 def expand_scale(scale: Tensor, out_features: int, in_features: int) -> Tensor:
@@ -90,11 +160,23 @@ def expand_scale(scale: Tensor, out_features: int, in_features: int) -> Tensor:
     return scale
 
 
-def codes_of(weight: Tensor, scale: Tensor) -> Tensor:
-    """`clip(round_half_even(weight / scale), -1, 1)` as floats `[out, in]`; 0 where the scale is 0."""
+def round_to_levels(x: Tensor, levels: str) -> Tensor:
+    """The nearest code of a grid, as floats shaped like `x`.
+
+    A value in the middle between two codes goes to the even one (ternary, int4) or, where all codes are odd, to the
+    larger one (binary, int2). Values beyond the grid go to its end.
+    """
+    grid = LEVELS[levels]
+    if levels in ("binary", "int2"):
+        return (x / 2).floor_().mul_(2).add_(1).clamp_(grid[0], grid[-1])
+    return x.round().clamp_(grid[0], grid[-1])
+
+
+def codes_of(weight: Tensor, scale: Tensor, levels: str = "ternary") -> Tensor:
+    """`round_to_levels(weight / scale, levels)`, floats `[out, in]`; where the scale is 0, the code of 0."""
     wide = expand_scale(scale, *weight.shape)
-    codes = (weight / wide.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(-1, 1)
-    return codes * (wide > 0)
+    codes = round_to_levels(weight / wide.clamp_min(_TINY), levels)
+    return torch.where(wide > 0, codes, round_to_levels(codes.new_zeros(()), levels))
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
@@ -119,7 +201,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     t = x.abs().amax(dim=-1, keepdim=True) / INT8_MAX
-    return (x / t.clamp_min(torch.finfo(torch.float32).tiny)).round_(), t
+    return (x / t.clamp_min(_TINY)).round_(), t
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
@@ -128,28 +210,12 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     return straight_through((q * t).to(x.dtype), x)
 
 
-def quantize_rows(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Int8 rows of an embedding table, with the float16 scale of the packed format.
-
-    Args:
-        table: `[..., dim]` float.
-
-    Returns:
-        q: float32 `[..., dim]` holding integers in [-127, 127]; scale: float16 `[..., 1]`.
-    """
-    table = table.float()
-    scale = (table.abs().amax(dim=-1, keepdim=True) / INT8_MAX).half()
-    wide = scale.float()
-    q = (table / wide.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(-INT8_MAX, INT8_MAX)
-    return q * (wide > 0), scale
-
-
 def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, activation_bits: int = 8) -> Tensor:
     """The definition of a ternary layer's output.
 
     Args:
         x: `[..., in]` float.
-        codes: `[out, in]`, values in {-1, 0, 1}, any dtype.
+        codes: `[out, in]`, the codes of any grid, any dtype.
         scale: `[1]`, `[out, 1]` or `[out, in/g]`; used as float32.
         bias: `[out]` or None.
         activation_bits: 8 multiplies int8 activations exactly; 16 multiplies `x` as it is.
@@ -157,17 +223,20 @@ def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None,
     Returns:
         `[..., out]` in the dtype of `x`.
     """
-    codes, scale = codes.float(), scale.float()
+    scale = scale.float()
     if activation_bits != 8:
         y = x.float() @ dequantize(codes, scale).T
     else:
         q, t = quantize_tokens(x)
-        if scale.dim() == 2 and scale.shape[1] > 1:
-            grouped = codes.unflatten(1, (scale.shape[1], -1))
-            sums = torch.einsum("...gi,ogi->...og", q.unflatten(-1, (scale.shape[1], -1)), grouped)
-            y = (sums * scale).sum(dim=-1) * t
+        blocks = scale.shape[1] if scale.dim() == 2 else 1
+        exact = torch.float32 if codes.shape[1] // blocks <= _EXACT_IN_FLOAT32 else torch.float64
+        q, codes = q.to(exact), codes.to(exact)
+        if blocks > 1:
+            grouped = codes.unflatten(1, (blocks, -1))
+            sums = torch.einsum("...gi,ogi->...og", q.unflatten(-1, (blocks, -1)), grouped)
+            y = (sums.float() * scale).sum(dim=-1) * t
         else:
-            y = (q @ codes.T) * scale.flatten() * t
+            y = (q @ codes.T).float() * scale.flatten() * t
     if bias is not None:
         y = y + bias.float()
     return y.to(x.dtype)

@@ -7,8 +7,7 @@ from torch import nn
 from ternarize_cli import kernels
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.packing import pack_2bit
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.scheme import CODECS, LEVELS, Scheme
 
 CPU_BACKENDS = [b.name for b in kernels.describe() if b.device in ("cpu", "any") and b.available]
 SHAPES = [(1, 384, 384), (7, 33, 5), (16, 1, 1), (65, 127, 130), (0, 8, 4)]
@@ -17,7 +16,8 @@ SHAPES = [(1, 384, 384), (7, 33, 5), (16, 1, 1), (65, 127, 130), (0, 8, 4)]
 def random_layer(outputs: int, inputs: int, scheme: Scheme, *, bias: bool = True, seed: int = 0) -> PackedLinear:
     generator = torch.Generator().manual_seed(seed)
     layer = PackedLinear(inputs, outputs, bias, scheme)
-    layer.weight = pack_2bit(torch.randint(-1, 2, (outputs, inputs), generator=generator))
+    grid = torch.tensor(LEVELS[scheme.levels])
+    layer.weight = layer.codec.pack(grid[torch.randint(len(grid), (outputs, inputs), generator=generator)])
     layer.weight_scale = torch.rand(layer.weight_scale.shape, generator=generator).half()
     if bias:
         layer.bias = torch.randn(outputs, generator=generator)
@@ -26,9 +26,12 @@ def random_layer(outputs: int, inputs: int, scheme: Scheme, *, bias: bool = True
 
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_every_backend_equals_reference(name: str, granularity: str, rows: int, inputs: int, outputs: int) -> None:
-    layer = random_layer(outputs, inputs, Scheme(granularity=granularity))
+def test_every_backend_equals_reference(
+    name: str, granularity: str, levels: str, rows: int, inputs: int, outputs: int
+) -> None:
+    layer = random_layer(outputs, inputs, Scheme(granularity=granularity, levels=levels))
     x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(1))
     layer.backend = "reference"
     expected = layer(x)
@@ -38,16 +41,40 @@ def test_every_backend_equals_reference(name: str, granularity: str, rows: int, 
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("name", CPU_BACKENDS)
-def test_extreme_activations_do_not_saturate(name: str) -> None:
-    layer = random_layer(64, 4096, Scheme(), bias=False)
-    layer.weight = pack_2bit(torch.ones(64, 4096))
+def test_extreme_activations_do_not_saturate(name: str, levels: str) -> None:
+    largest = LEVELS[levels][-1]
+    layer = random_layer(64, 4096, Scheme(levels=levels), bias=False)
+    layer.weight = layer.codec.pack(torch.full((64, 4096), largest))
     layer.weight_scale.fill_(1)
     layer.backend = name
     y = layer(torch.cat([torch.full((1, 4096), 5.0), torch.full((1, 4096), -5.0), torch.zeros(1, 4096)]))
-    torch.testing.assert_close(y[0], torch.full((64,), 5.0 * 4096))
-    torch.testing.assert_close(y[1], torch.full((64,), -5.0 * 4096))
+    torch.testing.assert_close(y[0], torch.full((64,), 5.0 * 4096 * largest))
+    torch.testing.assert_close(y[1], torch.full((64,), -5.0 * 4096 * largest))
     assert torch.equal(y[2], torch.zeros(64))
+
+
+@pytest.mark.parametrize("levels", ["ternary", "int4"])
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+def test_a_layer_wider_than_float32_sums_is_exact(name: str, levels: str) -> None:
+    layer = random_layer(3, 140_000, Scheme(levels=levels), bias=False)
+    layer.weight_scale.fill_(1)
+    layer.backend = name
+    x = torch.full((1, 140_000), 127.0)
+    exact = (layer.codes().double() * 127).sum(dim=1)
+    assert torch.equal(layer(x)[0], exact.float())
+
+
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+def test_a_codec_changes_no_result(name: str) -> None:
+    layer = random_layer(7, 33, Scheme())
+    assert CODECS["ternary"] == ("2bit", "base3")
+    twin = PackedLinear(33, 7, True, layer.scheme, codec="base3")
+    twin.weight, twin.weight_scale, twin.bias = twin.codec.pack(layer.codes()), layer.weight_scale, layer.bias
+    layer.backend = twin.backend = name
+    x = torch.randn(5, 33)
+    assert torch.equal(layer(x), twin(x))
 
 
 def test_auto_falls_to_reference_for_group_scales_and_says_so() -> None:
@@ -59,8 +86,26 @@ def test_a_named_backend_that_cannot_run_the_model_is_an_error() -> None:
     if "onednn" not in CPU_BACKENDS:
         pytest.skip("onednn can't run on this CPU")
     model = nn.Sequential(random_layer(4, 8, Scheme(granularity="group", group_size=4)))
-    with pytest.raises(UnavailableError, match="scales are per group"):
+    with pytest.raises(UnavailableError, match="scales are per group") as caught:
         kernels.use_backend(model, "onednn")
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("levels", ["binary", "int2", "int4"])
+def test_bitblas_is_for_ternary_levels_only(levels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ternarize_cli.kernels.bitblas import BitBlas
+
+    monkeypatch.setattr(BitBlas, "missing", lambda _: None)  # whatever this machine lacks
+    model = nn.Sequential(random_layer(16, 16, Scheme(levels=levels)))
+    with pytest.raises(UnavailableError, match=f"its levels are {levels}, and bitblas runs ternary only"):
+        kernels.use_backend(model, "bitblas")
+
+
+def test_backends_declare_what_they_run() -> None:
+    declared = {info.name: (info.levels, info.granularities) for info in kernels.describe()}
+    assert declared["reference"] == (tuple(LEVELS), ("row", "tensor", "group"))
+    assert declared["onednn"] == (tuple(LEVELS), ("row", "tensor"))
+    assert declared["bitblas"] == (("ternary",), ("row", "tensor"))
 
 
 def test_an_unknown_backend_is_wrong_usage_and_lists_the_known() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ternarize_cli import packing, ternary
+from ternarize_cli import tables, ternary
 from ternarize_cli.errors import FormatError
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.scheme import CODECS, Scheme
 
 SCHEMES = [
     Scheme(),
@@ -18,6 +18,12 @@ SCHEMES = [
     Scheme(granularity="group", group_size=4),
     Scheme(activation_bits=16),
     Scheme(rule="absmean"),
+    *(
+        Scheme(levels=levels, granularity=granularity, group_size=group, activation_bits=bits)
+        for levels in ("binary", "int2", "int4")
+        for granularity, group in (("row", None), ("tensor", None), ("group", 4))
+        for bits in (8, 16)
+    ),
 ]
 
 
@@ -28,22 +34,23 @@ def latent(scheme: Scheme, width: int = 12, outputs: int = 6) -> TernaryLinear:
     return layer
 
 
-def packed_twin(layer: TernaryLinear) -> PackedLinear:
-    twin = PackedLinear(layer.in_features, layer.out_features, True, layer.scheme)
-    twin.weight = packing.pack_2bit(ternary.codes_of(layer.weight.detach(), layer.weight_scale.detach()))
+def packed_twin(layer: TernaryLinear, codec: str | None = None) -> PackedLinear:
+    twin = PackedLinear(layer.in_features, layer.out_features, True, layer.scheme, codec=codec)
+    twin.weight = twin.codec.pack(layer.codes())
     twin.weight_scale = layer.weight_scale.detach().half()
     twin.bias = layer.bias.detach()
     return twin
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_latent_layer_in_eval_mode_equals_its_packed_twin(scheme: Scheme) -> None:
     layer = latent(scheme).eval()
     x = torch.randn(3, 5, 12)
-    assert torch.equal(layer(x), packed_twin(layer)(x))
+    for codec in CODECS[scheme.levels]:
+        assert torch.equal(layer(x), packed_twin(layer, codec)(x))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_training_mode_computes_nearly_the_same(scheme: Scheme) -> None:
     layer = latent(scheme)
     x = torch.randn(4, 12)
@@ -64,18 +71,39 @@ def test_gradients_go_straight_through_to_weight_scale_bias_and_input() -> None:
     torch.testing.assert_close(x.grad, dense.sum(dim=0).expand(4, 12))
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
-def test_a_simulated_embedding_rounds_as_the_packed_table(bits: int) -> None:
+def packed_table(table: SimulatedEmbedding) -> PackedEmbedding:
+    twin = PackedEmbedding(table.num_embeddings, table.embedding_dim, None, table.table_bits)
+    codes, scale = tables.quantize_table(table.weight.detach(), table.table_bits)
+    stored = tables.pack_codes(codes, table.table_bits)
+    assert (stored.shape, stored.dtype, scale.shape) == (twin.weight.shape, twin.weight.dtype, twin.weight_scale.shape)
+    twin.weight, twin.weight_scale = stored, scale
+    return twin
+
+
+@pytest.mark.parametrize("dim", [1, 6, 31, 32, 33, 95])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_simulated_embedding_is_the_packed_table_bit_for_bit(bits: int, dim: int) -> None:
+    torch.manual_seed(dim)
+    table = SimulatedEmbedding(9, dim, None, bits)
+    ids = torch.tensor([[0, 3], [8, 8]])
+    expected = packed_table(table)(ids)
+    assert torch.equal(table.train()(ids), expected)
+    assert torch.equal(table.eval()(ids), expected)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_table_that_stays_float_is_rounded_to_its_width(bits: int) -> None:
     table = SimulatedEmbedding(9, 6, None, bits).eval()
     ids = torch.tensor([[0, 3], [8, 8]])
-    if bits == 8:
-        twin = PackedEmbedding(9, 6, None)
-        q, scale = ternary.quantize_rows(table.weight.detach())
-        twin.weight, twin.weight_scale = q.to(torch.int8), scale
-        expected = twin(ids)
-    else:
-        expected = nn.functional.embedding(ids, table.weight.half().float() if bits == 16 else table.weight)
+    expected = nn.functional.embedding(ids, table.weight.half().float() if bits == 16 else table.weight)
     assert torch.equal(table(ids), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_reach_the_rows_of_a_rounded_table(bits: int) -> None:
+    table = SimulatedEmbedding(5, 6, None, bits)
+    table(torch.tensor([1, 3, 3])).sum().backward()
+    assert table.weight.grad.sum(dim=1).tolist() == [0, 6, 0, 12, 0]
 
 
 def test_casting_a_model_keeps_the_float16_scales() -> None:
@@ -101,7 +129,19 @@ def test_check_names_the_tensor_that_is_wrong() -> None:
     layer.weight[2, 1] = 255
     with pytest.raises(FormatError, match=r"encoder\.0\.weight: invalid code 3 at row 2, input 4"):
         layer.check("encoder.0")
+    layer = packed_twin(latent(Scheme()), "base3")
+    layer.weight[2, 1] = 255
+    with pytest.raises(FormatError, match=r"encoder\.0\.weight: invalid byte 255 at row 2, input 5"):
+        layer.check("encoder.0")
     layer = packed_twin(latent(Scheme()))
     layer.weight_scale[1] = float("nan")
     with pytest.raises(FormatError, match=r"encoder\.0\.weight_scale: a scale is nan"):
         layer.check("encoder.0")
+
+
+def test_check_names_a_table_whose_last_nibble_is_no_zero() -> None:
+    table = packed_table(SimulatedEmbedding(4, 7, None, 4))
+    table.check("words")
+    table.weight[2, 3] ^= 0x10
+    with pytest.raises(FormatError, match=r"words\.weight: the padding at the end of a row is not zero weights"):
+        table.check("words")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ternarize_cli import ternary
 from ternarize_cli.errors import InputError
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.scheme import LEVELS, Scheme
 
 ROW, TENSOR = Scheme(), Scheme(granularity="tensor")
 
@@ -118,10 +118,94 @@ def test_ternary_linear_is_the_integer_product_times_the_scales(scale_shape: tup
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_rows_of_a_table_keep_their_sign_and_their_largest_value() -> None:
-    q, scale = ternary.quantize_rows(torch.tensor([[1.27, -0.635], [0.0, 0.0]]))
-    assert scale.dtype == torch.float16
-    assert q.tolist() == [[127, -64], [0, 0]] or q.tolist() == [[127, -63], [0, 0]]
+# ---- the other grids
+
+
+@pytest.mark.parametrize(
+    ("levels", "numbers", "codes"),
+    [
+        ("ternary", [0.5, -0.5, 0.51, 1.5, 9.0], [0, 0, 1, 1, 1]),
+        ("binary", [0.0, -0.0, -1e-30, 1e-30, -9.0], [1, 1, -1, 1, -1]),
+        ("int2", [0.0, 2.0, -2.0, 1.99, -2.01, 99.0, -99.0], [1, 3, -1, 1, -3, 3, -3]),
+        ("int4", [0.5, 1.5, -1.5, 7.6, -8.4, 99.0, -99.0], [0, 2, -2, 7, -8, 7, -8]),
+    ],
+)
+def test_rounding_takes_the_nearest_code_and_its_ties_are_fixed(
+    levels: str, numbers: list[float], codes: list[int]
+) -> None:
+    assert ternary.round_to_levels(torch.tensor(numbers), levels).tolist() == codes
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(list(LEVELS)), st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20))
+def test_no_code_is_nearer_than_the_one_taken(levels: str, numbers: list[float]) -> None:
+    x = torch.tensor(numbers)
+    codes = ternary.round_to_levels(x, levels)
+    distances = (x[:, None].double() - torch.tensor(LEVELS[levels]).double()).abs()
+    assert set(codes.tolist()) <= set(LEVELS[levels])
+    assert torch.equal((x.double() - codes.double()).abs(), distances.amin(dim=1))
+
+
+@pytest.mark.parametrize(("levels", "code"), [("ternary", 0), ("binary", 1), ("int2", 1), ("int4", 0)])
+def test_a_zero_scale_has_one_code(levels: str, code: int) -> None:
+    codes = ternary.codes_of(torch.tensor([[5.0, -5.0, 0.0, 1e30]]), torch.tensor([[0.0]]), levels)
+    assert codes.tolist() == [[code] * 4]
+    assert ternary.scale_of(torch.zeros(2, 3), Scheme(levels=levels)).tolist() == [[0.0], [0.0]]
+
+
+def grid_error(row: Tensor, scale: Tensor, levels: str) -> float:
+    codes = ternary.codes_of(row[None], scale.reshape(1, 1), levels)
+    return float((row[None].double() - codes.double() * scale.double()).square().sum())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["binary", "int2"]), rows)
+def test_the_binary_and_int2_scales_are_the_best_of_all(levels: str, numbers: list[float]) -> None:
+    row = torch.tensor(numbers)
+    magnitude, best = row.double().abs(), float("inf")
+    for threshold in [*magnitude.unique(), float("inf")] if levels == "int2" else [float("inf")]:
+        code = torch.where(magnitude >= threshold, 3.0, 1.0).double()
+        scale = (magnitude * code).sum() / code.square().sum()
+        best = min(best, float((magnitude - scale * code).square().sum()))
+    got = grid_error(row, ternary.scale_of(row[None], Scheme(levels=levels)), levels)
+    assert got <= best + 1e-6 * float(magnitude.square().sum()) + 1e-12
+
+
+@pytest.mark.parametrize(("size", "excess"), [(16, 1.06), (64, 1.03), (1000, 1.01)])
+def test_the_int4_scale_is_nearly_the_best_of_a_fine_grid(size: int, excess: float) -> None:
+    blocks = torch.randn(20, size, generator=torch.Generator().manual_seed(size))
+    clips = torch.linspace(0.1, 1.2, 1500).unsqueeze(1) / 7.5
+    scale, found, best = ternary.int4_scale(blocks), 0.0, 0.0
+    for row, s in zip(blocks, scale, strict=True):
+        tried = ternary.round_to_levels(row / (clips * row.abs().max()), "int4")
+        refitted = (tried * row).sum(dim=1) / tried.square().sum(dim=1)
+        best += min(grid_error(row, r, "int4") for r in refitted[::3])
+        found += grid_error(row, s, "int4")
+    assert found <= excess * best
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**31))
+def test_an_int4_scale_does_not_depend_on_other_blocks(size: int, count: int, seed: int) -> None:
+    blocks = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(torch.cat([ternary.int4_scale(block[None]) for block in blocks]), ternary.int4_scale(blocks))
+
+
+def test_more_levels_fit_better() -> None:
+    weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(3))
+    errors = []
+    for levels in ("binary", "ternary", "int2", "int4"):
+        scale = ternary.scale_of(weight, Scheme(levels=levels))
+        errors.append(float((weight - ternary.dequantize(ternary.codes_of(weight, scale, levels), scale)).norm()))
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("width", [16_512, 16_513, 33_100])
+def test_sums_of_wide_int4_layers_are_exact(width: int) -> None:
+    codes = torch.full((1, width), -8)
+    codes[0, -1] = 7
+    y = ternary.ternary_linear(torch.full((1, width), 127.0), codes, torch.ones(1), None)
+    assert float(y) == float(torch.tensor(127.0 * (7 - 8 * (width - 1)), dtype=torch.float64).float())
 
 
 @pytest.mark.parametrize(
@@ -134,6 +218,8 @@ def test_rows_of_a_table_keep_their_sign_and_their_largest_value() -> None:
         {"group_size": 4},
         {"activation_bits": 4},
         {"table_bits": 3},
+        {"levels": "int3"},
+        {"levels": "int2", "rule": "absmean"},
     ],
 )
 def test_a_scheme_refuses_what_it_does_not_know(arguments: dict[str, object]) -> None:

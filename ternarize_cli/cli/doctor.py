@@ -47,8 +47,11 @@ def _show(out: Output, found: dict[str, Any]) -> None:
     out.text("")
     out.table(
         "backends",
-        ["--backend", "device", "weights in memory", "available"],
-        [(b["name"], b["device"], b["weights"], "yes" if b["available"] else "no") for b in found["backends"]],
+        ["--backend", "device", "weights in memory", "levels", "available"],
+        [
+            (b["name"], b["device"], b["weights"], ", ".join(b["levels"]), "yes" if b["available"] else "no")
+            for b in found["backends"]
+        ],
     )
     for b in found["backends"]:
         if not b["available"]:

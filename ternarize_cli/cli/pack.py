@@ -14,29 +14,35 @@ __all__ = ["register"]
 def pack(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert or distill.")],
     output: OutputFolder = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="How codes lie in bytes. Ternary: 2bit (default) or base3 (1.6 bits); others have one."),
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Freeze a ternary checkpoint into a model of 2-bit codes.
+    """Freeze a ternary checkpoint into a model of 2-bit codes, or 1.6-bit ones.
 
     STUDENT becomes ./NAME-packed.
     """
     from ternarize_cli.models import model_name, resolve
     from ternarize_cli.pack import pack as run
+    from ternarize_cli.packing import codec_for
 
     out = Output(json_mode=json, quiet=quiet)
     source = resolve(student)
     name = model_name(student)
     target = output or Path(f"{name.removesuffix('-ternary').removesuffix('-distilled')}-packed")
-    report = run(source, target, force=force, track=out.track)
+    report = run(source, target, codec=codec, force=force, track=out.track)
+    layout = codec_for(report.artifact.scheme.levels, report.artifact.codec)
     out.table(
         f"{name}: packed",
         ["part", "bytes", "share"],
         [
             (part, megabytes(count), f"{count / report.bytes_packed:.0%}")
             for part, count in (
-                ("linears, 2-bit codes and scales", report.bytes_linears),
+                (f"linears, codes ({layout.name}, {layout.bits:g} bits) and scales", report.bytes_linears),
                 (f"embedding tables, {report.artifact.scheme.table_bits}-bit", report.bytes_tables),
                 ("everything else", report.bytes_other),
                 ("weights on disk", report.bytes_packed),

@@ -31,17 +31,24 @@ class Backend(Protocol):
         name: as users type it.
         device: "any", "cpu" or "cuda".
         weights: how weights lie in memory, in words.
+        levels: the grids that it runs, keys of `scheme.LEVELS`.
+        granularities: the scales that it takes: "row", "tensor", "group".
     """
 
     name: str
     device: str
     weights: str
+    levels: tuple[str, ...]
+    granularities: tuple[str, ...]
 
     def missing(self) -> str | None:
         """Why this machine can't run it, in words; None if it can."""
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Why it can't run this layer (its granularity, activations, device); None if it can."""
+        """Why it can't run this layer (its activations, device, shape); None if it can.
+
+        Levels and granularities are declared and need not be looked at.
+        """
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
         """A function from `[..., in]` to `[..., out]` for a layer that is not refused."""
@@ -54,6 +61,8 @@ class BackendInfo:
     name: str
     device: str
     weights: str
+    levels: tuple[str, ...]
+    granularities: tuple[str, ...]
     available: bool
     reason: str
 
@@ -75,7 +84,8 @@ def names() -> list[str]:
 def describe() -> list[BackendInfo]:
     """Every backend, with the reason when one can't run here."""
     return [
-        BackendInfo(b.name, b.device, b.weights, b.missing() is None, b.missing() or "") for b in _REGISTRY.values()
+        BackendInfo(b.name, b.device, b.weights, b.levels, b.granularities, b.missing() is None, b.missing() or "")
+        for b in _REGISTRY.values()
     ]
 
 
@@ -94,6 +104,18 @@ def require(name: str) -> Backend:
     return _REGISTRY[name]
 
 
+def _refusal(backend: Backend, layer: "PackedLinear") -> str | None:
+    """Why a backend can't run a layer: what it declares, then what it says itself."""
+    levels, granularity = layer.scheme.levels, layer.scheme.granularity
+    if levels not in backend.levels:
+        return f"its levels are {levels}, and {backend.name} runs {' and '.join(backend.levels)} only"
+    if granularity not in backend.granularities:
+        return (
+            f"its scales are per {granularity}, and {backend.name} takes them per {' or '.join(backend.granularities)}"
+        )
+    return backend.refuses(layer)
+
+
 def prepare(layer: "PackedLinear") -> tuple[str, Kernel]:
     """Prepares a layer on the backend it asks for; returns the backend's name and the kernel.
 
@@ -103,10 +125,10 @@ def prepare(layer: "PackedLinear") -> tuple[str, Kernel]:
     if layer.backend == "auto":
         for name in AUTO.get(layer.weight.device.type, ("reference",)):
             backend = _REGISTRY[name]
-            if backend.missing() is None and backend.refuses(layer) is None:
+            if backend.missing() is None and _refusal(backend, layer) is None:
                 return name, backend.prepare(layer)
     backend = require("reference" if layer.backend == "auto" else layer.backend)
-    reason = backend.refuses(layer)
+    reason = _refusal(backend, layer)
     if reason is not None:
         raise UnavailableError(f"the backend {backend.name} can't run this model: {reason}", hint="--backend auto")
     return backend.name, backend.prepare(layer)

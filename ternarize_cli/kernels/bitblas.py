@@ -47,6 +47,8 @@ class BitBlas:
     name = "bitblas"
     device = "cuda"
     weights = "int2, laid out at load"
+    levels: tuple[str, ...] = ("ternary",)
+    granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
         """Needs an NVIDIA GPU (Ampere or newer), nvcc, and the package with its CUDA 12 libraries."""
@@ -62,11 +64,9 @@ class BitBlas:
         return "; ".join(reasons) or None
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes int8 activations, tensor or row scales, and widths that are multiples of 16, on a GPU."""
+        """Takes int8 activations and widths that are multiples of 16, on a GPU."""
         if layer.weight.device.type != "cuda":
             return f"the model is on {layer.weight.device}, and bitblas runs on cuda"
-        if layer.scheme.granularity == "group":
-            return "its scales are per group, and bitblas takes them per row or tensor"
         if layer.scheme.activation_bits != 8:
             return "its activations are not int8"
         if layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE:

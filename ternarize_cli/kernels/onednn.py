@@ -5,7 +5,8 @@ Codes are expanded to int8 once. Its activation scale is one scalar, so it stays
 to the output: the float32 output is then the exact integer sum times the row's scale. From there on the operations and
 their order are those of `ternary_linear`, so results are bit for bit those of `reference`; a fused multiply-add would
 differ in the last bit, and int8 rounding further down the encoder turns a last bit into a percent. On CPUs without VNNI
-oneDNN adds pairs of products in 16 bits, which saturates for general weights; with ternary codes a pair is at most 510.
+oneDNN adds pairs of products in 16 bits, which saturates for general weights; the codes of every grid are small enough:
+a pair is at most 510 for ternary and 4,080 for int4, where the limit is 32,767.
 
 `qlinear_prepack` gets a shape hint: without one every call would reorder the weights again.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.kernels import Kernel, register
+from ternarize_cli.scheme import LEVELS
 from ternarize_cli.ternary import quantize_tokens
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class OneDnn:
     name = "onednn"
     device = "cpu"
     weights = "int8, expanded at load"
+    levels: tuple[str, ...] = tuple(LEVELS)
+    granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
         """Needs an x86 CPU with AVX2 and a torch built with oneDNN."""
@@ -47,11 +51,9 @@ class OneDnn:
         return None
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes int8 activations with tensor or row scales on the CPU."""
+        """Takes int8 activations on the CPU."""
         if layer.weight.device.type != "cpu":
             return f"the model is on {layer.weight.device}, and onednn runs on the CPU"
-        if layer.scheme.granularity == "group":
-            return "its scales are per group, and onednn takes them per row or tensor"
         if layer.scheme.activation_bits != 8:
             return "its activations are not int8"
         return None

@@ -1,6 +1,7 @@
-"""The definition: codes expanded to float32, integer-valued products in float32 (exact, see `ternary`).
+"""The definition: codes expanded to float32, integer-valued products in float32, or float64 where a layer is
+too wide for exact float32 sums (more than 16,512 inputs, see `ternary`).
 
-Runs everywhere, takes every granularity, and is what the other backends are tested against.
+Runs everywhere, takes all levels and granularities, and is what the other backends are tested against.
 """
 
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ternarize_cli.kernels import Kernel, register
+from ternarize_cli.scheme import GRANULARITIES, LEVELS
 from ternarize_cli.ternary import ternary_linear
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ class Reference:
     name = "reference"
     device = "any"
     weights = "float32, expanded at load"
+    levels: tuple[str, ...] = tuple(LEVELS)
+    granularities: tuple[str, ...] = GRANULARITIES
 
     def missing(self) -> str | None:
         """Always there."""
