@@ -1,9 +1,4 @@
-"""Model folders: what they are, whether they are whole, and what travels from one to the next.
-
-Names in a file need not be the names of modules (a `bert.` prefix, `gamma` for `weight`, renamed attention
-blocks): `names_in_model` maps them as transformers itself does when it loads, so artifacts keep the source's names and
-every version of transformers that reads the source reads the artifact.
-"""
+"""Model folders: what they are, whether they are whole, and what travels from one to the next."""
 
 import json
 import re
@@ -15,6 +10,7 @@ from typing import Any
 import torch
 
 from ternarize_cli.errors import CheckpointError
+from ternarize_cli.naming import names_in_model, split_fused
 from ternarize_cli.scheme import METHOD, Artifact
 from ternarize_cli.weights import DTYPES, INDEX_FILES, Shard, open_shards
 
@@ -24,7 +20,9 @@ __all__ = [
     "copy_companions",
     "names_in_model",
     "read_config",
+    "read_json",
     "skeleton",
+    "split_fused",
     "stage",
     "validate",
     "write_config",
@@ -44,10 +42,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
-    return _json_object(path)
+    return read_json(path)
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises CheckpointError if the file holds none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
@@ -83,10 +82,12 @@ def stage(folder: Path) -> str | None:
 def skeleton(folder: Path) -> Any:
     """The encoder that `AutoModel` builds for a folder's config, on the meta device (no memory, no values).
 
+    Of T5 and its kin it is the encoder alone, as in sentence-transformers.
+
     Raises:
         CheckpointError: transformers does not know the architecture, or the config asks for code from its folder.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 
     values = read_config(folder)
     if "auto_map" in values and not _known(values.get("model_type")):
@@ -97,8 +98,10 @@ def skeleton(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        text_encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+        encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
         with torch.device("meta"):
-            return AutoModel.from_config(config)
+            return (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
     except Exception as e:  # whatever a config with wrong values sets off in a model's constructor
         text = " ".join(str(e).split())[:240]
         raise CheckpointError(
@@ -110,29 +113,6 @@ def _known(model_type: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
     return model_type in CONFIG_MAPPING
-
-
-def names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
-    """Maps tensor names of a file to names in a model's state dict; names the model has no place for are left out.
-
-    Args:
-        model: a transformers model (meta is fine); the mapping is transformers' own.
-        keys: names in the file. `X.weight_scale` follows `X.weight`.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    state = dict.fromkeys(model.state_dict(), True)
-    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
-    found = {}
-    for key in keys:
-        base, is_scale = (key.removesuffix("_scale"), True) if key.endswith(".weight_scale") else (key, False)
-        name, _ = rename_source_key(base, renamings, [], model.base_model_prefix, state)
-        if name not in state:
-            name, _ = rename_source_key(base, [], [], model.base_model_prefix, state)
-        if name in state:
-            found[key] = f"{name}_scale" if is_scale else name
-    return found
 
 
 def validate(folder: Path, *, allow_pickle: bool = False) -> Artifact | None:
@@ -153,17 +133,18 @@ def validate(folder: Path, *, allow_pickle: bool = False) -> Artifact | None:
 def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointError] = CheckpointError) -> None:
     """Checks that the files hold every tensor of a model, in its shape and kind, from their headers alone.
 
-    Only what transformers itself expects to be absent may be: a pooler that no module of ours stands for, tied tensors
-    and those a model lists as ignorable.
+    Only what transformers itself expects to be absent may be: a pooler that no module of ours stands for, tied tensors,
+    those a model lists as ignorable, and, in a class around the encoder, the layers beside it.
 
     Args:
         model: the skeleton, with the modules of an artifact in place.
         shards: the opened files.
         error: what is raised.
     """
+    from ternarize_cli.anatomy import names_in_encoder
     from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
 
-    state = model.state_dict()
+    state = model.state_dict(keep_vars=True)
     found: set[str] = set()
     for shard in shards:
         for key, name in names_in_model(model, shard.keys()).items():
@@ -179,25 +160,33 @@ def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointErr
                 raise error(f"{key} is {shard.dtype(key)}, not {' or '.join(allowed)}")
     ours = (TernaryLinear, PackedLinear, SimulatedEmbedding, PackedEmbedding)
     required = {name for name, module in model.named_modules() if isinstance(module, ours)}
+    held = {id(state[name]) for name in found}
+    encoder = names_in_encoder(model)
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     ignorable = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     for name in state:
+        module = name.rpartition(".")[0]
+        if name in found or id(state[name]) in held or name in tied or module not in encoder:
+            continue
         optional = "pooler" in name or name.endswith("mask_token") or any(p.search(name) for p in ignorable)
-        if name not in found and name not in tied and (name.rpartition(".")[0] in required or not optional):
+        if module in required or not optional:
             raise error(f"the tensor {name} is missing", hint="the model is incomplete: fetch or make it again")
 
 
 def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
-    """Writes config.json with the artifact's description, and names us as a requirement to sentence-transformers."""
+    """Writes config.json with the artifact's description, and names us as a requirement to sentence-transformers.
+
+    Call it when the companion files are in place.
+    """
     config = read_config(source)
     config.pop("torch_dtype", None)
     config["dtype"] = "float32"
     config["quantization_config"] = artifact.to_dict()
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if not (source / "modules.json").is_file():
+    if not (folder / "modules.json").is_file():
         return
     path = folder / "config_sentence_transformers.json"
-    settings = _json_object(path) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     version = artifact.tool_version
     settings["requirements"] = {**settings.get("requirements", {}), "ternarize-cli": {"specifier": f">={version}"}}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,8 +7,14 @@ It registers a quantizer under the method "ternarize". Before the weights are lo
 linears and embeddings that the artifact's config names; transformers then loads the tensors by name as for any model.
 Without the plug-in a packed folder can't be mistaken for a dense one: the packed tensor is named `weight` on purpose,
 and its shape does not fit.
+
+A Dense module of sentence-transformers has weights and a config of its own, and loads them itself. Two of its methods
+are extended, when the first artifact is loaded in a process that uses sentence-transformers: they see the description
+in the module's config.json and put our linear in place. Without the plug-in such a module does not load either: its
+tensors have other names or shapes.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -66,6 +72,8 @@ class TernarizeQuantizer(HfQuantizer):
         return self.quantization_config.artifact
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if "sentence_transformers" in sys.modules:
+            _extend_dense()
         dtype = kwargs.get("dtype")
         surgery.replace(model, self.artifact, dtype if isinstance(dtype, torch.dtype) else None)
         with open_files(kwargs.get("checkpoint_files") or []) as shards:
@@ -73,11 +81,7 @@ class TernarizeQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        for name, module in model.named_modules():
-            if isinstance(module, PackedLinear | PackedEmbedding):
-                module.check(name)
-            elif isinstance(module, TernaryLinear):
-                check_scale(module.weight_scale.detach(), f"{name}.weight_scale")
+        _check_values(model)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
@@ -96,6 +100,52 @@ class TernarizeQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """Training a ternary checkpoint is quantisation-aware."""
         return self.is_trainable
+
+
+def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
+    """Raises FormatError, naming the tensor, for codes or scales that are none."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            module.check(prefix + name)
+        elif isinstance(module, TernaryLinear):
+            check_scale(module.weight_scale.detach(), f"{prefix}{name}.weight_scale")
+
+
+def _extend_dense() -> None:
+    """Teaches sentence-transformers' Dense to load and save modules that are artifacts; does so once."""
+    from sentence_transformers.base.modules import Dense
+
+    if getattr(Dense, "_reads_ternarize", False):
+        return
+    read_config, read_weights = Dense.load_config.__func__, Dense.load_torch_weights.__func__
+
+    def load_config(cls: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        config: dict[str, Any] = read_config(cls, *args, **kwargs)
+        config.pop("quantization_config", None)  # no argument of Dense
+        return config
+
+    def load_torch_weights(cls: Any, model_name_or_path: str, model: Any = None, **where: Any) -> Any:
+        values = read_config(cls, model_name_or_path, **where).get("quantization_config")
+        if model is None or values is None:
+            return read_weights(cls, model_name_or_path, model=model, **where)
+        artifact = Artifact.from_dict(values)
+        name = where.get("subfolder") or "Dense"
+        path = cls.load_file_path(model_name_or_path, filename="model.safetensors", **where)
+        if path is None:
+            raise FormatError(f"{name} holds no model.safetensors", hint="the model is incomplete: make it again")
+        surgery.replace(model, artifact)
+        with open_files([path]) as shards:
+            check_tensors(model, shards, FormatError)
+            tensors = {key: shard.get(key) for shard in shards for key in shard.keys()}  # noqa: SIM118
+        model.load_state_dict(tensors)
+        _check_values(model, f"{name}.")
+        model.quantization_config = artifact.to_dict()
+        model.config_keys = [*cls.config_keys, "quantization_config"]  # so that it is saved again
+        return model
+
+    Dense.load_config = classmethod(load_config)
+    Dense.load_torch_weights = classmethod(load_torch_weights)
+    Dense._reads_ternarize = True
 
 
 def quiet_libraries() -> None:

@@ -3,7 +3,8 @@
 MODEL is what users type: a folder, `package:NAME` (a checkpoint carried inside an installed Python package, found
 without importing it), or a hub id. A running encoder is a `sentence_transformers.SentenceTransformer`, whatever the
 folder holds: the full-precision source, a ternary checkpoint or a packed model. Pooling, normalisation and prompts are
-sentence-transformers' business; a plain transformers folder gets mean pooling.
+sentence-transformers' business; a plain transformers folder gets what `defaults` says, or, if it is an image encoder,
+what `vision` finds.
 """
 
 import importlib.util
@@ -107,11 +108,24 @@ def pooling_note(folder: Path) -> str | None:
     """What to tell the user about a folder that says nothing about pooling; None if it does."""
     if (folder / "modules.json").is_file():
         return None
-    return f"{folder} is a plain transformers folder (no modules.json): token embeddings are mean-pooled"
+    from ternarize_cli import checkpoint, defaults, vision
+
+    if vision.modalities(folder) == {"image"}:
+        chosen = vision.image_pooling(checkpoint.skeleton(folder))
+        how = {"cls": "its CLS token", "mean": "the mean over its patches"}.get(chosen, f"the model's {chosen}")
+        return f"{folder} is a plain transformers folder (no modules.json): the vector of an image is {how}"
+    last = defaults.pooling_mode(folder) == "lasttoken"
+    how = "the last token's embedding stands for the text" if last else "token embeddings are mean-pooled"
+    return f"{folder} is a plain transformers folder (no modules.json): {how}"
 
 
 def load_encoder(
-    folder: Path, *, backend: str = "auto", device: str | None = None, threads: int | None = None
+    folder: Path,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    allow_pickle: bool = False,
 ) -> "SentenceTransformer":
     """Loads any model folder as a sentence-transformers encoder in eval mode.
 
@@ -120,6 +134,7 @@ def load_encoder(
         backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
         device: torch device; None picks CUDA if there is one, else the CPU.
         threads: CPU threads for this process; None leaves them as they are.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
 
     Raises:
         CheckpointError: the folder's files are missing or damaged (FormatError if the artifact is ours).
@@ -129,18 +144,26 @@ def load_encoder(
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from ternarize_cli import checkpoint, hf, kernels
+    from ternarize_cli import checkpoint, defaults, hf, kernels, vision
 
     if threads is not None:
         if threads > 4 * (os.cpu_count() or 1):
             raise InputError(f"--threads {threads} is far more than the {os.cpu_count()} cores of this machine")
         torch.set_num_threads(threads)
     device = _checked_device(device)
-    checkpoint.validate(folder)
+    checkpoint.validate(folder, allow_pickle=allow_pickle)
     hf.quiet_libraries()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        if not (folder / "modules.json").is_file() and vision.modalities(folder) == {"image"}:
+            encoder = SentenceTransformer(modules=vision.image_modules(folder), device=device)
+        else:
+            encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+            if not (folder / "modules.json").is_file() and hasattr(encoder[-1], "pooling_mode"):
+                encoder[-1].pooling_mode = defaults.pooling_mode(folder)
+        tokenizer = encoder.tokenizer
+        if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
+            defaults.pad_tokenizer(tokenizer, folder)
     except (TernarizeError, OSError, MemoryError) as e:
         if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
             raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e

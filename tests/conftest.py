@@ -77,10 +77,55 @@ def save_tiny_bert(folder: Path, *, seed: int = 0, **overrides: int) -> Path:
     return folder
 
 
+def add_dense(folder: Path, **changes: object) -> None:
+    """Puts a Dense module between pooling and normalisation, as LaBSE and the sentence-t5 models have."""
+    import torch
+    from sentence_transformers.base.modules import Dense
+
+    torch.manual_seed(1)
+    settings = {"in_features": 32, "out_features": 16, "activation_function": torch.nn.Tanh()} | changes
+    dense = Dense(**settings)  # type: ignore[arg-type]
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.insert(2, {"name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    modules = [m | {"idx": i, "name": str(i)} for i, m in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    dense.save(str(folder / "2_Dense"))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A full-precision tiny BERT; tests must not write into it."""
     return save_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+def save_image_processor(folder: Path, size: int) -> None:
+    """The image processor of a ViT: resize to size × size, scale to [-1, 1]."""
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": size, "width": size},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def save_tiny_vit(folder: Path, *, seed: int = 0) -> Path:
+    """A 2-layer ViT of width 32 on images of 8 × 8, as a plain transformers folder; weights as in `save_tiny_bert`."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(seed)
+    ViTModel(ViTConfig(image_size=8, patch_size=4, initializer_range=0.15, **settings)).save_pretrained(folder)
+    save_image_processor(folder, 8)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full-precision tiny ViT; tests must not write into it."""
+    return save_tiny_vit(tmp_path_factory.mktemp("models") / "tiny-vit")
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,12 @@ import torch
 from torch import nn
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -17,7 +20,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from ternarize_cli import surgery
+from ternarize_cli import anatomy, checkpoint, surgery
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.layers import TernaryLinear
 from ternarize_cli.scheme import Artifact, Scheme
@@ -87,12 +90,82 @@ def test_groups_that_do_not_divide_a_width_name_the_layer() -> None:
 
 
 def test_a_model_without_linears_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"no nn\.Linear"):
+    with pytest.raises(CheckpointError, match=r"nothing to ternarise"):
         surgery.plan(nn.Sequential(nn.Conv2d(1, 1, 1)), Scheme(), present={"0.weight"})
 
 
 def test_names_match_inside_a_larger_model() -> None:
-    artifact = Artifact(stage="packed", modules_to_not_convert=("pooler.dense",))
-    assert surgery.kept_by("bert.pooler.dense", artifact)
-    assert not surgery.kept_by("bert.encoder.dense", artifact)
-    assert not surgery.kept_by("mypooler.dense", artifact)
+    with torch.device("meta"):
+        larger = BertForSequenceClassification(MODELS[0][1])
+    names = anatomy.names_in_encoder(larger)
+    assert names["bert.pooler.dense"] == "pooler.dense"
+    assert "classifier" not in names
+    assert all(name == own for name, own in anatomy.names_in_encoder(small_bert()).items())
+    surgery.replace(larger, Artifact(stage="latent", modules_to_not_convert=("pooler.dense",)))
+    kept = [n for n, m in larger.named_modules() if type(m) is nn.Linear]
+    assert kept == ["bert.pooler.dense", "classifier"]
+
+
+@pytest.mark.parametrize("stage", ["latent", "packed"])
+def test_added_biases_are_made_and_found(stage: str) -> None:
+    config = ModernBertConfig(vocab_size=20, pad_token_id=0, **SMALL)
+    with torch.device("meta"):
+        model = ModernBertModel(config)
+    name = "layers.0.mlp.Wo"
+    assert model.get_submodule(name).bias is None
+    codec = "2bit" if stage == "packed" else None
+    surgery.replace(model, Artifact(stage=stage, codec=codec, added_biases=(name,)))
+    assert model.get_submodule(name).bias.shape == (16,)
+    assert model.get_submodule("layers.0.attn.Wo").bias is None
+    assert checkpoint.names_in_model(model, [f"{name}.bias"]) == {f"{name}.bias": f"{name}.bias"}
+
+
+def test_little_linears_stay() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1))
+    plan = surgery.plan(model, Scheme(), present=present(model))
+    assert plan.linears == ("0",)
+    assert plan.kept == {"1": "1 × 16 is too small to gain by it"}
+
+
+def test_a_module_used_twice_is_replaced_once_everywhere() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.Sequential(nn.ReLU())})
+    model["b"].append(model["a"])
+    plan = surgery.plan(model, Scheme(), present=present(model))
+    assert plan.linears == ("a",)
+    surgery.replace(model, Artifact(stage="latent"))
+    assert isinstance(model["a"], TernaryLinear)
+    assert "b.1.weight" not in model.state_dict()
+
+
+def test_a_weight_that_is_table_and_linear_at_once_stays() -> None:
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(16, 16), "head": nn.Linear(16, 16, bias=False), "x": nn.Linear(16, 16)}
+    )
+    model["head"].weight = model["table"].weight
+    plan = surgery.plan(model, Scheme(), present=present(model))
+    assert (plan.linears, plan.tables) == (("x",), ())
+    assert set(plan.kept) == {"table", "head"}
+    assert "share one weight" in plan.kept["table"]
+
+
+class Offset(nn.Embedding):
+    """A table that looks up other rows than it is asked for, as BART's positions do."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids + 2)
+
+
+def test_a_subclass_that_computes_something_else_stays() -> None:
+    model = nn.Sequential(Offset(16, 16), nn.Linear(16, 16))
+    plan = surgery.plan(model, Scheme(), present=present(model))
+    assert plan.tables == ()
+    assert plan.kept == {"0": "its class Offset does more than look up rows"}
+
+
+def test_what_is_neither_linear_nor_table_is_in_the_plan_with_what_becomes_of_it() -> None:
+    config = ViTConfig(image_size=64, patch_size=16, hidden_size=96, num_hidden_layers=1, num_attention_heads=2)
+    with torch.device("meta"):
+        model = ViTModel(config)
+    others = surgery.plan(model, Scheme(), present=present(model)).others
+    assert others["embeddings.patch_embeddings.projection.weight"] == "of a Conv2d: float16 when packed"
+    assert others["3 × LayerNorm"] == "small (576 weights), as in the source"

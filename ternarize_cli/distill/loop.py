@@ -23,6 +23,8 @@ from ternarize_cli.distill.losses import RECIPES, Outputs
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError
 from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear
 from ternarize_cli.models import load_encoder, model_name
+from ternarize_cli.parts import Part, parts_of
+from ternarize_cli.tokenization import teacher_ids
 
 __all__ = ["DistillReport", "Progress", "Training", "distill"]
 
@@ -146,8 +148,9 @@ def distill(
         before = learner.cosine(held)
         report = learner.train(seen, on_step)
         after = learner.cosine(held)
-        _save(student, partial, learner.transformer)
         checkpoint.copy_companions(student, partial)
+        for part in parts_of(student):
+            _save(part, partial, learner.student[part.index] if part.subfolder else learner.transformer)
         new = replace(artifact, seed=training.seed, tool_version=__version__)
         checkpoint.write_config(student, partial, new)
         record = {
@@ -182,12 +185,7 @@ class _Learner:
                 f"the student has {layers} layers of width {width}, the teacher {others} of {other}",
                 hint="--teacher is the full-precision model that the student was converted from",
             )
-        words, others = (e[0].auto_model.config.vocab_size for e in (self.student, self.teacher))
-        if words != others:
-            raise CheckpointError(
-                f"the student has a vocabulary of {words}, the teacher of {others}",
-                hint="--teacher is the full-precision model that the student was converted from",
-            )
+        self.ids = teacher_ids(self.student.tokenizer, self.teacher.tokenizer).to(self.student.device)
         for encoder in (self.student, self.teacher):
             encoder.max_seq_length = min(training.max_length, encoder.max_seq_length or training.max_length)
             encoder[0].auto_model.config.output_hidden_states = True
@@ -258,7 +256,7 @@ class _Learner:
         made = self.student.preprocess(batch)
         features = {k: v.to(self.student.device) if isinstance(v, Tensor) else v for k, v in made.items()}
         with torch.no_grad(), self.accelerator.autocast():
-            teacher = _run(self.teacher, features)
+            teacher = _run(self.teacher, {**features, "input_ids": self.ids[features["input_ids"]]})
         with self.accelerator.autocast():
             return _run(self.student, features), teacher
 
@@ -268,14 +266,15 @@ def _run(encoder: Any, features: dict[str, Any]) -> Outputs:
     return Outputs(tuple(out["all_layer_embeddings"]), out["sentence_embedding"], features["attention_mask"])
 
 
-def _save(source: Path, folder: Path, transformer: nn.Module) -> None:
+def _save(part: Part, output: Path, trained: nn.Module) -> None:
     """Writes the trained tensors under the names and into the shards of the checkpoint they came from."""
-    state = transformer.state_dict()
-    writer = weights.ShardWriter(folder)
-    with weights.open_shards(source) as shards:
+    state = trained.state_dict()
+    writer = weights.ShardWriter(output / part.subfolder)
+    with weights.open_shards(part.path) as shards:
         for shard in shards:
             keys = shard.keys()
-            names = checkpoint.names_in_model(transformer, keys)
-            tensors = {k: state[names[k]].detach().cpu() if k in names else shard.get(k) for k in keys}
-            writer.write(shard.name, tensors)
+            names = checkpoint.names_in_model(trained, keys)
+            with writer.shard(shard.name) as out:
+                for key in keys:
+                    out.add(key, state[names[key]] if key in names else shard.get(key))
     writer.finish()
