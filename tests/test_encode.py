@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from io import BytesIO
@@ -9,8 +10,14 @@ from io import BytesIO
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import WORDS
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from test_images import make_labels, make_pixels, write_folder
+
+from ternarize_cli.images import read_labelled
+from ternarize_cli.models import load_encoder
 
 TEXTS = ["the cat", "a big red dog by the river", "water", "open the file and read a row"]
 
@@ -98,13 +105,71 @@ def test_a_prompt_is_named_or_refused(run, tiny_bert, source, tmp_path):
     assert "query" in result.stderr
 
 
-def test_an_image_model_is_refused_by_name(run, tmp_path, source):
-    folder = tmp_path / "vit"
+@pytest.fixture
+def pictures(tmp_path):
+    """Six labelled images in a train and a test part."""
+    for part, count in (("train", 4), ("test", 2)):
+        write_folder(tmp_path / "pictures" / part, make_pixels(count), make_labels(count))
+    return tmp_path / "pictures"
+
+
+def test_images_of_every_part_are_encoded_in_order(run, tiny_vit, pictures, tmp_path):
+    result = run("encode", tiny_vit, pictures, "-o", tmp_path / "v.npy", "--batch-size", 4, "--json")
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout)
+    assert (summary["count"], summary["dim"]) == (6, 32)
+    assert "CLS token" in result.stderr
+    images = [image for part in ("train", "test") for image in read_labelled(pictures, part)]
+    whole = load_encoder(tiny_vit, device="cpu").encode(images)
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), whole, atol=1e-6)
+    rows = [json.loads(line) for line in run("encode", tiny_vit, pictures, "--normalize").stdout.splitlines()]
+    assert [row["id"] for row in rows][:3] == ["train/0/000.png", "train/0/002.png", "train/1/001.png"]
+    lengths = np.linalg.norm(whole, axis=1, keepdims=True)
+    np.testing.assert_allclose([row["vector"] for row in rows], whole / lengths, atol=1e-6)
+
+
+def test_text_and_images_are_not_mixed_up(run, tiny_bert, tiny_vit, source, pictures, tmp_path):
+    for model, given, message in (
+        (tiny_vit, source, "tiny-vit reads images, not text"),
+        (tiny_bert, pictures, "tiny-bert reads text, not images"),
+        (tiny_bert, tmp_path, "holds no images"),
+    ):
+        result = run("encode", model, given)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    result = run("encode", tiny_vit, pictures, "--prompt-name", "query")
+    assert result.exit_code == 2
+    assert "--prompt-name is for text" in result.stderr
+
+
+def test_an_image_that_does_not_decode_leaves_no_output(run, tiny_vit, pictures, tmp_path):
+    (pictures / "test" / "0" / "000.png").write_text("no image")
+    result = run("encode", tiny_vit, pictures, "-o", tmp_path / "v.npy")
+    assert result.exit_code == 2
+    assert "000.png can't be read: no image that Pillow knows" in result.stderr
+    assert not (tmp_path / "v.npy").exists()
+
+
+def test_a_model_without_a_tokenizer_is_refused_by_name(run, tmp_path, source):
+    folder = tmp_path / "bert"
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "vit"}')
+    (folder / "config.json").write_text('{"model_type": "bert"}')
     result = run("encode", folder, source)
     assert result.exit_code == 2
     assert "has no tokenizer, so it can't read text" in result.stderr
+
+
+def test_pickled_weights_are_read_only_when_asked_for(run, tiny_vit, pictures, tmp_path):
+    folder = tmp_path / "vit"
+    shutil.copytree(tiny_vit, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    result = run("encode", folder, pictures, "-o", tmp_path / "v.npy")
+    assert result.exit_code == 2
+    assert "--allow-pickle" in result.stderr
+    assert run("encode", folder, pictures, "-o", tmp_path / "v.npy", "--allow-pickle").exit_code == 0
+    assert run("encode", tiny_vit, pictures, "-o", tmp_path / "w.npy").exit_code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), np.load(tmp_path / "w.npy"))
 
 
 @pytest.mark.parametrize(
@@ -159,3 +224,4 @@ def test_a_closed_pipe_ends_without_a_traceback(tiny_bert):
         complaints = process.stderr.read().decode()
     assert first["id"] == "1"
     assert complaints == ""
+    assert process.returncode == 0

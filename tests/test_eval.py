@@ -1,18 +1,21 @@
 """`ternarize eval`: retention, gates, and what the command prints and exits with."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_tiny_bert
+from conftest import save_tiny_bert, save_tiny_vit
 from test_evaluation_metrics import cosines, load, make_sentences
 from test_evaluation_reading import write_pairs, write_retrieval
+from test_images import make_labels, make_pixels, write_folder
 
 from ternarize_cli.errors import GateMissedError, InputError
 from ternarize_cli.evaluation.gates import check, parse_gates
 from ternarize_cli.evaluation.reading import read_tasks
+from ternarize_cli.images import read_labelled
 
 Run = Callable[..., Any]
 
@@ -191,3 +194,89 @@ def test_minilm_ranks_real_pairs(run: Run, minilm: Path, tmp_path: Path) -> None
     result = run("eval", minilm, "--sts", write_pairs(tmp_path / "pairs.csv", rows), "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["tasks"][0]["student"] > 0.8
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """24 bright and dark images to find neighbours among, 8 to label."""
+    for part, count in (("train", 24), ("test", 8)):
+        write_folder(tmp_path / "pictures" / part, make_pixels(count, seed=count), make_labels(count))
+    return tmp_path / "pictures"
+
+
+def test_eval_of_images_prints_neighbours_accuracy_and_cosine(run: Run, tiny_vit: Path, pictures: Path) -> None:
+    from ternarize_cli.models import load_encoder
+
+    other = save_tiny_vit(pictures.parent / "other-vit", seed=1)
+    result = run("eval", other, "--against", tiny_vit, "--images", pictures, "--json", "-q")
+    assert result.exit_code == 0
+    (task,) = json.loads(result.stdout)["tasks"]
+    assert (task["name"], task["metric"], task["size"]) == ("pictures", "knn_accuracy", 8)
+    assert (task["teacher"], task["student"], task["retention"]) == (1.0, 1.0, 1.0)  # bright is far from dark
+    a, b = (
+        load_encoder(folder, device="cpu").encode(list(read_labelled(pictures, "test")), normalize_embeddings=True)
+        for folder in (tiny_vit, other)
+    )
+    assert task["cosine"] == pytest.approx(float((a * b).sum(axis=1).mean()), abs=1e-5)
+    table = run("eval", other, "--against", tiny_vit, "--images", pictures, "--limit", 4).stdout
+    assert "knn_accuracy" in table
+    assert "cosine" in table
+
+
+def test_eval_of_a_model_with_itself_keeps_every_image_where_it_is(run: Run, tiny_vit: Path, pictures: Path) -> None:
+    result = run("eval", tiny_vit, "--against", tiny_vit, "--images", pictures, "--json", "-q")
+    (task,) = json.loads(result.stdout)["tasks"]
+    assert task["cosine"] == pytest.approx(1.0)
+    alone = run("eval", tiny_vit, "--images", pictures, "--json", "-q")
+    (task,) = json.loads(alone.stdout)["tasks"]
+    assert (task["cosine"], task["retention"], task["student"]) == (None, None, 1.0)
+
+
+def test_a_source_without_parts_is_split_in_halves(run: Run, tiny_vit: Path, pictures: Path) -> None:
+    source = pictures / "train"
+    results = [run("eval", tiny_vit, "--images", source, "--json", "-q", "--seed", seed) for seed in (0, 0, 1)]
+    payloads = [json.loads(result.stdout) for result in results]
+    assert [payload["tasks"][0]["size"] for payload in payloads] == [12, 12, 12]
+    digests = [payload["tasks"][0]["data_sha256"] for payload in payloads]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_limit_draws_the_same_number_of_each_label(tmp_path: Path) -> None:
+    for part, count in (("train", 60), ("test", 40)):
+        write_folder(tmp_path / part, make_pixels(count), [int(i >= 10) for i in range(count)])
+    (task,) = read_tasks(images=[tmp_path], limit=6, seed=3)
+    assert Counter(task.queries.labels) == {"0": 3, "1": 3}
+    assert Counter(task.neighbours.labels) == {"0": 10, "1": 20}  # as far as they reach
+    (again,) = read_tasks(images=[tmp_path], limit=6, seed=3)
+    assert again.sha256 == task.sha256
+
+
+def test_images_that_can_not_be_scored_are_refused(run: Run, tiny_vit: Path, tiny_bert: Path, pictures: Path) -> None:
+    flat = write_folder(pictures.parent / "flat", make_pixels(4), None)
+    one = write_folder(pictures.parent / "one", make_pixels(9), [0] * 9)
+    few = write_folder(pictures.parent / "few", make_pixels(6), make_labels(6))
+    unknown = pictures.parent / "unknown"
+    write_folder(unknown / "train", make_pixels(8), make_labels(8))
+    write_folder(unknown / "test", make_pixels(3), [0, 1, 2])
+    half = pictures.parent / "half"
+    write_folder(half / "val", make_pixels(8), make_labels(8))
+    write_folder(half / "test", make_pixels(8), make_labels(8))
+    for model, options, message in (
+        (tiny_vit, ["--images", flat], "flat has images without labels"),
+        (tiny_vit, ["--images", one], "every image has the label '0'"),
+        (tiny_vit, ["--images", few], "4 images are fewer than the 5 neighbours that vote"),
+        (tiny_vit, ["--images", unknown], "no image to find neighbours among has the label '2'"),
+        (tiny_vit, ["--images", half], "neighbours come from a train part"),
+        (tiny_vit, ["--images", pictures, "--limit", "0"], "--limit 0 leaves no image"),
+        (tiny_vit, ["--limit", "5"], "there is no task"),
+        (tiny_bert, ["--images", pictures], "tiny-bert reads text, not images"),
+    ):
+        result = run("eval", model, *options)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    pairs = write_pairs(pictures.parent / "pairs.csv", [("cat", "dog", 1.0), ("tree", "house", 2.0)])
+    result = run("eval", tiny_vit, "--sts", pairs)
+    assert result.exit_code == 2
+    assert "tiny-vit reads images, not text" in result.stderr
+    result = run("eval", tiny_bert, "--sts", pairs, "--limit", "5")
+    assert result.exit_code == 2
+    assert "--limit is for image tasks" in result.stderr

@@ -5,12 +5,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import WORDS
 from test_evaluation_reading import write_jsonl, write_pairs, write_retrieval
+from test_images import make_pixels, write_idx
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.evaluation.reading import read_tasks
+from ternarize_cli.images import read_labelled
 
 
 def make_sentences() -> list[str]:
@@ -102,6 +105,25 @@ def test_classification_learns_what_is_separable_and_not_what_is_random(tiny_ber
     encoder = load(tiny_bert)
     assert main_score(encoder, classification=[clear]) == 1.0
     assert 0.3 < main_score(encoder, classification=[noise]) < 0.7
+
+
+def test_images_get_the_label_of_most_of_their_nearest_neighbours(tiny_vit: Path, tmp_path: Path) -> None:
+    from collections import Counter
+
+    from ternarize_cli.models import load_encoder
+
+    labels = {"train": [i // 2 % 3 for i in range(24)], "test": [i % 3 for i in range(9)]}
+    for part, numbers in labels.items():
+        write_idx(tmp_path, part, make_pixels(len(numbers), seed=len(numbers)), numbers)
+    encoder = load_encoder(tiny_vit, device="cpu")
+    kept, queries = (encoder.encode(list(read_labelled(tmp_path, part)), normalize_embeddings=True) for part in labels)
+    right = 0
+    for vector, label in zip(queries, labels["test"], strict=True):
+        votes = Counter(labels["train"][i] for i in np.argsort(-(kept @ vector), kind="stable")[:5])
+        # scikit-learn gives a tie to the smallest label
+        right += min(votes, key=lambda vote: (-votes[vote], vote)) == label
+    assert 0 < right < 9
+    assert main_score(encoder, images=[tmp_path], limit=9) == pytest.approx(right / 9)
 
 
 def test_the_seed_decides_a_split_that_holds_every_text_once(tmp_path: Path) -> None:

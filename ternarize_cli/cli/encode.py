@@ -1,11 +1,12 @@
-"""`ternarize encode`: texts in, vectors out."""
+"""`ternarize encode`: texts or images in, vectors out."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.options import Backend, Device, Force, Json, ModelArgument, Quiet, Threads
+from ternarize_cli.cli.options import AllowPickle, Backend, Device, Force, Json, ModelArgument, Quiet, Threads
+from ternarize_cli.cli.output import Output
 
 __all__ = ["register"]
 
@@ -18,7 +19,12 @@ def register(app: typer.Typer) -> None:
 def encode(
     model: ModelArgument,
     source: Annotated[
-        str, typer.Argument(metavar="[INPUT|-]", help="One text per line, or JSONL with `text`; - is stdin.")
+        str,
+        typer.Argument(
+            metavar="[INPUT|-]",
+            help="One text per line, or JSONL with `text`; - is stdin. For a model that reads images: a folder of "
+            "them, or an IDX or Parquet file.",
+        ),
     ] = "-",
     output: Annotated[
         Path | None,
@@ -27,7 +33,7 @@ def encode(
     format: Annotated[
         str | None, typer.Option("--format", metavar="npy|jsonl|parquet", help="Default: by the suffix of FILE.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts or images per forward pass.")] = 32,
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
@@ -41,19 +47,19 @@ def encode(
         ),
     ] = None,
     force: Force = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode texts with any model.
+    """Encode texts or images with any model.
 
-    Vectors go to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Texts are
-    read and written in chunks of 1,024, in order, so a stream of any length works.
+    Vectors go to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Everything is
+    read and written in chunks, in order, so a stream of any length works.
     """
     import sys
     import time
 
     from ternarize_cli import files, models
-    from ternarize_cli.cli.output import Output
     from ternarize_cli.errors import InputError
 
     out = Output(json_mode=json, quiet=quiet)
@@ -62,41 +68,49 @@ def encode(
     elif json:
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
 
-    from ternarize_cli.index.encode import TextEncoder, encode_to_file, encode_to_stream, load_text_encoder, text_folder
+    from ternarize_cli.index.encode import (
+        ImageEncoder,
+        TextEncoder,
+        encode_to_file,
+        encode_to_stream,
+        image_folder,
+        open_input,
+        text_folder,
+    )
     from ternarize_cli.index.vectors import file_format
-    from ternarize_cli.texts import read_texts
 
     kind = file_format(output, format)
     if output is None and kind != "jsonl" and (kind == "parquet" or sys.stdout.isatty()):
         raise InputError(f"{kind} can't go to this stdout", hint="-o FILE")
-    texts = read_texts(source)
-    folder = text_folder(model)
+    items, pictures = open_input(source)
+    if pictures and prompt_name is not None:
+        raise InputError(f"--prompt-name is for text, and {source} holds images", hint="leave it out")
+    folder = (
+        image_folder(model, allow_pickle=allow_pickle) if pictures else text_folder(model, allow_pickle=allow_pickle)
+    )
     if note := models.pooling_note(folder):
         out.note(note)
-    encoder = TextEncoder(
-        load_text_encoder(folder, backend=backend, device=device, threads=threads),
-        prompt_name=prompt_name,
-        normalize=normalize,
-        batch_size=batch_size,
-    )
-    started = time.perf_counter()
-    documents = out.track(texts, "encoding")
-    if output is None:
-        encode_to_stream(encoder, documents, sys.stdout.buffer, kind)
+    loaded = models.load_encoder(folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
+    encoder: ImageEncoder | TextEncoder
+    if pictures:
+        encoder = ImageEncoder(loaded, normalize=normalize, batch_size=batch_size)
     else:
-        encode_to_file(encoder, documents, output, kind, force=force)
+        encoder = TextEncoder(loaded, prompt_name=prompt_name, normalize=normalize, batch_size=batch_size)
+    started = time.perf_counter()
+    tracked = out.track(items, "encoding")
+    if output is None:
+        encode_to_stream(encoder, tracked, sys.stdout.buffer, kind)
+    else:
+        encode_to_file(encoder, tracked, output, kind, force=force)
     seconds = time.perf_counter() - started
     if encoder.truncation:
         out.warn(encoder.truncation)
-    out.note(f"{encoder.texts} texts, {encoder.tokens} tokens in {seconds:.1f} s" + (f" → {output}" if output else ""))
+    out.note(f"{encoder.summary} in {seconds:.1f} s" + (f" → {output}" if output else ""))
     out.result(
         {
             "output": str(output),
             "format": kind,
-            "count": encoder.texts,
-            "dim": encoder.dim,
-            "tokens": encoder.tokens,
-            "truncated": encoder.truncated,
+            **encoder.counts,
             "seconds": round(seconds, 3),
             "model": model,
             "model_sha256": files.content_hash(folder),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ternarize_cli.cli.options import Backend, Device, Json, ModelArgument, Quiet, Seed, Threads
+from ternarize_cli.cli.options import AllowPickle, Backend, Device, Json, ModelArgument, Quiet, Seed, Threads
 from ternarize_cli.cli.output import Output, megabytes
 
 if TYPE_CHECKING:
@@ -40,6 +40,24 @@ def evaluate(
         list[Path] | None,
         typer.Option("--classification", metavar="FILE", help="Lines of label, tab, text. Repeatable."),
     ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="PATH",
+            help="Labelled images: a folder with a subfolder per label, IDX or Parquet files; with a train and a test "
+            "part, or else split in halves. Scored by the labels of the 5 nearest neighbours (cosine). Repeatable.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="N",
+            help="At most N test images and 5 N neighbours of each --images, the same number of each label; "
+            "default: 200.",
+        ),
+    ] = None,
     queries_where: Annotated[
         str | None,
         typer.Option("--queries-where", metavar="KEY=VALUE", help="Only queries whose JSON field KEY is VALUE."),
@@ -55,8 +73,9 @@ def evaluate(
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts encoded at once.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts or images encoded at once.")] = 32,
     seed: Seed = 0,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -73,10 +92,17 @@ def evaluate(
     if min_retention and against is None:
         raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
     tasks = read_tasks(
-        sts=sts or [], retrieval=retrieval or [], classification=classification or [], queries_where=queries_where
+        sts=sts or [],
+        retrieval=retrieval or [],
+        classification=classification or [],
+        images=images or [],
+        queries_where=queries_where,
+        limit=limit,
+        seed=seed,
     )
     gates = parse_gates(min_retention or [], [task.name for task in tasks])
-    for note in [pooling_note(resolve(name)) for name in (model, against) if name is not None]:
+    folders = [resolve(name, allow_pickle=allow_pickle) for name in (model, against) if name is not None]
+    for note in map(pooling_note, folders):
         if note:
             out.note(note)
     with out.status("loading MTEB"):
@@ -91,6 +117,7 @@ def evaluate(
         threads=threads,
         batch_size=batch_size,
         seed=seed,
+        allow_pickle=allow_pickle,
         track=out.track,
     )
     _print(out, comparison)
@@ -107,14 +134,15 @@ def _print(out: Output, comparison: "Comparison") -> None:
         out.table(student.name, ("task", "metric", "size", "score"), rows)
         return
     rows = [
-        (t.task, t.metric, t.size, _number(t.teacher), _number(t.student), _number(t.retention))
+        (t.task, t.metric, t.size, _number(t.teacher), _number(t.student), _number(t.retention), _number(t.cosine))
         for t in comparison.tasks
     ]
-    rows.append(("mean", "", "", "", "", _number(comparison.mean_retention)))
+    rows.append(("mean", "", "", "", "", _number(comparison.mean_retention), ""))
     sizes = teacher.weights_bytes, student.weights_bytes
-    rows.append(("weights", "", "", *map(megabytes, sizes), _number(sizes[1] / sizes[0] if sizes[0] else None)))
-    columns = ("task", "metric", "size", "teacher", "student", "student / teacher")
-    out.table(f"{student.name} against {teacher.name}", columns, rows)
+    rows.append(("weights", "", "", *map(megabytes, sizes), _number(sizes[1] / sizes[0] if sizes[0] else None), ""))
+    columns = ("task", "metric", "size", "teacher", "student", "student / teacher", "cosine")
+    wide = len(columns) if any(t.cosine is not None for t in comparison.tasks) else len(columns) - 1
+    out.table(f"{student.name} against {teacher.name}", columns[:wide], [row[:wide] for row in rows])
     for t in comparison.tasks:
         if t.retention is None:
             out.warn(f"{t.task}: the teacher scores {_number(t.teacher)}, so there is no retention to speak of")
@@ -134,6 +162,7 @@ def _payload(comparison: "Comparison", data: dict[str, str], seed: int) -> dict[
                 "teacher": t.teacher,
                 "student": t.student,
                 "retention": t.retention,
+                "cosine": t.cosine,
                 "data_sha256": data[t.task],
             }
             for t in comparison.tasks

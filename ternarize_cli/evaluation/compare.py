@@ -2,7 +2,8 @@
 
 Retention is student score / teacher score, per task; the overall figure is the mean of these ratios, as the paper
 reports its 96.4% (arXiv 2411.15438). Where the teacher scores zero or less the ratio says nothing: it is None then, and
-so is the mean, rather than a mean over the tasks that happen to have one.
+so is the mean, rather than a mean over the tasks that happen to have one. Of image tasks the mean cosine between the
+two models' vectors of the same query image is kept, too.
 
 No results are cached. A cache would have to be keyed by model, file, seed, library versions and hardware to be right,
 and the runs here take minutes.
@@ -10,16 +11,19 @@ and the runs here take minutes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import mteb
+import numpy as np
 
+from ternarize_cli import vision
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.evaluation.encoder import LocalEncoder, quiet_mteb
+from ternarize_cli.evaluation.neighbours import LabelledImages
 from ternarize_cli.evaluation.reading import TaskData
-from ternarize_cli.evaluation.tasks import make_task
+from ternarize_cli.evaluation.tasks import make_task, metric_name
 from ternarize_cli.files import content_hash
 from ternarize_cli.models import load_encoder, model_name, resolve
 from ternarize_cli.progress import Track, silent
@@ -30,12 +34,16 @@ __all__ = ["Comparison", "Evaluation", "Retention", "Score", "compare", "evaluat
 
 @dataclass(frozen=True)
 class Score:
-    """A model's main score on a task: `metric` is MTEB's name for it, `size` counts pairs, queries or texts."""
+    """A model's main score on a task: `metric` is MTEB's name for it, `size` counts pairs, queries or texts.
+
+    `vectors` are those of the query images of an image task, [size, dim]; None for texts.
+    """
 
     task: str
     metric: str
     size: int
     value: float
+    vectors: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Retention:
-    """A task's two scores. `retention` = student / teacher; None without a teacher or if its score is not positive."""
+    """A task's two scores. `retention` = student / teacher; None without a teacher or if its score is not positive.
+
+    `cosine` is the mean cosine of the two models' vectors of the query images; None without a teacher, for texts, and
+    between models whose vectors differ in length.
+    """
 
     task: str
     metric: str
@@ -58,6 +70,7 @@ class Retention:
     teacher: float | None
     student: float
     retention: float | None
+    cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ def score(
                 "equally similar",
                 hint="its vectors have collapsed to one; distill it, or look at the convert report",
             )
-        scores.append(Score(data.name, task.metadata.main_score, data.size, value))
+        scores.append(Score(data.name, metric_name(task), data.size, value, encoder.held_out.get(data.name)))
     return tuple(scores)
 
 
@@ -115,6 +128,7 @@ def evaluate(
     threads: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    allow_pickle: bool = False,
     track: Track = silent,
 ) -> Evaluation:
     """Loads MODEL and scores it.
@@ -123,18 +137,28 @@ def evaluate(
         model: a folder, hub id or `package:NAME`.
         tasks: as `reading.read_tasks` gives them.
         backend, device, threads: as `models.load_encoder` takes them.
-        batch_size: texts encoded at once.
+        batch_size: texts or images encoded at once.
         seed: of the classification split and draws.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
         track: reports progress over batches.
 
     Raises:
         ModelNotFoundError, CheckpointError, UnavailableError: the model can't be had, read, run or scored.
     """
-    folder = resolve(model)
+    folder = _readable(model, tasks, allow_pickle)
     name, digest = model_name(model), content_hash(folder)
-    encoder = load_encoder(folder, backend=backend, device=device, threads=threads)
+    encoder = load_encoder(folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
     wrapped = LocalEncoder(encoder, name=name, content_hash=digest, track=track)
-    return Evaluation(name, digest, bytes_on_disk(folder), score(wrapped, tasks, batch_size=batch_size, seed=seed))
+    scores = score(wrapped, tasks, batch_size=batch_size, seed=seed)
+    return Evaluation(name, digest, bytes_on_disk(folder, allow_pickle=allow_pickle), scores)
+
+
+def _readable(model: str | Path, tasks: Sequence[TaskData], allow_pickle: bool) -> Path:
+    """The folder of MODEL, which must read what the tasks have."""
+    folder = resolve(model, allow_pickle=allow_pickle)
+    for modality in sorted({"image" if isinstance(task, LabelledImages) else "text" for task in tasks}):
+        vision.require(folder, modality, model)
+    return folder
 
 
 def compare(
@@ -147,6 +171,7 @@ def compare(
     threads: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    allow_pickle: bool = False,
     track: Track = silent,
 ) -> Comparison:
     """Scores the student and, if there is one, the teacher on the same tasks, one after the other.
@@ -156,23 +181,40 @@ def compare(
     Raises:
         ModelNotFoundError, CheckpointError, UnavailableError: as `evaluate`.
     """
-    resolve(student)  # a wrong name should not be found out after the teacher's minutes
-    run = partial(evaluate, device=device, threads=threads, batch_size=batch_size, seed=seed, track=track)
+    _readable(student, tasks, allow_pickle)  # a wrong name should not be found out after the teacher's minutes
+    run = partial(
+        evaluate,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        seed=seed,
+        allow_pickle=allow_pickle,
+        track=track,
+    )
     reference = run(teacher, tasks) if teacher is not None else None
     found = run(student, tasks, backend=backend)
     return Comparison(found, reference, _retentions(found, reference))
 
 
 def _retentions(student: Evaluation, teacher: Evaluation | None) -> tuple[Retention, ...]:
-    references = [s.value for s in teacher.scores] if teacher else [None] * len(student.scores)
+    references = teacher.scores if teacher else [None] * len(student.scores)
     return tuple(
         Retention(
             task=s.task,
             metric=s.metric,
             size=s.size,
-            teacher=reference,
+            teacher=reference.value if reference else None,
             student=s.value,
-            retention=s.value / reference if reference is not None and reference > 0 else None,
+            retention=s.value / reference.value if reference and reference.value > 0 else None,
+            cosine=_mean_cosine(s.vectors, reference.vectors) if reference else None,
         )
         for s, reference in zip(student.scores, references, strict=True)
     )
+
+
+def _mean_cosine(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
+    """Over the rows of two arrays [images, dim]; a vector of zeros has the cosine 0 with any other."""
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)))

@@ -3,7 +3,8 @@
 MTEB names every model from a folder `no_model_name/available`, so anything keyed by that name mixes models up; here the
 name is the model's own and the revision is the hash of its content. Texts are encoded longest first, one batch at a
 time, which bounds padding as sentence-transformers does and lets a progress bar move. Prompts follow MTEB's order (task
-type and side, task type, side), then the model's own defaults.
+type and side, task type, side), then the model's own defaults. Images are encoded batch by batch as MTEB hands them
+over, so that only a batch of them is decoded at a time.
 """
 
 import logging
@@ -38,13 +39,20 @@ class LocalEncoder(AbsEncoder):
         name: what messages and MTEB call it.
         content_hash: of its folder, as `files.content_hash` gives it; MTEB's revision.
         track: reports progress over batches.
+
+    Attributes:
+        held_out: task → the vectors of its test images, [images, dim].
     """
 
     def __init__(self, encoder: SentenceTransformer, *, name: str, content_hash: str, track: Track = silent) -> None:
         self.model = encoder
         self.name = name
         self.model_prompts = {key: prompt for key, prompt in encoder.prompts.items() if prompt is not None}
-        self.mteb_model_meta = ModelMeta.create_empty({"name": f"local/{name}", "revision": content_hash})
+        modalities = [m for m in encoder.modalities if m in ("text", "image")]
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {"name": f"local/{name}", "revision": content_hash, "modalities": modalities}
+        )
+        self.held_out: dict[str, np.ndarray] = {}
         self._track = track
 
     def encode(
@@ -58,11 +66,18 @@ class LocalEncoder(AbsEncoder):
         batch_size: int = 32,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Vectors of all texts, [texts, dim] float32, in the order of `inputs`.
+        """Vectors of all texts or images, [inputs, dim] float32, in the order of `inputs`.
 
         Raises:
             CheckpointError: the model gives a vector that is not finite.
         """
+        if task_metadata.type == "ImageClassification":
+            name = task_metadata.name.removeprefix("local/")
+            tracked = self._track(inputs, f"{self.name} on {name}, {hf_split}")
+            images = np.concatenate([self._encode_batch(self.model.encode, batch["image"]) for batch in tracked])
+            if hf_split == "test":
+                self.held_out[name] = images
+            return images
         texts = [text for batch in inputs for text in batch["text"]]
         by_side = {PromptType.query: self.model.encode_query, PromptType.document: self.model.encode_document}
         encode = by_side.get(prompt_type, self.model.encode)
@@ -71,15 +86,19 @@ class LocalEncoder(AbsEncoder):
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         vectors: list[np.ndarray] = [np.empty(0)] * len(texts)
         for batch in self._track(batches, f"{self.name} on {task_metadata.name.removeprefix('local/')}"):
-            encoded = encode([texts[i] for i in batch], prompt=prompt, batch_size=batch_size, show_progress_bar=False)
-            if not np.isfinite(encoded).all():
-                raise CheckpointError(
-                    f"{self.name} gives vectors that are not finite (NaN or infinite), so it can't be scored",
-                    hint="ternarize inspect shows what the model is; its training may have diverged",
-                )
+            encoded = self._encode_batch(encode, [texts[i] for i in batch], prompt=prompt)
             for i, vector in zip(batch, encoded, strict=True):
                 vectors[i] = vector
         return np.asarray(vectors, dtype=np.float32)
+
+    def _encode_batch(self, encode: Any, batch: list[Any], **kwargs: Any) -> np.ndarray:
+        encoded = np.asarray(encode(batch, batch_size=len(batch), show_progress_bar=False, **kwargs), dtype=np.float32)
+        if not np.isfinite(encoded).all():
+            raise CheckpointError(
+                f"{self.name} gives vectors that are not finite (NaN or infinite), so it can't be scored",
+                hint="ternarize inspect shows what the model is; its training may have diverged",
+            )
+        return encoded
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Labelled text from local files, checked line by line before any model is loaded.
+"""Labelled data from local files, checked line by line before any model is loaded.
 
-Three kinds, all UTF-8, each file or folder one task:
+Four kinds, the texts all UTF-8, each file or folder one task:
 
     pairs (STS)      CSV without a header     sentence 1,sentence 2,score
     retrieval        a folder                 see `ternarize_cli.evaluation.retrieval`
     classification   one text a line          label TAB text
+    images           a file or a folder       see `ternarize_cli.evaluation.neighbours`
 
 A task is named after its file or folder; a second one of the same name gets `-2`. What can't be scored is refused
 here, because a metric over it would be a number without a meaning: scores that are all equal have no rank correlation,
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.evaluation.lines import filled, lines, readable_file
+from ternarize_cli.evaluation.neighbours import QUERIES, LabelledImages, read_labelled_images
 from ternarize_cli.evaluation.retrieval import Retrieval, read_retrieval
 from ternarize_cli.files import sha256
 
@@ -59,7 +61,7 @@ class Labels:
         return len(self.texts)
 
 
-TaskData = Pairs | Retrieval | Labels
+TaskData = Pairs | Retrieval | Labels | LabelledImages
 
 
 def read_tasks(
@@ -67,7 +69,10 @@ def read_tasks(
     sts: Sequence[Path] = (),
     retrieval: Sequence[Path] = (),
     classification: Sequence[Path] = (),
+    images: Sequence[Path] = (),
     queries_where: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> list[TaskData]:
     """Reads and checks all files of an evaluation.
 
@@ -75,23 +80,34 @@ def read_tasks(
         sts: CSV files of scored pairs.
         retrieval: retrieval folders.
         classification: files of labelled lines.
+        images: folders or files of labelled images.
         queries_where: `KEY=VALUE`, the queries of all retrieval folders that count; None: all of them.
+        limit: at most so many query images per task; None: `neighbours.QUERIES`.
+        seed: draws the images.
 
     Raises:
-        InputError: there is no file at all, or `queries_where` is no `KEY=VALUE` or has nothing to choose from.
+        InputError: there is no file at all, `queries_where` is no `KEY=VALUE`, or it or `limit` has nothing to choose
+            from.
         DataError: a file is missing or can't be scored; the message names file and line.
     """
-    if not (sts or retrieval or classification):
+    if not (sts or retrieval or classification or images):
         raise InputError(
-            "there is no task to evaluate on", hint="--sts pairs.csv, --retrieval DIR or --classification FILE"
+            "there is no task to evaluate on",
+            hint="--sts pairs.csv, --retrieval DIR, --classification FILE or --images DIR",
         )
+    if limit is not None and not images:
+        raise InputError("--limit is for image tasks, but no --images is given")
     if queries_where is not None and not retrieval:
         raise InputError("--queries-where chooses among retrieval queries, but no --retrieval is given")
-    names = iter(_names([*sts, *retrieval, *classification]))
+    names = iter(_names([*sts, *retrieval, *classification, *images]))
     return [
         *(read_pairs(path, next(names)) for path in sts),
         *(read_retrieval(path, next(names), queries_where) for path in retrieval),
         *(read_labels(path, next(names)) for path in classification),
+        *(
+            read_labelled_images(path, next(names), limit=QUERIES if limit is None else limit, seed=seed)
+            for path in images
+        ),
     ]
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ternarize_cli import __version__, files
+from ternarize_cli import __version__, files, models
 from ternarize_cli.errors import InputError
-from ternarize_cli.index.encode import CHUNK, TextEncoder, load_text_encoder, text_folder
+from ternarize_cli.index.encode import CHUNK, TextEncoder, text_folder
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, IndexInfo, StoredFile, write_info
 from ternarize_cli.index.shards import ShardKey, Shards
 from ternarize_cli.progress import Track, silent
@@ -91,7 +91,7 @@ def build_index(
     with files.atomic_folder(output, force=force, resume=resume, inputs=inputs) as partial:
         count = _copy_corpus(corpus, partial / DOCUMENTS, track)
         _check_factory(factory, count)
-        encoder = load_text_encoder(folder, backend=backend, device=device, threads=threads)
+        encoder = models.load_encoder(folder, backend=backend, device=device, threads=threads)
         if threads is not None:
             faiss.omp_set_num_threads(threads)
         similarity = encoder.similarity_fn_name

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import faiss
 
-from ternarize_cli import files
+from ternarize_cli import files, models
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
-from ternarize_cli.index.encode import TextEncoder, load_text_encoder, text_folder
+from ternarize_cli.index.encode import TextEncoder, text_folder
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, IndexInfo, read_info
 
 __all__ = ["Hit", "Searcher", "check_index"]
@@ -64,7 +64,7 @@ class Searcher:
             if value is not None:
                 self._set(name, flag, value)
         model_folder = _same_model(self.info, model)
-        encoder = load_text_encoder(model_folder, backend=backend, device=device, threads=threads)
+        encoder = models.load_encoder(model_folder, backend=backend, device=device, threads=threads)
         self.encode = TextEncoder(encoder, role="query", normalize=self.info.normalized or None, batch_size=batch_size)
 
     def search(self, queries: list[str], k: int = 10) -> list[list[Hit]]:

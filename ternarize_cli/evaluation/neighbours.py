@@ -1,0 +1,108 @@
+"""Labelled images for a nearest-neighbour evaluation, checked before any model is loaded.
+
+What is measured is how far the labels follow from the vectors alone: each query image gets the label that most of its 5
+nearest neighbours have, by cosine. The neighbours come from the training part of the source and the queries from its
+test part (or the validation part where there is no test part); a source of one part is split in halves, label by
+label, by the seed. Encoding is what takes the time, so both are sampled, the same number of each label.
+"""
+
+import hashlib
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.images import Images, read_parts
+
+__all__ = ["NEIGHBOURS", "PER_QUERY", "QUERIES", "LabelledImages", "read_labelled_images"]
+
+NEIGHBOURS = 5
+"""How many neighbours vote."""
+QUERIES = 200
+"""How many queries an evaluation has unless told otherwise: minutes on two cores."""
+PER_QUERY = 5
+"""How many images there are to find neighbours among, for each query."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images to find neighbours among, and images to label by them; `sha256` is that of all pixels and labels."""
+
+    name: str
+    path: Path
+    sha256: str
+    neighbours: Images
+    queries: Images
+
+    @property
+    def size(self) -> int:
+        """How many queries are scored."""
+        return len(self.queries)
+
+
+def read_labelled_images(path: Path, name: str, *, limit: int = QUERIES, seed: int = 0) -> LabelledImages:
+    """Reads, samples and decodes the images of an evaluation.
+
+    Args:
+        path: as `images.read_parts` takes it.
+        name: what the task is called.
+        limit: at most so many queries and PER_QUERY times as many neighbours.
+        seed: of the samples, and of the split where the source has none.
+
+    Raises:
+        DataError: there are no images or labels, an image can't be decoded, there is only one label, a label of the
+            queries has no neighbour, or there are fewer than NEIGHBOURS of them.
+        InputError: limit is below 1.
+    """
+    if limit < 1:
+        raise InputError(f"--limit {limit} leaves no image", hint="--limit 200")
+    parts = read_parts(path)
+    for part, images in parts.items():
+        if images.labels is None:
+            raise DataError(
+                f"{path / part} has images without labels",
+                hint="one subfolder per label, a column `label`, or the IDX file of labels beside that of the images",
+            )
+    queries = parts.get("test") or parts.get("validation")
+    neighbours = parts.get("train")
+    if neighbours is None or queries is None:
+        if len(parts) > 1:
+            raise DataError(f"{path} has the parts {', '.join(parts)}, but neighbours come from a train part")
+        neighbours, queries = _halves(next(iter(parts.values())), seed)
+    neighbours, queries = neighbours.sample(PER_QUERY * limit, seed), queries.sample(limit, seed)
+    known = set(neighbours.labels or ())
+    if len(known) < 2:
+        raise DataError(f"{path}: every image has the label {next(iter(known), None)!r}", hint="two labels or more")
+    if missing := sorted(set(queries.labels or ()) - known):
+        raise DataError(
+            f"{path}: no image to find neighbours among has the label {missing[0]!r}",
+            hint="each label needs images in both parts (two if there is one part), and --limit must reach them",
+        )
+    if len(neighbours) < NEIGHBOURS:
+        raise DataError(f"{path}: {len(neighbours)} images are fewer than the {NEIGHBOURS} neighbours that vote")
+    return LabelledImages(name, path, _digest(neighbours, queries), neighbours, queries)
+
+
+def _halves(images: Images, seed: int) -> tuple[Images, Images]:
+    """Splits each label's images in two halves, the larger one (if they differ) first."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, label in enumerate(images.labels or ()):
+        places[label].append(place)
+    shuffle = random.Random(seed).shuffle
+    halves: tuple[list[int], list[int]] = [], []
+    for label in sorted(places):
+        shuffle(places[label])
+        middle = (len(places[label]) + 1) // 2
+        halves[0].extend(places[label][:middle])
+        halves[1].extend(places[label][middle:])
+    return images.take(sorted(halves[0])), images.take(sorted(halves[1]))
+
+
+def _digest(*parts: Images) -> str:
+    digest = hashlib.sha256()
+    for images in parts:
+        for image, label in zip(images, images.labels or (), strict=True):
+            digest.update(f"{image.size} {label}\n".encode())
+            digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""Image encoders: which folders they are, and how patch embeddings become one vector.
+
+sentence-transformers runs them (its Transformer module calls the image processor that the folder names, on PIL images,
+without torchvision), but it would pool the embeddings of any plain folder by their mean. Vision models have a better
+vector, and which one can be seen from how they are built:
+
+    pooler_output                DINOv2: the CLS token after the last LayerNorm. CLIP: the same, after a LayerNorm of
+                                 its own. SigLIP: the attention head. Swin, BEiT: the mean of the patches.
+    CLS token, after LayerNorm   ViT, DeiT: their pooler is a linear with tanh that most checkpoints lack, and that
+                                 transformers then invents at random.
+    mean                         models that have neither
+"""
+
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ternarize_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.modules.module import Module
+
+__all__ = ["image_modules", "image_pooling", "modalities", "require"]
+
+Pooling = Literal["pooler_output", "cls", "mean"]
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def modalities(folder: Path) -> frozenset[str]:
+    """What a model folder reads: "text", "image" or both, by the class that `AutoModel` has for it.
+
+    Raises:
+        CheckpointError: config.json is missing or damaged.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    from ternarize_cli import checkpoint
+
+    kind = checkpoint.read_config(folder).get("model_type")
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
+        return frozenset({"text"})
+    model = MODEL_MAPPING[CONFIG_MAPPING[kind]]
+    if isinstance(model, tuple):
+        model = model[0]
+    if model.main_input_name == "pixel_values" and not hasattr(model, "get_text_features"):
+        return frozenset({"image"})
+    return frozenset({"text", "image"}) if hasattr(model, "get_image_features") else frozenset({"text"})
+
+
+def require(folder: Path, modality: str, name: str | Path) -> None:
+    """Refuses a model that can't read what it is given.
+
+    Args:
+        folder: the model.
+        modality: "text" or "image".
+        name: what messages call the model.
+
+    Raises:
+        CheckpointError: the model does not read it.
+    """
+    known = modalities(folder)
+    if modality not in known:
+        reads, given = ("images", "text") if "image" in known else ("text", "images")
+        raise CheckpointError(
+            f"{name} reads {reads}, not {given}", hint=f"pass a model that reads {given}, or give it {reads}"
+        )
+
+
+def image_pooling(model: Any) -> Pooling:
+    """How the vector of an image is made from a transformers model (meta is fine)."""
+    pooler = getattr(model, "pooler", None)
+    if hasattr(pooler, "dense"):
+        return "cls"
+    if _gives_pooler_output(model):
+        return "pooler_output"
+    return "cls" if any(name.endswith("cls_token") for name, _ in model.named_parameters()) else "mean"
+
+
+def _gives_pooler_output(model: Any) -> bool:
+    try:
+        returned = typing.get_type_hints(type(model).forward).get("return")
+    except NameError:  # an annotation that only type checkers can resolve
+        return False
+    return any(
+        "pooler_output" in getattr(kind, "__dataclass_fields__", ()) for kind in (returned, *typing.get_args(returned))
+    )
+
+
+def image_modules(folder: Path) -> "list[Module]":
+    """The sentence-transformers modules for a plain transformers folder of an image encoder.
+
+    Raises:
+        CheckpointError: the folder has no image processor.
+    """
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        raise CheckpointError(
+            f"{folder} has no image processor ({_PROCESSOR_FILES[0]})",
+            hint="copy the file over from the model's source: it says how images are resized and normalised",
+        )
+    local = {"local_files_only": True}
+    transformer = Transformer(
+        str(folder), model_kwargs=dict(local), processor_kwargs=dict(local), config_kwargs=dict(local)
+    )
+    pooling = image_pooling(transformer.model)
+    if pooling == "pooler_output":
+        transformer.modality_config = {"image": {"method": "forward", "method_output_name": pooling}}
+        transformer.module_output_name = "sentence_embedding"
+        return [transformer]
+    return [transformer, PoolingModule(transformer.get_embedding_dimension(), pooling)]
