@@ -1,22 +1,102 @@
 """`ternarize inspect`."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Json, ModelArgument
+from ternarize_cli.cli.options import AllowPickle, Device, Force, Json, ModelArgument, Quiet, Threads
 from ternarize_cli.cli.output import Output, megabytes
+
+if TYPE_CHECKING:
+    from ternarize_cli.inspect import Inspection, TensorInfo
 
 __all__ = ["register"]
 
+_LINES = 20
 
-def inspect(model: ModelArgument, allow_pickle: AllowPickle = False, json: Json = False) -> None:
+
+def inspect(
+    model: ModelArgument,
+    histogram: Annotated[
+        bool, typer.Option("--histogram", help="Draw codes, scales and weights as bars in the terminal.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw a figure: .png, .svg or .pdf (extra `plot`).")
+    ] = None,
+    beta: Annotated[
+        str | None,
+        typer.Option("--beta", metavar="B,B,…", help="Try absmean at these betas, and optimal. Full precision only."),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(help="With --beta: what shares a scale: row (default), tensor, or group:N inputs."),
+    ] = None,
+    sts: Annotated[
+        Path | None,
+        typer.Option(
+            "--sts", metavar="FILE", help="With --beta: CSV sentence 1,sentence 2,score; adds cosine and Spearman."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="PATH", help="With --beta: images (a folder, IDX, Parquet); adds the cosine."),
+    ] = None,
+    image_limit: Annotated[
+        int, typer.Option("--image-limit", min=1, help="Images used at most, the first ones.")
+    ] = 256,
+    force: Force = False,
+    allow_pickle: AllowPickle = False,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Say what a model is, and what is in it.
 
-    Shows its stage, scheme and source, and every linear and embedding with its bytes and zeros.
+    Shows its stage, scheme and source, and every linear and embedding with its bytes,
+    zeros, scales and error. With --beta, shows instead what each beta of the paper's
+    rule would make of a full-precision model; no model is written.
     """
-    from ternarize_cli.inspect import inspect as run
-    from ternarize_cli.models import resolve
+    from ternarize_cli.errors import InputError
 
-    out = Output(json_mode=json)
+    out = Output(json_mode=json, quiet=quiet)
+    if beta is None:
+        given = {"--granularity": granularity, "--sts": sts, "--images": images}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"{name} goes with --beta", hint=f"--beta 0.5,1,1.5,2,2.5,3,4 {name} {value}")
+        _inspect(out, model, histogram, plot, force, allow_pickle)
+        return
+    if histogram:
+        raise InputError("--histogram shows a model as it is, --beta what it would become", hint="--beta … --plot FILE")
+    if sts is not None and images is not None:
+        raise InputError("--sts and --images together: a model reads one or the other", hint="leave one away")
+    from ternarize_cli.cli.sweep import run_sweep
+
+    run_sweep(
+        out,
+        model,
+        beta,
+        granularity or "row",
+        sts,
+        images,
+        image_limit,
+        plot,
+        force=force,
+        allow_pickle=allow_pickle,
+        device=device,
+        threads=threads,
+    )
+
+
+def _inspect(out: Output, model: str, histogram: bool, plot: Path | None, force: bool, allow_pickle: bool) -> None:
+    from ternarize_cli.inspect import inspect as run
+    from ternarize_cli.models import model_name, resolve
+    from ternarize_cli.plots import check_plot, plot_inspection
+
+    if plot is not None:
+        check_plot(plot, force=force)
     folder = resolve(model, allow_pickle=allow_pickle)
     found = run(folder, allow_pickle=allow_pickle)
     facts: list[tuple[str, object]] = [
@@ -30,24 +110,100 @@ def inspect(model: ModelArgument, allow_pickle: AllowPickle = False, json: Json 
         description = found.artifact.to_dict()
         facts += [(k, v) for k, v in description.items() if k not in ("quant_method", "stage") and v not in (None, [])]
     out.table(str(folder), ["", "value"], facts)
-    out.table(
-        f"{len(found.modules)} linears and embeddings",
-        ["module", "kind", "shape", "bytes", "zeros", "mean scale"],
-        [
-            (
-                m.name,
-                m.kind,
-                f"{m.shape[0]} × {m.shape[1]}",
-                m.bytes,
-                "" if m.zeros is None else f"{m.zeros:.1%}",
-                "" if m.scale is None else f"{m.scale:.4f}",
-            )
-            for m in found.modules
-        ],
-    )
-    values = {k: v for k, v in vars(found).items() if k not in ("artifact", "modules")}
+    _modules(out, found)
+    if histogram:
+        _histograms(out, found)
+    if plot is not None:
+        plot_inspection(found, model_name(model), plot, force=force)
+        out.note(f"wrote {plot}")
+    values = {k: v for k, v in vars(found).items() if k not in ("artifact", "modules", "magnitudes", "scales")}
     values["quantization_config"] = found.artifact.to_dict() if found.artifact else None
+    values["codes"] = found.codes
+    values["histograms"] = {
+        "magnitudes": vars(found.magnitudes) if found.magnitudes else None,
+        "scales": vars(found.scales) if found.scales else None,
+    }
     out.result({"model": str(folder), **values, "modules": [vars(m) for m in found.modules]})
+
+
+def _modules(out: Output, found: "Inspection") -> None:
+    """Linears with what is known of them, then tables and what stays as it is; fewer columns in a narrow terminal."""
+    import shutil
+    import sys
+
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < 110
+    full = found.stage == "full precision"
+    linears = [m for m in found.modules if (m.mean_abs if full else m.codes) is not None]
+    others = [m for m in found.modules if m not in linears]
+    columns = {"linear": _name, "out × in": _shape, "bytes": _bytes}
+    if full:
+        columns |= {"mean |w|": lambda m: _short(m.mean_abs), "max |w|": lambda m: _short(m.max_abs)}
+    else:
+        columns["zeros"] = lambda m: f"{m.zeros:.1%}"
+        if not narrow:
+            columns["scale min"] = lambda m: _short(m.scale_min)
+        columns["scale mean"] = lambda m: _short(m.scale_mean)
+        if not narrow:
+            columns["scale max"] = lambda m: _short(m.scale_max)
+    if found.stage == "latent":
+        columns["error"] = lambda m: f"{m.error:.3f}"
+    if narrow:
+        del columns["bytes"]
+    caption = "error: ‖W − s·c‖ / ‖W‖, against the checkpoint's own latent weights" if found.stage == "latent" else ""
+    kind = found.artifact.scheme.levels if found.artifact else "full-precision"
+    rows = [[cell(m) for cell in columns.values()] for m in linears]
+    out.table(f"{len(linears)} {kind} linears", list(columns), rows, caption=caption)
+    if others:
+        rows = [[m.name, m.kind, _shape(m), _bytes(m)] for m in others]
+        stay = any(m.mean_abs is not None for m in others)
+        title = f"{len(others)} embeddings" + (" and linears that stay as they are" if stay else "")
+        out.table(title, ["module", "kind", "shape", "bytes"], rows)
+
+
+def _name(m: "TensorInfo") -> str:
+    return m.name
+
+
+def _shape(m: "TensorInfo") -> str:
+    return f"{m.shape[0]} × {m.shape[1]}"
+
+
+def _bytes(m: "TensorInfo") -> str:
+    return f"{m.bytes:,}"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def _histograms(out: Output, found: "Inspection") -> None:
+    import shutil
+
+    from ternarize_cli.plots import bars, histogram_bars
+
+    width = min(shutil.get_terminal_size().columns, 100)
+    if found.codes is not None:
+        _figure(out, "codes, all linears", bars([(f"{c:+d}" if c else "0", n) for c, n in found.codes.items()], width))
+    if found.scales is not None:
+        title = f"scales, all linears ({sum(found.scales.counts):,}); bins widen with the scale"
+        _figure(out, title, histogram_bars(found.scales.merged(_LINES), width))
+    if found.magnitudes is not None:
+        count = f"{sum(found.magnitudes.counts):,} weights"
+        if found.artifact is None:
+            title = f"|w| / mean |w| of its matrix, all linears ({count})"
+            marks = [(b / 2, f"threshold of absmean at beta {b}") for b in (1, 2, 3)]
+        else:
+            title = f"|w| / scale, all linears ({count})"
+            marks = [(t, f"threshold {t:g}") for t in found.thresholds]
+        drawn = histogram_bars(found.magnitudes.merged(_LINES), width, marks=marks, open_end=True)
+        _figure(out, title, drawn)
+
+
+def _figure(out: Output, title: str, lines: list[str]) -> None:
+    out.text(title)
+    for line in lines:
+        out.text(line)
+    out.text("")
 
 
 def register(app: typer.Typer) -> None:
