@@ -3,27 +3,29 @@
 Tensors stream through, shard by shard: no model is built, so memory stays near one shard. The latent weights are the
 source's own, beside the scales that the rule gives them; codes are not stored, they follow (see `ternary`). Every
 tensor keeps its name. Tensors for which the encoder has no place (heads of a pre-training task) are dropped, and
-tensors that the source lacks are never invented.
+tensors that the source lacks are never invented. The Dense modules of a sentence-transformers folder are converted like
+the encoder (`parts`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ternarize_cli import __version__, checkpoint, files, surgery, ternary, weights
+from ternarize_cli import __version__, anatomy, checkpoint, defaults, files, surgery, ternary, vocabulary, weights
+from ternarize_cli.calibrate import Calibrated, Calibration, calibrate_folder
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.models import model_name
-from ternarize_cli.packing import packed_width
+from ternarize_cli.packing import codec_for
+from ternarize_cli.parts import Part, parts_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import Artifact, Scheme
+from ternarize_cli.surgery import HALF_ABOVE
 
-__all__ = ["HALF_ABOVE", "ConversionReport", "LayerReport", "convert"]
-
-HALF_ABOVE = 65_536
-"""Other tensors with more elements than this are float16 in a packed model."""
+__all__ = ["ConversionReport", "LayerReport", "Source", "check_source", "convert", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class LayerReport:
         shape: (out, in).
         error: ‖W − s·c‖ / ‖W‖, Frobenius.
         zeros: fraction of codes that are 0.
-        bytes_before: of the weight in the source; bytes_after: of codes and scales when packed.
+        output_error: of a calibrated linear, how much of the wanted outputs it misses (`calibrate.Calibrated`).
+        bytes_before: of the weight in the source; bytes_after: of codes and scales when packed with
+            the default codec.
     """
 
     name: str
@@ -44,6 +48,7 @@ class LayerReport:
     zeros: float
     bytes_before: int
     bytes_after: int
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,20 @@ class ConversionReport:
         layers: one entry per ternarised linear, in the model's order.
         tables: the embeddings that `pack` will compress.
         kept: linears and embeddings that stay, with the reason.
+        others: what else has weights and stays, with what becomes of it.
         dropped: tensors of the source that the encoder has no place for.
+        notes: what was added for the sake of later stages, in words.
+        vocabulary: what stays of it, if it was trimmed.
     """
 
     artifact: Artifact
     layers: tuple[LayerReport, ...]
     tables: tuple[str, ...]
     kept: dict[str, str]
+    others: dict[str, str]
     dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+    vocabulary: vocabulary.Vocabulary | None
 
 
 def convert(
@@ -71,6 +82,9 @@ def convert(
     scheme: Scheme | None = None,
     *,
     skip: Sequence[str] = (),
+    keep_dense: bool = False,
+    trim: Sequence[str | Path] = (),
+    calibration: Calibration | None = None,
     force: bool = False,
     allow_pickle: bool = False,
     seed: int = 0,
@@ -84,19 +98,173 @@ def convert(
         output: the folder to write, atomically.
         scheme: rule, granularity and widths; the defaults if None.
         skip: shell patterns of module names to leave as they are.
+        keep_dense: leave the Dense modules of sentence-transformers as they are.
+        trim: texts (files or folders) to whose tokens the vocabulary is trimmed; see `vocabulary`.
+        calibration: what codes, scales and biases are fitted to; None: codes follow from the weights alone.
         force: replace an existing output.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
-        seed: recorded in the artifact (nothing in an uncalibrated conversion is random).
+        seed: draws the texts or images of a calibration; recorded in the artifact.
         track: progress over tensors.
         source_name: what the artifact records as its source; the folder's name if None.
 
     Raises:
         CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite.
         InputError: a skip pattern without a match, or a group size that does not divide a width.
+        DataError: texts or images can't be read, or are not what the model reads.
         OutputError, OutputExistsError: the output can't be written.
     """
     scheme = scheme or Scheme()
     files.check_output(output, force=force, inputs=[source])
+    check_source(source, allow_pickle=allow_pickle)
+    sources = sources_of(source, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
+    made = Artifact(
+        stage="latent",
+        scheme=scheme,
+        tool_version=__version__,
+        source=source_name or model_name(source),
+        source_sha256=files.content_hash(source),
+        seed=seed,
+    )
+    chosen = None
+    if trim:
+        chosen = vocabulary.select(source, sources[0].model, trim, allow_pickle=allow_pickle, track=track)
+    calibrated: dict[str, Calibrated] = {}
+    if calibration is not None:
+        plans = [(one.part, one.plan) for one in sources]
+        calibrated = calibrate_folder(
+            source, plans, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
+        )
+    sources = [replace(one, calibrated=_of_part(one, calibrated)) for one in sources]
+    layers: list[LayerReport] = []
+    with files.atomic_folder(output, force=force, inputs=[source]) as partial:
+        checkpoint.copy_companions(source, partial)
+        notes = defaults.complete(source, partial)
+        count = sum(len(part.keys) for part in sources)
+        pending = iter(track(range(count), "ternarising", count))
+        for one in sources:
+            layers += _write(one, partial, scheme, pending, chosen, allow_pickle=allow_pickle)
+            one.part.write_config(partial, one.describe(made))
+        if chosen is not None:
+            notes += vocabulary.write(chosen, sources[0].model, partial)
+            vocabulary.check(chosen, source, partial, allow_pickle=allow_pickle, track=track)
+    return ConversionReport(
+        artifact=sources[0].describe(made),
+        layers=tuple(layers),
+        tables=tuple(one.part.prefix + name for one in sources for name in one.plan.tables),
+        kept={one.part.prefix + name: why for one in sources for name, why in one.plan.kept.items()},
+        others=sources[0].plan.others,
+        dropped=tuple(one.part.prefix + key for one in sources for key in one.dropped),
+        notes=tuple(notes),
+        vocabulary=chosen,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a full-precision model, and what becomes of it.
+
+    Attributes:
+        part, model: where it lies, and its skeleton.
+        plan: over its modules.
+        keys: key in its files → key in the checkpoint and name in the model, for the tensors that are stored.
+        dropped: keys that the model has no place for.
+        calibrated: what calibration found, by the name of the linear.
+    """
+
+    part: Part
+    model: Any
+    plan: surgery.Plan
+    keys: dict[str, tuple[str, str]]
+    dropped: tuple[str, ...]
+    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
+
+    def describe(self, made: Artifact) -> Artifact:
+        """The artifact of this part."""
+        added = tuple(name for name in self.calibrated if self.model.get_submodule(name).bias is None)
+        return replace(made, modules_to_not_convert=tuple(self.plan.kept), added_biases=added)
+
+
+def _of_part(source: Source, calibrated: Mapping[str, Calibrated]) -> dict[str, Calibrated]:
+    named = {name: source.part.prefix + name for name in source.plan.linears}
+    return {name: calibrated[full] for name, full in named.items() if full in calibrated}
+
+
+def sources_of(
+    folder: Path, scheme: Scheme, skip: Sequence[str], *, keep_dense: bool, allow_pickle: bool
+) -> list[Source]:
+    parts = [(part, part.skeleton()) for part in parts_of(folder)]
+    unknown = [p for p in skip if not any(surgery.matches(model, p, part.prefix) for part, model in parts)]
+    found = []
+    for part, model in parts:
+        with part.open_source(model, allow_pickle=allow_pickle) as shards:
+            checkpoint.check_tensors(model, shards)
+            keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
+            names = checkpoint.names_in_model(model, keys)
+            stored = _stored(model, names, shards)
+        mine = [p for p in skip if surgery.matches(model, p, part.prefix)] + ([] if part.subfolder else unknown)
+        if part.subfolder and keep_dense:
+            reasons = {name: "--keep-dense" for name, _ in anatomy.weighted(model)}
+            plan = surgery.Plan((), (), reasons)
+        else:
+            plan = surgery.plan(model, scheme, present=set(names.values()), skip=mine, prefix=part.prefix)
+        found.append(Source(part, model, plan, stored, tuple(key for key in keys if key not in names)))
+    return found
+
+
+def _stored(model: Any, names: dict[str, str], shards: Sequence[weights.Shard]) -> dict[str, tuple[str, str]]:
+    """The tensors to store, under which key and as what; of a tensor with several names one copy."""
+    first = anatomy.first_names(model)
+    chosen: dict[str, str] = {}
+    for key, name in names.items():
+        owner = first[name]
+        if owner not in chosen or name == owner:
+            chosen[owner] = key
+    by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
+    for key, name in names.items():
+        other = chosen[first[name]]
+        if other != key and not torch.equal(by_key[key].get(key), by_key[other].get(other)):
+            raise CheckpointError(
+                f"{key} and {other} are one weight in the model that config.json describes, but differ here",
+                hint='if they should differ: "tie_word_embeddings": false in config.json',
+            )
+    return {key: (key if names[key] == owner else owner, owner) for owner, key in chosen.items()}
+
+
+def _write(
+    source: Source,
+    output: Path,
+    scheme: Scheme,
+    pending: Iterator[object],
+    chosen: vocabulary.Vocabulary | None,
+    *,
+    allow_pickle: bool,
+) -> list[LayerReport]:
+    """Writes the weights of one part; returns its linears in the model's order."""
+    reports: dict[str, LayerReport] = {}
+    writer = weights.ShardWriter(output / source.part.subfolder)
+    with source.part.open_source(source.model, allow_pickle=allow_pickle) as shards:
+        for shard in shards:
+            with writer.shard(shard.name) as out:
+                for key in shard.keys():  # noqa: SIM118
+                    if key not in source.keys:
+                        continue
+                    next(pending)
+                    stored, name = source.keys[key]
+                    tensor = shard.get(key)
+                    if chosen is not None and not source.part.subfolder and name in chosen.tables:
+                        tensor = chosen.rows_of(tensor)
+                    for new, value in _latent(stored, name, tensor, source, scheme, reports).items():
+                        out.add(new, value)
+    writer.finish()
+    return [reports[name] for name in source.plan.linears]
+
+
+def check_source(source: Path, *, allow_pickle: bool = False) -> None:
+    """Refuses a folder that is no full-precision model.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged, or quantised already.
+    """
     known = checkpoint.validate(source, allow_pickle=allow_pickle)
     if known is not None:
         hint = f"ternarize pack {source}" if known.stage == "latent" else "convert its full-precision source instead"
@@ -105,60 +273,36 @@ def convert(
     if foreign is not None:
         method = foreign.get("quant_method", "unknown method")
         raise CheckpointError(f"{source} is quantised already ({method})", hint="convert its full-precision source")
-    model = checkpoint.skeleton(source)
-    with weights.open_shards(source, allow_pickle=allow_pickle) as shards:
-        checkpoint.check_tensors(model, shards)
-        keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
-        names = checkpoint.names_in_model(model, keys)
-        present = set(names.values())
-        plan = surgery.plan(model, scheme, present=present, skip=skip)
-        artifact = Artifact(
-            stage="latent",
-            scheme=scheme,
-            modules_to_not_convert=tuple(plan.kept),
-            tool_version=__version__,
-            source=source_name or model_name(source),
-            source_sha256=files.content_hash(source),
-            seed=seed,
-        )
-        reports: dict[str, LayerReport] = {}
-        with files.atomic_folder(output, force=force, inputs=[source]) as partial:
-            writer = weights.ShardWriter(partial)
-            pending = iter(track(keys, "ternarising", len(keys)))
-            for shard in shards:
-                tensors: dict[str, Tensor] = {}
-                for key in shard.keys():  # noqa: SIM118
-                    next(pending)
-                    if key in names:
-                        tensors |= _latent(key, names[key], shard.get(key), plan, scheme, reports)
-                writer.write(shard.name, tensors)
-            writer.finish()
-            checkpoint.copy_companions(source, partial)
-            checkpoint.write_config(source, partial, artifact)
-    layers = tuple(reports[name] for name in plan.linears)
-    return ConversionReport(artifact, layers, plan.tables, plan.kept, tuple(k for k in keys if k not in names))
 
 
 def _latent(
-    key: str, name: str, tensor: Tensor, plan: surgery.Plan, scheme: Scheme, reports: dict[str, LayerReport]
+    key: str, name: str, tensor: Tensor, source: Source, scheme: Scheme, reports: dict[str, LayerReport]
 ) -> dict[str, Tensor]:
     """The tensors that the checkpoint holds for one tensor of the source."""
-    module = name.removesuffix(".weight")
+    plan, module = source.plan, name.removesuffix(".weight")
+    found = source.calibrated.get(name.rpartition(".")[0])
     if module in plan.linears and name.endswith(".weight"):
-        weight = tensor.float()
+        matrix = tensor.float().T if module in plan.transposed else tensor.float()
         try:
-            scale = ternary.scale_of(weight, scheme)
+            latent, scale = (found.weight, found.scale) if found else (matrix, ternary.scale_of(matrix, scheme))
         except ValueError as e:
             raise CheckpointError(
                 f"{key}: {e}", hint="the source is damaged; fetch it again, or --skip this layer"
             ) from e
         if not torch.isfinite(scale.half()).all():
             raise CheckpointError(f"{key}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it")
-        reports[module] = _report(module, tensor, weight, scale)
-        return {key: weight, f"{key}_scale": scale}
+        codes = ternary.codes_of(latent, scale, scheme.levels)
+        report = _report(source.part.prefix + module, tensor, matrix, codes, scale, scheme.levels)
+        reports[module] = replace(report, output_error=found.output_error if found else None)
+        made = {key: latent.T if module in plan.transposed else latent, f"{key}_scale": scale}
+        if found and source.model.get_submodule(module).bias is None:
+            made[f"{key.removesuffix('weight')}bias"] = found.bias
+        return made
+    if found and name.endswith(".bias"):
+        return {key: found.bias}
     if not tensor.is_floating_point():
         return {key: tensor}
-    if not torch.isfinite(tensor).all():
+    if not weights.all_finite(tensor):
         raise CheckpointError(f"{key}: a value is not finite", hint="the source is damaged; fetch it again")
     if module in plan.tables:
         return {key: tensor.float()}
@@ -174,8 +318,7 @@ def _half(key: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def _report(name: str, source: Tensor, weight: Tensor, scale: Tensor) -> LayerReport:
-    codes = ternary.codes_of(weight, scale)
+def _report(name: str, source: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, levels: str) -> LayerReport:
     norm = float(weight.norm()) or 1.0
     return LayerReport(
         name=name,
@@ -183,5 +326,5 @@ def _report(name: str, source: Tensor, weight: Tensor, scale: Tensor) -> LayerRe
         error=float((weight - ternary.dequantize(codes, scale)).norm()) / norm,
         zeros=float((codes == 0).float().mean()),
         bytes_before=source.numel() * source.element_size(),
-        bytes_after=weight.shape[0] * packed_width(weight.shape[1]) + 2 * scale.numel(),
+        bytes_after=weight.shape[0] * codec_for(levels).width(weight.shape[1]) + 2 * scale.numel(),
     )

@@ -17,7 +17,8 @@ from ternarize_cli.errors import CheckpointError, FormatError, InputError, Outpu
 from ternarize_cli.inspect import inspect
 from ternarize_cli.models import load_encoder
 from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.packing import codec_for
+from ternarize_cli.scheme import CODECS, Scheme
 
 SENTENCES = ["the cat on the house", "a dog by the river", "write the file", "big red index of stone and light"]
 
@@ -51,6 +52,7 @@ def change_config(folder: Path, **values: Any) -> None:
         Scheme(activation_bits=16),
         Scheme(table_bits=16),
         Scheme(table_bits=32),
+        Scheme(table_bits=4),
     ],
     ids=str,
 )
@@ -60,6 +62,72 @@ def test_packed_and_unpacked_student_agree(tiny_bert: Path, tmp_path: Path, sche
     student = load_encoder(tmp_path / "latent").encode(SENTENCES)
     frozen = load_encoder(tmp_path / "packed", backend="reference").encode(SENTENCES)
     assert abs(student - frozen).max() < 1e-4
+
+
+GRIDS = [
+    (Scheme(levels=levels, granularity=granularity, group_size=group), codec)
+    for levels, codecs in CODECS.items()
+    for granularity, group in (("row", None), ("tensor", None), ("group", 8))
+    for codec in codecs
+]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "codec"), GRIDS, ids=lambda x: x if isinstance(x, str) else f"{x.levels}-{x.granularity}"
+)
+def test_every_grid_and_codec_is_the_latent_model_bit_for_bit(
+    tiny_bert: Path, tmp_path: Path, scheme: Scheme, codec: str
+) -> None:
+    convert(tiny_bert, tmp_path / "latent", scheme)
+    report = pack(tmp_path / "latent", tmp_path / "packed", codec=codec)
+    assert report.artifact.codec == codec
+    student = load_encoder(tmp_path / "latent").encode(SENTENCES)
+    frozen = load_encoder(tmp_path / "packed", backend="reference").encode(SENTENCES)
+    assert (student == frozen).all()
+    assert (load_encoder(tmp_path / "packed").encode(SENTENCES) == frozen).all()
+    assert [m.zeros for m in inspect(tmp_path / "latent").modules] == [
+        m.zeros for m in inspect(tmp_path / "packed").modules
+    ]
+
+
+def test_base3_repacked_is_the_2bit_model(tiny_bert: Path, tmp_path: Path) -> None:
+    convert(tiny_bert, tmp_path / "latent")
+    reports = {codec: pack(tmp_path / "latent", tmp_path / codec, codec=codec) for codec in ("2bit", "base3")}
+    dense, small = (load_file(tmp_path / codec / "model.safetensors") for codec in reports)
+    assert reports["base3"].bytes_linears < 0.9 * reports["2bit"].bytes_linears
+    assert dense.keys() == small.keys()
+    base3, two_bit, repacked = codec_for("ternary", "base3"), codec_for("ternary", "2bit"), 0
+    for key, tensor in dense.items():
+        if tensor.dtype == torch.uint8:
+            width = 64 if "output.dense" in key and "attention" not in key else 32
+            small[key] = two_bit.pack(base3.unpack(small[key], width))
+            repacked += 1
+        assert small[key].dtype == tensor.dtype
+        assert torch.equal(small[key], tensor)
+    assert repacked == 13
+    vectors = [load_encoder(tmp_path / codec).encode(SENTENCES) for codec in reports]
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_4_bit_words_go_with_8_bit_positions(tiny_bert: Path, tmp_path: Path) -> None:
+    convert(tiny_bert, tmp_path / "latent", Scheme(table_bits=4))
+    pack(tmp_path / "latent", tmp_path / "packed")
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    kinds = {k.split(".")[1]: (t.dtype, t.shape[1]) for k, t in tensors.items() if k.endswith("_embeddings.weight")}
+    assert kinds == {
+        "word_embeddings": (torch.uint8, 16),
+        "position_embeddings": (torch.int8, 32),
+        "token_type_embeddings": (torch.int8, 32),
+    }
+    student = load_encoder(tmp_path / "latent").encode(SENTENCES)
+    assert (load_encoder(tmp_path / "packed", backend="reference").encode(SENTENCES) == student).all()
+
+
+def test_a_codec_of_other_levels_leaves_nothing_behind(tiny_bert: Path, tmp_path: Path) -> None:
+    convert(tiny_bert, tmp_path / "latent", Scheme(levels="int4"))
+    with pytest.raises(InputError, match="no codec 'base3' for int4 codes"):
+        pack(tmp_path / "latent", tmp_path / "packed", codec="base3")
+    assert [p.name for p in tmp_path.iterdir()] == ["latent"]
 
 
 def test_two_conversions_and_packs_are_byte_identical(tiny_bert: Path, tmp_path: Path) -> None:
@@ -166,7 +234,9 @@ def test_an_unknown_format_version_is_refused(packed: Path) -> None:
         load_encoder(packed)
 
 
-@pytest.mark.parametrize(("key", "value"), [("stage", "frozen"), ("levels", "int4"), ("codec", "7bit"), ("rule", "x")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("stage", "frozen"), ("levels", "int3"), ("levels", []), ("codec", "7bit"), ("rule", "x")]
+)
 def test_an_unknown_description_is_refused(packed: Path, key: str, value: str) -> None:
     change_config(packed, **{key: value})
     with pytest.raises(FormatError, match=key):
@@ -180,6 +250,32 @@ def test_an_invalid_code_is_named(packed: Path) -> None:
         load_encoder(packed)
     with pytest.raises(FormatError, match=f"{key}: invalid code 3 at row 3"):
         inspect(packed)
+
+
+def test_a_codec_that_another_grid_has_is_refused(packed: Path) -> None:
+    change_config(packed, levels="binary")
+    with pytest.raises(FormatError, match="codec is '2bit'; a packed binary model has 1bit"):
+        load_encoder(packed)
+    change_config(packed.parent / "latent", codec="2bit")
+    with pytest.raises(FormatError, match="codec is '2bit'"):
+        load_encoder(packed.parent / "latent")
+
+
+def test_a_byte_beyond_base3_is_named(packed: Path) -> None:
+    pack(packed.parent / "latent", packed, codec="base3", force=True)
+    key = "encoder.layer.1.output.dense.weight"
+    change_tensor(packed, key, lambda t: t.index_fill(1, torch.tensor([2]), 243))
+    with pytest.raises(FormatError, match=f"{key}: invalid byte 243 at row 0, input 10"):
+        load_encoder(packed)
+
+
+def test_a_4_bit_table_of_another_shape_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    convert(tiny_bert, tmp_path / "latent", Scheme(table_bits=4))
+    pack(tmp_path / "latent", tmp_path / "packed")
+    key = "embeddings.word_embeddings.weight"
+    change_tensor(tmp_path / "packed", key, lambda t: t[:, 1:].contiguous())
+    with pytest.raises(FormatError, match=key):
+        load_encoder(tmp_path / "packed")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
@@ -261,7 +357,7 @@ def test_a_full_disk_keeps_the_old_output(tiny_bert: Path, tmp_path: Path, monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(weights.ShardData, "add", full)
     with pytest.raises(OutputError, match="disk is full"):
         convert(tiny_bert, out, Scheme(granularity="tensor"), force=True)
     assert files.content_hash(out) == before

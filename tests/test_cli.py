@@ -61,6 +61,25 @@ def test_the_pipeline_speaks_json_on_stdout_and_notes_on_stderr(run: Run, tiny_b
     assert found["quantization_config"]["source"] == "tiny-bert"
 
 
+def test_grids_and_codecs_are_chosen_by_flags(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
+    ternary, int2 = tmp_path / "ternary", tmp_path / "int2"
+    assert run("convert", tiny_bert, "-o", ternary, "--table-bits", 4, "-q").exit_code == 0
+    packed = run("pack", ternary, "-o", tmp_path / "a", "--codec", "base3")
+    assert "linears, codes (base3, 1.6 bits) and scales" in packed.stdout
+    assert "embedding tables, 4-bit" in packed.stdout
+    assert run("convert", tiny_bert, "-o", int2, "--levels", "int2", "--granularity", "group:16", "-q").exit_code == 0
+    found = json.loads(run("pack", int2, "-o", tmp_path / "b", "--json").stdout)["quantization_config"]
+    assert (found["levels"], found["codec"], found["group_size"]) == ("int2", "2bit", 16)
+    assert "one of 2bit" in fails(run, 2, "pack", int2, "-o", tmp_path / "c", "--codec", "base3")
+    assert "--rule optimal" in fails(run, 2, "convert", tiny_bert, "--levels", "int2", "--rule", "absmean")
+    assert "levels is 'int3'" in fails(run, 2, "convert", tiny_bert, "--levels", "int3")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the cat\n")
+    assert "onednn can't run" in fails(
+        run, 4, "encode", tmp_path / "b", lines, "-o", tmp_path / "v.npy", "--backend", "onednn"
+    )
+
+
 def test_tables_are_for_people(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
     result = run("convert", tiny_bert, "-o", tmp_path / "latent", "--quiet")
     assert "encoder.layer.0.attention.self.query" in result.stdout

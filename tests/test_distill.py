@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORDS, save_tiny_bert
+from conftest import WORDS, add_dense, save_tiny_bert
 from safetensors.torch import load_file
 
 from ternarize_cli import checkpoint
@@ -67,6 +67,17 @@ def test_training_keeps_names_tables_and_the_scheme(tiny_bert: Path, latent: Pat
     assert first is not None
     assert second is not None
     assert first.scheme == second.scheme
+
+
+def test_a_dense_module_trains_too_and_is_written(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    add_dense(source)
+    convert(source, tmp_path / "latent")
+    distill(tmp_path / "latent", source, sentences(60), tmp_path / "out", Training(steps=2, batch_size=8), threads=1)
+    before, after = (load_file(tmp_path / f / "2_Dense" / "model.safetensors") for f in ("latent", "out"))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[k], after[k]) for k in before)
+    assert checkpoint.artifact_of(tmp_path / "out" / "2_Dense") is not None
 
 
 def test_a_time_budget_ends(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:

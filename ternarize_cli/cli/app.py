@@ -45,7 +45,9 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
+            return result
         except (typer.Exit, typer.Abort, typer.TyperException):
             raise
         except TernarizeError as e:
@@ -54,8 +56,11 @@ class _Group(TyperGroup):
             raise _fail(str(e), e.hint, e.exit_code) from e
         except KeyboardInterrupt as e:
             raise _fail("interrupted", None, 130) from e
+        except BrokenPipeError as e:  # `ternarize … | head`: the reader has seen enough, and nothing failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from e
         except OSError as e:
-            if _debugging() or e.errno == errno.EPIPE:
+            if _debugging():
                 raise
             where = f": {e.filename}" if e.filename else ""
             hint = "free some space or write elsewhere" if e.errno == errno.ENOSPC else None

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Force, Json, ModelArgument, OutputFolder, Quiet, Seed
+from ternarize_cli.cli.options import (
+    AllowPickle,
+    Device,
+    Force,
+    Json,
+    ModelArgument,
+    OutputFolder,
+    Quiet,
+    Seed,
+    Threads,
+)
 from ternarize_cli.cli.output import Output, megabytes
 
 __all__ = ["register"]
@@ -22,10 +32,35 @@ def convert(
     activations: Annotated[
         int, typer.Option(help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
     ] = 8,
-    table_bits: Annotated[int, typer.Option(help="Width of embedding tables when packed: 8, 16 or 32.")] = 8,
+    table_bits: Annotated[int, typer.Option(help="Width of embedding tables when packed: 4, 8, 16 or 32.")] = 8,
+    levels: Annotated[
+        str, typer.Option(help="Grid of the weights: ternary, binary, int2 (four levels) or int4.")
+    ] = "ternary",
     skip: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave modules of this name as they are; repeatable.")
     ] = None,
+    keep_dense: Annotated[
+        bool, typer.Option("--keep-dense", help="Leave the Dense modules of a sentence-transformers model as they are.")
+    ] = False,
+    trim_vocabulary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Keep only the tokens that these texts use; repeatable, folders too."),
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE|DIR|DATASET", help="Fit codes and scales to these texts or images; repeatable."),
+    ] = None,
+    calibration_samples: Annotated[
+        int, typer.Option(min=16, help="At most so many texts or images, over all sources.")
+    ] = 8192,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1000, help="About so many tokens of text; time and memory grow with it.")
+    ] = 150_000,
+    device: Device = None,
+    threads: Threads = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; print the plan, exact bytes and an estimate of the time.")
+    ] = False,
     force: Force = False,
     allow_pickle: AllowPickle = False,
     seed: Seed = 0,
@@ -37,22 +72,49 @@ def convert(
     MODEL becomes a ternary checkpoint in ./NAME-ternary. It trains (`ternarize distill`),
     evaluates as it is, and packs (`ternarize pack`).
     """
+    from ternarize_cli.calibrate import Calibration
     from ternarize_cli.convert import convert as run
     from ternarize_cli.models import model_name, pooling_note, resolve
+    from ternarize_cli.packing import codec_for
     from ternarize_cli.scheme import Scheme
 
     out = Output(json_mode=json, quiet=quiet)
     kind, group_size = Scheme.parse_granularity(granularity)
-    scheme = Scheme(rule, beta, kind, group_size, activations, table_bits)
+    scheme = Scheme(rule, beta, kind, group_size, activations, table_bits, levels)
     source = resolve(model, allow_pickle=allow_pickle)
     target = output or Path(f"{model_name(model)}-ternary")
     if (note := pooling_note(source)) is not None:
         out.note(f"note: {note}")
+    if dry_run:
+        from ternarize_cli.cli.dry_run import print_plan
+        from ternarize_cli.dry_run import dry_run as plan
+
+        planned = plan(
+            source,
+            scheme,
+            skip=skip or (),
+            keep_dense=keep_dense,
+            trim=trim_vocabulary or (),
+            allow_pickle=allow_pickle,
+            track=out.track,
+        )
+        if calibrate:
+            out.warn("the time of --calibrate is not estimated, nor are the biases that it adds where there are none")
+        print_plan(out, planned, scheme, model, target)
+        return
+    calibration = None
+    if calibrate:
+        calibration = Calibration(
+            tuple(calibrate), calibration_samples, calibration_tokens, device=device, threads=threads
+        )
     report = run(
         source,
         target,
         scheme,
         skip=skip or (),
+        keep_dense=keep_dense,
+        trim=trim_vocabulary or (),
+        calibration=calibration,
         force=force,
         allow_pickle=allow_pickle,
         seed=seed,
@@ -62,19 +124,28 @@ def convert(
     before = sum(layer.bytes_before for layer in report.layers)
     after = sum(layer.bytes_after for layer in report.layers)
     out.table(
-        f"{model_name(model)}: {len(report.layers)} linears, rule {rule}, one scale per {granularity}",
+        f"{model_name(model)}: {len(report.layers)} linears, {levels}, rule {rule}, one scale per {granularity}",
         ["linear", "out × in", "error", "zeros", "bytes", "packed"],
         [
             (x.name, f"{x.shape[0]} × {x.shape[1]}", f"{x.error:.3f}", f"{x.zeros:.1%}", x.bytes_before, x.bytes_after)
             for x in report.layers
         ]
         + [("all linears", "", "", "", megabytes(before), megabytes(after))],
-        caption="error: ‖W − s·c‖ / ‖W‖; packed: codes and scales at 2 bits",
+        caption=f"error: ‖W − s·c‖ / ‖W‖; packed: codes ({codec_for(levels).name}) and scales",
     )
     for name, reason in report.kept.items():
         out.note(f"kept {name}: {reason}")
+    for name, what in report.others.items():
+        out.note(f"kept {name}: {what}")
     if report.dropped:
         out.note(f"dropped, the encoder has no place for them: {', '.join(report.dropped)}")
+    for note in report.notes:
+        out.note(f"note: {note}")
+    if (kept := report.vocabulary) is not None:
+        out.text(
+            f"vocabulary: {len(kept.ids):,} of {kept.rows:,} tokens kept, the table's {megabytes(kept.bytes_before)} "
+            f"are {megabytes(kept.bytes_after)}; the corpus is split as before"
+        )
     out.text(f"wrote {target}")
     out.hint(f"ternarize distill {target} --teacher {model} --data texts.txt, or at once: ternarize pack {target}")
     out.result(
@@ -82,9 +153,11 @@ def convert(
             "output": str(target),
             "layers": [vars(layer) for layer in report.layers],
             "kept": report.kept,
+            "others": report.others,
             "dropped": list(report.dropped),
             "bytes_linears_before": before,
             "bytes_linears_packed": after,
+            "vocabulary": kept.summary() if kept else None,
             "quantization_config": report.artifact.to_dict(),
         }
     )

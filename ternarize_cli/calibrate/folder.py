@@ -1,0 +1,89 @@
+"""Calibration of a model folder: its encoder is loaded, and the linears of all its parts are calibrated together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from ternarize_cli import anatomy, surgery
+from ternarize_cli.calibrate.data import DEFAULT_SAMPLES, DEFAULT_TOKENS, make_batches
+from ternarize_cli.calibrate.run import Calibrated, calibrate
+from ternarize_cli.calibrate.solve import Recipe
+from ternarize_cli.errors import InputError
+from ternarize_cli.models import load_encoder
+from ternarize_cli.parts import Part
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.scheme import Scheme
+
+__all__ = ["Calibration", "calibrate_folder"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to calibrate on, and how.
+
+    Attributes:
+        sources: files, folders or hub datasets: all texts, or all images.
+        samples: at most so many texts or images, over all sources.
+        tokens: about so many tokens of text, over all sources.
+        recipe: how codes and scales are found.
+        device, threads: as `models.load_encoder` takes them.
+    """
+
+    sources: tuple[str | Path, ...]
+    samples: int = DEFAULT_SAMPLES
+    tokens: int = DEFAULT_TOKENS
+    recipe: Recipe = field(default_factory=Recipe)
+    device: str | None = None
+    threads: int | None = None
+
+
+def calibrate_folder(
+    folder: Path,
+    parts: Sequence[tuple[Part, surgery.Plan]],
+    scheme: Scheme,
+    calibration: Calibration,
+    *,
+    allow_pickle: bool = False,
+    seed: int = 0,
+    track: Track = silent,
+) -> dict[str, Calibrated]:
+    """Calibrates the linears that the plans of a folder's parts name.
+
+    Returns:
+        By name with the part's prefix; linears that the data does not reach are absent.
+
+    Raises:
+        InputError: a rule that fixes the scales, which calibration chooses.
+        DataError, CheckpointError: as `make_batches`, `load_encoder` and `calibrate`.
+    """
+    if scheme.rule != "optimal":
+        raise InputError(
+            f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
+            hint="drop --rule and --beta, or --calibrate",
+        )
+    encoder = load_encoder(
+        folder, device=calibration.device, threads=calibration.threads, allow_pickle=allow_pickle
+    ).float()
+    batches = make_batches(
+        encoder,
+        folder,
+        calibration.sources,
+        samples=calibration.samples,
+        tokens=calibration.tokens,
+        seed=seed,
+    )
+    linears: dict[str, nn.Module] = {}
+    tables: dict[nn.Module, int] = {}
+    for part, plan in parts:
+        model = encoder[part.index] if part.subfolder else encoder[0].auto_model
+        linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
+        tables |= _tables(model, plan, scheme)
+    return calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
+
+
+def _tables(model: nn.Module, plan: surgery.Plan, scheme: Scheme) -> Mapping[nn.Module, int]:
+    words = anatomy.word_tables(model)
+    modules = [model.get_submodule(name) for name in plan.tables]
+    return {module: scheme.table_bits if module in words else max(scheme.table_bits, 8) for module in modules}

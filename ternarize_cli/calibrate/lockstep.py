@@ -1,0 +1,157 @@
+"""Two forward passes over all calibration batches at once, stopped at every linear.
+
+Layer-by-layer calibration wants, at each linear, what the original computes there and what the model that is ternary
+up to there feeds into it, over all the data, before either goes on. Usually that is had by running the model block by
+block, which takes knowing each architecture's blocks, or by running it again from the start for every layer. Here the
+forward passes are coroutines (greenlets), two for each batch: the *teacher* computes what the model always computed,
+the *student* what has become of it. Every linear to be calibrated hands its input to the loop that drives them and
+waits there; the loop has all inputs at once, decides on the codes, and gives each student its output. So any model
+goes through in one pass, whatever its blocks look like, and memory holds one place's activations of every batch.
+
+Both passes run the same modules; embedding tables differ, as the student's are rounded.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+__all__ = ["Stop", "drive", "intercepted", "trace"]
+
+
+@dataclass(eq=False)
+class Stop:
+    """A forward pass that waits.
+
+    Attributes:
+        name: the module it waits in.
+        value: the module's input `[..., in]`.
+        output: what the original module makes of it, for a teacher's linear; else None.
+    """
+
+    name: str
+    value: Tensor
+    output: Tensor | None = None
+
+
+class _Pass(greenlet):
+    def __init__(self, run: Callable[[], Any], *, student: bool) -> None:
+        super().__init__(run)
+        self.student = student
+
+
+@contextmanager
+def intercepted(
+    linears: Mapping[str, nn.Module], norms: Mapping[str, nn.Module], tables: Mapping[nn.Module, Callable]
+) -> Iterator[None]:
+    """Makes modules wait when a pass driven by `drive` reaches them.
+
+    Args:
+        linears: by name; a student gets the output that the driver sends.
+        norms: by name; their input waits, and the driver may change it in place.
+        tables: embeddings, with what a student does to their rows.
+    """
+    patched = [*linears.values(), *norms.values(), *tables]
+    for name, module in linears.items():
+        module.forward = _waiting_linear(name, module.forward)
+    for name, module in norms.items():
+        module.forward = _waiting_norm(name, module.forward)
+    for module, rounded in tables.items():
+        module.forward = _rounded_table(module.forward, rounded)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward  # the class's own shows again
+
+
+def _waiting_linear(name: str, original: Callable) -> Callable:
+    def forward(x: Tensor) -> Tensor:
+        here = getcurrent()
+        if not isinstance(here, _Pass):
+            return original(x)
+        if here.student:
+            return here.parent.switch(Stop(name, x))
+        output = original(x)
+        here.parent.switch(Stop(name, x, output))
+        return output
+
+    return forward
+
+
+def _waiting_norm(name: str, original: Callable) -> Callable:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        here = getcurrent()
+        if isinstance(here, _Pass):
+            here.parent.switch(Stop(name, x))
+        return original(x, *args, **kwargs)
+
+    return forward
+
+
+def _rounded_table(original: Callable, rounded: Callable) -> Callable:
+    def forward(ids: Tensor) -> Tensor:
+        here = getcurrent()
+        rows = original(ids)
+        return rounded(rows) if isinstance(here, _Pass) and here.student else rows
+
+    return forward
+
+
+def drive(
+    run: Callable[[Any], object],
+    batches: Sequence[Any],
+    at: Callable[[str, list[Stop], list[Stop]], list[Tensor] | None],
+) -> None:
+    """Runs the teacher and the student passes of all batches from stop to stop.
+
+    Args:
+        run: the forward pass over one batch.
+        batches: what `run` takes.
+        at: called at each stop with the module's name, the teachers' stops and the students', one for each batch. What
+            it returns are the students' outputs (linears), or None (norms).
+
+    Raises:
+        RuntimeError: the passes do not go through the same modules in the same order.
+    """
+    teachers = [_Pass(partial(run, batch), student=False) for batch in batches]
+    students = [_Pass(partial(run, batch), student=True) for batch in batches]
+    taught = [one.switch() for one in teachers]
+    learnt = [one.switch() for one in students]
+    while isinstance(taught[0], Stop):
+        stops = [*taught, *learnt]
+        names = {stop.name if isinstance(stop, Stop) else "the end" for stop in stops}
+        if len(names) > 1:
+            raise RuntimeError(f"the forward passes part ways: {', '.join(sorted(names))}")
+        outputs = at(names.pop(), taught, learnt)
+        del stops
+        for i, one in enumerate(teachers):
+            taught[i] = one.switch()
+        for i, one in enumerate(students):
+            learnt[i] = one.switch(outputs[i] if outputs is not None else None)
+
+
+def trace(
+    run: Callable[[Any], object], batch: Any, output: Callable[[Stop], Tensor | None], limit: int | None = None
+) -> list[Stop]:
+    """The stops of one pass, in order.
+
+    Args:
+        run: the forward pass; batch: what it takes.
+        output: gives the output of a linear; what it returns for a norm is not used.
+        limit: give the pass up after so many stops.
+    """
+    stops: list[Stop] = []
+    one = _Pass(partial(run, batch), student=True)
+    stop = one.switch()
+    while isinstance(stop, Stop):
+        stops.append(stop)
+        if len(stops) == limit:
+            one.throw()  # unwinds the pass
+            break
+        stop = one.switch(output(stop))
+    return stops

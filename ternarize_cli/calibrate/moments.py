@@ -1,0 +1,95 @@
+"""First and second moments of a linear's inputs and wanted outputs, gathered batch by batch.
+
+An embedding is a pooled sum over tokens. Errors that differ from token to token average out there; an error that the
+tokens of a text share stays. So two covariances are kept, over tokens and over the texts' means, and the one that the
+codes are fitted to is their sum:
+
+    H = Cov_tokens(x, x) + pooled · Cov_texts(x̄, x̄)
+
+and likewise for the outputs. All are about the mean over tokens, since a bias takes care of that.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Moments", "Rows"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known of a batch besides its features.
+
+    Attributes:
+        size: texts or images in it.
+        mask: bool `[size, tokens]`, False for padding; None where nothing is padded.
+    """
+
+    size: int
+    mask: Tensor | None
+
+    def rows(self, x: Tensor) -> "Rows":
+        """The activations of real tokens, `x` being `[size, tokens, d]`, `[size · k, tokens, d]` or `[size, d]`."""
+        width = x.shape[-1]
+        if self.mask is not None and x.shape[:-1] == self.mask.shape:
+            weight = self.mask / self.mask.sum(dim=1, keepdim=True)
+            return Rows(x[self.mask], torch.einsum("btd,bt->bd", x, weight.to(x.dtype)))
+        flat = x.reshape(-1, width)
+        texts = flat.reshape(self.size, -1, width).mean(dim=1) if flat.shape[0] % self.size == 0 else flat
+        return Rows(flat, texts)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Activations: `tokens` `[n, d]` and the means of the texts they come from, `texts` `[m, d]`."""
+
+    tokens: Tensor
+    texts: Tensor
+
+
+class Moments:
+    """Sums over batches of a (first argument) and b (second): `add`, then `covariance` and `mean`.
+
+    Products are float32, sums float64.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = _Sums()
+        self._texts = _Sums()
+
+    def add(self, a: Rows, b: Rows) -> None:
+        """Adds a batch; a and b hold the same tokens."""
+        self._tokens.add(a.tokens, b.tokens)
+        self._texts.add(a.texts, b.texts)
+
+    @property
+    def count(self) -> int:
+        """Tokens so far."""
+        return self._tokens.count
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Mean over tokens of a and of b."""
+        return self._tokens.a / self._tokens.count, self._tokens.b / self._tokens.count
+
+    def covariance(self, pooled: float) -> Tensor:
+        """Cov_tokens(a, b) + pooled · Cov_texts(a, b), float64 `[d_a, d_b]`, both about the means over tokens."""
+        a, b = self.means()
+        return self._tokens.about(a, b) + pooled * self._texts.about(a, b)
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.count = 0
+        self.a = self.b = self.product = torch.zeros(())
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        self.count += a.shape[0]
+        self.a = self.a.to(a.device) + a.sum(dim=0, dtype=torch.float64)
+        self.b = self.b.to(b.device) + b.sum(dim=0, dtype=torch.float64)
+        self.product = self.product.to(a.device) + (a.T @ b).double()
+
+    def about(self, a: Tensor, b: Tensor) -> Tensor:
+        """Mean of (x − a)(y − b)ᵀ."""
+        mean_a, mean_b = self.a / self.count, self.b / self.count
+        return self.product / self.count - torch.outer(mean_a, mean_b) + torch.outer(mean_a - a, mean_b - b)
