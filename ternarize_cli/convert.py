@@ -1,31 +1,30 @@
 """`convert`: a full-precision folder becomes a ternary checkpoint.
 
-Tensors stream through, shard by shard: no model is built, so memory stays near one shard. The latent weights are the
-source's own, beside the scales that the rule gives them; codes are not stored, they follow (see `ternary`). Every
-tensor keeps its name. Tensors for which the encoder has no place (heads of a pre-training task) are dropped, and
-tensors that the source lacks are never invented. The Dense modules of a sentence-transformers folder are converted like
-the encoder (`parts`).
+Tensors stream through, shard by shard: no model is built, so memory stays near one shard (a calibration loads one).
+The latent weights are the source's own, beside the scales that the rule gives them; codes are not stored, they follow
+(see `ternary`). Every tensor keeps its name. Tensors for which the encoder has no place (heads of a pre-training task)
+are dropped, and tensors that the source lacks are never invented. The Dense modules of a sentence-transformers folder
+are converted like the encoder (`parts`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ternarize_cli import __version__, anatomy, checkpoint, defaults, files, surgery, ternary, vocabulary, weights
+from ternarize_cli import __version__, checkpoint, defaults, files, ternary, vocabulary, weights
 from ternarize_cli.calibrate import Calibrated, Calibration, calibrate_folder
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.models import model_name
 from ternarize_cli.packing import codec_for
-from ternarize_cli.parts import Part, parts_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import Artifact, Scheme
+from ternarize_cli.sources import Source, check_source, sources_of
 from ternarize_cli.surgery import HALF_ABOVE
 
-__all__ = ["ConversionReport", "LayerReport", "Source", "check_source", "convert", "sources_of"]
+__all__ = ["ConversionReport", "LayerReport", "convert"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def convert(
         calibrated = calibrate_folder(
             source, plans, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
         )
-    sources = [replace(one, calibrated=_of_part(one, calibrated)) for one in sources]
+    sources = [one.with_calibrated(calibrated) for one in sources]
     layers: list[LayerReport] = []
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
@@ -157,77 +156,6 @@ def convert(
         notes=tuple(notes),
         vocabulary=chosen,
     )
-
-
-@dataclass(frozen=True)
-class Source:
-    """One part of a full-precision model, and what becomes of it.
-
-    Attributes:
-        part, model: where it lies, and its skeleton.
-        plan: over its modules.
-        keys: key in its files → key in the checkpoint and name in the model, for the tensors that are stored.
-        dropped: keys that the model has no place for.
-        calibrated: what calibration found, by the name of the linear.
-    """
-
-    part: Part
-    model: Any
-    plan: surgery.Plan
-    keys: dict[str, tuple[str, str]]
-    dropped: tuple[str, ...]
-    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
-
-    def describe(self, made: Artifact) -> Artifact:
-        """The artifact of this part."""
-        added = tuple(name for name in self.calibrated if self.model.get_submodule(name).bias is None)
-        return replace(made, modules_to_not_convert=tuple(self.plan.kept), added_biases=added)
-
-
-def _of_part(source: Source, calibrated: Mapping[str, Calibrated]) -> dict[str, Calibrated]:
-    named = {name: source.part.prefix + name for name in source.plan.linears}
-    return {name: calibrated[full] for name, full in named.items() if full in calibrated}
-
-
-def sources_of(
-    folder: Path, scheme: Scheme, skip: Sequence[str], *, keep_dense: bool, allow_pickle: bool
-) -> list[Source]:
-    parts = [(part, part.skeleton()) for part in parts_of(folder)]
-    unknown = [p for p in skip if not any(surgery.matches(model, p, part.prefix) for part, model in parts)]
-    found = []
-    for part, model in parts:
-        with part.open_source(model, allow_pickle=allow_pickle) as shards:
-            checkpoint.check_tensors(model, shards)
-            keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
-            names = checkpoint.names_in_model(model, keys)
-            stored = _stored(model, names, shards)
-        mine = [p for p in skip if surgery.matches(model, p, part.prefix)] + ([] if part.subfolder else unknown)
-        if part.subfolder and keep_dense:
-            reasons = {name: "--keep-dense" for name, _ in anatomy.weighted(model)}
-            plan = surgery.Plan((), (), reasons)
-        else:
-            plan = surgery.plan(model, scheme, present=set(names.values()), skip=mine, prefix=part.prefix)
-        found.append(Source(part, model, plan, stored, tuple(key for key in keys if key not in names)))
-    return found
-
-
-def _stored(model: Any, names: dict[str, str], shards: Sequence[weights.Shard]) -> dict[str, tuple[str, str]]:
-    """The tensors to store, under which key and as what; of a tensor with several names one copy."""
-    first = anatomy.first_names(model)
-    chosen: dict[str, str] = {}
-    for key, name in names.items():
-        owner = first[name]
-        if owner not in chosen or name == owner:
-            chosen[owner] = key
-    by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
-    for key, name in names.items():
-        other = chosen[first[name]]
-        if other != key and not torch.equal(by_key[key].get(key), by_key[other].get(other)):
-            raise CheckpointError(
-                f"{key} and {other} are one weight in the model that config.json describes, but differ here",
-                hint='if they should differ: "tie_word_embeddings": false in config.json',
-            )
-    return {key: (key if names[key] == owner else owner, owner) for owner, key in chosen.items()}
 
 
 def _write(
@@ -257,22 +185,6 @@ def _write(
                         out.add(new, value)
     writer.finish()
     return [reports[name] for name in source.plan.linears]
-
-
-def check_source(source: Path, *, allow_pickle: bool = False) -> None:
-    """Refuses a folder that is no full-precision model.
-
-    Raises:
-        CheckpointError: it is incomplete, damaged, or quantised already.
-    """
-    known = checkpoint.validate(source, allow_pickle=allow_pickle)
-    if known is not None:
-        hint = f"ternarize pack {source}" if known.stage == "latent" else "convert its full-precision source instead"
-        raise CheckpointError(f"{source} is a ternary model already (stage {known.stage})", hint=hint)
-    foreign = checkpoint.read_config(source).get("quantization_config")
-    if foreign is not None:
-        method = foreign.get("quant_method", "unknown method")
-        raise CheckpointError(f"{source} is quantised already ({method})", hint="convert its full-precision source")
 
 
 def _latent(

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from ternarize_cli import surgery, tables, ternary, vocabulary, weights
-from ternarize_cli.convert import Source, check_source, sources_of
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear
 from ternarize_cli.packing import codec_for
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import CODECS, TABLE_BITS, Artifact, Scheme
+from ternarize_cli.sources import Source, check_source, sources_of
 from ternarize_cli.surgery import HALF_ABOVE
 
 __all__ = ["DryRun", "Group", "dry_run"]

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from ternarize_cli import surgery, tables, ternary, vision
-from ternarize_cli.convert import Source, check_source, sources_of
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.layers import PackedEmbedding, PackedLinear
 from ternarize_cli.models import load_encoder
 from ternarize_cli.packing import codec_for
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import Artifact, Scheme
+from ternarize_cli.sources import Source, check_source, sources_of
 from ternarize_cli.surgery import HALF_ABOVE
 
 if TYPE_CHECKING:

@@ -123,16 +123,30 @@ def convert(
     )
     before = sum(layer.bytes_before for layer in report.layers)
     after = sum(layer.bytes_after for layer in report.layers)
+    way = "calibrated" if calibrate else f"rule {rule}"
+    caption = f"error: ‖W − s·c‖ / ‖W‖; packed: codes ({codec_for(levels).name}) and scales"
+    if calibrate:
+        caption = f"missed: of the wanted outputs' standard deviation, on the calibration data; {caption}"
     out.table(
-        f"{model_name(model)}: {len(report.layers)} linears, {levels}, rule {rule}, one scale per {granularity}",
-        ["linear", "out × in", "error", "zeros", "bytes", "packed"],
+        f"{model_name(model)}: {len(report.layers)} linears, {levels}, {way}, one scale per {granularity}",
+        ["linear", "out × in", *(["missed"] if calibrate else []), "error", "zeros", "bytes", "packed"],
         [
-            (x.name, f"{x.shape[0]} × {x.shape[1]}", f"{x.error:.3f}", f"{x.zeros:.1%}", x.bytes_before, x.bytes_after)
+            (
+                x.name,
+                f"{x.shape[0]} × {x.shape[1]}",
+                *(["" if x.output_error is None else f"{x.output_error:.3f}"] if calibrate else []),
+                f"{x.error:.3f}",
+                f"{x.zeros:.1%}",
+                x.bytes_before,
+                x.bytes_after,
+            )
             for x in report.layers
         ]
-        + [("all linears", "", "", "", megabytes(before), megabytes(after))],
-        caption=f"error: ‖W − s·c‖ / ‖W‖; packed: codes ({codec_for(levels).name}) and scales",
+        + [("all linears", *([""] if calibrate else []), "", "", "", megabytes(before), megabytes(after))],
+        caption=caption,
     )
+    if calibrate and (missing := [x.name for x in report.layers if x.output_error is None]):
+        out.warn(f"the calibration data does not reach {', '.join(missing)}: rounded by the rule {rule}")
     for name, reason in report.kept.items():
         out.note(f"kept {name}: {reason}")
     for name, what in report.others.items():
