@@ -5,6 +5,7 @@ model meets texts of all lengths, and the covariances of short and long ones dif
 texts as they are, half to texts joined up to the model's full length.
 """
 
+import logging
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,7 +116,7 @@ def _texts_of(source: str | Path) -> Iterator[str]:
             yield from _texts_of(file)
     elif path.is_file() and path.suffix.lower() == ".parquet":
         yield from _dataset(str(source), {"path": "parquet", "data_files": str(path)})
-    elif not path.exists() and _HUB_ID.fullmatch(str(source)):
+    elif _HUB_ID.fullmatch(str(source)) and not (path.exists() or path.suffix or path.parent.exists()):
         yield from _dataset(str(source), {"path": str(source)})
     else:
         yield from (document.text for document in read_texts(source))
@@ -124,6 +125,8 @@ def _texts_of(source: str | Path) -> Iterator[str]:
 def _dataset(name: str, where: dict[str, Any]) -> Iterator[str]:
     import datasets
 
+    for library in ("datasets", "huggingface_hub"):  # which announce every retry
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         rows = datasets.load_dataset(**where, split="train", streaming=True)
         first = next(iter(rows))

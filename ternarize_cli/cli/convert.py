@@ -72,6 +72,7 @@ def convert(
     MODEL becomes a ternary checkpoint in ./NAME-ternary. It trains (`ternarize distill`),
     evaluates as it is, and packs (`ternarize pack`).
     """
+    from ternarize_cli import vision
     from ternarize_cli.calibrate import Calibration
     from ternarize_cli.convert import convert as run
     from ternarize_cli.models import model_name, pooling_note, resolve
@@ -161,7 +162,10 @@ def convert(
             f"are {megabytes(kept.bytes_after)}; the corpus is split as before"
         )
     out.text(f"wrote {target}")
-    out.hint(f"ternarize distill {target} --teacher {model} --data texts.txt, or at once: ternarize pack {target}")
+    if vision.modalities(source) == {"image"}:
+        out.hint(f"ternarize pack {target}, and eval the packed model with --against {model} --images PATH")
+    else:
+        out.hint(f"ternarize distill {target} --teacher {model} --data texts.txt, or at once: ternarize pack {target}")
     out.result(
         {
             "output": str(target),
