@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import WORDS, save_tiny_bert, save_word_tokenizer
 from torch import Tensor, nn
 
 from ternarize_cli import ternary
@@ -16,7 +17,6 @@ from ternarize_cli.calibrate.solve import latent_weight, solve
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.models import load_encoder
 from ternarize_cli.scheme import Scheme
-from tests.conftest import WORDS, save_tiny_bert, save_word_tokenizer
 
 ALL_LEVELS = ("ternary", "binary", "int2", "int4")
 ALL_GRANULARITIES = [("row", None), ("tensor", None), ("group", 16)]
@@ -104,7 +104,7 @@ def linears_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def calibrated(folder: Path, corpus: Path, scheme: Scheme) -> tuple[object, dict[str, Calibrated]]:
     encoder = load_encoder(folder, device="cpu")
-    batches = make_batches(encoder, folder, [corpus], tokens=3000)
+    batches = make_batches(encoder, folder, [corpus], tokens=1500)
     return encoder, calibrate(encoder, batches, linears_of(encoder[0].auto_model), {}, scheme)
 
 
