@@ -85,6 +85,7 @@ def find_residuals(
 
             change = (trace(run, batch, moved, i + 2)[-1].value - norm.value) / step
             gain = change.flatten(0, -2).median(dim=0).values
-            if torch.isfinite(change).all() and (change - gain).abs().max() <= _TOLERANCE * gain.abs().max():
+            writes = gain.abs().max() > _SMALLEST_GAIN  # in parallel blocks the next norm does not see this linear
+            if torch.isfinite(change).all() and writes and (change - gain).abs().max() <= _TOLERANCE * gain.abs().max():
                 found[linear.name] = Residual(norm.name, torch.where(gain.abs() < _SMALLEST_GAIN, 0.0, gain))
     return order, found
