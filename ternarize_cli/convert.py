@@ -115,6 +115,8 @@ def convert(
     scheme = scheme or Scheme()
     files.check_output(output, force=force, inputs=[source])
     check_source(source, allow_pickle=allow_pickle)
+    if calibration is not None:
+        calibration.check(source, scheme)
     sources = sources_of(source, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
     made = Artifact(
         stage="latent",
@@ -129,10 +131,13 @@ def convert(
         chosen = vocabulary.select(source, sources[0].model, trim, allow_pickle=allow_pickle, track=track)
     calibrated: dict[str, Calibrated] = {}
     if calibration is not None:
+        for one in sources:
+            one.check_finite(allow_pickle=allow_pickle)
         plans = [(one.part, one.plan) for one in sources]
-        calibrated = calibrate_folder(
+        calibrated, data = calibrate_folder(
             source, plans, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
         )
+        made = replace(made, calibration=data)
     sources = [one.with_calibrated(calibrated) for one in sources]
     layers: list[LayerReport] = []
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:

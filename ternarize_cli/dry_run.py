@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ternarize_cli import surgery, tables, ternary, vocabulary, weights
+from ternarize_cli.calibrate import Calibration, estimate
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear
 from ternarize_cli.packing import codec_for
 from ternarize_cli.progress import Track, silent
@@ -62,7 +63,8 @@ class DryRun:
         bytes_source: of the source's weights files; bytes_checkpoint: of those that `convert` would write.
         bytes_packed: codec → table bits → bytes of the weights files that `pack` would write.
         codec: the default one for the scheme's levels.
-        seconds: step → estimate for this machine, without the disk's share: "ternarise", "hash".
+        seconds: step → estimate for this machine, without the disk's share: "ternarise", "hash", "calibrate". The last
+            is absent if there is none, or if it can't be told how many tokens an image has.
     """
 
     linears: tuple[Group, ...]
@@ -84,16 +86,21 @@ def dry_run(
     skip: Sequence[str] = (),
     keep_dense: bool = False,
     trim: Sequence[str | Path] = (),
+    calibration: Calibration | None = None,
     allow_pickle: bool = False,
     track: Track = silent,
 ) -> DryRun:
     """Plans the conversion of `folder`; the arguments are those of `convert.convert`.
+
+    A calibration's data is not read: it is taken to reach every linear.
 
     Raises:
         CheckpointError, InputError, DataError: as `convert` would, as far as it shows without the tensors' values.
     """
     scheme = scheme or Scheme()
     check_source(folder, allow_pickle=allow_pickle)
+    if calibration is not None:
+        calibration.check(folder, scheme)
     sources = sources_of(folder, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
     chosen = vocabulary.select(folder, sources[0].model, trim, allow_pickle=allow_pickle, track=track) if trim else None
     codec = codec_for(scheme.levels).name
@@ -101,7 +108,10 @@ def dry_run(
     headers = [_headers(source, chosen, allow_pickle) for source in sources]
 
     def size(artifact: Artifact) -> int:
-        stored = [_stored(source, shards, artifact) for source, shards in zip(sources, headers, strict=True)]
+        stored = []
+        for source, shards in zip(sources, headers, strict=True):
+            biases = source.without_bias(source.plan.linears) if calibration is not None else ()
+            stored.append(_stored(source, shards, replace(artifact, added_biases=biases)))
         return sum(weights.file_bytes(tensors) for part in stored for tensors in part)
 
     packed = replace(latent, stage="packed", codec=codec)
@@ -111,6 +121,11 @@ def dry_run(
     }
     linears, embeddings = _groups(sources, headers, packed)
     bytes_source = sum(weights.bytes_on_disk(source.part.path, allow_pickle=allow_pickle) for source in sources)
+    seconds = _seconds(bytes_source, linears, scheme)
+    if calibration is not None:
+        shapes = [(group.count, group.shape) for group in linears]
+        estimated = estimate.seconds(folder, calibration, shapes)
+        seconds |= {"calibrate": estimated} if estimated is not None else {}
     return DryRun(
         linears=linears,
         tables=embeddings,
@@ -121,7 +136,7 @@ def dry_run(
         bytes_checkpoint=size(latent),
         bytes_packed=sizes,
         codec=codec,
-        seconds=_seconds(bytes_source, linears, scheme),
+        seconds=seconds,
     )
 
 
@@ -161,6 +176,8 @@ def _stored(source: Source, shards: list[_Tensors], artifact: Artifact) -> list[
                     large = True
                 new = {"": (half if large else dtype, shape)}
             twin |= {keys[name] + suffix: stored for suffix, stored in new.items()}
+            if leaf == "weight" and module in artifact.added_biases:
+                twin[f"{keys[name].removesuffix('weight')}bias"] = torch.float32, (modules[module].out_features,)
         twins.append(twin)
     return twins
 

@@ -54,7 +54,7 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
             raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
     if output.exists() or output.is_symlink():
         if not force:
-            raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another with -o")
+            raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another output")
         if output.is_dir() != folder:
             kind = "folder" if output.is_dir() else "file"
             raise OutputExistsError(

@@ -21,7 +21,17 @@ from typing import Any
 
 from ternarize_cli.errors import FormatError, InputError
 
-__all__ = ["CODECS", "FORMAT_VERSION", "GRANULARITIES", "LEVELS", "METHOD", "STAGES", "Artifact", "Scheme"]
+__all__ = [
+    "CODECS",
+    "FORMAT_VERSION",
+    "GRANULARITIES",
+    "LEVELS",
+    "METHOD",
+    "STAGES",
+    "Artifact",
+    "CalibrationData",
+    "Scheme",
+]
 
 METHOD = "ternarize"
 FORMAT_VERSION = 1
@@ -97,8 +107,26 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class CalibrationData:
+    """What an artifact was calibrated on.
+
+    Attributes:
+        kind: "text" or "image".
+        samples: texts (joined ones count once) or images.
+        tokens: of all texts, prompts included; None for images.
+    """
+
+    kind: str
+    samples: int
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Artifact:
-    """The `quantization_config` of an artifact: its stage, its scheme, and where it came from."""
+    """The `quantization_config` of an artifact: its stage, its scheme, and where it came from.
+
+    An artifact that was not calibrated has no `calibration`.
+    """
 
     stage: str
     scheme: Scheme = field(default_factory=Scheme)
@@ -109,6 +137,7 @@ class Artifact:
     source: str = ""
     source_sha256: str = ""
     seed: int = 0
+    calibration: CalibrationData | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, in a fixed order."""
@@ -125,6 +154,7 @@ class Artifact:
             "source": self.source,
             "source_sha256": self.source_sha256,
             "seed": self.seed,
+            **({"calibration": asdict(self.calibration)} if self.calibration else {}),
         }
 
     @classmethod
@@ -151,7 +181,8 @@ class Artifact:
             raise FormatError(f"codec is {codec!r}; a packed {levels} model has {' or '.join(CODECS[levels])}")
         if values["stage"] == "latent" and codec is not None:
             raise FormatError(f"codec is {codec!r}; a ternary checkpoint that is not packed has none")
-        own = [f.name for f in fields(cls) if f.name not in ("scheme", "modules_to_not_convert", "added_biases")]
+        apart = ("scheme", "modules_to_not_convert", "added_biases", "calibration")
+        own = [f.name for f in fields(cls) if f.name not in apart]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -163,12 +194,14 @@ class Artifact:
             raise FormatError(f"quantization_config: seed is {values['seed']!r}; it must be a whole number")
         try:
             scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
+            calibration = CalibrationData(**values["calibration"]) if values.get("calibration") else None
         except (InputError, TypeError) as e:
             raise FormatError(f"quantization_config: {e}") from e
         return cls(
             scheme=scheme,
             modules_to_not_convert=tuple(values["modules_to_not_convert"]),
             added_biases=tuple(values.get("added_biases", ())),
+            calibration=calibration,
             **{k: values[k] for k in own},
         )
 

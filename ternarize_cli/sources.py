@@ -1,6 +1,6 @@
 """The full-precision model that is converted: read, checked, and planned over, part by part."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,30 @@ class Source:
         named = {name: self.part.prefix + name for name in self.plan.linears}
         return replace(self, calibrated={name: found[full] for name, full in named.items() if full in found})
 
+    def check_finite(self, *, allow_pickle: bool = False) -> None:
+        """Reads every tensor once.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        with self.part.open_source(self.model, allow_pickle=allow_pickle) as shards:
+            for shard in shards:
+                for key in (key for key in shard.keys() if key in self.keys):  # noqa: SIM118
+                    tensor = shard.get(key)
+                    if tensor.is_floating_point() and not weights.all_finite(tensor):
+                        raise CheckpointError(
+                            f"{key}: a value is not finite", hint="the source is damaged; fetch it again"
+                        )
+
     def describe(self, made: Artifact) -> Artifact:
         """The artifact of this part."""
-        added = tuple(name for name in self.calibrated if self.model.get_submodule(name).bias is None)
-        return replace(made, modules_to_not_convert=tuple(self.plan.kept), added_biases=added)
+        return replace(
+            made, modules_to_not_convert=tuple(self.plan.kept), added_biases=self.without_bias(self.calibrated)
+        )
+
+    def without_bias(self, linears: Iterable[str]) -> tuple[str, ...]:
+        """Those of the linears that have no bias, and get one when they are calibrated."""
+        return tuple(name for name in linears if self.model.get_submodule(name).bias is None)
 
 
 def sources_of(

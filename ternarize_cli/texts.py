@@ -4,25 +4,28 @@ Two forms are read. Plain text holds one text per line; blank lines are skipped 
 that `sed -n 12p FILE` shows text 12. JSONL holds one object per line with `text`, optionally `_id` or `id`, and
 optionally `title`, which goes in front of the text with a blank between, as mteb and BEIR join them. `.jsonl` and
 `.ndjson` are JSONL and `.txt` is plain; of any other name, and of stdin, the first line decides: JSONL starts with `{`.
+Either may be compressed, with `.gz` after its name.
 
 Everything streams: a file may be larger than memory.
 """
 
+import gzip
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from ternarize_cli.errors import DataError
 
-__all__ = ["STDIN", "Document", "read_lines", "read_texts", "source_name"]
+__all__ = ["STDIN", "Document", "read_lines", "read_texts", "source_name", "text_files"]
 
 STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 _SHOWN = 60
+_JSONL = {".jsonl": True, ".ndjson": True, ".txt": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ def read_texts(path: str | Path) -> Iterator[Document]:
     if not os.access(file, os.R_OK):
         why = "no permission" if file.exists() else "there is no such file"
         raise DataError(f"{path} can't be read: {why}", hint="check the path; - reads from stdin")
-    return _open(file, name, {".jsonl": True, ".ndjson": True, ".txt": False}.get(file.suffix.lower()))
+    return _open(file, name, _JSONL.get(_suffix(file)))
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -66,12 +69,31 @@ def read_lines(paths: Iterable[str | Path]) -> list[str]:
     return [document.text for path in paths for document in read_texts(path)]
 
 
+def text_files(folder: Path, also: Collection[str] = ()) -> list[Path]:
+    """The files of texts in a folder and below it, by their names, sorted; `also` are further suffixes."""
+    files = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(p for p in files if p.is_file() and (_suffix(p) in _JSONL or p.suffix.lower() in also))
+
+
+def _suffix(file: Path) -> str:
+    """`.jsonl` of both `a.jsonl` and `a.jsonl.gz`."""
+    name = file.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
 def _open(file: Path, name: str, jsonl: bool | None) -> Iterator[Document]:
-    with file.open("rb") as stream:
-        yield from _read(stream, name, jsonl)
+    if file.suffix.lower() != ".gz":
+        with file.open("rb") as stream:
+            yield from _read(stream, name, jsonl)
+        return
+    try:
+        with gzip.open(file) as stream:
+            yield from _read(stream, name, jsonl)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise DataError(f"{name} can't be unpacked: {e}", hint="fetch the file again") from e
 
 
-def _read(stream: IO[bytes], name: str, jsonl: bool | None) -> Iterator[Document]:
+def _read(stream: Iterable[bytes], name: str, jsonl: bool | None) -> Iterator[Document]:
     """`jsonl` None means: the first line that is not blank decides."""
     found = False
     for number, raw in enumerate(stream, start=1):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ternarize_cli import checkpoint
 from ternarize_cli.errors import CheckpointError, DataError
-from ternarize_cli.texts import STDIN, read_texts
+from ternarize_cli.texts import STDIN, read_texts, text_files
 
 __all__ = ["batches", "corpus_files", "encode", "inputs", "load_tokenizer", "teacher_ids", "words"]
 
@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def corpus_files(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files of a corpus; a folder stands for every .txt, .jsonl and .ndjson in it.
+    """The files of a corpus; a folder stands for every .txt, .jsonl and .ndjson in it, compressed or not.
 
     Raises:
         DataError: stdin, which can't be read twice, or a folder without such files.
@@ -60,7 +60,7 @@ def corpus_files(paths: Iterable[str | Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".txt", ".jsonl", ".ndjson"))
+        found = text_files(path)
         if not found:
             raise DataError(f"{path} holds no .txt and no .jsonl file", hint="one text per line, or JSONL with `text`")
         yield from found

@@ -180,6 +180,14 @@ def test_another_teacher_is_warned_of(run: Run, latent: Path, tmp_path: Path) ->
     assert "was not converted from" in result.stderr
 
 
+def test_an_image_model_is_refused(run: Run, tiny_vit: Path, latent: Path, tmp_path: Path) -> None:
+    assert run("convert", tiny_vit, "-o", tmp_path / "ternary").exit_code == 0
+    (tmp_path / "texts.txt").write_text("\n".join(sentences(40)))
+    result = run("distill", tmp_path / "ternary", "--teacher", tiny_vit, "--data", tmp_path / "texts.txt", "--steps", 1)
+    assert result.exit_code == 2
+    assert "reads images, not text" in result.stderr
+
+
 def test_an_empty_text_file_is_refused(run: Run, tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     result = run("distill", latent, "--teacher", tiny_bert, "--data", tmp_path / "empty.txt", "-o", tmp_path / "out")

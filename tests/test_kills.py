@@ -45,15 +45,20 @@ def big_ternary(big_bert: Path) -> Path:
     return big_bert.parent / "big-ternary"
 
 
-@pytest.mark.parametrize("command", ["convert", "pack"])
-def test_a_killed_command_leaves_no_half_output(
-    big_bert: Path, big_ternary: Path, tmp_path: Path, command: str
-) -> None:
-    source = big_bert if command == "convert" else big_ternary
-    out = tmp_path / "out"
-    assert kill_when(start(command, source, "-o", out), files.partial_path(out)), "it ended before it was killed"
+@pytest.mark.parametrize("work", ["convert", "calibrate", "pack"])
+def test_a_killed_command_leaves_no_half_output(big_bert: Path, big_ternary: Path, tmp_path: Path, work: str) -> None:
+    texts, out = big_bert.parent / "texts.txt", tmp_path / "out"
+    texts.write_text("\n".join(f"{a} {b}" for a in WORDS[:20] for b in WORDS[:20]))
+    skip = ("encoder.layer.[1-7].*", "*.dense", "*.key", "*.value")
+    few = ("--calibration-tokens", 1000, *(part for pattern in skip for part in ("--skip", pattern)))
+    command = {
+        "convert": ("convert", big_bert),
+        "calibrate": ("convert", big_bert, "--calibrate", texts, *few),
+        "pack": ("pack", big_ternary),
+    }[work]
+    assert kill_when(start(*command, "-o", out), files.partial_path(out)), "it ended before it was killed"
     assert not out.exists()
-    assert start(command, source, "-o", out).wait() == 0
+    assert start(*command, "-o", out).wait() == 0
     assert checkpoint.validate(out) is not None
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

@@ -1,5 +1,6 @@
 """Reading texts: what counts as one, and what an error names."""
 
+import gzip
 import io
 import sys
 from pathlib import Path
@@ -86,3 +87,10 @@ def test_a_folder_is_no_file_of_texts(tmp_path):
 )
 def test_an_unusable_line_is_named(tmp_path, name, content, message):
     assert message in _error(_file(tmp_path, name, content))
+
+
+def test_compressed_files_are_read_and_a_damaged_one_is_named(tmp_path):
+    packed = gzip.compress(b'{"text": "a"}\n{"text": "b"}\n')
+    assert read_lines([_file(tmp_path, "a.jsonl.gz", packed)]) == ["a", "b"]
+    assert "cut.txt.gz can't be unpacked" in _error(_file(tmp_path, "cut.txt.gz", packed[:-9]))
+    assert "plain.txt.gz can't be unpacked" in _error(_file(tmp_path, "plain.txt.gz", "text"))

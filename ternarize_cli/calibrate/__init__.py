@@ -8,13 +8,14 @@ solve       codes and scales that fit them
 run         all of it for an encoder
 """
 
-from ternarize_cli.calibrate.data import DEFAULT_SAMPLES, DEFAULT_TOKENS, make_batches
+from ternarize_cli.calibrate.data import DEFAULT_IMAGES, DEFAULT_TEXTS, DEFAULT_TOKENS, make_batches
 from ternarize_cli.calibrate.folder import Calibration, calibrate_folder
 from ternarize_cli.calibrate.run import Calibrated, calibrate
 from ternarize_cli.calibrate.solve import Recipe
 
 __all__ = [
-    "DEFAULT_SAMPLES",
+    "DEFAULT_IMAGES",
+    "DEFAULT_TEXTS",
     "DEFAULT_TOKENS",
     "Calibrated",
     "Calibration",

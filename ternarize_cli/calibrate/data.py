@@ -2,14 +2,15 @@
 
 Every source gets an equal share of the token budget, so a file of passages counts as much as a file of sentences. A
 model meets texts of all lengths, and the covariances of short and long ones differ: half of a source's share goes to
-texts as they are, half to texts joined up to the model's full length.
+texts as they are, half to texts joined up to the model's full length. The model's prompts come before them in turn.
 """
 
 import logging
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +21,20 @@ from ternarize_cli import vision
 from ternarize_cli.calibrate.moments import Batch
 from ternarize_cli.errors import DataError
 from ternarize_cli.images import is_images, read_images
-from ternarize_cli.texts import read_texts
+from ternarize_cli.texts import read_texts, text_files
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["DEFAULT_SAMPLES", "DEFAULT_TOKENS", "Features", "make_batches"]
+__all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "DEFAULT_TOKENS", "Features", "check_sources", "make_batches"]
 
-DEFAULT_SAMPLES, DEFAULT_TOKENS = 8192, 150_000
-_BATCH_TOKENS = 8192
+DEFAULT_TEXTS, DEFAULT_TOKENS = 8192, 150_000
+DEFAULT_IMAGES = 256
+_BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
 _FEWEST = 16
 _LONGEST = 512
+_SHUFFLED = 10_000
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_TEXT_FILES = (".txt", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,49 @@ class Features:
     info: Batch
     tokens: int
 
+    def first(self, count: int) -> "Features":
+        """Its first texts or images; all of them if the values do not tell them apart."""
+        tensors = [value for value in self.values.values() if isinstance(value, Tensor)]
+        if any(value.dim() == 0 or len(value) != self.info.size for value in tensors):
+            return self
+        values = {k: v[:count] if isinstance(v, Tensor) else v for k, v in self.values.items()}
+        mask = None if self.info.mask is None else self.info.mask[:count]
+        return replace(self, values=values, info=Batch(min(count, self.info.size), mask))
+
+
+def check_sources(folder: Path, sources: Sequence[str | Path]) -> str:
+    """Tells whether sources hold texts or images ("text", "image"), by their names; reads none of them.
+
+    Args:
+        folder: the model. One that reads only text takes the texts of a folder that holds both.
+        sources: as `make_batches` takes them.
+
+    Raises:
+        DataError: one is missing, or there are both texts and images.
+        CheckpointError: the model reads nothing of their kind.
+    """
+    reads = vision.modalities(folder)
+    kinds = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if not path.exists() and not _is_hub_id(source):
+            raise DataError(f"{source} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
+        image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path)))
+        kinds[str(source)] = "image" if image else "text"
+    if len(set(kinds.values())) > 1:
+        image_source = next(name for name, kind in kinds.items() if kind == "image")
+        raise DataError(f"{image_source} holds images, other sources hold text", hint="calibrate with one kind")
+    kind = next(iter(kinds.values()))
+    vision.require(folder, kind, folder)
+    return kind
+
 
 def make_batches(
     encoder: "SentenceTransformer",
     folder: Path,
     sources: Sequence[str | Path],
     *,
-    samples: int = DEFAULT_SAMPLES,
+    samples: int | None = None,
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
 ) -> list[Features]:
@@ -64,30 +102,31 @@ def make_batches(
     Args:
         encoder: loaded from `folder`.
         sources: files, folders of files, or hub datasets (`owner/name`): all texts, or all images.
-        samples: at most so many texts or images, over all sources.
+        samples: at most so many texts or images, over all sources; None: `DEFAULT_TEXTS` or `DEFAULT_IMAGES`.
         tokens: about so many tokens, over all sources (texts only).
         seed: draws them.
 
     Raises:
-        DataError: a source can't be read, holds both or hardly anything, or the model reads nothing of its kind.
+        DataError, CheckpointError: as `check_sources`; a source can't be read or holds hardly anything.
     """
-    kinds = {str(source): "image" if is_images(source) else "text" for source in sources}
-    if len(set(kinds.values())) > 1:
-        image = next(name for name, kind in kinds.items() if kind == "image")
-        raise DataError(f"{image} holds images, other sources hold text", hint="calibrate with one kind")
-    kind = next(iter(kinds.values()))
-    vision.require(folder, kind, folder)
+    kind = check_sources(folder, sources)
+    samples = samples or (DEFAULT_IMAGES if kind == "image" else DEFAULT_TEXTS)
     share = max(1, samples // len(sources))
+    fewest = min(_FEWEST, share)
     if kind == "image":
-        images = [image for source in sources for image in read_images(source, limit=share, seed=seed)]
-        _check_count(len(images), "images", sources)
-        return [_features(encoder, images[i : i + 32]) for i in range(0, len(images), 32)]
+        made = []
+        for source in sources:
+            images = read_images(source, limit=share, seed=seed)
+            _check_count(len(images), fewest, "images", source)
+            for start in range(0, len(images), _BATCH_IMAGES):
+                made.append(_features(encoder, images[start : start + _BATCH_IMAGES]))
+        return made
     limit = min(encoder.max_seq_length or _LONGEST, _LONGEST)
     texts: list[tuple[int, str]] = []
     for source in sources:
-        drawn = list(dict.fromkeys(_draw(_texts_of(source), share, seed)))
-        _check_count(len(drawn), "distinct texts", [source])
-        texts += _of_all_lengths(encoder, _with_prompts(encoder, drawn), tokens // len(sources), limit)
+        drawn = list(dict.fromkeys(_draw(_texts_of(source, share, seed), share, seed)))
+        _check_count(len(drawn), fewest, "distinct texts", source)
+        texts += _of_all_lengths(encoder, drawn, tokens // len(sources), limit)
     texts.sort(key=lambda pair: -pair[0])
     batches, start = [], 0
     while start < len(texts):
@@ -97,49 +136,77 @@ def make_batches(
     return batches
 
 
-def _check_count(count: int, what: str, sources: Sequence[str | Path]) -> None:
-    if count < _FEWEST:
-        named = ", ".join(map(str, sources))
+def _check_count(count: int, fewest: int, what: str, source: str | Path) -> None:
+    if count < fewest:
         raise DataError(
-            f"{named} holds {count} {what}; calibration needs at least {_FEWEST}",
+            f"{source} holds {count} {what}; calibration needs at least {fewest}",
             hint="a thousand or more, like those the model will see",
         )
 
 
-def _texts_of(source: str | Path) -> Iterator[str]:
+def _is_hub_id(source: str | Path) -> bool:
+    path = Path(source)
+    return bool(_HUB_ID.fullmatch(str(source))) and not (path.exists() or path.suffix or path.parent.exists())
+
+
+def _texts_of(source: str | Path, count: int, seed: int) -> Iterator[str]:
+    """The texts of a source; of a hub dataset, which may be endless, about `count` texts drawn by the seed."""
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _TEXT_FILES)
+        files = text_files(path, also=[".parquet"])
         if not files:
-            raise DataError(f"{source} holds no texts", hint=f"files named *{', *'.join(_TEXT_FILES)}, or images")
+            raise DataError(f"{source} holds no texts", hint="files named *.txt, *.jsonl or *.parquet, or images")
         for file in files:
-            yield from _texts_of(file)
+            yield from _texts_of(file, count, seed)
     elif path.is_file() and path.suffix.lower() == ".parquet":
-        yield from _dataset(str(source), {"path": "parquet", "data_files": str(path)})
-    elif _HUB_ID.fullmatch(str(source)) and not (path.exists() or path.suffix or path.parent.exists()):
-        yield from _dataset(str(source), {"path": str(source)})
+        yield from _parquet(path)
+    elif _is_hub_id(source):
+        yield from islice(_hub_dataset(str(source), count, seed), count)
     else:
         yield from (document.text for document in read_texts(source))
 
 
-def _dataset(name: str, where: dict[str, Any]) -> Iterator[str]:
+def _parquet(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+        if not texts:
+            raise DataError(f"{path} has no column of texts: {', '.join(kinds)}", hint="a column named `text`")
+        column = "text" if "text" in texts else texts[0]
+        for batch in file.iter_batches(columns=[column]):
+            yield from filter(None, batch.column(0).to_pylist())
+    except (pa.ArrowInvalid, OSError) as e:
+        raise DataError(f"{path} is no Parquet file: {e}", hint="fetch the file again") from e
+
+
+def _hub_dataset(name: str, count: int, seed: int) -> Iterator[str]:
+    """The strings in the column `text`, or else in the first column that has any."""
     import datasets
 
     for library in ("datasets", "huggingface_hub"):  # which announce every retry
         logging.getLogger(library).setLevel(logging.ERROR)
+    column = None
+    row: dict[str, Any] = {}
     try:
-        rows = datasets.load_dataset(**where, split="train", streaming=True)
-        first = next(iter(rows))
-    except StopIteration:
-        raise DataError(f"{name} holds no rows") from None
+        rows = datasets.load_dataset(name, split="train", streaming=True)
+        for row in rows.shuffle(seed=seed, buffer_size=max(_SHUFFLED, count)):
+            if column is None:
+                filled = [key for key, value in row.items() if isinstance(value, str) and value]
+                column = "text" if "text" in row else next(iter(filled), None)
+            value = row.get(column) if column else None
+            if isinstance(value, str) and value:
+                yield value
     except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
         text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        raise DataError(f"{name} is no file here and can't be read as a dataset: {text}", hint="pass a file") from e
-    columns = [column for column, value in first.items() if isinstance(value, str)]
-    if not columns:
-        raise DataError(f"{name} has no column of texts: {', '.join(first)}", hint="a column named `text`")
-    column = "text" if "text" in columns else columns[0]
-    yield from (row[column] for row in rows if row[column])
+        raise DataError(
+            f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
+        ) from e
+    if column is None:
+        raise DataError(f"{name} has no column of texts: {', '.join(row)}", hint="a column named `text`")
 
 
 def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
@@ -155,16 +222,17 @@ def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
     return kept
 
 
-def _with_prompts(encoder: "SentenceTransformer", texts: list[str]) -> list[str]:
-    """The model's prompts in turn before the texts, if it has any."""
-    prompts = sorted({prompt for prompt in encoder.prompts.values() if prompt})
-    return [prompts[i % len(prompts)] + text for i, text in enumerate(texts)] if prompts else texts
+def _prompts(encoder: "SentenceTransformer") -> list[str]:
+    """What the model's users put before texts; "" where they put nothing."""
+    bare = [] if encoder.default_prompt_name else [""]
+    return sorted({*encoder.prompts.values(), *bare})
 
 
 def _of_all_lengths(encoder: "SentenceTransformer", texts: list[str], tokens: int, limit: int) -> list[tuple[int, str]]:
     """(tokens, text) pairs within the budget: half of it texts as they are, half texts joined up to `limit` tokens."""
     made = encoder.tokenizer(texts, truncation=True, max_length=limit, verbose=False)["input_ids"]
     measured = [(len(ids), text) for ids, text in zip(made, texts, strict=True)]
+    special = encoder.tokenizer.num_special_tokens_to_add()
     plain: list[tuple[int, str]] = []
     spent = 0
     while len(plain) < len(measured) and spent < tokens / 2:
@@ -177,10 +245,11 @@ def _of_all_lengths(encoder: "SentenceTransformer", texts: list[str], tokens: in
         if spent >= tokens / 2:
             break
         parts.append(pair)
-        if sum(n for n, _ in parts) >= limit:
+        if special + sum(n - special for n, _ in parts) >= limit:
             joined.append((limit, " ".join(text for _, text in parts)))
             spent, parts = spent + limit, []
-    return plain + joined
+    prompts = _prompts(encoder)
+    return [(n, prompts[i % len(prompts)] + text) for pairs in (plain, joined) for i, (n, text) in enumerate(pairs)]
 
 
 def _features(encoder: "SentenceTransformer", inputs: Sequence[Any]) -> Features:

@@ -7,14 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from ternarize_cli import anatomy, surgery
-from ternarize_cli.calibrate.data import DEFAULT_SAMPLES, DEFAULT_TOKENS, make_batches
+from ternarize_cli.calibrate.data import DEFAULT_TOKENS, Features, check_sources, make_batches
 from ternarize_cli.calibrate.run import Calibrated, calibrate
 from ternarize_cli.calibrate.solve import Recipe
 from ternarize_cli.errors import InputError
 from ternarize_cli.models import load_encoder
 from ternarize_cli.parts import Part
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.scheme import CalibrationData, Scheme
 
 __all__ = ["Calibration", "calibrate_folder"]
 
@@ -25,18 +25,32 @@ class Calibration:
 
     Attributes:
         sources: files, folders or hub datasets: all texts, or all images.
-        samples: at most so many texts or images, over all sources.
+        samples: at most so many texts or images, over all sources; None: the defaults of `make_batches`.
         tokens: about so many tokens of text, over all sources.
         recipe: how codes and scales are found.
         device, threads: as `models.load_encoder` takes them.
     """
 
     sources: tuple[str | Path, ...]
-    samples: int = DEFAULT_SAMPLES
+    samples: int | None = None
     tokens: int = DEFAULT_TOKENS
     recipe: Recipe = field(default_factory=Recipe)
     device: str | None = None
     threads: int | None = None
+
+    def check(self, folder: Path, scheme: Scheme) -> None:
+        """Refuses what can't work, before any work is done.
+
+        Raises:
+            InputError: a rule that fixes the scales, which calibration chooses.
+            DataError, CheckpointError: as `check_sources`.
+        """
+        if scheme.rule != "optimal":
+            raise InputError(
+                f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
+                hint="drop --rule and --beta, or --calibrate",
+            )
+        check_sources(folder, self.sources)
 
 
 def calibrate_folder(
@@ -48,21 +62,17 @@ def calibrate_folder(
     allow_pickle: bool = False,
     seed: int = 0,
     track: Track = silent,
-) -> dict[str, Calibrated]:
+) -> tuple[dict[str, Calibrated], CalibrationData]:
     """Calibrates the linears that the plans of a folder's parts name.
 
     Returns:
-        By name with the part's prefix; linears that the data does not reach are absent.
+        What was found, by name with the part's prefix (linears that the data does not reach are absent), and what it
+        was fitted to.
 
     Raises:
-        InputError: a rule that fixes the scales, which calibration chooses.
-        DataError, CheckpointError: as `make_batches`, `load_encoder` and `calibrate`.
+        InputError, DataError, CheckpointError: as `Calibration.check`, `make_batches`, `load_encoder` and `calibrate`.
     """
-    if scheme.rule != "optimal":
-        raise InputError(
-            f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
-            hint="drop --rule and --beta, or --calibrate",
-        )
+    calibration.check(folder, scheme)
     encoder = load_encoder(
         folder, device=calibration.device, threads=calibration.threads, allow_pickle=allow_pickle
     ).float()
@@ -80,7 +90,15 @@ def calibrate_folder(
         model = encoder[part.index] if part.subfolder else encoder[0].auto_model
         linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
         tables |= _tables(model, plan, scheme)
-    return calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
+    found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
+    return found, _data(batches)
+
+
+def _data(batches: Sequence[Features]) -> CalibrationData:
+    samples = sum(batch.info.size for batch in batches)
+    if "attention_mask" not in batches[0].values:
+        return CalibrationData("image", samples)
+    return CalibrationData("text", samples, sum(int(batch.values["attention_mask"].sum()) for batch in batches))
 
 
 def _tables(model: nn.Module, plan: surgery.Plan, scheme: Scheme) -> Mapping[nn.Module, int]:

@@ -20,6 +20,8 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from ternarize_cli.errors import CheckpointError
+
 __all__ = ["Stop", "drive", "intercepted", "trace"]
 
 
@@ -70,8 +72,9 @@ def intercepted(
 
 
 def _waiting_linear(name: str, original: Callable) -> Callable:
-    def forward(x: Tensor) -> Tensor:
+    def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
         here = getcurrent()
+        (x,) = (*args, *kwargs.values())
         if not isinstance(here, _Pass):
             return original(x)
         if here.student:
@@ -116,7 +119,7 @@ def drive(
             it returns are the students' outputs (linears), or None (norms).
 
     Raises:
-        RuntimeError: the passes do not go through the same modules in the same order.
+        CheckpointError: the passes do not go through the same modules in the same order.
     """
     teachers = [_Pass(partial(run, batch), student=False) for batch in batches]
     students = [_Pass(partial(run, batch), student=True) for batch in batches]
@@ -126,7 +129,11 @@ def drive(
         stops = [*taught, *learnt]
         names = {stop.name if isinstance(stop, Stop) else "the end" for stop in stops}
         if len(names) > 1:
-            raise RuntimeError(f"the forward passes part ways: {', '.join(sorted(names))}")
+            where = ", ".join(sorted(names))
+            raise CheckpointError(
+                f"this model can't be calibrated: not all data goes the same way through it ({where})",
+                hint="leave such modules out with --skip, or convert without --calibrate",
+            )
         outputs = at(names.pop(), taught, learnt)
         del stops
         for i, one in enumerate(teachers):

@@ -69,7 +69,7 @@ def calibrate(
 
     Raises:
         DataError: the data makes activations that are not finite.
-        CheckpointError: a linear is reached by none of the data, and so are all others.
+        CheckpointError: the data reaches none of the linears, or not all of it goes the same way through the model.
     """
     recipe = recipe or Recipe()
 
@@ -78,7 +78,8 @@ def calibrate(
 
     norms = norms_of(encoder)
     with torch.no_grad():
-        order, residuals = find_residuals(run, min(batches, key=lambda b: b.info.size * b.tokens), linears, norms)
+        probe = min(batches, key=lambda b: b.info.size * b.tokens).first(2)
+        order, residuals = find_residuals(run, probe, linears, norms)
         if not order:
             raise CheckpointError("none of the model's linears is reached by the calibration data")
         if not recipe.residual:

@@ -114,7 +114,7 @@ def _damped(h: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         factor, failed = torch.linalg.cholesky_ex(ridged)
         if not failed:
             return ridged, factor
-        damping *= 10
+        damping = max(10 * damping, 1e-6)
 
 
 def _first_scale(target: Tensor, variance: Tensor, scheme: Scheme) -> Tensor:

@@ -27,7 +27,9 @@ def convert(
     rule: Annotated[
         str, typer.Option(help="optimal: exact least squares; absmean: the paper's beta * mean|W|.")
     ] = "optimal",
-    beta: Annotated[float, typer.Option(help="Threshold parameter of absmean; larger means more zeros.")] = 2.0,
+    beta: Annotated[
+        float | None, typer.Option(help="Threshold parameter of absmean; larger means more zeros; default 2.")
+    ] = None,
     granularity: Annotated[str, typer.Option(help="What shares a scale: row, tensor, or group:N inputs.")] = "row",
     activations: Annotated[
         int, typer.Option(help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
@@ -51,11 +53,13 @@ def convert(
         typer.Option(metavar="FILE|DIR|DATASET", help="Fit codes and scales to these texts or images; repeatable."),
     ] = None,
     calibration_samples: Annotated[
-        int, typer.Option(min=16, help="At most so many texts or images, over all sources.")
-    ] = 8192,
+        int | None,
+        typer.Option(min=16, help="At most so many, over all sources; default 8192 texts or 256 images."),
+    ] = None,
     calibration_tokens: Annotated[
-        int, typer.Option(min=1000, help="About so many tokens of text; time and memory grow with it.")
-    ] = 150_000,
+        int | None,
+        typer.Option(min=1000, help="About so many tokens of text, default 150000; time and memory grow with it."),
+    ] = None,
     device: Device = None,
     threads: Threads = None,
     dry_run: Annotated[
@@ -73,7 +77,7 @@ def convert(
     evaluates as it is, and packs (`ternarize pack`).
     """
     from ternarize_cli import vision
-    from ternarize_cli.calibrate import Calibration
+    from ternarize_cli.calibrate import DEFAULT_TOKENS, Calibration
     from ternarize_cli.convert import convert as run
     from ternarize_cli.models import model_name, pooling_note, resolve
     from ternarize_cli.packing import codec_for
@@ -81,7 +85,16 @@ def convert(
 
     out = Output(json_mode=json, quiet=quiet)
     kind, group_size = Scheme.parse_granularity(granularity)
-    scheme = Scheme(rule, beta, kind, group_size, activations, table_bits, levels)
+    scheme = Scheme(rule, 2.0 if beta is None else beta, kind, group_size, activations, table_bits, levels)
+    if beta is not None and rule != "absmean":
+        out.warn(f"--beta is the threshold of --rule absmean; the rule {rule} does not use it")
+    calibration = None
+    if calibrate:
+        calibration = Calibration(
+            tuple(calibrate), calibration_samples, calibration_tokens or DEFAULT_TOKENS, device=device, threads=threads
+        )
+    elif calibration_samples or calibration_tokens:
+        out.warn("--calibration-samples and --calibration-tokens do nothing without --calibrate")
     source = resolve(model, allow_pickle=allow_pickle)
     target = output or Path(f"{model_name(model)}-ternary")
     if (note := pooling_note(source)) is not None:
@@ -96,18 +109,12 @@ def convert(
             skip=skip or (),
             keep_dense=keep_dense,
             trim=trim_vocabulary or (),
+            calibration=calibration,
             allow_pickle=allow_pickle,
             track=out.track,
         )
-        if calibrate:
-            out.warn("the time of --calibrate is not estimated, nor are the biases that it adds where there are none")
-        print_plan(out, planned, scheme, model, target)
+        print_plan(out, planned, scheme, model, target, calibrating=calibration is not None)
         return
-    calibration = None
-    if calibrate:
-        calibration = Calibration(
-            tuple(calibrate), calibration_samples, calibration_tokens, device=device, threads=threads
-        )
     report = run(
         source,
         target,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["print_plan"]
 
 
-def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target: Path) -> None:
+def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target: Path, *, calibrating: bool) -> None:
     """Prints the plan, or gives it as the JSON result; `target` is where `convert` would write."""
     from ternarize_cli.models import model_name
     from ternarize_cli.packing import codec_for
@@ -57,6 +57,8 @@ def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target
     out.text(
         f"time                {_duration(sum(plan.seconds.values())):>15} on this machine, and what the disk takes"
     )
+    if calibrating and "calibrate" not in plan.seconds:
+        out.warn("the time of --calibrate is not in it: the config does not tell how many patches an image has")
     largest = max((g.bytes_packed for g in plan.tables), default=0)
     if largest > packed / 2:
         out.hint(

@@ -109,6 +109,10 @@ def _inspect(out: Output, model: str, histogram: bool, plot: Path | None, force:
     if found.artifact is not None:
         description = found.artifact.to_dict()
         facts += [(k, v) for k, v in description.items() if k not in ("quant_method", "stage") and v not in (None, [])]
+        if (data := found.artifact.calibration) is not None:
+            tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
+            facts = [(k, v) for k, v in facts if k != "calibration"]
+            facts.append(("calibrated on", f"{data.samples:,} {data.kind}s{tokens}"))
     out.table(str(folder), ["", "value"], facts)
     _modules(out, found)
     if histogram:
@@ -149,7 +153,11 @@ def _modules(out: Output, found: "Inspection") -> None:
         columns["error"] = lambda m: f"{m.error:.3f}"
     if narrow:
         del columns["bytes"]
-    caption = "error: ‖W − s·c‖ / ‖W‖, against the checkpoint's own latent weights" if found.stage == "latent" else ""
+    caption = ""
+    if found.stage == "latent":
+        caption = "error: ‖W − s·c‖ / ‖W‖, against the checkpoint's own latent weights"
+        if found.artifact is not None and found.artifact.calibration is not None:
+            caption += ", which calibration has moved"
     kind = found.artifact.scheme.levels if found.artifact else "full-precision"
     rows = [[cell(m) for cell in columns.values()] for m in linears]
     out.table(f"{len(linears)} {kind} linears", list(columns), rows, caption=caption)

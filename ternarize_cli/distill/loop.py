@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternarize_cli import __version__, checkpoint, files, weights
+from ternarize_cli import __version__, checkpoint, files, vision, weights
 from ternarize_cli.distill.data import batches, split
 from ternarize_cli.distill.losses import RECIPES, Outputs
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError
@@ -125,13 +125,15 @@ def distill(
         on_step: called after every step.
 
     Raises:
-        CheckpointError: the student is not a ternary checkpoint, or teacher and student don't match.
+        CheckpointError: the student is not a ternary checkpoint, reads no text, or teacher and student don't match.
         DataError: too few texts.
         TernarizeError: the loss stopped being finite.
         OutputError, OutputExistsError: the output can't be written.
     """
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
+    for folder in inputs:
+        vision.require(folder, "text", folder)
     artifact = checkpoint.artifact_of(student)
     if artifact is None:
         raise CheckpointError(f"{student} is not ternary yet", hint=f"ternarize convert {student}")
