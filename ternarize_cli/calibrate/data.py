@@ -1,8 +1,8 @@
 """What calibration runs on: texts or images, drawn from the user's sources and made into batches of like length.
 
 Every source gets an equal share of the token budget, so a file of passages counts as much as a file of sentences. A
-model meets texts of all lengths, and the covariances of short and long ones differ: half of a source's share goes to
-texts as they are, half to texts joined up to the model's full length. The model's prompts come before them in turn.
+model meets texts of all lengths, and the covariances of short and long ones differ: a quarter of a source's share goes
+to texts joined to longer ones, of up to the model's full length. The model's prompts come before them in turn.
 """
 
 import logging
@@ -33,6 +33,7 @@ DEFAULT_IMAGES = 256
 _BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
 _FEWEST = 16
 _LONGEST = 512
+_JOINED = 0.25
 _SHUFFLED = 10_000
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -126,7 +127,7 @@ def make_batches(
     for source in sources:
         drawn = list(dict.fromkeys(_draw(_texts_of(source, share, seed), share, seed)))
         _check_count(len(drawn), fewest, "distinct texts", source)
-        texts += _of_all_lengths(encoder, drawn, tokens // len(sources), limit)
+        texts += _of_all_lengths(encoder, drawn, tokens // len(sources), limit, seed)
     texts.sort(key=lambda pair: -pair[0])
     batches, start = [], 0
     while start < len(texts):
@@ -228,26 +229,31 @@ def _prompts(encoder: "SentenceTransformer") -> list[str]:
     return sorted({*encoder.prompts.values(), *bare})
 
 
-def _of_all_lengths(encoder: "SentenceTransformer", texts: list[str], tokens: int, limit: int) -> list[tuple[int, str]]:
-    """(tokens, text) pairs within the budget: half of it texts as they are, half texts joined up to `limit` tokens."""
+def _of_all_lengths(
+    encoder: "SentenceTransformer", texts: list[str], tokens: int, limit: int, seed: int
+) -> list[tuple[int, str]]:
+    """(tokens, text) pairs within the budget: most of it texts as they are, the rest texts joined to any length."""
+    rng = random.Random(seed)
     made = encoder.tokenizer(texts, truncation=True, max_length=limit, verbose=False)["input_ids"]
     measured = [(len(ids), text) for ids, text in zip(made, texts, strict=True)]
     special = encoder.tokenizer.num_special_tokens_to_add()
     plain: list[tuple[int, str]] = []
     spent = 0
-    while len(plain) < len(measured) and spent < tokens / 2:
+    while len(plain) < len(measured) and spent < tokens * (1 - _JOINED):
         plain.append(measured[len(plain)])
         spent += plain[-1][0]
     joined: list[tuple[int, str]] = []
-    parts: list[tuple[int, str]] = []
-    spent = 0
-    for pair in [*measured[len(plain) :], *plain]:
-        if spent >= tokens / 2:
+    parts: list[str] = []
+    spent, length, wanted = 0, special, rng.randint(limit // 4, limit)
+    for n, text in [*measured[len(plain) :], *plain]:
+        if spent >= tokens * _JOINED:
             break
-        parts.append(pair)
-        if special + sum(n - special for n, _ in parts) >= limit:
-            joined.append((limit, " ".join(text for _, text in parts)))
-            spent, parts = spent + limit, []
+        parts.append(text)
+        length += n - special
+        if length >= wanted:
+            joined.append((min(length, limit), " ".join(parts)))
+            spent += joined[-1][0]
+            parts, length, wanted = [], special, rng.randint(limit // 4, limit)
     prompts = _prompts(encoder)
     return [(n, prompts[i % len(prompts)] + text) for pairs in (plain, joined) for i, (n, text) in enumerate(pairs)]
 

@@ -77,6 +77,16 @@ class Moments:
         a, b = self.means()
         return self._tokens.about(a, b) + pooled * self._texts.about(a, b)
 
+    def noise(self, pooled: float) -> float:
+        """About how far a finite sample moves the eigenvalues of `covariance(pooled)`, for a and b the same.
+
+        A covariance of n samples is off by about its trace / n in every direction (Ledoit and Wolf 2004, section 2).
+        """
+        a, b = self.means()
+        traces = (sums.about(a, b).trace() / sums.count for sums in (self._tokens, self._texts))
+        tokens, texts = (float(trace) for trace in traces)
+        return tokens + pooled * texts
+
 
 class _Sums:
     def __init__(self) -> None:

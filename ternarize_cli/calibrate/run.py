@@ -170,7 +170,8 @@ class _Loop:
         h, c = inputs.covariance(self.recipe.pooled), cross.covariance(self.recipe.pooled)
         if not (torch.isfinite(h).all() and torch.isfinite(c).all()):
             raise DataError(f"{name}: activations are not finite", hint="the source is damaged, or the data is extreme")
-        solution = solve(weight, h, c, self.scheme, self.recipe)
+        noise = self.recipe.shrinkage * inputs.noise(self.recipe.pooled)
+        solution = solve(weight, h, c, self.scheme, self.recipe, noise)
         dense = ternary.dequantize(solution.codes, solution.scale)
         mean_out, mean_in = cross.means()
         bias = (mean_out - dense.double() @ mean_in).float()

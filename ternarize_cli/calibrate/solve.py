@@ -42,6 +42,7 @@ class Recipe:
         passes: rounds of error feedback; 0 rounds to nearest.
         sweeps: rounds of coordinate descent.
         damping: added to the diagonal of H, as a fraction of its mean.
+        shrinkage: added to the diagonal of H besides, in units of its sampling noise (`Moments.noise`).
         falling: error feedback takes columns by falling variance instead of in order.
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     passes: int = 3
     sweeps: int = 3
     damping: float = 0.01
+    shrinkage: float = 1.0
     falling: bool = True
 
 
@@ -69,7 +71,9 @@ class Solution:
     scale: Tensor
 
 
-def solve(weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe: Recipe) -> Solution:
+def solve(
+    weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe: Recipe, noise: float = 0.0
+) -> Solution:
     """Finds codes and scales.
 
     Args:
@@ -78,13 +82,14 @@ def solve(weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe
         wanted: C, float64 `[out, in]`.
         scheme: levels and granularity.
         recipe: how.
+        noise: added to the diagonal of H.
     """
     weight = weight.double()
     order = (
         inputs.diagonal().argsort(descending=True) if recipe.falling else torch.arange(len(inputs)).to(inputs.device)
     )
     h = inputs[order][:, order]
-    h, factor = _damped(h, recipe.damping)
+    h, factor = _damped(h, recipe.damping, noise)
     inverse = torch.cholesky_inverse(factor)
     plain = h.clone()
     plain.diagonal().copy_(inputs.diagonal()[order])
@@ -105,12 +110,12 @@ def solve(weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe
     return problem.solution()
 
 
-def _damped(h: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def _damped(h: Tensor, damping: float, noise: float) -> tuple[Tensor, Tensor]:
     """H with a ridge, and its Cholesky factor; more ridge where rounding has left H indefinite."""
     mean = h.diagonal().mean().clamp_min(_TINY)
     while True:
         ridged = h.clone()
-        ridged.diagonal().add_(damping * mean)
+        ridged.diagonal().add_(damping * mean + noise)
         factor, failed = torch.linalg.cholesky_ex(ridged)
         if not failed:
             return ridged, factor
