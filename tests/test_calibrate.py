@@ -140,6 +140,7 @@ def convert_and_compare(run: Callable, folder: Path, *options: object) -> float:
     ternary_folder, packed = folder.parent / "ternary", folder.parent / "packed"
     made = run("convert", folder, "-o", ternary_folder, "--force", *options)
     assert made.exit_code == 0, made.stderr
+    assert ("tokens of text to calibrate on" in made.stderr) == ("--calibrate" in options)
     assert run("pack", ternary_folder, "-o", packed, "--force").exit_code == 0
     texts = [" ".join(random.Random(i).choices(WORDS, k=8)) for i in range(20)]
     original, checkpoint, final = (load_encoder(f, device="cpu") for f in (folder, ternary_folder, packed))
@@ -232,3 +233,19 @@ def test_a_singular_metric_without_damping_is_solved() -> None:
     x[:, 5] = x[:, 6]
     found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(), Recipe(damping=0.0))
     assert torch.isfinite(found.scale).all()
+
+
+def test_a_fit_to_few_noisy_samples_holds_on_others_thanks_to_the_ridge() -> None:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(4100, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    few, others = x[:100], x[100:]
+    weight = torch.randn(32, 64, generator=generator)
+    wanted = few @ weight.T
+    wanted += wanted.std() * torch.randn(wanted.shape, generator=generator)
+    whole, inputs = Batch(1, None), Moments()
+    inputs.add(whole.rows(few[None]), whole.rows(few[None]))
+    errors = []
+    for noise in (0.0, inputs.noise(0.0)):
+        found = solve(weight, inputs.covariance(0.0), moments_of(wanted, few), Scheme(), Recipe(), noise)
+        errors.append(output_error(weight, others, found.codes, found.scale))
+    assert errors[1] < 0.6 * errors[0]

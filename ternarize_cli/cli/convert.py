@@ -20,6 +20,8 @@ from ternarize_cli.cli.output import Output, megabytes
 
 __all__ = ["register"]
 
+_ENOUGH = 20_000
+
 
 def convert(
     model: ModelArgument,
@@ -155,6 +157,8 @@ def convert(
     )
     if calibrate and (missing := [x.name for x in report.layers if x.output_error is None]):
         out.warn(f"the calibration data does not reach {', '.join(missing)}: rounded by the rule {rule}")
+    if (data := report.artifact.calibration) is not None and (data.tokens or _ENOUGH) < _ENOUGH:
+        out.warn(f"there were only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
     for name, reason in report.kept.items():
         out.note(f"kept {name}: {reason}")
     for name, what in report.others.items():
