@@ -60,7 +60,7 @@ def convert(
     ] = None,
     calibration_tokens: Annotated[
         int | None,
-        typer.Option(min=1000, help="About so many tokens of text, default 150000; time and memory grow with it."),
+        typer.Option(min=1000, help="About so many tokens of text, default 120000; time and memory grow with it."),
     ] = None,
     device: Device = None,
     threads: Threads = None,
