@@ -120,6 +120,19 @@ class CalibrationData:
     samples: int
     tokens: int | None = None
 
+    @classmethod
+    def from_dict(cls, values: Any) -> "CalibrationData":
+        """Reads the JSON form; keys that are not known are passed over.
+
+        Raises:
+            FormatError: a key is missing or mistyped.
+        """
+        known = values if isinstance(values, dict) else {}
+        kind, samples, tokens = (known.get(key) for key in ("kind", "samples", "tokens"))
+        if kind in ("text", "image") and isinstance(samples, int) and isinstance(tokens, int | None):
+            return cls(kind, samples, tokens)
+        raise FormatError(f"quantization_config: calibration is {values!r}; it has a kind, samples and tokens")
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -194,7 +207,7 @@ class Artifact:
             raise FormatError(f"quantization_config: seed is {values['seed']!r}; it must be a whole number")
         try:
             scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
-            calibration = CalibrationData(**values["calibration"]) if values.get("calibration") else None
+            calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
         except (InputError, TypeError) as e:
             raise FormatError(f"quantization_config: {e}") from e
         return cls(

@@ -15,9 +15,9 @@ from ternarize_cli.calibrate.lockstep import drive, intercepted
 from ternarize_cli.calibrate.moments import Batch, Moments
 from ternarize_cli.calibrate.residuals import find_residuals, norms_of
 from ternarize_cli.calibrate.solve import latent_weight, solve
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.models import load_encoder
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.scheme import CalibrationData, Scheme
 
 ALL_LEVELS = ("ternary", "binary", "int2", "int4")
 ALL_GRANULARITIES = [("row", None), ("tensor", None), ("group", 16)]
@@ -249,3 +249,10 @@ def test_a_fit_to_few_noisy_samples_holds_on_others_thanks_to_the_ridge() -> Non
         found = solve(weight, inputs.covariance(0.0), moments_of(wanted, few), Scheme(), Recipe(), noise)
         errors.append(output_error(weight, others, found.codes, found.scale))
     assert errors[1] < 0.6 * errors[0]
+
+
+@pytest.mark.parametrize("values", ["text", {"kind": "text"}, {"kind": "text", "samples": "x"}, {"kind": ["a"]}])
+def test_a_damaged_record_of_calibration_is_an_error(values: object) -> None:
+    with pytest.raises(FormatError, match="it has a kind, samples and tokens"):
+        CalibrationData.from_dict(values)
+    assert CalibrationData.from_dict({"kind": "image", "samples": 3, "later": 1}) == CalibrationData("image", 3)

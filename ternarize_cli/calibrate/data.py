@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ternarize_cli import vision
 from ternarize_cli.calibrate.moments import Batch
 from ternarize_cli.errors import DataError
 from ternarize_cli.images import is_images, read_images
-from ternarize_cli.texts import read_texts, text_files
+from ternarize_cli.texts import STDIN, read_texts, text_files
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -34,7 +34,8 @@ _BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
 _FEWEST = 16
 _LONGEST = 512
 _JOINED = 0.25
-_SHUFFLED = 10_000
+_SHUFFLED, _HEAD = 10_000, 100
+_TABLES = (".parquet",)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -77,9 +78,11 @@ def check_sources(folder: Path, sources: Sequence[str | Path]) -> str:
     kinds = {}
     for source in sources:
         path = Path(source).expanduser()
+        if str(source) in (STDIN, ""):
+            raise DataError("calibration does not read stdin", hint="write the texts to a file")
         if not path.exists() and not _is_hub_id(source):
             raise DataError(f"{source} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
-        image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path)))
+        image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path, also=_TABLES)))
         kinds[str(source)] = "image" if image else "text"
     if len(set(kinds.values())) > 1:
         image_source = next(name for name, kind in kinds.items() if kind == "image")
@@ -141,7 +144,7 @@ def _check_count(count: int, fewest: int, what: str, source: str | Path) -> None
     if count < fewest:
         raise DataError(
             f"{source} holds {count} {what}; calibration needs at least {fewest}",
-            hint="a thousand or more, like those the model will see",
+            hint=f"{'hundreds' if what == 'images' else 'thousands'}, like those the model will see",
         )
 
 
@@ -154,7 +157,7 @@ def _texts_of(source: str | Path, count: int, seed: int) -> Iterator[str]:
     """The texts of a source; of a hub dataset, which may be endless, about `count` texts drawn by the seed."""
     path = Path(source).expanduser()
     if path.is_dir():
-        files = text_files(path, also=[".parquet"])
+        files = text_files(path, also=_TABLES)
         if not files:
             raise DataError(f"{source} holds no texts", hint="files named *.txt, *.jsonl or *.parquet, or images")
         for file in files:
@@ -171,34 +174,37 @@ def _parquet(path: Path) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
     try:
         file = pq.ParquetFile(path)
-        kinds = {field.name: field.type for field in file.schema_arrow}
-        texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-        if not texts:
-            raise DataError(f"{path} has no column of texts: {', '.join(kinds)}", hint="a column named `text`")
-        column = "text" if "text" in texts else texts[0]
+        names = [field.name for field in file.schema_arrow if is_text(field.type)]
+        if not names:
+            columns = ", ".join(file.schema_arrow.names)
+            raise DataError(f"{path} has no column of texts: {columns}", hint="a column named `text`")
+        head = next(file.iter_batches(batch_size=_HEAD, columns=names), None) if file.metadata.num_rows else None
+        column = _column(head.to_pylist() if head is not None else []) or names[0]
         for batch in file.iter_batches(columns=[column]):
             yield from filter(None, batch.column(0).to_pylist())
-    except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path} is no Parquet file: {e}", hint="fetch the file again") from e
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
 
 
 def _hub_dataset(name: str, count: int, seed: int) -> Iterator[str]:
-    """The strings in the column `text`, or else in the first column that has any."""
     import datasets
 
     for library in ("datasets", "huggingface_hub"):  # which announce every retry
         logging.getLogger(library).setLevel(logging.ERROR)
     column = None
-    row: dict[str, Any] = {}
+    head: list[dict[str, Any]] = []
     try:
-        rows = datasets.load_dataset(name, split="train", streaming=True)
-        for row in rows.shuffle(seed=seed, buffer_size=max(_SHUFFLED, count)):
-            if column is None:
-                filled = [key for key, value in row.items() if isinstance(value, str) and value]
-                column = "text" if "text" in row else next(iter(filled), None)
-            value = row.get(column) if column else None
+        rows = iter(datasets.load_dataset(name, split="train", streaming=True).shuffle(seed, buffer_size=_SHUFFLED))
+        head = list(islice(rows, max(_HEAD, min(count, _SHUFFLED))))
+        column = _column(head)
+        for row in chain(head, rows) if column else ():
+            value = row.get(column)
             if isinstance(value, str) and value:
                 yield value
     except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
@@ -206,8 +212,20 @@ def _hub_dataset(name: str, count: int, seed: int) -> Iterator[str]:
         raise DataError(
             f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
         ) from e
+    if not head:
+        raise DataError(f"{name} holds no rows")
     if column is None:
-        raise DataError(f"{name} has no column of texts: {', '.join(row)}", hint="a column named `text`")
+        raise DataError(f"{name} has no column of texts: {', '.join(head[0])}", hint="a column named `text`")
+
+
+def _column(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The column `text`, or else that with the longest texts, which is neither an id nor a title; None without any."""
+    lengths: dict[str, int] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, str):
+                lengths[name] = lengths.get(name, 0) + len(value)
+    return "text" if "text" in lengths else max(lengths, key=lengths.__getitem__, default=None)
 
 
 def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
@@ -232,10 +250,11 @@ def _prompts(encoder: "SentenceTransformer") -> list[str]:
 def _of_all_lengths(
     encoder: "SentenceTransformer", texts: list[str], tokens: int, limit: int, seed: int
 ) -> list[tuple[int, str]]:
-    """(tokens, text) pairs within the budget: most of it texts as they are, the rest texts joined to any length."""
+    """(tokens, text) pairs within the budget: most of it texts as they are, the rest others joined to any length."""
     rng = random.Random(seed)
     made = encoder.tokenizer(texts, truncation=True, max_length=limit, verbose=False)["input_ids"]
     measured = [(len(ids), text) for ids, text in zip(made, texts, strict=True)]
+    tokens = min(tokens, sum(n for n, _ in measured))
     special = encoder.tokenizer.num_special_tokens_to_add()
     plain: list[tuple[int, str]] = []
     spent = 0
@@ -245,12 +264,13 @@ def _of_all_lengths(
     joined: list[tuple[int, str]] = []
     parts: list[str] = []
     spent, length, wanted = 0, special, rng.randint(limit // 4, limit)
-    for n, text in [*measured[len(plain) :], *plain]:
+    rest = measured[len(plain) :]
+    for i, (n, text) in enumerate(rest, start=1):
         if spent >= tokens * _JOINED:
             break
         parts.append(text)
         length += n - special
-        if length >= wanted:
+        if length >= wanted or i == len(rest):
             joined.append((min(length, limit), " ".join(parts)))
             spent += joined[-1][0]
             parts, length, wanted = [], special, rng.randint(limit // 4, limit)

@@ -91,14 +91,17 @@ def calibrate_folder(
         linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
         tables |= _tables(model, plan, scheme)
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
-    return found, _data(batches)
+    return found, _data(check_sources(folder, calibration.sources), batches)
 
 
-def _data(batches: Sequence[Features]) -> CalibrationData:
+def _data(kind: str, batches: Sequence[Features]) -> CalibrationData:
     samples = sum(batch.info.size for batch in batches)
-    if "attention_mask" not in batches[0].values:
-        return CalibrationData("image", samples)
-    return CalibrationData("text", samples, sum(int(batch.values["attention_mask"].sum()) for batch in batches))
+    if kind == "image":
+        return CalibrationData(kind, samples)
+    infos = [(batch.info, batch.tokens) for batch in batches]
+    return CalibrationData(
+        kind, samples, sum(info.size * width if info.mask is None else int(info.mask.sum()) for info, width in infos)
+    )
 
 
 def _tables(model: nn.Module, plan: surgery.Plan, scheme: Scheme) -> Mapping[nn.Module, int]:

@@ -157,8 +157,9 @@ def convert(
     )
     if calibrate and (missing := [x.name for x in report.layers if x.output_error is None]):
         out.warn(f"the calibration data does not reach {', '.join(missing)}: rounded by the rule {rule}")
-    if (data := report.artifact.calibration) is not None and (data.tokens or _ENOUGH) < _ENOUGH:
-        out.warn(f"there were only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
+    if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:
+        limit = "--calibration-tokens allows" if calibration.tokens < _ENOUGH else "there were"
+        out.warn(f"{limit} only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
     for name, reason in report.kept.items():
         out.note(f"kept {name}: {reason}")
     for name, what in report.others.items():
@@ -173,8 +174,10 @@ def convert(
             f"are {megabytes(kept.bytes_after)}; the corpus is split as before"
         )
     out.text(f"wrote {target}")
-    if vision.modalities(source) == {"image"}:
+    if "image" in vision.modalities(source):
         out.hint(f"ternarize pack {target}, and eval the packed model with --against {model} --images PATH")
+    elif calibrate:
+        out.hint(f"ternarize pack {target}, and eval the packed model with --against {model}")
     else:
         out.hint(f"ternarize distill {target} --teacher {model} --data texts.txt, or at once: ternarize pack {target}")
     out.result(

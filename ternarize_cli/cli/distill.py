@@ -70,6 +70,8 @@ def distill(
         ["cosine to the teacher", "before", "after"],
         [(f"{report.held_out} held-out texts", f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}")],
     )
+    if report.cosine_after < report.cosine_before:
+        out.warn("training has made the model worse; try a lower --learning-rate, such as 1e-5, or more data")
     out.text(f"wrote {target}")
     out.hint(f"ternarize pack {target}")
     out.result({"output": str(target), **vars(report)})

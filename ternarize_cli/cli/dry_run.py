@@ -54,9 +54,9 @@ def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target
     out.text(f"now                 {plan.bytes_source:>15,} bytes")
     out.text(f"ternary checkpoint  {plan.bytes_checkpoint:>15,} bytes, what convert would write to {target}")
     out.text(f"packed              {packed:>15,} bytes, {plan.codec} and {scheme.table_bits}-bit tables as asked for")
-    out.text(
-        f"time                {_duration(sum(plan.seconds.values())):>15} on this machine, and what the disk takes"
-    )
+    spent = _duration(sum(plan.seconds.values()))
+    share = f", {_duration(plan.seconds['calibrate'])} of it calibrating" if "calibrate" in plan.seconds else ""
+    out.text(f"time                {spent:>15} on this machine{share}, and what the disk takes")
     if calibrating and "calibrate" not in plan.seconds:
         out.warn("the time of --calibrate is not in it: the config does not tell how many patches an image has")
     largest = max((g.bytes_packed for g in plan.tables), default=0)
