@@ -99,8 +99,7 @@ def dry_run(
     """
     scheme = scheme or Scheme()
     check_source(folder, allow_pickle=allow_pickle)
-    if calibration is not None:
-        calibration.check(folder, scheme)
+    kind = calibration.check(folder, scheme) if calibration is not None else ""
     sources = sources_of(folder, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
     chosen = vocabulary.select(folder, sources[0].model, trim, allow_pickle=allow_pickle, track=track) if trim else None
     codec = codec_for(scheme.levels).name
@@ -124,7 +123,7 @@ def dry_run(
     seconds = _seconds(bytes_source, linears, scheme)
     if calibration is not None:
         shapes = [(group.count, group.shape) for group in linears]
-        estimated = estimate.seconds(folder, calibration, shapes)
+        estimated = estimate.seconds(folder, kind, calibration, shapes)
         seconds |= {"calibrate": estimated} if estimated is not None else {}
     return DryRun(
         linears=linears,

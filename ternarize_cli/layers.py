@@ -83,17 +83,12 @@ class SimulatedEmbedding(nn.Embedding):
         rows = super().forward(ids)
         if self.table_bits == 4:  # the search for scales is slow: once for each id
             used, place = ids.unique(return_inverse=True)
-            rounded = self._rounded(self.weight.detach()[used])[place]
-        elif self.table_bits == 8:
-            rounded = self._rounded(rows.detach().reshape(-1, self.embedding_dim)).view_as(rows)
-        elif self.table_bits == 16:
-            rounded = rows.detach().half().to(rows.dtype)
-        else:
+            rounded = tables.round_rows(self.weight.detach()[used], 4)[place]
+        elif self.table_bits == 32:
             return rows
+        else:
+            rounded = tables.round_rows(rows.detach(), self.table_bits)
         return ternary.straight_through(rounded, rows) if self.training else rounded
-
-    def _rounded(self, rows: Tensor) -> Tensor:
-        return tables.restore_rows(*tables.quantize_table(rows, self.table_bits)).to(rows.dtype)
 
 
 class _Packed(nn.Module):

@@ -41,7 +41,7 @@ from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
 from ternarize_cli.scheme import Artifact, Scheme
 
-__all__ = ["HALF_ABOVE", "Plan", "T5FeedForward", "dequantize", "kept_by", "matches", "plan", "replace"]
+__all__ = ["HALF_ABOVE", "Plan", "T5FeedForward", "dequantize", "kept_by", "matches", "plan", "replace", "table_bits"]
 
 HALF_ABOVE = 65_536
 """Other tensors with more elements than this are float16 in a packed model."""
@@ -201,7 +201,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
         return new
 
     def table(module: nn.Embedding) -> nn.Module | None:
-        bits = 8 if scheme.table_bits == 4 and module not in words else scheme.table_bits
+        bits = table_bits(module, words, scheme)
         shape = module.num_embeddings, module.embedding_dim, module.padding_idx
         kind = dtype or module.weight.dtype
         new: nn.Module
@@ -231,6 +231,11 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
         if isinstance(getattr(module, "wo", None), PackedLinear) and type(module).__name__.endswith("ActDense"):
             module.__class__ = T5FeedForward
     return names
+
+
+def table_bits(table: nn.Module, words: Collection[nn.Module], scheme: Scheme) -> int:
+    """The width of a table in the packed model: only those in `words` (`word_tables`) go below 8 bits."""
+    return scheme.table_bits if table in words else max(scheme.table_bits, 8)
 
 
 def _multiplied(factor: float, _: nn.Module, __: Any, rows: Tensor) -> Tensor:

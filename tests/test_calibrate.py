@@ -23,14 +23,6 @@ ALL_LEVELS = ("ternary", "binary", "int2", "int4")
 ALL_GRANULARITIES = [("row", None), ("tensor", None), ("group", 16)]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text("\n".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(300)))
-    return path
-
-
 def correlated(rows: int, width: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(width, width, generator=generator) * torch.logspace(0, -2, width)

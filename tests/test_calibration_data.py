@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import random
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS, save_tiny_bert
+from conftest import save_tiny_bert
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,14 +19,6 @@ from ternarize_cli.calibrate import make_batches
 from ternarize_cli.calibrate.data import _hub_dataset
 from ternarize_cli.errors import DataError
 from ternarize_cli.models import load_encoder
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text("\n".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(300)))
-    return path
 
 
 def test_unusable_calibration_data_is_refused(tmp_path: Path, run: Callable, tiny_bert: Path, corpus: Path) -> None:

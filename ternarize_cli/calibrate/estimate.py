@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ternarize_cli import checkpoint
-from ternarize_cli.calibrate.data import DEFAULT_IMAGES, check_sources
+from ternarize_cli.calibrate.data import DEFAULT_IMAGES
 from ternarize_cli.calibrate.folder import Calibration
 from ternarize_cli.calibrate.solve import solve
 from ternarize_cli.scheme import Scheme
@@ -23,21 +23,20 @@ _AROUND = 1.3  # attention, norms and activations beside the linears
 _PROBE = 128
 
 
-def seconds(folder: Path, calibration: Calibration, shapes: Iterable[tuple[int, tuple[int, int]]]) -> float | None:
+def seconds(
+    folder: Path, kind: str, calibration: Calibration, shapes: Iterable[tuple[int, tuple[int, int]]]
+) -> float | None:
     """Estimates `calibrate_folder`.
 
     Args:
-        folder: the model; calibration: on what.
+        folder: the model; calibration: on what; kind: what `Calibration.check` says of it.
         shapes: count and (out, in) of the linears.
 
     Returns:
         Seconds; None for images if the config does not tell into how many patches one goes.
-
-    Raises:
-        DataError, CheckpointError: as `check_sources`.
     """
     tokens = calibration.tokens
-    if check_sources(folder, calibration.sources) == "image":
+    if kind == "image":
         patches = _patches(folder)
         if patches is None:
             return None

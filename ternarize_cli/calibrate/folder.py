@@ -38,8 +38,8 @@ class Calibration:
     device: str | None = None
     threads: int | None = None
 
-    def check(self, folder: Path, scheme: Scheme) -> None:
-        """Refuses what can't work, before any work is done.
+    def check(self, folder: Path, scheme: Scheme) -> str:
+        """Refuses what can't work, before any work is done; tells "text" or "image", as `check_sources`.
 
         Raises:
             InputError: a rule that fixes the scales, which calibration chooses.
@@ -50,7 +50,7 @@ class Calibration:
                 f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
                 hint="drop --rule and --beta, or --calibrate",
             )
-        check_sources(folder, self.sources)
+        return check_sources(folder, self.sources)
 
 
 def calibrate_folder(
@@ -72,7 +72,7 @@ def calibrate_folder(
     Raises:
         InputError, DataError, CheckpointError: as `Calibration.check`, `make_batches`, `load_encoder` and `calibrate`.
     """
-    calibration.check(folder, scheme)
+    kind = calibration.check(folder, scheme)
     encoder = load_encoder(
         folder, device=calibration.device, threads=calibration.threads, allow_pickle=allow_pickle
     ).float()
@@ -91,7 +91,7 @@ def calibrate_folder(
         linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
         tables |= _tables(model, plan, scheme)
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
-    return found, _data(check_sources(folder, calibration.sources), batches)
+    return found, _data(kind, batches)
 
 
 def _data(kind: str, batches: Sequence[Features]) -> CalibrationData:
@@ -107,4 +107,4 @@ def _data(kind: str, batches: Sequence[Features]) -> CalibrationData:
 def _tables(model: nn.Module, plan: surgery.Plan, scheme: Scheme) -> Mapping[nn.Module, int]:
     words = anatomy.word_tables(model)
     modules = [model.get_submodule(name) for name in plan.tables]
-    return {module: scheme.table_bits if module in words else max(scheme.table_bits, 8) for module in modules}
+    return {module: surgery.table_bits(module, words, scheme) for module in modules}

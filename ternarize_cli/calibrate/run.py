@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,21 +88,11 @@ def calibrate(
         steps = iter(track(order, "calibrating", len(order)))
         loop = _Loop(batches, linears, residuals, scheme, recipe, lambda: next(steps, None))
         wanted = {residual.norm: norms[residual.norm] for residual in residuals.values()}
-        rounded = {module: _rounding(bits) for module, bits in tables.items() if bits < 32}
+        rounded = {module: partial(table_rows.round_rows, bits=bits) for module, bits in tables.items()}
         with intercepted({name: linears[name] for name in dict.fromkeys(order)}, wanted, rounded):
             drive(run, batches, loop.at)
         next(steps, None)
     return loop.found
-
-
-def _rounding(bits: int) -> Callable[[Tensor], Tensor]:
-    def rounded(rows: Tensor) -> Tensor:
-        if bits == 16:
-            return rows.half().to(rows.dtype)
-        codes, scale = table_rows.quantize_table(rows.flatten(0, -2), bits)
-        return table_rows.restore_rows(codes, scale).view_as(rows).to(rows.dtype)
-
-    return rounded
 
 
 class _Loop:
