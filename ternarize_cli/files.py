@@ -74,7 +74,7 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
 
 @contextmanager
 def atomic_folder(
-    output: Path, *, force: bool = False, resume: bool = False, inputs: Sequence[Path] = ()
+    output: Path, *, force: bool = False, resume: bool = False, keep: bool = False, inputs: Sequence[Path] = ()
 ) -> Iterator[Path]:
     """Yields an empty partial folder; when the body ends well it becomes `output`, otherwise it is removed.
 
@@ -82,6 +82,7 @@ def atomic_folder(
         output: the final folder.
         force, inputs: as `check_output`.
         resume: keep what an earlier, killed run left in the partial folder, and keep it again if this one fails.
+        keep: keep what is in the partial folder if this run fails, without starting from what was left there.
 
     Raises:
         OutputExistsError, InputError, OutputError: as `check_output`; also when another process writes the same
@@ -99,7 +100,7 @@ def atomic_folder(
                 check_output(output, force=force, inputs=inputs)
                 _put_in_place(partial, output)
         except BaseException:
-            if not resume:
+            if not (resume or keep) or not any(partial.iterdir()):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 

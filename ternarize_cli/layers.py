@@ -28,9 +28,13 @@ class TernaryLinear(nn.Linear):
     """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`.
 
     In place of transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as the source has it.
+
+    Attributes:
+        clip: weights further than so many scales from 0 get no gradient when training; 0: all do.
     """
 
     weight_scale: nn.Parameter
+    clip: float = 0.0
 
     def __init__(
         self,
@@ -58,6 +62,17 @@ class TernaryLinear(nn.Linear):
         """float32 `[out, in]`, the codes of the scheme's grid; no gradient."""
         return ternary.codes_of(self.matrix.detach().float(), self.weight_scale.detach(), self.scheme.levels)
 
+    @torch.no_grad()
+    def settle(self, margin: float) -> None:
+        """Moves latent weights to within `margin` scales of their codes, which stay.
+
+        Calibration leaves many of them at the very edge between two codes, where the first steps of training would
+        turn them over all at once.
+        """
+        codes, wide = self.codes(), ternary.expand_scale(self.weight_scale, *self.matrix.shape)
+        away = (self.matrix / wide.clamp_min(torch.finfo(torch.float32).tiny) - codes).clamp(-margin, margin)
+        self.matrix.copy_(torch.where(wide > 0, wide * (codes + away), self.matrix))
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` → `[..., out]` in the dtype of `x`."""
         if not self.training:
@@ -65,7 +80,12 @@ class TernaryLinear(nn.Linear):
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
         scale = self.weight_scale
         codes = self.codes()
-        weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.matrix)
+        wide = ternary.expand_scale(scale, *codes.shape)
+        smooth = self.matrix
+        if self.clip:
+            bound = self.clip * wide.detach()
+            smooth = smooth.clamp(-bound, bound)
+        weight = ternary.straight_through(codes * wide, smooth)
         if self.scheme.activation_bits == 8:
             x = ternary.fake_quantize_tokens(x)
         return F.linear(x, weight, self.bias)

@@ -19,7 +19,7 @@ from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["load_encoder", "model_name", "pooling_note", "resolve"]
+__all__ = ["checked_device", "load_encoder", "model_name", "pooling_note", "prompts_of", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
@@ -150,7 +150,7 @@ def load_encoder(
         if threads > 4 * (os.cpu_count() or 1):
             raise InputError(f"--threads {threads} is far more than the {os.cpu_count()} cores of this machine")
         torch.set_num_threads(threads)
-    device = _checked_device(device)
+    device = checked_device(device)
     checkpoint.validate(folder, allow_pickle=allow_pickle)
     hf.quiet_libraries()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
@@ -176,7 +176,20 @@ def load_encoder(
     return encoder
 
 
-def _checked_device(device: str | None) -> str:
+def prompts_of(encoder: "SentenceTransformer") -> list[str]:
+    """What the model's users put before texts; "" where they put nothing, or where pooling leaves prompts out."""
+    if any(getattr(module, "include_prompt", True) is False for module in encoder):
+        return [""]
+    bare = [] if encoder.default_prompt_name else [""]
+    return sorted({*encoder.prompts.values(), *bare})
+
+
+def checked_device(device: str | None) -> str:
+    """A torch device; None picks CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device; UnavailableError: torch sees no GPU.
+    """
     import torch
 
     if device is None:

@@ -9,7 +9,7 @@ Figures are drawn without pyplot: no window, no global state, the same on a serv
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ternarize_cli.inspect import Histogram, Inspection
     from ternarize_cli.sweep import Sweep
 
-__all__ = ["bars", "check_plot", "histogram_bars", "plot_inspection", "plot_sweep"]
+__all__ = ["bars", "check_plot", "histogram_bars", "plot_inspection", "plot_sweep", "plot_training"]
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _FORMATS = (".png", ".svg", ".pdf")
@@ -170,6 +170,31 @@ def plot_sweep(sweep: "Sweep", title: str, path: Path, *, force: bool = False) -
         axis.legend(fontsize=8)
     for axis in axes[len(shown) :]:
         axis.remove()
+    _save(figure, path, force=force)
+
+
+def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path, *, force: bool = False) -> None:
+    """Draws the readings of a metrics.jsonl: each part of the loss, and what held-out data shows, over the steps.
+
+    Raises:
+        InputError, UnavailableError, OutputExistsError, OutputError: as `check_plot`.
+    """
+    check_plot(path, force=force)
+    figure = _figure(f"{title}: distillation", width=10, height=4)
+    losses, held = figure.subplots(1, 2)
+    for name in readings[-1]["losses"] if readings else ():
+        losses.plot([r["step"] for r in readings], [r["losses"][name] for r in readings], label=name)
+    losses.set_yscale("log")
+    losses.set_title("parts of the loss, smoothed", fontsize=10)
+    looked = [r for r in readings if r["cosine"] is not None]
+    for name, colour in (("cosine", _BLUE), ("agreement", _ORANGE)):
+        held.plot([r["step"] for r in looked], [r[name] for r in looked], color=colour, label=name)
+    held.set_title("held-out data: cosine to the teacher, agreement of similarities", fontsize=10)
+    for axis in (losses, held):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        if axis.lines:
+            axis.legend(fontsize=8)
     _save(figure, path, force=force)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,12 @@ def source_name(path: str | Path) -> str:
     return "stdin" if str(path) == STDIN else str(path)
 
 
-def read_texts(path: str | Path) -> Iterator[Document]:
+def read_texts(path: str | Path, *, also: Sequence[str] = ()) -> Iterator[Document]:
     """Yields the texts of a plain text or JSONL file, or of stdin where `path` is `-`.
+
+    Args:
+        path: the file.
+        also: fields of JSONL that are read where `text` is missing; each of their texts is a document of the line.
 
     Raises:
         DataError: at once when the file is missing or a folder; while reading when a line is not UTF-8, not JSON or
@@ -50,14 +54,14 @@ def read_texts(path: str | Path) -> Iterator[Document]:
     """
     name = source_name(path)
     if name == "stdin":
-        return _read(sys.stdin.buffer, name, None)
+        return _read(sys.stdin.buffer, name, None, also)
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
     if not os.access(file, os.R_OK):
         why = "no permission" if file.exists() else "there is no such file"
         raise DataError(f"{path} can't be read: {why}", hint="check the path; - reads from stdin")
-    return _open(file, name, _JSONL.get(_suffix(file)))
+    return _open(file, name, _JSONL.get(_suffix(file)), also)
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -81,19 +85,19 @@ def _suffix(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def _open(file: Path, name: str, jsonl: bool | None) -> Iterator[Document]:
+def _open(file: Path, name: str, jsonl: bool | None, also: Sequence[str]) -> Iterator[Document]:
     if file.suffix.lower() != ".gz":
         with file.open("rb") as stream:
-            yield from _read(stream, name, jsonl)
+            yield from _read(stream, name, jsonl, also)
         return
     try:
         with gzip.open(file) as stream:
-            yield from _read(stream, name, jsonl)
+            yield from _read(stream, name, jsonl, also)
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise DataError(f"{name} can't be unpacked: {e}", hint="fetch the file again") from e
 
 
-def _read(stream: Iterable[bytes], name: str, jsonl: bool | None) -> Iterator[Document]:
+def _read(stream: Iterable[bytes], name: str, jsonl: bool | None, also: Sequence[str]) -> Iterator[Document]:
     """`jsonl` None means: the first line that is not blank decides."""
     found = False
     for number, raw in enumerate(stream, start=1):
@@ -111,17 +115,25 @@ def _read(stream: Iterable[bytes], name: str, jsonl: bool | None) -> Iterator[Do
         if jsonl is None:
             jsonl = line.startswith("{")
         found = True
-        yield _from_json(line, f"{name} line {number}", number) if jsonl else Document(str(number), line)
+        if jsonl:
+            yield from _from_json(line, f"{name} line {number}", number, also)
+        else:
+            yield Document(str(number), line)
     if not found:
         raise DataError(f"{name} holds no text", hint="one text per line, or JSONL with a `text` field")
 
 
-def _from_json(line: str, where: str, number: int) -> Document:
+def _from_json(line: str, where: str, number: int, also: Sequence[str]) -> Iterator[Document]:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as e:
         raise DataError(f"{where}: not JSON ({e}): {_short(line)}", hint='a line looks like {"text": "…"}') from e
     text = record.get("text") if isinstance(record, dict) else None
+    if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, also)))):
+        for other in others:
+            _check_encodable(other, where)
+            yield Document(str(number), other)
+        return
     if not isinstance(text, str):
         what = "no `text` field" if text is None else f"`text` is {_short(json.dumps(text))}, not a string"
         raise DataError(f"{where}: {what}: {_short(line)}", hint='a line looks like {"_id": "1", "text": "…"}')
@@ -133,11 +145,24 @@ def _from_json(line: str, where: str, number: int) -> Document:
         raise DataError(f"{where}: the id is {_short(json.dumps(identity))}, not a string or a number")
     joined = f"{title} {text}".strip()
     name = str(number if identity is None else identity)
+    _check_encodable(name + joined, where, shown=joined)
+    yield Document(name, joined)
+
+
+def _strings(values: Iterable[object]) -> Iterator[str]:
+    """Strings, and those in lists, that are not blank."""
+    for value in values:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text.strip():
+                yield text.strip()
+
+
+def _check_encodable(text: str, where: str, shown: str | None = None) -> None:
     try:
-        (name + joined).encode()
+        text.encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"{where}: half of a surrogate pair in the text: {_short(ascii(joined[e.start :]))}") from e
-    return Document(name, joined)
+        shown = (text if shown is None else shown)[e.start :]
+        raise DataError(f"{where}: half of a surrogate pair in the text: {_short(ascii(shown))}") from e
 
 
 def _short(text: str) -> str:

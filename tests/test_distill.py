@@ -9,17 +9,26 @@ from typing import Any
 import pytest
 import torch
 from conftest import WORDS, add_dense, save_tiny_bert
+from PIL import Image
 from safetensors.torch import load_file
 
 from ternarize_cli import checkpoint
 from ternarize_cli.convert import convert
-from ternarize_cli.distill import Training, distill
-from ternarize_cli.distill.data import batches, split
-from ternarize_cli.distill.losses import RECIPES, Outputs, masked_mse, similarity_divergence
-from ternarize_cli.errors import CheckpointError, DataError, InputError
+from ternarize_cli.distill import Sources, Training, distill
+from ternarize_cli.distill.losses import PARTS, RECIPES, Outputs, loss_parts, masked_mse, similarity_divergence
+from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.layers import TernaryLinear
+from ternarize_cli.models import load_encoder
 from ternarize_cli.pack import pack
+from ternarize_cli.scheme import Scheme
 
 Run = Callable[..., Any]
+
+
+def sources(folder: Path, count: int) -> Sources:
+    path = folder / "texts.txt"
+    path.write_text("\n".join(sentences(count)))
+    return Sources([path])
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -39,25 +48,39 @@ def test_distillation_moves_the_student_to_its_teacher(
     tiny_bert: Path, latent: Path, tmp_path: Path, recipe: str
 ) -> None:
     training = Training(steps=40, batch_size=16, learning_rate=2e-3, recipe=recipe)
-    report = distill(latent, tiny_bert, sentences(300), tmp_path / "out", training, threads=1)
+    report = distill(latent, tiny_bert, sources(tmp_path, 300), tmp_path / "out", training, threads=1)
     assert report.steps == 40
     assert report.cosine_after > report.cosine_before + 0.01
     assert checkpoint.stage(tmp_path / "out") == "latent"
     record = json.loads((tmp_path / "out" / "distillation.json").read_text())
     assert record["recipe"] == recipe
-    assert record["steps_done"] == 40
+    assert record["steps"] == 40
 
 
 def test_the_same_seed_and_steps_give_the_same_packed_bytes(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     for name in "ab":
-        distill(latent, tiny_bert, sentences(60), tmp_path / name, Training(steps=3, batch_size=8, seed=5), threads=1)
+        distill(
+            latent,
+            tiny_bert,
+            sources(tmp_path, 60),
+            tmp_path / name,
+            Training(steps=3, batch_size=8, seed=5),
+            threads=1,
+        )
         pack(tmp_path / name, tmp_path / f"{name}-packed")
     a, b = (tmp_path / f"{name}-packed" / "model.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
 
 
 def test_training_keeps_names_tables_and_the_scheme(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
-    distill(latent, tiny_bert, sentences(60), tmp_path / "out", Training(steps=2, batch_size=8), threads=1)
+    distill(
+        latent,
+        tiny_bert,
+        sources(tmp_path, 60),
+        tmp_path / "out",
+        Training(steps=2, batch_size=8),
+        threads=1,
+    )
     before, after = (load_file(f / "model.safetensors") for f in (latent, tmp_path / "out"))
     assert before.keys() == after.keys()
     table, linear = "embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight"
@@ -73,7 +96,14 @@ def test_a_dense_module_trains_too_and_is_written(tmp_path: Path) -> None:
     source = save_tiny_bert(tmp_path / "source")
     add_dense(source)
     convert(source, tmp_path / "latent")
-    distill(tmp_path / "latent", source, sentences(60), tmp_path / "out", Training(steps=2, batch_size=8), threads=1)
+    distill(
+        tmp_path / "latent",
+        source,
+        sources(tmp_path, 60),
+        tmp_path / "out",
+        Training(steps=2, batch_size=8),
+        threads=1,
+    )
     before, after = (load_file(tmp_path / f / "2_Dense" / "model.safetensors") for f in ("latent", "out"))
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[k], after[k]) for k in before)
@@ -83,7 +113,7 @@ def test_a_dense_module_trains_too_and_is_written(tmp_path: Path) -> None:
 def test_a_time_budget_ends(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     seen = []
     training = Training(minutes=0.02, batch_size=8)
-    distill(latent, tiny_bert, sentences(60), tmp_path / "out", training, threads=1, on_step=seen.append)
+    distill(latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", training, threads=1, on_step=seen.append)
     assert seen[-1].done == 1.0
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
 
@@ -94,56 +124,57 @@ def test_padding_does_not_count() -> None:
     assert float(masked_mse(student, teacher, torch.tensor([[1, 1, 0]]))) == 1.0
 
 
-def test_every_recipe_is_zero_for_a_perfect_student() -> None:
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_every_part_is_zero_for_a_perfect_student_and_not_for_another(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden = tuple(torch.randn(4, 5, 8, generator=generator) for _ in range(3))
-    outputs = Outputs(hidden, torch.randn(4, 8, generator=generator), torch.ones(4, 5))
-    for recipe in RECIPES.values():
-        assert all(abs(float(part)) < 1e-6 for part in recipe(outputs, outputs).values())
+
+    def outputs() -> Outputs:
+        hidden = tuple(torch.randn(4, 5, 8, generator=generator) for _ in range(3))
+        return Outputs(hidden, torch.randn(4, 8, generator=generator), torch.tensor([[1, 1, 1, 1, 0]] * 4))
+
+    one, other = outputs(), outputs()
+    padded = Outputs(tuple(h + torch.tensor([0, 0, 0, 0, 9.0])[:, None] for h in one.hidden), one.pooled, one.mask)
+    assert abs(float(loss_parts({name: 1.0}, padded, one)[name])) < 1e-5
+    assert float(loss_parts({name: 1.0}, other, one)[name]) > 0.01
 
 
-def test_similarity_does_not_see_scale_or_rotation() -> None:
+def test_similarity_does_not_see_scale_or_rotation_but_sees_the_queue() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 8, generator=generator)
     rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
     assert float(similarity_divergence(3 * x @ rotation, x)) == pytest.approx(0, abs=1e-5)
-    assert float(similarity_divergence(torch.randn(6, 8, generator=generator), x)) > 0.1
-
-
-def test_an_epoch_sees_every_text_once_in_batches_of_like_length() -> None:
-    texts = [w * n for n in range(1, 17) for w in "abcd"]
-    order = batches(texts, 8, seed=1)
-    epoch = [next(order) for _ in range(8)]
-    assert sorted(t for b in epoch for t in b) == sorted(texts)
-    assert all(max(map(len, b)) - min(map(len, b)) <= 2 for b in epoch)
-    again = batches(texts, 8, seed=1)
-    assert [next(again) for _ in range(8)] == epoch
-
-
-def test_held_out_texts_are_not_trained_on() -> None:
-    seen, held = split([*sentences(200), *sentences(200)], seed=0)
-    assert len(held) == 20
-    assert not set(seen) & set(held)
-    with pytest.raises(DataError, match="at least 20"):
-        split(["a", "b"] * 50, seed=0)
+    queue = torch.nn.functional.normalize(torch.randn(10, 8, generator=generator), dim=-1)
+    assert float(similarity_divergence(3 * x, x, queue)) == pytest.approx(0, abs=1e-5)
+    assert float(similarity_divergence(x @ rotation, x, queue)) > 0.1
 
 
 def test_wrong_partners_are_refused(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
-    training, texts = Training(steps=1), sentences(30)
-    with pytest.raises(CheckpointError, match="not ternary yet"):
-        distill(tiny_bert, tiny_bert, texts, tmp_path / "x", training)
+    training, texts = Training(steps=1), sources(tmp_path, 30)
     with pytest.raises(CheckpointError, match="ternary itself"):
         distill(latent, latent, texts, tmp_path / "x", training)
     other = save_tiny_bert(tmp_path / "other", num_hidden_layers=3)
-    with pytest.raises(CheckpointError, match="2 layers of width 32, the teacher 3"):
+    with pytest.raises(CheckpointError, match="the student has 2 layers and gives vectors of 32, the teacher 3 and 32"):
         distill(latent, other, texts, tmp_path / "x", training)
     pack(latent, tmp_path / "packed")
     with pytest.raises(CheckpointError, match="can't train"):
         distill(tmp_path / "packed", tiny_bert, texts, tmp_path / "x", training)
 
 
-@pytest.mark.parametrize("values", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"steps": 1, "recipe": "magic"}])
-def test_a_budget_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"steps": 1, "minutes": 1.0},
+        {"steps": 0},
+        {"epochs": float("inf")},
+        {"steps": 1, "recipe": "magic"},
+        {"steps": 1, "losses": {"magic": 1.0}},
+        {"steps": 1, "losses": {"hidden": -1.0}},
+        {"steps": 1, "losses": {"hidden": 0, "cosine": 0, "similarity": 0}},
+        {"steps": 1, "joined": 1.0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Training(**values)
 
@@ -194,3 +225,94 @@ def test_an_empty_text_file_is_refused(run: Run, tiny_bert: Path, latent: Path, 
     assert result.exit_code == 2
     assert "holds no text" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_precision_student_is_converted_by_the_recipes_rule_and_packed(
+    run: Run, tiny_bert: Path, tmp_path: Path
+) -> None:
+    data = sources(tmp_path, 100).paths[0]
+    options = ("--data", data, "--steps", 3, "--batch-size", 8, "--pack", "--recipe", "paper", "--json")
+    result = run("distill", tiny_bert, *options, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    artifact = checkpoint.artifact_of(tmp_path / "out")
+    assert artifact is not None
+    assert (artifact.stage, artifact.scheme.rule, artifact.scheme.granularity) == ("packed", "absmean", "tensor")
+    assert "distilled from" in (tmp_path / "out" / "README.md").read_text()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    before, after = (load_encoder(f).encode(["the cat", "a red dog"]) for f in (tiny_bert, tmp_path / "out"))
+    assert before.shape == after.shape
+    assert run("distill", tmp_path / "out", "--data", data).exit_code == 2
+
+
+def test_a_ternary_student_needs_its_teacher(run: Run, latent: Path, tmp_path: Path) -> None:
+    result = run("distill", latent, "--data", sources(tmp_path, 30).paths[0])
+    assert result.exit_code == 2
+    assert "teacher is missing" in result.stderr
+
+
+def test_images_are_distilled(run: Run, tiny_vit: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        pixels = bytes(chance.randrange(256) for _ in range(3 * 16 * 16))
+        Image.frombytes("RGB", (16, 16), pixels).save(tmp_path / "images" / f"{i}.png")
+    data = ("--data", tmp_path / "images", "--steps", 20, "--batch-size", 8, "--learning-rate", 2e-3)
+    result = run("distill", tiny_vit, *data, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["cosine_after"] > report["cosine_before"]
+    assert set(report["losses"]) == {"hidden", "cosine", "similarity"}
+
+
+def test_metrics_and_curves_are_kept(run: Run, tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
+    data = ("--data", sources(tmp_path, 200).paths[0], "--epochs", 2, "--batch-size", 8, "--loss", "relation=0.5")
+    plot = tmp_path / "curves.png"
+    result = run("distill", latent, "--teacher", tiny_bert, *data, "-o", tmp_path / "out", "--plot", plot)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert 40 < len(lines) < 60
+    assert set(lines[-1]["losses"]) == {"hidden", "cosine", "similarity", "relation"}
+    assert any(line["cosine"] is not None for line in lines)
+    with Image.open(plot) as image:
+        assert image.width > 500
+
+
+def test_accumulated_batches_train_as_one_large_batch(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
+    data, losses = sources(tmp_path, 200), {"similarity": 0.0}
+    reports = [
+        distill(
+            latent,
+            tiny_bert,
+            data,
+            tmp_path / str(size),
+            Training(steps=10, batch_size=size, accumulate=16 // size, losses=losses, learning_rate=2e-3),
+            threads=1,
+        )
+        for size in (4, 16)
+    ]
+    assert reports[0].texts == pytest.approx(reports[1].texts, rel=0.15)
+    assert reports[0].cosine_after == pytest.approx(reports[1].cosine_after, abs=0.02)
+
+
+def test_calibrated_weights_are_moved_from_the_edges_but_keep_their_codes(tiny_bert: Path) -> None:
+    layer = TernaryLinear(64, 8, False, Scheme())
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)))
+        layer.weight_scale.copy_(torch.full((8, 1), 0.8))
+    codes = layer.codes()
+    layer.settle(0.25)
+    assert torch.equal(layer.codes(), codes)
+    assert (layer.weight / 0.8 - codes).abs().max() <= 0.2501
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    run: Run, tiny_bert: Path, latent: Path, tmp_path: Path
+) -> None:
+    data = ("--data", sources(tmp_path, 100).paths[0], "--batch-size", 8, "--steps", 200, "--save-every", 0)
+    result = run("distill", latent, "--teacher", tiny_bert, *data, "-o", tmp_path / "out", "--learning-rate", 1e30)
+    assert result.exit_code == 1
+    assert "after step" in result.stderr
+    assert "--resume" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.partial" / "state.pt").is_file()

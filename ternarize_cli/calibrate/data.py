@@ -5,28 +5,25 @@ model meets texts of all lengths, and the covariances of short and long ones dif
 to texts joined to longer ones, of up to the model's full length. The model's prompts come before them in turn.
 """
 
-import logging
 import random
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ternarize_cli import vision
 from ternarize_cli.calibrate.moments import Batch
 from ternarize_cli.errors import DataError
-from ternarize_cli.images import is_images, read_images
-from ternarize_cli.texts import STDIN, read_texts, text_files
+from ternarize_cli.images import read_images
+from ternarize_cli.models import prompts_of
+from ternarize_cli.text_sources import kind_of, texts_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "DEFAULT_TOKENS", "Features", "check_sources", "make_batches"]
+__all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "DEFAULT_TOKENS", "Features", "make_batches"]
 
 DEFAULT_TEXTS, DEFAULT_TOKENS = 8192, 120_000
 DEFAULT_IMAGES = 256
@@ -34,9 +31,6 @@ _BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
 _FEWEST = 16
 _LONGEST = 512
 _JOINED = 0.25
-_SHUFFLED, _HEAD = 10_000, 100
-_TABLES = (".parquet",)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -63,35 +57,6 @@ class Features:
         return replace(self, values=values, info=Batch(min(count, self.info.size), mask))
 
 
-def check_sources(folder: Path, sources: Sequence[str | Path]) -> str:
-    """Tells whether sources hold texts or images ("text", "image"), by their names; reads none of them.
-
-    Args:
-        folder: the model. One that reads only text takes the texts of a folder that holds both.
-        sources: as `make_batches` takes them.
-
-    Raises:
-        DataError: one is missing, or there are both texts and images.
-        CheckpointError: the model reads nothing of their kind.
-    """
-    reads = vision.modalities(folder)
-    kinds = {}
-    for source in sources:
-        path = Path(source).expanduser()
-        if str(source) in (STDIN, ""):
-            raise DataError("calibration does not read stdin", hint="write the texts to a file")
-        if not path.exists() and not _is_hub_id(source):
-            raise DataError(f"{source} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
-        image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path, also=_TABLES)))
-        kinds[str(source)] = "image" if image else "text"
-    if len(set(kinds.values())) > 1:
-        image_source = next(name for name, kind in kinds.items() if kind == "image")
-        raise DataError(f"{image_source} holds images, other sources hold text", hint="calibrate with one kind")
-    kind = next(iter(kinds.values()))
-    vision.require(folder, kind, folder)
-    return kind
-
-
 def make_batches(
     encoder: "SentenceTransformer",
     folder: Path,
@@ -111,9 +76,9 @@ def make_batches(
         seed: draws them.
 
     Raises:
-        DataError, CheckpointError: as `check_sources`; a source can't be read or holds hardly anything.
+        DataError, CheckpointError: as `text_sources.kind_of`; a source can't be read or holds hardly anything.
     """
-    kind = check_sources(folder, sources)
+    kind = kind_of(folder, sources)
     samples = samples or (DEFAULT_IMAGES if kind == "image" else DEFAULT_TEXTS)
     share = max(1, samples // len(sources))
     fewest = min(_FEWEST, share)
@@ -128,7 +93,7 @@ def make_batches(
     limit = min(encoder.max_seq_length or _LONGEST, _LONGEST)
     texts: list[tuple[int, str]] = []
     for source in sources:
-        drawn = list(dict.fromkeys(_draw(_texts_of(source, share, seed), share, seed)))
+        drawn = list(dict.fromkeys(_draw(texts_of(source, share, seed), share, seed)))
         _check_count(len(drawn), fewest, "distinct texts", source)
         texts += _of_all_lengths(encoder, drawn, tokens // len(sources), limit, seed)
     texts.sort(key=lambda pair: -pair[0])
@@ -148,86 +113,6 @@ def _check_count(count: int, fewest: int, what: str, source: str | Path) -> None
         )
 
 
-def _is_hub_id(source: str | Path) -> bool:
-    path = Path(source)
-    return bool(_HUB_ID.fullmatch(str(source))) and not (path.exists() or path.suffix or path.parent.exists())
-
-
-def _texts_of(source: str | Path, count: int, seed: int) -> Iterator[str]:
-    """The texts of a source; of a hub dataset, which may be endless, about `count` texts drawn by the seed."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = text_files(path, also=_TABLES)
-        if not files:
-            raise DataError(f"{source} holds no texts", hint="files named *.txt, *.jsonl or *.parquet, or images")
-        for file in files:
-            yield from _texts_of(file, count, seed)
-    elif path.is_file() and path.suffix.lower() == ".parquet":
-        yield from _parquet(path)
-    elif _is_hub_id(source):
-        yield from islice(_hub_dataset(str(source), count, seed), count)
-    else:
-        yield from (document.text for document in read_texts(source))
-
-
-def _parquet(path: Path) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def is_text(kind: Any) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-    try:
-        file = pq.ParquetFile(path)
-        names = [field.name for field in file.schema_arrow if is_text(field.type)]
-        if not names:
-            columns = ", ".join(file.schema_arrow.names)
-            raise DataError(f"{path} has no column of texts: {columns}", hint="a column named `text`")
-        head = next(file.iter_batches(batch_size=_HEAD, columns=names), None) if file.metadata.num_rows else None
-        column = _column(head.to_pylist() if head is not None else []) or names[0]
-        for batch in file.iter_batches(columns=[column]):
-            yield from filter(None, batch.column(0).to_pylist())
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
-
-
-def _hub_dataset(name: str, count: int, seed: int) -> Iterator[str]:
-    import datasets
-
-    for library in ("datasets", "huggingface_hub"):  # which announce every retry
-        logging.getLogger(library).setLevel(logging.ERROR)
-    column = None
-    head: list[dict[str, Any]] = []
-    try:
-        rows = iter(datasets.load_dataset(name, split="train", streaming=True).shuffle(seed, buffer_size=_SHUFFLED))
-        head = list(islice(rows, max(_HEAD, min(count, _SHUFFLED))))
-        column = _column(head)
-        for row in chain(head, rows) if column else ():
-            value = row.get(column)
-            if isinstance(value, str) and value:
-                yield value
-    except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
-        text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        raise DataError(
-            f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
-        ) from e
-    if not head:
-        raise DataError(f"{name} holds no rows")
-    if column is None:
-        raise DataError(f"{name} has no column of texts: {', '.join(head[0])}", hint="a column named `text`")
-
-
-def _column(rows: Sequence[dict[str, Any]]) -> str | None:
-    """The column `text`, or else that with the longest texts, which is neither an id nor a title; None without any."""
-    lengths: dict[str, int] = {}
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, str):
-                lengths[name] = lengths.get(name, 0) + len(value)
-    return "text" if "text" in lengths else max(lengths, key=lengths.__getitem__, default=None)
-
-
 def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
     """A uniform sample without holding all texts (reservoir sampling), in random order."""
     rng = random.Random(seed)
@@ -239,12 +124,6 @@ def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
             kept[place] = text
     rng.shuffle(kept)
     return kept
-
-
-def _prompts(encoder: "SentenceTransformer") -> list[str]:
-    """What the model's users put before texts; "" where they put nothing."""
-    bare = [] if encoder.default_prompt_name else [""]
-    return sorted({*encoder.prompts.values(), *bare})
 
 
 def _of_all_lengths(
@@ -274,7 +153,7 @@ def _of_all_lengths(
             joined.append((min(length, limit), " ".join(parts)))
             spent += joined[-1][0]
             parts, length, wanted = [], special, rng.randint(limit // 4, limit)
-    prompts = _prompts(encoder)
+    prompts = prompts_of(encoder)
     return [(n, prompts[i % len(prompts)] + text) for pairs in (plain, joined) for i, (n, text) in enumerate(pairs)]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ternarize_cli import anatomy, surgery
-from ternarize_cli.calibrate.data import DEFAULT_TOKENS, Features, check_sources, make_batches
+from ternarize_cli import anatomy, surgery, text_sources
+from ternarize_cli.calibrate.data import DEFAULT_TOKENS, Features, make_batches
 from ternarize_cli.calibrate.run import Calibrated, calibrate
 from ternarize_cli.calibrate.solve import Recipe
 from ternarize_cli.errors import InputError
@@ -39,18 +39,18 @@ class Calibration:
     threads: int | None = None
 
     def check(self, folder: Path, scheme: Scheme) -> str:
-        """Refuses what can't work, before any work is done; tells "text" or "image", as `check_sources`.
+        """Refuses what can't work, before any work is done; tells "text" or "image", as `text_sources.kind_of`.
 
         Raises:
             InputError: a rule that fixes the scales, which calibration chooses.
-            DataError, CheckpointError: as `check_sources`.
+            DataError, CheckpointError: as `text_sources.kind_of`.
         """
         if scheme.rule != "optimal":
             raise InputError(
                 f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
                 hint="drop --rule and --beta, or --calibrate",
             )
-        return check_sources(folder, self.sources)
+        return text_sources.kind_of(folder, self.sources)
 
 
 def calibrate_folder(

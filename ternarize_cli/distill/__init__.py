@@ -1,5 +1,7 @@
 """`distill`: self-taught distillation of a ternary student against its full-precision teacher."""
 
-from ternarize_cli.distill.loop import DistillReport, Progress, Training, distill
+from ternarize_cli.distill.data import Sources
+from ternarize_cli.distill.loop import DistillReport, distill
+from ternarize_cli.distill.training import Progress, Training
 
-__all__ = ["DistillReport", "Progress", "Training", "distill"]
+__all__ = ["DistillReport", "Progress", "Sources", "Training", "distill"]

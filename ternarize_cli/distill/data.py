@@ -1,50 +1,283 @@
-"""Batches of texts of like length, in an order that the seed decides.
+"""What a student trains on: texts as token ids, or images, from any mixture of sources.
 
-Texts are shuffled, cut into chunks of some batches, sorted by length inside a chunk, and the batches of a chunk are
-shuffled again: little padding, and still a fresh mixture every epoch.
+Texts are tokenised once, before training, and held as ids; images are decoded when their batch comes up. Either can
+make the features of any list of `order.Piece`, so training sees one kind of thing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
-from ternarize_cli.errors import DataError
+from ternarize_cli.distill.order import Mixture, Piece
+from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.images import Images, read_images
+from ternarize_cli.models import prompts_of
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.text_sources import kind_of, texts_of
 
-__all__ = ["batches", "split"]
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
-_CHUNK = 32
+__all__ = ["Corpus", "ImageCorpus", "Sources", "TextCorpus", "mixture_of", "read_corpus"]
+
+_FEWEST = 20
+_LONGEST = 1 << 15
+_TOKENISED = 4096
 
 
-def split(texts: Sequence[str], seed: int, held_out: int = 256) -> tuple[list[str], list[str]]:
-    """Distinct texts as (training, held out); at most `held_out` and at most a tenth are held out.
+@dataclass(frozen=True)
+class Sources:
+    """Where training data comes from.
+
+    Attributes:
+        paths: files, folders, hub datasets, `-`: all texts, or all images.
+        weights: how often each is seen, relative to its size; None: every text once an epoch.
+        most: at most so many texts or images from one source.
+        held_out: set aside for the live metric: at most so many, and at most a tenth.
+    """
+
+    paths: Sequence[str | Path]
+    weights: tuple[float, ...] | None = None
+    most: int = 2_000_000
+    held_out: int = 256
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.paths):
+            raise InputError(
+                f"there are {len(self.weights)} weights for {len(self.paths)} sources", hint="one --weight for each"
+            )
+        if not all(0 < weight <= 1000 for weight in self.weights):
+            raise InputError(f"the weights are {self.weights}; each must be positive", hint="--weight 2 --weight 1")
+
+
+class Corpus(Protocol):
+    """Data to train on."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text or image, without special ones."""
+
+    @property
+    def sources(self) -> np.ndarray:
+        """The number of the source of each."""
+
+    @property
+    def limit(self) -> int:
+        """Tokens of an input, without special ones and prompts."""
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts there are."""
+
+    def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """What the encoder takes, on the CPU."""
+
+    def take(self, rows: Sequence[int]) -> "Corpus":
+        """Some of the texts or images."""
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """Tokenised texts.
+
+    Attributes:
+        ids: int32 `[tokens]` of each, without special tokens.
+        sources: int `[texts]`.
+        heads: for each prompt what comes before a text: special tokens and prompt.
+        tail: the special tokens after it.
+        limit: tokens of an input, without those.
+        pad, left: the id for padding, and whether it comes before the text.
+    """
+
+    ids: Sequence[np.ndarray] = field(repr=False)
+    sources: np.ndarray = field(repr=False)
+    heads: Sequence[np.ndarray]
+    tail: np.ndarray
+    limit: int
+    pad: int
+    left: bool
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """As `Corpus`."""
+        return np.array([len(ids) for ids in self.ids])
+
+    @property
+    def prompts(self) -> int:
+        """As `Corpus`."""
+        return len(self.heads)
+
+    def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """input_ids and attention_mask, int64 `[pieces, tokens]`."""
+        rows = []
+        for piece in pieces:
+            body = np.concatenate([self.ids[i] for i in piece.rows]) if len(piece.rows) > 1 else self.ids[piece.rows[0]]
+            rows.append(np.concatenate([self.heads[piece.prompt], body[piece.start :][: piece.length], self.tail]))
+        width = max(map(len, rows))
+        ids = np.full((len(rows), width), self.pad, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if self.left else slice(0, len(row))
+            ids[i, place], mask[i, place] = row, 1
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+    def take(self, rows: Sequence[int]) -> "TextCorpus":
+        """As `Corpus`."""
+        ids = [self.ids[i] for i in rows]
+        return TextCorpus(ids, self.sources[list(rows)], self.heads, self.tail, self.limit, self.pad, self.left)
+
+
+@dataclass(frozen=True)
+class ImageCorpus:
+    """Images of one or several sources, one after the other, and what prepares them for the encoder."""
+
+    parts: Sequence[Images]
+    chosen: np.ndarray
+    prepare: Callable[[list[Any]], dict[str, Any]] = field(repr=False)
+    limit: int = 1
+    prompts: int = 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """As `Corpus`: an image counts as one."""
+        return np.ones(len(self.chosen), dtype=np.int64)
+
+    @property
+    def sources(self) -> np.ndarray:
+        """As `Corpus`."""
+        return np.searchsorted(self._ends(), self.chosen, side="right")
+
+    def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """What the image processor makes, such as pixel_values `[images, 3, height, width]`."""
+        ends = self._ends()
+        images = []
+        for piece in pieces:
+            place = int(self.chosen[piece.rows[0]])
+            part = int(np.searchsorted(ends, place, side="right"))
+            images.append(self.parts[part][place - int(ends[part]) + len(self.parts[part])])
+        return dict(self.prepare(images))
+
+    def take(self, rows: Sequence[int]) -> "ImageCorpus":
+        """As `Corpus`."""
+        return ImageCorpus(self.parts, self.chosen[list(rows)], self.prepare)
+
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([len(part) for part in self.parts])
+
+
+def read_corpus(
+    encoder: "SentenceTransformer",
+    folder: Path,
+    sources: Sources,
+    *,
+    max_length: int | None,
+    seed: int,
+    track: Track = silent,
+) -> tuple[Corpus, Corpus]:
+    """Reads all sources, drops what is there twice, and sets some aside: (training, held out).
+
+    Args:
+        encoder: whose tokenizer or image processor is used.
+        folder: it was loaded from here.
+        sources: where from.
+        max_length: tokens of an input; None: the model's own limit, or 512.
+        seed: draws what is held out, and from hub datasets.
 
     Raises:
-        DataError: fewer than 20 distinct texts.
+        DataError: a source can't be read, or there are fewer than 20 different texts or images.
+        CheckpointError: the model does not read them.
     """
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < 20:
-        raise DataError(
-            f"there are {len(distinct)} distinct texts; distillation needs at least 20",
-            hint="--data FILE with one text per line; thousands are better",
+    if kind_of(folder, sources.paths, stdin=True) == "image":
+        return _split(_images(encoder, sources, seed), sources, seed, "images")
+    texts: dict[str, int] = {}
+    for number, path in enumerate(sources.paths):
+        taken = 0
+        for text in track(texts_of(path, sources.most, seed, paired=True), f"reading {path}"):
+            if text not in texts:
+                texts[text] = number
+                taken += 1
+            if taken >= sources.most:
+                break
+    if len(texts) < _FEWEST:
+        _refuse(len(texts), "texts")
+    return _split(_tokenised(encoder, texts, max_length, track), sources, seed, "texts")
+
+
+def _refuse(count: int, what: str) -> None:
+    raise DataError(
+        f"there are {count} distinct {what}; distillation needs at least {_FEWEST}",
+        hint="--data FILE with one text per line; thousands are better",
+    )
+
+
+def _split(corpus: Corpus, sources: Sources, seed: int, what: str) -> tuple[Corpus, Corpus]:
+    count = len(corpus.lengths)
+    if count < _FEWEST:
+        _refuse(count, what)
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    held = min(sources.held_out, count // 10)
+    return corpus.take(np.sort(order[held:]).tolist()), corpus.take(np.sort(order[:held]).tolist())
+
+
+def _tokenised(
+    encoder: "SentenceTransformer", texts: dict[str, int], max_length: int | None, track: Track
+) -> TextCorpus:
+    tokenizer = encoder.tokenizer
+    limit = min(max_length or 512, encoder.max_seq_length or max_length or 512)
+    head, tail = _special(tokenizer)
+    heads = [np.concatenate([head, _bare(tokenizer, [prompt])[0]]) for prompt in prompts_of(encoder)]
+    longest = max(map(len, heads)) + len(tail)
+    if limit <= longest:
+        raise InputError(
+            f"texts of {limit} tokens have no room beside {longest} for special tokens and prompts",
+            hint="a larger --max-length",
         )
-    count = min(held_out, len(distinct) // 10)
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = set(order[:count])
-    return [t for i, t in enumerate(distinct) if i not in held], [distinct[i] for i in order[:count]]
+    ids: list[np.ndarray] = []
+    sources: list[int] = []
+    names = list(texts)
+    for start in track(range(0, len(names), _TOKENISED), "tokenising"):
+        chunk = names[start : start + _TOKENISED]
+        for text, made in zip(chunk, _bare(tokenizer, chunk), strict=True):
+            if len(made):
+                ids.append(made[:_LONGEST])
+                sources.append(texts[text])
+    left = getattr(tokenizer, "padding_side", "right") == "left"
+    return TextCorpus(ids, np.array(sources), heads, tail, limit - longest, tokenizer.pad_token_id or 0, left)
 
 
-def batches(texts: Sequence[str], batch_size: int, seed: int) -> Iterator[list[str]]:
-    """Endless batches; characters stand for length, which is near enough for bucketing.
+def _bare(tokenizer: Any, texts: Iterable[str]) -> list[np.ndarray]:
+    made = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return [np.array(ids, dtype=np.int32) for ids in made]
 
-    Every epoch uses each text once, but for a last incomplete batch (kept if there is no other).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(texts), generator=generator).tolist()
-        for start in range(0, len(order), batch_size * _CHUNK):
-            chunk = sorted(order[start : start + batch_size * _CHUNK], key=lambda i: (len(texts[i]), i))
-            groups = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-            if len(groups) > 1 and len(groups[-1]) < batch_size:
-                groups.pop()
-            for g in torch.randperm(len(groups), generator=generator).tolist():
-                yield [texts[i] for i in groups[g]]
+
+def _special(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens before and after a text."""
+    text = "a"
+    whole, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    starts = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+    start = next(starts, None)
+    if start is None or not bare:
+        raise DataError("the tokenizer gives other tokens to a text with special tokens than to one without")
+    return np.array(whole[:start], dtype=np.int32), np.array(whole[start + len(bare) :], dtype=np.int32)
+
+
+def _images(encoder: "SentenceTransformer", sources: Sources, seed: int) -> ImageCorpus:
+    parts = [read_images(path, limit=sources.most, seed=seed) for path in sources.paths]
+    return ImageCorpus(parts, np.arange(sum(map(len, parts))), encoder.preprocess)
+
+
+def mixture_of(corpus: Corpus, sources: Sources, joined: float) -> Mixture:
+    """How the inputs of an epoch are drawn from a corpus."""
+    return Mixture(
+        corpus.limit,
+        corpus.prompts,
+        joined if corpus.limit > 1 else 0.0,
+        corpus.sources,
+        sources.weights,
+    )

@@ -1,28 +1,32 @@
 """What the student is asked to match, as recipes registered by name.
 
-A recipe maps the outputs of student and teacher on the same batch to named loss parts, whose sum is minimised. All of
-them mask padding.
+A recipe weighs loss parts; a part compares the outputs of student and teacher on the same batch. All of them leave
+padding out.
 
-**paper** (arXiv 2411.15438, eq. 6): mean squared error of the final token embeddings.
-
-**full** adds what a sentence encoder is used for:
-- *hidden*: relative squared error of every layer's hidden states, Σ‖s−t‖² / Σ‖t‖² over real tokens, averaged over
-  layers, so that no layer's scale dominates (hidden-state matching as in TinyBERT, arXiv 1909.10351);
-- *cosine*: 1 − cos of the pooled sentence embeddings;
-- *similarity*: KL divergence between the softmax distributions of each sentence over the others of the batch at
-  temperature 0.05, teacher to student: the ranking that search depends on.
+    output       mean squared error of the final token embeddings: arXiv 2411.15438, eq. 6
+    hidden       relative squared error of every layer's hidden states, Σ‖s−t‖² / Σ‖t‖², averaged over layers, so that
+                 no layer's scale dominates (hidden-state matching as in TinyBERT, arXiv 1909.10351)
+    relation     KL divergence between the attention-like distributions softmax(hᵢ·hⱼ / √d) over the tokens of a text,
+                 of the last layer's states in heads of 64 (self-relations as in MiniLMv2, arXiv 2012.15828, of states)
+    cosine       1 − cos of the pooled embeddings
+    similarity   KL divergence, teacher to student, between each embedding's softmax over the similarities to the others
+                 of the batch and to embeddings of earlier batches by the teacher, at temperature 0.05: the ranking that
+                 search depends on
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["RECIPES", "Outputs", "masked_mse", "relative_error", "similarity_divergence"]
+from ternarize_cli.errors import InputError
+
+__all__ = ["PARTS", "RECIPES", "Outputs", "Recipe", "loss_parts", "masked_mse", "relative_error"]
 
 TEMPERATURE = 0.05
+_HEAD = 64
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,9 @@ class Outputs:
     """What an encoder gives for a batch.
 
     Attributes:
-        hidden: one `[batch, tokens, dim]` per layer, embeddings first, last hidden state last.
-        pooled: `[batch, dim]` sentence embeddings.
+        hidden: one `[batch, tokens, dim]` per layer, embeddings first, last hidden state last. Empty if a model gives
+            none.
+        pooled: `[batch, dim]` embeddings.
         mask: `[batch, tokens]`, 1 for real tokens.
     """
 
@@ -40,18 +45,55 @@ class Outputs:
     mask: Tensor
 
 
-Recipe = Callable[[Outputs, Outputs], dict[str, Tensor]]
-RECIPES: dict[str, Recipe] = {}
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained.
+
+    Attributes:
+        parts: weight of each part of the loss, by its name in `PARTS`.
+        optimizer: "adamw" or "adam" (without weight decay they differ in nothing but name; kept as published).
+        rule, granularity: of the scheme, where a full-precision student is converted on the fly.
+        queue: embeddings of earlier batches that *similarity* compares with.
+        joined: share of tokens in joined texts (`order.Mixture`).
+        clip: the straight-through gradient stops at weights more than so many scales from 0; 0: it never does.
+        settle: how far from their codes the weights of a calibrated student may start, in scales
+            (`layers.TernaryLinear.settle`).
+        scale_rate: learning rate of the scales, as a multiple of that of the weights.
+        average: decay of the running average of the weights that is kept in the end; 0: the last weights are.
+    """
+
+    parts: Mapping[str, float] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    rule: str = "optimal"
+    granularity: str = "row"
+    queue: int = 0
+    joined: float = 0.0
+    clip: float = 0.0
+    settle: float = 0.25
+    scale_rate: float = 1.0
+    average: float = 0.0
+
+    def weighing(self, changes: Mapping[str, float]) -> Mapping[str, float]:
+        """The weights of the parts with some changed; 0 removes one.
+
+        Raises:
+            InputError: there is no such part, or none is left.
+        """
+        for name, weight in changes.items():
+            if name not in PARTS:
+                raise InputError(f"the loss has no part {name!r}", hint=f"one of {', '.join(PARTS)}")
+            if not 0 <= weight < float("inf"):
+                raise InputError(f"the weight of {name} is {weight}; it can't be negative")
+        parts = {name: weight for name, weight in {**self.parts, **changes}.items() if weight > 0}
+        if not parts:
+            raise InputError("no part of the loss is left", hint="--loss cosine=1")
+        return parts
 
 
-def _recipe(name: str) -> Callable[[Recipe], Recipe]:
-    """Decorator that registers a recipe."""
-
-    def add(function: Recipe) -> Recipe:
-        RECIPES[name] = function
-        return function
-
-    return add
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(parts={"output": 1.0}, optimizer="adam", rule="absmean", granularity="tensor"),
+    "full": Recipe(parts={"hidden": 1.0, "cosine": 3.0, "similarity": 0.1}, queue=16384, joined=0.1),
+}
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -62,37 +104,89 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Σ‖s−t‖² / Σ‖t‖² over real tokens; shapes as `masked_mse`."""
-    return masked_mse(student, teacher, mask) / masked_mse(torch.zeros_like(teacher), teacher, mask)
+    weight = mask.unsqueeze(-1).to(teacher.dtype)
+    return ((student - teacher).square() * weight).sum() / (teacher.square() * weight).sum()
 
 
-def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """KL(teacher ‖ student) of each sentence's softmax over the other sentences; `[batch, dim]` twice → scalar."""
+def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None = None) -> Tensor:
+    """KL(teacher ‖ student) of each embedding's softmax over the others, and over a queue.
+
+    Args:
+        student, teacher: `[batch, dim]`.
+        queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these.
+
+    Returns:
+        A scalar; 0 for fewer than three candidates.
+    """
     count = len(teacher)
-    if count < 3:
+    extra = 0 if queue is None else len(queue)
+    if count + extra < 3:
         return student.sum() * 0.0
-    others = ~torch.eye(count, dtype=torch.bool, device=teacher.device)
+    itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
 
     def distribution(x: Tensor) -> Tensor:
         x = F.normalize(x.float(), dim=-1)
-        similarities = (x @ x.T)[others].view(count, count - 1)
-        return F.log_softmax(similarities / temperature, dim=-1)
+        similarities = (x @ x.T).masked_fill(itself, -torch.inf)
+        if queue is not None:
+            similarities = torch.cat([similarities, x @ queue.T], dim=1)
+        return F.log_softmax(similarities / TEMPERATURE, dim=-1).masked_fill(F.pad(itself, (0, extra)), 0.0)
 
-    return F.kl_div(distribution(student), distribution(teacher), log_target=True, reduction="batchmean")
-
-
-@_recipe("paper")
-def _paper(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-    """Output MSE, as published, with padding masked."""
-    return {"output": masked_mse(student.hidden[-1], teacher.hidden[-1], teacher.mask)}
+    wanted, found = distribution(teacher), distribution(student)
+    apart = ~F.pad(itself, (0, extra))
+    return (wanted.exp() * (wanted - found) * apart).sum() / count
 
 
-@_recipe("full")
-def _full(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-    """Hidden states of every layer, pooled cosine, in-batch similarity."""
-    layers = [relative_error(s, t, teacher.mask) for s, t in zip(student.hidden[1:], teacher.hidden[1:], strict=True)]
-    cosine = 1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()
-    return {
-        "hidden": torch.stack(layers).mean(),
-        "cosine": cosine,
-        "similarity": similarity_divergence(student.pooled, teacher.pooled),
-    }
+def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of softmax(hᵢ·hⱼ/√d) over the tokens of a text, per head and token; as `masked_mse`."""
+
+    def distribution(x: Tensor) -> Tensor:
+        x = F.layer_norm(x.float(), x.shape[-1:])
+        heads = max(1, x.shape[-1] // _HEAD)
+        x = x[..., : heads * (x.shape[-1] // heads)].unflatten(-1, (heads, -1)).transpose(1, 2)
+        scores = x @ x.transpose(2, 3) / x.shape[-1] ** 0.5
+        return F.log_softmax(scores.masked_fill(mask[:, None, None, :] == 0, -1e4), dim=-1)
+
+    wanted, found = distribution(teacher), distribution(student)
+    divergence = (wanted.exp() * (wanted - found)).sum(dim=-1)
+    real = mask[:, None, :].to(divergence.dtype)
+    return (divergence * real).sum() / (real.sum() * divergence.shape[1])
+
+
+Part = Callable[[Outputs, Outputs, Tensor | None], Tensor]
+
+
+def _output(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return masked_mse(student.hidden[-1].float(), teacher.hidden[-1].float(), teacher.mask)
+
+
+def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    pairs = zip(student.hidden[1:], teacher.hidden[1:], strict=True)
+    return torch.stack([relative_error(s.float(), t.float(), teacher.mask) for s, t in pairs]).mean()
+
+
+def _relation(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return relation_divergence(student.hidden[-1], teacher.hidden[-1], teacher.mask)
+
+
+def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return 1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()
+
+
+def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return similarity_divergence(student.pooled, teacher.pooled, queue)
+
+
+PARTS: dict[str, Part] = {
+    "output": _output,
+    "hidden": _hidden,
+    "relation": _relation,
+    "cosine": _cosine,
+    "similarity": _similarity,
+}
+
+
+def loss_parts(
+    names: Mapping[str, float], student: Outputs, teacher: Outputs, queue: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The parts of the loss, not yet weighed; those of hidden states only if the models give any."""
+    return {name: PARTS[name](student, teacher, queue) for name in names}

@@ -1,0 +1,87 @@
+"""A run's record: metrics.jsonl while it goes on, and what the model card says of it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli import __version__
+from ternarize_cli.distill.training import Progress
+
+__all__ = ["METRICS", "Journal", "read_metrics"]
+
+METRICS = "metrics.jsonl"
+_LINES = 2000
+_CARD = "## How this student was trained"
+
+
+class Journal:
+    """Appends readings to metrics.jsonl, at most about 2,000 over a run, and all that looked at held-out data."""
+
+    def __init__(self, folder: Path, resumed_at: int) -> None:
+        """Opens the journal; readings of an earlier run from after the step it is resumed at are dropped."""
+        path = folder / METRICS
+        kept = [line for line in read_metrics(path) if line["step"] <= resumed_at] if resumed_at else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._path = path
+        self._next = 0.0
+        self._looked: tuple[float | None, float | None] | None = None
+
+    def add(self, progress: Progress) -> None:
+        """Writes a reading, if it is time for one."""
+        looked = progress.cosine, progress.agreement
+        if progress.done < self._next and looked == self._looked:
+            return
+        self._next = progress.done + 1 / _LINES
+        self._looked = looked
+        values = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(progress).items()}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values) + "\n")
+
+    @staticmethod
+    def finish(partial: Path, made: Path, record: Mapping[str, Any]) -> None:
+        """Puts the metrics and a model card into the folder that was made."""
+        (partial / METRICS).rename(made / METRICS)
+        card = made / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = text.split(_CARD)[0].rstrip()
+        card.write_text(f"{text}\n\n{_described(record)}".lstrip(), encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The readings of a metrics.jsonl; a line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _described(record: Mapping[str, Any]) -> str:
+    losses = ", ".join(f"{name} × {weight:g}" for name, weight in record["losses"].items())
+    minutes = record["seconds"] / 60
+    return "\n".join(
+        [
+            _CARD,
+            "",
+            f"Every linear weight of this encoder is ternary. It was distilled from `{record['teacher']}` by "
+            f"ternarize {__version__}, without labels:",
+            "",
+            f"- data: {record['training_texts']:,} distinct texts or images from "
+            + ", ".join(f"`{Path(path).name or path}`" for path in record["data"]),
+            f"- {record['steps']:,} steps of {record['batch_size'] * record['accumulate']} on average, "
+            f"{record['texts']:,} inputs, {minutes:.1f} minutes",
+            f"- recipe `{record['recipe']}`: {losses}; peak learning rate {record['learning_rate']:g}; "
+            f"seed {record['seed']}",
+            f"- on {record['held_out']} held-out inputs: cosine to the teacher {record['cosine_before']:.4f} → "
+            f"{record['cosine_after']:.4f}, rank correlation of similarities {record['agreement_before']:.4f} → "
+            f"{record['agreement_after']:.4f}",
+            "",
+        ]
+    )

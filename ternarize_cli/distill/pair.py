@@ -1,0 +1,139 @@
+"""Student and teacher, side by side: the same features through both, and what the losses compare."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli.distill.losses import Outputs
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear
+from ternarize_cli.tokenization import teacher_ids
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Pair", "blocks_of"]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks that a transformer repeats, in order: the members of its outermost lists of modules with linears."""
+    found: list[nn.Module] = []
+
+    def search(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList):
+                members = [m for m in child if any(isinstance(n, nn.Linear) for n in m.modules())]
+                inner = [m for m in members if any(isinstance(n, nn.ModuleList) for n in m.modules())]
+                if inner:  # stages of blocks, as in Swin
+                    for member in members:
+                        search(member)
+                else:
+                    found.extend(members)
+            else:
+                search(child)
+
+    search(model)
+    return found
+
+
+class _Watched:
+    """An encoder whose blocks' outputs are kept while it runs."""
+
+    def __init__(self, encoder: "SentenceTransformer") -> None:
+        self.encoder = encoder
+        self.seen: list[Tensor] = []
+        for block in blocks_of(encoder[0].auto_model):
+            block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if isinstance(value, Tensor) and value.dim() == 3:
+            self.seen.append(value)
+
+    def __call__(self, run: nn.Module, features: Mapping[str, Any]) -> Outputs:
+        self.seen = []
+        out = run(dict(features))
+        pooled = out["sentence_embedding"]
+        hidden, self.seen = self.seen, []
+        last = out.get("token_embeddings")
+        if isinstance(last, Tensor) and last.dim() == 3 and not (hidden and _same(hidden[-1], last)):
+            hidden.append(last)
+        mask = features.get("attention_mask")
+        if not hidden:
+            return Outputs((), pooled, torch.ones(len(pooled), 1, device=pooled.device))
+        if mask is None or mask.shape != hidden[-1].shape[:2]:
+            mask = torch.ones(hidden[-1].shape[:2], device=pooled.device)
+        return Outputs(tuple(hidden), pooled, mask)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and a.data_ptr() == b.data_ptr())
+
+
+class Pair:
+    """A ternary student and its full-precision teacher on one device.
+
+    Attributes:
+        student, teacher: the encoders.
+        run: what is called to run the student; a wrapper for several GPUs takes its place.
+    """
+
+    def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer") -> None:
+        self.student, self.teacher = student, teacher
+        self.run: nn.Module = student
+        self._watched = _Watched(student), _Watched(teacher)
+        widths = [encoder.get_embedding_dimension() for encoder in (student, teacher)]
+        blocks = [len(blocks_of(encoder[0].auto_model)) for encoder in (student, teacher)]
+        if widths[0] != widths[1] or blocks[0] != blocks[1]:
+            raise CheckpointError(
+                f"the student has {blocks[0]} layers and gives vectors of {widths[0]}, "
+                f"the teacher {blocks[1]} and {widths[1]}",
+                hint="--teacher is the full-precision model that the student was converted from",
+            )
+        self._ids: Tensor | None = None
+        if hasattr(student.tokenizer, "get_vocab"):
+            self._ids = teacher_ids(student.tokenizer, teacher.tokenizer).to(student.device)
+        teacher.requires_grad_(False).eval()
+        student.requires_grad_(True)
+        for module in student.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)
+
+    def freeze_idle(self, features: Mapping[str, Any]) -> None:
+        """Freezes parameters that get no gradient, such as those of a pooler that nobody asks for."""
+        with self.training():
+            self.student_outputs(features).pooled.float().square().sum().backward()
+        for parameter in self.student.parameters():
+            if parameter.grad is None:
+                parameter.requires_grad_(False)
+            parameter.grad = None
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The ternary layers train while the body runs; everything else, dropout too, stays as when evaluating."""
+        layers = [m for m in self.student.modules() if isinstance(m, TernaryLinear | SimulatedEmbedding)]
+        for layer in layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.eval()
+
+    def student_outputs(self, features: Mapping[str, Any]) -> Outputs:
+        """What the student makes of features on its device."""
+        return self._watched[0](self.run, features)
+
+    @torch.no_grad()
+    def teacher_outputs(self, features: Mapping[str, Any]) -> Outputs:
+        """What the teacher makes of the same, in its own token ids."""
+        if self._ids is not None and "input_ids" in features:
+            features = {**features, "input_ids": self._ids[features["input_ids"]]}
+        return self._watched[1](self.teacher, features)
+
+    def linears(self) -> list[tuple[str, TernaryLinear]]:
+        """The student's ternary linears, by name."""
+        return [(name, m) for name, m in self.student.named_modules() if isinstance(m, TernaryLinear)]

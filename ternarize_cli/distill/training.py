@@ -1,0 +1,106 @@
+"""The choices of `ternarize distill`, and how far a run has come."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ternarize_cli.distill.losses import RECIPES, Recipe
+from ternarize_cli.errors import InputError
+
+__all__ = ["Progress", "Training"]
+
+_WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class Training:
+    """The choices of `ternarize distill`.
+
+    Attributes:
+        minutes, steps, epochs: the budget; exactly one is given. With minutes the result depends on the machine's
+            speed; the others give the same bytes again.
+        recipe: a name in `losses.RECIPES`.
+        losses: weights of parts of the loss that differ from the recipe's; 0 leaves one out.
+        batch_size: texts or images per step and process, of mean length: a step of long texts has fewer.
+        accumulate: batches whose gradients make one step.
+        learning_rate: the optimiser's peak; linear warm-up over 5% of the budget, then cosine to 0.
+        max_length: tokens of a text; longer ones are cut. None: the model's limit, or 512.
+        joined: share of tokens in joined texts; None: the recipe's.
+        seed: order of the data.
+        save_every: seconds between checkpoints for --resume.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    recipe: str = "full"
+    losses: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int = 64
+    accumulate: int = 1
+    learning_rate: float = 3e-4
+    max_length: int | None = None
+    joined: float | None = None
+    seed: int = 0
+    save_every: float = 120.0
+
+    def __post_init__(self) -> None:
+        if sum(budget is not None for budget in (self.minutes, self.steps, self.epochs)) != 1:
+            raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
+        if self.recipe not in RECIPES:
+            raise InputError(f"there is no recipe {self.recipe!r}", hint=f"one of {', '.join(sorted(RECIPES))}")
+        names = ("minutes", "steps", "epochs", "batch_size", "accumulate", "learning_rate", "max_length")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}; it must be positive")
+        if self.joined is not None and not 0 <= self.joined <= 0.9:
+            raise InputError(f"the share of joined texts is {self.joined}; it lies between 0 and 0.9")
+        _ = self.parts
+
+    @property
+    def chosen(self) -> Recipe:
+        """The recipe."""
+        return RECIPES[self.recipe]
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """The weights of the parts of the loss."""
+        return self.chosen.weighing(self.losses)
+
+    @property
+    def share_joined(self) -> float:
+        """The share of tokens that come in joined texts."""
+        return self.chosen.joined if self.joined is None else self.joined
+
+    def rate(self, done: float, step: int) -> float:
+        """The learning rate when a fraction of the budget is done; the first step of a run has a little, too."""
+        rising = min(1.0, max(done, (step + 1) / 1000) / _WARM_UP)
+        return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is.
+
+    Attributes:
+        step: optimiser steps so far; done: fraction of the budget.
+        losses: the parts, smoothed over recent steps.
+        texts_per_second, seconds_left: at the speed of this run so far.
+        cosine, agreement: on held-out data when last looked at: mean cosine between student and teacher, and the rank
+            correlation (Spearman) of their similarities between held-out texts or images.
+    """
+
+    step: int
+    done: float
+    losses: dict[str, float]
+    texts_per_second: float
+    seconds_left: float
+    cosine: float | None = None
+    agreement: float | None = None
+
+    def line(self) -> str:
+        """One line for a meter."""
+        losses = " ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        held = "" if self.cosine is None else f"  cosine {self.cosine:.3f} agreement {self.agreement:.3f}"
+        return f"step {self.step}  {losses}{held}  {self.texts_per_second:.0f}/s  {minutes}:{seconds:02} left"

@@ -1,0 +1,156 @@
+"""Texts from wherever users keep them: files, folders of files, Parquet, hub datasets.
+
+A source that exists is a file or a folder; `owner/name` that does not is a dataset on the hub, of which the split
+`train` is streamed. Tables give the column `text`, or that with the longest texts; where they hold pairs or triples
+for training (`anchor` and `positive`, `query` and `answer`, …) every one of those columns can be asked for.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli import vision
+from ternarize_cli.errors import DataError
+from ternarize_cli.images import is_images
+from ternarize_cli.texts import STDIN, read_texts, text_files
+
+__all__ = ["PAIRED", "is_hub_id", "kind_of", "texts_of"]
+
+PAIRED = (
+    *("anchor", "query", "question", "sentence", "sentence1", "sentence2", "premise", "hypothesis"),
+    *("positive", "pos", "negative", "neg", "hard_negative", "answer", "passage", "document", "context"),
+)
+"""Columns and fields that hold the texts of pairs and triples, by the names that training sets use."""
+
+_SHUFFLED, _HEAD = 10_000, 100
+_TABLES = (".parquet",)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def kind_of(folder: Path, sources: Sequence[str | Path], *, stdin: bool = False) -> str:
+    """Tells whether sources hold texts or images ("text", "image"), by their names; reads none of them.
+
+    Args:
+        folder: the model. One that reads only text takes the texts of a folder that holds both.
+        sources: files, folders, hub datasets.
+        stdin: whether `-` may be one of them.
+
+    Raises:
+        DataError: one is missing, or there are both texts and images.
+        CheckpointError: the model reads nothing of their kind.
+    """
+    reads = vision.modalities(folder)
+    kinds = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if str(source) == STDIN and stdin:
+            kinds[STDIN] = "text"
+            continue
+        if str(source) in (STDIN, ""):
+            raise DataError("calibration does not read stdin", hint="write the texts to a file")
+        if not path.exists() and not is_hub_id(source):
+            raise DataError(f"{source} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
+        image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path, also=_TABLES)))
+        kinds[str(source)] = "image" if image else "text"
+    if len(set(kinds.values())) > 1:
+        image_source = next(name for name, kind in kinds.items() if kind == "image")
+        raise DataError(f"{image_source} holds images, other sources hold text", hint="give one kind")
+    kind = next(iter(kinds.values()))
+    vision.require(folder, kind, folder)
+    return kind
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a source is to be fetched from the hub."""
+    path = Path(source)
+    return bool(_HUB_ID.fullmatch(str(source))) and not (path.exists() or path.suffix or path.parent.exists())
+
+
+def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False) -> Iterator[str]:
+    """The texts of a source, in order; of a hub dataset, which may be endless, about `count` drawn by the seed.
+
+    Args:
+        source: a file, a folder, `-`, or a hub dataset.
+        count: as above; other sources are read to their end.
+        seed: as above.
+        paired: give the columns of pairs and triples too, and JSONL lines that have them instead of `text`.
+
+    Raises:
+        DataError: it can't be read or holds no texts.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = text_files(path, also=_TABLES)
+        if not files:
+            raise DataError(f"{source} holds no texts", hint="files named *.txt, *.jsonl or *.parquet, or images")
+        for file in files:
+            yield from texts_of(file, count, seed, paired=paired)
+    elif path.is_file() and path.suffix.lower() == ".parquet":
+        yield from _parquet(path, paired)
+    elif str(source) != STDIN and is_hub_id(source):
+        yield from islice(_hub_dataset(str(source), count, seed, paired), count)
+    else:
+        yield from (document.text for document in read_texts(source, also=PAIRED if paired else ()))
+
+
+def _parquet(path: Path, paired: bool) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+    try:
+        file = pq.ParquetFile(path)
+        names = [field.name for field in file.schema_arrow if is_text(field.type)]
+        if not names:
+            found = ", ".join(file.schema_arrow.names)
+            raise DataError(f"{path} has no column of texts: {found}", hint="a column named `text`")
+        head = next(file.iter_batches(batch_size=_HEAD, columns=names), None) if file.metadata.num_rows else None
+        columns = _columns(head.to_pylist() if head is not None else [], paired) or names[:1]
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield from filter(None, (row[name] for name in columns))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+
+
+def _hub_dataset(name: str, count: int, seed: int, paired: bool = False) -> Iterator[str]:
+    import datasets
+
+    for library in ("datasets", "huggingface_hub"):  # which announce every retry
+        logging.getLogger(library).setLevel(logging.ERROR)
+    columns: list[str] = []
+    head: list[dict[str, Any]] = []
+    try:
+        rows = iter(datasets.load_dataset(name, split="train", streaming=True).shuffle(seed, buffer_size=_SHUFFLED))
+        head = list(islice(rows, max(_HEAD, min(count, _SHUFFLED))))
+        columns = _columns(head, paired)
+        for row in chain(head, rows) if columns else ():
+            yield from (value for value in map(row.get, columns) if isinstance(value, str) and value)
+    except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
+        text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise DataError(
+            f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
+        ) from e
+    if not head:
+        raise DataError(f"{name} holds no rows")
+    if not columns:
+        raise DataError(f"{name} has no column of texts: {', '.join(head[0])}", hint="a column named `text`")
+
+
+def _columns(rows: Sequence[dict[str, Any]], paired: bool) -> list[str]:
+    """The columns to read: `text`, those of pairs if asked for, or the one with the longest texts; none without any."""
+    lengths: dict[str, int] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, str):
+                lengths[name] = lengths.get(name, 0) + len(value)
+    if "text" in lengths:
+        return ["text"]
+    pairs = [name for name in lengths if name in PAIRED] if paired else []
+    return pairs or ([max(lengths, key=lengths.__getitem__)] if lengths else [])

@@ -1,0 +1,165 @@
+"""Data for distillation: what is read, how texts become inputs, and in which order."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import WORDS, save_tiny_bert
+from PIL import Image
+
+from ternarize_cli.distill.data import Corpus, Sources, mixture_of, read_corpus
+from ternarize_cli.distill.order import Mixture, Piece, epoch
+from ternarize_cli.errors import CheckpointError, DataError, InputError
+from ternarize_cli.models import load_encoder
+
+LENGTHS = np.random.default_rng(0).integers(2, 60, size=500)
+
+
+def read(folder: Path, *paths: Path, max_length: int | None = None, **options: object) -> tuple[Corpus, Corpus]:
+    encoder = load_encoder(folder, device="cpu")
+    return read_corpus(encoder, folder, Sources(paths, **options), max_length=max_length, seed=0)  # type: ignore[arg-type]
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [(f"{a} {b}", f"{b} {c} {a}") for a, b, c in zip(WORDS, WORDS[1:], WORDS[2:], strict=False)]
+
+
+def test_an_epoch_sees_every_text_once_in_batches_of_like_length() -> None:
+    plan = epoch(LENGTHS, Mixture(limit=100), 8, seed=1, number=0)
+    assert sorted(row for batch in plan for piece in batch for row in piece.rows) == list(range(500))
+    budget = 8 * round(float(LENGTHS.mean()))
+    assert all(len(batch) * max(p.length for p in batch) <= budget for batch in plan)
+    spread = [max(p.length for p in batch) - min(p.length for p in batch) for batch in plan]
+    assert np.mean(spread) < 6
+    assert epoch(LENGTHS, Mixture(limit=100), 8, seed=1, number=0) == plan
+    assert epoch(LENGTHS, Mixture(limit=100), 8, seed=1, number=1) != plan
+    assert epoch(LENGTHS, Mixture(limit=100), 8, seed=2, number=0) != plan
+
+
+def test_a_share_of_the_tokens_is_in_joined_texts_of_all_lengths() -> None:
+    plan = epoch(LENGTHS, Mixture(limit=200, joined=0.3), 8, seed=0, number=0)
+    joined = [piece for batch in plan for piece in batch if len(piece.rows) > 1]
+    assert sum(p.length for p in joined) / LENGTHS.sum() == pytest.approx(0.3, abs=0.05)
+    assert min(p.length for p in joined) < 120
+    assert max(p.length for p in joined) > 150
+    assert sorted(row for batch in plan for piece in batch for row in piece.rows) == list(range(500))
+
+
+def test_of_long_texts_the_beginning_and_windows_are_seen() -> None:
+    plan = epoch(np.full(400, 100), Mixture(limit=30), 8, seed=0, number=0)
+    pieces = [piece for batch in plan for piece in batch]
+    starts = [piece.start for piece in pieces]
+    assert all(piece.length == 30 for piece in pieces)
+    assert 0.4 < np.mean([start == 0 for start in starts]) < 0.6
+    assert max(starts) == 70
+    assert len(set(starts)) > 40
+
+
+def test_weights_say_how_often_a_source_is_seen() -> None:
+    sources = np.array([0] * 100 + [1] * 100)
+    plan = epoch(np.full(200, 5), Mixture(50, sources=sources, weights=(2.0, 0.5)), 8, seed=0, number=0)
+    seen = Counter(sources[row] for batch in plan for piece in batch for row in piece.rows)
+    assert seen == {0: 200, 1: 50}
+    assert max(Counter(row for batch in plan for piece in batch for row in piece.rows).values()) == 2
+
+
+def test_prompts_are_drawn_in_turn() -> None:
+    plan = epoch(LENGTHS, Mixture(limit=100, prompts=3), 8, seed=0, number=0)
+    assert set(Counter(piece.prompt for batch in plan for piece in batch)) == {0, 1, 2}
+
+
+def test_features_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    model = save_tiny_bert(tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(f"{a} {b}" for a, b in pairs()))
+    corpus, _ = read(model, tmp_path / "a.txt", held_out=0)
+    encoder = load_encoder(model, device="cpu")
+    texts = [" ".join(encoder.tokenizer.convert_ids_to_tokens(corpus.ids[i])) for i in (3, 7)]  # type: ignore[attr-defined]
+    wanted = encoder.preprocess([texts[0], f"{texts[0]} {texts[1]}"])
+    made = corpus.features([Piece((3,), 0, 99, 0), Piece((3, 7), 0, 99, 0)])
+    assert torch.equal(made["input_ids"], wanted["input_ids"])
+    assert torch.equal(made["attention_mask"], wanted["attention_mask"])
+    cut = corpus.features([Piece((3, 7), 2, 2, 0)])["input_ids"]
+    assert cut.shape == (1, 4)
+    assert torch.equal(cut[0, 1:3], wanted["input_ids"][1, 3:5])
+
+
+def test_prompts_come_before_texts_and_leave_less_room(tmp_path: Path) -> None:
+    model = save_tiny_bert(tmp_path / "model")
+    config = {"prompts": {"query": "search index ", "document": "file "}, "default_prompt_name": "query"}
+    (model / "config_sentence_transformers.json").write_text(json.dumps(config))
+    (tmp_path / "a.txt").write_text("\n".join(f"{a} {b}" for a, b in pairs()))
+    corpus, _ = read(model, tmp_path / "a.txt", max_length=20, held_out=0)
+    assert corpus.prompts == 2
+    assert corpus.limit == 20 - 4
+    encoder = load_encoder(model, device="cpu")
+    tokens = [
+        encoder.tokenizer.convert_ids_to_tokens(corpus.features([Piece((0,), 0, 9, p)])["input_ids"][0]) for p in (0, 1)
+    ]
+    assert tokens[0][:2] == ["[CLS]", "file"]
+    assert tokens[1][:3] == ["[CLS]", "search", "index"]
+    with pytest.raises(InputError, match="no room"):
+        read(model, tmp_path / "a.txt", max_length=4)
+
+
+def test_pairs_and_triples_are_texts_wherever_they_are(tiny_bert: Path, tmp_path: Path) -> None:
+    columns = {"anchor": [a for a, _ in pairs()], "positive": [b for _, b in pairs()], "id": ["x"] * len(pairs())}
+    pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+    records = [{"query": a, "pos": [b], "neg": []} for a, b in pairs()]
+    with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as stream:
+        stream.write("\n".join(map(json.dumps, records)))
+    for name in ("pairs.parquet", "pairs.jsonl.gz"):
+        corpus, held = read(tiny_bert, tmp_path / name)
+        assert len(corpus.lengths) + len(held.lengths) == 2 * len(pairs())
+        assert Counter([*corpus.lengths, *held.lengths]) == {2: len(pairs()), 3: len(pairs())}
+
+
+def test_held_out_texts_are_set_aside_and_repeated_ones_dropped(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(2 * [a for a, _ in pairs()]))
+    corpus, held = read(tiny_bert, tmp_path / "a.txt")
+    texts = [tuple(ids) for part in (corpus, held) for ids in part.ids]  # type: ignore[attr-defined]
+    assert len(texts) == len(set(texts)) == len(pairs())
+    assert len(held.lengths) == len(pairs()) // 10
+
+
+@pytest.mark.parametrize("content", ["", "one sentence\n", "the same\n" * 100])
+def test_too_few_texts_are_refused(tiny_bert: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(DataError, match=r"no text|at least 20"):
+        read(tiny_bert, tmp_path / "a.txt")
+
+
+def test_texts_without_spaces_and_of_another_language_are_read(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join("猫" * (i + 1) + word for i, word in enumerate(WORDS)))
+    corpus, _ = read(tiny_bert, tmp_path / "a.txt", held_out=0)
+    assert len(corpus.lengths) == len(WORDS)
+
+
+def test_weights_must_fit_the_sources(tiny_bert: Path) -> None:
+    with pytest.raises(InputError, match="2 weights for 1 sources"):
+        Sources(["a.txt"], (1.0, 2.0))
+    with pytest.raises(InputError, match="positive"):
+        Sources(["a.txt"], (0.0,))
+
+
+def test_images_are_read_lazily_from_several_sources(tiny_vit: Path, tmp_path: Path) -> None:
+    for name, count in (("a", 20), ("b", 12)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8), (i * 8, 100 if name == "a" else 200, 0)).save(tmp_path / name / f"{i:02}.png")
+    corpus, _ = read(tiny_vit, tmp_path / "a", tmp_path / "b", held_out=0)
+    assert Counter(corpus.sources) == {0: 20, 1: 12}
+    pixels = corpus.features([Piece((19,), 0, 1, 0), Piece((20,), 0, 1, 0)])["pixel_values"]
+    assert pixels.shape[:2] == (2, 3)
+    assert pixels[0, 1].mean() < pixels[1, 1].mean()
+    assert mixture_of(corpus, Sources([]), 0.5).joined == 0
+    (tmp_path / "t.txt").write_text("a\nb")
+    with pytest.raises(DataError, match="holds images"):
+        read(tiny_vit, tmp_path / "a", tmp_path / "t.txt")
+    with pytest.raises(CheckpointError, match="reads images, not text"):
+        read(tiny_vit, tmp_path / "t.txt")

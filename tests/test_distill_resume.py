@@ -1,0 +1,96 @@
+"""A run that was killed or stopped goes on as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WORDS
+from safetensors.torch import load_file
+
+from ternarize_cli import files
+from ternarize_cli.convert import convert
+from ternarize_cli.distill import Sources, Training, distill
+from ternarize_cli.errors import CheckpointError
+
+Run = Callable[..., Any]
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def work(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ternary checkpoint `latent`, texts, and `whole`, trained without interruption."""
+    folder = tmp_path_factory.mktemp("resume")
+    convert(tiny_bert, folder / "latent")
+    (folder / "texts.txt").write_text("\n".join(f"{a} {b}" for a in WORDS[:30] for b in WORDS))
+    distill(folder / "latent", tiny_bert, Sources([folder / "texts.txt"]), folder / "whole", training(), threads=1)
+    return folder
+
+
+def training(**changes: Any) -> Training:
+    return Training(**{"steps": STEPS, "batch_size": 16, "learning_rate": 1e-3, "save_every": 0.0, **changes})
+
+
+def start(work: Path, tiny_bert: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    settings = ("--steps", STEPS, "--batch-size", 16, "--learning-rate", 1e-3, "--save-every", 0, "--threads", 1)
+    command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ternarize_cli", *map(str, (*command, *options))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    state, deadline = files.partial_path(out) / "state.pt", time.monotonic() + 120
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    work: Path, tiny_bert: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    process = start(work, tiny_bert, out)
+    wait_for_checkpoint(process, out)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "--resume" in errors or number == signal.SIGKILL
+    assert not out.exists()
+    again = start(work, tiny_bert, out, "--resume")
+    shown, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    a, b = (load_file(folder / "model.safetensors") for folder in (work / "whole", out))
+    assert a.keys() == b.keys()
+    assert all(a[name].equal(b[name]) for name in a)
+    readings = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (work / "whole", out)]
+    assert len(readings[0]) == len(readings[1]) == STEPS
+    assert "went on from step" in shown + errors
+
+
+def test_only_the_same_run_is_resumed(work: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", Sources([work / "texts.txt"])
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        distill(work / "latent", tiny_bert, data, out, training(), resume=True)
+    process = start(work, tiny_bert, out)
+    wait_for_checkpoint(process, out)
+    process.kill()
+    process.communicate()
+    with pytest.raises(CheckpointError, match="other models, data or settings"):
+        distill(work / "latent", tiny_bert, data, out, training(learning_rate=5e-4), resume=True)
+    state = files.partial_path(out) / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        distill(work / "latent", tiny_bert, data, out, training(), resume=True)
+    distill(work / "latent", tiny_bert, data, out, training(steps=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
