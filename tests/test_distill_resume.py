@@ -1,5 +1,6 @@
 """A run that was killed or stopped goes on as if nothing had happened."""
 
+import json
 import os
 import signal
 import subprocess
@@ -87,10 +88,29 @@ def test_only_the_same_run_is_resumed(work: Path, tiny_bert: Path, tmp_path: Pat
     process.kill()
     process.communicate()
     with pytest.raises(CheckpointError, match="other models, data or settings"):
-        distill(work / "latent", tiny_bert, data, out, training(learning_rate=5e-4), resume=True)
+        distill(work / "latent", tiny_bert, data, out, training(batch_size=8), resume=True)
     state = files.partial_path(out) / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="damaged"):
         distill(work / "latent", tiny_bert, data, out, training(), resume=True)
     distill(work / "latent", tiny_bert, data, out, training(steps=1))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_processes_train_together(work: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = ("--steps", STEPS, "--batch-size", 8, "--learning-rate", 1e-3, "--device", "cpu", "--json")
+    command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m")
+    done = subprocess.run(
+        [*map(str, (*launch, "ternarize_cli", *command))],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    alone = json.loads((work / "whole" / "distillation.json").read_text())
+    assert report["texts"] == pytest.approx(alone["texts"], rel=0.1)
+    assert report["cosine_after"] == pytest.approx(alone["cosine_after"], abs=0.01)

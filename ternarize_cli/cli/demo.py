@@ -20,7 +20,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path(
         "ternarize-demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Budget of distillation; everything else takes about 3 more.")] = 4.0,
+    minutes: Annotated[float, typer.Option(help="Budget of distillation; everything else takes about 6 more.")] = 3.0,
     threads: Threads = None,
     force: Force = False,
     seed: Seed = 0,

@@ -27,6 +27,7 @@ __all__ = ["Corpus", "ImageCorpus", "Sources", "TextCorpus", "mixture_of", "read
 _FEWEST = 20
 _LONGEST = 1 << 15
 _TOKENISED = 4096
+_UNKNOWN = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,20 @@ def _tokenised(
             if len(made):
                 ids.append(made[:_LONGEST])
                 sources.append(texts[text])
+    _check_known(ids, tokenizer.unk_token_id)
     left = getattr(tokenizer, "padding_side", "right") == "left"
     return TextCorpus(ids, np.array(sources), heads, tail, limit - longest, tokenizer.pad_token_id or 0, left)
+
+
+def _check_known(ids: Sequence[np.ndarray], unknown: int | None) -> None:
+    if unknown is None or not ids:
+        return
+    share = sum(int((row == unknown).sum()) for row in ids) / sum(map(len, ids))
+    if share > _UNKNOWN:
+        raise DataError(
+            f"{share:.0%} of the texts' tokens are unknown to the model's tokenizer",
+            hint="train on texts in the languages that the model reads",
+        )
 
 
 def _bare(tokenizer: Any, texts: Iterable[str]) -> list[np.ndarray]:

@@ -194,7 +194,7 @@ def _train(
             return
         journal.add(progress)
         on_step(progress)
-        if progress.done < 1 and time.monotonic() - last >= trainer.training.save_every:
+        if progress.done < 1 and time.monotonic() - last >= trainer.training.save_every and trainer.is_finite():
             saved.save(partial, key, trainer.state())
             last = time.monotonic()
 

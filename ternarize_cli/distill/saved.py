@@ -26,11 +26,12 @@ from ternarize_cli.parts import Part
 __all__ = ["key", "load", "replace_contents", "save", "write_tensors"]
 
 STATE = "state.pt"
+_MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every")
 
 
 def key(student: Path, teacher: Path, training: Training, texts: int) -> str:
-    """What must be equal for a run to be resumed: models, data and settings; the budget in minutes may grow."""
-    settings = {k: v for k, v in asdict(training).items() if k not in ("minutes", "save_every")}
+    """What must be equal for a run to be resumed: models, data and settings, but for budget and learning rate."""
+    settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
     parts = [files.content_hash(student), files.content_hash(teacher), json.dumps(settings, sort_keys=True), str(texts)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -60,7 +61,7 @@ def load(partial: Path, run: str, device: torch.device) -> dict[str, Any]:
     if found != run:
         raise CheckpointError(
             f"{path} is of a run with other models, data or settings",
-            hint=f"give the options of that run (only --minutes may differ); {again}",
+            hint=f"give the options of that run (budget and --learning-rate may differ); {again}",
         )
     return state
 

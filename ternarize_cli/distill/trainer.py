@@ -172,6 +172,10 @@ class Trainer:
         for parameter, mean in zip(self.parameters, self._average, strict=False):
             parameter.data.copy_(mean)
 
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self.parameters)
+
     def _look(self, done: float, now: float) -> None:
         """Looks at held-out data, unless that would take more than a twentieth of the time."""
         self._looked = done
@@ -258,9 +262,8 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def _pieces(self, number: int) -> list[list[Piece]]:
-        return epoch(
-            self.lengths, self.mixture, self.training.batch_size * self.on.num_processes, self.training.seed, number
-        )
+        size = self.training.batch_size * self.on.num_processes
+        return epoch(self.lengths, self.mixture, size, self.training.seed, number)
 
     def _features(self) -> Iterator[list[dict[str, Any]]]:
         """The batches of each step, from the present position on, made ahead in other threads."""
