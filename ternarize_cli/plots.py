@@ -186,9 +186,10 @@ def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path,
         losses.plot([r["step"] for r in readings], [r["losses"][name] for r in readings], label=name)
     losses.set_yscale("log")
     losses.set_title("parts of the loss, smoothed", fontsize=10)
-    looked = [r for r in readings if r["cosine"] is not None]
+    before = [None, *(r["cosine"] for r in readings)]
+    looked = [r for r, old in zip(readings, before, strict=False) if r["cosine"] not in (None, old)]
     for name, colour in (("cosine", _BLUE), ("agreement", _ORANGE)):
-        held.plot([r["step"] for r in looked], [r[name] for r in looked], color=colour, label=name)
+        held.plot([r["step"] for r in looked], [r[name] for r in looked], "o-", color=colour, label=name)
     held.set_title("held-out data: cosine to the teacher, agreement of similarities", fontsize=10)
     for axis in (losses, held):
         axis.set_xlabel("step")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Mixture", "Piece", "epoch", "steps_in"]
+__all__ = ["Mixture", "Piece", "epoch"]
 
 _CHUNK = 32
 
@@ -70,11 +70,6 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
         groups = _cut(chunk, budget)
         made += [groups[i] for i in rng.permutation(len(groups))]
     return made
-
-
-def steps_in(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int) -> int:
-    """How many batches an epoch has (the first one; others differ by a few)."""
-    return len(epoch(lengths, mixture, batch_size, seed, 0))
 
 
 def _drawn(count: int, mixture: Mixture, rng: np.random.Generator) -> np.ndarray:
