@@ -28,13 +28,9 @@ class TernaryLinear(nn.Linear):
     """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`.
 
     In place of transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as the source has it.
-
-    Attributes:
-        clip: weights further than so many scales from 0 get no gradient when training; 0: all do.
     """
 
     weight_scale: nn.Parameter
-    clip: float = 0.0
 
     def __init__(
         self,
@@ -80,12 +76,7 @@ class TernaryLinear(nn.Linear):
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
         scale = self.weight_scale
         codes = self.codes()
-        wide = ternary.expand_scale(scale, *codes.shape)
-        smooth = self.matrix
-        if self.clip:
-            bound = self.clip * wide.detach()
-            smooth = smooth.clamp(-bound, bound)
-        weight = ternary.straight_through(codes * wide, smooth)
+        weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.matrix)
         if self.scheme.activation_bits == 8:
             x = ternary.fake_quantize_tokens(x)
         return F.linear(x, weight, self.bias)

@@ -49,10 +49,11 @@ def kind_of(folder: Path, sources: Sequence[str | Path], *, stdin: bool = False)
         if str(source) == STDIN and stdin:
             kinds[STDIN] = "text"
             continue
-        if str(source) in (STDIN, ""):
+        if str(source) == STDIN:
             raise DataError("calibration does not read stdin", hint="write the texts to a file")
-        if not path.exists() and not is_hub_id(source):
-            raise DataError(f"{source} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
+        if not str(source) or not (path.exists() or is_hub_id(source)):
+            name = str(source) or "an empty name"
+            raise DataError(f"{name} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
         image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path, also=_TABLES)))
         kinds[str(source)] = "image" if image else "text"
     if len(set(kinds.values())) > 1:

@@ -306,6 +306,52 @@ def test_calibrated_weights_are_moved_from_the_edges_but_keep_their_codes(tiny_b
     assert (layer.weight / 0.8 - codes).abs().max() <= 0.2501
 
 
+def test_weights_that_the_last_step_broke_are_not_written(
+    run: Run, tiny_bert: Path, latent: Path, tmp_path: Path
+) -> None:
+    data = ("--data", sources(tmp_path, 100).paths[0], "--batch-size", 8, "--steps", 1, "--learning-rate", 1e38)
+    result = run("distill", latent, "--teacher", tiny_bert, *data, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "not finite" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["texts.txt"]
+
+
+def test_a_model_of_one_layer_is_matched_too(run: Run, tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source", num_hidden_layers=1)
+    result = run("distill", source, "--data", sources(tmp_path, 60).paths[0], "--steps", 2, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_without_a_state_per_token_is_matched_by_its_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (Outputs((), torch.randn(4, 8, generator=generator), torch.ones(4, 1)) for _ in "ab")
+    assert set(loss_parts({"hidden": 1.0, "cosine": 1.0}, one, other)) == {"cosine"}
+    with pytest.raises(InputError, match="no hidden states"):
+        loss_parts({"hidden": 1.0}, one, other)
+
+
+def test_the_text_itself_in_the_queue_does_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(6, 8, generator=generator) for _ in "ab")
+    queue = torch.nn.functional.normalize(torch.randn(10, 8, generator=generator), dim=-1)
+    seen = torch.cat([queue, torch.nn.functional.normalize(teacher[:1], dim=-1)])
+    first = similarity_divergence(student[:1], teacher[:1], queue)
+    assert float(similarity_divergence(student[:1], teacher[:1], seen)) == pytest.approx(float(first), abs=1e-6)
+
+
+def test_a_model_card_keeps_what_others_wrote(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
+    card = latent / "README.md"
+    card.write_text("# Mine\n\n## How this student was trained\n\nonce\n\n## Notes\n\nkeep me\n")
+    try:
+        distill(latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), threads=1)
+    finally:
+        card.unlink()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.count("## How this student was trained") == 1
+    assert "once" not in text
+    assert text.index("# Mine") < text.index("How this student") < text.index("keep me")
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     run: Run, tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

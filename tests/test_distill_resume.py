@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ternarize_cli import files
 from ternarize_cli.convert import convert
 from ternarize_cli.distill import Sources, Training, distill
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, OutputExistsError
 
 Run = Callable[..., Any]
 STEPS = 150
@@ -90,10 +90,20 @@ def test_only_the_same_run_is_resumed(work: Path, tiny_bert: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="other models, data or settings"):
         distill(work / "latent", tiny_bert, data, out, training(batch_size=8), resume=True)
     state = files.partial_path(out) / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(reversed((work / "texts.txt").read_text().splitlines())))
+    for sources in (Sources([other]), Sources(data.paths, (2.0,))):
+        with pytest.raises(CheckpointError, match="other models, data or settings"):
+            distill(work / "latent", tiny_bert, sources, out, training(), resume=True)
+    with pytest.raises(OutputExistsError, match="left a checkpoint"):
+        distill(work / "latent", tiny_bert, data, out, training())
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         distill(work / "latent", tiny_bert, data, out, training(), resume=True)
-    distill(work / "latent", tiny_bert, data, out, training(steps=1))
+    other.unlink()
+    distill(work / "latent", tiny_bert, data, out, training(steps=1), force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -1,14 +1,17 @@
 """`ternarize distill`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ternarize_cli.cli.options import Device, Force, Json, OutputFolder, Quiet, Seed, Threads
 from ternarize_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from ternarize_cli.distill import Progress
 
 __all__ = ["register"]
 
@@ -41,13 +44,16 @@ def distill(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts or images per step and GPU.")] = 64,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches to a step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 3e-4,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens per text; default: the model's limit.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per text; default: the model's limit, up to 512.")
+    ] = None,
     joined: Annotated[
         float | None, typer.Option(help="Share of tokens in texts joined to longer ones; default .1.")
     ] = None,
     weight: Annotated[
         list[float] | None, typer.Option("--weight", help="How often a --data is seen, one for each; default: once.")
     ] = None,
+    samples: Annotated[int, typer.Option(min=20, help="At most so many texts or images from a --data.")] = 2_000_000,
     pack: Annotated[bool, typer.Option("--pack", help="Write the packed model, not a checkpoint.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints for --resume.")] = 120.0,
@@ -102,11 +108,11 @@ def distill(
     target = output or Path(f"{model_name(student).removesuffix('-ternary')}-distilled")
     if made_from is not None and made_from.source_sha256 != content_hash(guide):
         out.warn(f"{student} was not converted from {teacher}: their content hashes differ")
-    with _hint_on_interrupt(out), out.meter("distilling") as update:
+    with _hint_on_interrupt(out, target), _Meter(out) as meter:
         report = run(
             source,
             guide,
-            Sources(data, tuple(weight) if weight else None),
+            Sources(data, tuple(weight) if weight else None, samples),
             target,
             training,
             packed=pack,
@@ -114,7 +120,7 @@ def distill(
             force=force,
             device=device,
             threads=threads,
-            on_step=lambda p: update(p.done, p.line()),
+            on_step=meter,
             track=out.track,
         )
     if not _is_main():
@@ -139,12 +145,30 @@ def distill(
     out.result({"output": str(target), **vars(report)})
 
 
+class _Meter(ExitStack):
+    """Shows progress from the first step on; before, reading has bars of its own."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self.out = out
+        self.update: Callable[[float, str], None] | None = None
+
+    def __call__(self, progress: "Progress") -> None:
+        if self.update is None:
+            self.update = self.enter_context(self.out.meter("distilling"))
+        self.update(progress.done, progress.line())
+
+
 @contextmanager
-def _hint_on_interrupt(out: Output) -> Iterator[None]:
+def _hint_on_interrupt(out: Output, target: Path) -> Iterator[None]:
+    from ternarize_cli.distill.saved import has_checkpoint
+    from ternarize_cli.files import partial_path
+
     try:
         yield
     except KeyboardInterrupt:
-        out.hint("the same command with --resume goes on from here")
+        if has_checkpoint(partial_path(target)):
+            out.hint("the same command with --resume goes on from here")
         raise
 
 

@@ -4,6 +4,7 @@ Texts are tokenised once, before training, and held as ids; images are decoded w
 make the features of any list of `order.Piece`, so training sees one kind of thing.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Sources:
         paths: files, folders, hub datasets, `-`: all texts, or all images.
         weights: how often each is seen, relative to its size; None: every text once an epoch.
         most: at most so many texts or images from one source.
-        held_out: set aside for the live metric: at most so many, and at most a tenth.
+        held_out: set aside for the live metric: at most so many, and about a tenth.
     """
 
     paths: Sequence[str | Path]
@@ -71,6 +72,10 @@ class Corpus(Protocol):
     @property
     def limit(self) -> int:
         """Tokens of an input, without special ones and prompts."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of what it holds."""
 
     @property
     def prompts(self) -> int:
@@ -114,6 +119,14 @@ class TextCorpus:
         """As `Corpus`."""
         return len(self.heads)
 
+    @property
+    def digest(self) -> str:
+        """As `Corpus`."""
+        made = hashlib.sha256()
+        for row in (*self.ids, *self.heads, self.tail, self.lengths, self.sources, np.array([self.limit])):
+            made.update(np.ascontiguousarray(row).tobytes())
+        return made.hexdigest()
+
     def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """input_ids and attention_mask, int64 `[pieces, tokens]`."""
         rows = []
@@ -154,6 +167,12 @@ class ImageCorpus:
         """As `Corpus`."""
         return np.searchsorted(self._ends(), self.chosen, side="right")
 
+    @property
+    def digest(self) -> str:
+        """As `Corpus`: by the images' names and places, not their pixels."""
+        names = "\n".join(f"{part.path} {name}" for part in self.parts for name in part.ids)
+        return hashlib.sha256(names.encode() + self.chosen.tobytes()).hexdigest()
+
     def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """What the image processor makes, such as pixel_values `[images, 3, height, width]`."""
         ends = self._ends()
@@ -181,7 +200,7 @@ def read_corpus(
     seed: int,
     track: Track = silent,
 ) -> tuple[Corpus, Corpus]:
-    """Reads all sources, drops what is there twice, and sets some aside: (training, held out).
+    """Reads all sources, drops texts that are there twice, and sets some aside: (training, held out).
 
     Args:
         encoder: whose tokenizer or image processor is used.
@@ -212,7 +231,7 @@ def read_corpus(
 
 def _refuse(count: int, what: str) -> None:
     raise DataError(
-        f"there are {count} distinct {what}; distillation needs at least {_FEWEST}",
+        f"there are {count} different {what}; distillation needs at least {_FEWEST}",
         hint="--data FILE with one text per line; thousands are better",
     )
 
@@ -222,7 +241,7 @@ def _split(corpus: Corpus, sources: Sources, seed: int, what: str) -> tuple[Corp
     if count < _FEWEST:
         _refuse(count, what)
     order = np.random.default_rng([seed, 1]).permutation(count)
-    held = min(sources.held_out, count // 10)
+    held = min(sources.held_out, max(count // 10, 3))
     return corpus.take(np.sort(order[held:]).tolist()), corpus.take(np.sort(order[:held]).tolist())
 
 
@@ -246,7 +265,7 @@ def _tokenised(
         chunk = names[start : start + _TOKENISED]
         for text, made in zip(chunk, _bare(tokenizer, chunk), strict=True):
             if len(made):
-                ids.append(made[:_LONGEST])
+                ids.append(made[:_LONGEST].copy() if len(made) > _LONGEST else made)
                 sources.append(texts[text])
     _check_known(ids, tokenizer.unk_token_id)
     left = getattr(tokenizer, "padding_side", "right") == "left"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -46,8 +47,10 @@ class Journal:
         (partial / METRICS).rename(made / METRICS)
         card = made / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
-        text = text.split(_CARD)[0].rstrip()
-        card.write_text(f"{text}\n\n{_described(record)}".lstrip(), encoding="utf-8")
+        before, found, after = text.partition(_CARD)
+        rest = re.search(r"^## ", after, re.MULTILINE) if found else None
+        following = f"\n{after[rest.start() :]}" if rest else ""
+        card.write_text(f"{before.rstrip()}\n\n{_described(record)}{following}".lstrip(), encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -73,10 +76,9 @@ def _described(record: Mapping[str, Any]) -> str:
             f"Every linear weight of this encoder is ternary. It was distilled from `{record['teacher']}` by "
             f"ternarize {__version__}, without labels:",
             "",
-            f"- data: {record['training_texts']:,} distinct texts or images from "
+            f"- data: {record['training_texts']:,} texts or images from "
             + ", ".join(f"`{Path(path).name or path}`" for path in record["data"]),
-            f"- {record['steps']:,} steps of {record['batch_size'] * record['accumulate']} on average, "
-            f"{record['texts']:,} inputs, {minutes:.1f} minutes",
+            f"- {record['texts']:,} inputs in {record['steps']:,} steps, {minutes:.1f} minutes",
             f"- recipe `{record['recipe']}`: {losses}; peak learning rate {record['learning_rate']:g}; "
             f"seed {record['seed']}",
             f"- on {record['held_out']} held-out inputs: cosine to the teacher {record['cosine_before']:.4f} → "

@@ -5,6 +5,7 @@ stopped goes on from there with `resume`. Under `accelerate launch` every proces
 """
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -24,11 +25,12 @@ from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.distill.training import Progress, Training
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, OutputExistsError, TernarizeError
 from ternarize_cli.pack import pack
 from ternarize_cli.parts import parts_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.scheme import Scheme
+from ternarize_cli.text_sources import kind_of
 
 __all__ = ["DistillReport", "distill"]
 
@@ -101,6 +103,7 @@ def distill(
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
     _check(student, teacher)
+    kind_of(student, sources.paths, stdin=True)
     device = models.checked_device(device)
     on = Accelerator(cpu=device == "cpu")
     if on.num_processes == 1:
@@ -119,8 +122,8 @@ def distill(
             models.load_encoder(started_from, device=name, threads=threads), models.load_encoder(teacher, device=name)
         )
         corpus, held = read_corpus(
-            pair.teacher if checkpoint.artifact_of(student) is None else pair.student,
-            started_from,
+            pair.student,
+            student,
             sources,
             max_length=training.max_length,
             seed=training.seed,
@@ -130,16 +133,17 @@ def distill(
         settle = artifact is not None and artifact.calibration is not None
         trainer = Trainer(pair, corpus, held, sources, training, on, settle=settle)
         before = trainer.held_out()
-        key = saved.key(started_from, teacher, training, len(corpus.lengths))
+        key = saved.key((student, teacher), training, corpus.digest, sources.weights, on.num_processes)
         resumed_at = 0
         if resume:
-            trainer.load_state(saved.load(partial, key, on.device))
+            trainer.load_state(saved.load(partial, key))
             resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         finished = _train(trainer, partial, key, journal, on_step)
         if not finished:
             raise KeyboardInterrupt
-        trainer.finish()
+        if not trainer.is_finite():
+            raise TernarizeError("the weights are not finite, or too large", hint="a lower --learning-rate")
         after = trainer.held_out()
         report = DistillReport(
             steps=trainer.step,
@@ -155,7 +159,7 @@ def distill(
             losses=trainer.losses,
         )
         if on.is_main_process:
-            _write(partial, started_from, teacher, pair, training, report, sources, packed)
+            _write(partial, started_from, teacher, pair, training, report, sources, packed, on.num_processes)
         on.wait_for_everyone()
     return report
 
@@ -172,14 +176,28 @@ def _check(student: Path, teacher: Path) -> None:
 
 @contextmanager
 def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume: bool) -> Iterator[Path]:
-    """The partial folder. Only the main process makes it and puts it in place; the others use it."""
+    """The partial folder. Only the main process makes it and puts it in place; the others use it.
+
+    A run that fails leaves it only if it holds a checkpoint.
+    """
+    partial = files.partial_path(output)
     if on.is_main_process:
+        if saved.has_checkpoint(partial) and not (resume or force):
+            raise OutputExistsError(
+                f"an earlier run to {output} was stopped and left a checkpoint",
+                hint="--resume goes on from it, --force starts anew",
+            )
         with files.atomic_folder(output, force=force, resume=resume, keep=True, inputs=inputs) as partial:
             on.wait_for_everyone()
-            yield partial
+            try:
+                yield partial
+            except BaseException:
+                if not saved.has_checkpoint(partial):
+                    saved.clear(partial)
+                raise
     else:
         on.wait_for_everyone()
-        yield files.partial_path(output)
+        yield partial
 
 
 def _train(
@@ -200,7 +218,7 @@ def _train(
 
     with _interruptible() as interrupted:
         finished = trainer.run(step, interrupted)
-    if not finished and journal is not None:
+    if journal is not None and trainer.is_finite():
         saved.save(partial, key, trainer.state())
     return finished
 
@@ -235,11 +253,14 @@ def _write(
     report: DistillReport,
     sources: Sources,
     packed: bool,
+    processes: int,
 ) -> None:
     """The trained checkpoint, or its packed form, in the partial folder, in place of what training needed there."""
     artifact = checkpoint.artifact_of(student)
     assert artifact is not None
     made = partial / "trained"
+    for left in (made, partial / "packed"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     made.mkdir()
     checkpoint.copy_companions(student, made)
     for part in parts_of(student):
@@ -252,6 +273,8 @@ def _write(
         "teacher": models.model_name(teacher),
         "teacher_sha256": files.content_hash(teacher),
         "data": [str(path) for path in sources.paths],
+        "weights": sources.weights,
+        "processes": processes,
         **{name: value for name, value in asdict(training).items() if name != "save_every"},
         "losses": dict(training.parts),
         **{name: value for name, value in asdict(report).items() if name != "losses"},

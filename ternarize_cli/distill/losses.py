@@ -23,10 +23,21 @@ from torch.nn import functional as F
 
 from ternarize_cli.errors import InputError
 
-__all__ = ["PARTS", "RECIPES", "Outputs", "Recipe", "loss_parts", "masked_mse", "relative_error"]
+__all__ = [
+    "PARTS",
+    "RECIPES",
+    "Outputs",
+    "Recipe",
+    "loss_parts",
+    "masked_mse",
+    "relation_divergence",
+    "relative_error",
+    "similarity_divergence",
+]
 
 TEMPERATURE = 0.05
 _HEAD = 64
+_SAME = 0.995
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,7 @@ class Outputs:
     """What an encoder gives for a batch.
 
     Attributes:
-        hidden: one `[batch, tokens, dim]` per layer, embeddings first, last hidden state last. Empty if a model gives
-            none.
+        hidden: one `[batch, tokens, dim]` per layer, in order. Empty if a model gives none.
         pooled: `[batch, dim]` embeddings.
         mask: `[batch, tokens]`, 1 for real tokens.
     """
@@ -51,27 +61,19 @@ class Recipe:
 
     Attributes:
         parts: weight of each part of the loss, by its name in `PARTS`.
-        optimizer: "adamw" or "adam" (without weight decay they differ in nothing but name; kept as published).
         rule, granularity: of the scheme, where a full-precision student is converted on the fly.
         queue: embeddings of earlier batches that *similarity* compares with.
         joined: share of tokens in joined texts (`order.Mixture`).
-        clip: the straight-through gradient stops at weights more than so many scales from 0; 0: it never does.
         settle: how far from their codes the weights of a calibrated student may start, in scales
             (`layers.TernaryLinear.settle`).
-        scale_rate: learning rate of the scales, as a multiple of that of the weights.
-        average: decay of the running average of the weights that is kept in the end; 0: the last weights are.
     """
 
     parts: Mapping[str, float] = field(default_factory=dict)
-    optimizer: str = "adamw"
     rule: str = "optimal"
     granularity: str = "row"
     queue: int = 0
     joined: float = 0.0
-    clip: float = 0.0
     settle: float = 0.25
-    scale_rate: float = 1.0
-    average: float = 0.0
 
     def weighing(self, changes: Mapping[str, float]) -> Mapping[str, float]:
         """The weights of the parts with some changed; 0 removes one.
@@ -91,7 +93,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(parts={"output": 1.0}, optimizer="adam", rule="absmean", granularity="tensor"),
+    "paper": Recipe(parts={"output": 1.0}, rule="absmean", granularity="tensor"),
     "full": Recipe(parts={"hidden": 1.0, "cosine": 3.0, "similarity": 0.1}, queue=16384, joined=0.1),
 }
 
@@ -113,7 +115,8 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
 
     Args:
         student, teacher: `[batch, dim]`.
-        queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these.
+        queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
+            text (recognised by a cosine of nearly 1), which would drown all others.
 
     Returns:
         A scalar; 0 for fewer than three candidates.
@@ -123,17 +126,16 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
     if count + extra < 3:
         return student.sum() * 0.0
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
+    if queue is not None:
+        itself = torch.cat([itself, F.normalize(teacher.float(), dim=-1) @ queue.T > _SAME], dim=1)
 
     def distribution(x: Tensor) -> Tensor:
         x = F.normalize(x.float(), dim=-1)
-        similarities = (x @ x.T).masked_fill(itself, -torch.inf)
-        if queue is not None:
-            similarities = torch.cat([similarities, x @ queue.T], dim=1)
-        return F.log_softmax(similarities / TEMPERATURE, dim=-1).masked_fill(F.pad(itself, (0, extra)), 0.0)
+        similarities = x @ (x if queue is None else torch.cat([x, queue])).T
+        return F.log_softmax((similarities / TEMPERATURE).masked_fill(itself, -torch.inf), dim=-1)
 
-    wanted, found = distribution(teacher), distribution(student)
-    apart = ~F.pad(itself, (0, extra))
-    return (wanted.exp() * (wanted - found) * apart).sum() / count
+    wanted, found = (distribution(x).masked_fill(itself, 0.0) for x in (teacher, student))
+    return (wanted.exp() * (wanted - found) * ~itself).sum() / count
 
 
 def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -152,6 +154,7 @@ def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tenso
     return (divergence * real).sum() / (real.sum() * divergence.shape[1])
 
 
+_OF_STATES = ("output", "hidden", "relation")
 Part = Callable[[Outputs, Outputs, Tensor | None], Tensor]
 
 
@@ -160,7 +163,7 @@ def _output(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
 
 
 def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
-    pairs = zip(student.hidden[1:], teacher.hidden[1:], strict=True)
+    pairs = zip(student.hidden, teacher.hidden, strict=True)
     return torch.stack([relative_error(s.float(), t.float(), teacher.mask) for s, t in pairs]).mean()
 
 
@@ -188,5 +191,12 @@ PARTS: dict[str, Part] = {
 def loss_parts(
     names: Mapping[str, float], student: Outputs, teacher: Outputs, queue: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The parts of the loss, not yet weighed; those of hidden states only if the models give any."""
-    return {name: PARTS[name](student, teacher, queue) for name in names}
+    """The parts of the loss, not yet weighed; those of hidden states only if the models give any.
+
+    Raises:
+        InputError: no part is left.
+    """
+    kept = [name for name in names if student.hidden or name not in _OF_STATES]
+    if not kept:
+        raise InputError("this model gives no hidden states to compare", hint="--loss cosine=1")
+    return {name: PARTS[name](student, teacher, queue) for name in kept}

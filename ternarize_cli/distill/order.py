@@ -79,7 +79,7 @@ def _drawn(count: int, mixture: Mixture, rng: np.random.Generator) -> np.ndarray
     for source, weight in enumerate(mixture.weights):
         rows = np.flatnonzero(mixture.sources == source)
         whole, rest = divmod(weight * len(rows), max(1, len(rows)))
-        drawn += [rows] * int(whole) + [rng.permutation(rows)[: round(rest)]]
+        drawn += [rows] * int(whole) + [rng.permutation(rows)[: max(round(rest), int(whole == 0))]]
     return rng.permutation(np.concatenate(drawn))
 
 
@@ -91,13 +91,13 @@ def _pieces(order: np.ndarray, lengths: np.ndarray, mixture: Mixture, rng: np.ra
     windows = rng.random(len(order))
     made: list[Piece] = []
     rows: list[int] = []
-    length, wanted = 0, int(rng.integers(limit // 4, limit + 1))
+    length, wanted = 0, int(rng.integers(max(1, limit // 4), limit + 1))
     for place in range(apart):
         rows.append(int(order[place]))
         length += int(lengths[order[place]])
         if length >= wanted or place == apart - 1:
             made.append(Piece(tuple(rows), 0, min(length, wanted), int(prompts[place])))
-            rows, length, wanted = [], 0, int(rng.integers(limit // 4, limit + 1))
+            rows, length, wanted = [], 0, int(rng.integers(max(1, limit // 4), limit + 1))
     for place in range(apart, len(order)):
         row = int(order[place])
         over = int(lengths[row]) - limit

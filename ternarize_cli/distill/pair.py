@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.distill.losses import Outputs
+from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear
 from ternarize_cli.tokenization import teacher_ids
@@ -102,10 +102,11 @@ class Pair:
             if isinstance(module, nn.Embedding):
                 module.requires_grad_(False)
 
-    def freeze_idle(self, features: Mapping[str, Any]) -> None:
-        """Freezes parameters that get no gradient, such as those of a pooler that nobody asks for."""
+    def freeze_idle(self, features: Mapping[str, Any], parts: Mapping[str, float]) -> None:
+        """Freezes parameters that get no gradient from a loss, such as those of a pooler that nobody asks for."""
         with self.training():
-            self.student_outputs(features).pooled.float().square().sum().backward()
+            losses = loss_parts(parts, self.student_outputs(features), self.teacher_outputs(features))
+            torch.stack(list(losses.values())).sum().backward()
         for parameter in self.student.parameters():
             if parameter.grad is None:
                 parameter.requires_grad_(False)

@@ -1,16 +1,16 @@
 """What distillation keeps on disk: checkpoints to resume from, and the trained tensors.
 
 .NAME.partial/
-  state.pt        the last checkpoint (tensors and plain values only), replaced atomically
+  state.pt        the last checkpoint (tensors and plain values only) after its sha256; replaced atomically
   metrics.jsonl   one line per reading of the losses
   start/          the student, where it was converted on the fly
 """
 
 import hashlib
+import io
 import json
-import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,42 +23,50 @@ from ternarize_cli.distill.training import Training
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.parts import Part
 
-__all__ = ["key", "load", "replace_contents", "save", "write_tensors"]
+__all__ = ["clear", "has_checkpoint", "key", "load", "replace_contents", "save", "write_tensors"]
 
 STATE = "state.pt"
+_DIGEST = 32
 _MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every")
 
 
-def key(student: Path, teacher: Path, training: Training, texts: int) -> str:
-    """What must be equal for a run to be resumed: models, data and settings, but for budget and learning rate."""
+def key(models: Iterable[Path], training: Training, *others: object) -> str:
+    """What must be equal for a run to be resumed: models, settings but for budget and learning rate, and `others`."""
     settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
-    parts = [files.content_hash(student), files.content_hash(teacher), json.dumps(settings, sort_keys=True), str(texts)]
+    parts = [*map(files.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def has_checkpoint(partial: Path) -> bool:
+    """Whether a partial folder holds something to resume from."""
+    return (partial / STATE).is_file()
 
 
 def save(partial: Path, run: str, state: Mapping[str, Any]) -> None:
     """Writes a checkpoint; killed on the way, the one before it stays."""
+    made = io.BytesIO()
+    torch.save({"key": run, **state}, made)
     with files.atomic_file(partial / STATE, force=True) as path, path.open("wb") as stream:
-        torch.save({"key": run, **state}, stream)
+        stream.write(hashlib.sha256(made.getbuffer()).digest())
+        stream.write(made.getbuffer())
 
 
-def load(partial: Path, run: str, device: torch.device) -> dict[str, Any]:
-    """Reads the checkpoint in a partial folder.
+def load(partial: Path, run: str) -> dict[str, Any]:
+    """Reads the checkpoint in a partial folder; its tensors are on the CPU.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another run.
     """
     path = partial / STATE
     again = "without --resume training starts anew"
-    if not path.is_file():
+    if not has_checkpoint(partial):
         raise CheckpointError(f"there is nothing to resume: {partial} holds no checkpoint", hint=again)
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        found = state.pop("key")
-    except (RuntimeError, OSError, EOFError, KeyError, AttributeError, ValueError, pickle.UnpicklingError) as e:
-        text = " ".join(str(e).split())[:160]
-        raise CheckpointError(f"{path} is damaged: {text}", hint=again) from e
-    if found != run:
+    content = path.read_bytes()
+    digest, content = content[:_DIGEST], content[_DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        raise CheckpointError(f"{path} is damaged: it is not what was written", hint=again)
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if state.pop("key") != run:
         raise CheckpointError(
             f"{path} is of a run with other models, data or settings",
             hint=f"give the options of that run (budget and --learning-rate may differ); {again}",
@@ -78,6 +86,12 @@ def write_tensors(part: Part, output: Path, trained: nn.Module) -> None:
                 for name in keys:
                     out.add(name, state[names[name]] if name in names else shard.get(name))
     writer.finish()
+
+
+def clear(folder: Path) -> None:
+    """Removes everything in a folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace_contents(folder: Path, made: Path) -> None:

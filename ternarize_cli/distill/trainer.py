@@ -65,27 +65,18 @@ class Trainer:
         self._queue = torch.zeros(0, pair.student.get_embedding_dimension() or 0, device=on.device)
         self._sums: dict[str, Tensor] = {}
         self._looked = self._look_took = 0.0
-        self._plan: list[list[Piece]] = []
         recipe = training.chosen
         for _, layer in pair.linears():
-            layer.clip = recipe.clip
             if settle:
                 layer.settle(recipe.settle)
-        pair.freeze_idle(self._put(corpus.features(self._pieces(0)[0][:2])))
         self._plan = self._pieces(0)
+        pair.freeze_idle(self._put(corpus.features(self._plan[0][:3])), training.parts)
         self.total = training.steps or (
             math.ceil(training.epochs * len(self._plan) / training.accumulate) if training.epochs else None
         )
         self._scales: list[Tensor] = [layer.weight_scale for _, layer in pair.linears()]
-        scales = {id(scale) for scale in self._scales}
         self.parameters = [p for p in pair.student.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in self.parameters if id(p) not in scales], "times": 1.0},
-            {"params": [p for p in self.parameters if id(p) in scales], "times": recipe.scale_rate},
-        ]
-        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-        self.optimizer = kind(groups, lr=training.learning_rate, weight_decay=0.0, fused=True)
-        self._average = [p.detach().clone() for p in self.parameters] if recipe.average else []
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
         if on.num_processes > 1:
             pair.run = on.prepare_model(pair.student)
 
@@ -103,7 +94,6 @@ class Trainer:
             "sums": self._sums,
             "held": (self._looked, self.cosine, self.agreement),
             "parameters": [p.detach() for p in self.parameters],
-            "average": self._average,
             "optimizer": self.optimizer.state_dict(),
             "queue": self._queue,
             "random": torch.get_rng_state(),
@@ -117,8 +107,6 @@ class Trainer:
         """
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
-        for mean, value in zip(self._average, state["average"], strict=True):
-            mean.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.count, self.seconds = state["step"], state["count"], state["seconds"]
         self.epoch, self.batch = state["epoch"], state["batch"]
@@ -167,14 +155,11 @@ class Trainer:
                     return False
         return True
 
-    def finish(self) -> None:
-        """Puts the running average in place of the weights, where the recipe keeps one."""
-        for parameter, mean in zip(self.parameters, self._average, strict=False):
-            parameter.data.copy_(mean)
-
     def is_finite(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(p.isfinite().all()) for p in self.parameters)
+        """Whether all weights are numbers, and all scales fit the float16 of the packed format."""
+        largest = torch.finfo(torch.float16).max
+        fits = all(bool((scale <= largest).all()) for scale in self._scales)
+        return fits and all(bool(p.isfinite().all()) for p in self.parameters)
 
     def _look(self, done: float, now: float) -> None:
         """Looks at held-out data, unless that would take more than a twentieth of the time."""
@@ -199,16 +184,17 @@ class Trainer:
     def _set_rate(self, done: float) -> None:
         rate = self.training.rate(done, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["times"]
+            group["lr"] = rate
 
     def _one_step(self, batches: list[dict[str, Any]]) -> None:
         weights = self.training.parts
         for i, batch in enumerate(batches):
             try:
-                with self._synchronised(i == len(batches) - 1), self._autocast():
+                with self._synchronised(i == len(batches) - 1):
                     features = self._put(batch)
-                    taught = self.pair.teacher_outputs(features)
-                    learnt = self.pair.student_outputs(features)
+                    with self._autocast():
+                        taught = self.pair.teacher_outputs(features)
+                        learnt = self.pair.student_outputs(features)
                     parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
                     loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
                     (loss / len(batches)).backward()
@@ -217,7 +203,7 @@ class Trainer:
                 times = self.training.accumulate * 2
                 raise InputError(
                     f"the GPU's memory does not hold a batch of {self.training.batch_size}",
-                    hint=f"--batch-size {size} --accumulate {times} trains the same",
+                    hint=f"as many inputs a step: --batch-size {size} --accumulate {times}",
                 ) from e
             self._push(taught.pooled)
             self.count += len(taught.pooled) * self.on.num_processes
@@ -231,9 +217,6 @@ class Trainer:
         self.step += 1
         with torch.no_grad():
             torch._foreach_clamp_min_(self._scales, 0.0)
-            if self._average:
-                decay = min(self.training.chosen.average, (1 + self.step) / (10 + self.step))
-                torch._foreach_lerp_(self._average, [p.detach() for p in self.parameters], 1 - decay)
 
     def _read_losses(self) -> None:
         self.losses = {name: float(value) for name, value in self._sums.items()}
@@ -243,13 +226,18 @@ class Trainer:
             where = f"; {broken} is the first weight that is not finite" if broken else ""
             raise TernarizeError(
                 f"the loss ({bad[0]}) is {self.losses[bad[0]]} after step {self.step}{where}",
-                hint="a lower --learning-rate; --resume with it goes on from the last checkpoint",
+                hint="a lower --learning-rate; with --resume from the last checkpoint, if there is one",
             )
 
     def _push(self, pooled: Tensor) -> None:
         size = self.training.chosen.queue
-        if size:
-            self._queue = torch.cat([F.normalize(pooled.float(), dim=-1), self._queue])[:size]
+        if not size:
+            return
+        unit = F.normalize(pooled.float(), dim=-1)
+        if self.on.num_processes > 1:  # whose batches may differ by a row
+            unit = self.on.gather(self.on.pad_across_processes(unit))
+            unit = unit[unit.any(dim=1)]
+        self._queue = torch.cat([unit, self._queue])[:size]
 
     def _autocast(self) -> Any:
         return torch.autocast(self.on.device.type, torch.bfloat16, enabled=self.on.device.type == "cuda")
