@@ -178,7 +178,10 @@ def test_options_without_effect_are_named(tmp_path: Path, run: Callable, tiny_be
     assert "--beta is the threshold" in result.stderr
 
 
-def test_a_dataset_is_sampled_by_the_seed_and_not_read_to_its_end(tmp_path: Path, corpus: Path) -> None:
+def test_a_dataset_is_sampled_by_the_seed_and_not_read_to_its_end(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # five seconds for each, otherwise
     lines = corpus.read_text().splitlines()
     pq.write_table(pa.table({"id": range(len(lines)), "sentence": lines}), tmp_path / "train.parquet")
     first, again, other = (list(islice(_hub_dataset(str(tmp_path), 20, seed), 20)) for seed in (0, 0, 1))

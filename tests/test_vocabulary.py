@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ternarize_cli.convert import convert
-from ternarize_cli.distill import Training, distill
+from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.errors import CheckpointError, DataError, TernarizeError
 from ternarize_cli.models import load_encoder
 from ternarize_cli.pack import pack
@@ -339,7 +339,8 @@ def test_the_command_reports_tokens_and_bytes(run: Callable[..., Any], tiny_bert
 def test_a_trimmed_student_learns_from_the_whole_teacher(tiny_bert: Path, used: Path, tmp_path: Path) -> None:
     convert(tiny_bert, tmp_path / "student", trim=[used])
     texts = list(dict.fromkeys(sentences(USED, 60, 3)))
-    report = distill(tmp_path / "student", tiny_bert, texts, tmp_path / "out", Training(steps=30, batch_size=16))
+    data = Sources([corpus(tmp_path / "corpus.txt", texts)])
+    report = distill(tmp_path / "student", tiny_bert, data, tmp_path / "out", Training(steps=30, batch_size=16))
     assert report.cosine_after > report.cosine_before
 
 
