@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 
-__all__ = ["atomic_file", "atomic_folder", "check_output", "content_hash", "partial_path", "sha256"]
+__all__ = ["atomic_file", "atomic_folder", "check_output", "content_hash", "empty", "partial_path", "remove", "sha256"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl")
@@ -92,7 +92,7 @@ def atomic_folder(
     partial = partial_path(output)
     with _locked(partial, output, folder=True):
         if not resume:
-            _empty(partial)
+            empty(partial)
         try:
             with _reporting_disk(output):
                 yield partial
@@ -181,10 +181,10 @@ def _put_in_place(partial: Path, output: Path) -> None:
         shutil.rmtree(partial)
     else:
         old = output.parent / f".{output.name}.old"
-        _remove(old)
+        remove(old)
         output.rename(old)
         partial.rename(output)
-        _remove(old)
+        remove(old)
     _sync(output.parent)
 
 
@@ -198,16 +198,18 @@ def _exchange(a: Path, b: Path) -> bool:
     return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder and all in it; a file or link may be missing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
+    """Removes everything in a folder."""
     for entry in folder.iterdir():
-        _remove(entry)
+        remove(entry)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -193,7 +193,7 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
                 yield partial
             except BaseException:
                 if not saved.has_checkpoint(partial):
-                    saved.clear(partial)
+                    files.empty(partial)
                 raise
     else:
         on.wait_for_everyone()
@@ -256,8 +256,6 @@ def _write(
     processes: int,
 ) -> None:
     """The trained checkpoint, or its packed form, in the partial folder, in place of what training needed there."""
-    artifact = checkpoint.artifact_of(student)
-    assert artifact is not None
     made = partial / "trained"
     for left in (made, partial / "packed"):  # by a run that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)

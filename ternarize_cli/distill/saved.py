@@ -9,7 +9,6 @@
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from ternarize_cli.distill.training import Training
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.parts import Part
 
-__all__ = ["clear", "has_checkpoint", "key", "load", "replace_contents", "save", "write_tensors"]
+__all__ = ["has_checkpoint", "key", "load", "replace_contents", "save", "write_tensors"]
 
 STATE = "state.pt"
 _DIGEST = 32
@@ -58,9 +57,10 @@ def load(partial: Path, run: str) -> dict[str, Any]:
         CheckpointError: there is none, it is damaged, or it is of another run.
     """
     path = partial / STATE
-    again = "without --resume training starts anew"
     if not has_checkpoint(partial):
-        raise CheckpointError(f"there is nothing to resume: {partial} holds no checkpoint", hint=again)
+        hint = "without --resume training starts anew"
+        raise CheckpointError(f"there is nothing to resume: {partial} holds no checkpoint", hint=hint)
+    again = "--force without --resume starts anew"
     content = path.read_bytes()
     digest, content = content[:_DIGEST], content[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
@@ -88,17 +88,11 @@ def write_tensors(part: Part, output: Path, trained: nn.Module) -> None:
     writer.finish()
 
 
-def clear(folder: Path) -> None:
-    """Removes everything in a folder."""
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def replace_contents(folder: Path, made: Path) -> None:
     """Leaves in `folder` what lies in its subfolder `made`, and nothing else."""
     for path in folder.iterdir():
         if path != made:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            files.remove(path)
     aside = made.rename(folder / f".{made.name}")
     for path in list(aside.iterdir()):
         path.rename(folder / path.name)

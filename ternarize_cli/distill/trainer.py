@@ -65,10 +65,9 @@ class Trainer:
         self._queue = torch.zeros(0, pair.student.get_embedding_dimension() or 0, device=on.device)
         self._sums: dict[str, Tensor] = {}
         self._looked = self._look_took = 0.0
-        recipe = training.chosen
-        for _, layer in pair.linears():
-            if settle:
-                layer.settle(recipe.settle)
+        if settle:
+            for _, layer in pair.linears():
+                layer.settle(training.chosen.settle)
         self._plan = self._pieces(0)
         pair.freeze_idle(self._put(corpus.features(self._plan[0][:3])), training.parts)
         self.total = training.steps or (
@@ -289,11 +288,10 @@ class Trainer:
         modes = [layer.training for layer in layers]
         self.pair.student.eval()
         vectors: list[list[Tensor]] = [[], []]
-        rows = sorted(range(len(self.held.lengths)), key=lambda i: self.held.lengths[i])
+        lengths = self.held.lengths.clip(max=self.held.limit)
+        rows = self.held.lengths.argsort(kind="stable").tolist()
         for start in range(0, len(rows), 32):
-            pieces = [
-                Piece((i,), 0, min(int(self.held.lengths[i]), self.held.limit), 0) for i in rows[start : start + 32]
-            ]
+            pieces = [Piece((i,), 0, int(lengths[i]), 0) for i in rows[start : start + 32]]
             features = self._put(self.held.features(pieces))
             run, self.pair.run = self.pair.run, self.pair.student
             vectors[0].append(self.pair.student_outputs(features).pooled.float())
