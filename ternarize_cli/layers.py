@@ -74,9 +74,7 @@ class TernaryLinear(nn.Linear):
         if not self.training:
             bits = self.scheme.activation_bits
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
-        scale = self.weight_scale
-        codes = self.codes()
-        weight = ternary.straight_through(codes * ternary.expand_scale(scale, *codes.shape), self.matrix)
+        weight = ternary.fake_quantize_weight(self.matrix, self.weight_scale, self.scheme.levels)
         if self.scheme.activation_bits == 8:
             x = ternary.fake_quantize_tokens(x)
         return F.linear(x, weight, self.bias)

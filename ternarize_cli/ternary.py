@@ -23,9 +23,12 @@ order of summation. For int4 that is 16,512 inputs; a wider layer is summed in f
 definition that every integer kernel must equal.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ternarize_cli.fusion import fused
 from ternarize_cli.scheme import LEVELS, Scheme
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "dequantize",
     "expand_scale",
     "fake_quantize_tokens",
+    "fake_quantize_weight",
     "int4_scale",
     "quantize_tokens",
     "round_to_levels",
@@ -184,9 +188,30 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.float() * expand_scale(scale.float(), *codes.shape)
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, smooth: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients[0], gradients[0]
+
+
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
-    """`value` forward, the gradient of `smooth` backward (and that of `value` where it has one)."""
-    return value + (smooth - smooth.detach())
+    """`value` forward, the gradient of `smooth` backward (and that of `value` where it has one); shaped alike."""
+    return _StraightThrough.apply(value, smooth)
+
+
+@fused
+def _rounded_weight(weight: Tensor, scale: Tensor, levels: str) -> Tensor:
+    return codes_of(weight.float(), scale, levels)
+
+
+def fake_quantize_weight(weight: Tensor, scale: Tensor, levels: str = "ternary") -> Tensor:
+    """`codes · scale`, `[out, in]`: the scale learns, and the gradient goes straight through to the weight."""
+    codes = _rounded_weight(weight.detach(), scale.detach(), levels)
+    return straight_through(codes * expand_scale(scale, *codes.shape), weight)
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,8 +231,13 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
     """`quantize_tokens` and back, with a straight-through gradient; same shape and dtype as `x`."""
-    q, t = quantize_tokens(x.detach())
-    return straight_through((q * t).to(x.dtype), x)
+    return straight_through(_rounded(x.detach()), x)
+
+
+@fused
+def _rounded(x: Tensor) -> Tensor:
+    q, t = quantize_tokens(x)
+    return (q * t).to(x.dtype)
 
 
 def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, activation_bits: int = 8) -> Tensor:

@@ -16,6 +16,7 @@ from ternarize_cli import checkpoint
 from ternarize_cli.convert import convert
 from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.distill.losses import PARTS, RECIPES, Outputs, loss_parts, masked_mse, similarity_divergence
+from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.layers import TernaryLinear
 from ternarize_cli.models import load_encoder
@@ -72,20 +73,23 @@ def test_the_same_seed_and_steps_give_the_same_packed_bytes(tiny_bert: Path, lat
     assert a.read_bytes() == b.read_bytes()
 
 
-def test_training_keeps_names_tables_and_the_scheme(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
-    distill(
-        latent,
-        tiny_bert,
-        sources(tmp_path, 60),
-        tmp_path / "out",
-        Training(steps=2, batch_size=8),
-        threads=1,
-    )
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_training_keeps_names_the_scheme_and_rows_of_words_not_seen(
+    tiny_bert: Path, latent: Path, tmp_path: Path, recipe: str
+) -> None:
+    words = WORDS[: len(WORDS) // 2]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(" ".join(random.Random(i).choices(words, k=6)) for i in range(60)))
+    training = Training(steps=2, batch_size=8, recipe=recipe)
+    distill(latent, tiny_bert, Sources([texts]), tmp_path / "out", training, threads=1)
     before, after = (load_file(f / "model.safetensors") for f in (latent, tmp_path / "out"))
     assert before.keys() == after.keys()
     table, linear = "embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight"
-    assert torch.equal(before[table], after[table])
     assert not torch.equal(before[linear], after[linear])
+    seen = load_encoder(latent, device="cpu").tokenizer(words, add_special_tokens=False)["input_ids"]
+    changed = set((before[table] != after[table]).any(dim=1).nonzero().flatten().tolist())
+    assert bool(changed) == RECIPES[recipe].tables
+    assert changed <= {i for ids in seen for i in ids} | {2, 3}  # [CLS] and [SEP]
     first, second = checkpoint.artifact_of(latent), checkpoint.artifact_of(tmp_path / "out")
     assert first is not None
     assert second is not None
@@ -367,3 +371,26 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     result = run(*command, "--resume", "--learning-rate", 1e-4)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["resumed_at"] == 5
+
+
+def test_looking_at_held_out_data_changes_nothing(
+    tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for look in (lambda self, done, now: self.held_out(), lambda self, done, now: None):
+        monkeypatch.setattr(Trainer, "_look", look)
+        output = tmp_path / str(len(made))
+        distill(latent, tiny_bert, sources(tmp_path, 60), output, Training(steps=4, batch_size=8), threads=1)
+        made.append((output / "model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_places_of_the_queue_that_are_not_filled_do_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(6, 8, generator=generator) for _ in "ab")
+    queue = torch.nn.functional.normalize(torch.randn(10, 8, generator=generator), dim=-1)
+    longer = torch.cat([torch.zeros(3, 8), queue, torch.zeros(5, 8)])
+    filled = similarity_divergence(student, teacher, queue)
+    assert float(similarity_divergence(student, teacher, longer)) == pytest.approx(float(filled), rel=1e-5)
+    alone = similarity_divergence(student[:1], teacher[:1], torch.zeros(4, 8))
+    assert float(alone) == 0.0

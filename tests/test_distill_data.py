@@ -14,7 +14,7 @@ from conftest import WORDS, save_tiny_bert
 from PIL import Image
 
 from ternarize_cli.distill.data import Corpus, Sources, mixture_of, read_corpus
-from ternarize_cli.distill.order import Mixture, Piece, epoch
+from ternarize_cli.distill.order import Mixture, Piece, epoch, width_of
 from ternarize_cli.errors import CheckpointError, DataError, InputError
 from ternarize_cli.models import load_encoder
 
@@ -34,7 +34,9 @@ def test_an_epoch_sees_every_text_once_in_batches_of_like_length() -> None:
     plan = epoch(LENGTHS, Mixture(limit=100), 8, seed=1, number=0)
     assert sorted(row for batch in plan for piece in batch for row in piece.rows) == list(range(500))
     budget = 8 * round(float(LENGTHS.mean()))
-    assert all(len(batch) * max(p.length for p in batch) <= budget for batch in plan)
+    assert all(len(batch) * width_of(max(p.length for p in batch)) <= budget for batch in plan)
+    shapes = Counter((width_of(max(p.length for p in batch)), len(batch)) for batch in plan[:-1])
+    assert len(shapes) == len({width for width, _ in shapes})  # one number of inputs for a width
     spread = [max(p.length for p in batch) - min(p.length for p in batch) for batch in plan]
     assert np.mean(spread) < 6
     assert epoch(LENGTHS, Mixture(limit=100), 8, seed=1, number=0) == plan
@@ -59,6 +61,18 @@ def test_of_long_texts_the_beginning_and_windows_are_seen() -> None:
     assert 0.4 < np.mean([start == 0 for start in starts]) < 0.6
     assert max(starts) == 70
     assert len(set(starts)) > 40
+
+
+def test_widths_go_in_steps_of_at_most_an_eighth_above_64() -> None:
+    widths = [width_of(length) for length in range(1, 513)]
+    assert all(length <= width for length, width in enumerate(widths, 1))
+    assert all(width - length < max(8, length / 8) for length, width in enumerate(widths, 1))
+    assert len(set(widths)) == 39
+
+
+def test_without_windows_only_beginnings_are_seen() -> None:
+    plan = epoch(np.full(50, 100), Mixture(limit=30, windows=False), 8, seed=0, number=0)
+    assert {(p.start, p.length) for batch in plan for p in batch} == {(0, 30)}
 
 
 def test_weights_say_how_often_a_source_is_seen() -> None:

@@ -41,7 +41,12 @@ def distill(
     loss: Annotated[
         list[str] | None, typer.Option("--loss", metavar="PART=WEIGHT", help="Weigh a part of the loss; 0: leave out.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts or images per step and GPU.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Texts or images per step and process; default 64, on a GPU 256.")
+    ] = None,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Halve batches that don't fit the GPU, and accumulate more.")
+    ] = False,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches to a step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 3e-4,
     max_length: Annotated[
@@ -54,6 +59,12 @@ def distill(
         list[float] | None, typer.Option("--weight", help="How often a --data is seen, one for each; default: once.")
     ] = None,
     samples: Annotated[int, typer.Option(min=20, help="At most so many texts or images from a --data.")] = 2_000_000,
+    cache_teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache-teacher", metavar="DIR", help="Keep the teacher's embeddings here; needs --loss hidden=0."
+        ),
+    ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Write the packed model, not a checkpoint.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints for --resume.")] = 120.0,
@@ -93,6 +104,7 @@ def distill(
         recipe=recipe,
         losses=_weights(loss or []),
         batch_size=batch_size,
+        auto_batch=auto_batch,
         accumulate=accumulate,
         learning_rate=learning_rate,
         max_length=max_length,
@@ -116,6 +128,7 @@ def distill(
             target,
             training,
             packed=pack,
+            cache=cache_teacher,
             resume=resume,
             force=force,
             device=device,
@@ -127,6 +140,8 @@ def distill(
         return
     if report.resumed_at:
         out.note(f"went on from step {report.resumed_at:,}")
+    if auto_batch:
+        out.note(f"batches of {report.batch_size}, {report.accumulate} to a step")
     rows = [
         ("cosine to the teacher", f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}"),
         ("agreement of similarities", f"{report.agreement_before:.4f}", f"{report.agreement_after:.4f}"),

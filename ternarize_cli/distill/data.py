@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from ternarize_cli.distill.order import Mixture, Piece
+from ternarize_cli.distill.order import Mixture, Piece, width_of
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.images import Images, read_images
 from ternarize_cli.models import prompts_of
@@ -74,6 +74,10 @@ class Corpus(Protocol):
         """Tokens of an input, without special ones and prompts."""
 
     @property
+    def around(self) -> int:
+        """Special tokens of an input and those of its prompt, at most."""
+
+    @property
     def digest(self) -> str:
         """A hash of what it holds."""
 
@@ -81,8 +85,8 @@ class Corpus(Protocol):
     def prompts(self) -> int:
         """How many prompts there are."""
 
-    def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """What the encoder takes, on the CPU."""
+    def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
+        """What the encoder takes, on the CPU; `even` pads to `order.width_of`."""
 
     def take(self, rows: Sequence[int]) -> "Corpus":
         """Some of the texts or images."""
@@ -120,6 +124,11 @@ class TextCorpus:
         return len(self.heads)
 
     @property
+    def around(self) -> int:
+        """As `Corpus`."""
+        return max(map(len, self.heads)) + len(self.tail)
+
+    @property
     def digest(self) -> str:
         """As `Corpus`."""
         made = hashlib.sha256()
@@ -127,13 +136,13 @@ class TextCorpus:
             made.update(np.ascontiguousarray(row).tobytes())
         return made.hexdigest()
 
-    def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
         """input_ids and attention_mask, int64 `[pieces, tokens]`."""
         rows = []
         for piece in pieces:
             body = np.concatenate([self.ids[i] for i in piece.rows]) if len(piece.rows) > 1 else self.ids[piece.rows[0]]
             rows.append(np.concatenate([self.heads[piece.prompt], body[piece.start :][: piece.length], self.tail]))
-        width = max(map(len, rows))
+        width = width_of(max(piece.length for piece in pieces) + self.around) if even else max(map(len, rows))
         ids = np.full((len(rows), width), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
@@ -155,6 +164,7 @@ class ImageCorpus:
     chosen: np.ndarray
     prepare: Callable[[list[Any]], dict[str, Any]] = field(repr=False)
     limit: int = 1
+    around: int = 0
     prompts: int = 1
 
     @property
@@ -173,7 +183,7 @@ class ImageCorpus:
         names = "\n".join(f"{part.path} {name}" for part in self.parts for name in part.ids)
         return hashlib.sha256(names.encode() + self.chosen.tobytes()).hexdigest()
 
-    def features(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
         """What the image processor makes, such as pixel_values `[images, 3, height, width]`."""
         ends = self._ends()
         images = []
@@ -304,12 +314,14 @@ def _images(encoder: "SentenceTransformer", sources: Sources, seed: int) -> Imag
     return ImageCorpus(parts, np.arange(sum(map(len, parts))), encoder.preprocess)
 
 
-def mixture_of(corpus: Corpus, sources: Sources, joined: float) -> Mixture:
+def mixture_of(corpus: Corpus, sources: Sources, joined: float, *, windows: bool = True) -> Mixture:
     """How the inputs of an epoch are drawn from a corpus."""
     return Mixture(
         corpus.limit,
+        corpus.around,
         corpus.prompts,
         joined if corpus.limit > 1 else 0.0,
+        windows,
         corpus.sources,
         sources.weights,
     )

@@ -15,17 +15,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ternarize_cli import __version__, checkpoint, files, models
 from ternarize_cli.convert import convert
 from ternarize_cli.distill import saved
-from ternarize_cli.distill.data import Sources, read_corpus
+from ternarize_cli.distill.batches import Batches
+from ternarize_cli.distill.data import Corpus, Sources, read_corpus
 from ternarize_cli.distill.journal import Journal
+from ternarize_cli.distill.losses import OF_STATES
 from ternarize_cli.distill.pair import Pair
+from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.distill.training import Progress, Training
-from ternarize_cli.errors import CheckpointError, OutputExistsError, TernarizeError
+from ternarize_cli.errors import CheckpointError, InputError, OutputExistsError, TernarizeError
 from ternarize_cli.pack import pack
 from ternarize_cli.parts import parts_of
 from ternarize_cli.progress import Track, silent
@@ -45,6 +49,7 @@ class DistillReport:
         agreement_before, agreement_after: rank correlation (Spearman) of student's and teacher's similarities there.
         held_out: number of held-out texts or images; training_texts: of different ones to train on.
         losses: the last smoothed loss parts.
+        batch_size, accumulate: as used; `Training.auto_batch` may have made batches smaller.
         resumed_at: the step from which an earlier run was taken up; 0 if none was.
     """
 
@@ -57,6 +62,8 @@ class DistillReport:
     agreement_after: float
     held_out: int
     training_texts: int
+    batch_size: int
+    accumulate: int
     resumed_at: int = 0
     losses: dict[str, float] = field(default_factory=dict)
 
@@ -69,6 +76,7 @@ def distill(
     training: Training,
     *,
     packed: bool = False,
+    cache: Path | None = None,
     resume: bool = False,
     force: bool = False,
     device: str | None = None,
@@ -85,6 +93,7 @@ def distill(
         output: the folder to write; tensors keep the student's names.
         training: budget and hyper-parameters.
         packed: pack the trained student, with the default codec, instead of writing a checkpoint that trains on.
+        cache: keep the teacher's embeddings in this folder; for losses of embeddings only, and texts as they are.
         resume: go on from the checkpoint that an earlier run to this output left.
         device, threads: as `models.load_encoder`.
         on_step: called after steps, in the main process.
@@ -105,6 +114,9 @@ def distill(
     _check(student, teacher)
     kind_of(student, sources.paths, stdin=True)
     device = models.checked_device(device)
+    training = training.on(device)
+    if cache is not None:
+        _check_cacheable(student, sources, training)
     on = Accelerator(cpu=device == "cpu")
     if on.num_processes == 1:
         on.state.device = torch.device(device)
@@ -119,7 +131,9 @@ def distill(
             on.wait_for_everyone()
         name = str(on.device)
         pair = Pair(
-            models.load_encoder(started_from, device=name, threads=threads), models.load_encoder(teacher, device=name)
+            models.load_encoder(started_from, device=name, threads=threads),
+            models.load_encoder(teacher, device=name),
+            tables=training.chosen.tables,
         )
         corpus, held = read_corpus(
             pair.student,
@@ -129,9 +143,15 @@ def distill(
             seed=training.seed,
             track=track,
         )
+        vectors = _known_vectors(cache, on, pair, corpus, teacher, track) if cache else None
         artifact = checkpoint.artifact_of(started_from)
         settle = artifact is not None and artifact.calibration is not None
-        trainer = Trainer(pair, corpus, held, sources, training, on, settle=settle)
+        while True:
+            batches = Batches(corpus, sources, training, on, vectors)
+            trainer = Trainer(pair, batches, held, training, on, settle=settle)
+            if not training.auto_batch or training.batch == 1 or trainer.fits():
+                break
+            training = training.halved()
         before = trainer.held_out()
         key = saved.key((student, teacher), training, corpus.digest, sources.weights, on.num_processes)
         resumed_at = 0
@@ -155,6 +175,8 @@ def distill(
             agreement_after=after[1],
             held_out=len(held.lengths),
             training_texts=len(corpus.lengths),
+            batch_size=training.batch,
+            accumulate=training.accumulate,
             resumed_at=resumed_at,
             losses=trainer.losses,
         )
@@ -162,6 +184,28 @@ def distill(
             _write(partial, started_from, teacher, pair, training, report, sources, packed, on.num_processes)
         on.wait_for_everyone()
     return report
+
+
+def _check_cacheable(student: Path, sources: Sources, training: Training) -> None:
+    if kind_of(student, sources.paths, stdin=True) == "image":
+        raise InputError("embeddings of images are not cached", hint="leave --cache-teacher out")
+    of_states = [name for name in training.parts if name in OF_STATES]
+    if of_states:
+        raise InputError(
+            f"only embeddings are cached, and {', '.join(of_states)} compares hidden states",
+            hint=" ".join(f"--loss {name}=0" for name in of_states),
+        )
+    if training.share_joined:
+        raise InputError("joined texts differ from epoch to epoch and can't be cached", hint="--joined 0")
+
+
+def _known_vectors(folder: Path, on: Any, pair: Pair, corpus: Corpus, teacher: Path, track: Track) -> np.ndarray:
+    if not on.is_main_process:
+        on.wait_for_everyone()
+    vectors = cached_vectors(folder, pair, corpus, files.content_hash(teacher), track)
+    if on.is_main_process:
+        on.wait_for_everyone()
+    return vectors
 
 
 def _check(student: Path, teacher: Path) -> None:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ternarize_cli.errors import InputError
 
 __all__ = [
+    "OF_STATES",
     "PARTS",
     "RECIPES",
     "Outputs",
@@ -38,6 +39,7 @@ __all__ = [
 TEMPERATURE = 0.05
 _HEAD = 64
 _SAME = 0.995
+_NEVER = -1e9
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Recipe:
         rule, granularity: of the scheme, where a full-precision student is converted on the fly.
         queue: embeddings of earlier batches that *similarity* compares with.
         joined: share of tokens in joined texts (`order.Mixture`).
+        tables: whether embedding tables train, too.
         settle: how far from their codes the weights of a calibrated student may start, in scales
             (`layers.TernaryLinear.settle`).
     """
@@ -73,6 +76,7 @@ class Recipe:
     granularity: str = "row"
     queue: int = 0
     joined: float = 0.0
+    tables: bool = False
     settle: float = 0.25
 
     def weighing(self, changes: Mapping[str, float]) -> Mapping[str, float]:
@@ -94,7 +98,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(parts={"output": 1.0}, rule="absmean", granularity="tensor"),
-    "full": Recipe(parts={"hidden": 1.0, "cosine": 3.0, "similarity": 0.1}, queue=16384, joined=0.1),
+    "full": Recipe(parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=True),
 }
 
 
@@ -116,25 +120,24 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
     Args:
         student, teacher: `[batch, dim]`.
         queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
-            text (recognised by a cosine of nearly 1), which would drown all others.
+            text (recognised by a cosine of nearly 1), which would drown all others, and for rows of zeros: places not
+            filled yet.
 
     Returns:
-        A scalar; 0 for fewer than three candidates.
+        A scalar; 0 where there is nothing to rank.
     """
     count = len(teacher)
-    extra = 0 if queue is None else len(queue)
-    if count + extra < 3:
-        return student.sum() * 0.0
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
     if queue is not None:
-        itself = torch.cat([itself, F.normalize(teacher.float(), dim=-1) @ queue.T > _SAME], dim=1)
+        same = F.normalize(teacher.float(), dim=-1) @ queue.T > _SAME
+        itself = torch.cat([itself, same | ~queue.any(dim=1)], dim=1)
 
     def distribution(x: Tensor) -> Tensor:
         x = F.normalize(x.float(), dim=-1)
         similarities = x @ (x if queue is None else torch.cat([x, queue])).T
-        return F.log_softmax((similarities / TEMPERATURE).masked_fill(itself, -torch.inf), dim=-1)
+        return F.log_softmax((similarities / TEMPERATURE).masked_fill(itself, _NEVER), dim=-1)
 
-    wanted, found = (distribution(x).masked_fill(itself, 0.0) for x in (teacher, student))
+    wanted, found = distribution(teacher), distribution(student)
     return (wanted.exp() * (wanted - found) * ~itself).sum() / count
 
 
@@ -146,7 +149,7 @@ def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tenso
         heads = max(1, x.shape[-1] // _HEAD)
         x = x[..., : heads * (x.shape[-1] // heads)].unflatten(-1, (heads, -1)).transpose(1, 2)
         scores = x @ x.transpose(2, 3) / x.shape[-1] ** 0.5
-        return F.log_softmax(scores.masked_fill(mask[:, None, None, :] == 0, -1e4), dim=-1)
+        return F.log_softmax(scores.masked_fill(mask[:, None, None, :] == 0, _NEVER), dim=-1)
 
     wanted, found = distribution(teacher), distribution(student)
     divergence = (wanted.exp() * (wanted - found)).sum(dim=-1)
@@ -154,7 +157,7 @@ def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tenso
     return (divergence * real).sum() / (real.sum() * divergence.shape[1])
 
 
-_OF_STATES = ("output", "hidden", "relation")
+OF_STATES = ("output", "hidden", "relation")
 Part = Callable[[Outputs, Outputs, Tensor | None], Tensor]
 
 
@@ -196,7 +199,7 @@ def loss_parts(
     Raises:
         InputError: no part is left.
     """
-    kept = [name for name in names if student.hidden or name not in _OF_STATES]
+    kept = [name for name in names if student.hidden or name not in OF_STATES]
     if not kept:
         raise InputError("this model gives no hidden states to compare", hint="--loss cosine=1")
     return {name: PARTS[name](student, teacher, queue) for name in kept}

@@ -8,7 +8,8 @@ own. Texts are inputs as they are, except that
 - of a text that is too long, every other time a window is seen instead of its beginning.
 
 Inputs of like length share a batch. A batch holds about the same number of tokens, whatever their length: few long
-inputs or many short ones.
+inputs or many short ones. Widths go in steps, and all batches of a width have the same number of inputs, so that there
+are few shapes, which CUDA graphs need (`graphs`).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Mixture", "Piece", "epoch"]
+__all__ = ["Mixture", "Piece", "epoch", "width_of"]
 
 _CHUNK = 32
 
@@ -37,15 +38,19 @@ class Mixture:
 
     Attributes:
         limit: tokens of an input, special ones and prompts apart.
+        around: special tokens and those of the longest prompt.
         prompts: how many prompts there are to choose from.
         joined: share of the tokens that come in joined texts.
+        windows: whether of texts over the limit other parts than the beginning are seen.
         sources: for each text the number of its source; and
         weights: how often a source is seen relative to its size; None: all once.
     """
 
     limit: int
+    around: int = 0
     prompts: int = 1
     joined: float = 0.0
+    windows: bool = True
     sources: np.ndarray | None = None
     weights: tuple[float, ...] | None = None
 
@@ -62,14 +67,21 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
     rng = np.random.default_rng([seed, number])
     order = _drawn(len(lengths), mixture, rng)
     pieces = _pieces(order, lengths, mixture, rng)
-    budget = batch_size * max(1, round(float(np.mean([p.length for p in pieces]))))
+    budget = batch_size * round(float(np.mean([p.length + mixture.around for p in pieces])))
     shuffled = [pieces[i] for i in rng.permutation(len(pieces))]
     made: list[list[Piece]] = []
+    chunk: list[Piece] = []
     for start in range(0, len(shuffled), batch_size * _CHUNK):
-        chunk = sorted(shuffled[start : start + batch_size * _CHUNK], key=lambda piece: piece.length)
-        groups = _cut(chunk, budget)
+        chunk += shuffled[start : start + batch_size * _CHUNK]
+        groups, chunk = _cut(chunk, budget, mixture.around)
         made += [groups[i] for i in rng.permutation(len(groups))]
-    return made
+    return [*made, chunk] if chunk else made
+
+
+def width_of(length: int) -> int:
+    """The tokens to which inputs of so many are padded: above 8 in steps of 8, or of an eighth if that is more."""
+    step = 1 if length <= 8 else max(8, 1 << (length.bit_length() - 4))
+    return -(-length // step) * step
 
 
 def _drawn(count: int, mixture: Mixture, rng: np.random.Generator) -> np.ndarray:
@@ -100,17 +112,20 @@ def _pieces(order: np.ndarray, lengths: np.ndarray, mixture: Mixture, rng: np.ra
             rows, length, wanted = [], 0, int(rng.integers(max(1, limit // 4), limit + 1))
     for place in range(apart, len(order)):
         row = int(order[place])
-        over = int(lengths[row]) - limit
+        over = int(lengths[row]) - limit if mixture.windows else 0
         start = int((2 * windows[place] - 1) * (over + 1)) if over > 0 and windows[place] >= 0.5 else 0
         made.append(Piece((row,), start, min(int(lengths[row]), limit), int(prompts[place])))
     return made
 
 
-def _cut(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
-    """Consecutive groups of at most `budget` padded tokens (but at least one input); lengths rise."""
-    groups: list[list[Piece]] = [[]]
-    for piece in pieces:
-        if groups[-1] and (len(groups[-1]) + 1) * max(1, piece.length) > budget:
-            groups.append([])
-        groups[-1].append(piece)
-    return groups
+def _cut(pieces: Sequence[Piece], budget: int, around: int) -> tuple[list[list[Piece]], list[Piece]]:
+    """Groups of like length with at most `budget` padded tokens (but at least one input), and what is left over."""
+    ordered = sorted(pieces, key=lambda piece: -piece.length)
+    groups, start = [], 0
+    while start < len(ordered):
+        count = max(1, budget // width_of(ordered[start].length + around))
+        if start + count > len(ordered):
+            break
+        groups.append(ordered[start : start + count])
+        start += count
+    return groups, ordered[start:]

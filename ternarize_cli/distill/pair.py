@@ -15,7 +15,9 @@ from ternarize_cli.tokenization import teacher_ids
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Pair", "blocks_of"]
+__all__ = ["TAUGHT", "Pair", "blocks_of"]
+
+TAUGHT = "teacher_embedding"  # among the features: the teacher's embeddings, where they are known already
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -53,9 +55,9 @@ class _Watched:
         if isinstance(value, Tensor) and value.dim() == 3:
             self.seen.append(value)
 
-    def __call__(self, run: nn.Module, features: Mapping[str, Any]) -> Outputs:
+    def __call__(self, features: Mapping[str, Any]) -> Outputs:
         self.seen = []
-        out = run(dict(features))
+        out = self.encoder(dict(features))
         pooled = out["sentence_embedding"]
         hidden, self.seen = self.seen, []
         last = out.get("token_embeddings")
@@ -78,12 +80,11 @@ class Pair:
 
     Attributes:
         student, teacher: the encoders.
-        run: what is called to run the student; a wrapper for several GPUs takes its place.
     """
 
-    def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer") -> None:
+    def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer", *, tables: bool = False) -> None:
+        """`tables`: whether the student's embedding tables train, too."""
         self.student, self.teacher = student, teacher
-        self.run: nn.Module = student
         self._watched = _Watched(student), _Watched(teacher)
         widths = [encoder.get_embedding_dimension() for encoder in (student, teacher)]
         blocks = [len(blocks_of(encoder[0].auto_model)) for encoder in (student, teacher)]
@@ -100,7 +101,7 @@ class Pair:
         student.requires_grad_(True)
         for module in student.modules():
             if isinstance(module, nn.Embedding):
-                module.requires_grad_(False)
+                module.requires_grad_(tables)
 
     def freeze_idle(self, features: Mapping[str, Any], parts: Mapping[str, float]) -> None:
         """Freezes parameters that get no gradient from a loss, such as those of a pooler that nobody asks for."""
@@ -124,16 +125,25 @@ class Pair:
             for layer in layers:
                 layer.eval()
 
+    def put(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """The features on the student's device."""
+        device = self.student.device
+        moved = {k: v.to(device, non_blocking=True) for k, v in features.items() if isinstance(v, Tensor)}
+        return {**features, **moved}
+
     def student_outputs(self, features: Mapping[str, Any]) -> Outputs:
         """What the student makes of features on its device."""
-        return self._watched[0](self.run, features)
+        return self._watched[0]({name: value for name, value in features.items() if name != TAUGHT})
 
     @torch.no_grad()
     def teacher_outputs(self, features: Mapping[str, Any]) -> Outputs:
         """What the teacher makes of the same, in its own token ids."""
+        if TAUGHT in features:
+            known = features[TAUGHT].float()
+            return Outputs((), known, torch.ones(len(known), 1, device=known.device))
         if self._ids is not None and "input_ids" in features:
             features = {**features, "input_ids": self._ids[features["input_ids"]]}
-        return self._watched[1](self.teacher, features)
+        return self._watched[1](features)
 
     def linears(self) -> list[tuple[str, TernaryLinear]]:
         """The student's ternary linears, by name."""

@@ -1,26 +1,24 @@
 """The training loop: student, teacher, data and optimiser, and the state from which it can be taken up again.
 
 The teacher runs online on the same batch; only the ternary layers are in training mode, so dropout is off everywhere.
-Embedding tables stay frozen: int8 costs them nothing, and their gradients would double the cost of a step. Devices and
-processes are accelerate's business; arithmetic is bfloat16 autocast on CUDA, float32 on the CPU.
+Arithmetic is bfloat16 autocast on CUDA, where batches are replayed as CUDA graphs, and float32 on the CPU. All
+gradients lie in one buffer, which several processes average after the backward pass.
 """
 
 import math
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternarize_cli.distill.data import Corpus, Sources, mixture_of
+from ternarize_cli.distill.batches import Batches
+from ternarize_cli.distill.data import Corpus
+from ternarize_cli.distill.graphs import Graphs, own_stream
 from ternarize_cli.distill.losses import loss_parts
-from ternarize_cli.distill.order import Piece, epoch
+from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.training import Progress, Training
 from ternarize_cli.errors import InputError, TernarizeError
@@ -30,6 +28,14 @@ __all__ = ["Trainer"]
 _LOOKS = 10
 _SMOOTH = 0.95
 _SECONDS_BETWEEN_READINGS = 0.5
+_LARGEST_GRADIENT = 1.0
+
+
+class _Taught(NamedTuple):
+    """What a batch gave beside gradients: the loss parts, and the teacher's embeddings `[batch, dim]`."""
+
+    parts: dict[str, Tensor]
+    pooled: Tensor
 
 
 class Trainer:
@@ -45,39 +51,37 @@ class Trainer:
     def __init__(
         self,
         pair: Pair,
-        corpus: Corpus,
+        batches: Batches,
         held: Corpus,
-        sources: Sources,
         training: Training,
         on: Any,
         *,
         settle: bool = False,
     ) -> None:
         """`on` is the accelerator; `settle` whether the student was calibrated."""
-        self.pair, self.corpus, self.held, self.training, self.on = pair, corpus, held, training, on
-        self.lengths = corpus.lengths
-        self.mixture = mixture_of(corpus, sources, training.share_joined)
-        self.step = self.count = self.epoch = self.batch = 0
+        self.pair, self.batches, self.held, self.training, self.on = pair, batches, held, training, on
+        self.step = self.count = 0
         self.seconds = 0.0
         self.losses: dict[str, float] = {}
         self.cosine: float | None = None
         self.agreement: float | None = None
-        self._queue = torch.zeros(0, pair.student.get_embedding_dimension() or 0, device=on.device)
+        width = pair.student.get_embedding_dimension() or 0
+        self._queue = torch.zeros(training.chosen.queue, width, device=on.device)
+        self._queued = 0
         self._sums: dict[str, Tensor] = {}
         self._looked = self._look_took = 0.0
         if settle:
             for _, layer in pair.linears():
                 layer.settle(training.chosen.settle)
-        self._plan = self._pieces(0)
-        pair.freeze_idle(self._put(corpus.features(self._plan[0][:3])), training.parts)
+        pair.freeze_idle(pair.put(batches.few()), training.parts)
         self.total = training.steps or (
-            math.ceil(training.epochs * len(self._plan) / training.accumulate) if training.epochs else None
+            math.ceil(training.epochs * len(batches) / training.accumulate) if training.epochs else None
         )
         self._scales: list[Tensor] = [layer.weight_scale for _, layer in pair.linears()]
         self.parameters = [p for p in pair.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
-        if on.num_processes > 1:
-            pair.run = on.prepare_model(pair.student)
+        self._gradients = _in_one_buffer(self.parameters)
+        self._run = Graphs(self._gradients_of) if on.device.type == "cuda" else self._gradients_of
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -86,15 +90,14 @@ class Trainer:
         return {
             "step": self.step,
             "count": self.count,
-            "epoch": self.epoch,
-            "batch": self.batch,
+            "position": (self.batches.epoch, self.batches.position),
             "seconds": self.seconds,
             "losses": self.losses,
             "sums": self._sums,
             "held": (self._looked, self.cosine, self.agreement),
             "parameters": [p.detach() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
-            "queue": self._queue,
+            "queue": (self._queue, self._queued),
             "random": torch.get_rng_state(),
         }
 
@@ -108,13 +111,13 @@ class Trainer:
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.count, self.seconds = state["step"], state["count"], state["seconds"]
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.batches.go_to(*state["position"])
         self.losses = dict(state["losses"])
         self._sums = {name: value.to(self.on.device) for name, value in state["sums"].items()}
         self._looked, self.cosine, self.agreement = state["held"]
-        self._queue = state["queue"].to(self.on.device)
+        queue, self._queued = state["queue"]
+        self._queue.copy_(queue)
         torch.set_rng_state(state["random"].cpu())
-        self._plan = self._pieces(self.epoch)
 
     # -- loop ----------------------------------------------------------------------------------------------------------
 
@@ -127,8 +130,8 @@ class Trainer:
         """
         before, counted, started = self.seconds, self.count, time.monotonic()
         read = 0.0
-        with self.pair.training():
-            for features in self._features():
+        with self.pair.training(), own_stream(self.on.device):
+            for features in self.batches:
                 self.seconds = self._agreed(before + time.monotonic() - started)
                 done = self._done()
                 if done >= 1:
@@ -153,6 +156,24 @@ class Trainer:
                 if stopped:
                     return False
         return True
+
+    def fits(self) -> bool:
+        """Whether the GPU's memory holds the heaviest batches of an epoch, in every process."""
+        fits = True
+        try:
+            with self.pair.training(), own_stream(self.on.device):
+                for batch in self.batches.heaviest():
+                    self._gradients_of(batch)
+        except torch.cuda.OutOfMemoryError:
+            fits = False
+        self._gradients.zero_()
+        if self.on.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.on.num_processes == 1:
+            return fits
+        told = torch.tensor([float(fits)], device=self.on.device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MIN)
+        return bool(told)
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers, and all scales fit the float16 of the packed format."""
@@ -186,36 +207,41 @@ class Trainer:
             group["lr"] = rate
 
     def _one_step(self, batches: list[dict[str, Any]]) -> None:
-        weights = self.training.parts
-        for i, batch in enumerate(batches):
+        for batch in batches:
             try:
-                with self._synchronised(i == len(batches) - 1):
-                    features = self._put(batch)
-                    with self._autocast():
-                        taught = self.pair.teacher_outputs(features)
-                        learnt = self.pair.student_outputs(features)
-                    parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
-                    loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-                    (loss / len(batches)).backward()
+                taught = self._run(batch)
             except torch.cuda.OutOfMemoryError as e:
-                size = max(1, self.training.batch_size // 2)
-                times = self.training.accumulate * 2
+                smaller = self.training.halved()
                 raise InputError(
-                    f"the GPU's memory does not hold a batch of {self.training.batch_size}",
-                    hint=f"as many inputs a step: --batch-size {size} --accumulate {times}",
+                    f"the GPU's memory does not hold a batch of {self.training.batch}",
+                    hint=f"as many inputs a step: --batch-size {smaller.batch} --accumulate {smaller.accumulate}, "
+                    "or --auto-batch",
                 ) from e
             self._push(taught.pooled)
             self.count += len(taught.pooled) * self.on.num_processes
-            for name, part in parts.items():
-                value = part.detach()
+            for name, value in taught.parts.items():
                 old = self._sums.get(name)
-                self._sums[name] = value if old is None else old.lerp(value, 1 - _SMOOTH)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+                self._sums[name] = value.clone() if old is None else old.lerp(value, 1 - _SMOOTH)
+        count = len(batches) * self.on.num_processes
+        if self.on.num_processes > 1:
+            torch.distributed.all_reduce(self._gradients)
+        norm = self._gradients.norm() / count
+        self._gradients.mul_((_LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0) / count)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._gradients.zero_()
         self.step += 1
         with torch.no_grad():
             torch._foreach_clamp_min_(self._scales, 0.0)
+
+    def _gradients_of(self, batch: dict[str, Any]) -> _Taught:
+        """Adds the gradients of a batch to the buffer."""
+        features, weights = self.pair.put(batch), self.training.parts
+        with self._autocast():
+            taught = self.pair.teacher_outputs(features)
+            learnt = self.pair.student_outputs(features)
+        parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
+        torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
+        return _Taught({name: part.detach() for name, part in parts.items()}, taught.pooled)
 
     def _read_losses(self) -> None:
         self.losses = {name: float(value) for name, value in self._sums.items()}
@@ -229,54 +255,23 @@ class Trainer:
             )
 
     def _push(self, pooled: Tensor) -> None:
-        size = self.training.chosen.queue
-        if not size:
+        """Puts embeddings into the queue, in place of the oldest."""
+        if not len(self._queue):
             return
         unit = F.normalize(pooled.float(), dim=-1)
         if self.on.num_processes > 1:  # whose batches may differ by a row
             unit = self.on.gather(self.on.pad_across_processes(unit))
             unit = unit[unit.any(dim=1)]
-        self._queue = torch.cat([unit, self._queue])[:size]
+        unit = unit[-len(self._queue) :]
+        before = min(len(unit), len(self._queue) - self._queued)
+        self._queue[self._queued : self._queued + before] = unit[:before]
+        self._queue[: len(unit) - before] = unit[before:]
+        self._queued = (self._queued + len(unit)) % len(self._queue)
 
     def _autocast(self) -> Any:
-        return torch.autocast(self.on.device.type, torch.bfloat16, enabled=self.on.device.type == "cuda")
-
-    def _synchronised(self, last: bool) -> Any:
-        if last or self.on.num_processes == 1:
-            return nullcontext()
-        return self.on.no_sync(self.pair.run)
-
-    # -- data ----------------------------------------------------------------------------------------------------------
-
-    def _pieces(self, number: int) -> list[list[Piece]]:
-        size = self.training.batch_size * self.on.num_processes
-        return epoch(self.lengths, self.mixture, size, self.training.seed, number)
-
-    def _features(self) -> Iterator[list[dict[str, Any]]]:
-        """The batches of each step, from the present position on, made ahead in other threads."""
-        workers = min(8, os.cpu_count() or 1) if self.on.device.type == "cuda" else 1
-        with ThreadPoolExecutor(workers) as pool:
-            group: list[dict[str, Any]] = []
-            while True:
-                ahead: deque[Future[dict[str, Any]]] = deque()
-                following = self.batch
-                while self.batch < len(self._plan):
-                    while following < len(self._plan) and len(ahead) < 2 * workers:
-                        pieces = self._plan[following]
-                        mine = pieces[self.on.process_index :: self.on.num_processes] or pieces[:1]
-                        ahead.append(pool.submit(self.corpus.features, mine))
-                        following += 1
-                    group.append(ahead.popleft().result())
-                    self.batch += 1
-                    if len(group) == self.training.accumulate:
-                        yield group
-                        group = []
-                self.epoch, self.batch = self.epoch + 1, 0
-                self._plan = self._pieces(self.epoch)
-
-    def _put(self, features: dict[str, Any]) -> dict[str, Any]:
-        moved = {k: v.to(self.on.device, non_blocking=True) for k, v in features.items() if isinstance(v, Tensor)}
-        return {**features, **moved}
+        # without its cache: a graph's copy of a cast weight is not the next one's
+        on = self.on.device.type
+        return torch.autocast(on, torch.bfloat16, enabled=on == "cuda", cache_enabled=False)
 
     # -- held-out data -------------------------------------------------------------------------------------------------
 
@@ -284,21 +279,18 @@ class Trainer:
     def held_out(self) -> tuple[float, float]:
         """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
         started = time.monotonic()
-        layers = [layer for _, layer in self.pair.linears()]
-        modes = [layer.training for layer in layers]
+        modes = {module: module.training for module in self.pair.student.modules()}
         self.pair.student.eval()
         vectors: list[list[Tensor]] = [[], []]
         lengths = self.held.lengths.clip(max=self.held.limit)
         rows = self.held.lengths.argsort(kind="stable").tolist()
         for start in range(0, len(rows), 32):
             pieces = [Piece((i,), 0, int(lengths[i]), 0) for i in rows[start : start + 32]]
-            features = self._put(self.held.features(pieces))
-            run, self.pair.run = self.pair.run, self.pair.student
+            features = self.pair.put(self.held.features(pieces))
             vectors[0].append(self.pair.student_outputs(features).pooled.float())
-            self.pair.run = run
             vectors[1].append(self.pair.teacher_outputs(features).pooled.float())
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
         student, teacher = (F.normalize(torch.cat(v), dim=-1) for v in vectors)
         self._look_took = time.monotonic() - started
         return float((student * teacher).sum(dim=-1).mean()), _agreement(student, teacher)
@@ -311,3 +303,13 @@ def _agreement(a: Tensor, b: Tensor) -> float:
     if len(ranks[0]) < 2:
         return 1.0
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def _in_one_buffer(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Zeros for all gradients, one after the other; each parameter's `grad` becomes its part."""
+    buffer = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    start = 0
+    for parameter in parameters:
+        parameter.grad = buffer[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return buffer

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ternarize_cli.distill.losses import RECIPES, Recipe
 from ternarize_cli.errors import InputError
@@ -10,6 +10,7 @@ from ternarize_cli.errors import InputError
 __all__ = ["Progress", "Training"]
 
 _WARM_UP = 0.05
+_BATCH = {"cpu": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Training:
             speed; the others give the same bytes again.
         recipe: a name in `losses.RECIPES`.
         losses: weights of parts of the loss that differ from the recipe's; 0 leaves one out.
-        batch_size: texts or images per step and process, of mean length: a step of long texts has fewer.
+        batch_size: texts or images per step and process, of mean length: a step of long texts has fewer. None: 64, on
+            a GPU 256.
+        auto_batch: halve the batches, and accumulate twice as many, until they fit into the GPU's memory.
         accumulate: batches whose gradients make one step.
         learning_rate: the optimiser's peak; linear warm-up over 5% of the budget, then cosine to 0.
         max_length: tokens of a text; longer ones are cut. None: the model's limit, or 512.
@@ -35,7 +38,8 @@ class Training:
     epochs: float | None = None
     recipe: str = "full"
     losses: Mapping[str, float] = field(default_factory=dict)
-    batch_size: int = 64
+    batch_size: int | None = None
+    auto_batch: bool = False
     accumulate: int = 1
     learning_rate: float = 3e-4
     max_length: int | None = None
@@ -66,6 +70,20 @@ class Training:
     def parts(self) -> Mapping[str, float]:
         """The weights of the parts of the loss."""
         return self.chosen.weighing(self.losses)
+
+    @property
+    def batch(self) -> int:
+        """Inputs per batch and process; `on` says for which device."""
+        return self.batch_size or _BATCH["cpu"]
+
+    def on(self, device: str) -> "Training":
+        """With the defaults for a device such as "cuda:0"."""
+        default = _BATCH.get(device.partition(":")[0], _BATCH["cpu"])
+        return replace(self, batch_size=self.batch_size or default)
+
+    def halved(self) -> "Training":
+        """As many inputs a step, in batches of half the size."""
+        return replace(self, batch_size=max(1, self.batch // 2), accumulate=self.accumulate * 2)
 
     @property
     def share_joined(self) -> float:

@@ -1,0 +1,90 @@
+"""CUDA graphs: a training step of a small encoder is thousands of short kernels, and starting them takes longer than
+running them. A batch's kernels are recorded once per shape and then started together.
+
+What is recorded must not depend on values (no `.item()`, no boolean indexing), must find its tensors where they were,
+and must leave its results where they are read: gradients are added to a buffer that stays.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graphs", "own_stream"]
+
+_MOST = 96
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Recorded(Generic[Result]):
+    graph: torch.cuda.CUDAGraph
+    inputs: Mapping[str, Any]
+    result: Result
+
+
+class Graphs(Generic[Result]):
+    """A function of a batch, recorded when a shape comes up for the second time.
+
+    What it returns is overwritten when the shape comes up again.
+    """
+
+    def __init__(self, function: Callable[[dict[str, Any]], Result]) -> None:
+        self._function = function
+        self._seen: set[Any] = set()
+        self._recorded: dict[Any, _Recorded[Result]] = {}
+        self._pool: Any = None
+        self.refused: str | None = None  # why recording was given up
+
+    def __call__(self, batch: dict[str, Any]) -> Result:
+        """The function's result."""
+        shape = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
+        recorded = self._recorded.get(shape)
+        if recorded is None and shape in self._seen and not self.refused and len(self._recorded) < _MOST:
+            recorded = self._record(shape, batch)
+        if recorded is None:
+            self._seen.add(shape)
+            return self._function(batch)
+        for name, value in recorded.inputs.items():
+            if isinstance(value, Tensor):
+                value.copy_(batch[name], non_blocking=True)
+        recorded.graph.replay()
+        return recorded.result
+
+    def _record(self, shape: Any, batch: dict[str, Any]) -> _Recorded[Result] | None:
+        inputs = {k: torch.empty_like(v, device="cuda") if isinstance(v, Tensor) else v for k, v in batch.items()}
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.current_stream()
+        try:
+            # other threads copy batches meanwhile, which only this mode allows
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                result = self._function(inputs)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as e:
+            self.refused = str(e).partition("\n")[0]
+            warnings.warn(f"this model's training can't be recorded as a CUDA graph: {self.refused}", stacklevel=2)
+            return None
+        self._recorded[shape] = _Recorded(graph, inputs, result)
+        return self._recorded[shape]
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A stream other than the default one, which can't be recorded; on a CPU nothing."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, outside = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(outside)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outside.wait_stream(stream)

@@ -1,0 +1,55 @@
+"""The teacher's embeddings of all training texts, kept on disk for many epochs and many runs."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from ternarize_cli import files
+from ternarize_cli.distill.data import Corpus
+from ternarize_cli.distill.order import Piece
+from ternarize_cli.distill.pair import Pair
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.progress import Track, silent
+
+__all__ = ["cached_vectors"]
+
+_BATCH = 64
+
+
+def cached_vectors(folder: Path, pair: Pair, corpus: Corpus, teacher_hash: str, track: Track = silent) -> np.ndarray:
+    """The teacher's embeddings, float16 `[prompts, texts, dim]`, mapped from a file in `folder` or made and put there.
+
+    The file's name is a hash of the teacher and of the texts as token ids, so other texts or another teacher never
+    find it.
+
+    Raises:
+        CheckpointError: the file there is damaged.
+        OutputError: it can't be written.
+    """
+    name = hashlib.sha256(f"{teacher_hash} {corpus.digest}".encode()).hexdigest()[:32]
+    path = folder / f"teacher-{name}.npy"
+    shape = (corpus.prompts, len(corpus.lengths), pair.teacher.get_embedding_dimension() or 0)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic_file(path) as partial:
+            _make(partial, shape, pair, corpus, track)
+    try:
+        vectors = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as e:
+        raise CheckpointError(f"{path} can't be read: {e}", hint=f"rm {path}") from e
+    if vectors.shape != shape or vectors.dtype != np.float16:
+        raise CheckpointError(f"{path} holds {vectors.dtype} {vectors.shape}, not float16 {shape}", hint=f"rm {path}")
+    return vectors
+
+
+def _make(path: Path, shape: tuple[int, int, int], pair: Pair, corpus: Corpus, track: Track) -> None:
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    lengths = corpus.lengths.clip(max=corpus.limit)
+    rows = lengths.argsort(kind="stable").tolist()
+    starts = [(prompt, start) for prompt in range(shape[0]) for start in range(0, len(rows), _BATCH)]
+    for prompt, start in track(starts, "embedding by the teacher"):
+        batch = rows[start : start + _BATCH]
+        features = corpus.features([Piece((i,), 0, int(lengths[i]), prompt) for i in batch])
+        made[prompt, batch] = pair.teacher_outputs(pair.put(features)).pooled.float().cpu().numpy()
+    made.flush()
