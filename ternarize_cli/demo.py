@@ -98,7 +98,7 @@ def demo(
     from ternarize_cli.calibrate import Calibration
     from ternarize_cli.convert import convert
     from ternarize_cli.distill import Sources, Training, distill
-    from ternarize_cli.evaluation.compare import compare
+    from ternarize_cli.evaluation import run as evaluation
     from ternarize_cli.evaluation.reading import read_tasks
     from ternarize_cli.index.build import build_index
     from ternarize_cli.index.search import Searcher
@@ -130,7 +130,8 @@ def demo(
         against = f"--against {MODEL} --retrieval {output}/held-out"
         with step("eval: search quality on held-out files", f"ternarize eval {output}/model {against}"):
             tasks = read_tasks(retrieval=[partial / "held-out"])
-            kept = compare(partial / "model", MODEL, tasks, threads=threads, seed=seed, track=track).tasks[0]
+            pair = evaluation.Plan(partial / "model", MODEL, tasks=tasks, cached=False, threads=threads, seed=seed)
+            kept = evaluation.run(pair, track=track).comparison.tasks[0][0]
     with step("bench: latency", f"ternarize bench {output}/model"):
         latency, backend, busy = {}, "", False
         for batch, tokens in _POINTS:

@@ -13,17 +13,36 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 
-__all__ = ["atomic_file", "atomic_folder", "check_output", "content_hash", "empty", "partial_path", "remove", "sha256"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "cache_folder",
+    "check_output",
+    "content_hash",
+    "empty",
+    "partial_path",
+    "remove",
+    "sha256",
+    "tree_hash",
+]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl")
 """By these --force knows a folder that it may replace: a model, an index, a demo."""
+
+
+def cache_folder(kind: str) -> Path:
+    """Where results are kept: `kind` in TERNARIZE_CACHE, or else in `ternarize` under XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("TERNARIZE_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own) if own else (Path(shared) if shared else Path("~/.cache")) / "ternarize"
+    return folder.expanduser() / kind
 
 
 def partial_path(output: Path) -> Path:
@@ -237,11 +256,15 @@ def sha256(path: Path) -> str:
 def content_hash(folder: Path) -> str:
     """A digest of everything in a model folder that decides its vectors: weights, configs, tokenizer.
 
-    READMEs, images and hidden files don't count, so editing a model card keeps the hash. Computed as the sha256 over
-    `relative/path NUL sha256 newline` in sorted order; 64 hex digits.
+    READMEs, images and hidden files don't count, so editing a model card keeps the hash. Computed as `tree_hash`.
     """
+    return tree_hash(folder, _counts)
+
+
+def tree_hash(folder: Path, counts: Callable[[Path], bool]) -> str:
+    """The sha256 over `relative/path NUL sha256 newline` of the files that count, in sorted order; 64 hex digits."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and _counts(p.relative_to(folder))):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and counts(p.relative_to(folder))):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
 

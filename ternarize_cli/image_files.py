@@ -1,9 +1,15 @@
-"""IDX and Parquet: files that hold many images.
+"""IDX, CIFAR and Parquet: files that hold many images.
 
 IDX, big-endian, as MNIST introduced it; a `.gz` of either is unpacked into memory, anything else is memory-mapped:
 
     images   00 00 08 03   count u32   height u32   width u32   count · height · width bytes, row by row
     labels   00 00 08 01   count u32   count bytes
+
+CIFAR, the binary version (https://www.cs.toronto.edu/~kriz/cifar.html), is records of bytes; the names of the classes
+are in a file beside it, by which it is recognised. The Python version is pickles, which may run code, and is not read:
+
+    CIFAR-10     batches.meta.txt         label                        1024 red, 1024 green, 1024 blue, row by row
+    CIFAR-100    fine_label_names.txt     coarse label   fine label    the same
 
 Parquet files are read one row group at a time.
 """
@@ -25,8 +31,21 @@ from ternarize_cli.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IDX_IMAGES", "IdxFile", "ImageFile", "ParquetFile", "image_columns", "open_idx", "open_parquet"]
+__all__ = [
+    "IDX_IMAGES",
+    "CifarFile",
+    "IdxFile",
+    "ImageFile",
+    "ParquetFile",
+    "image_columns",
+    "is_cifar",
+    "open_cifar",
+    "open_idx",
+    "open_parquet",
+]
 
+_CIFAR = re.compile(r"(?:data_batch_\d+|test_batch|train|test)\.bin")
+_CIFAR_NAMES = (("batches.meta.txt", 1), ("fine_label_names.txt", 2))
 IDX_IMAGES = re.compile(r"(?:(.+)-)?images[-.]idx3-ubyte(?:\.gz)?")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -110,6 +129,50 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
             hint="fetch the file again",
         )
     return content[header:].reshape(shape)
+
+
+@dataclass(frozen=True)
+class CifarFile:
+    """`pixels`: uint8 `[count, 3, 32, 32]`."""
+
+    path: Path
+    pixels: np.ndarray = field(repr=False)
+    labels: Sequence[str] | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, row: int) -> "Image":
+        """An image in colours."""
+        from PIL import Image
+
+        return Image.fromarray(np.ascontiguousarray(self.pixels[row].transpose(1, 2, 0)))
+
+
+def is_cifar(path: Path) -> bool:
+    """Whether this is a file of CIFAR's binary version, by its name and the file of names beside it."""
+    return _CIFAR.fullmatch(path.name) is not None and any(path.with_name(n).is_file() for n, _ in _CIFAR_NAMES)
+
+
+def open_cifar(path: Path) -> CifarFile:
+    """Opens a file that `is_cifar`; the label is the class's name (CIFAR-100: of the fine classes).
+
+    Raises:
+        DataError: it is cut off, or has a label without a name.
+    """
+    names_file, width = next((path.with_name(name), n) for name, n in _CIFAR_NAMES if path.with_name(name).is_file())
+    names = names_file.read_text(encoding="utf-8").split()
+    size = path.stat().st_size
+    if size == 0 or size % (width + 3072):
+        raise DataError(f"{path}: {size} bytes are no records of {width + 3072}", hint="fetch the file again")
+    records: np.ndarray = np.memmap(path, np.uint8, mode="r").reshape(-1, width + 3072)
+    numbers = records[:, width - 1]
+    if int(numbers.max()) >= len(names):
+        row = int(numbers.argmax())
+        raise DataError(
+            f"{path}, image {row}: the label {numbers[row]} has no name", hint=f"{names_file} has {len(names)}"
+        )
+    return CifarFile(path, records[:, width:].reshape(-1, 3, 32, 32), [names[number] for number in numbers])
 
 
 def image_columns(path: Path) -> tuple[str, str | None] | None:

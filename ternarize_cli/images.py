@@ -3,6 +3,7 @@
     folder of image files     DIR/cat/1.jpg, DIR/dog/2.png: the subfolder is the label (the layout of ImageNet);
                               DIR/1.jpg: no labels
     IDX (MNIST and its kin)   NAME-images-idx3-ubyte[.gz] and, beside it, NAME-labels-idx1-ubyte[.gz]
+    CIFAR-10, CIFAR-100       the binary version: data_batch_1.bin, … or train.bin, with the file of the classes' names
     Parquet                   a column of images as the `datasets` library writes it (a struct of bytes and path) or
                               of plain bytes, and a column `label`; one file or a folder of them
 
@@ -26,7 +27,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, overload
 
 from ternarize_cli.errors import DataError
-from ternarize_cli.image_files import IDX_IMAGES, ImageFile, image_columns, open_idx, open_parquet
+from ternarize_cli.image_files import (
+    IDX_IMAGES,
+    ImageFile,
+    image_columns,
+    is_cifar,
+    open_cifar,
+    open_idx,
+    open_parquet,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +48,9 @@ _PARTS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "t10k"), "test"),
 }
-_LAYOUTS = "a folder of .jpg or .png files (in one subfolder per label), IDX files, or Parquet files"
+_LAYOUTS = (
+    "a folder of .jpg or .png files (in one subfolder per label), IDX files, CIFAR's binary version, or Parquet files"
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def is_images(path: str | Path) -> bool:
     path = Path(path).expanduser()
     if path.is_dir():
         return bool(_layout(path))
-    return path.is_file() and (path.suffix.lower() in _SUFFIXES or _is_idx(path) or _is_table(path))
+    return path.is_file() and (path.suffix.lower() in _SUFFIXES or _is_idx(path) or is_cifar(path) or _is_table(path))
 
 
 def read_images(path: str | Path, *, limit: int | None = None, seed: int | None = None) -> Images:
@@ -163,11 +174,12 @@ def read_parts(path: str | Path) -> dict[str, Images]:
 
 
 def _layout(root: Path) -> dict[str, list[Path]]:
-    """Part → its files, all of them IDX files of images, or Parquet files, or image files."""
+    """Part → its files, all of them IDX files of images, or of CIFAR, or Parquet files, or image files."""
     files = sorted(p for p in [*root.glob("*"), *root.glob("data/*")] if p.is_file())
-    for wanted in (_is_idx, _is_table):
+    for wanted in (_is_idx, is_cifar, _is_table):
         if found := [p for p in files if wanted(p)]:
-            return _parts((p.name, [p]) for p in found)
+            # CIFAR-10 calls its training part data_batch_1 to 5
+            return _parts((re.sub("^data_batch", "train", p.name), [p]) for p in found)
     folders = [(p.name, _pictures(p)) for p in sorted(root.glob("*")) if p.is_dir() and not p.name.startswith(".")]
     folders = [(name, found) for name, found in folders if found]
     if folders and all(name.lower() in _PARTS for name, _ in folders):
@@ -204,7 +216,8 @@ def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
 def _open(root: Path, part: str, files: list[Path]) -> Images:
     if files[0].suffix.lower() in _SUFFIXES:
         return _open_pictures(root, files)
-    sources: list[ImageFile] = [open_idx(p) if _is_idx(p) else open_parquet(p) for p in files]
+    opened = open_idx if _is_idx(files[0]) else open_cifar if is_cifar(files[0]) else open_parquet
+    sources: list[ImageFile] = [opened(p) for p in files]
     ends = list(accumulate(len(source) for source in sources))
     if len({source.labels is None for source in sources}) == 2:
         without = next(source.path for source in sources if source.labels is None)

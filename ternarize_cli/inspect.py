@@ -29,7 +29,7 @@ from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, c
 from ternarize_cli.parts import parts_of
 from ternarize_cli.scheme import LEVELS, Artifact
 
-__all__ = ["Histogram", "Inspection", "TensorInfo", "inspect"]
+__all__ = ["Histogram", "Inspection", "TensorInfo", "inspect", "parameter_count"]
 
 _BINS = 80
 _WIDEST = {"ternary": 2.5, "binary": 2.5, "int2": 5.0, "int4": 10.0}
@@ -176,7 +176,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
                     scale_at = at.get(f"{name}.weight_scale")
                     scale = scale_at[1].get(scale_at[0]) if scale_at else None
                     modules.append(survey.describe(part.prefix + name, module, key, shard.get(key), scale))
-        parameters += _parameters(model, at)
+        parameters += parameter_count(model, at)
         size += weights.bytes_on_disk(part.path, allow_pickle=allow_pickle)
     return Inspection(
         stage=artifact.stage if artifact else "full precision",
@@ -194,8 +194,8 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
 _LISTED = (nn.Linear, Conv1D, nn.Embedding, PackedLinear, PackedEmbedding)
 
 
-def _parameters(model: nn.Module, present: Iterable[str]) -> int:
-    """Weights that the files hold, packed ones counted as what they stand for; scales are none."""
+def parameter_count(model: nn.Module, present: Iterable[str]) -> int:
+    """The weights among `present`, names of the state dict; packed ones count as what they stand for, scales don't."""
     logical = {
         f"{name}.weight": module.in_features * module.out_features
         if isinstance(module, PackedLinear)

@@ -20,7 +20,21 @@ if TYPE_CHECKING:
     from ternarize_cli.inspect import Histogram, Inspection
     from ternarize_cli.sweep import Sweep
 
-__all__ = ["bars", "check_plot", "histogram_bars", "plot_inspection", "plot_sweep", "plot_training"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "bars",
+    "check_plot",
+    "histogram_bars",
+    "new_figure",
+    "plot_inspection",
+    "plot_sweep",
+    "plot_training",
+    "require_matplotlib",
+    "save_figure",
+]
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _FORMATS = (".png", ".svg", ".pdf")
@@ -30,7 +44,7 @@ _MEASURES = {
     "cosine": "mean cosine to the original",
     "sts": "STS, Spearman",
 }
-_BLUE, _ORANGE, _GREEN, _GREY = "#3b6ea8", "#d1712a", "#4a8f5c", "#8a8a8a"
+BLUE, ORANGE, GREEN, GREY = "#3b6ea8", "#d1712a", "#4a8f5c", "#8a8a8a"
 
 
 def bars(rows: Sequence[tuple[str, float]], width: int) -> list[str]:
@@ -85,9 +99,18 @@ def check_plot(path: Path, *, force: bool) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"--plot {path}: a figure's name ends in {', '.join(_FORMATS)}", hint="--plot figure.png")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UnavailableError("--plot needs matplotlib", hint="pip install 'ternarize-cli[plot]'")
+    require_matplotlib("--plot")
     files.check_output(path, force=force, folder=False)
+
+
+def require_matplotlib(option: str) -> None:
+    """Refuses an option that draws where matplotlib is missing.
+
+    Raises:
+        UnavailableError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UnavailableError(f"{option} needs matplotlib", hint="pip install 'ternarize-cli[plot]'")
 
 
 def plot_inspection(found: "Inspection", title: str, path: Path, *, force: bool = False) -> None:
@@ -100,28 +123,28 @@ def plot_inspection(found: "Inspection", title: str, path: Path, *, force: bool 
     linears = [m for m in found.modules if m.mean_abs is not None or m.codes is not None]
     ternary = [m for m in linears if m.codes is not None]
     rows = 2 if ternary else 1
-    figure = _figure(f"{title}: {found.stage}, {len(ternary or linears)} linears", width=11, height=1 + 3.6 * rows)
+    figure = new_figure(f"{title}: {found.stage}, {len(ternary or linears)} linears", width=11, height=1 + 3.6 * rows)
     axes = figure.subplots(rows, 2, squeeze=False).flatten()
     if not ternary:
         _magnitudes(axes[0], found)
         x = range(len(linears))
-        axes[1].semilogy(x, [m.max_abs or None for m in linears], ".", color=_ORANGE, label="max |w|")
-        axes[1].semilogy(x, [m.mean_abs or None for m in linears], ".", color=_BLUE, label="mean |w|")
+        axes[1].semilogy(x, [m.max_abs or None for m in linears], ".", color=ORANGE, label="max |w|")
+        axes[1].semilogy(x, [m.mean_abs or None for m in linears], ".", color=BLUE, label="mean |w|")
         _by_layer(axes[1], "weights of each linear", "magnitude")
         axes[1].legend()
     else:
         x = range(len(ternary))
         _code_shares(axes[0], [m.codes or {} for m in ternary])
         low, mean, high = ([getattr(m, f"scale_{k}") for m in ternary] for k in ("min", "mean", "max"))
-        axes[1].vlines(x, low, high, color=_BLUE, alpha=0.45, linewidth=2, label="min to max")
-        axes[1].plot(x, mean, ".", color=_BLUE, label="mean")
+        axes[1].vlines(x, low, high, color=BLUE, alpha=0.45, linewidth=2, label="min to max")
+        axes[1].plot(x, mean, ".", color=BLUE, label="mean")
         axes[1].set_yscale("log")
         _by_layer(axes[1], "scales of each linear", "scale")
         axes[1].legend()
         if found.magnitudes is not None:
             _magnitudes(axes[2], found)
             error = [m.error or 0.0 for m in ternary]
-            axes[3].plot(x, error, ".-", color=_ORANGE, linewidth=0.8)
+            axes[3].plot(x, error, ".-", color=ORANGE, linewidth=0.8)
             worst = max(x, key=lambda i: error[i])
             left = worst < len(ternary) / 2
             axes[3].annotate(
@@ -137,7 +160,7 @@ def plot_inspection(found: "Inspection", title: str, path: Path, *, force: bool 
         else:
             _zeros(axes[2], [m.zeros or 0.0 for m in ternary])
             _scales(axes[3], found)
-    _save(figure, path, force=force)
+    save_figure(figure, path, force=force)
 
 
 def plot_sweep(sweep: "Sweep", title: str, path: Path, *, force: bool = False) -> None:
@@ -150,27 +173,27 @@ def plot_sweep(sweep: "Sweep", title: str, path: Path, *, force: bool = False) -
     shown = sweep.measures
     columns = 2
     height = 1 + 3.4 * -(-len(shown) // columns)
-    figure = _figure(f"{title}: absmean over beta, one scale per {sweep.granularity}", width=10, height=height)
+    figure = new_figure(f"{title}: absmean over beta, one scale per {sweep.granularity}", width=10, height=height)
     axes = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).flatten()
     for axis, key in zip(axes, shown, strict=False):
         betas = [row.beta for row in sweep.absmean]
         values = [getattr(row, key) for row in sweep.absmean]
-        axis.plot(betas, values, "o-", color=_BLUE, label="absmean")
+        axis.plot(betas, values, "o-", color=BLUE, label="absmean")
         if getattr(sweep.optimal, key) is not None:
-            axis.axhline(getattr(sweep.optimal, key), color=_ORANGE, linestyle="--", label="optimal")
+            axis.axhline(getattr(sweep.optimal, key), color=ORANGE, linestyle="--", label="optimal")
         if key == "sts" and sweep.teacher_sts is not None:
-            axis.axhline(sweep.teacher_sts, color=_GREY, linestyle=":", label="original")
+            axis.axhline(sweep.teacher_sts, color=GREY, linestyle=":", label="original")
         best = sweep.best(key)
         if best is not None:
             label = f"best beta: {best.beta:g}"
-            axis.plot([best.beta], [getattr(best, key)], "*", color=_GREEN, markersize=16, label=label)
+            axis.plot([best.beta], [getattr(best, key)], "*", color=GREEN, markersize=16, label=label)
         axis.set_title(_MEASURES[key], fontsize=10)
         axis.set_xlabel("beta")
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     for axis in axes[len(shown) :]:
         axis.remove()
-    _save(figure, path, force=force)
+    save_figure(figure, path, force=force)
 
 
 def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path, *, force: bool = False) -> None:
@@ -180,7 +203,7 @@ def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path,
         InputError, UnavailableError, OutputExistsError, OutputError: as `check_plot`.
     """
     check_plot(path, force=force)
-    figure = _figure(f"{title}: distillation", width=10, height=4)
+    figure = new_figure(f"{title}: distillation", width=10, height=4)
     losses, held = figure.subplots(1, 2)
     for name in readings[-1]["losses"] if readings else ():
         losses.plot([r["step"] for r in readings], [r["losses"][name] for r in readings], label=name)
@@ -188,7 +211,7 @@ def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path,
     losses.set_title("parts of the loss, smoothed", fontsize=10)
     before = [None, *(r["cosine"] for r in readings)]
     looked = [r for r, old in zip(readings, before, strict=False) if r["cosine"] not in (None, old)]
-    for name, colour in (("cosine", _BLUE), ("agreement", _ORANGE)):
+    for name, colour in (("cosine", BLUE), ("agreement", ORANGE)):
         held.plot([r["step"] for r in looked], [r[name] for r in looked], "o-", color=colour, label=name)
     held.set_title("held-out data: cosine to the teacher, agreement of similarities", fontsize=10)
     for axis in (losses, held):
@@ -196,10 +219,11 @@ def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path,
         axis.grid(alpha=0.25)
         if axis.lines:
             axis.legend(fontsize=8)
-    _save(figure, path, force=force)
+    save_figure(figure, path, force=force)
 
 
-def _figure(title: str, *, width: float, height: float) -> Any:
+def new_figure(title: str, *, width: float, height: float) -> Any:
+    """An empty matplotlib figure, its size in inches; axes find their own places."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -207,7 +231,8 @@ def _figure(title: str, *, width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path, *, force: bool) -> None:
+def save_figure(figure: Any, path: Path, *, force: bool) -> None:
+    """Writes a figure in the format that the path ends in."""
     with files.atomic_file(path, force=force) as partial:
         figure.savefig(partial, format=path.suffix.lower()[1:], dpi=130)
 
@@ -224,13 +249,13 @@ def _magnitudes(axis: Any, found: "Inspection") -> None:
     assert histogram is not None
     total = sum(histogram.counts)
     widths = [b - a for a, b in zip(histogram.edges, histogram.edges[1:], strict=False)]
-    axis.bar(histogram.edges[:-1], [n / total for n in histogram.counts], widths, align="edge", color=_BLUE)
+    axis.bar(histogram.edges[:-1], [n / total for n in histogram.counts], widths, align="edge", color=BLUE)
     for i, threshold in enumerate(found.thresholds):
-        axis.axvline(threshold, color=_ORANGE, linestyle="--", label="threshold" if i == 0 else None)
+        axis.axvline(threshold, color=ORANGE, linestyle="--", label="threshold" if i == 0 else None)
     if found.artifact is None:
         for beta in (1, 2, 3):
-            axis.axvline(beta / 2, color=_ORANGE, linestyle="--", linewidth=1)
-            axis.text(beta / 2, 0.99, f" β {beta}", color=_ORANGE, va="top", transform=axis.get_xaxis_transform())
+            axis.axvline(beta / 2, color=ORANGE, linestyle="--", linewidth=1)
+            axis.text(beta / 2, 0.99, f" β {beta}", color=ORANGE, va="top", transform=axis.get_xaxis_transform())
     elif found.thresholds:
         axis.legend()
     unit = "|w| / scale" if found.artifact else "|w| / mean |w| of its matrix"
@@ -259,7 +284,7 @@ def _code_shares(axis: Any, shares: Sequence[dict[int, float]]) -> None:
 
 
 def _zeros(axis: Any, zeros: Sequence[float]) -> None:
-    axis.plot(range(len(zeros)), zeros, ".-", color=_ORANGE, linewidth=0.8)
+    axis.plot(range(len(zeros)), zeros, ".-", color=ORANGE, linewidth=0.8)
     _by_layer(axis, "zeros of each linear", "share of zero codes")
 
 
@@ -267,7 +292,7 @@ def _scales(axis: Any, found: "Inspection") -> None:
     histogram = found.scales
     if histogram is not None:
         widths = [b - a for a, b in zip(histogram.edges, histogram.edges[1:], strict=False)]
-        axis.bar(histogram.edges[:-1], histogram.counts, widths, align="edge", color=_BLUE, edgecolor="white")
+        axis.bar(histogram.edges[:-1], histogram.counts, widths, align="edge", color=BLUE, edgecolor="white")
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_title("all scales", fontsize=10)

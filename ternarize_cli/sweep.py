@@ -278,7 +278,7 @@ def _on_pairs(encoder: Any, name: str, pairs: "Pairs", batch_size: int) -> _Meas
         kept.clear()
         sts = None
         try:
-            sts = score(recorder, [pairs], batch_size=batch_size)[0].value
+            sts = score(recorder, pairs, batch_size=batch_size).value
         except CheckpointError:
             if len(kept) < 2:  # some vector is not finite; otherwise all are equal, and there is no correlation
                 raise

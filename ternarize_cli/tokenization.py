@@ -102,7 +102,7 @@ def teacher_ids(student: Any, teacher: Any) -> Tensor:
     if missing := [token for token in tokens if token not in known]:
         raise CheckpointError(
             f"the student's vocabulary of {len(tokens)} is no part of the teacher's of {len(known)}: {missing[0]!r}",
-            hint="--teacher is the full-precision model that the student was converted from",
+            hint="the teacher is the full-precision model that the student was converted from",
         )
     ids = torch.zeros(max(tokens.values()) + 1, dtype=torch.int64)
     for token, i in tokens.items():

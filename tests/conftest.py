@@ -22,6 +22,12 @@ WORDS = (
 ).split()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept between runs is kept apart from the user's."""
+    os.environ["TERNARIZE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def save_word_tokenizer(folder: Path) -> int:
     """Writes a word-level BERT tokenizer over WORDS; returns the vocabulary's size."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -367,7 +367,8 @@ def test_a_wrong_name_or_number_ends_with_2_before_any_model_is_built(
 def test_an_unknown_rival_lists_those_known() -> None:
     with pytest.raises(InputError) as caught:
         baselines.require("x")
-    assert caught.value.hint == "--against one of: torch-fp32, torch-bf16"
+    assert caught.value.hint == "--against one of: " + ", ".join(baselines.names())
+    assert {"torch-fp32", "torch-bf16", "torch-fp16", "onnx-int8", "openvino-int8"} <= set(baselines.names())
 
 
 def test_a_backend_that_cannot_run_ends_with_4_before_any_model_is_built(

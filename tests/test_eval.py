@@ -27,27 +27,27 @@ def other_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def comparison(*scores: tuple[float, float]) -> Any:
     """(teacher, student) per task, named a, b, …"""
-    from ternarize_cli.evaluation.compare import Comparison, Evaluation, Score, _retentions
+    from ternarize_cli.evaluation.compare import Evaluation, Score, compare
 
     names = "abcdef"[: len(scores)]
     teacher, student = (
         Evaluation(who, who, 1, tuple(Score(n, "accuracy", 9, s[i]) for n, s in zip(names, scores, strict=True)))
         for i, who in enumerate(("teacher", "student"))
     )
-    return Comparison(student, teacher, _retentions(student, teacher))
+    return compare([student], teacher)
 
 
 def test_mean_retention_is_the_mean_of_the_ratios() -> None:
     result = comparison((0.8, 0.4), (0.5, 0.5))
-    assert [t.retention for t in result.tasks] == [0.5, 1.0]
-    assert result.mean_retention == 0.75
+    assert [t.retention for t in result.tasks[0]] == [0.5, 1.0]
+    assert result.mean_retention() == 0.75
 
 
 @pytest.mark.parametrize("teacher", [0.0, -0.1])
 def test_a_teacher_at_or_below_zero_leaves_retention_undefined(teacher: float) -> None:
     result = comparison((teacher, 0.4), (0.5, 0.5))
-    assert [t.retention for t in result.tasks] == [None, 1.0]
-    assert result.mean_retention is None
+    assert [t.retention for t in result.tasks[0]] == [None, 1.0]
+    assert result.mean_retention() is None
     for gate in ("0.1", "a=0.1"):
         with pytest.raises(GateMissedError, match=rf"undefined \(the teacher scores {teacher:g} on a\)"):
             check(parse_gates([gate], ["a", "b"]), result)
@@ -210,9 +210,11 @@ def test_eval_of_images_prints_neighbours_accuracy_and_cosine(run: Run, tiny_vit
     other = save_tiny_vit(pictures.parent / "other-vit", seed=1)
     result = run("eval", other, "--against", tiny_vit, "--images", pictures, "--json", "-q")
     assert result.exit_code == 0
-    (task,) = json.loads(result.stdout)["tasks"]
+    task, probe = json.loads(result.stdout)["tasks"]
     assert (task["name"], task["metric"], task["size"]) == ("pictures", "knn_accuracy", 8)
-    assert (task["teacher"], task["student"], task["retention"]) == (1.0, 1.0, 1.0)  # bright is far from dark
+    assert (probe["name"], probe["metric"], probe["size"]) == ("pictures-linear", "linear_accuracy", 8)
+    for found in (task, probe):
+        assert (found["teacher"], found["student"], found["retention"]) == (1.0, 1.0, 1.0)  # bright is far from dark
     a, b = (
         load_encoder(folder, device="cpu").encode(list(read_labelled(pictures, "test")), normalize_embeddings=True)
         for folder in (tiny_vit, other)
@@ -225,10 +227,10 @@ def test_eval_of_images_prints_neighbours_accuracy_and_cosine(run: Run, tiny_vit
 
 def test_eval_of_a_model_with_itself_keeps_every_image_where_it_is(run: Run, tiny_vit: Path, pictures: Path) -> None:
     result = run("eval", tiny_vit, "--against", tiny_vit, "--images", pictures, "--json", "-q")
-    (task,) = json.loads(result.stdout)["tasks"]
+    task, _ = json.loads(result.stdout)["tasks"]
     assert task["cosine"] == pytest.approx(1.0)
     alone = run("eval", tiny_vit, "--images", pictures, "--json", "-q")
-    (task,) = json.loads(alone.stdout)["tasks"]
+    task, _ = json.loads(alone.stdout)["tasks"]
     assert (task["cosine"], task["retention"], task["student"]) == (None, None, 1.0)
 
 
@@ -244,10 +246,10 @@ def test_a_source_without_parts_is_split_in_halves(run: Run, tiny_vit: Path, pic
 def test_the_limit_draws_the_same_number_of_each_label(tmp_path: Path) -> None:
     for part, count in (("train", 60), ("test", 40)):
         write_folder(tmp_path / part, make_pixels(count), [int(i >= 10) for i in range(count)])
-    (task,) = read_tasks(images=[tmp_path], limit=6, seed=3)
+    task, _ = read_tasks(images=[tmp_path], limit=6, seed=3)
     assert Counter(task.queries.labels) == {"0": 3, "1": 3}
     assert Counter(task.neighbours.labels) == {"0": 10, "1": 20}  # as far as they reach
-    (again,) = read_tasks(images=[tmp_path], limit=6, seed=3)
+    again, _ = read_tasks(images=[tmp_path], limit=6, seed=3)
     assert again.sha256 == task.sha256
 
 

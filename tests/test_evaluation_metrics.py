@@ -42,8 +42,8 @@ def local(encoder: Any, **kwargs: Any) -> Any:
 def main_score(encoder: Any, **files: Any) -> float:
     from ternarize_cli.evaluation.compare import score
 
-    (result,) = score(local(encoder), read_tasks(**files))
-    return result.value
+    task, *_ = read_tasks(**files)
+    return score(local(encoder), task).value
 
 
 def cosines(encoder: Any, first: list[str], second: list[str]) -> list[float]:

@@ -1,9 +1,12 @@
 """Files for `ternarize eval`: what is wrong is named with file and line; names, filters and hashes."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS
 
@@ -37,7 +40,13 @@ def write_retrieval(folder: Path, queries: list[dict[str, Any]] | None = None) -
         ("cat,dog,1\n\ncat, a dog,tree,2\n", "line 3: 4 columns"),
         ('"a\ncat",dog,1\nb,c\n', "line 3: 2 columns"),
         ("cat,dog,1\ncat,dog,high\n", "line 2: the score 'high' is not a number"),
-        ("sentence1,sentence2,score\n", "line 1: the score 'score' is not a number"),
+        ("a,b,similarity\ncat,dog,1\n", "line 1: the score 'similarity' is not a number"),
+        ("sentence1,sentence2,score\n", "is empty"),
+        ("score,sentence2,sentence1,more\n1,dog,cat\n", "line 2: 3 columns where 4 are needed, as many as the header"),
+        ("cat,dog,1\ncat,d\0g,2\n", "line 2: a NUL at column 6"),
+        ("cat,dog,1\n".encode("utf-16"), "line 1: this is UTF-16, not UTF-8"),
+        ("cat,dog,1\n".encode("utf-16-le"), "line 1: a NUL at column 2"),
+        ("caf\xe9,dog,1\n".encode() + "caf\xe9,dog,2\n".encode("latin-1"), "line 2: not UTF-8 .byte 0xe9"),
         ("cat,dog,1\ncat,dog,nan\n", "line 2: the score 'nan' is not a finite number"),
         ("cat,dog,inf\n", "line 1: the score 'inf' is not a finite number"),
         ("cat,,1\n", "line 1: the second sentence is empty"),
@@ -58,7 +67,7 @@ def test_bad_pairs_are_named(content: str | bytes, message: str, tmp_path: Path)
     ("content", "message"),
     [
         ("", "is empty"),
-        ("a\tcat\nno tab\n", "line 2: no tab"),
+        ("a\tcat\nno tab\n", "line 2: 1 column where 2 are needed: label tab text"),
         ("a\tcat\n\tdog\n", "line 2: the label is empty"),
         ("a\tcat\nb\t \n", "line 2: the text is empty"),
         ("a\tcat\na\tdog\n", "every text has the label 'a'"),
@@ -114,7 +123,11 @@ GOOD_QUERY = {"_id": "q", "text": "cat", "relevant": ["d1"]}
             "line 2: the score 'yes' is not a whole number",
         ),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td1\t0\n", "line 3: .* judged twice"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t0\n", "no query that counts has a relevant document"),
+        (
+            "qrels/test.tsv",
+            "query-id\tcorpus-id\tscore\nq1\td1\t0\n",
+            "the query 'q1' has no relevant document .1 of 1 have none",
+        ),
     ],
 )
 def test_bad_retrieval_files_are_named(file: str, content: Any, message: str, tmp_path: Path) -> None:
@@ -176,3 +189,148 @@ def test_the_hash_of_a_task_follows_its_files_and_filter(tmp_path: Path) -> None
     write_jsonl(folder / "queries.jsonl", [GOOD_QUERY])
     hashes.add(read_tasks(retrieval=[folder])[0].sha256)
     assert len(hashes) == 3
+
+
+def write_task(folder: Path, content: str, name: str = "task.toml") -> Path:
+    (folder / name).write_text(content, encoding="utf-8")
+    return folder / name
+
+
+def test_columns_are_found_by_their_header_in_every_format(tmp_path: Path) -> None:
+    rows = [("cat", "dog", 1.5), ("river", 'a "stone"', 0.0)]
+    table = pa.table(
+        {"score": [r[2] for r in rows], "sentence2": [r[1] for r in rows], "sentence1": [r[0] for r in rows]}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", table.to_pylist())
+    (tmp_path / "a.csv").write_text('score,sentence2,sentence1\n1.5,dog,cat\n0,"a ""stone""",river\n')
+    (tmp_path / "a.tsv").write_text('score\tsentence2\tsentence1\n1.5\tdog\tcat\n0\ta "stone"\triver\n')
+    for suffix in ("parquet", "jsonl", "csv", "tsv"):
+        (data,) = read_tasks(sts=[tmp_path / f"a.{suffix}"])
+        assert list(zip(data.first, data.second, data.scores, strict=True)) == rows, suffix
+
+
+def test_a_task_file_names_columns_and_is_beside_its_data(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x.csv").write_text("id,question,other,gold\n7,cat,dog,1\n8,tree,house,0\n")
+    table = 'type = "sts"\npath = "x.csv"\nname = "mine"\nsentence1 = "question"\nsentence2 = "other"\nscore = "gold"\n'
+    file = write_task(tmp_path / "sub", table)
+    as_json = write_task(tmp_path / "sub", json.dumps(tomllib.loads(table) | {"name": "json"}), "task.json")
+    first, second = read_tasks(task_files=[file, as_json])
+    assert (first.name, second.name) == ("mine", "json")
+    assert first.first == second.first == ["cat", "tree"]
+    assert first.scores == [1.0, 0.0]
+    assert first.sha256 == second.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        ('type = "stss"\npath = "x"\n', "task.toml, line 1: there is no task type 'stss'", "did you mean 'sts'"),
+        ('path = "x"\n', 'there is no "type"', "sts, pair-classification"),
+        ('type = "sts"\n', 'there is no "path"', "path ="),
+        ('type = ["sts"]\npath = "x"\n', r"line 1: there is no task type \['sts'\]", "known: sts"),
+        ('type = "sts"\n\nsentance1 = "a"\n', "line 3: a task of the type sts has no 'sentance1'", "mean 'sentence1'"),
+        ('type = "sts"\npath = "x"\nlabel = "a"\n', "line 3: a task of the type sts has no 'label'", "known: type"),
+        ('type = "sts"\npath = 5\n', "line 2: path is 5, not a path", None),
+        ('type = "zero-shot"\npath = "x"\nlimit = 0\n', "line 3: limit is 0, not a whole number above 0", None),
+        ('type = "zero-shot"\npath = "x"\n[labels]\na = 1\n', "line 3: labels is {'a': 1}, not a table", None),
+        ('type = "sts"\npath = "x"\nname = "a/b"\n', "line 3: the name 'a/b' can't be one", "no /"),
+        ('type = "sts"\npath = \n', r"is not valid TOML: .*line 2", None),
+    ],
+)
+def test_a_wrong_task_file_is_refused_with_the_nearest_name(
+    content: str, message: str, hint: str | None, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        read_tasks(task_files=[write_task(tmp_path, content)])
+    assert hint is None or hint in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("task.json", '{"type": "sts",\n "path": "a", "path": "b"}', "line 2: 'path' is there twice"),
+        ("task.json", '{"type": "sts",\n}', "line 2: not JSON"),
+        ("task.json", "[]", "holds no JSON object"),
+        ("task.yaml", "type: sts", "is neither .toml nor .json"),
+    ],
+)
+def test_a_task_file_is_toml_or_a_json_object(name: str, content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_tasks(task_files=[write_task(tmp_path, content, name)])
+
+
+PAIRS = 'type = "pair-classification"\npath = "x.csv"\n'
+BITEXT = 'type = "bitext"\npath = "x.csv"\n'
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "message"),
+    [
+        (PAIRS, {"x.csv": "cat,dog,1\ntree,house,2\n"}, "x.csv, line 2: the label '2' is neither 0 nor 1"),
+        (PAIRS, {"x.csv": "cat,dog,1\ntree,house,true\n"}, "every pair has the label 1"),
+        (PAIRS + 'label = "same"\n', {"x.csv": "sentence1,sentence2,sam\n"}, "line 1: there is no column 'same'"),
+        (BITEXT, {"x.csv": "cat,chat\n"}, "one pair leaves nothing to confuse"),
+        (BITEXT, {"x.csv": "cat,chat\ndog, \n"}, "line 2: the translation is empty"),
+        (
+            BITEXT + 'translations = "y"\n',
+            {"x.csv": "a\nb\n", "y": "a\nb\nc\n"},
+            "x.csv ends after 2 lines, .*y goes on",
+        ),
+        (BITEXT + 'translations = "y"\n', {"x.csv": "a\nb\n", "y": "a\n\n"}, "y, line 2: the line is empty"),
+        ('type = "clustering"\npath = "x.txt"\n', {"x.txt": "a\tcat\na\tdog\n"}, "every text has the label 'a'"),
+        ('type = "clustering"\npath = "x.txt"\n', {"x.txt": "a\tcat\nb\tdog\n"}, "every text has a label of its own"),
+        (
+            'type = "classification"\npath = "x.txt"\ntrain = "y.txt"\n',
+            {"x.txt": "c\tcat\n", "y.txt": "a\tcat\nb\tdog\n"},
+            "x.txt: the label 'c' is not in .*y.txt",
+        ),
+        ('type = "sts"\npath = "x.jsonl"\n', {"x.jsonl": '{"sentence1": "a", "score": 1}'}, "no column 'sentence2'"),
+        (
+            'type = "sts"\npath = "x.jsonl"\n',
+            {"x.jsonl": '{"sentence1": 3, "sentence2": "b", "score": 1}'},
+            "line 1: the first sentence is 3, not a text",
+        ),
+        ('type = "sts"\npath = "x.parquet"\n', {"x.parquet": "cat,dog,1"}, "can't be read as Parquet"),
+        (
+            'type = "retrieval"\npath = "."\nsplit = "dev"\n',
+            {"corpus.jsonl": "", "queries.jsonl": ""},
+            "no file .*dev.tsv",
+        ),
+    ],
+)
+def test_bad_data_of_a_task_file_is_named(task: str, files: dict[str, str], message: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_tasks(task_files=[write_task(tmp_path, task)])
+
+
+def test_a_task_file_chooses_the_split_of_beir(tmp_path: Path) -> None:
+    folder = write_retrieval(tmp_path / "pages", [{"_id": f"q{i}", "text": "cat"} for i in range(3)])
+    (folder / "qrels").mkdir()
+    for split, query in (("train", "q0"), ("dev", "q2")):
+        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{query}\td1\t1\n")
+    (data,) = read_tasks(task_files=[write_task(tmp_path, 'type = "retrieval"\npath = "pages"\nsplit = "dev"\n')])
+    assert (data.name, list(data.queries)) == ("task", ["q2"])
+    with pytest.raises(InputError, match=r"has no \"relevant\" ids, and there is no .*test.tsv") as error:
+        read_tasks(retrieval=[folder])
+    assert error.value.hint == 'qrels has dev, train: write split = "…" into a task file'
+
+
+def test_two_tasks_can_not_have_one_given_name(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "mine.csv", [("cat", "dog", 1.0), ("tree", "house", 2.0)])
+    file = write_task(tmp_path, 'type = "sts"\npath = "mine.csv"\nname = "mine"\n')
+    with pytest.raises(InputError, match="two tasks are called 'mine'"):
+        read_tasks(task_files=[file, file])
+    assert [task.name for task in read_tasks(sts=[tmp_path / "mine.csv"], task_files=[file])] == ["mine-2", "mine"]
+
+
+def test_the_same_file_has_another_hash_for_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a\tcat\na\tdog\nb\ttree\nb\triver\n")
+    files = [
+        write_task(tmp_path, f'type = "{kind}"\npath = "x.tsv"\n', f"{kind}.toml")
+        for kind in ("classification", "clustering", "bitext")
+    ]
+    assert len({task.sha256 for task in read_tasks(task_files=files)}) == 3

@@ -126,7 +126,8 @@ def test_zeros_grow_with_beta_and_no_beta_beats_optimal(request: pytest.FixtureR
 def test_cosine_and_sts_are_those_of_the_packed_model(
     request: pytest.FixtureRequest, tmp_path: Path, pairs: Pairs, model: str
 ) -> None:
-    from ternarize_cli.evaluation.compare import compare
+    from ternarize_cli.evaluation.run import Plan
+    from ternarize_cli.evaluation.run import run as evaluate
 
     source = request.getfixturevalue(model)
     found = sweep(source, (2.0,), granularity="group:8", pairs=pairs)
@@ -136,9 +137,9 @@ def test_cosine_and_sts_are_those_of_the_packed_model(
         convert(source, tmp_path / f"{name}-latent", scheme)
         pack(tmp_path / f"{name}-latent", tmp_path / name)
         assert row.cosine == pytest.approx(cosine(source, tmp_path / name, pairs.first + pairs.second), abs=1e-5)
-        comparison = compare(tmp_path / name, source, [pairs])
-        assert row.sts == pytest.approx(comparison.tasks[0].student)
-        assert found.teacher_sts == pytest.approx(comparison.tasks[0].teacher)
+        (kept,) = evaluate(Plan(tmp_path / name, source, tasks=[pairs], cached=False)).comparison.tasks[0]
+        assert row.sts == pytest.approx(kept.student)
+        assert found.teacher_sts == pytest.approx(kept.teacher)
 
 
 def test_a_dense_module_is_swept_with_the_encoder(tmp_path: Path, pairs: Pairs) -> None:

@@ -1,15 +1,17 @@
-"""`ternarize eval`: scores on local tasks, alone or against a teacher."""
+"""`ternarize eval`: scores on tasks, alone or against a teacher and rivals."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Backend, Device, Json, ModelArgument, Quiet, Seed, Threads
-from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.cli.options import AllowPickle, Backend, Device, Force, Json, ModelArgument, Quiet, Seed, Threads
+from ternarize_cli.cli.output import Output
 
 if TYPE_CHECKING:
-    from ternarize_cli.evaluation.compare import Comparison, Evaluation
+    from ternarize_cli.evaluation.run import Report
 
 __all__ = ["register"]
 
@@ -22,11 +24,30 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: ModelArgument,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="MODEL", help="The teacher whose scores count as 1.")
+        str | None,
+        typer.Option("--against", metavar="MODEL", help="The teacher whose scores count as 1."),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option("--candidate", metavar="MODEL", help="Another model, such as a smaller one. Repeatable."),
+    ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rival",
+            metavar="NAME",
+            help="Made of the teacher on the spot: onnx-int8, openvino-int8, torch-bf16, vectors-int8, vectors-binary, "
+            "truncate-128, … Repeatable.",
+        ),
     ] = None,
     sts: Annotated[
         list[Path] | None,
-        typer.Option("--sts", metavar="FILE", help="CSV without header: sentence 1,sentence 2,score. Repeatable."),
+        typer.Option(
+            "--sts",
+            metavar="FILE",
+            help="Scored pairs: CSV sentence 1,sentence 2,score; or CSV, TSV, JSONL, Parquet with columns sentence1, "
+            "sentence2, score. Repeatable.",
+        ),
     ] = None,
     retrieval: Annotated[
         list[Path] | None,
@@ -45,8 +66,17 @@ def evaluate(
         typer.Option(
             "--images",
             metavar="PATH",
-            help="Labelled images: a folder with a subfolder per label, IDX or Parquet files; with a train and a test "
-            "part, or else split in halves. Scored by the labels of the 5 nearest neighbours (cosine). Repeatable.",
+            help="Labelled images: a folder with a subfolder per label, IDX, CIFAR or Parquet files; with a train and "
+            "a test part, or else split in halves. Scored by the labels of the 5 nearest neighbours (cosine) and by a "
+            "linear probe. Repeatable.",
+        ),
+    ] = None,
+    task_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--task-file",
+            metavar="FILE",
+            help="A task described in TOML or JSON, of these and more types (docs/evaluation.md). Repeatable.",
         ),
     ] = None,
     limit: Annotated[
@@ -54,13 +84,49 @@ def evaluate(
         typer.Option(
             "--limit",
             metavar="N",
-            help="At most N test images and 5 N neighbours of each --images, the same number of each label; "
+            help="At most N test images and 5 N to learn from of each --images, the same number of each label; "
             "default: 200.",
         ),
     ] = None,
     queries_where: Annotated[
         str | None,
         typer.Option("--queries-where", metavar="KEY=VALUE", help="Only queries whose JSON field KEY is VALUE."),
+    ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(
+            "--perturb",
+            metavar="LIST",
+            help="Each task again with typos, case, punctuation or truncation (a comma between them).",
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", metavar="NAME", help="MTEB tasks by name. Repeatable."),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", metavar="NAME", help='Such as "MTEB(cmn, v1)". Repeatable.'),
+    ] = None,
+    languages: Annotated[
+        list[str] | None,
+        typer.Option("--languages", metavar="CODE", help="Only tasks in it, such as eng or zh. Repeatable."),
+    ] = None,
+    task_types: Annotated[
+        list[str] | None,
+        typer.Option("--task-types", metavar="TYPE", help="Only such tasks: STS, Retrieval, … Repeatable."),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root",
+            metavar="DIR",
+            help="Data sets as DIR/ORG/NAME, in the layout of the hub, in place of the hub's.",
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="DIR", help="Where results of MTEB tasks are kept, in MTEB's own layout."),
     ] = None,
     min_retention: Annotated[
         list[str] | None,
@@ -70,113 +136,155 @@ def evaluate(
             help="Exit 3 if student / teacher is below VALUE: the mean of all tasks, or one TASK. Repeatable.",
         ),
     ] = None,
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose", help="Where what is lost is lost: layers, attention, neighbourhoods, sentences that moved."
+        ),
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option("--latency", help="Time all models, in turns, on 8 of the texts."),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", help="One page with tables and pictures."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="Quality against bytes and latency."),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE.xml", help="JUnit XML for CI."),
+    ] = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="Compute scores that are known already, too."),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse images that can't be decoded instead of leaving them out.")
+    ] = False,
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts or images encoded at once.")] = 32,
     seed: Seed = 0,
     allow_pickle: AllowPickle = False,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score a model on your files, and what it kept.
 
-    The metrics are MTEB's; --against sets the scores beside those of the full-precision model.
+    The metrics are MTEB's. --against sets the scores beside those of the full-precision model, with 95% intervals.
     """
-    from ternarize_cli.errors import InputError
+    from ternarize_cli.cli.evaluation_output import payload, show
     from ternarize_cli.evaluation.gates import check, parse_gates
+    from ternarize_cli.evaluation.perturb import kinds_in, perturbed
     from ternarize_cli.evaluation.reading import read_tasks
+    from ternarize_cli.evaluation.report import check_report
+    from ternarize_cli.files import check_output
     from ternarize_cli.models import pooling_note, resolve
+    from ternarize_cli.plots import check_plot
 
     out = Output(json_mode=json, quiet=quiet)
-    if min_retention and against is None:
-        raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
-    tasks = read_tasks(
-        sts=sts or [],
-        retrieval=retrieval or [],
-        classification=classification or [],
-        images=images or [],
-        queries_where=queries_where,
-        limit=limit,
-        seed=seed,
-    )
-    gates = parse_gates(min_retention or [], [task.name for task in tasks])
+    _check_usage(against, min_retention)
+    if report is not None:
+        check_report(report, force=force)
+    if plot is not None:
+        check_plot(plot, force=force)
+    if junit is not None:
+        check_output(junit, force=force, folder=False)
+    of_mteb = bool(tasks or benchmark or languages or task_types)
+    files: dict[str, Any] = {
+        "sts": sts or [],
+        "retrieval": retrieval or [],
+        "classification": classification or [],
+        "images": images or [],
+        "task_files": task_file or [],
+    }
+    data = []
+    if any(files.values()) or not of_mteb:
+        data = read_tasks(**files, queries_where=queries_where, limit=limit, seed=seed, strict=strict)
+    for task in data:
+        for skipped in getattr(task, "skipped", ()):
+            out.warn(f"left out: {skipped}")
+    data += [perturbed(task, kind, seed) for kind in kinds_in(perturb or "") for task in data]
     folders = [resolve(name, allow_pickle=allow_pickle) for name in (model, against) if name is not None]
     for note in map(pooling_note, folders):
         if note:
             out.note(note)
     with out.status("loading MTEB"):
-        from ternarize_cli.evaluation.compare import compare
+        from ternarize_cli.evaluation.benchmarks import choose
+        from ternarize_cli.evaluation.run import Plan, run
 
-    comparison = compare(
+        hub = []
+        if of_mteb:
+            hub = choose(tasks or (), benchmark or (), languages or (), task_types or (), data_root=data_root)
+    gates = parse_gates(min_retention or [], [*(t.name for t in data), *(t.metadata.name for t in hub)])
+    plan = Plan(
         model,
         against,
-        tasks,
+        tuple(candidate or ()),
+        tuple(rival or ()),
+        data,
+        hub,
+        results=results,
+        latency=latency or report is not None or plot is not None,
+        diagnose=diagnose,
+        cached=not no_cache,
         backend=backend,
         device=device,
         threads=threads,
         batch_size=batch_size,
         seed=seed,
         allow_pickle=allow_pickle,
-        track=out.track,
     )
-    _print(out, comparison)
-    out.result(_payload(comparison, {task.name: task.sha256 for task in tasks}, seed))
-    check(gates, comparison)
+    found = run(plan, track=out.track)
+    hashes = {task.name: task.sha256 for task in data}
+    show(out, found)
+    _write(out, found, hashes, gates, report=report, plot=plot, junit=junit, force=force)
+    out.result(payload(found, hashes, seed))
+    check(gates, found.comparison)
 
 
-def _print(out: Output, comparison: "Comparison") -> None:
-    student, teacher = comparison.student, comparison.teacher
-    rows: list[tuple[object, ...]]
-    if teacher is None:
-        rows = [(t.task, t.metric, t.size, _number(t.student)) for t in comparison.tasks]
-        rows.append(("weights", "", "", megabytes(student.weights_bytes)))
-        out.table(student.name, ("task", "metric", "size", "score"), rows)
-        return
-    rows = [
-        (t.task, t.metric, t.size, _number(t.teacher), _number(t.student), _number(t.retention), _number(t.cosine))
-        for t in comparison.tasks
-    ]
-    rows.append(("mean", "", "", "", "", _number(comparison.mean_retention), ""))
-    sizes = teacher.weights_bytes, student.weights_bytes
-    rows.append(("weights", "", "", *map(megabytes, sizes), _number(sizes[1] / sizes[0] if sizes[0] else None), ""))
-    columns = ("task", "metric", "size", "teacher", "student", "student / teacher", "cosine")
-    wide = len(columns) if any(t.cosine is not None for t in comparison.tasks) else len(columns) - 1
-    out.table(f"{student.name} against {teacher.name}", columns[:wide], [row[:wide] for row in rows])
-    for t in comparison.tasks:
-        if t.retention is None:
-            out.warn(f"{t.task}: the teacher scores {_number(t.teacher)}, so there is no retention to speak of")
+def _check_usage(against: str | None, min_retention: list[str] | None) -> None:
+    from ternarize_cli.errors import InputError
+
+    if min_retention and against is None:
+        raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def _write(
+    out: Output,
+    found: "Report",
+    hashes: dict[str, str],
+    gates: Any,
+    *,
+    report: Path | None,
+    plot: Path | None,
+    junit: Path | None,
+    force: bool,
+) -> None:
+    from ternarize_cli.evaluation.junit import write_junit
+    from ternarize_cli.evaluation.report import plot_pareto, write_report
 
-
-def _payload(comparison: "Comparison", data: dict[str, str], seed: int) -> dict[str, Any]:
-    return {
-        "tasks": [
-            {
-                "name": t.task,
-                "metric": t.metric,
-                "size": t.size,
-                "teacher": t.teacher,
-                "student": t.student,
-                "retention": t.retention,
-                "cosine": t.cosine,
-                "data_sha256": data[t.task],
-            }
-            for t in comparison.tasks
-        ],
-        "mean_retention": comparison.mean_retention,
-        "student": _model(comparison.student),
-        "teacher": _model(comparison.teacher) if comparison.teacher else None,
-        "seed": seed,
-    }
-
-
-def _model(evaluation: "Evaluation") -> dict[str, Any]:
-    return {
-        "name": evaluation.name,
-        "content_hash": evaluation.content_hash,
-        "weights_bytes": evaluation.weights_bytes,
-    }
+    if plot is not None:
+        plot_pareto(plot, found.comparison, force=force)
+        out.text(f"wrote {plot}")
+    if report is not None:
+        command = shlex.join(["ternarize", *sys.argv[1:]])
+        write_report(
+            report,
+            found.comparison,
+            machine=found.machine,
+            command=command,
+            data=hashes,
+            notes=found.notes,
+            force=force,
+        )
+        out.text(f"wrote {report}")
+    if junit is not None:
+        write_junit(junit, found.comparison, gates, missing=found.missing, force=force)
+        out.text(f"wrote {junit}")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear
+from ternarize_cli.layers import PackedLinear, SimulatedEmbedding, TernaryLinear
 from ternarize_cli.tokenization import teacher_ids
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TAUGHT", "Pair", "blocks_of"]
 
+_LINEARS = (nn.Linear, Conv1D, PackedLinear)
 TAUGHT = "teacher_embedding"  # among the features: the teacher's embeddings, where they are known already
 
 
@@ -27,7 +29,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     def search(module: nn.Module) -> None:
         for child in module.children():
             if isinstance(child, nn.ModuleList):
-                members = [m for m in child if any(isinstance(n, nn.Linear) for n in m.modules())]
+                members = [m for m in child if any(isinstance(n, _LINEARS) for n in m.modules())]
                 inner = [m for m in members if any(isinstance(n, nn.ModuleList) for n in m.modules())]
                 if inner:  # stages of blocks, as in Swin
                     for member in members:
@@ -92,7 +94,7 @@ class Pair:
             raise CheckpointError(
                 f"the student has {blocks[0]} layers and gives vectors of {widths[0]}, "
                 f"the teacher {blocks[1]} and {widths[1]}",
-                hint="--teacher is the full-precision model that the student was converted from",
+                hint="the teacher is the full-precision model that the student was converted from",
             )
         self._ids: Tensor | None = None
         if hasattr(student.tokenizer, "get_vocab"):

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 import datasets
@@ -21,6 +22,7 @@ from mteb.types import PromptType
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning
 from sentence_transformers import SentenceTransformer
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.progress import Track, silent
@@ -39,20 +41,32 @@ class LocalEncoder(AbsEncoder):
         name: what messages and MTEB call it.
         content_hash: of its folder, as `files.content_hash` gives it; MTEB's revision.
         track: reports progress over batches.
+        meta: what MTEB's results say of the model (`model_meta`); None: name, hash and modalities.
 
     Attributes:
         held_out: task → the vectors of its test images, [images, dim].
+
+    Local tasks over the same images share their vectors; MTEB knows the images by the hash of their pixels.
     """
 
-    def __init__(self, encoder: SentenceTransformer, *, name: str, content_hash: str, track: Track = silent) -> None:
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        *,
+        name: str,
+        content_hash: str,
+        track: Track = silent,
+        meta: ModelMeta | None = None,
+    ) -> None:
         self.model = encoder
         self.name = name
         self.model_prompts = {key: prompt for key, prompt in encoder.prompts.items() if prompt is not None}
         modalities = [m for m in encoder.modalities if m in ("text", "image")]
-        self.mteb_model_meta = ModelMeta.create_empty(
+        self.mteb_model_meta = meta or ModelMeta.create_empty(
             {"name": f"local/{name}", "revision": content_hash, "modalities": modalities}
         )
         self.held_out: dict[str, np.ndarray] = {}
+        self._of_images: dict[tuple[str, str], np.ndarray] = {}
         self._track = track
 
     def encode(
@@ -71,12 +85,11 @@ class LocalEncoder(AbsEncoder):
         Raises:
             CheckpointError: the model gives a vector that is not finite.
         """
-        if task_metadata.type == "ImageClassification":
-            name = task_metadata.name.removeprefix("local/")
-            tracked = self._track(inputs, f"{self.name} on {name}, {hf_split}")
-            images = np.concatenate([self._encode_batch(self.model.encode, batch["image"]) for batch in tracked])
+        first = next(iter(inputs))
+        if "image" in first and "text" not in first:
+            images = self._encode_images(inputs, task_metadata, hf_split)
             if hf_split == "test":
-                self.held_out[name] = images
+                self.held_out[task_metadata.name.removeprefix("local/")] = images
             return images
         texts = [text for batch in inputs for text in batch["text"]]
         by_side = {PromptType.query: self.model.encode_query, PromptType.document: self.model.encode_document}
@@ -90,6 +103,17 @@ class LocalEncoder(AbsEncoder):
             for i, vector in zip(batch, encoded, strict=True):
                 vectors[i] = vector
         return np.asarray(vectors, dtype=np.float32)
+
+    def _encode_images(self, inputs: Any, task_metadata: Any, split: str) -> np.ndarray:
+        name = task_metadata.name.removeprefix("local/")
+        is_local, key = name != task_metadata.name, (task_metadata.dataset["revision"], split)
+        if is_local and key in self._of_images:
+            return self._of_images[key]
+        tracked = self._track(inputs, f"{self.name} on {name}, {split}")
+        images = np.concatenate([self._encode_batch(self.model.encode, batch["image"]) for batch in tracked])
+        if is_local:
+            self._of_images[key] = images
+        return images
 
     def _encode_batch(self, encode: Any, batch: list[Any], **kwargs: Any) -> np.ndarray:
         encoded = np.asarray(encode(batch, batch_size=len(batch), show_progress_bar=False, **kwargs), dtype=np.float32)
@@ -108,12 +132,16 @@ def quiet_mteb() -> Iterator[None]:
     level, bars_were_off = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    bar = tqdm.__init__
+    tqdm.__init__ = partialmethod(bar, disable=True)  # some of MTEB's evaluators show bars, whatever they are told
     try:
         with warnings.catch_warnings():
             for category in _EXPECTED_WARNINGS:
                 warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
             yield
     finally:
+        tqdm.__init__ = bar
         logger.setLevel(level)
         if not bars_were_off:
             datasets.enable_progress_bars()

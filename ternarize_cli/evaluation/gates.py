@@ -1,7 +1,8 @@
 """Quality gates on retention: a number that a continuous integration job may fail on.
 
-`--min-retention 0.98` asks it of the mean over all tasks, `--min-retention TASK=0.97` of one task. A retention that is
-undefined misses every gate.
+`--min-retention 0.98` asks it of the mean over all tasks, `--min-retention TASK=0.97` of one task. Gates are about the
+model in question, the first student of a comparison, not about what it is compared with. A retention that is undefined
+misses every gate.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from ternarize_cli.errors import GateMissedError, InputError
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison
 
-__all__ = ["Gate", "check", "parse_gates"]
+__all__ = ["Gate", "check", "missed", "parse_gates"]
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,26 @@ def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
     return tuple(gates.values())
 
 
+def missed(gates: Sequence[Gate], comparison: "Comparison") -> dict[Gate, str]:
+    """The gates that the first student misses, each with a clause that says by what retention."""
+    found = {}
+    for gate in gates:
+        tasks = [task for task in comparison.tasks[0] if gate.task in (None, task.task)]
+        retention = comparison.mean_retention() if gate.task is None else next((t.retention for t in tasks), None)
+        subject = "the mean retention" if gate.task is None else f"the retention on {gate.task}"
+        if retention is None:
+            undefined = [f"the teacher scores {t.teacher:.4g} on {t.task}" for t in tasks if t.retention is None]
+            found[gate] = f"{subject} is undefined ({', '.join(undefined) or 'nothing was scored'})"
+        elif retention < gate.minimum:
+            found[gate] = f"{subject} is {retention:.6g}, below {gate.minimum:g}"
+    return found
+
+
 def check(gates: Sequence[Gate], comparison: "Comparison") -> None:
     """Passes if every gate does.
 
     Raises:
         GateMissedError: the message names each gate that was missed, with the retention found.
     """
-    found = {task.task: task.retention for task in comparison.tasks}
-    missed = []
-    for gate in gates:
-        retention = comparison.mean_retention if gate.task is None else found[gate.task]
-        subject = "the mean retention" if gate.task is None else f"the retention on {gate.task}"
-        if retention is None:
-            undefined = [t for t in comparison.tasks if t.retention is None and gate.task in (None, t.task)]
-            reasons = ", ".join(f"the teacher scores {t.teacher:.4g} on {t.task}" for t in undefined)
-            missed.append(f"{subject} is undefined ({reasons})")
-        elif retention < gate.minimum:
-            missed.append(f"{subject} is {retention:.6g}, below {gate.minimum:g}")
-    if missed:
-        raise GateMissedError("quality gate missed: " + "; ".join(missed))
+    if clauses := missed(gates, comparison).values():
+        raise GateMissedError("quality gate missed: " + "; ".join(clauses))

@@ -1,17 +1,22 @@
 """Text files one line at a time, with errors that name file and line.
 
 A line ends at LF or CR LF only, so that texts may hold the other characters Python would split at (U+2028, form feed).
-A byte order mark at the start is dropped.
+A byte order mark at the start is dropped. A file in another encoding than UTF-8 is refused at the first line that shows
+it, so a file of several encodings is refused, too: nobody can tell what its texts are.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli.errors import DataError
+from ternarize_cli.files import sha256
 
-__all__ = ["filled", "json_records", "lines", "readable_file"]
+__all__ = ["digest_of", "filled", "json_objects", "json_records", "lines", "readable_file"]
+
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def readable_file(path: Path) -> Path:
@@ -28,42 +33,55 @@ def readable_file(path: Path) -> Path:
     return path
 
 
+def digest_of(paths: Sequence[Path], *choices: str) -> str:
+    """A hash of files and of what is taken from them; that of the file itself if it is one, taken as it is."""
+    if len(paths) == 1 and not choices:
+        return sha256(paths[0])
+    return hashlib.sha256("\n".join([*map(sha256, paths), *choices]).encode()).hexdigest()
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers, from 1, and lines with their endings.
 
     Raises:
-        DataError: a line is not UTF-8.
+        DataError: a line is not UTF-8, or holds a NUL, which no text has but all UTF-16 files of Latin letters.
     """
     with path.open("rb") as f:
         for number, raw in enumerate(f, start=1):
+            where = f"{path}, line {number}"
+            if number == 1 and raw.startswith(_UTF_16):
+                raise DataError(f"{where}: this is UTF-16, not UTF-8", hint=f"iconv -f utf-16 -t utf-8 {path.name}")
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as e:
                 raise DataError(
-                    f"{path}, line {number}: not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})",
-                    hint="convert it, for example: iconv -f latin1 -t utf-8",
+                    f"{where}: not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})",
+                    hint="convert it, for example: iconv -f latin1 -t utf-8; a file has one encoding",
                 ) from None
+            if "\0" in text:
+                raise DataError(f"{where}: a NUL at column {text.index(chr(0)) + 1}", hint="is the file UTF-16?")
             yield number, text
 
 
-def filled(text: str, what: str, path: Path, line: int) -> str:
-    """`text` if it holds more than white space.
+def filled(text: object, what: str, where: str) -> str:
+    """`text` if it is one and holds more than white space.
 
     Raises:
-        DataError: it does not.
+        DataError: it is not, with `where` (file and line) in front.
     """
-    if not text.strip():
-        raise DataError(f"{path}, line {line}: the {what} is empty")
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise DataError(f"{where}: the {what} is empty")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the {what} is {text!r}, not a text")
     return text
 
 
-def json_records(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file by their `_id`, each with its line number; blank lines are skipped.
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSONL file; blank lines are skipped.
 
     Raises:
-        DataError: a line is no JSON object with `_id` and `text`, an id is there twice, or there is no line at all.
+        DataError: a line is no JSON object.
     """
-    found: dict[str, tuple[int, dict[str, Any]]] = {}
     for number, line in lines(path):
         if not line.strip():
             continue
@@ -76,6 +94,18 @@ def json_records(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
             ) from e
         if not isinstance(record, dict):
             raise DataError(f"{where}: {line.strip()[:40]!r} is not a JSON object", hint='{"_id": "1", "text": "…"}')
+        yield number, record
+
+
+def json_records(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file by their `_id`, each with its line number.
+
+    Raises:
+        DataError: a line is no JSON object with `_id` and `text`, an id is there twice, or there is no line at all.
+    """
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, record in json_objects(path):
+        where = f"{path}, line {number}"
         key, text = record.get("_id"), record.get("text")
         if isinstance(key, int) and not isinstance(key, bool):
             key = str(key)

@@ -1,9 +1,12 @@
-"""Labelled images for a nearest-neighbour evaluation, checked before any model is loaded.
+"""Labelled images for a classification by neighbours or by a linear probe, checked before any model is loaded.
 
-What is measured is how far the labels follow from the vectors alone: each query image gets the label that most of its 5
-nearest neighbours have, by cosine. The neighbours come from the training part of the source and the queries from its
-test part (or the validation part where there is no test part); a source of one part is split in halves, label by
-label, by the seed. Encoding is what takes the time, so both are sampled, the same number of each label.
+What is measured is how far the labels follow from the vectors alone. `knn`: each query image gets the label that most
+of its 5 nearest neighbours have, by cosine. `linear`: a logistic regression on the vectors of the same neighbours.
+These come from the training part of the source and the queries from its test part (or the validation part where there
+is no test part); a source of one part is split in halves, label by label, by the seed. Encoding is what takes the time,
+so both are sampled, the same number of each label.
+
+An image that can't be decoded is skipped and named, unless `strict`: all images are decoded here, once, for their hash.
 """
 
 import hashlib
@@ -11,11 +14,20 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.images import Images, read_parts
 
-__all__ = ["NEIGHBOURS", "PER_QUERY", "QUERIES", "LabelledImages", "read_labelled_images"]
+__all__ = [
+    "NEIGHBOURS",
+    "PER_QUERY",
+    "QUERIES",
+    "LabelledImages",
+    "decodable",
+    "labelled_parts",
+    "read_labelled_images",
+]
 
 NEIGHBOURS = 5
 """How many neighbours vote."""
@@ -27,13 +39,29 @@ PER_QUERY = 5
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images to find neighbours among, and images to label by them; `sha256` is that of all pixels and labels."""
+    """Images to learn from or to find neighbours among, and images to label by them.
+
+    Attributes:
+        name, path: of the task and of its source.
+        pixels: the sha256 of all pixels and labels.
+        neighbours, queries: the images.
+        classifier: "knn" or "linear".
+        skipped: what could not be decoded, each named with the reason.
+    """
 
     name: str
     path: Path
-    sha256: str
+    pixels: str
     neighbours: Images
     queries: Images
+    classifier: str = "knn"
+    skipped: tuple[str, ...] = ()
+    modalities: ClassVar = frozenset({"image"})
+
+    @property
+    def sha256(self) -> str:
+        """Of what is scored: pixels, labels and the classifier."""
+        return self.pixels if self.classifier == "knn" else hashlib.sha256(f"{self.pixels} linear".encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -41,7 +69,9 @@ class LabelledImages:
         return len(self.queries)
 
 
-def read_labelled_images(path: Path, name: str, *, limit: int = QUERIES, seed: int = 0) -> LabelledImages:
+def read_labelled_images(
+    path: Path, name: str, *, limit: int = QUERIES, seed: int = 0, strict: bool = False
+) -> LabelledImages:
     """Reads, samples and decodes the images of an evaluation.
 
     Args:
@@ -49,28 +79,25 @@ def read_labelled_images(path: Path, name: str, *, limit: int = QUERIES, seed: i
         name: what the task is called.
         limit: at most so many queries and PER_QUERY times as many neighbours.
         seed: of the samples, and of the split where the source has none.
+        strict: refuse an image that can't be decoded.
 
     Raises:
-        DataError: there are no images or labels, an image can't be decoded, there is only one label, a label of the
-            queries has no neighbour, or there are fewer than NEIGHBOURS of them.
+        DataError: there are no images or labels, no image can be decoded (or one can't, if `strict`), there is only one
+            label, a label of the queries has no neighbour, or there are fewer than NEIGHBOURS of them.
         InputError: limit is below 1.
     """
     if limit < 1:
         raise InputError(f"--limit {limit} leaves no image", hint="--limit 200")
-    parts = read_parts(path)
-    for part, images in parts.items():
-        if images.labels is None:
-            raise DataError(
-                f"{path / part} has images without labels",
-                hint="one subfolder per label, a column `label`, or the IDX file of labels beside that of the images",
-            )
+    parts = labelled_parts(path)
     queries = parts.get("test") or parts.get("validation")
     neighbours = parts.get("train")
     if neighbours is None or queries is None:
         if len(parts) > 1:
             raise DataError(f"{path} has the parts {', '.join(parts)}, but neighbours come from a train part")
         neighbours, queries = _halves(next(iter(parts.values())), seed)
-    neighbours, queries = neighbours.sample(PER_QUERY * limit, seed), queries.sample(limit, seed)
+    (neighbours, queries), pixels, skipped = decodable(
+        neighbours.sample(PER_QUERY * limit, seed), queries.sample(limit, seed), strict=strict
+    )
     known = set(neighbours.labels or ())
     if len(known) < 2:
         raise DataError(f"{path}: every image has the label {next(iter(known), None)!r}", hint="two labels or more")
@@ -81,7 +108,49 @@ def read_labelled_images(path: Path, name: str, *, limit: int = QUERIES, seed: i
         )
     if len(neighbours) < NEIGHBOURS:
         raise DataError(f"{path}: {len(neighbours)} images are fewer than the {NEIGHBOURS} neighbours that vote")
-    return LabelledImages(name, path, _digest(neighbours, queries), neighbours, queries)
+    return LabelledImages(name, path, pixels, neighbours, queries, skipped=skipped)
+
+
+def labelled_parts(path: Path) -> dict[str, Images]:
+    """The parts of a source, all with labels.
+
+    Raises:
+        DataError: there are no images, or no labels.
+    """
+    parts = read_parts(path)
+    for part, images in parts.items():
+        if images.labels is None:
+            raise DataError(
+                f"{path / part} has images without labels",
+                hint="one subfolder per label, a column `label`, or the IDX file of labels beside that of the images",
+            )
+    return parts
+
+
+def decodable(*parts: Images, strict: bool) -> tuple[list[Images], str, tuple[str, ...]]:
+    """The images of each part that can be decoded, the sha256 of their pixels and labels, and what ails the others.
+
+    Raises:
+        DataError: no image of a part can be decoded, or one can't and `strict`.
+    """
+    digest, skipped, kept = hashlib.sha256(), [], []
+    for images in parts:
+        places = []
+        for place, label in enumerate(images.labels or ()):
+            try:
+                image = images[place]
+            except DataError as e:
+                if strict:
+                    raise
+                skipped.append(str(e))
+                continue
+            digest.update(f"{image.size} {label}\n".encode())
+            digest.update(image.tobytes())
+            places.append(place)
+        if not places:
+            raise DataError(f"{images.path}: none of {len(images)} images can be decoded; {skipped[-1]}")
+        kept.append(images.take(places))
+    return kept, digest.hexdigest(), tuple(skipped)
 
 
 def _halves(images: Images, seed: int) -> tuple[Images, Images]:
@@ -97,12 +166,3 @@ def _halves(images: Images, seed: int) -> tuple[Images, Images]:
         halves[0].extend(places[label][:middle])
         halves[1].extend(places[label][middle:])
     return images.take(sorted(halves[0])), images.take(sorted(halves[1]))
-
-
-def _digest(*parts: Images) -> str:
-    digest = hashlib.sha256()
-    for images in parts:
-        for image, label in zip(images, images.labels or (), strict=True):
-            digest.update(f"{image.size} {label}\n".encode())
-            digest.update(image.tobytes())
-    return digest.hexdigest()

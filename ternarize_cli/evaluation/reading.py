@@ -1,67 +1,56 @@
-"""Labelled data from local files, checked line by line before any model is loaded.
+"""The tasks of an evaluation, read from local files and checked line by line before any model is loaded.
 
-Four kinds, the texts all UTF-8, each file or folder one task:
+Each file or folder is one task, its texts UTF-8; what each kind holds is told where it is read:
 
-    pairs (STS)      CSV without a header     sentence 1,sentence 2,score
-    retrieval        a folder                 see `ternarize_cli.evaluation.retrieval`
-    classification   one text a line          label TAB text
-    images           a file or a folder       see `ternarize_cli.evaluation.neighbours`
+    sts, pair-classification, bitext     `ternarize_cli.evaluation.pairs`
+    classification, clustering           `ternarize_cli.evaluation.labels`
+    retrieval                            `ternarize_cli.evaluation.retrieval`
+    image-classification                 `ternarize_cli.evaluation.neighbours`: two tasks, NAME and NAME-linear
+    zero-shot                            `ternarize_cli.evaluation.zero_shot`
 
-A task is named after its file or folder; a second one of the same name gets `-2`. What can't be scored is refused
-here, because a metric over it would be a number without a meaning: scores that are all equal have no rank correlation,
-and a label with a single text can't be both learned and tested.
+The most usual ones have options of their own on the command line, any of them can be described in a task file
+(`ternarize_cli.evaluation.task_files`). A task is named after its file or folder, or after its task file; a
+second one of the same name gets `-2`. What can't be scored is refused here, because a metric over it would be a number
+without a meaning: scores that are all equal have no rank correlation, and a label with a single text can't be both
+learned and tested.
 """
 
-import csv
-import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.evaluation.lines import filled, lines, readable_file
+from ternarize_cli.errors import InputError
+from ternarize_cli.evaluation.labels import Clusters, Labels, read_clusters, read_labels
 from ternarize_cli.evaluation.neighbours import QUERIES, LabelledImages, read_labelled_images
+from ternarize_cli.evaluation.pairs import (
+    Bitext,
+    LabelledPairs,
+    Pairs,
+    read_bitext,
+    read_labelled_pairs,
+    read_pairs,
+)
 from ternarize_cli.evaluation.retrieval import Retrieval, read_retrieval
-from ternarize_cli.files import sha256
+from ternarize_cli.evaluation.task_files import TaskFile, read_task_file
+from ternarize_cli.evaluation.zero_shot import ZeroShot, read_zero_shot
 
 __all__ = ["Labels", "Pairs", "TaskData", "read_labels", "read_pairs", "read_tasks"]
 
+TaskData = Pairs | Retrieval | Labels | LabelledImages | LabelledPairs | Bitext | Clusters | ZeroShot
 
-@dataclass(frozen=True)
-class Pairs:
-    """Sentence pairs with a similarity score each, in file order."""
-
-    name: str
-    path: Path
-    sha256: str
-    first: list[str]
-    second: list[str]
-    scores: list[float]
-
-    @property
-    def size(self) -> int:
-        """How many pairs are scored."""
-        return len(self.scores)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Texts with a class label each, in file order."""
-
-    name: str
-    path: Path
-    sha256: str
-    texts: list[str]
-    labels: list[str]
-
-    @property
-    def size(self) -> int:
-        """How many texts there are, for training and testing together."""
-        return len(self.texts)
-
-
-TaskData = Pairs | Retrieval | Labels | LabelledImages
+_READERS: dict[str, Callable[..., TaskData]] = {
+    "sts": read_pairs,
+    "retrieval": read_retrieval,
+    "classification": read_labels,
+    "image-classification": read_labelled_images,
+    "pair-classification": read_labelled_pairs,
+    "bitext": read_bitext,
+    "clustering": read_clusters,
+    "zero-shot": read_zero_shot,
+}
+_OF_IMAGES = ("image-classification", "zero-shot")
 
 
 def read_tasks(
@@ -70,135 +59,80 @@ def read_tasks(
     retrieval: Sequence[Path] = (),
     classification: Sequence[Path] = (),
     images: Sequence[Path] = (),
+    task_files: Sequence[Path] = (),
     queries_where: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    strict: bool = False,
 ) -> list[TaskData]:
     """Reads and checks all files of an evaluation.
 
     Args:
-        sts: CSV files of scored pairs.
+        sts: files of scored pairs.
         retrieval: retrieval folders.
-        classification: files of labelled lines.
-        images: folders or files of labelled images.
-        queries_where: `KEY=VALUE`, the queries of all retrieval folders that count; None: all of them.
-        limit: at most so many query images per task; None: `neighbours.QUERIES`.
+        classification: files of labelled texts.
+        images: folders or files of labelled images; each is two tasks, by neighbours and by a linear probe.
+        task_files: TOML or JSON files that describe a task each.
+        queries_where: `KEY=VALUE`, the queries of all folders in `retrieval` that count; None: all of them.
+        limit: at most so many query images per task that does not say itself; None: `neighbours.QUERIES`.
         seed: draws the images.
+        strict: refuse images that can't be decoded; otherwise `skipped` of the task names them.
 
     Raises:
         InputError: there is no file at all, `queries_where` is no `KEY=VALUE`, or it or `limit` has nothing to choose
-            from.
+            from, or two tasks have one name.
         DataError: a file is missing or can't be scored; the message names file and line.
     """
-    if not (sts or retrieval or classification or images):
+    where = {} if queries_where is None else {"where": queries_where}
+    wanted = [
+        *(_flag("sts", path) for path in sts),
+        *(_flag("retrieval", path, **where) for path in retrieval),
+        *(_flag("classification", path) for path in classification),
+        *(_flag("image-classification", path) for path in images),
+        *map(read_task_file, task_files),
+    ]
+    if not wanted:
         raise InputError(
             "there is no task to evaluate on",
-            hint="--sts pairs.csv, --retrieval DIR, --classification FILE or --images DIR",
+            hint="--sts pairs.csv, --retrieval DIR, --classification FILE, --images DIR or --task FILE",
         )
-    if limit is not None and not images:
+    if limit is not None and not any(task.type in _OF_IMAGES for task in wanted):
         raise InputError("--limit is for image tasks, but no --images is given")
     if queries_where is not None and not retrieval:
         raise InputError("--queries-where chooses among retrieval queries, but no --retrieval is given")
-    names = iter(_names([*sts, *retrieval, *classification, *images]))
-    return [
-        *(read_pairs(path, next(names)) for path in sts),
-        *(read_retrieval(path, next(names), queries_where) for path in retrieval),
-        *(read_labels(path, next(names)) for path in classification),
-        *(
-            read_labelled_images(path, next(names), limit=QUERIES if limit is None else limit, seed=seed)
-            for path in images
-        ),
-    ]
+    of_images = {"limit": QUERIES if limit is None else limit, "seed": seed, "strict": strict}
+    found: list[TaskData] = []
+    for task, name in zip(wanted, _names(wanted), strict=True):
+        defaults: dict[str, Any] = of_images if task.type in _OF_IMAGES else {}
+        data = _READERS[task.type](task.path, name, **(defaults | task.options))
+        found.append(data)
+        if isinstance(data, LabelledImages):
+            found.append(replace(data, name=f"{name}-linear", classifier="linear", skipped=()))
+    _refuse_twice(data.name for data in found)
+    return found
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    names: list[str] = []
-    for path in (p.expanduser().resolve() for p in paths):
-        base = name = (path.name if path.is_dir() else path.stem) or "task"
+def _flag(kind: str, path: Path, **options: Any) -> TaskFile:
+    return TaskFile(path, kind, None, path, options)
+
+
+def _names(tasks: Sequence[TaskFile]) -> list[str]:
+    given = [task.name for task in tasks if task.name is not None]
+    _refuse_twice(given)
+    taken, names = set(given), []
+    for task in tasks:
+        path = task.file.expanduser().resolve()
+        base = name = task.name or (path.name if path.is_dir() else path.stem) or "task"
         count = 1
-        while name in names:
+        while name in taken and task.name is None:
             count += 1
             name = f"{base}-{count}"
+        taken.add(name)
         names.append(name)
     return names
 
 
-def read_pairs(path: Path, name: str) -> Pairs:
-    """Reads a CSV of scored pairs.
-
-    Raises:
-        DataError: the file is missing or empty, a line has not three columns, a sentence is empty, a score is no
-            finite number, or all scores are equal.
-    """
-    path = readable_file(path)
-    first, second, scores = [], [], []
-    reader = csv.reader((text for _, text in lines(path)), strict=True)
-    line = 1  # a quoted sentence may hold line breaks: this is where the row starts
-    try:
-        for row in reader:
-            if row:
-                if len(row) != 3:
-                    raise DataError(
-                        f"{path}, line {line}: {len(row)} columns where 3 are needed: sentence 1,sentence 2,score",
-                        hint='put a sentence that holds a comma in double quotes: "a, b",c,4.5',
-                    )
-                first.append(filled(row[0], "first sentence", path, line))
-                second.append(filled(row[1], "second sentence", path, line))
-                scores.append(_score(row[2], path, line))
-            line = reader.line_num + 1
-    except csv.Error as e:
-        raise DataError(f"{path}, line {line}: not valid CSV: {e}", hint="write a quote inside quotes twice") from e
-    if not scores:
-        raise DataError(f"{path} is empty", hint="each line is: sentence 1,sentence 2,score")
-    if len(set(scores)) == 1:
-        raise DataError(
-            f"{path}: every score is {scores[0]:g}, so rank correlation (Spearman) is undefined",
-            hint="pairs with at least two different scores",
-        )
-    return Pairs(name, path, sha256(path), first, second, scores)
-
-
-def _score(text: str, path: Path, line: int) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        hint = "delete the header line" if line == 1 else "the third column is a number such as 4.5"
-        raise DataError(f"{path}, line {line}: the score {text!r} is not a number", hint=hint) from None
-    if not math.isfinite(score):
-        raise DataError(f"{path}, line {line}: the score {text!r} is not a finite number")
-    return score
-
-
-def read_labels(path: Path, name: str) -> Labels:
-    """Reads a file of labelled lines.
-
-    Raises:
-        DataError: the file is missing or empty, a line has no tab, an empty label or an empty text, there is only one
-            label, or a label has only one text.
-    """
-    path = readable_file(path)
-    labels, texts = [], []
-    for number, line in lines(path):
-        if not line.strip():
-            continue
-        label, tab, text = line.rstrip("\r\n").partition("\t")
-        if not tab:
-            raise DataError(
-                f"{path}, line {number}: no tab between label and text", hint="each line is: label TAB text"
-            )
-        labels.append(filled(label, "label", path, number).strip())
-        texts.append(filled(text, "text", path, number))
-    if not labels:
-        raise DataError(f"{path} is empty", hint="each line is: label TAB text")
-    counts = Counter(labels)
-    if len(counts) == 1:
-        raise DataError(
-            f"{path}: every text has the label {labels[0]!r}", hint="classification needs two labels or more"
-        )
-    alone = next((label for label, count in counts.items() if count == 1), None)
-    if alone is not None:
-        raise DataError(
-            f"{path}: the label {alone!r} has only one text",
-            hint="each label needs two texts or more: one to learn from, one to test",
-        )
-    return Labels(name, path, sha256(path), texts, labels)
+def _refuse_twice(names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"two tasks are called {name!r}", hint='name = "…" in a task file names a task')

@@ -7,18 +7,17 @@ relevant in one of two ways:
     qrels/test.tsv (BEIR)   query-id TAB corpus-id TAB score   with this header; score is a grade, relevant above 0
 
 Where qrels/test.tsv exists it decides, and queries that it does not judge are left out: BEIR keeps the queries of all
-splits in one file.
+splits in one file. Another split is asked for by name: dev is qrels/dev.tsv. A query that no document answers scores
+zero whatever a model does, so it is refused.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.evaluation.lines import filled, json_records, lines, readable_file
-from ternarize_cli.files import sha256
+from ternarize_cli.evaluation.lines import digest_of, filled, json_records, lines, readable_file
 
 __all__ = ["Retrieval", "read_retrieval"]
 
@@ -36,6 +35,7 @@ class Retrieval:
     corpus: list[dict[str, str]]
     queries: dict[str, str]
     relevant: dict[str, dict[str, int]]
+    modalities: ClassVar = frozenset({"text"})
 
     @property
     def size(self) -> int:
@@ -43,13 +43,14 @@ class Retrieval:
         return len(self.queries)
 
 
-def read_retrieval(folder: Path, name: str, where: str | None = None) -> Retrieval:
+def read_retrieval(folder: Path, name: str, where: str | None = None, split: str = "test") -> Retrieval:
     """Reads and checks a retrieval folder in either layout.
 
     Args:
         folder: see the module's docstring.
         name: what the task is called.
         where: `KEY=VALUE`; only queries whose JSON field KEY is VALUE, as JSON or as plain text, count.
+        split: whose file in qrels decides.
 
     Raises:
         DataError: a file is missing or wrong; the message names file and line.
@@ -60,26 +61,27 @@ def read_retrieval(folder: Path, name: str, where: str | None = None) -> Retriev
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}; retrieval needs a folder with corpus.jsonl and queries.jsonl")
     corpus_file, queries_file = readable_file(folder / "corpus.jsonl"), readable_file(folder / "queries.jsonl")
-    qrels_file = folder / "qrels" / "test.tsv"
+    qrels_file = folder / "qrels" / f"{split}.tsv"
+    others = ", ".join(sorted(file.stem for file in folder.glob("qrels/*.tsv")))
+    if split != "test" and not qrels_file.is_file():
+        raise DataError(f"there is no file {qrels_file}", hint=f"splits of this folder: {others or 'none'}")
     documents = json_records(corpus_file)
     queries = json_records(queries_file)
     kept = queries if where is None else _matching(queries, where, queries_file)
     if qrels_file.is_file():
         judged = _qrels(qrels_file, queries, documents)
         relevant = {query: grades for query, grades in judged.items() if query in kept}
+        _check_answered(relevant, qrels_file)
     else:
-        relevant = {query: _inline(queries_file, *kept[query], documents) for query in kept}
-    if not any(grade > 0 for grades in relevant.values() for grade in grades.values()):
-        raise DataError(
-            f"{qrels_file}: no query that counts has a relevant document", hint="grades above 0 are relevant"
-        )
-    digests = [sha256(file) for file in (corpus_file, queries_file, qrels_file) if file.is_file()]
+        relevant = {query: _inline(queries_file, *kept[query], documents, others) for query in kept}
     return Retrieval(
         name=name,
         path=folder,
-        sha256=hashlib.sha256("\n".join([*digests, where or ""]).encode()).hexdigest(),
+        sha256=digest_of([file for file in (corpus_file, queries_file, qrels_file) if file.is_file()], where or ""),
         corpus=[_document(corpus_file, key, *documents[key]) for key in documents],
-        queries={q: filled(kept[q][1]["text"], "query", queries_file, kept[q][0]) for q in kept if q in relevant},
+        queries={
+            q: filled(kept[q][1]["text"], "query", f"{queries_file}, line {kept[q][0]}") for q in kept if q in relevant
+        },
         relevant=relevant,
     )
 
@@ -108,13 +110,26 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _inline(path: Path, line: int, query: dict[str, Any], documents: _Records) -> dict[str, int]:
+def _check_answered(relevant: dict[str, dict[str, int]], path: Path) -> None:
+    if not relevant:
+        raise DataError(f"{path} judges none of the queries that count", hint="loosen the choice of queries")
+    silent = [query for query, grades in relevant.items() if max(grades.values()) <= 0]
+    if silent:
+        raise DataError(
+            f"{path}: the query {silent[0]!r} has no relevant document ({len(silent)} of {len(relevant)} have none)",
+            hint="grades above 0 are relevant; delete the judgements of queries that nothing answers",
+        )
+
+
+def _inline(path: Path, line: int, query: dict[str, Any], documents: _Records, splits: str) -> dict[str, int]:
     ids = query.get("relevant")
     where = f"{path}, line {line}: the query {query['_id']!r}"
     if ids is None:
         raise DataError(
             f'{where} has no "relevant" ids, and there is no {path.parent / "qrels" / "test.tsv"}',
-            hint='add "relevant": ["id of a document"] to each query, or qrels/test.tsv as BEIR has it',
+            hint=f'qrels has {splits}: write split = "…" into a task file'
+            if splits
+            else 'add "relevant": ["id of a document"] to each query, or qrels/test.tsv as BEIR has it',
         )
     if not isinstance(ids, list) or not all(isinstance(i, str | int) and not isinstance(i, bool) for i in ids):
         raise DataError(f'{where}: "relevant" is {ids!r}, not a list of document ids')

@@ -1,0 +1,126 @@
+"""ONNX exports of full-precision models, made once and kept.
+
+The rivals that other runtimes run start from one file: `torch.onnx.export` of the transformer, token ids and mask in,
+last hidden state out, batch and length free. Attention is written out ("eager"): what torch's fused attention is
+exported as has more steps, and is slower in both runtimes. The file is kept under `rivals` in the cache folder
+(`files.cache_folder`), and so is what is made of it:
+
+    <content hash>-<what>-<digest>/      content hash: of the model; digest: of whatever else decides the files,
+                                         such as the versions of the libraries that wrote them
+
+Folders appear whole or not at all. Nothing refers to them by name, so the whole of `rivals` may be deleted at any time.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli import checkpoint, files
+from ternarize_cli.errors import OutputExistsError, TernarizeError
+
+__all__ = ["INPUTS", "bytes_of", "full_precision", "kept", "onnx_export", "quiet"]
+
+INPUTS = ("input_ids", "attention_mask")
+"""Names of an export's inputs, both int64 [batch, tokens]."""
+
+
+def full_precision(folder: Path, dtype: torch.dtype, **settings: Any) -> Any:
+    """The transformer in `folder`, in eval mode; of T5 and its kin the encoder. `settings` are transformers'."""
+    model = type(checkpoint.skeleton(folder))
+    return model.from_pretrained(folder, dtype=dtype, local_files_only=True, **settings).eval()
+
+
+def onnx_export(folder: Path) -> Path:
+    """The model in `folder` as ONNX in fp32: the path of `model.onnx` in its own folder.
+
+    Raises:
+        TernarizeError: the exporter does not know something in the model.
+    """
+
+    def make(output: Path) -> None:
+        model = full_precision(folder, torch.float32, attn_implementation="eager")
+        vocabulary = model.config.vocab_size
+        ids = torch.arange(18).reshape(2, 9) % vocabulary
+        mask = torch.ones_like(ids)
+        mask[1, 5:] = 0
+        free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+        try:
+            with quiet():
+                torch.onnx.export(
+                    _LastHidden(model).eval(),
+                    (ids, mask),
+                    output / "model.onnx",
+                    input_names=INPUTS,
+                    output_names=["last_hidden_state"],
+                    dynamic_shapes=dict.fromkeys(INPUTS, free),
+                    dynamo=True,
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as e:
+            raise TernarizeError(
+                f"{folder} can't be exported to ONNX: {' '.join(str(e).split())[:200]}",
+                hint="compare with torch-* rivals instead",
+            ) from e
+
+    libraries = {name: version(name) for name in ("torch", "transformers", "onnxscript")}
+    return kept(folder, "onnx-fp32", libraries, make) / "model.onnx"
+
+
+class _LastHidden(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    """The kept folder of something made from a model; it is made if it is not there.
+
+    Args:
+        folder: the model.
+        what: a name for it.
+        decides: what its files depend on beside the model, as JSON values.
+        make: writes the files into an empty folder.
+
+    Raises:
+        OutputError: the cache folder can't be written, or another process is making the same.
+    """
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    place = files.cache_folder("rivals") / f"{files.content_hash(folder)[:24]}-{what}-{digest[:12]}"
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OutputExistsError), files.atomic_folder(place) as partial:
+            make(partial)
+    return place
+
+
+def bytes_of(folder: Path) -> int:
+    """Size of all files in a kept folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what exporters and quantisers log, warn of and draw off stdout and stderr."""
+    listener = logging.NullHandler()  # without any, logging.warning() would install one for good
+    logging.getLogger().addHandler(listener)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.getLogger().removeHandler(listener)

@@ -1,0 +1,111 @@
+"""Rivals run by OpenVINO on the CPU: fp32, bf16, and int8 by NNCF's post-training quantisation.
+
+All read the ONNX export. int8 is `nncf.quantize` for transformers: weights per channel, activations with fixed ranges,
+found on calibration batches (minutes for a large model), SmoothQuant and bias correction included. Where accuracy
+counts, calibrate on real text; `bench` has none and feeds random tokens, which cost the same time. On a CPU with bf16
+units OpenVINO runs what int8 leaves in bf16; that is its own choice and stays so.
+
+NNCF reports its use to its makers unless told that it runs in a test system. A command that measures must not call
+anybody, so it is told so.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ternarize_cli import checkpoint
+from ternarize_cli.bench import exports
+from ternarize_cli.bench.baselines import Forward, on_cpu, rival
+from ternarize_cli.errors import UnavailableError
+
+__all__ = ["Batch", "forward_of_openvino", "int8_model"]
+
+Batch = tuple[Tensor, Tensor]
+"""ids and mask, both int64 [batch, tokens]."""
+NEEDS = ("onnx", "onnxscript", "openvino")
+_RANDOM = 32, 64
+"""Random sequences that `bench` calibrates on: how many, and of how many tokens."""
+
+
+@rival("openvino-fp32", "OpenVINO, fp32", needs=NEEDS)
+def _openvino_fp32(folder: Path, device: str) -> Forward:
+    on_cpu("openvino-fp32", device)
+    return forward_of_openvino(exports.onnx_export(folder), precision="f32")
+
+
+@rival("openvino-bf16", "OpenVINO, bf16", needs=NEEDS)
+def _openvino_bf16(folder: Path, device: str) -> Forward:
+    import openvino
+
+    on_cpu("openvino-bf16", device)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UnavailableError(
+            "openvino-bf16 can't run here: OpenVINO finds no bf16 units in this CPU", hint="openvino-fp32"
+        )
+    return forward_of_openvino(exports.onnx_export(folder), precision="bf16")
+
+
+@rival("openvino-int8", "OpenVINO, NNCF int8, calibrated on random tokens", needs=(*NEEDS, "nncf"))
+def _openvino_int8(folder: Path, device: str) -> Forward:
+    on_cpu("openvino-int8", device)
+    count, tokens = _RANDOM
+    vocabulary = checkpoint.read_config(folder)["vocab_size"]
+    ids = torch.randint(vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0))
+    return forward_of_openvino(int8_model(folder, [(row[None], torch.ones_like(row[None])) for row in ids]))
+
+
+def int8_model(folder: Path, calibration: Sequence[Batch]) -> Path:
+    """The model in `folder` as int8: the path of `model.xml` in its own folder.
+
+    Args:
+        folder: the full-precision model.
+        calibration: batches without padding, which would widen the ranges; 300 of one text each are NNCF's custom.
+    """
+
+    def make(output: Path) -> None:
+        os.environ.setdefault("NNCF_CI", "1")
+        with exports.quiet():
+            import nncf
+            import openvino
+
+            feeds = [dict(zip(exports.INPUTS, (t.numpy() for t in batch), strict=True)) for batch in calibration]
+            model = nncf.quantize(
+                openvino.Core().read_model(exports.onnx_export(folder)),
+                nncf.Dataset(feeds),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(feeds),
+            )
+            openvino.save_model(model, output / "model.xml", compress_to_fp16=False)
+
+    digest = hashlib.sha256()
+    for batch in calibration:
+        for tensor in batch:
+            digest.update(repr(tensor.tolist()).encode())
+    libraries = ("torch", "transformers", "onnxscript", "openvino", "nncf")
+    decides = {name: version(name) for name in libraries} | {"calibration": digest.hexdigest()}
+    return exports.kept(folder, "openvino-int8", decides, make) / "model.xml"
+
+
+def forward_of_openvino(path: Path, *, precision: str | None = None) -> Forward:
+    """Compiles an ONNX or OpenVINO file for the CPU, with as many threads as torch uses now.
+
+    Args:
+        path: `model.onnx` or `model.xml`.
+        precision: "f32" or "bf16" for what is not quantised; None leaves the choice to OpenVINO.
+    """
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+    request = openvino.Core().compile_model(path, "CPU", settings | hint).create_infer_request()
+
+    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+        fed = {name: tensor.numpy() for name, tensor in zip(exports.INPUTS, (ids, mask), strict=True)}
+        return torch.from_numpy(request.infer(fed)[0])
+
+    return forward

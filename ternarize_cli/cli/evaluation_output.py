@@ -1,0 +1,185 @@
+"""What `ternarize eval` prints: tables of scores and of the diagnosis, and the same as one JSON object."""
+
+from typing import TYPE_CHECKING, Any
+
+from ternarize_cli.cli.output import Output, megabytes
+
+if TYPE_CHECKING:
+    from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
+    from ternarize_cli.evaluation.diagnose import Diagnosis
+    from ternarize_cli.evaluation.run import Report
+
+__all__ = ["payload", "show"]
+
+_WIDEST = 4
+
+
+def show(out: Output, report: "Report") -> None:
+    """Prints an evaluation."""
+    comparison = report.comparison
+    if comparison.teacher is None and len(comparison.students) == 1:
+        _print_scores(out, comparison)
+    elif len(comparison.students) == 1:
+        _print_pair(out, comparison)
+    else:
+        _print_several(out, comparison)
+    for note in report.notes:
+        out.note(note)
+    if report.missing:
+        out.warn(f"{len(report.missing)} tasks of MTEB are not scored:")
+        for gap in report.missing:
+            out.warn(f"{gap.task}: {gap.reason}; {gap.how}")
+    for t in comparison.tasks[0]:
+        if comparison.teacher is not None and t.retention is None:
+            out.warn(f"{t.task}: the teacher scores {_number(t.teacher)}, so there is no retention to speak of")
+    if report.diagnosis is not None:
+        _print_diagnosis(out, report.diagnosis)
+
+
+def _print_scores(out: Output, comparison: "Comparison") -> None:
+    (student,), (tasks,) = comparison.students, comparison.tasks
+    rows: list[tuple[object, ...]] = [
+        (t.task, t.metric, t.size, _number(t.student), _between(t.low, t.high)) for t in tasks
+    ]
+    rows.append(("weights", "", "", megabytes(student.weights_bytes), ""))
+    out.table(student.name, ("task", "metric", "size", "score", "95%"), rows)
+
+
+def _print_pair(out: Output, comparison: "Comparison") -> None:
+    (student,), (tasks,), teacher = comparison.students, comparison.tasks, comparison.teacher
+    assert teacher is not None
+    rows: list[tuple[object, ...]] = [
+        (
+            t.task,
+            t.metric,
+            t.size,
+            _number(t.teacher),
+            _number(t.student),
+            _number(t.retention),
+            _between(t.low, t.high),
+            _number(t.cosine),
+        )
+        for t in tasks
+    ]
+    rows.append(("mean", "", "", "", "", _number(comparison.mean_retention()), _between(*_interval(comparison, 0)), ""))
+    sizes = teacher.weights_bytes, student.weights_bytes
+    rows.append(("weights", "", "", *map(megabytes, sizes), _number(sizes[1] / sizes[0] if sizes[0] else None), "", ""))
+    if teacher.latency_ms is not None and student.latency_ms is not None:
+        times = teacher.latency_ms, student.latency_ms
+        rows.append(("8 texts", "ms", "", *(f"{ms:.1f}" for ms in times), _number(times[1] / times[0]), "", ""))
+    columns = ("task", "metric", "size", "teacher", "student", "student / teacher", "95%", "cosine")
+    wide = len(columns) if any(t.cosine is not None for t in tasks) else len(columns) - 1
+    out.table(f"{student.name} against {teacher.name}", columns[:wide], [row[:wide] for row in rows])
+
+
+def _print_several(out: Output, comparison: "Comparison") -> None:
+    """A line for each model: what it keeps of each task (up to four), and of all."""
+    teacher = comparison.teacher
+    names = [t.task for t in comparison.tasks[0]]
+    names = names if len(names) <= _WIDEST else []
+    rows: list[tuple[object, ...]] = []
+    if teacher is not None:
+        scores = [_number(score.value) for score in teacher.scores][: len(names)]
+        rows.append((teacher.name, *scores, "1", "", megabytes(teacher.weights_bytes), _ms(teacher)))
+    for i, student in enumerate(comparison.students):
+        tasks = comparison.tasks[i][: len(names)]
+        cells = [_number(t.retention if teacher is not None else t.student) for t in tasks]
+        mean = _number(comparison.mean_retention(i)) if teacher is not None else ""
+        bounds = _between(*_interval(comparison, i))
+        rows.append((student.name, *cells, mean, bounds, megabytes(student.weights_bytes), _ms(student)))
+    columns = ["model", *names, "mean kept", "95%", "weights", "ms"]
+    timed = any(student.latency_ms is not None for student in comparison.students)
+    wide = len(columns) if timed else len(columns) - 1
+    caption = "the teacher's scores, then what the others keep of them" if teacher is not None else ""
+    out.table("models", columns[:wide], [row[:wide] for row in rows], caption=caption)
+
+
+def _print_diagnosis(out: Output, diagnosis: "Diagnosis") -> None:
+    rows = [
+        (layer.name, *("" if x is None else _number(x) for x in (layer.cka, layer.cosine, layer.attention_kl)))
+        for layer in diagnosis.layers
+    ]
+    seen = f"{diagnosis.inputs} inputs, {diagnosis.tokens:,} tokens"
+    if rows:
+        out.table(f"layers, on {seen}", ("layer", "CKA", "cosine", "attention KL"), rows)
+    spaces = [
+        (name, _number(space.mean_cosine), _number(space.first_component), f"{space.norm:.3g}")
+        for name, space in (("teacher", diagnosis.teacher), ("student", diagnosis.student))
+    ]
+    out.table(
+        "vectors",
+        ("model", "cosine between inputs", "first component", "norm"),
+        spaces,
+        caption=f"cosine between the models {_number(diagnosis.cosine)}; of an input's {diagnosis.neighbours} nearest "
+        f"neighbours both have {diagnosis.overlap:.1%}",
+    )
+    moved = [(f"{m.cosine:.4f}", m.input if len(m.input) <= 90 else m.input[:89] + "…") for m in diagnosis.moved]
+    out.table("what moved most", ("cosine", "input"), moved)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
+
+
+def _interval(comparison: "Comparison", student: int) -> tuple[float | None, float | None]:
+    return comparison.intervals[student] or (None, None)
+
+
+def _ms(evaluation: "Evaluation") -> str:
+    return "" if evaluation.latency_ms is None else f"{evaluation.latency_ms:.1f}"
+
+
+def payload(report: "Report", data: dict[str, str], seed: int) -> dict[str, Any]:
+    """An evaluation for --json; `data`: task → sha256 of its data."""
+    comparison = report.comparison
+    students = [
+        {
+            **_model(student),
+            "tasks": [_task(t, data) for t in tasks],
+            "mean_retention": comparison.mean_retention(i),
+            "mean_interval": comparison.intervals[i],
+        }
+        for i, (student, tasks) in enumerate(zip(comparison.students, comparison.tasks, strict=True))
+    ]
+    first = students[0]
+    return {
+        "tasks": first["tasks"],
+        "mean_retention": first["mean_retention"],
+        "mean_interval": first["mean_interval"],
+        "student": _model(comparison.students[0]),
+        "teacher": _model(comparison.teacher) if comparison.teacher else None,
+        "candidates": students,
+        "missing": [vars(gap) for gap in report.missing],
+        "diagnosis": report.diagnosis.to_dict() if report.diagnosis else None,
+        "notes": list(report.notes),
+        "machine": report.machine,
+        "seed": seed,
+    }
+
+
+def _task(t: "Retention", data: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": t.task,
+        "metric": t.metric,
+        "size": t.size,
+        "teacher": t.teacher,
+        "student": t.student,
+        "retention": t.retention,
+        "low": t.low,
+        "high": t.high,
+        "cosine": t.cosine,
+        "data_sha256": data.get(t.task),
+    }
+
+
+def _model(evaluation: "Evaluation") -> dict[str, Any]:
+    return {
+        "name": evaluation.name,
+        "content_hash": evaluation.content_hash,
+        "weights_bytes": evaluation.weights_bytes,
+        "latency_ms": evaluation.latency_ms,
+    }

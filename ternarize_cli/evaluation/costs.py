@@ -1,0 +1,41 @@
+"""What a model costs beside what it scores: the time of a batch, and the memory of a process that holds it."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ternarize_cli.bench.measure import summarise, time_interleaved
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["BATCH", "latency"]
+
+BATCH = 8
+"""Texts or images of the batch that is timed."""
+
+
+def latency(
+    encoders: Mapping[str, "SentenceTransformer"],
+    items: Sequence[Any],
+    *,
+    batch: int = BATCH,
+    repeats: int = 30,
+    seconds: float = 20.0,
+) -> dict[str, float]:
+    """Median milliseconds to encode one batch, tokenising and pooling included.
+
+    Args:
+        encoders: loaded models, by name; they are timed in interleaved rounds (`bench.measure`).
+        items: texts or images; the batch is spread evenly over them, and the same for all.
+        batch: its size.
+        repeats: rounds.
+        seconds: time budget; it cuts the rounds, though not below three.
+    """
+    chosen = [items[i * len(items) // batch] for i in range(min(batch, len(items)))]
+    calls = {
+        name: partial(encoder.encode, chosen, batch_size=len(chosen), show_progress_bar=False)
+        for name, encoder in encoders.items()
+    }
+    times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=2)
+    return {name: summarise(measured).median_ms for name, measured in times.items()}

@@ -1,0 +1,196 @@
+"""Where information is lost between a teacher and its student, layer by layer and in the embedding space.
+
+The hidden states of every layer are compared by linear CKA, which sees geometry only, and by the mean cosine, which
+also sees where it lies; attention by its divergence (`inside` runs the models, `similarity` has the definitions). The
+layer whose row falls off from the one before is where to look: keep it in full precision, or give it more calibration
+or smaller groups.
+
+The other numbers are about the vectors that users get: how the space is filled, which inputs are near which, and the
+inputs that moved most, in full, since what they have in common (numbers, names, negations, one class of images) says
+more than an average.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate, chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ternarize_cli.distill.pair import Pair
+from ternarize_cli.errors import InputError
+from ternarize_cli.evaluation.inside import Inside, Layer
+from ternarize_cli.evaluation.labels import Clusters, Labels
+from ternarize_cli.evaluation.neighbours import LabelledImages
+from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs
+from ternarize_cli.evaluation.reading import TaskData
+from ternarize_cli.evaluation.retrieval import Retrieval
+from ternarize_cli.evaluation.similarity import first_component, mean_cosine, neighbour_overlap, units
+from ternarize_cli.evaluation.zero_shot import ZeroShot
+from ternarize_cli.images import Images
+from ternarize_cli.models import load_encoder, resolve
+from ternarize_cli.progress import Track, silent
+
+__all__ = ["NEIGHBOURS", "Diagnosis", "Moved", "Space", "diagnose", "inputs_of"]
+
+NEIGHBOURS = 10
+"""How many nearest neighbours of an input are looked at."""
+_MOVED = 10
+_OF_IMAGES = (LabelledImages, ZeroShot)
+
+
+@dataclass(frozen=True)
+class Space:
+    """How a model's vectors lie.
+
+    Attributes:
+        mean_cosine: between different inputs; near 1: all in a narrow cone.
+        first_component: the share of the variance along the first principal component; None without variance.
+        norm: the mean length of the vectors, before they are normalised.
+    """
+
+    mean_cosine: float
+    first_component: float | None
+    norm: float
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An input, a text or an image's name, and the cosine of the two models' vectors of it."""
+
+    input: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What became of a teacher in its student.
+
+    Attributes:
+        inputs, tokens: how many were looked at.
+        layers: in order; empty for models without hidden states.
+        teacher, student: their spaces.
+        cosine: of the two models' vectors, the mean over inputs.
+        neighbours, overlap: of so many nearest neighbours of an input, the share that both models agree on.
+        moved: the inputs of the lowest cosine, lowest first.
+    """
+
+    inputs: int
+    tokens: int
+    layers: tuple[Layer, ...]
+    teacher: Space
+    student: Space
+    cosine: float
+    neighbours: int
+    overlap: float
+    moved: tuple[Moved, ...]
+
+    @property
+    def steepest(self) -> Layer | None:
+        """The layer that loses most CKA against the one before it (the first against 1); None if none does."""
+        known = [(layer, layer.cka) for layer in self.layers if layer.cka is not None]
+        falls = [before - cka for before, (_, cka) in zip([1.0, *(cka for _, cka in known)], known, strict=False)]
+        most = max(range(len(falls)), key=falls.__getitem__, default=None)
+        return known[most][0] if most is not None and falls[most] > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers for JSON."""
+        return asdict(self)
+
+
+def inputs_of(tasks: Sequence[TaskData], *, seed: int = 0, most: int = 500) -> list[str] | Images:
+    """What to diagnose on: different texts of the tasks, or, if they have none, their test images.
+
+    Each task gives the same number as far as it reaches; the seed draws which.
+    """
+    sources = {(type(task), task.path): task for task in reversed(tasks)}  # one for a task and its perturbed kin
+    tasks = [*sources.values()][::-1]
+    pools = [sorted(set(_texts(task))) for task in tasks]
+    pictures = [t.images if isinstance(t, ZeroShot) else t.queries for t in tasks if isinstance(t, _OF_IMAGES)]
+    if pictures and not any(pools):
+        return _joined([images.sample(-(-most // len(pictures)), seed) for images in pictures])[:most]
+    for pool in pools:
+        random.Random(seed).shuffle(pool)
+    turns = (text for text in chain.from_iterable(zip_longest(*pools)) if text is not None)
+    return list(dict.fromkeys(turns))[:most]
+
+
+def _texts(task: TaskData) -> list[str]:
+    if isinstance(task, Retrieval):
+        return [*task.queries.values(), *(f"{row['title']} {row['text']}".strip() for row in task.corpus)]
+    if isinstance(task, Labels | Clusters):
+        return task.texts
+    return [*task.first, *task.second] if isinstance(task, Pairs | LabelledPairs | Bitext) else []
+
+
+def _joined(parts: Sequence[Images]) -> Images:
+    ends = list(accumulate(len(images) for images in parts))
+
+    def decode(row: int) -> Any:
+        part = bisect_right(ends, row)
+        return parts[part][row - ends[part]]  # from the end of the part
+
+    names = [f"{images.path.name}/{name}" if len(parts) > 1 else name for images in parts for name in images.ids]
+    return Images(parts[0].path, names, None, decode, range(ends[-1]))
+
+
+def diagnose(
+    student: str | Path,
+    teacher: str | Path,
+    inputs: Sequence[str] | Images,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    batch_size: int = 32,
+    allow_pickle: bool = False,
+    track: Track = silent,
+) -> Diagnosis:
+    """Compares a student with its teacher on some inputs.
+
+    Args:
+        student, teacher: folders, hub ids or `package:NAME`; full-precision, ternary or packed.
+        inputs: texts or images, two or more; a few hundred are enough.
+        backend, device, threads: as `models.load_encoder` takes them; `backend` is the student's.
+        batch_size: inputs at once, at most.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        track: reports progress over batches.
+
+    Raises:
+        ModelNotFoundError, CheckpointError, UnavailableError: a model can't be had, read or run, the two differ in
+            layers or width, or a vector is not finite.
+        InputError: there are fewer than two inputs.
+    """
+    if len(inputs) < 2:
+        raise InputError(
+            f"a diagnosis compares inputs with each other, and there is {len(inputs) or 'none'}",
+            hint="it reads those of tasks from files: --sts, --retrieval, --classification, --images or --task",
+        )
+    mine, theirs = (resolve(model, allow_pickle=allow_pickle) for model in (student, teacher))
+    common: dict[str, Any] = {"device": device, "threads": threads, "allow_pickle": allow_pickle}
+    pair = Pair(load_encoder(mine, backend=backend, **common), load_encoder(theirs, **common))
+    inside = Inside(pair)
+    order = list(range(len(inputs)))
+    if not isinstance(inputs, Images):
+        order.sort(key=lambda i: -len(inputs[i]))  # texts of similar length share a batch
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for rows in track(batches, f"{mine.name} layer by layer"):
+        inside.take([inputs[i] for i in rows])
+    (a, b), norms = (vectors[np.argsort(order)] for vectors in inside.vectors()), inside.norms
+    cosines = np.sum(units(a) * units(b), axis=1)
+    names = inputs.ids if isinstance(inputs, Images) else inputs
+    neighbours = min(NEIGHBOURS, len(inputs) - 1)
+    return Diagnosis(
+        inputs=len(inputs),
+        tokens=inside.tokens,
+        layers=inside.layers(),
+        teacher=Space(mean_cosine(b), first_component(b), norms[1]),
+        student=Space(mean_cosine(a), first_component(a), norms[0]),
+        cosine=float(cosines.mean()),
+        neighbours=neighbours,
+        overlap=neighbour_overlap(a, b, neighbours),
+        moved=tuple(Moved(names[i], float(cosines[i])) for i in np.argsort(cosines, kind="stable")[:_MOVED]),
+    )

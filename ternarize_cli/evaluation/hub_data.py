@@ -1,0 +1,176 @@
+"""Where the data of MTEB's tasks come from, and what to do where they are missing.
+
+MTEB's tasks load a data set of the Hugging Face hub, at a fixed revision. Three places are tried:
+
+    ROOT/<organisation>/<name>    a folder that the user gives, in the layout of the hub's repository: data files, and
+                                  a README.md if the repository has one (it names configurations and splits)
+    the hub, or its copy          what `datasets` downloads, or has prepared in HF_HOME before
+    a snapshot in HF_HOME         what `hf download --repo-type dataset` left there; `datasets` itself does not look
+                                  there when it is offline
+
+A folder of the user's stands in for the data set by its path alone; all the rest is MTEB's own loading. Its revision
+is the sha256 of its files, so that no result on other data passes for one on the hub's.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import snapshot_download
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+from ternarize_cli.errors import DataError, TernarizeError
+from ternarize_cli.files import tree_hash
+
+__all__ = ["Missing", "fresh", "load", "one_line", "patience", "splits_of", "stand_in"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A task that has no score.
+
+    Attributes:
+        task: its name.
+        dataset: what it is made of, on the hub or in a folder.
+        reason: what went wrong, in a line.
+        how: what to do about it.
+    """
+
+    task: str
+    dataset: str
+    reason: str
+    how: str
+
+    @classmethod
+    def data(cls, task: AbsTask, error: Exception) -> "Missing":
+        """The data of `task` can't be loaded."""
+        path, revision = task.metadata.dataset["path"], task.metadata.dataset["revision"]
+        if Path(path).is_absolute():
+            how = f"{path} must have the layout of the hub's repository: its data files and its README.md"
+        else:
+            how = (
+                f"where there is a network: HF_HOME=DIR hf download {path} --repo-type dataset --revision {revision}; "
+                f"then bring DIR here and set HF_HOME to it, or put the files in ROOT/{path} and give --data-root ROOT"
+            )
+            if isinstance(error, DatasetNotFoundError):
+                how = f"hf auth login, if the data set is private; {how}"
+        return cls(task.metadata.name, path, one_line(error), how)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, with its type where the text alone says little."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, OSError | TernarizeError) and text else f"{type(error).__name__}: {text}"
+
+
+def stand_in(task: AbsTask, root: Path) -> AbsTask:
+    """`task` on the folder in `root` that has its data set's name; `task` as it is where there is none."""
+    if isinstance(task, AbsTaskAggregate):
+        parts = [stand_in(part, root) for part in task.metadata.tasks]
+        return _changed(task, tasks=parts)
+    folder = root.expanduser().resolve() / task.metadata.dataset["path"]
+    if not folder.is_dir():
+        return task
+    digest = tree_hash(folder, lambda path: not any(part.startswith(".") for part in path.parts))
+    return _on(task, folder, digest)
+
+
+def fresh(task: AbsTask) -> AbsTask:
+    """A task of its own, with its random state at the beginning and nothing loaded."""
+    if isinstance(task, AbsTaskAggregate):
+        return _changed(task, tasks=[fresh(part) for part in task.metadata.tasks])
+    return _changed(task)
+
+
+def load(task: AbsTask) -> AbsTask | Missing:
+    """Loads a task's data, or those of its parts; returns the task to use, or what is missing."""
+    if isinstance(task, AbsTaskAggregate):
+        parts = [load(part) for part in task.metadata.tasks]
+        missing = next((part for part in parts if isinstance(part, Missing)), None)
+        return replace(missing, task=task.metadata.name) if missing else _changed(task, tasks=parts)
+    try:
+        _load(task)
+        return task
+    except Exception as error:  # the kinds differ between releases, and between tasks that load their data themselves
+        if isinstance(error, ConnectionError):
+            datasets.config.HF_HUB_OFFLINE = True
+        found = _snapshot(task)
+        if found is None:
+            return Missing.data(task, error)
+    task = _on(task, found, task.metadata.dataset["revision"])
+    try:
+        _load(task)
+    except Exception as error:
+        return Missing.data(task, error)
+    return task
+
+
+def splits_of(task: AbsTask, subset: str) -> dict[str, Any]:
+    """The loaded splits of a task's subset; tasks with one subset, or with parallel ones, keep no level for it."""
+    return task.dataset.get(subset, task.dataset)
+
+
+def _load(task: AbsTask) -> None:
+    with _prepared_apart(task):
+        task.load_data()
+    if isinstance(task, AbsTaskRetrieval):
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+    for subset in task.hf_subsets:
+        found = splits_of(task, subset)
+        for split in task.eval_splits:
+            if split not in found:
+                raise DataError(f"it has no split {split!r} (subset {subset!r}), but {', '.join(found) or 'none'}")
+
+
+@contextmanager
+def _prepared_apart(task: AbsTask) -> Iterator[None]:
+    """Of a folder with a README.md, `datasets` keeps what it prepared by the folder's path, and so would never see that
+    a file has changed."""
+    before = datasets.config.HF_DATASETS_CACHE
+    if Path(task.metadata.dataset["path"]).is_absolute():
+        datasets.config.HF_DATASETS_CACHE = Path(before) / "ternarize" / task.metadata.dataset["revision"]
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """While the body runs, a hub that can't be reached is not asked again: each data set would take 20 s of retries."""
+    logger = logging.getLogger("huggingface_hub")
+    level, offline = logger.level, datasets.config.HF_HUB_OFFLINE
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _snapshot(task: AbsTask) -> Path | None:
+    """A whole copy of the data set's repository, at the task's revision, in HF_HOME."""
+    path, revision = task.metadata.dataset["path"], task.metadata.dataset["revision"]
+    if Path(path).is_absolute():
+        return None
+    try:
+        return Path(snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _on(task: AbsTask, folder: Path, revision: str) -> AbsTask:
+    return _changed(task, dataset={**task.metadata.dataset, "path": str(folder), "revision": revision})
+
+
+def _changed(task: AbsTask, **metadata: Any) -> AbsTask:
+    new = type(task)()
+    new.metadata = task.metadata.model_copy(update=metadata)
+    new.hf_subsets = task.hf_subsets
+    return new.filter_eval_splits(task.eval_splits)

@@ -1,0 +1,129 @@
+"""Texts with a label each, to be classified or clustered.
+
+    label TAB text     one text a line (.txt, .tsv)
+    label, text        columns of a CSV, TSV or Parquet file with these names, or keys of a JSONL file
+
+A classification learns from half of each label's texts, or from a file of its own.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ternarize_cli.errors import DataError
+from ternarize_cli.evaluation.columns import read_columns
+from ternarize_cli.evaluation.lines import digest_of, filled, readable_file
+
+__all__ = ["Clusters", "Labels", "halves", "read_clusters", "read_labels"]
+
+
+@dataclass(frozen=True)
+class _LabelledTexts:
+    name: str
+    path: Path
+    sha256: str
+    texts: list[str]
+    labels: list[str]
+    modalities: ClassVar = frozenset({"text"})
+
+    @property
+    def size(self) -> int:
+        """How many texts there are, for training and testing together."""
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Labels(_LabelledTexts):
+    """Texts with a class label each, in file order; the first `learned` are those to learn from, None: half of them."""
+
+    learned: int | None = None
+
+
+@dataclass(frozen=True)
+class Clusters(_LabelledTexts):
+    """Texts with the label of their cluster each, in file order."""
+
+
+def read_labels(
+    path: Path, name: str, *, train: Path | None = None, label: str | None = None, text: str | None = None
+) -> Labels:
+    """Reads texts to classify.
+
+    Args:
+        path: the file.
+        name: what the task is called.
+        train: a file of the same columns to learn from; None: half of `path`.
+        label, text: names of the columns, where they are called otherwise.
+
+    Raises:
+        DataError: a file is missing or empty, a row has not these columns, a label or text is empty, there is only one
+            label, a label has only one text, or `train` has no text of it.
+    """
+    path = readable_file(path)
+    labels, texts = _read(path, label, text)
+    chosen = [f"{label} {text}"] if label or text else []
+    if train is None:
+        _check_several(path, labels)
+        alone = next((label for label, count in Counter(labels).items() if count == 1), None)
+        if alone is not None:
+            raise DataError(
+                f"{path}: the label {alone!r} has only one text",
+                hint="each label needs two texts or more: one to learn from, one to test",
+            )
+        return Labels(name, path, digest_of([path], *chosen), texts, labels)
+    train = readable_file(train)
+    known, learned = _read(train, label, text)
+    _check_several(train, known)
+    if strange := sorted(set(labels) - set(known)):
+        raise DataError(
+            f"{path}: the label {strange[0]!r} is not in {train}", hint="each label has texts to learn from"
+        )
+    return Labels(name, path, digest_of([train, path], *chosen), learned + texts, known + labels, len(learned))
+
+
+def read_clusters(path: Path, name: str, *, label: str | None = None, text: str | None = None) -> Clusters:
+    """Reads texts to cluster; args as `read_labels`.
+
+    Raises:
+        DataError: the file is missing or empty, a row has not these columns, a label or text is empty, there is only
+            one label, or every text has a label of its own.
+    """
+    path = readable_file(path)
+    labels, texts = _read(path, label, text)
+    _check_several(path, labels)
+    if len(set(labels)) == len(labels):
+        raise DataError(f"{path}: every text has a label of its own", hint="clusters of two texts or more")
+    return Clusters(name, path, digest_of([path], "clusters", f"{label} {text}"), texts, labels)
+
+
+def halves(labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """The rows to learn from and the others, in order: of each label half, rounded down, drawn by the seed."""
+    rows = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    shuffle = random.Random(seed).shuffle
+    train, test = [], []
+    for label in sorted(rows):
+        shuffle(rows[label])
+        half = len(rows[label]) // 2
+        train += rows[label][:half]
+        test += rows[label][half:]
+    return sorted(train), sorted(test)
+
+
+def _read(path: Path, label: str | None, text: str | None) -> tuple[list[str], list[str]]:
+    labels, texts = [], []
+    named = label is not None or text is not None
+    for where, row in read_columns(path, [label or "label", text or "text"], named=named, separator="\t"):
+        value = row[0] if isinstance(row[0], str) or row[0] is None else str(row[0])
+        labels.append(filled(value, "label", where).strip())
+        texts.append(filled(row[1], "text", where))
+    return labels, texts
+
+
+def _check_several(path: Path, labels: list[str]) -> None:
+    if len(set(labels)) == 1:
+        raise DataError(f"{path}: every text has the label {labels[0]!r}", hint="two labels or more are needed")

@@ -1,0 +1,312 @@
+"""One HTML page about an evaluation, and its picture as a file.
+
+The page needs nothing but itself: styles and pictures (SVG) lie in it, no scripts, no fonts, nothing from elsewhere, so
+that it can be mailed, kept as an artifact of a CI run, and read in ten years. It follows the reader's light or dark
+theme; the pictures' black is the text's colour. What it says can be checked: it names the machine, the command, and the
+hashes of data and models.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ternarize_cli import files, plots
+from ternarize_cli.bench.report import machine_line
+from ternarize_cli.errors import InputError
+from ternarize_cli.evaluation.pareto import pareto_figure
+
+if TYPE_CHECKING:
+    from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
+
+__all__ = ["check_report", "plot_pareto", "write_report"]
+
+_THEMED = {
+    "#000000": "currentColor",
+    plots.BLUE: "var(--teacher)",
+    plots.ORANGE: "var(--student)",
+    plots.GREEN: "var(--other)",
+    plots.GREY: "var(--soft)",
+}
+_WHISKER = 110, 14
+"""Size of the picture of an interval, in pixels."""
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c1c1e; --soft: #6b6b70; --line: #dcdce0; --back: #ffffff; --raised: #f5f5f7;
+  --student: #b95a17; --teacher: #3b6ea8; --other: #3d7f4e; }
+@media (prefers-color-scheme: dark) { :root { --text: #e8e8ea; --soft: #a0a0a8; --line: #3a3a40; --back: #18181b;
+  --raised: #232327; --student: #ee9a5c; --teacher: #7fb0e6; --other: #7cc48f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 74rem; color: var(--text); background: var(--back);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+p { margin: .3rem 0 .8rem; } .soft, caption, figcaption { color: var(--soft); font-size: .88rem; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.card { background: var(--raised); border-radius: .6rem; padding: .7rem 1rem; min-width: 9.5rem; }
+.card b { display: block; font-size: 1.45rem; font-weight: 650; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; padding-top: .5rem; }
+th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; vertical-align: bottom; }
+tr.student td:first-child { color: var(--student); font-weight: 650; }
+tr.teacher td:first-child { color: var(--teacher); font-weight: 650; }
+td small { color: var(--soft); } svg.whisker { vertical-align: middle; color: var(--soft); }
+figure { margin: 0; } figure svg { width: 100%; height: auto; }
+code, pre { font: .85rem/1.5 ui-monospace, monospace; } pre { background: var(--raised); padding: .8rem 1rem;
+  border-radius: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .88rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+
+
+def check_report(path: Path, *, force: bool) -> None:
+    """Refuses a report that could not be written, before any work is done.
+
+    Raises:
+        InputError: the name does not end in .html.
+        UnavailableError: matplotlib is not installed.
+        OutputExistsError, OutputError: as `files.check_output`.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--report {path}: a report's name ends in .html", hint="--report report.html")
+    plots.require_matplotlib("--report")
+    files.check_output(path, force=force, folder=False)
+
+
+def plot_pareto(path: Path, comparison: "Comparison", *, force: bool = False) -> None:
+    """Draws quality against bytes and latency (`pareto`) into a .png, .svg or .pdf.
+
+    Raises:
+        InputError, UnavailableError, OutputExistsError, OutputError: as `plots.check_plot`.
+    """
+    plots.check_plot(path, force=force)
+    plots.save_figure(pareto_figure(comparison, _title(comparison)), path, force=force)
+
+
+def write_report(
+    path: Path,
+    comparison: "Comparison",
+    *,
+    machine: Mapping[str, Any],
+    command: str,
+    data: Mapping[str, str],
+    notes: Sequence[str] = (),
+    force: bool = False,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: ends in .html.
+        comparison: models, scores and intervals.
+        machine: as `bench.machine.facts` gives it.
+        command: what was typed.
+        data: task → sha256 or revision of its data.
+        notes: sentences that a reader should know, such as how rivals were made.
+        force: replace a file of that name.
+
+    Raises:
+        InputError, UnavailableError, OutputExistsError, OutputError: as `check_report`.
+    """
+    check_report(path, force=force)
+    title = _title(comparison)
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{_subtitle(comparison)}</p>',
+        _cards(comparison),
+        "<h2>Quality against cost</h2>",
+        f"<figure>{_picture(comparison)}<figcaption>{_LEGEND}</figcaption></figure>",
+        "<h2>Models</h2>",
+        _models(comparison),
+        "<h2>Tasks</h2>",
+        _tasks(comparison),
+        *(["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"] if notes else []),
+        "<h2>How this was measured</h2>",
+        f"<pre>{escape(command)}</pre>",
+        f"<p>{escape(machine_line(dict(machine)))}</p>",
+        _hashes(comparison, data),
+    ]
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+    with files.atomic_file(path, force=force) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+_LEGEND = (
+    "Star: the model in question. Square: the teacher. Green: no other model is both as good and as cheap. Grey: one "
+    "is. Bars: 95% interval of the mean."
+)
+_EXPLAINED = (
+    "Kept: the model's score over the teacher's. In brackets the 95% interval, by a bootstrap that draws the same "
+    "items for both."
+)
+
+
+def _title(comparison: "Comparison") -> str:
+    names = [student.name for student in comparison.students]
+    if comparison.teacher is None:
+        return "Evaluation of " + ", ".join(names)
+    return f"What {names[0]} keeps of {comparison.teacher.name}"
+
+
+def _subtitle(comparison: "Comparison") -> str:
+    count = len(comparison.tasks[0])
+    tasks = "1 task" if count == 1 else f"{count} tasks"
+    return (
+        f"{tasks}, {len(comparison.students) + bool(comparison.teacher)} models, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
+
+
+def _cards(comparison: "Comparison") -> str:
+    student, teacher = comparison.students[0], comparison.teacher
+    kept = comparison.mean_retention(0)
+    if teacher is None or kept is None:
+        return ""
+    interval = _interval(comparison, 0)
+    shown = [(_percent(kept), f"of the teacher's quality kept{_brackets(interval)}")]
+    if student.weights_bytes:
+        shown.append((f"{teacher.weights_bytes / student.weights_bytes:.1f}×", "smaller weights"))
+    if student.latency_ms and teacher.latency_ms:
+        ratio = teacher.latency_ms / student.latency_ms
+        shown.append(
+            (f"{max(ratio, 1 / ratio):.2f}×", "faster than the teacher" if ratio >= 1 else "slower than the teacher")
+        )
+    return (
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{value}</b><span class="soft">{text}</span></div>' for value, text in shown)
+        + "</div>"
+    )
+
+
+def _picture(comparison: "Comparison") -> str:
+    """The Pareto plot as SVG in the page's own colours, without a background."""
+    buffer = io.StringIO()
+    figure = pareto_figure(comparison, "")
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace("<svg", '<svg fill="currentColor"', 1)
+    for colour, name in _THEMED.items():
+        svg = svg.replace(colour, name)
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+
+def _models(comparison: "Comparison") -> str:
+    everyone = [*([comparison.teacher] if comparison.teacher else []), *comparison.students]
+    timed = any(model.latency_ms is not None for model in everyone)
+    weighed = any(model.memory_bytes is not None for model in everyone)
+    columns = ["model", *(["kept, mean", ""] if comparison.teacher else []), "weights"]
+    columns += (["8 items"] if timed else []) + (["memory"] if weighed else [])
+    scale = _scale(comparison)
+    rows = []
+    for i, model in enumerate(everyone, start=-1 if comparison.teacher else 0):
+        cells = [f'<td title="{escape(model.content_hash)}">{escape(model.name)}</td>']
+        if comparison.teacher:
+            kept, interval = (1.0, None) if i < 0 else (comparison.mean_retention(i), _interval(comparison, i))
+            cells += [_kept(kept, interval), f"<td>{_whisker(kept, interval, scale)}</td>"]
+        cells.append(f"<td>{_megabytes(model.weights_bytes)}</td>")
+        if timed:
+            cells.append("<td></td>" if model.latency_ms is None else f"<td>{model.latency_ms:.1f} ms</td>")
+        if weighed:
+            cells.append("<td></td>" if model.memory_bytes is None else f"<td>{_megabytes(model.memory_bytes)}</td>")
+        role = {-1: ' class="teacher"', 0: ' class="student"'}.get(i, "")
+        rows.append(f"<tr{role}>{''.join(cells)}</tr>")
+    return _table(columns, rows, _EXPLAINED if comparison.teacher else "")
+
+
+def _tasks(comparison: "Comparison") -> str:
+    """A row for each task and a column for each model: its score, and what it keeps."""
+    teacher = comparison.teacher
+    columns = ["task", "metric", "items", *([teacher.name] if teacher else []), *(s.name for s in comparison.students)]
+    rows = []
+    for number, task in enumerate(comparison.tasks[0]):
+        cells = [f"<td>{escape(task.task)}</td><td>{escape(task.metric)}</td><td>{task.size:,}</td>"]
+        if teacher:
+            cells.append(f"<td>{teacher.scores[number].value:.4f}</td>")
+        cells += [_score(of[number]) for of in comparison.tasks]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    caption = "Scores; below them what is kept of the teacher's." if teacher else "Scores, with their 95% intervals."
+    return _table(columns, rows, caption)
+
+
+def _score(task: "Retention") -> str:
+    bounds = None if task.low is None or task.high is None else (task.low, task.high)
+    if task.teacher is None:
+        below = "" if bounds is None else f"<br><small>[{bounds[0]:.4f}, {bounds[1]:.4f}]</small>"
+    elif task.retention is None:
+        below = "<br><small>undefined</small>"
+    else:
+        below = f"<br><small>{_percent(task.retention)}{_brackets(bounds)}</small>"
+    return f"<td>{task.student:.4f}{below}</td>"
+
+
+def _table(columns: Sequence[str], rows: Sequence[str], caption: str) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    explained = f"<caption>{escape(caption)}</caption>" if caption else ""
+    inner = f"{explained}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="wide"><table>{inner}</table></div>'
+
+
+def _kept(kept: float | None, interval: tuple[float, float] | None) -> str:
+    return "<td>undefined</td>" if kept is None else f"<td>{_percent(kept)} <small>{_brackets(interval)}</small></td>"
+
+
+def _scale(comparison: "Comparison") -> tuple[float, float]:
+    """The least and greatest quality that a whisker has to show."""
+    found = [1.0]
+    for i in range(len(comparison.students)):
+        found += [v for v in (comparison.mean_retention(i), *(_interval(comparison, i) or ())) if v is not None]
+    return min(found), max(found)
+
+
+def _whisker(kept: float | None, interval: tuple[float, float] | None, scale: tuple[float, float]) -> str:
+    """A dot with its interval as a picture, and a line where the teacher is."""
+    width, height = _WHISKER
+    low, high = scale
+    if kept is None or high == low:
+        return ""
+
+    def x(value: float) -> str:
+        return f"{5 + (width - 10) * (value - low) / (high - low):.1f}"
+
+    middle = height / 2
+    bar = (
+        f'<line x1="{x(interval[0])}" x2="{x(interval[1])}" y1="{middle}" y2="{middle}" stroke="currentColor" '
+        'stroke-width="2"/>'
+        if interval
+        else ""
+    )
+    return (
+        f'<svg class="whisker" width="{width}" height="{height}" role="img" aria-label="{_percent(kept)}">'
+        f'<line x1="{x(1.0)}" x2="{x(1.0)}" y1="0" y2="{height}" stroke="currentColor" stroke-dasharray="2 2"/>{bar}'
+        f'<circle cx="{x(kept)}" cy="{middle}" r="4" fill="var(--text)"/></svg>'
+    )
+
+
+def _hashes(comparison: "Comparison", data: Mapping[str, str]) -> str:
+    models: list[Evaluation] = [*([comparison.teacher] if comparison.teacher else []), *comparison.students]
+    entries = [(model.name, model.content_hash) for model in models] + list(data.items())
+    listed = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>" for name, value in entries)
+    return f'<p class="soft">sha256 of models and data:</p><dl>{listed}</dl>'
+
+
+def _interval(comparison: "Comparison", student: int) -> tuple[float, float] | None:
+    return comparison.intervals[student] if student < len(comparison.intervals) else None
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _brackets(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

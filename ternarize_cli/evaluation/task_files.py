@@ -1,0 +1,145 @@
+"""A task described in a small TOML or JSON file.
+
+    type = "pair-classification"     # the only keys that every file has: type and path
+    path = "duplicates.parquet"      # relative to this file
+    name = "duplicates"              # what tables and gates call it; else the name of this file
+    sentence1 = "question"           # the rest is for this type, and may be left out
+
+    type                   path                          options
+    sts                    CSV, TSV, JSONL or Parquet    sentence1, sentence2, score: names of columns
+    pair-classification    the same                      sentence1, sentence2, label
+    bitext                 the same, or lines of text    sentence1, sentence2; translations: a file of lines
+    classification         label TAB text, or the same   label, text; train: a file to learn from
+    clustering             label TAB text, or the same   label, text
+    retrieval              a folder                      split: of qrels, such as "dev"; where: "KEY=VALUE"
+    image-classification   labelled images               limit: test images
+    zero-shot              labelled images               limit; template: "a photo of a {}"; labels: label → its name
+
+A key or type that is not known is refused, and so is a value of another kind than the key takes: a misspelt option
+must not be one that is left out.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import DataError
+from ternarize_cli.evaluation.lines import lines, readable_file
+
+__all__ = ["TaskFile", "read_task_file"]
+
+_COLUMNS = {"sentence1": str, "sentence2": str}
+_OPTIONS: dict[str, dict[str, type]] = {
+    "sts": {**_COLUMNS, "score": str},
+    "pair-classification": {**_COLUMNS, "label": str},
+    "bitext": {**_COLUMNS, "translations": Path},
+    "classification": {"label": str, "text": str, "train": Path},
+    "clustering": {"label": str, "text": str},
+    "retrieval": {"split": str, "where": str},
+    "image-classification": {"limit": int},
+    "zero-shot": {"limit": int, "template": str, "labels": dict},
+}
+_ALWAYS: dict[str, type] = {"type": str, "name": str, "path": Path}
+_KINDS = {str: "a text", Path: "a path", int: "a whole number above 0", dict: "a table of texts"}
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a task file says, checked.
+
+    Attributes:
+        file: the task file.
+        type: of the task, as in the module's docstring.
+        name: None: that of the task file.
+        path: its data.
+        options: keyword arguments for what reads the data.
+    """
+
+    file: Path
+    type: str
+    name: str | None
+    path: Path
+    options: dict[str, Any]
+
+
+def read_task_file(file: Path) -> TaskFile:
+    """Reads and checks a task file.
+
+    Raises:
+        DataError: it is missing or neither TOML nor JSON, a key or the type is unknown or missing, or a value is of
+            another kind; the message names file, line and value.
+    """
+    file = readable_file(file)
+    text = "".join(line for _, line in lines(file))
+    content = _parse(file, text)
+    kind = content.get("type")
+    if not isinstance(kind, str) or kind not in _OPTIONS:
+        if kind is None:
+            raise DataError(f'{file}: there is no "type"', hint=f"one of: {', '.join(_OPTIONS)}")
+        raise DataError(f"{_where(file, text, 'type')}: there is no task type {kind!r}", hint=_near(kind, _OPTIONS))
+    known = _ALWAYS | _OPTIONS[kind]
+    for key, value in content.items():
+        where = _where(file, text, key)
+        if key not in known:
+            raise DataError(f"{where}: a task of the type {kind} has no {key!r}", hint=_near(key, known))
+        if not _fits(value, known[key]):
+            raise DataError(f"{where}: {key} is {value!r}, not {_KINDS[known[key]]}")
+    if "path" not in content:
+        raise DataError(f'{file}: there is no "path"', hint='path = "the file or folder of the data"')
+    name = content.get("name")
+    if name is not None and (re.search(r"[/=\\]|\s$|^\s", name) or not name.isprintable()):
+        raise DataError(f"{_where(file, text, 'name')}: the name {name!r} can't be one", hint="no /, \\ or =")
+    values = {k: file.parent / Path(v).expanduser() if known[k] is Path else v for k, v in content.items()}
+    return TaskFile(file, kind, name, values["path"], {k: v for k, v in values.items() if k not in _ALWAYS})
+
+
+def _parse(file: Path, text: str) -> dict[str, Any]:
+    if file.suffix.lower() == ".toml":
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as e:
+            raise DataError(f"{file} is not valid TOML: {e}") from e
+    if file.suffix.lower() != ".json":
+        raise DataError(
+            f"{file} is neither .toml nor .json", hint='type = "sts" and path = "pairs.csv" in a .toml file'
+        )
+    try:
+        content = json.loads(text, object_pairs_hook=lambda pairs: _once(file, text, pairs))
+    except json.JSONDecodeError as e:
+        raise DataError(f"{file}, line {e.lineno}: not JSON: {e.msg} at column {e.colno}") from e
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds no JSON object", hint='{"type": "sts", "path": "pairs.csv"}')
+    return content
+
+
+def _once(file: Path, text: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, _ in pairs:
+        if sum(key == other for other, _ in pairs) > 1:
+            raise DataError(f"{_where(file, text, key)}: {key!r} is there twice")
+    return dict(pairs)
+
+
+def _where(file: Path, text: str, key: str) -> str:
+    """File and line of a key: the first line that it stands on as a key of TOML or JSON."""
+    pattern = re.compile(rf"""(^|[\s{{,\[])["']?{re.escape(key)}["']?\s*[]=:]""")
+    number = next((n for n, line in enumerate(text.split("\n"), start=1) if pattern.search(line)), None)
+    return f"{file}, line {number}" if number else str(file)
+
+
+def _fits(value: object, kind: type) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind is dict:
+        return isinstance(value, dict) and all(isinstance(v, str) and v.strip() for v in value.values())
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _near(name: object, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
