@@ -71,6 +71,12 @@ def test_the_mean_over_tasks_has_the_error_of_independent_tasks(rng: np.random.G
     assert found == pytest.approx((middle - half, middle + half), abs=0.06 * half)
 
 
+def test_tasks_over_the_same_items_do_not_count_as_independent(rng: np.random.Generator) -> None:
+    teacher = rng.uniform(0.4, 0.6, 500)
+    pair = mean(teacher + rng.normal(0, 0.1, 500)), mean(teacher)
+    assert mean_retention_interval([pair, pair]) == pytest.approx(retention_interval(*pair), abs=1e-12)
+
+
 def test_nineteen_of_twenty_intervals_hold_the_truth(rng: np.random.Generator) -> None:
     held = 0
     for trial in range(200):

@@ -54,6 +54,13 @@ def test_a_teacher_at_or_below_zero_leaves_retention_undefined(teacher: float) -
     check(parse_gates(["b=1"], ["a", "b"]), result)
 
 
+def test_a_mean_without_all_its_tasks_misses_its_gate() -> None:
+    result = comparison((1.0, 0.9), (1.0, 0.8))
+    with pytest.raises(GateMissedError, match="the mean retention lacks 1 tasks: STS12"):
+        check(parse_gates(["0.1"], ["a", "b", "STS12"]), result, ["STS12"])
+    check(parse_gates(["a=0.9"], ["a", "b", "STS12"]), result, ["STS12"])
+
+
 def test_every_missed_gate_is_named() -> None:
     result = comparison((1.0, 0.9), (1.0, 0.8))
     check(parse_gates(["0.85", "a=0.9", "b=0.8"], ["a", "b"]), result)
@@ -175,11 +182,77 @@ def test_eval_says_what_is_wrong_with_the_usage(run: Run, tiny_bert: Path, taugh
         ((tiny_bert, "--sts", taught, "--queries-where", "seen=false"), "no --retrieval is given"),
         ((tiny_bert, "--sts", taught, "--against", tiny_bert, "--min-retention", "x=1"), "there is no task 'x'"),
         ((tiny_bert, "--sts", tiny_bert / "none.csv"), "there is no file"),
+        ((tiny_bert, "--sts", taught, "--results", tiny_bert), "--results and --data-root are for tasks of MTEB"),
+        ((tiny_bert, "--sts", taught, "--plot", "a.png", "--junit", "a.png"), "name the same file"),
         ((tiny_bert / "none", "--sts", taught), "there is no folder"),
     ]:
         result = run("eval", *arguments)
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("STS12", ("--tasks", "STS12")), ("taught+case", ("--perturb", "case"))], ids=["MTEB", "noise"]
+)
+def test_a_file_named_like_another_task_is_refused(
+    name: str, more: tuple[str, ...], run: Run, tiny_bert: Path, taught: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / f"{name}.csv"
+    copy.write_bytes(taught.read_bytes())
+    result = run("eval", tiny_bert, "--sts", taught, "--sts", copy, *more)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"two tasks are called '{name}'" in result.stderr
+
+
+def test_the_longest_name_of_a_file_is_a_task(run: Run, tiny_bert: Path, taught: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{80 * '很'}.csv"
+    long.write_bytes(taught.read_bytes())
+    result = run("eval", tiny_bert, "--sts", long, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["tasks"][0]["name"] == 80 * "很"
+
+
+def test_everything_in_one_command(run: Run, tiny_bert: Path, other_bert: Path, taught: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"found.{name}" for name in ("html", "png", "xml")}
+    result = run(
+        *("eval", other_bert, "--against", tiny_bert, "--sts", taught, "--candidate", tiny_bert),
+        *("--rival", "vectors-binary", "--perturb", "case", "--diagnose", "--json"),
+        *("--report", files["html"], "--plot", files["png"], "--junit", files["xml"]),
+    )
+    assert result.exit_code == 0, result.stderr
+    payload = json.loads(result.stdout)
+    assert [task["name"] for task in payload["tasks"]] == ["taught", "taught+case"]
+    itself, binary = payload["candidates"][1:]
+    assert (itself["name"], itself["mean_retention"], itself["mean_interval"]) == ("tiny-bert-2", 1.0, [1.0, 1.0])
+    assert binary["name"] == "vectors-binary"
+    assert 0 < binary["mean_retention"] < 1
+    for model in (payload["teacher"], *payload["candidates"]):
+        assert model["latency_ms"] > 0
+        assert model["memory_bytes"] > 0
+    assert payload["mean_retention"] == payload["tasks"][0]["retention"]  # of the task without noise
+    assert payload["noisy_mean_retention"] == payload["tasks"][1]["retention"]
+    low, high = payload["mean_interval"]
+    assert low < payload["mean_retention"] < high
+    assert [layer["name"] for layer in payload["diagnosis"]["layers"]] == ["embeddings", "1", "2"]
+    assert "taught+case" in files["html"].read_text()
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert "<testsuite" in files["xml"].read_text()
+
+
+def test_a_second_run_takes_scores_from_the_cache_and_another_model_does_not(
+    run: Run, tiny_bert: Path, other_bert: Path, taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ternarize_cli.evaluation import run as session
+
+    command = ("eval", tiny_bert, "--sts", taught, "--json", "-q")
+    first = json.loads(run(*command).stdout)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "score", None)  # nothing is computed
+        assert json.loads(run(*command).stdout) == first
+    other = json.loads(run("eval", other_bert, "--sts", taught, "--json", "-q").stdout)
+    assert other["tasks"][0]["student"] != first["tasks"][0]["student"]
+    again = json.loads(run(*command, "--no-cache").stdout)
+    assert again == first
 
 
 @pytest.mark.real

@@ -236,6 +236,16 @@ def test_images_are_scored_by_neighbours_and_by_a_linear_probe_over_one_encoding
     assert results[1][1].values.tolist() == right.tolist()
 
 
+def test_an_image_that_changes_parts_changes_the_hash(tmp_path: Path) -> None:
+    pixels, labels = make_pixels(20, seed=0), [i % 2 for i in range(20)]
+    hashes = set()
+    for learned in (10, 12):
+        for part, rows in (("train", slice(learned)), ("test", slice(learned, None))):
+            write_idx(tmp_path / str(learned), part, pixels[rows], labels[rows])
+        hashes.add(read_tasks(images=[tmp_path / str(learned)])[0].sha256)
+    assert len(hashes) == 2
+
+
 def save_tiny_clip(folder: Path) -> Path:
     """A CLIP of two 2-layer towers of width 32, as a plain transformers folder."""
     import torch

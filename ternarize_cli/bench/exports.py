@@ -91,13 +91,14 @@ def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path]
     Args:
         folder: the model.
         what: a name for it.
-        decides: what its files depend on beside the model, as JSON values.
+        decides: what its files depend on beside the model and the code of this package, as JSON values.
         make: writes the files into an empty folder.
 
     Raises:
         OutputError: the cache folder can't be written, or another process is making the same.
     """
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    recipe = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256(json.dumps([decides, recipe], sort_keys=True).encode()).hexdigest()
     place = files.cache_folder("rivals") / f"{files.content_hash(folder)[:24]}-{what}-{digest[:12]}"
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -142,9 +142,9 @@ def evaluate(
             "--diagnose", help="Where what is lost is lost: layers, attention, neighbourhoods, sentences that moved."
         ),
     ] = False,
-    latency: Annotated[
+    costs: Annotated[
         bool,
-        typer.Option("--latency", help="Time all models, in turns, on 8 of the texts."),
+        typer.Option("--costs", help="Time all models, in turns, on 8 of the inputs, and measure their memory."),
     ] = False,
     report: Annotated[
         Path | None,
@@ -180,23 +180,26 @@ def evaluate(
     The metrics are MTEB's. --against sets the scores beside those of the full-precision model, with 95% intervals.
     """
     from ternarize_cli.cli.evaluation_output import payload, show
+    from ternarize_cli.errors import InputError
     from ternarize_cli.evaluation.gates import check, parse_gates
     from ternarize_cli.evaluation.perturb import kinds_in, perturbed
-    from ternarize_cli.evaluation.reading import read_tasks
+    from ternarize_cli.evaluation.reading import read_tasks, refuse_twice
     from ternarize_cli.evaluation.report import check_report
     from ternarize_cli.files import check_output
     from ternarize_cli.models import pooling_note, resolve
     from ternarize_cli.plots import check_plot
 
     out = Output(json_mode=json, quiet=quiet)
-    _check_usage(against, min_retention)
+    of_mteb = bool(tasks or benchmark or languages or task_types)
+    _check_usage(against, min_retention, [path for path in (report, plot, junit) if path is not None])
+    if not of_mteb and (results is not None or data_root is not None):
+        raise InputError("--results and --data-root are for tasks of MTEB", hint="--tasks NAME or --benchmark NAME")
     if report is not None:
         check_report(report, force=force)
     if plot is not None:
         check_plot(plot, force=force)
     if junit is not None:
         check_output(junit, force=force, folder=False)
-    of_mteb = bool(tasks or benchmark or languages or task_types)
     files: dict[str, Any] = {
         "sts": sts or [],
         "retrieval": retrieval or [],
@@ -210,7 +213,8 @@ def evaluate(
     for task in data:
         for skipped in getattr(task, "skipped", ()):
             out.warn(f"left out: {skipped}")
-    data += [perturbed(task, kind, seed) for kind in kinds_in(perturb or "") for task in data]
+    noisy = [perturbed(task, kind, seed) for kind in kinds_in(perturb or "") for task in data]
+    data += noisy
     folders = [resolve(name, allow_pickle=allow_pickle) for name in (model, against) if name is not None]
     for note in map(pooling_note, folders):
         if note:
@@ -222,7 +226,9 @@ def evaluate(
         hub = []
         if of_mteb:
             hub = choose(tasks or (), benchmark or (), languages or (), task_types or (), data_root=data_root)
-    gates = parse_gates(min_retention or [], [*(t.name for t in data), *(t.metadata.name for t in hub)])
+    names = [*(t.name for t in data), *(t.metadata.name for t in hub)]
+    refuse_twice(names)
+    gates = parse_gates(min_retention or [], names)
     plan = Plan(
         model,
         against,
@@ -230,8 +236,9 @@ def evaluate(
         tuple(rival or ()),
         data,
         hub,
+        noisy=frozenset(task.name for task in noisy),
         results=results,
-        latency=latency or report is not None or plot is not None,
+        costs=costs or report is not None or plot is not None,
         diagnose=diagnose,
         cached=not no_cache,
         backend=backend,
@@ -244,16 +251,18 @@ def evaluate(
     found = run(plan, track=out.track)
     hashes = {task.name: task.sha256 for task in data}
     show(out, found)
-    _write(out, found, hashes, gates, report=report, plot=plot, junit=junit, force=force)
     out.result(payload(found, hashes, seed))
-    check(gates, found.comparison)
+    _write(out, found, hashes, gates, report=report, plot=plot, junit=junit, force=force)
+    check(gates, found.comparison, [gap.task for gap in found.missing])
 
 
-def _check_usage(against: str | None, min_retention: list[str] | None) -> None:
+def _check_usage(against: str | None, min_retention: list[str] | None, outputs: list[Path]) -> None:
     from ternarize_cli.errors import InputError
 
     if min_retention and against is None:
         raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
+    if len({path.expanduser().resolve() for path in outputs}) < len(outputs):
+        raise InputError("--report, --plot and --junit name the same file", hint="a file for each")
 
 
 def _write(

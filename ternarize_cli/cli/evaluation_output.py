@@ -62,11 +62,16 @@ def _print_pair(out: Output, comparison: "Comparison") -> None:
         for t in tasks
     ]
     rows.append(("mean", "", "", "", "", _number(comparison.mean_retention()), _between(*_interval(comparison, 0)), ""))
+    if comparison.noisy:
+        rows.append(("mean of noisy tasks", "", "", "", "", _number(comparison.mean_retention(noisy=True)), "", ""))
     sizes = teacher.weights_bytes, student.weights_bytes
     rows.append(("weights", "", "", *map(megabytes, sizes), _number(sizes[1] / sizes[0] if sizes[0] else None), "", ""))
     if teacher.latency_ms is not None and student.latency_ms is not None:
         times = teacher.latency_ms, student.latency_ms
-        rows.append(("8 texts", "ms", "", *(f"{ms:.1f}" for ms in times), _number(times[1] / times[0]), "", ""))
+        rows.append(("8 inputs", "ms", "", *(f"{ms:.1f}" for ms in times), _number(times[1] / times[0]), "", ""))
+    if teacher.memory_bytes is not None and student.memory_bytes is not None:
+        needs = teacher.memory_bytes, student.memory_bytes
+        rows.append(("memory", "", "", *map(megabytes, needs), _number(needs[1] / needs[0]), "", ""))
     columns = ("task", "metric", "size", "teacher", "student", "student / teacher", "95%", "cosine")
     wide = len(columns) if any(t.cosine is not None for t in tasks) else len(columns) - 1
     out.table(f"{student.name} against {teacher.name}", columns[:wide], [row[:wide] for row in rows])
@@ -80,17 +85,18 @@ def _print_several(out: Output, comparison: "Comparison") -> None:
     rows: list[tuple[object, ...]] = []
     if teacher is not None:
         scores = [_number(score.value) for score in teacher.scores][: len(names)]
-        rows.append((teacher.name, *scores, "1", "", megabytes(teacher.weights_bytes), _ms(teacher)))
+        rows.append((teacher.name, *scores, "1", "", megabytes(teacher.weights_bytes), *_costs(teacher)))
     for i, student in enumerate(comparison.students):
         tasks = comparison.tasks[i][: len(names)]
         cells = [_number(t.retention if teacher is not None else t.student) for t in tasks]
         mean = _number(comparison.mean_retention(i)) if teacher is not None else ""
         bounds = _between(*_interval(comparison, i))
-        rows.append((student.name, *cells, mean, bounds, megabytes(student.weights_bytes), _ms(student)))
-    columns = ["model", *names, "mean kept", "95%", "weights", "ms"]
+        rows.append((student.name, *cells, mean, bounds, megabytes(student.weights_bytes), *_costs(student)))
+    columns = ["model", *names, "mean kept", "95%", "weights", "ms", "memory"]
     timed = any(student.latency_ms is not None for student in comparison.students)
-    wide = len(columns) if timed else len(columns) - 1
+    wide = len(columns) if timed else len(columns) - 2
     caption = "the teacher's scores, then what the others keep of them" if teacher is not None else ""
+    caption += "" if names else f"; {len(comparison.tasks[0])} tasks, each in --json and --report"
     out.table("models", columns[:wide], [row[:wide] for row in rows], caption=caption)
 
 
@@ -129,8 +135,9 @@ def _interval(comparison: "Comparison", student: int) -> tuple[float | None, flo
     return comparison.intervals[student] or (None, None)
 
 
-def _ms(evaluation: "Evaluation") -> str:
-    return "" if evaluation.latency_ms is None else f"{evaluation.latency_ms:.1f}"
+def _costs(evaluation: "Evaluation") -> tuple[str, str]:
+    time, memory = evaluation.latency_ms, evaluation.memory_bytes
+    return "" if time is None else f"{time:.1f}", "" if memory is None else megabytes(memory)
 
 
 def payload(report: "Report", data: dict[str, str], seed: int) -> dict[str, Any]:
@@ -142,6 +149,7 @@ def payload(report: "Report", data: dict[str, str], seed: int) -> dict[str, Any]
             "tasks": [_task(t, data) for t in tasks],
             "mean_retention": comparison.mean_retention(i),
             "mean_interval": comparison.intervals[i],
+            "noisy_mean_retention": comparison.mean_retention(i, noisy=True),
         }
         for i, (student, tasks) in enumerate(zip(comparison.students, comparison.tasks, strict=True))
     ]
@@ -150,6 +158,7 @@ def payload(report: "Report", data: dict[str, str], seed: int) -> dict[str, Any]
         "tasks": first["tasks"],
         "mean_retention": first["mean_retention"],
         "mean_interval": first["mean_interval"],
+        "noisy_mean_retention": first["noisy_mean_retention"],
         "student": _model(comparison.students[0]),
         "teacher": _model(comparison.teacher) if comparison.teacher else None,
         "candidates": students,
@@ -182,4 +191,5 @@ def _model(evaluation: "Evaluation") -> dict[str, Any]:
         "content_hash": evaluation.content_hash,
         "weights_bytes": evaluation.weights_bytes,
         "latency_ms": evaluation.latency_ms,
+        "memory_bytes": evaluation.memory_bytes,
     }

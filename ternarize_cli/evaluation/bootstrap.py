@@ -11,7 +11,9 @@ Retention is a ratio of two scores on the *same* items. Both are computed from t
     teacher     score of 4 1 4 0 …  ┴─▶  student / teacher
 
 What makes an item hard makes it hard for both, so most of the noise cancels, and a ratio is known better than either
-score. Tasks are drawn independently of each other; a mean over tasks is bounded by the means over their draws.
+score. A mean over tasks is bounded by the means over their draws. Tasks of the same number of items share their draws:
+they may be made of the same items (images scored twice, texts with and without typos), whose luck is then the same; and
+where they are not, a shared draw means nothing.
 
 A draw is kept as how often it has each item. Items are sorted once; with the counts in that order a running sum gives
 the ranks of every draw, so that nothing is sorted again.
@@ -69,7 +71,7 @@ def mean_retention_interval(
     """
     if not pairs:
         return None
-    draws = [_retentions(student, teacher, resamples, seed + i) for i, (student, teacher) in enumerate(pairs)]
+    draws = [_retentions(student, teacher, resamples, seed) for student, teacher in pairs]
     return _bounds(np.mean(draws, axis=0))
 
 

@@ -28,7 +28,8 @@ class Candidate:
         weights_bytes: of its weights on disk.
         load: loads it.
         backend: what runs it, as far as it changes scores.
-        folder: its files.
+        folder: its files, or those of the teacher that a rival was made of.
+        is_rival: whether it was made on the spot (`rivals`).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Candidate:
     load: Callable[[], "SentenceTransformer"]
     backend: str
     folder: Path
+    is_rival: bool = False
 
     @cached_property
     def encoder(self) -> "SentenceTransformer":

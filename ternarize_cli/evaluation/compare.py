@@ -67,17 +67,20 @@ class Comparison:
         teacher: None if there was none.
         tasks: for each student its tasks.
         intervals: for each student the 95% interval of its mean retention; None where it is not known.
+        noisy: names of tasks that are others with changed texts; they don't count in the mean.
     """
 
     students: tuple[Evaluation, ...]
     teacher: Evaluation | None
     tasks: tuple[tuple[Retention, ...], ...]
     intervals: tuple[tuple[float, float] | None, ...] = ()
+    noisy: frozenset[str] = frozenset()
 
-    def mean_retention(self, student: int = 0) -> float | None:
-        """The mean of the ratios; None if any is undefined."""
-        ratios = [task.retention for task in self.tasks[student] if task.retention is not None]
-        return math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(self.tasks[student]) else None
+    def mean_retention(self, student: int = 0, *, noisy: bool = False) -> float | None:
+        """The mean of the ratios, or that of the noisy tasks; None if any is undefined, or there is none."""
+        tasks = [task.retention for task in self.tasks[student] if (task.task in self.noisy) == noisy]
+        ratios = [retention for retention in tasks if retention is not None]
+        return math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(tasks) else None
 
 
 def score(encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: int = 0) -> Score:
@@ -109,18 +112,28 @@ def score(encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: 
     return Score(data.name, metric_name(task), data.size, value, samples, encoder.held_out.get(data.name))
 
 
-def compare(students: Sequence[Evaluation], teacher: Evaluation | None, *, seed: int = 0) -> Comparison:
-    """Sets students against their teacher; `seed` is that of the bootstrap."""
+def compare(
+    students: Sequence[Evaluation],
+    teacher: Evaluation | None,
+    *,
+    seed: int = 0,
+    noisy: frozenset[str] = frozenset(),
+) -> Comparison:
+    """Sets students against their teacher; `seed` is that of the bootstrap, `noisy` as in `Comparison`."""
     tasks, intervals = [], []
     for student in students:
         references = teacher.scores if teacher else [None] * len(student.scores)
         tasks.append(tuple(_retention(s, r, seed) for s, r in zip(student.scores, references, strict=True)))
-        pairs = [(s.samples, r.samples if r else None) for s, r in zip(student.scores, references, strict=True)]
+        pairs = [
+            (s.samples, r.samples if r else None)
+            for s, r in zip(student.scores, references, strict=True)
+            if s.task not in noisy
+        ]
         known = [(s, r) for s, r in pairs if s is not None and r is not None]
-        defined = all(task.retention is not None for task in tasks[-1])
+        defined = all(task.retention is not None for task in tasks[-1] if task.task not in noisy)
         whole = len(known) == len(pairs) and defined and bool(pairs)
         intervals.append(mean_retention_interval(known, seed=seed) if whole else None)
-    return Comparison(tuple(students), teacher, tuple(tasks), tuple(intervals))
+    return Comparison(tuple(students), teacher, tuple(tasks), tuple(intervals), noisy)
 
 
 def _retention(student: Score, teacher: Score | None, seed: int) -> Retention:

@@ -1,4 +1,4 @@
-"""What a model costs beside what it scores: the time of a batch, and the memory of a process that holds it."""
+"""What a model costs to run: the time of a batch, from texts or images to vectors."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,7 +32,8 @@ def latency(
         repeats: rounds.
         seconds: time budget; it cuts the rounds, though not below three.
     """
-    chosen = [items[i * len(items) // batch] for i in range(min(batch, len(items)))]
+    batch = min(batch, len(items))
+    chosen = [items[i * len(items) // batch] for i in range(batch)]
     calls = {
         name: partial(encoder.encode, chosen, batch_size=len(chosen), show_progress_bar=False)
         for name, encoder in encoders.items()

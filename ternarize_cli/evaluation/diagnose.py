@@ -167,7 +167,7 @@ def diagnose(
     if len(inputs) < 2:
         raise InputError(
             f"a diagnosis compares inputs with each other, and there is {len(inputs) or 'none'}",
-            hint="it reads those of tasks from files: --sts, --retrieval, --classification, --images or --task",
+            hint="it reads those of tasks from files: --sts, --retrieval, --classification, --images or --task-file",
         )
     mine, theirs = (resolve(model, allow_pickle=allow_pickle) for model in (student, teacher))
     common: dict[str, Any] = {"device": device, "threads": threads, "allow_pickle": allow_pickle}

@@ -56,11 +56,17 @@ def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
     return tuple(gates.values())
 
 
-def missed(gates: Sequence[Gate], comparison: "Comparison") -> dict[Gate, str]:
-    """The gates that the first student misses, each with a clause that says by what retention."""
+def missed(gates: Sequence[Gate], comparison: "Comparison", unscored: Sequence[str] = ()) -> dict[Gate, str]:
+    """The gates that the first student misses, each with a clause that says by what retention.
+
+    A mean without the tasks in `unscored`, whose data are missing, is not what was asked for.
+    """
     found = {}
     for gate in gates:
         tasks = [task for task in comparison.tasks[0] if gate.task in (None, task.task)]
+        if gate.task is None and unscored:
+            found[gate] = f"the mean retention lacks {len(unscored)} tasks: {', '.join(unscored)}"
+            continue
         retention = comparison.mean_retention() if gate.task is None else next((t.retention for t in tasks), None)
         subject = "the mean retention" if gate.task is None else f"the retention on {gate.task}"
         if retention is None:
@@ -71,11 +77,11 @@ def missed(gates: Sequence[Gate], comparison: "Comparison") -> dict[Gate, str]:
     return found
 
 
-def check(gates: Sequence[Gate], comparison: "Comparison") -> None:
+def check(gates: Sequence[Gate], comparison: "Comparison", unscored: Sequence[str] = ()) -> None:
     """Passes if every gate does.
 
     Raises:
         GateMissedError: the message names each gate that was missed, with the retention found.
     """
-    if clauses := missed(gates, comparison).values():
+    if clauses := missed(gates, comparison, unscored).values():
         raise GateMissedError("quality gate missed: " + "; ".join(clauses))

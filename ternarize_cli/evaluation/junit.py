@@ -69,7 +69,7 @@ def write_junit(
             _score(suite, student, task, compared=teacher is not None)
     for left_out in missing:
         _skip(_case(suite, first.name, left_out.task), f"{left_out.reason}; {left_out.how}")
-    failures = missed(gates, comparison)
+    failures = missed(gates, comparison, [gap.task for gap in missing])
     for gate in gates:
         case = _case(suite, "gates", f"{gate.task or 'mean'} ≥ {gate.minimum:g}")
         if gate in failures:

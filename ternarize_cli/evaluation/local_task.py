@@ -62,5 +62,5 @@ class LocalTask:
 
     @property
     def prediction_file_name(self) -> str:
-        """MTEB's, but for the slash in the task's name, which would be a folder."""
-        return f"{self.metadata.name.replace('/', '-')}_predictions.json"
+        """The same for all: each is written into a folder of its own, and a name may be too long for a file."""
+        return "predictions.json"

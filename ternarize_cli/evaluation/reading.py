@@ -36,7 +36,7 @@ from ternarize_cli.evaluation.retrieval import Retrieval, read_retrieval
 from ternarize_cli.evaluation.task_files import TaskFile, read_task_file
 from ternarize_cli.evaluation.zero_shot import ZeroShot, read_zero_shot
 
-__all__ = ["Labels", "Pairs", "TaskData", "read_labels", "read_pairs", "read_tasks"]
+__all__ = ["Labels", "Pairs", "TaskData", "read_labels", "read_pairs", "read_tasks", "refuse_twice"]
 
 TaskData = Pairs | Retrieval | Labels | LabelledImages | LabelledPairs | Bitext | Clusters | ZeroShot
 
@@ -94,7 +94,7 @@ def read_tasks(
     if not wanted:
         raise InputError(
             "there is no task to evaluate on",
-            hint="--sts pairs.csv, --retrieval DIR, --classification FILE, --images DIR or --task FILE",
+            hint="--sts pairs.csv, --retrieval DIR, --classification FILE, --images DIR or --task-file FILE",
         )
     if limit is not None and not any(task.type in _OF_IMAGES for task in wanted):
         raise InputError("--limit is for image tasks, but no --images is given")
@@ -108,7 +108,7 @@ def read_tasks(
         found.append(data)
         if isinstance(data, LabelledImages):
             found.append(replace(data, name=f"{name}-linear", classifier="linear", skipped=()))
-    _refuse_twice(data.name for data in found)
+    refuse_twice(data.name for data in found)
     return found
 
 
@@ -118,7 +118,7 @@ def _flag(kind: str, path: Path, **options: Any) -> TaskFile:
 
 def _names(tasks: Sequence[TaskFile]) -> list[str]:
     given = [task.name for task in tasks if task.name is not None]
-    _refuse_twice(given)
+    refuse_twice(given)
     taken, names = set(given), []
     for task in tasks:
         path = task.file.expanduser().resolve()
@@ -132,7 +132,12 @@ def _names(tasks: Sequence[TaskFile]) -> list[str]:
     return names
 
 
-def _refuse_twice(names: Iterable[str]) -> None:
+def refuse_twice(names: Iterable[str]) -> None:
+    """Checks that each task has a name of its own.
+
+    Raises:
+        InputError: two have the same; one of their scores would pass for the other's.
+    """
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(f"two tasks are called {name!r}", hint='name = "…" in a task file names a task')

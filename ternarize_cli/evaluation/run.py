@@ -11,10 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from mteb.abstasks import AbsTask
 
-from ternarize_cli import models
-from ternarize_cli.bench import machine
+from ternarize_cli import models, vision
+from ternarize_cli.bench import baselines, machine
+from ternarize_cli.bench import candidates as bench
+from ternarize_cli.bench.candidates import BACKEND, RIVAL
+from ternarize_cli.bench.measure import Point
+from ternarize_cli.bench.probe import probe
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation import rivals
 from ternarize_cli.evaluation.benchmarks import Missing, score_benchmark
@@ -30,6 +35,8 @@ from ternarize_cli.progress import Track, silent
 
 __all__ = ["Plan", "Report", "run"]
 
+_TOKENS = 32
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -39,7 +46,8 @@ class Plan:
         model: the model in question; against: its teacher; others: further models; rivals: names in `rivals`, made of
             the teacher.
         tasks: from files; hub: of MTEB, whose results are kept in the folder `results`.
-        latency, diagnose: whether to time the models, and to say where information is lost.
+        noisy: names of those of `tasks` that are others with changed texts.
+        costs, diagnose: whether to measure time and memory of the models, and to say where information is lost.
         cached: whether scores that are known are taken from the cache.
         backend: of `model`; the others run on what is best for them.
         device, threads, allow_pickle: as `models.load_encoder` takes them.
@@ -53,8 +61,9 @@ class Plan:
     rivals: tuple[str, ...] = ()
     tasks: Sequence[TaskData] = ()
     hub: Sequence[AbsTask] = ()
+    noisy: frozenset[str] = frozenset()
     results: Path | None = None
-    latency: bool = False
+    costs: bool = False
     diagnose: bool = False
     cached: bool = True
     backend: str = "auto"
@@ -104,13 +113,13 @@ def run(plan: Plan, *, track: Track = silent) -> Report:
         scores, without = _scores(plan, model, cache, track)
         found.append(scores)
         missing.update({gap.task: gap for gap in without})
-        if not plan.latency:
+        if not plan.costs:
             model.release()
     kept = [name for name in found[0] if all(name in scores for scores in found)]
     if not kept:
         gap = next(iter(missing.values()))
         raise InputError(f"no task can be scored; {gap.task}: {gap.reason}", hint=gap.how)
-    timed = _latencies(plan, lineup) if plan.latency else {}
+    timed = _latencies(plan, lineup) if plan.costs else {}
     evaluations = [
         Evaluation(
             model.name,
@@ -118,11 +127,14 @@ def run(plan: Plan, *, track: Track = silent) -> Report:
             model.weights_bytes,
             tuple(scores[name] for name in kept),
             latency_ms=timed.get(model.name),
+            memory_bytes=_memory(plan, model) if plan.costs else None,
         )
         for model, scores in zip(lineup, found, strict=True)
     ]
     reference = evaluations.pop(0) if teacher else None
-    return Report(compare(evaluations, reference, seed=plan.seed), tuple(missing.values()), lost, notes)
+    return Report(
+        compare(evaluations, reference, seed=plan.seed, noisy=plan.noisy), tuple(missing.values()), lost, notes
+    )
 
 
 def _models(plan: Plan) -> tuple[Candidate | None, list[Candidate], tuple[str, ...]]:
@@ -153,7 +165,7 @@ def _models(plan: Plan) -> tuple[Candidate | None, list[Candidate], tuple[str, .
             notes.append(f"{name}: {made.note}")
             digest = rivals.fingerprint(name, teacher.folder, calibration)
             load: Callable[[], Any] = partial(_given, made.encoder)
-            students.append(Candidate(name, digest, made.weights_bytes, load, name, teacher.folder))
+            students.append(Candidate(name, digest, made.weights_bytes, load, name, teacher.folder, is_rival=True))
     taken: set[str] = set()
     for i, model in enumerate(students):
         name, count = model.name, 2
@@ -177,7 +189,7 @@ def _scores(
     def encoder() -> LocalEncoder:
         if not wrapped:
             name, digest, meta = model.name, model.content_hash, None
-            if model.name not in plan.rivals:
+            if not model.is_rival:
                 meta = model_meta(model.folder, name, digest, model.encoder, allow_pickle=plan.allow_pickle)
             wrapped.append(LocalEncoder(model.encoder, name=name, content_hash=digest, track=track, meta=meta))
         return wrapped[0]
@@ -201,7 +213,21 @@ def _scores(
     return found | {known.task: known for known in of_mteb}, missing
 
 
+def _memory(plan: Plan, model: Candidate) -> int | None:
+    """What a process of its own needs to load a text model and encode a batch with it, beyond the imports; in bytes."""
+    if "text" not in vision.modalities(model.folder):
+        return None
+    kind, name = (RIVAL, model.backend) if model.backend in baselines.names() else (BACKEND, model.backend)
+    if model.is_rival and kind == BACKEND:  # the teacher, with other vectors
+        name = "auto"
+    if name == "openvino-int8":  # made and kept before, so that its making is not measured
+        baselines.require(name).build(model.folder, "cpu")
+    subject = bench.Candidate(name, kind, model.folder, models.checked_device(plan.device))
+    threads = plan.threads or torch.get_num_threads()
+    return probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=plan.seed).model_bytes
+
+
 def _latencies(plan: Plan, lineup: Sequence[Candidate]) -> dict[str, float]:
-    """Median ms to encode a batch of texts or images, by name."""
-    inputs = inputs_of(plan.tasks, seed=plan.seed, most=BATCH)
-    return latency({model.name: model.encoder for model in lineup}, list(inputs))
+    """Median ms to encode a batch of texts or images, by name; nothing if all tasks are MTEB's."""
+    inputs = list(inputs_of(plan.tasks, seed=plan.seed, most=BATCH))
+    return latency({model.name: model.encoder for model in lineup}, inputs) if inputs else {}
