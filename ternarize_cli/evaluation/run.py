@@ -120,6 +120,7 @@ def run(plan: Plan, *, track: Track = silent) -> Report:
         gap = next(iter(missing.values()))
         raise InputError(f"no task can be scored; {gap.task}: {gap.reason}", hint=gap.how)
     timed = _latencies(plan, lineup) if plan.costs else {}
+    measured: dict[bench.Candidate, int] = {}
     evaluations = [
         Evaluation(
             model.name,
@@ -127,7 +128,7 @@ def run(plan: Plan, *, track: Track = silent) -> Report:
             model.weights_bytes,
             tuple(scores[name] for name in kept),
             latency_ms=timed.get(model.name),
-            memory_bytes=_memory(plan, model) if plan.costs else None,
+            memory_bytes=_memory(plan, model, measured) if plan.costs else None,
         )
         for model, scores in zip(lineup, found, strict=True)
     ]
@@ -213,8 +214,11 @@ def _scores(
     return found | {known.task: known for known in of_mteb}, missing
 
 
-def _memory(plan: Plan, model: Candidate) -> int | None:
-    """What a process of its own needs to load a text model and encode a batch with it, beyond the imports; in bytes."""
+def _memory(plan: Plan, model: Candidate, measured: dict[bench.Candidate, int]) -> int | None:
+    """What a process of its own needs to load a text model and encode a batch with it, beyond the imports; in bytes.
+
+    `measured` keeps what was found: vectors are made smaller by the teacher itself.
+    """
     if "text" not in vision.modalities(model.folder):
         return None
     kind, name = (RIVAL, model.backend) if model.backend in baselines.names() else (BACKEND, model.backend)
@@ -223,8 +227,10 @@ def _memory(plan: Plan, model: Candidate) -> int | None:
     if name == "openvino-int8":  # made and kept before, so that its making is not measured
         baselines.require(name).build(model.folder, "cpu")
     subject = bench.Candidate(name, kind, model.folder, models.checked_device(plan.device))
-    threads = plan.threads or torch.get_num_threads()
-    return probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=plan.seed).model_bytes
+    if subject not in measured:
+        threads = plan.threads or torch.get_num_threads()
+        measured[subject] = probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=plan.seed).model_bytes
+    return measured[subject]
 
 
 def _latencies(plan: Plan, lineup: Sequence[Candidate]) -> dict[str, float]:
