@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IDX_IMAGES",
-    "CifarFile",
-    "IdxFile",
     "ImageFile",
     "ParquetFile",
+    "PixelFile",
     "image_columns",
     "is_cifar",
     "open_cifar",
@@ -68,8 +67,8 @@ class ImageFile(Protocol):
 
 
 @dataclass(frozen=True)
-class IdxFile:
-    """`pixels`: uint8 `[count, height, width]`."""
+class PixelFile:
+    """Images in one array; `pixels`: uint8 `[count, height, width]`, grey, or `[count, height, width, 3]`."""
 
     path: Path
     pixels: np.ndarray = field(repr=False)
@@ -79,13 +78,13 @@ class IdxFile:
         return len(self.pixels)
 
     def read(self, row: int) -> "Image":
-        """A grey image."""
+        """An image."""
         from PIL import Image
 
-        return Image.fromarray(np.asarray(self.pixels[row]))
+        return Image.fromarray(np.ascontiguousarray(self.pixels[row]))
 
 
-def open_idx(path: Path) -> IdxFile:
+def open_idx(path: Path) -> PixelFile:
     """Opens an IDX file of images, with its labels if they are beside it.
 
     Raises:
@@ -95,11 +94,11 @@ def open_idx(path: Path) -> IdxFile:
     stem = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
     beside = [path.with_name(name) for name in (stem, f"{stem}.gz") if path.with_name(name).is_file()]
     if not beside:
-        return IdxFile(path, pixels, None)
+        return PixelFile(path, pixels, None)
     labels = _read_idx(beside[0], dimensions=1)
     if len(labels) != len(pixels):
         raise DataError(f"{beside[0]} has {len(labels)} labels, {path} has {len(pixels)} images")
-    return IdxFile(path, pixels, [str(label) for label in labels])
+    return PixelFile(path, pixels, [str(label) for label in labels])
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -131,30 +130,12 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     return content[header:].reshape(shape)
 
 
-@dataclass(frozen=True)
-class CifarFile:
-    """`pixels`: uint8 `[count, 3, 32, 32]`."""
-
-    path: Path
-    pixels: np.ndarray = field(repr=False)
-    labels: Sequence[str] | None = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, row: int) -> "Image":
-        """An image in colours."""
-        from PIL import Image
-
-        return Image.fromarray(np.ascontiguousarray(self.pixels[row].transpose(1, 2, 0)))
-
-
 def is_cifar(path: Path) -> bool:
     """Whether this is a file of CIFAR's binary version, by its name and the file of names beside it."""
     return _CIFAR.fullmatch(path.name) is not None and any(path.with_name(n).is_file() for n, _ in _CIFAR_NAMES)
 
 
-def open_cifar(path: Path) -> CifarFile:
+def open_cifar(path: Path) -> PixelFile:
     """Opens a file that `is_cifar`; the label is the class's name (CIFAR-100: of the fine classes).
 
     Raises:
@@ -172,7 +153,8 @@ def open_cifar(path: Path) -> CifarFile:
         raise DataError(
             f"{path}, image {row}: the label {numbers[row]} has no name", hint=f"{names_file} has {len(names)}"
         )
-    return CifarFile(path, records[:, width:].reshape(-1, 3, 32, 32), [names[number] for number in numbers])
+    pixels = records[:, width:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return PixelFile(path, pixels, [names[number] for number in numbers])
 
 
 def image_columns(path: Path) -> tuple[str, str | None] | None:

@@ -61,7 +61,8 @@ def _print_pair(out: Output, comparison: "Comparison") -> None:
         )
         for t in tasks
     ]
-    rows.append(("mean", "", "", "", "", _number(comparison.mean_retention()), _between(*_interval(comparison, 0)), ""))
+    mean = _between(*(comparison.interval() or (None, None)))
+    rows.append(("mean", "", "", "", "", _number(comparison.mean_retention()), mean, ""))
     if comparison.noisy:
         rows.append(("mean of noisy tasks", "", "", "", "", _number(comparison.mean_retention(noisy=True)), "", ""))
     sizes = teacher.weights_bytes, student.weights_bytes
@@ -90,7 +91,7 @@ def _print_several(out: Output, comparison: "Comparison") -> None:
         tasks = comparison.tasks[i][: len(names)]
         cells = [_number(t.retention if teacher is not None else t.student) for t in tasks]
         mean = _number(comparison.mean_retention(i)) if teacher is not None else ""
-        bounds = _between(*_interval(comparison, i))
+        bounds = _between(*(comparison.interval(i) or (None, None)))
         rows.append((student.name, *cells, mean, bounds, megabytes(student.weights_bytes), *_costs(student)))
     columns = ["model", *names, "mean kept", "95%", "weights", "ms", "memory"]
     timed = any(student.latency_ms is not None for student in comparison.students)
@@ -131,10 +132,6 @@ def _between(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
 
 
-def _interval(comparison: "Comparison", student: int) -> tuple[float | None, float | None]:
-    return comparison.intervals[student] or (None, None)
-
-
 def _costs(evaluation: "Evaluation") -> tuple[str, str]:
     time, memory = evaluation.latency_ms, evaluation.memory_bytes
     return "" if time is None else f"{time:.1f}", "" if memory is None else megabytes(memory)
@@ -148,7 +145,7 @@ def payload(report: "Report", data: dict[str, str], seed: int) -> dict[str, Any]
             **_model(student),
             "tasks": [_task(t, data) for t in tasks],
             "mean_retention": comparison.mean_retention(i),
-            "mean_interval": comparison.intervals[i],
+            "mean_interval": comparison.interval(i),
             "noisy_mean_retention": comparison.mean_retention(i, noisy=True),
         }
         for i, (student, tasks) in enumerate(zip(comparison.students, comparison.tasks, strict=True))

@@ -112,11 +112,11 @@ def distill(
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
     _check(student, teacher)
-    kind_of(student, sources.paths, stdin=True)
+    kind = kind_of(student, sources.paths, stdin=True)
     device = models.checked_device(device)
     training = training.on(device)
     if cache is not None:
-        _check_cacheable(student, sources, training)
+        _check_cacheable(kind, training)
     on = Accelerator(cpu=device == "cpu")
     if on.num_processes == 1:
         on.state.device = torch.device(device)
@@ -186,8 +186,8 @@ def distill(
     return report
 
 
-def _check_cacheable(student: Path, sources: Sources, training: Training) -> None:
-    if kind_of(student, sources.paths, stdin=True) == "image":
+def _check_cacheable(kind: str, training: Training) -> None:
+    if kind == "image":
         raise InputError("embeddings of images are not cached", hint="leave --cache-teacher out")
     of_states = [name for name in training.parts if name in OF_STATES]
     if of_states:

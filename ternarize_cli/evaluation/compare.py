@@ -76,6 +76,10 @@ class Comparison:
     intervals: tuple[tuple[float, float] | None, ...] = ()
     noisy: frozenset[str] = frozenset()
 
+    def interval(self, student: int = 0) -> tuple[float, float] | None:
+        """The 95% interval of a student's mean retention; None where it is not known."""
+        return self.intervals[student] if student < len(self.intervals) else None
+
     def mean_retention(self, student: int = 0, *, noisy: bool = False) -> float | None:
         """The mean of the ratios, or that of the noisy tasks; None if any is undefined, or there is none."""
         tasks = [task.retention for task in self.tasks[student] if (task.task in self.noisy) == noisy]

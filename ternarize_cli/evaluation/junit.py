@@ -49,7 +49,7 @@ def write_junit(
     """
     first, teacher = comparison.students[0], comparison.teacher
     suite = ElementTree.Element("testsuite", name=_written(f"ternarize eval {first.name}"))
-    low, high = (comparison.intervals[0] if comparison.intervals else None) or (None, None)
+    low, high = comparison.interval() or (None, None)
     _properties(
         suite,
         {

@@ -5,6 +5,7 @@ its evaluation, and its data with it. MTEB knows a task by `local/NAME`, which k
 taken for the model's prompt of that name.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -33,7 +34,7 @@ class Data(Protocol):
         """What a model must read: "text", "image"."""
 
 
-class LocalTask:
+class LocalTask(ABC):
     """Comes before the MTEB class of its kind among the bases of a task; `main_score` and the rest are MTEB's names."""
 
     kind: ClassVar[str]
@@ -56,9 +57,9 @@ class LocalTask:
         self.load_data()
         self.data_loaded = True
 
+    @abstractmethod
     def load_data(self, *args: Any, **kwargs: Any) -> None:
         """Hands over the data; nothing is downloaded."""
-        raise NotImplementedError
 
     @property
     def prediction_file_name(self) -> str:

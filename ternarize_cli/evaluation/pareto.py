@@ -44,7 +44,7 @@ def points(comparison: "Comparison") -> list[Point]:
     for i, student in enumerate(comparison.students):
         if comparison.teacher is not None:
             quality = comparison.mean_retention(i)
-            interval = comparison.intervals[i] if i < len(comparison.intervals) else None
+            interval = comparison.interval(i)
         else:
             quality, interval = sum(score.value for score in student.scores) / len(student.scores), None
         if quality is not None:

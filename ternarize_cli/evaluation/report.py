@@ -169,7 +169,7 @@ def _cards(comparison: "Comparison") -> str:
     kept = comparison.mean_retention(0)
     if teacher is None or kept is None:
         return ""
-    interval = _interval(comparison, 0)
+    interval = comparison.interval()
     shown = [(_percent(kept), f"of the teacher's quality kept{_brackets(interval)}")]
     if student.weights_bytes:
         shown.append((f"{teacher.weights_bytes / student.weights_bytes:.1f}×", "smaller weights"))
@@ -208,7 +208,7 @@ def _models(comparison: "Comparison") -> str:
     for i, model in enumerate(everyone, start=-1 if comparison.teacher else 0):
         cells = [f'<td title="{escape(model.content_hash)}">{escape(model.name)}</td>']
         if comparison.teacher:
-            kept, interval = (1.0, None) if i < 0 else (comparison.mean_retention(i), _interval(comparison, i))
+            kept, interval = (1.0, None) if i < 0 else (comparison.mean_retention(i), comparison.interval(i))
             cells += [_kept(kept, interval), f"<td>{_whisker(kept, interval, scale)}</td>"]
         cells.append(f"<td>{_megabytes(model.weights_bytes)}</td>")
         if timed:
@@ -261,7 +261,7 @@ def _scale(comparison: "Comparison") -> tuple[float, float]:
     """The least and greatest quality that a whisker has to show."""
     found = [1.0]
     for i in range(len(comparison.students)):
-        found += [v for v in (comparison.mean_retention(i), *(_interval(comparison, i) or ())) if v is not None]
+        found += [v for v in (comparison.mean_retention(i), *(comparison.interval(i) or ())) if v is not None]
     return min(found), max(found)
 
 
@@ -294,10 +294,6 @@ def _hashes(comparison: "Comparison", data: Mapping[str, str]) -> str:
     entries = [(model.name, model.content_hash) for model in models] + list(data.items())
     listed = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>" for name, value in entries)
     return f'<p class="soft">sha256 of models and data:</p><dl>{listed}</dl>'
-
-
-def _interval(comparison: "Comparison", student: int) -> tuple[float, float] | None:
-    return comparison.intervals[student] if student < len(comparison.intervals) else None
 
 
 def _percent(value: float) -> str:
