@@ -88,6 +88,30 @@ def test_prompts_are_drawn_in_turn() -> None:
     assert set(Counter(piece.prompt for batch in plan for piece in batch)) == {0, 1, 2}
 
 
+def test_from_the_second_epoch_on_some_tokens_of_a_share_of_the_inputs_are_changed(tmp_path: Path) -> None:
+    mixture = Mixture(limit=100, changed=0.5)
+    assert epoch(LENGTHS, mixture, 8, seed=0, number=0) == epoch(LENGTHS, Mixture(limit=100), 8, seed=0, number=0)
+    seeds = [piece.change for batch in epoch(LENGTHS, mixture, 8, seed=0, number=1) for piece in batch]
+    assert np.mean([seed > 0 for seed in seeds]) == pytest.approx(0.5, abs=0.07)
+    model = save_tiny_bert(tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(f"{a} {b}" for a, b in pairs()))
+    corpus, _ = read(model, tmp_path / "a.txt", held_out=0)
+    rows = tuple(range(10))
+    pieces = [Piece(rows, 0, 99, 0), *(Piece(rows, 0, 99, 0, change=i) for i in range(1, 60)), Piece((0,), 0, 99, 0)]
+    made = corpus.features(pieces)
+    assert torch.equal(made["input_ids"], corpus.features(pieces)["input_ids"])
+    whole, changed, short = made["input_ids"][0], made["input_ids"][1:-1], made["input_ids"][-1]
+    assert torch.equal(whole, corpus.features(pieces[:1])["input_ids"][0])
+    alone = corpus.features(pieces[-1:])["input_ids"][0]
+    assert torch.equal(short[: len(alone)], alone)
+    assert not short[len(alone) :].any()
+    shares = (changed != whole).float().mean(dim=1)
+    assert 0.05 < float(shares.mean()) < 0.2
+    assert float(shares.max()) < 0.5
+    assert (changed[:, [0, -1]] == whole[[0, -1]]).all()  # [CLS] and [SEP]
+    assert set(changed.flatten().tolist()) <= {int(i) for ids in corpus.ids for i in ids} | set(whole.tolist())  # type: ignore[attr-defined]
+
+
 def test_features_are_those_of_the_tokenizer(tmp_path: Path) -> None:
     model = save_tiny_bert(tmp_path / "model")
     (tmp_path / "a.txt").write_text("\n".join(f"{a} {b}" for a, b in pairs()))

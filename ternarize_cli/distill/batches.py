@@ -31,7 +31,8 @@ class Batches:
         """`on` is the accelerator; `vectors` `[prompts, texts, dim]` the teacher's, if they are known already."""
         self._corpus, self._training, self._on, self._vectors = corpus, training, on, vectors
         self._lengths = corpus.lengths
-        self._mixture = mixture_of(corpus, sources, training.share_joined, windows=vectors is None)
+        changed = training.chosen.changed if vectors is None else 0.0
+        self._mixture = mixture_of(corpus, sources, training.share_joined, changed, windows=vectors is None)
         self._cuda = on.device.type == "cuda"
         self.go_to(0, 0)
 

@@ -7,6 +7,7 @@ make the features of any list of `order.Piece`, so training sees one kind of thi
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +30,7 @@ _FEWEST = 20
 _LONGEST = 1 << 15
 _TOKENISED = 4096
 _UNKNOWN = 1 / 3
+_MOST_CHANGED = 0.3
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,15 @@ class TextCorpus:
             made.update(np.ascontiguousarray(row).tobytes())
         return made.hexdigest()
 
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return np.concatenate(self.ids)
+
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """input_ids and attention_mask, int64 `[pieces, tokens]`."""
+        """input_ids and attention_mask, int64 `[pieces, tokens]`.
+
+        Of pieces to be changed up to three tenths of the tokens become others of the corpus, frequent ones more often.
+        """
         rows = []
         for piece in pieces:
             body = np.concatenate([self.ids[i] for i in piece.rows]) if len(piece.rows) > 1 else self.ids[piece.rows[0]]
@@ -145,9 +154,16 @@ class TextCorpus:
         width = width_of(max(piece.length for piece in pieces) + self.around) if even else max(map(len, rows))
         ids = np.full((len(rows), width), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
-        for i, row in enumerate(rows):
-            place = slice(width - len(row), width) if self.left else slice(0, len(row))
-            ids[i, place], mask[i, place] = row, 1
+        changing = np.zeros(ids.shape, dtype=bool)
+        for i, (piece, row) in enumerate(zip(pieces, rows, strict=True)):
+            start = width - len(row) if self.left else 0
+            ids[i, start : start + len(row)], mask[i, start : start + len(row)] = row, 1
+            if piece.change:
+                changing[i, start + len(self.heads[piece.prompt]) : start + len(row) - len(self.tail)] = True
+        if changing.any():
+            rng = np.random.default_rng([piece.change for piece in pieces])
+            changing &= rng.random(ids.shape) < rng.uniform(0, _MOST_CHANGED, size=(len(rows), 1))
+            ids[changing] = rng.choice(self._tokens, size=int(changing.sum()))
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def take(self, rows: Sequence[int]) -> "TextCorpus":
@@ -314,7 +330,9 @@ def _images(encoder: "SentenceTransformer", sources: Sources, seed: int) -> Imag
     return ImageCorpus(parts, np.arange(sum(map(len, parts))), encoder.preprocess)
 
 
-def mixture_of(corpus: Corpus, sources: Sources, joined: float, *, windows: bool = True) -> Mixture:
+def mixture_of(
+    corpus: Corpus, sources: Sources, joined: float, changed: float = 0.0, *, windows: bool = True
+) -> Mixture:
     """How the inputs of an epoch are drawn from a corpus."""
     return Mixture(
         corpus.limit,
@@ -322,6 +340,7 @@ def mixture_of(corpus: Corpus, sources: Sources, joined: float, *, windows: bool
         corpus.prompts,
         joined if corpus.limit > 1 else 0.0,
         windows,
+        changed,
         corpus.sources,
         sources.weights,
     )

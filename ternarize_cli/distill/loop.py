@@ -133,7 +133,7 @@ def distill(
         pair = Pair(
             models.load_encoder(started_from, device=name, threads=threads),
             models.load_encoder(teacher, device=name),
-            tables=training.chosen.tables,
+            tables=training.chosen.tables > 0,
         )
         corpus, held = read_corpus(
             pair.student,

@@ -66,7 +66,9 @@ class Recipe:
         rule, granularity: of the scheme, where a full-precision student is converted on the fly.
         queue: embeddings of earlier batches that *similarity* compares with.
         joined: share of tokens in joined texts (`order.Mixture`).
-        tables: whether embedding tables train, too.
+        tables: learning rate of embedding tables, relative to that of everything else; 0: they do not train. Adam
+            moves the row of a rare token by many times the rate whenever it comes up, hence a small one.
+        changed: share of inputs of which some tokens are changed (`order.Mixture`).
         settle: how far from their codes the weights of a calibrated student may start, in scales
             (`layers.TernaryLinear.settle`).
     """
@@ -76,7 +78,8 @@ class Recipe:
     granularity: str = "row"
     queue: int = 0
     joined: float = 0.0
-    tables: bool = False
+    tables: float = 0.0
+    changed: float = 0.0
     settle: float = 0.25
 
     def weighing(self, changes: Mapping[str, float]) -> Mapping[str, float]:
@@ -98,7 +101,9 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(parts={"output": 1.0}, rule="absmean", granularity="tensor"),
-    "full": Recipe(parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=True),
+    "full": Recipe(
+        parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=0.3, changed=0.5
+    ),
 }
 
 

@@ -5,7 +5,10 @@ own. Texts are inputs as they are, except that
 
 - a share of the tokens comes as texts joined to longer ones, of any length up to the limit, since a model meets texts
   of all lengths; every epoch joins others;
-- of a text that is too long, every other time a window is seen instead of its beginning.
+- of a text that is too long, every other time a window is seen instead of its beginning;
+- from the second epoch on, a share of the inputs comes with some tokens in place of others: the teacher tells what is
+  right for any input, so few texts need not be learnt by heart (data augmentation as in TinyBERT, arXiv 1909.10351, but
+  with random words).
 
 Inputs of like length share a batch. A batch holds about the same number of tokens, whatever their length: few long
 inputs or many short ones. Widths go in steps, and all batches of a width have the same number of inputs, so that there
@@ -24,12 +27,16 @@ _CHUNK = 32
 
 
 class Piece(NamedTuple):
-    """One input: the texts `rows` joined, from token `start` on, `length` tokens, after prompt number `prompt`."""
+    """One input: the texts `rows` joined, from token `start` on, `length` tokens, after prompt number `prompt`.
+
+    `change`, if it is not 0, is the seed from which some of its tokens are changed.
+    """
 
     rows: tuple[int, ...]
     start: int
     length: int
     prompt: int
+    change: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Mixture:
         prompts: how many prompts there are to choose from.
         joined: share of the tokens that come in joined texts.
         windows: whether of texts over the limit other parts than the beginning are seen.
+        changed: share of the inputs of which some tokens are changed, from the second epoch on.
         sources: for each text the number of its source; and
         weights: how often a source is seen relative to its size; None: all once.
     """
@@ -51,6 +59,7 @@ class Mixture:
     prompts: int = 1
     joined: float = 0.0
     windows: bool = True
+    changed: float = 0.0
     sources: np.ndarray | None = None
     weights: tuple[float, ...] | None = None
 
@@ -67,6 +76,9 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
     rng = np.random.default_rng([seed, number])
     order = _drawn(len(lengths), mixture, rng)
     pieces = _pieces(order, lengths, mixture, rng)
+    if number and mixture.changed:
+        seeds = np.where(rng.random(len(pieces)) < mixture.changed, rng.integers(1, 1 << 62, size=len(pieces)), 0)
+        pieces = [piece._replace(change=int(change)) for piece, change in zip(pieces, seeds, strict=True)]
     budget = batch_size * round(float(np.mean([p.length + mixture.around for p in pieces])))
     shuffled = [pieces[i] for i in rng.permutation(len(pieces))]
     made: list[list[Piece]] = []

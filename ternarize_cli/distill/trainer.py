@@ -78,8 +78,11 @@ class Trainer:
             math.ceil(training.epochs * len(batches) / training.accumulate) if training.epochs else None
         )
         self._scales: list[Tensor] = [layer.weight_scale for _, layer in pair.linears()]
-        self.parameters = [p for p in pair.student.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+        trained = [p for p in pair.student.parameters() if p.requires_grad]
+        tables = {m.weight for m in pair.student.modules() if isinstance(m, nn.Embedding)}
+        groups = [[p for p in trained if (p in tables) == of_tables] for of_tables in (False, True)]
+        self.parameters = [p for group in groups for p in group]
+        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)
         self._run = Graphs(self._gradients_of) if on.device.type == "cuda" else self._gradients_of
 
@@ -203,8 +206,8 @@ class Trainer:
 
     def _set_rate(self, done: float) -> None:
         rate = self.training.rate(done, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        others, tables = self.optimizer.param_groups
+        others["lr"], tables["lr"] = rate, rate * self.training.chosen.tables
 
     def _one_step(self, batches: list[dict[str, Any]]) -> None:
         for batch in batches:
