@@ -162,7 +162,7 @@ class PackedLinear(_Packed):
     def check(self, name: str) -> None:
         """Raises FormatError, naming the tensor, if the buffers hold an invalid code or a scale that is no scale."""
         try:
-            self.codes()
+            self.codec.check(self.weight, self.in_features)
         except ValueError as e:
             raise FormatError(f"{name}.weight: {e}") from e
         check_scale(self.weight_scale, f"{name}.weight_scale")

@@ -105,6 +105,18 @@ class Codec:
             raise ValueError(f"the padding at the end of a row is not {meaning}")
         return codes[:, :in_features].contiguous()
 
+    def check(self, packed: Tensor, in_features: int) -> None:
+        """Raises what `unpack` would raise, without making the codes: a model's are looked at in milliseconds."""
+        limit, missing = self.radix**self.per_byte, packed.shape[-1] * self.per_byte - in_features
+        if self.radix == 4 and len(LEVELS[self.levels]) == 3:
+            wrong = bool((packed & (packed >> 1) & 0b01010101).any())  # a digit 3
+        else:
+            wrong = limit < 256 and packed.numel() > 0 and int(packed.amax()) >= limit
+        if not wrong and packed.dim() == 2 and 0 < missing < self.per_byte:
+            wrong = bool((self.decode(packed[:, -1:])[:, -missing:] != self.padding).any())
+        if wrong or packed.dtype != torch.uint8 or packed.dim() != 2 or not 0 <= missing < self.per_byte:
+            self.unpack(packed, in_features)
+
     def decode(self, packed: Tensor) -> Tensor:
         """uint8 `[..., width]` → int8 codes `[..., width * per_byte]` with the padding, unchecked."""
         return F.embedding(packed.int(), _codes_of_bytes(self).to(packed.device)).flatten(-2)

@@ -9,7 +9,9 @@ from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.scheme import CODECS, LEVELS, Scheme
 
-CPU_BACKENDS = [b.name for b in kernels.describe() if b.device in ("cpu", "any") and b.available]
+_ON_CPU = [b for b in kernels.describe() if b.device in ("cpu", "any") and b.available]
+CPU_BACKENDS = [b.name for b in _ON_CPU]
+GRIDS = [(b.name, levels) for b in _ON_CPU for levels in b.levels]
 SHAPES = [(1, 384, 384), (7, 33, 5), (16, 1, 1), (65, 127, 130), (0, 8, 4)]
 
 
@@ -24,9 +26,8 @@ def random_layer(outputs: int, inputs: int, scheme: Scheme, *, bias: bool = True
     return layer
 
 
-@pytest.mark.parametrize("name", CPU_BACKENDS)
+@pytest.mark.parametrize(("name", "levels"), GRIDS)
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
-@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_every_backend_equals_reference(
     name: str, granularity: str, levels: str, rows: int, inputs: int, outputs: int
@@ -41,8 +42,7 @@ def test_every_backend_equals_reference(
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("name", CPU_BACKENDS)
+@pytest.mark.parametrize(("name", "levels"), GRIDS)
 def test_extreme_activations_do_not_saturate(name: str, levels: str) -> None:
     largest = LEVELS[levels][-1]
     layer = random_layer(64, 4096, Scheme(levels=levels), bias=False)
@@ -55,8 +55,7 @@ def test_extreme_activations_do_not_saturate(name: str, levels: str) -> None:
     assert torch.equal(y[2], torch.zeros(64))
 
 
-@pytest.mark.parametrize("levels", ["ternary", "int4"])
-@pytest.mark.parametrize("name", CPU_BACKENDS)
+@pytest.mark.parametrize(("name", "levels"), [pair for pair in GRIDS if pair[1] in ("ternary", "int4")])
 def test_a_layer_wider_than_float32_sums_is_exact(name: str, levels: str) -> None:
     layer = random_layer(3, 140_000, Scheme(levels=levels), bias=False)
     layer.weight_scale.fill_(1)
@@ -105,6 +104,7 @@ def test_backends_declare_what_they_run() -> None:
     declared = {info.name: (info.levels, info.granularities) for info in kernels.describe()}
     assert declared["reference"] == (tuple(LEVELS), ("row", "tensor", "group"))
     assert declared["onednn"] == (tuple(LEVELS), ("row", "tensor"))
+    assert declared["native"] == (("ternary",), ("row", "tensor"))
     assert declared["bitblas"] == (("ternary",), ("row", "tensor"))
 
 

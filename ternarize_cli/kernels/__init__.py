@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "BackendInfo", "describe", "names", "prepare", "register", "require", "use_backend"]
 
 Kernel = Callable[[Tensor], Tensor]
-AUTO = {"cpu": ("onednn", "reference"), "cuda": ("reference",)}
+AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("reference",)}
 """What `auto` tries, best first, by device type."""
 
 
@@ -160,8 +160,20 @@ def use_backend(encoder: nn.Module, name: str) -> str:
     for layer in layers:
         layer.backend = name
         layer.ensure_kernel()
+    for model in [m for m in encoder.modules() if hasattr(m, "config")]:
+        _run_whole(model)
     return "+".join(sorted({layer.backend for layer in layers}))
 
 
-for _module in ("reference", "onednn", "bitblas"):
+def _run_whole(model: nn.Module) -> None:
+    """Lets the backend of all packed layers of a model run it as a whole, where it can."""
+    from ternarize_cli.layers import PackedLinear
+
+    model.__dict__.pop("forward", None)  # an earlier backend's
+    used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
+    if len(used) == 1 and hasattr(backend := _REGISTRY[used.pop()], "whole"):
+        backend.whole(model)
+
+
+for _module in ("reference", "onednn", "native", "bitblas"):
     import_module(f"{__name__}.{_module}")

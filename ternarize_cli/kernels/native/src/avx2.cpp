@@ -1,0 +1,71 @@
+// AVX2 with FMA: pairs of products in 16 bits. A digit is at most 2 and an activation at most 127 in magnitude, so a pair
+// is at most 508, and 32 pairs are summed before they are widened: 16,256 fits.
+#include <immintrin.h>
+
+#include "native.h"
+
+namespace tz {
+namespace avx2 {
+struct Multiply {
+  static constexpr int rows = 4;
+
+  static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
+    const __m256i mask = _mm256_set1_epi8(3);
+    for (int tile = 0; tile < 2 * blocks; ++tile)
+      for (int chunk = 0; chunk < 4; ++chunk)
+        for (int part = 0; part < 2; ++part) {
+          const uint8_t* from = panel + tile * kTile + chunk * 64 + part * 32;
+          const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+          uint8_t* to = scratch + tile * 1024 + chunk * 256 + part * 32;
+          auto put = [&](int field, __m256i v) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + field * 64), _mm256_and_si256(v, mask));
+          };
+          put(0, packed);
+          put(1, _mm256_srli_epi16(packed, 2));
+          put(2, _mm256_srli_epi16(packed, 4));
+          put(3, _mm256_srli_epi16(packed, 6));
+        }
+    return scratch;
+  }
+
+  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+    for (int part = 0; part < 4; ++part) part_of(b, blocks, a, count, part, c + part * 8);
+  }
+
+ private:
+  // Eight outputs of four rows: 16-bit sums over a block of 64 inputs (16 pairs), then widened.
+  static void part_of(const uint8_t* b, int blocks, const int8_t* a, int count, int part, int32_t* c) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const int8_t* x[rows];
+    for (int i = 0; i < rows; ++i) x[i] = a + (i < count ? i : count - 1) * kBlock;
+    __m256i sums[rows];
+    for (auto& s : sums) s = _mm256_setzero_si256();
+    for (int block = 0; block < blocks; ++block) {
+      const uint8_t* tile = b + (block * 2 + part / 2) * 1024 + part % 2 * 32;
+      __m256i short_sums[rows];
+      for (auto& s : short_sums) s = _mm256_setzero_si256();
+      for (int r = 0; r < 16; ++r) {
+        const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + r * 64));
+        for (int i = 0; i < rows; ++i) {
+          int32_t four;
+          __builtin_memcpy(&four, x[i] + block * 1024 + r * 4, 4);
+          short_sums[i] = _mm256_add_epi16(short_sums[i], _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
+        }
+      }
+      for (int i = 0; i < rows; ++i) sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(short_sums[i], ones));
+    }
+    for (int i = 0; i < rows; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + i * kPanel), sums[i]);
+  }
+};
+}  // namespace avx2
+}  // namespace tz
+
+#define TZ_ISA avx2
+#include "ops.h"
+
+namespace tz {
+const Kernels* avx2_kernels() {
+  static const Kernels table = {"avx2", false, [] {}, [] {}, avx2::gemm, avx2::quantize, avx2::layer_norm, avx2::attention, avx2::gather};
+  return &table;
+}
+}  // namespace tz

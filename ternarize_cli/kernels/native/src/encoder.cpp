@@ -1,0 +1,281 @@
+// Three ways to share the work, by one code. A *team* of threads runs all blocks over a group of sequences.
+//
+//   groups    where there are sequences enough, each thread is a team of its own with a group of its own: it never waits,
+//             and what it works on stays in its cache
+//   rows      of fewer sequences each thread takes some tokens; they meet where attention needs the others' keys and values
+//   outputs   of a handful of tokens the threads share the outputs of each product, and meet after every stage
+//
+// The feed-forward goes through blocks of rows, so that its wide activations stay in the cache.
+#include "encoder.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "threads.h"
+
+namespace tz {
+namespace {
+
+constexpr int kGroup = 256;      // tokens in a thread's group, where sequences allow
+constexpr int kFeedForward = 128;  // rows in a block of the feed-forward
+constexpr int kLeast = 32;       // tokens that a thread should have to take them for its own
+
+constexpr size_t up_to(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
+// Memory that stays with its thread from call to call.
+class Arena {
+ public:
+  ~Arena() { std::free(memory_); }
+
+  void reserve(size_t bytes) {
+    if (bytes <= size_) return;
+    std::free(memory_);
+    size_ = 0;
+    memory_ = std::aligned_alloc(64, up_to(bytes, 64));
+    if (!memory_) throw std::bad_alloc();
+    size_ = bytes;
+  }
+
+  void rewind() { used_ = 0; }
+
+  template <class T>
+  T* take(size_t count) {
+    T* made = reinterpret_cast<T*>(static_cast<uint8_t*>(memory_) + used_);
+    used_ += up_to(count * sizeof(T), 64);
+    return made;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  size_t size_ = 0, used_ = 0;
+};
+
+Activations activations(Arena& arena, int rows, int width) {
+  const int blocks = static_cast<int>(up_to(width, kBlock) / kBlock);
+  return {arena.take<int8_t>(Activations::bytes(rows, blocks)), arena.take<float>(rows), arena.take<int32_t>(rows), blocks};
+}
+
+// What a team works in.
+struct Buffers {
+  void* qkv;       // [tokens][3 * width], float or bfloat16
+  float* context;  // [tokens][width]
+  Activations narrow;
+
+  static size_t bytes(const Encoder& e, size_t tokens) {
+    const size_t rows = up_to(tokens, kRows) + kRows;
+    return rows * (3 * e.width * 4 + e.width * 4 + up_to(e.width, kBlock) + 8) + 8 * 64;
+  }
+
+  Buffers(const Encoder& e, int tokens, bool half, Arena& arena) {
+    const size_t rows = up_to(tokens, kRows);
+    qkv = half ? static_cast<void*>(arena.take<uint16_t>(rows * 3 * e.width)) : arena.take<float>(rows * 3 * e.width);
+    context = arena.take<float>(rows * e.width);
+    narrow = activations(arena, static_cast<int>(rows), e.width);
+  }
+};
+
+// What the feed-forward works in: of each thread, or of a team that shares outputs.
+struct Wide {
+  float* hidden;  // [kFeedForward][inner]
+  Activations q;
+
+  static size_t bytes(const Encoder& e) {
+    return (kFeedForward + kRows) * (static_cast<size_t>(e.inner) * 4 + up_to(e.inner, kBlock) + 8) + 8 * 64;
+  }
+
+  Wide(const Encoder& e, Arena& arena)
+      : hidden(arena.take<float>(static_cast<size_t>(kFeedForward) * e.inner)),
+        q(activations(arena, kFeedForward, e.inner)) {}
+};
+
+size_t scratch_bytes(const Encoder& e, int longest) {
+  const size_t blocks = up_to(std::max(e.width, e.inner), kBlock) / kBlock;
+  return std::max(gemm_scratch(blocks), attention_scratch(longest, e.width / e.heads));
+}
+
+// One thread of a team.
+struct Member {
+  const Encoder& e;
+  const Kernels& k;
+  const int32_t* starts;
+  int sequences, tokens;
+  float* x;
+  const Buffers& to;
+  const Wide& wide;
+  uint8_t* scratch;
+  int rank, size;
+  bool by_rows;  // or by outputs
+
+  // The tokens that this thread multiplies: its own, or all. Groups of 16, as activations lie.
+  int begin(int of) const { return by_rows ? std::min(tokens, share((tokens + 15) / 16, of, size) * 16) : of > rank ? tokens : 0; }
+
+  void meet() const {
+    if (!by_rows) meet_all(size);
+  }
+
+  // Rows of `a` times a linear, into sink whose pointers are those of the same rows.
+  void multiply(const Linear& w, const Activations& a, int rows, const Sink& sink) const {
+    const int first = by_rows ? 0 : share(w.panels, rank, size), last = by_rows ? w.panels : share(w.panels, rank + 1, size);
+    k.gemm(w, first, last, a, rows, sink, scratch);
+  }
+
+  void norm(const float* from, const float* gain, const float* bias, int first, int last, float* into) const {
+    const size_t at = static_cast<size_t>(first) * e.width;
+    if (first < last) k.layer_norm(from + at, last - first, e.width, gain, bias, e.eps, into + at);
+  }
+
+  void attend(int from, int until) const {
+    const int head = e.width / e.heads;
+    const size_t stride = 3 * static_cast<size_t>(e.width);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(head));
+    for (int i = by_rows ? 0 : rank; i < sequences * e.heads; i += by_rows ? 1 : size) {
+      const int sequence = i / e.heads, column = i % e.heads * head;
+      const int at = starts[sequence] - starts[0], length = starts[sequence + 1] - starts[sequence];
+      const int first = std::max(from - at, 0), last = std::min(until - at, length);
+      if (first >= last) continue;
+      const size_t place = at * stride + column;
+      const void* qkv = k.half ? static_cast<const void*>(static_cast<const uint16_t*>(to.qkv) + place)
+                               : static_cast<const float*>(to.qkv) + place;
+      k.attention(qkv, stride, e.width, length, first, last, head, scale,
+                  to.context + static_cast<size_t>(at) * e.width + column, e.width, scratch);
+    }
+  }
+
+  void project(const Linear& w, int from, int rows) const {
+    const size_t stride = 3 * static_cast<size_t>(e.width), at = from * stride;
+    Sink sink = {Then::kStore, nullptr, nullptr, nullptr, stride};
+    if (k.half) {
+      sink.then = Then::kHalf;
+      sink.half = static_cast<uint16_t*>(to.qkv) + at;
+    } else {
+      sink.out = static_cast<float*>(to.qkv) + at;
+    }
+    multiply(w, to.narrow.from(from), rows, sink);
+  }
+
+  void run() const {
+    k.begin();
+    const size_t width = e.width;
+    const int from = begin(rank), until = begin(rank + 1), rows = until - from;  // multiplied here
+    const int mine = by_rows ? from : share(tokens, rank, size);                 // normed and rounded here
+    const int end = by_rows ? until : share(tokens, rank + 1, size);
+    float* sum = e.norm_first ? x : to.context;
+    const auto add = [&](const Linear& w, const Activations& a, int row, int count) {
+      multiply(w, a, count, {Then::kAdd, sum + row * width, nullptr, x + row * width, width});
+    };
+    for (int i = 0; i < e.layers; ++i) {
+      const Layer& layer = e.layer[i];
+      if (e.norm_first) norm(x, layer.first_gain, layer.first_bias, mine, end, to.context);
+      k.quantize(e.norm_first ? to.context : x, mine, end, e.width, to.narrow);
+      meet_all(size);
+      project(layer.qkv, from, rows);
+      meet_all(size);
+      attend(by_rows ? from : 0, by_rows ? until : tokens);
+      meet();
+      k.quantize(to.context, mine, end, e.width, to.narrow);
+      meet();
+      add(layer.output, to.narrow.from(from), from, rows);
+      meet();
+      if (e.norm_first) {
+        norm(x, layer.second_gain, layer.second_bias, mine, end, to.context);
+        k.quantize(to.context, mine, end, e.width, to.narrow);
+      } else {
+        norm(to.context, layer.first_gain, layer.first_bias, mine, end, x);
+        k.quantize(x, mine, end, e.width, to.narrow);
+      }
+      meet();
+      for (int row = from; row < until; row += kFeedForward) {
+        const int count = std::min(kFeedForward, until - row);
+        multiply(layer.up, to.narrow.from(row), count,
+                 {Then::kGelu, wide.hidden, nullptr, nullptr, static_cast<size_t>(e.inner)});
+        meet();
+        k.quantize(wide.hidden, by_rows ? 0 : share(count, rank, size), by_rows ? count : share(count, rank + 1, size),
+                   e.inner, wide.q);
+        meet();
+        add(layer.down, wide.q, row, count);
+      }
+      meet();
+      if (!e.norm_first) norm(to.context, layer.second_gain, layer.second_bias, mine, end, x);
+    }
+    k.end();
+  }
+};
+
+thread_local Arena shared, own;
+
+void run_team(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, int longest,
+              int threads) {
+  const int tokens = starts[sequences] - starts[0];
+  shared.reserve(Buffers::bytes(e, tokens));
+  shared.rewind();
+  const Buffers buffers(e, tokens, k.half, shared);
+  const size_t bytes = scratch_bytes(e, longest);
+  const auto room = [&] {
+    own.reserve(bytes + 64 + Wide::bytes(e));
+    own.rewind();
+  };
+  room();
+  const Wide first(e, own);  // the calling thread's
+  std::atomic<bool> failed{false};
+  parallel(threads, [&](int rank, int size) {
+    const bool by_rows = size == 1 || tokens >= kLeast * size;
+    Wide wide = first;
+    if (rank) {
+      try {
+        room();
+        if (by_rows) wide = Wide(e, own);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+    meet_all(size);
+    if (failed) return;
+    uint8_t* scratch = own.take<uint8_t>(bytes);
+    Member{e, k, starts, sequences, tokens, x, buffers, wide, scratch, rank, size, by_rows}.run();
+  });
+  if (failed) throw std::bad_alloc();
+}
+
+}  // namespace
+
+size_t attention_scratch(int length, int head) {
+  const size_t padded = up_to(length, 32), wide = up_to(head, 32);
+  const size_t tiles = 2 * padded * wide * 2 + 16 * padded * 2 + 16 * wide * 2 + 16 * padded * 4;
+  const size_t floats = (head + 4) * padded * 4;
+  return std::max(tiles, floats);
+}
+
+void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, int threads) {
+  if (sequences == 0 || starts[sequences] == starts[0]) return;
+  int longest = 0;
+  for (int i = 0; i < sequences; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
+  const int tokens = starts[sequences] - starts[0];
+  const int target = std::min(kGroup, (tokens + threads - 1) / threads);
+  std::vector<int> groups = {0};  // the first sequence of each, and the end
+  for (int i = 0; i < sequences; ++i)
+    if (starts[i + 1] - starts[groups.back()] >= target || i + 1 == sequences) groups.push_back(i + 1);
+  const int count = static_cast<int>(groups.size()) - 1;
+  // an idle thread costs more than a barrier a stage; and few tokens are not worth reading the weights once a thread
+  if (threads == 1 || count < threads || tokens < kLeast * threads)
+    return run_team(e, k, starts, sequences, x, longest, threads);
+  std::atomic<int> next{0};
+  std::atomic<bool> failed{false};
+  parallel(threads, [&](int, int) {
+    for (int i; (i = next.fetch_add(1)) < count;) {
+      const int first = groups[i], last = groups[i + 1];
+      float* from = x + static_cast<size_t>(starts[first] - starts[0]) * e.width;
+      try {
+        run_team(e, k, starts + first, last - first, from, longest, 1);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+  });
+  if (failed) throw std::bad_alloc();
+}
+
+}  // namespace tz

