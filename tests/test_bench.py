@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ternarize_cli.bench import baselines, machine, run
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, random_batch, relative_l2
 from ternarize_cli.bench.measure import MIN_ROUNDS, Point, summarise, time_interleaved, turns
 from ternarize_cli.bench.probe import Memory, peak_bytes, probe
-from ternarize_cli.bench.report import latency_table, machine_line, size_table
+from ternarize_cli.bench.report import latency_table, machine_line, size_table, tables
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.bench.storage import storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
@@ -26,7 +27,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "in
 QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--no-memory")
 ROW_KEYS = {
     "name", "kind", "ran", "batch", "tokens", "median_ms", "p10_ms", "p90_ms", "tokens_per_s", "repeats", "ratio",
-    "best_rival", "relative_l2",
+    "best_rival", "relative_l2", "padded_tokens_per_s", "lengths",
 }  # fmt: skip
 
 
@@ -267,6 +268,7 @@ def test_tables_have_a_column_per_candidate_and_a_row_per_point(report: Report) 
     table = latency_table(report)
     assert table.columns == ["batch x tokens", "reference", "torch-fp32", "torch-bf16", "tokens/s", "speed-up"]
     assert [row[0] for row in table.rows] == ["1 x 4", "2 x 4"]
+    assert tables(report) == [table, size_table(report)]
     assert [row[0] for row in size_table(report).rows] == ["reference", "torch-fp32", "torch-bf16"]
     assert "computed, not a file: torch-bf16" in size_table(report).caption
 
@@ -278,15 +280,18 @@ def test_threads_are_set_for_the_run_and_restored(packed: Path) -> None:
     assert torch.get_num_threads() == before
 
 
-# Memory.
+# Memory and start.
 
 
-def test_memory_is_measured_in_a_process_of_its_own(packed: Path) -> None:
+def test_memory_and_start_are_measured_in_a_process_of_its_own(packed: Path) -> None:
     memory = probe(Candidate("reference", BACKEND, packed, "cpu"), Point(1, 4), threads=1, seed=0)
     assert (memory.name, memory.kind) == ("reference", BACKEND)
     assert 50e6 < memory.imports_bytes <= memory.peak_bytes
     assert memory.resident_bytes <= memory.peak_bytes
     assert memory.model_bytes == memory.peak_bytes - memory.imports_bytes
+    assert 0 <= memory.loaded_bytes <= memory.model_bytes
+    assert 0 < memory.cold_start_ms < 60_000
+    assert 0 < memory.load_ms < 60_000
 
 
 def test_a_peak_is_not_below_what_was_held() -> None:
@@ -304,13 +309,13 @@ def test_a_memory_process_that_dies_is_an_error_that_names_the_candidate(
     assert "--no-memory" in caught.value.hint
 
 
-def test_memory_joins_the_size_table(report: Report) -> None:
-    from dataclasses import replace
-
-    memory = [Memory(name, "", 100, 5, 3_100_000, 3_000_000) for name in ("reference", "torch-fp32", "torch-bf16")]
-    table = size_table(replace(report, memory=memory))
-    assert table.columns[3:5] == ["peak memory", "the model's part"]
-    assert [row[3:5] for row in table.rows] == [["3.1", "3.0"]] * 3
+def test_memory_and_start_have_a_table_where_they_were_measured(report: Report) -> None:
+    sizes = {"imports_bytes": 100, "resident_bytes": 5, "peak_bytes": 3_100_000, "loaded_bytes": 2_000_000}
+    times = {"load_ms": 1234.5, "cold_start_ms": 98.76}
+    memory = [Memory(name, "", **sizes, **times, model_bytes=3_000_000) for name in ("reference", "torch-fp32")]
+    *_, table = tables(replace(report, memory=memory))
+    assert table.columns == ["", "load", "first pass", "loaded", "peak", "peak, all of the process"]
+    assert [row[1:] for row in table.rows] == [["1.2 s", "98.8 ms", "2.0", "3.0", "3.1"]] * 2
 
 
 # The command.
@@ -367,7 +372,7 @@ def test_a_wrong_name_or_number_ends_with_2_before_any_model_is_built(
 def test_an_unknown_rival_lists_those_known() -> None:
     with pytest.raises(InputError) as caught:
         baselines.require("x")
-    assert caught.value.hint == "--against one of: " + ", ".join(baselines.names())
+    assert caught.value.hint == "--against one of: " + ", ".join([*baselines.names(same_vectors=True), "all"])
     assert {"torch-fp32", "torch-bf16", "torch-fp16", "onnx-int8", "openvino-int8"} <= set(baselines.names())
 
 

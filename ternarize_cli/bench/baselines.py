@@ -2,80 +2,157 @@
 
 A rival is a way to run the same encoder in full width. It is built from a folder with full-precision weights and
 gives a `Forward`: token ids and attention mask in, last hidden state out. Rivals register by name, so adding one is
-adding a function (or a file, as `onnx` and `openvino`):
+adding a function (or a file, as `compiled`, `onnx` and `openvino`):
 
-    @rival("onnx-fp32", "ONNX Runtime, fp32", needs=("onnx", "onnxscript", "onnxruntime"))
-    def _onnx_fp32(folder: Path, device: str) -> Forward: ...
+    @rival("onnx-fp32", "ONNX Runtime, fp32", needs=("onnx", "onnxscript"), runtime="onnxruntime", make=onnx_export)
+    def _onnx_fp32(path: Path, device: str) -> Forward: ...
 
-Names start with the library that runs them: torch-*, onnx-*, openvino-*. A rival whose packages are not installed is
-known all the same, so that asking for it can say what to install.
+What has to be made only once, such as an export, is apart from loading, so that loading can be timed. Names start with
+the library that runs them: torch-*, onnx-*, openvino-*. A rival whose packages are not installed is known all the same,
+so that asking for it can say what to install.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.bench.exports import full_precision
+from ternarize_cli.bench.exports import quiet, transformer
 from ternarize_cli.errors import InputError, UnavailableError
 
-__all__ = ["Forward", "Rival", "forward_of", "names", "on_cpu", "require", "rival"]
+__all__ = ["ALL", "Forward", "Rival", "available", "forward_of", "libraries", "names", "on_cpu", "require", "rival"]
+
+ALL = "all"
+"""Stands for every rival that can run here."""
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """ids: [batch, tokens] int64, mask: [batch, tokens] int64 → last hidden state: [batch, tokens, width]."""
 
 
-Build = Callable[[Path, str], Forward]
+Load = Callable[[Path, str], Forward]
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A registered rival: `build(folder, device)` loads the full-precision model in `folder` for it.
+    """A registered rival.
 
-    `needs` are the packages, beside ours, that it imports.
+    Attributes:
+        name, summary: for people.
+        load: `load(path, device)` gives its forward pass; the path is what `prepare` returns.
+        needs: packages, beside ours, that it is made with.
+        runtime: the module that runs it, imported before loading is timed; None for eager torch.
+        make: `make(folder)` writes what it loads, or finds it where it is kept; None: it loads the model's own folder.
+        missing: why it can't run on this machine, or None; asked when its packages are there.
+        cpu_only: it runs on no other device.
+        same_vectors: it computes exactly what another rival computes, so that `eval` has no use for it.
     """
 
     name: str
     summary: str
-    build: Build
+    load: Load
     needs: tuple[str, ...] = ()
+    runtime: str | None = None
+    make: Callable[[Path], Path] | None = None
+    missing: Callable[[], str | None] = _nothing
+    cpu_only: bool = False
+    same_vectors: bool = False
+
+    def prepare(self, folder: Path) -> Path:
+        """Makes what it loads, where that is not there yet, of a full-precision model, and imports its runtime.
+
+        Raises:
+            TernarizeError: it can't be made.
+        """
+        path = self.make(folder) if self.make else folder
+        if self.runtime:
+            with quiet():
+                import_module(self.runtime)
+        return path
+
+    def build(self, folder: Path, device: str) -> Forward:
+        """Prepares and loads it.
+
+        Raises:
+            UnavailableError: it does not run on that device; TernarizeError: it can't be made.
+        """
+        if self.cpu_only:
+            on_cpu(self.name, device)
+        return self.load(self.prepare(folder), device)
 
 
 _RIVALS: dict[str, Rival] = {}
 
 
-def rival(name: str, summary: str, *, needs: tuple[str, ...] = ()) -> Callable[[Build], Build]:
-    """Registers the decorated build function under `name`."""
+def rival(name: str, summary: str, **settings: Any) -> Callable[[Load], Load]:
+    """Registers the decorated load function under `name`; `settings` are fields of `Rival`."""
 
-    def register(build: Build) -> Build:
-        _RIVALS[name] = Rival(name, summary, build, needs)
-        return build
+    def register(load: Load) -> Load:
+        _RIVALS[name] = Rival(name, summary, load, **settings)
+        return load
 
     return register
 
 
-def names() -> list[str]:
-    """All registered rivals, in the order in which they registered, installed or not."""
-    return list(_RIVALS)
+def names(*, same_vectors: bool = False) -> list[str]:
+    """Registered rivals, in the order in which they registered, installed or not.
+
+    Args:
+        same_vectors: those too that differ from another in speed alone.
+    """
+    return [name for name, entry in _RIVALS.items() if same_vectors or not entry.same_vectors]
 
 
-def require(name: str) -> Rival:
-    """The rival of that name.
+def require(name: str, device: str = "cpu") -> Rival:
+    """The rival of that name, if it can run here.
 
     Raises:
         InputError: there is none.
-        UnavailableError: packages that it needs are not installed.
+        UnavailableError: packages that it needs are not installed, the machine lacks something, or it does not run on
+            that device.
     """
     if name not in _RIVALS:
-        raise InputError(f"there is no rival {name!r} to compare with", hint="--against one of: " + ", ".join(_RIVALS))
-    missing = [package for package in _RIVALS[name].needs if importlib.util.find_spec(package) is None]
+        raise InputError(
+            f"there is no rival {name!r} to compare with",
+            hint="--against one of: " + ", ".join([*_RIVALS, ALL]),
+        )
+    found = _RIVALS[name]
+    wanted = [*found.needs, *([found.runtime] if found.runtime else [])]
+    missing = [package for package in wanted if importlib.util.find_spec(package) is None]
     if missing:
         raise UnavailableError(f"{name} needs {', '.join(missing)}", hint="pip install 'ternarize-cli[rivals]'")
-    return _RIVALS[name]
+    if found.cpu_only:
+        on_cpu(name, device)
+    if reason := found.missing():
+        raise UnavailableError(f"{name} can't run here: {reason}", hint="leave it out")
+    return found
+
+
+def libraries(chosen: Iterable[str]) -> list[str]:
+    """The packages that these rivals are made with and run by."""
+    entries = [_RIVALS[name] for name in chosen]
+    found = [package for entry in entries for package in (*entry.needs, entry.runtime) if package]
+    return list(dict.fromkeys(package.partition(".")[0] for package in found))
+
+
+def available(device: str) -> tuple[list[str], list[str]]:
+    """What `--against all` means: the names of all rivals that can run here, and for each other one the reason."""
+    there, reasons = [], []
+    for name in _RIVALS:
+        try:
+            require(name, device)
+            there.append(name)
+        except UnavailableError as e:
+            reasons.append(str(e))
+    return there, reasons
 
 
 def on_cpu(name: str, device: str) -> None:
@@ -116,8 +193,8 @@ def _torch_fp16(folder: Path, device: str) -> Forward:
 
 
 def _torch(folder: Path, device: str, dtype: torch.dtype) -> Forward:
-    return forward_of(full_precision(folder, dtype).to(device))
+    return forward_of(transformer(folder, dtype).to(device))
 
 
-for _module in ("onnx", "openvino"):
+for _module in ("compiled", "onnx", "openvino"):
     import_module(f"ternarize_cli.bench.{_module}")

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternarize_cli import models
-from ternarize_cli.bench import baselines
+from ternarize_cli import checkpoint, kernels
+from ternarize_cli.bench import baselines, exports
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.measure import Point
-from ternarize_cli.layers import PackedLinear
 
 __all__ = ["BACKEND", "RIVAL", "Candidate", "random_batch", "relative_l2"]
 
@@ -38,17 +37,30 @@ class Candidate:
     folder: Path
     device: str
 
-    def load(self) -> tuple[Forward, str]:
+    def prepare(self) -> Path:
+        """Imports what `load` needs and makes what it reads, where that is not there yet; returns the path it reads.
+
+        Raises:
+            TernarizeError: a rival can't be made of the model.
+        """
+        checkpoint.skeleton(self.folder)  # imports the model's class
+        return baselines.require(self.name).prepare(self.folder) if self.kind == RIVAL else self.folder
+
+    def load(self, path: Path | None = None) -> tuple[Forward, str]:
         """The forward pass, and the name of what really runs ("onednn" where "auto" was asked for).
+
+        Args:
+            path: what `prepare` returned; None prepares first.
 
         Raises:
             UnavailableError: the backend can't run here or can't run this model.
         """
+        path = path or self.prepare()
         if self.kind == RIVAL:
-            return baselines.require(self.name).build(self.folder, self.device), self.name
-        encoder = models.load_encoder(self.folder, backend=self.name, device=self.device)
-        ran = sorted({module.backend for module in encoder.modules() if isinstance(module, PackedLinear)})
-        return baselines.forward_of(encoder[0].auto_model), "+".join(ran)
+            return baselines.require(self.name).load(path, self.device), self.name
+        model = exports.transformer(path).to(self.device)
+        ran = kernels.use_backend(model, self.name)
+        return baselines.forward_of(model), ran
 
 
 def random_batch(config: dict[str, Any], point: Point, seed: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -63,7 +75,14 @@ def random_batch(config: dict[str, Any], point: Point, seed: int, device: str = 
     return ids.to(device), torch.ones_like(ids, device=device)
 
 
-def relative_l2(hidden: Tensor, reference: Tensor) -> float:
-    """‖y − r‖ / ‖r‖ of the worst sentence of the batch; y and r: [batch, tokens, width]."""
-    y, r = hidden.float().flatten(1), reference.float().flatten(1)
+def relative_l2(hidden: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """‖y − r‖ / ‖r‖ of the worst sentence of the batch; y and r: [batch, tokens, width].
+
+    Args:
+        hidden: y.
+        reference: r.
+        mask: [batch, tokens], 0 where a token is padding and does not count; None: all count.
+    """
+    seen = 1.0 if mask is None else mask[..., None]
+    y, r = ((x.float() * seen).flatten(1) for x in (hidden, reference))
     return float(((y - r).norm(dim=1) / r.norm(dim=1)).max())

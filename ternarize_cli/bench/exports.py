@@ -25,17 +25,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import ternarize_cli.hf  # noqa: F401  (lets transformers open packed models)
 from ternarize_cli import checkpoint, files
 from ternarize_cli.errors import OutputExistsError, TernarizeError
 
-__all__ = ["INPUTS", "bytes_of", "full_precision", "kept", "onnx_export", "quiet"]
+__all__ = ["INPUTS", "bytes_of", "kept", "onnx_export", "quiet", "transformer"]
 
 INPUTS = ("input_ids", "attention_mask")
 """Names of an export's inputs, both int64 [batch, tokens]."""
 
 
-def full_precision(folder: Path, dtype: torch.dtype, **settings: Any) -> Any:
-    """The transformer in `folder`, in eval mode; of T5 and its kin the encoder. `settings` are transformers'."""
+def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
+    """The transformer in `folder`, packed or not, in eval mode; of T5 and its kin the encoder.
+
+    Args:
+        folder: a model.
+        dtype: of its floating-point weights; "auto" leaves them as they were saved.
+        settings: more of transformers' own, for `from_pretrained`.
+    """
     model = type(checkpoint.skeleton(folder))
     return model.from_pretrained(folder, dtype=dtype, local_files_only=True, **settings).eval()
 
@@ -48,7 +55,7 @@ def onnx_export(folder: Path) -> Path:
     """
 
     def make(output: Path) -> None:
-        model = full_precision(folder, torch.float32, attn_implementation="eager")
+        model = transformer(folder, torch.float32, attn_implementation="eager")
         vocabulary = model.config.vocab_size
         ids = torch.arange(18).reshape(2, 9) % vocabulary
         mask = torch.ones_like(ids)

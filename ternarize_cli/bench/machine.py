@@ -6,8 +6,9 @@ memory and versions.
 
 Other processes disturb a measurement more than most things it compares. Their share is taken from the system's own
 accounting: CPU seconds that all of the system used (time stolen by other virtual machines included) minus the CPU
-seconds of this process, over the wall time; 100% is one core. `Watch` measures it over any stretch, so the report can
-say how busy the machine was before the measurement and during it.
+seconds of this process and of those that it started and has seen end (a compiler), over the wall time; 100% is one
+core. `Watch` measures it over any stretch, so the report can say how busy the machine was before the measurement and
+during it.
 """
 
 import os
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,7 +115,8 @@ def _read_clock() -> _Clock:
     system = psutil.cpu_times()
     own = psutil.Process().cpu_times()
     used = ("user", "nice", "system", "irq", "softirq", "steal")
-    return _Clock(time.monotonic(), sum(getattr(system, name, 0.0) for name in used), own.user + own.system)
+    ours = own.user + own.system + own.children_user + own.children_system
+    return _Clock(time.monotonic(), sum(getattr(system, name, 0.0) for name in used), ours)
 
 
 def top_processes(seconds: float = 0.5, count: int = 3) -> list[dict[str, Any]]:
@@ -140,10 +143,10 @@ def _cpu_seconds(process: psutil.Process) -> float | None:
     return times.user + times.system
 
 
-def versions() -> dict[str, str | None]:
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:
     """Versions of Python, this package and the libraries that do the work; None where one is not installed."""
     found: dict[str, str | None] = {"ternarize": _version("ternarize-cli"), "python": platform.python_version()}
-    return found | {name: _version(name) for name in _PACKAGES}
+    return found | {name: _version(name) for name in packages}
 
 
 def _version(distribution: str) -> str | None:

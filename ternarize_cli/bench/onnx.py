@@ -5,6 +5,10 @@ with a scale per output channel, word tables as int8 with one scale, activations
 each call. Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
 vectors, with one per channel .993. ONNX Runtime's own graph optimiser, run before it, made nothing faster.
 
+Sessions do not spin (`session.intra_op.allow_spinning` is 0). By default ONNX Runtime's idle threads go on looking for
+work for a while after a call, and take the cores from whoever is timed next; on two busy cores they take them from each
+other, too.
+
 On x86 without VNNI two neighbouring products of uint8 and int8 are added up in 16 bits, which overflow; as its
 documentation advises, weights then use 7 of their 8 bits.
 """
@@ -12,28 +16,15 @@ documentation advises, weights then use 7 of their 8 bits.
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ternarize_cli.bench import exports, machine
-from ternarize_cli.bench.baselines import Forward, on_cpu, rival
+from ternarize_cli.bench.baselines import Forward, rival
 
 __all__ = ["forward_of_onnx", "int8_model", "weight_bits"]
-
-NEEDS = ("onnx", "onnxscript", "onnxruntime")
-
-
-@rival("onnx-fp32", "ONNX Runtime, fp32", needs=NEEDS)
-def _onnx_fp32(folder: Path, device: str) -> Forward:
-    on_cpu("onnx-fp32", device)
-    return forward_of_onnx(exports.onnx_export(folder))
-
-
-@rival("onnx-int8", "ONNX Runtime, dynamic int8 quantisation, weights per channel", needs=NEEDS)
-def _onnx_int8(folder: Path, device: str) -> Forward:
-    on_cpu("onnx-int8", device)
-    return forward_of_onnx(int8_model(folder))
 
 
 def weight_bits() -> int:
@@ -70,8 +61,7 @@ def forward_of_onnx(path: Path) -> Forward:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    # Idle threads would go on spinning for a while, and slow down whoever is timed next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(ids: Tensor, mask: Tensor) -> Tensor:
@@ -79,3 +69,12 @@ def forward_of_onnx(path: Path) -> Forward:
         return torch.from_numpy(session.run(None, fed)[0])
 
     return forward
+
+
+_SHARED: dict[str, Any] = {"needs": ("onnx", "onnxscript"), "runtime": "onnxruntime", "cpu_only": True}
+
+
+@rival("onnx-int8", "ONNX Runtime, dynamic int8 quantisation, weights per channel", make=int8_model, **_SHARED)
+@rival("onnx-fp32", "ONNX Runtime, fp32", make=exports.onnx_export, **_SHARED)
+def _onnx(path: Path, device: str) -> Forward:
+    return forward_of_onnx(path)

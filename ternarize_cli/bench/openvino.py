@@ -3,7 +3,7 @@
 All read the ONNX export. int8 is `nncf.quantize` for transformers: weights per channel, activations with fixed ranges,
 found on calibration batches (minutes for a large model), SmoothQuant and bias correction included. Where accuracy
 counts, calibrate on real text; `bench` has none and feeds random tokens, which cost the same time. On a CPU with bf16
-units OpenVINO runs what int8 leaves in bf16; that is its own choice and stays so.
+units OpenVINO runs what int8 leaves in bf16; that is its own choice and stays so. Its threads sleep between calls.
 
 NNCF reports its use to its makers unless told that it runs in a test system. A command that measures must not call
 anybody, so it is told so.
@@ -14,49 +14,21 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ternarize_cli import checkpoint
 from ternarize_cli.bench import exports
-from ternarize_cli.bench.baselines import Forward, on_cpu, rival
-from ternarize_cli.errors import UnavailableError
+from ternarize_cli.bench.baselines import Forward, rival
 
 __all__ = ["Batch", "forward_of_openvino", "int8_model"]
 
 Batch = tuple[Tensor, Tensor]
 """ids and mask, both int64 [batch, tokens]."""
-NEEDS = ("onnx", "onnxscript", "openvino")
 _RANDOM = 32, 64
 """Random sequences that `bench` calibrates on: how many, and of how many tokens."""
-
-
-@rival("openvino-fp32", "OpenVINO, fp32", needs=NEEDS)
-def _openvino_fp32(folder: Path, device: str) -> Forward:
-    on_cpu("openvino-fp32", device)
-    return forward_of_openvino(exports.onnx_export(folder), precision="f32")
-
-
-@rival("openvino-bf16", "OpenVINO, bf16", needs=NEEDS)
-def _openvino_bf16(folder: Path, device: str) -> Forward:
-    import openvino
-
-    on_cpu("openvino-bf16", device)
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise UnavailableError(
-            "openvino-bf16 can't run here: OpenVINO finds no bf16 units in this CPU", hint="openvino-fp32"
-        )
-    return forward_of_openvino(exports.onnx_export(folder), precision="bf16")
-
-
-@rival("openvino-int8", "OpenVINO, NNCF int8, calibrated on random tokens", needs=(*NEEDS, "nncf"))
-def _openvino_int8(folder: Path, device: str) -> Forward:
-    on_cpu("openvino-int8", device)
-    count, tokens = _RANDOM
-    vocabulary = checkpoint.read_config(folder)["vocab_size"]
-    ids = torch.randint(vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0))
-    return forward_of_openvino(int8_model(folder, [(row[None], torch.ones_like(row[None])) for row in ids]))
 
 
 def int8_model(folder: Path, calibration: Sequence[Batch]) -> Path:
@@ -109,3 +81,42 @@ def forward_of_openvino(path: Path, *, precision: str | None = None) -> Forward:
         return torch.from_numpy(request.infer(fed)[0])
 
     return forward
+
+
+def _int8_of_random_tokens(folder: Path) -> Path:
+    count, tokens = _RANDOM
+    vocabulary = checkpoint.read_config(folder)["vocab_size"]
+    ids = torch.randint(vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0))
+    return int8_model(folder, [(row[None], torch.ones_like(row[None])) for row in ids])
+
+
+def _without_bf16() -> str | None:
+    import openvino
+
+    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return None if "BF16" in found else "OpenVINO finds no bf16 units in this CPU"
+
+
+_NEEDS = ("onnx", "onnxscript")
+_SHARED: dict[str, Any] = {"runtime": "openvino", "cpu_only": True}
+
+
+@rival("openvino-fp32", "OpenVINO, fp32", needs=_NEEDS, make=exports.onnx_export, **_SHARED)
+def _openvino_fp32(path: Path, device: str) -> Forward:
+    return forward_of_openvino(path, precision="f32")
+
+
+@rival("openvino-bf16", "OpenVINO, bf16", needs=_NEEDS, make=exports.onnx_export, missing=_without_bf16, **_SHARED)
+def _openvino_bf16(path: Path, device: str) -> Forward:
+    return forward_of_openvino(path, precision="bf16")
+
+
+@rival(
+    "openvino-int8",
+    "OpenVINO, NNCF int8, calibrated on random tokens",
+    needs=(*_NEEDS, "nncf"),
+    make=_int8_of_random_tokens,
+    **_SHARED,
+)
+def _openvino_int8(path: Path, device: str) -> Forward:
+    return forward_of_openvino(path)

@@ -1,4 +1,4 @@
-"""Peak memory of one candidate, in a process of its own.
+"""Memory and start of one candidate, in a process of its own.
 
     python -m ternarize_cli.bench.probe '{"candidate": {"name": "onednn", …}, "point": {…}, "threads": 2, "seed": 0}'
 
@@ -6,17 +6,22 @@ A process that has held one model never gives all memory back, so candidates can
 one. The process imports everything, notes its resident memory, loads the model, runs one forward pass, and prints
 
     imports_bytes    resident after the imports, before the model: what any such process needs
+    loaded_bytes     resident after loading, beyond the imports
     resident_bytes   resident after the forward pass
     peak_bytes       the highest resident memory on the way, loading included
+    load_ms          from the end of the imports until the model can be called; files are in the system's cache
+    cold_start_ms    the first forward pass
 
-as JSON. The peak is VmHWM of /proc/self/status where there is one: `getrusage` reports the largest of the process that
-started this one if that was larger, because the counter survives `exec` on Linux.
+as JSON. What is made once and kept (an ONNX export, compiled C++) is there before the clock starts, so load times are
+those of a server's second start. The peak is VmHWM of /proc/self/status where there is one: `getrusage` reports the
+largest of the process that started this one if that was larger, because the counter survives `exec` on Linux.
 """
 
 import json
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,13 +36,27 @@ __all__ = ["Memory", "peak_bytes", "probe"]
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process with one candidate, in bytes; `model_bytes` is peak minus imports."""
+    """What a process with one candidate needs: resident memory in bytes, and times in milliseconds.
+
+    Attributes:
+        name, kind: the candidate.
+        imports_bytes: after the imports; what any such process needs.
+        resident_bytes: after the first forward pass.
+        peak_bytes: the highest on the way, loading included.
+        loaded_bytes: after loading, beyond the imports.
+        load_ms: of loading, imports not counted.
+        cold_start_ms: of the first forward pass after it.
+        model_bytes: peak minus imports.
+    """
 
     name: str
     kind: str
     imports_bytes: int
     resident_bytes: int
     peak_bytes: int
+    loaded_bytes: int
+    load_ms: float
+    cold_start_ms: float
     model_bytes: int
 
 
@@ -78,7 +97,7 @@ def peak_bytes() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _measure(request: str) -> dict[str, int]:
+def _measure(request: str) -> dict[str, float]:
     import sentence_transformers  # noqa: F401  (counted as an import for every candidate)
     import torch
 
@@ -89,14 +108,27 @@ def _measure(request: str) -> dict[str, int]:
     candidate, point = Candidate(**{**fields, "folder": Path(fields["folder"])}), Point(**values["point"])
     hf.quiet_libraries()
     torch.set_num_threads(values["threads"])
-    checkpoint.skeleton(candidate.folder)  # imports the model's class
-    imports = psutil.Process().memory_info().rss
-    forward, _ = candidate.load()
-    ids, mask = random_batch(checkpoint.read_config(candidate.folder), point, values["seed"], candidate.device)
+    path = candidate.prepare()
+    process = psutil.Process()
+    imports = process.memory_info().rss
     with torch.inference_mode():
+        started = time.perf_counter()
+        forward, _ = candidate.load(path)
+        loaded = time.perf_counter()
+        after_loading = process.memory_info().rss
+        ids, mask = random_batch(checkpoint.read_config(candidate.folder), point, values["seed"], candidate.device)
+        begun = time.perf_counter()
         forward(ids, mask)
-    resident = psutil.Process().memory_info().rss
-    return {"imports_bytes": imports, "resident_bytes": resident, "peak_bytes": max(peak_bytes(), resident)}
+        ended = time.perf_counter()
+    resident = process.memory_info().rss
+    return {
+        "imports_bytes": imports,
+        "resident_bytes": resident,
+        "peak_bytes": max(peak_bytes(), resident),
+        "loaded_bytes": after_loading - imports,
+        "load_ms": round(1000 * (loaded - started), 2),
+        "cold_start_ms": round(1000 * (ended - begun), 2),
+    }
 
 
 if __name__ == "__main__":

@@ -1,13 +1,28 @@
 """A benchmark's report as tables for people: titles, columns, rows and captions, ready to print."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
-from ternarize_cli.bench.run import Report, Row
+from ternarize_cli.bench.rows import Row
+from ternarize_cli.bench.run import Report
 
-__all__ = ["Table", "latency_table", "machine_line", "size_table"]
+__all__ = [
+    "Table",
+    "latency_table",
+    "machine_line",
+    "point_title",
+    "points",
+    "process_table",
+    "size_table",
+    "tables",
+    "three_digits",
+    "timing",
+]
+
+_WIDEST = 5
+_NAMED = ("ternarize", "torch", "transformers", "onnxruntime", "openvino", "python")
 
 
 @dataclass(frozen=True)
@@ -20,44 +35,111 @@ class Table:
     caption: str
 
 
+def tables(report: Report) -> list[Table]:
+    """All tables of a report: latency, bytes, and memory and start where they were measured."""
+    return [latency_table(report), size_table(report), *([process_table(report)] if report.memory else [])]
+
+
 def latency_table(report: Report) -> Table:
-    """One line per point, one column per candidate: median and spread, with the best backend against the best rival."""
+    """Median and spread of each candidate at each point.
+
+    Up to five candidates on a grid have a column each, and a point is a line that ends with the best backend against
+    the best rival. More of them, and batches of texts, have a line for each candidate.
+    """
+    title = f"{report.model} on {report.device}: milliseconds per forward pass, median (10th to 90th percentile)"
     names = list(dict.fromkeys(row.name for row in report.rows))
-    titles = [_title(next(row for row in report.rows if row.name == name)) for name in names]
     compared = any(row.kind == RIVAL for row in report.rows)
+    padded = any(row.lengths for row in report.rows)
+    if len(names) > _WIDEST or padded:
+        return _long_table(report, title, compared=compared, padded=padded)
+    titles = [_title(next(row for row in report.rows if row.name == name)) for name in names]
     columns = ["batch x tokens", *titles, "tokens/s", *(["speed-up"] if compared else [])]
-    points = list(dict.fromkeys((row.batch, row.tokens) for row in report.rows))
     lines = []
-    for point in points:
-        rows = {row.name: row for row in report.rows if (row.batch, row.tokens) == point}
+    for point, rows in points(report.rows).items():
         best = min((row for row in rows.values() if row.kind == BACKEND), key=lambda row: row.median_ms)
-        line = [f"{point[0]} x {point[1]}", *(_milliseconds(rows[name]) for name in names), f"{best.tokens_per_s:,.0f}"]
+        line = [point, *(timing(vars(rows[name])) for name in names), f"{best.tokens_per_s:,.0f}"]
         lines.append(line + ([f"{best.ratio:.2f}x"] if compared else []))
     caption = "tokens/s: the fastest backend's." + (" speed-up: the fastest rival's time over it." if compared else "")
-    title = f"{report.model} on {report.device}: milliseconds per forward pass, median (10th to 90th percentile)"
     return Table(title, columns, lines, caption)
 
 
+def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> Table:
+    columns = ["batch x tokens", "", "median", "spread", "tokens/s", *(["with padding"] if padded else [])]
+    columns += ["speed-up"] if compared else []
+    lines = []
+    for point, rows in points(report.rows).items():
+        for i, row in enumerate(rows.values()):
+            median, _, spread = timing(vars(row)).partition(" ")
+            line = ["" if i else point, _title(row), median, spread, f"{row.tokens_per_s:,.0f}"]
+            line += [f"{row.padded_tokens_per_s:,.0f}"] if padded else []
+            lines.append(line + ([f"{row.ratio:.2f}x"] if compared else []))
+        lines.append([""] * len(columns))
+    caption = "with padding: all positions of the batches counted." if padded else ""
+    caption += " speed-up: the fastest rival's time over it." if compared else ""
+    return Table(title, columns, lines[:-1], (caption + _paddings(report)).strip())
+
+
+def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """The rows of each point by the candidates' names, under the points' titles and in their order."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(point_title(vars(row)), {})[row.name] = row
+    return found
+
+
+def point_title(row: Mapping[str, Any]) -> str:
+    """What a row measured, given its fields: `8 x 128`, or `8 x lengths of texts.txt`."""
+    return f"{row['batch']} x " + (f"lengths of {row['lengths']}" if row.get("lengths") else str(row["tokens"]))
+
+
+def _paddings(report: Report) -> str:
+    """A sentence for each point that is padded, each with a blank in front."""
+    first = [next(iter(rows.values())) for rows in points(report.rows).values()]
+    return "".join(
+        f" {point_title(vars(row))}: padded to {row.tokens} tokens on average, "
+        f"{1 - row.tokens_per_s / row.padded_tokens_per_s:.0%} of them padding."
+        for row in first
+        if row.lengths
+    )
+
+
 def size_table(report: Report) -> Table:
-    """One line per candidate: bytes on disk, bytes of the linears, peak memory, distance from `reference`."""
+    """One line per candidate: bytes on disk, bytes of the linears, distance from `reference`."""
     forms = {form.name: form for form in report.storage}
-    memory = {entry.name: entry for entry in report.memory}
-    columns = ["", "on disk", "its linears", *(["peak memory", "the model's part"] if memory else []), "relative L2"]
     lines = []
     for name, kind in dict.fromkeys((row.name, row.kind) for row in report.rows):
         form = forms.get("packed" if kind == BACKEND else name)
-        line = [name, *((_megabytes(form.bytes), _megabytes(form.linear_bytes)) if form else ("", ""))]
-        if memory:
-            line += [_megabytes(memory[name].peak_bytes), _megabytes(memory[name].model_bytes)]
+        sizes = [_megabytes(form.bytes) if form else "", ""]
+        if form and form.linear_bytes is not None:
+            sizes[1] = _megabytes(form.linear_bytes)
         distances = [row.relative_l2 for row in report.rows if row.name == name and row.relative_l2 is not None]
-        lines.append([*line, f"{max(distances):.1e}" if distances else ""])
+        lines.append([name, *sizes, f"{max(distances):.1e}" if distances else ""])
     computed = [
         form.name for form in report.storage if form.computed and form.name in {row.name for row in report.rows}
     ]
-    parts = [f"on disk computed, not a file: {', '.join(computed)}."] if computed else []
-    parts += ["peak memory: one process each, at the largest point."] if memory else []
-    parts += ["relative L2: distance from the output of reference."]
-    return Table("megabytes (10^6 bytes)", columns, lines, " ".join(parts))
+    caption = f"on disk computed, not a file: {', '.join(computed)}. " if computed else ""
+    caption += "relative L2: distance from the output of reference."
+    return Table("megabytes (10^6 bytes) on disk", ["", "on disk", "its linears", "relative L2"], lines, caption)
+
+
+def process_table(report: Report) -> Table:
+    """One line per candidate: how long a process of its own takes to start, and what memory it needs."""
+    columns = ["", "load", "first pass", "loaded", "peak", "peak, all of the process"]
+    lines = [
+        [
+            entry.name,
+            _duration(entry.load_ms),
+            _duration(entry.cold_start_ms),
+            *(_megabytes(count) for count in (entry.loaded_bytes, entry.model_bytes, entry.peak_bytes)),
+        ]
+        for entry in report.memory
+    ]
+    caption = (
+        "one process each, at the largest batch x tokens. load: after the imports, with files in the system's cache. "
+        "loaded, peak: megabytes of memory beyond the imports, after loading and at the highest; mapped weights count "
+        "once they are read."
+    )
+    return Table("start and memory", columns, lines, caption)
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -69,7 +151,7 @@ def machine_line(machine: dict[str, Any]) -> str:
         f"{machine['memory_bytes'] / 1e9:.0f} GB",
         machine["os"],
         f"{machine['threads']} threads",
-        ", ".join(f"{name} {versions[name]}" for name in ("ternarize", "torch", "transformers", "python")),
+        ", ".join(f"{name} {versions[name]}" for name in _NAMED if versions.get(name)),
     ]
     return "; ".join(parts)
 
@@ -78,11 +160,17 @@ def _title(row: Row) -> str:
     return row.name if row.name == row.ran else f"{row.name} ({row.ran})"
 
 
-def _milliseconds(row: Row) -> str:
-    return f"{_three_digits(row.median_ms)} ({_three_digits(row.p10_ms)}-{_three_digits(row.p90_ms)})"
+def timing(row: Mapping[str, Any]) -> str:
+    """Median and spread of a row, given its fields, in milliseconds: `11.2 (10.9-12.0)`."""
+    return f"{three_digits(row['median_ms'])} ({three_digits(row['p10_ms'])}-{three_digits(row['p90_ms'])})"
 
 
-def _three_digits(value: float) -> str:
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1000 else f"{three_digits(milliseconds)} ms"
+
+
+def three_digits(value: float) -> str:
+    """A number as people read it: `123`, `12.3`, `1.23`."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

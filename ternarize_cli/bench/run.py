@@ -1,14 +1,15 @@
-"""`bench`: latency, bytes and memory of a packed model's backends against full-precision rivals.
+"""`bench`: latency, bytes, memory and start of a packed model's backends against full-precision rivals.
 
-    plan ──check──▶ subject (packed + full precision) ──▶ candidates ──▶ timings, point by point ──▶ report
-                                                              └────────▶ memory, a subprocess each ──┘
+    plan ──check──▶ subject (packed + full precision) ──▶ candidates ──▶ timings, point by point ─────────────▶ report
+                                                              └────────▶ memory and start, a subprocess each ──┘
 
 Every name is checked before any model is built. Beside each latency of a backend stands how far its output is from
 `reference` on the same batch: a fast wrong kernel must not look good.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +17,18 @@ import torch
 from ternarize_cli import checkpoint, kernels
 from ternarize_cli.bench import baselines, machine
 from ternarize_cli.bench.baselines import Forward
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, random_batch, relative_l2
-from ternarize_cli.bench.measure import Point, summarise, time_interleaved
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, random_batch
+from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
+from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import Memory, probe
+from ternarize_cli.bench.rows import Feed, Row, time_feed
 from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import BERT_BASE_CHINESE, Subject, max_tokens, prepare
 from ternarize_cli.errors import InputError
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.texts import source_name
 
-__all__ = ["DEFAULT_RIVALS", "Plan", "Report", "Row", "benchmark"]
+__all__ = ["DEFAULT_RIVALS", "Plan", "Report", "benchmark"]
 
 DEFAULT_RIVALS = ("torch-fp32", "torch-bf16")
 
@@ -35,14 +39,15 @@ class Plan:
 
     Attributes:
         backends: names of kernel backends; empty for all that run on this CPU.
-        rivals: names of rivals.
+        rivals: names of rivals; "all" stands for those that can run here.
         batches, tokens: every pair of them is a point.
         repeats: timed calls of each candidate per point.
         seconds: time budget per point; it cuts the repeats, though never below three.
         warmup: untimed calls before.
         threads: CPU threads for all; None leaves torch's number.
-        memory: measure peak memory too, in a subprocess per candidate.
-        seed: of the token ids (and of random weights).
+        memory: measure memory, load time and cold start too, in a subprocess per candidate.
+        seed: of the token ids, of the texts drawn, and of random weights.
+        lengths: a file of texts (`texts.read_texts`); batches of them are a point for each of `batches`.
     """
 
     backends: tuple[str, ...] = ()
@@ -55,41 +60,12 @@ class Plan:
     threads: int | None = None
     memory: bool = True
     seed: int = 0
+    lengths: str | None = None
 
     @property
     def points(self) -> list[Point]:
         """All points, small to large."""
         return sorted({Point(batch, tokens) for batch in self.batches for tokens in self.tokens})
-
-
-@dataclass(frozen=True)
-class Row:
-    """One candidate at one point.
-
-    Attributes:
-        name, kind: the candidate; `ran` is the backend that really ran (it differs from `name` for "auto").
-        batch, tokens: the point.
-        median_ms, p10_ms, p90_ms: of the calls, in milliseconds.
-        tokens_per_s: batch times tokens over the median.
-        repeats: timed calls.
-        ratio: the fastest rival's median over this median, so above 1 is faster; None without rivals.
-        best_rival: that rival's name.
-        relative_l2: distance of a backend's output from `reference`, worst sentence; None for rivals.
-    """
-
-    name: str
-    kind: str
-    ran: str
-    batch: int
-    tokens: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    tokens_per_s: float
-    repeats: int
-    ratio: float | None
-    best_rival: str | None
-    relative_l2: float | None
 
 
 @dataclass(frozen=True)
@@ -130,12 +106,15 @@ def benchmark(
         track: progress.
 
     Raises:
-        InputError: a backend or rival nobody knows, a model that can't be read, or more tokens than it takes.
+        InputError: a backend or rival nobody knows, a model or file of texts that can't be read, or more tokens than
+            the model takes.
         UnavailableError: a backend was named that can't run here, or can't run this model.
     """
     backends, device = _chosen_backends(plan)
-    for name in plan.rivals:
-        baselines.require(name)
+    rivals, left_out = _chosen_rivals(plan, device)
+    for note in left_out:
+        say(note)
+    texts = draw(plan.lengths, plan.seed) if plan.lengths is not None else []
     load_before = machine.load_average()
     with machine.Watch() as before:
         top = machine.top_processes()
@@ -150,16 +129,18 @@ def benchmark(
         ) as subject:
             _check_tokens(subject, plan)
             candidates = [Candidate(name, BACKEND, subject.packed, device) for name in backends]
-            candidates += [Candidate(name, RIVAL, subject.dense, device) for name in plan.rivals]
-            rows, during = _time(candidates, subject, plan, track)
+            candidates += [Candidate(name, RIVAL, subject.dense, device) for name in rivals]
+            rows, during = _time(candidates, subject, plan, _feeds(subject, plan, texts, device), track)
             memory = []
             if plan.memory:
                 largest = max(plan.points, key=lambda point: (point.batch * point.tokens, point.tokens))
                 memory = [
                     probe(candidate, largest, threads=torch.get_num_threads(), seed=plan.seed)
-                    for candidate in track(candidates, "measuring memory", len(candidates))
+                    for candidate in track(candidates, "measuring memory and start", len(candidates))
                 ]
-            found = machine.facts() | {
+            facts = machine.facts()
+            facts["versions"] |= machine.versions(baselines.libraries(rivals))
+            found = facts | {
                 "load_before": load_before,
                 "load_after": machine.load_average(),
                 "others_percent_before": before.others,
@@ -167,7 +148,9 @@ def benchmark(
                 "top_processes": top,
             }
             busy = machine.is_busy(before.others, during)
-            return Report(subject.name, device, subject.notes, rows, storage(subject), memory, found, busy)
+            return Report(
+                subject.name, device, (*left_out, *subject.notes), rows, storage(subject, rivals), memory, found, busy
+            )
     finally:
         torch.set_num_threads(threads)
 
@@ -198,60 +181,53 @@ def _check_tokens(subject: Subject, plan: Plan) -> None:
         raise InputError(f"{subject.name} takes at most {limit} tokens, not {too_many[0]}", hint=f"--tokens {limit}")
 
 
-def _time(candidates: list[Candidate], subject: Subject, plan: Plan, track: Track) -> tuple[list[Row], float]:
-    """All rows, and what others used of the CPU while the clock ran, in percent of a core."""
+def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
+    """The rivals to run, "all" spelled out, and a note for each that is left out."""
+    chosen: list[str] = []
+    notes: list[str] = []
+    for name in plan.rivals:
+        if name == baselines.ALL:
+            there, reasons = baselines.available(device)
+            chosen += there
+            notes += [f"left out: {reason}" for reason in reasons]
+        else:
+            chosen.append(baselines.require(name, device).name)
+    return list(dict.fromkeys(chosen)), notes
+
+
+def _feeds(subject: Subject, plan: Plan, texts: Sequence[str], device: str) -> list[Feed]:
+    """What is timed, in order: the grid, then batches of texts."""
     config = checkpoint.read_config(subject.dense)
+    feeds = [Feed((random_batch(config, point, plan.seed, device),)) for point in plan.points]
+    if plan.lengths is not None:
+        name = Path(source_name(plan.lengths)).name
+        drawn = padded_batches(subject.packed, texts, sorted(set(plan.batches)), min(BATCHES, plan.repeats), device)
+        feeds += [Feed(tuple(batches), name) for batches in drawn.values()]
+    return feeds
+
+
+def _time(
+    candidates: list[Candidate], subject: Subject, plan: Plan, feeds: Sequence[Feed], track: Track
+) -> tuple[list[Row], float]:
+    """All rows, and what others used of the CPU while the clock ran, in percent of a core."""
     forwards: dict[str, Forward] = {}
     ran: dict[str, str] = {}
     for candidate in track(candidates, "loading", len(candidates)):
         forwards[candidate.name], ran[candidate.name] = candidate.load()
-    device = candidates[0].device
     reference = forwards.get("reference")
     if reference is None:
-        reference, _ = Candidate("reference", BACKEND, subject.packed, device).load()
+        reference, _ = Candidate("reference", BACKEND, subject.packed, candidates[0].device).load()
     rows: list[Row] = []
     with torch.inference_mode(), machine.Watch() as watch:
-        for point in track(plan.points, "timing", len(plan.points)):
-            ids, mask = random_batch(config, point, plan.seed, device)
-            expected = reference(ids, mask)
-            distance = {
-                c.name: relative_l2(forwards[c.name](ids, mask), expected) for c in candidates if c.kind == BACKEND
-            }
-            calls = {name: _bind(forward, ids, mask) for name, forward in forwards.items()}
-            times = time_interleaved(calls, repeats=plan.repeats, seconds=plan.seconds, warmup=plan.warmup)
-            rows += _rows(candidates, ran, point, times, distance)
+        for feed in track(feeds, "timing", len(feeds)):
+            rows += time_feed(
+                feed,
+                candidates,
+                forwards,
+                ran,
+                reference,
+                repeats=plan.repeats,
+                seconds=plan.seconds,
+                warmup=plan.warmup,
+            )
     return rows, watch.others
-
-
-def _bind(forward: Forward, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[], object]:
-    return lambda: forward(ids, mask)
-
-
-def _rows(
-    candidates: list[Candidate],
-    ran: dict[str, str],
-    point: Point,
-    times: dict[str, list[float]],
-    distance: dict[str, float],
-) -> list[Row]:
-    timings = {name: summarise(seconds) for name, seconds in times.items()}
-    rivals = [c.name for c in candidates if c.kind == RIVAL]
-    best = min(rivals, key=lambda name: timings[name].median_ms) if rivals else None
-    return [
-        Row(
-            name=c.name,
-            kind=c.kind,
-            ran=ran[c.name],
-            batch=point.batch,
-            tokens=point.tokens,
-            median_ms=timings[c.name].median_ms,
-            p10_ms=timings[c.name].p10_ms,
-            p90_ms=timings[c.name].p90_ms,
-            tokens_per_s=round(1000 * point.batch * point.tokens / timings[c.name].median_ms, 1),
-            repeats=timings[c.name].repeats,
-            ratio=round(timings[best].median_ms / timings[c.name].median_ms, 4) if best else None,
-            best_rival=best,
-            relative_l2=distance.get(c.name),
-        )
-        for c in candidates
-    ]

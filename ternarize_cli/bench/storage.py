@@ -1,13 +1,15 @@
 """Bytes of a model in each form: on disk, and in the linears that ternarisation is about."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ternarize_cli import checkpoint, weights
+from ternarize_cli.bench import baselines, exports
 from ternarize_cli.bench.subject import Subject
 
 __all__ = ["Storage", "storage"]
@@ -21,19 +23,21 @@ class Storage:
         name: "packed", or the rival that keeps this form in memory.
         bytes: of the weight files.
         linear_bytes: of the ternary linears' weights in them; for the packed form codes and scales. Biases not counted.
+            None where they are not told apart in a file.
         computed: there is no such file; the bytes are elements times width.
     """
 
     name: str
     bytes: int
-    linear_bytes: int
+    linear_bytes: int | None
     computed: bool
 
 
-def storage(subject: Subject) -> list[Storage]:
-    """The model in fp32, bf16 and packed form.
+def storage(subject: Subject, rivals: Sequence[str] = ()) -> list[Storage]:
+    """The model in fp32, bf16 and packed form, and what other rivals load.
 
-    fp32 bytes are those of the weight files where these are fp32 throughout, and computed otherwise; bf16 is computed.
+    fp32 bytes are those of the weight files where these are fp32 throughout, and computed otherwise; bf16 and fp16 are
+    computed. A runtime with files of its own has those that were made for it.
     """
     skeleton = checkpoint.skeleton(subject.dense)
     dense, packed = _tensors(subject.dense), _tensors(subject.packed)
@@ -46,16 +50,21 @@ def storage(subject: Subject) -> list[Storage]:
     codes = sum(packed[key]["bytes"] for key, name in packed_names.items() if name.removesuffix("_scale") in ternary)
     total = sum(tensor["elements"] for tensor in dense.values())
     is_fp32 = all(tensor["dtype"] in ("F32", "I64", "I32") for tensor in dense.values())
-    return [
-        Storage(
-            "torch-fp32",
-            weights.bytes_on_disk(subject.dense) if is_fp32 else 4 * total,
-            4 * elements,
-            computed=not is_fp32,
-        ),
-        Storage("torch-bf16", 2 * total, 2 * elements, computed=True),
-        Storage("packed", weights.bytes_on_disk(subject.packed), codes, computed=False),
-    ]
+    fp32 = Storage(
+        "torch-fp32",
+        weights.bytes_on_disk(subject.dense) if is_fp32 else 4 * total,
+        4 * elements,
+        computed=not is_fp32,
+    )
+    half = Storage("torch-bf16", 2 * total, 2 * elements, computed=True)
+    forms = [fp32, half, Storage("packed", weights.bytes_on_disk(subject.packed), codes, computed=False)]
+    for rival in (baselines.require(name) for name in rivals):
+        if rival.make is not None:
+            made = exports.bytes_of(rival.make(subject.dense).parent)
+            forms.append(Storage(rival.name, made, None, computed=False))
+        elif rival.name not in (fp32.name, half.name):
+            forms.append(replace(half if rival.name == "torch-fp16" else fp32, name=rival.name))
+    return forms
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,17 @@
 """`ternarize bench`: a packed model's backends against full-precision rivals, on this machine."""
 
-from typing import Annotated
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Json, Quiet, Seed, Threads
+from ternarize_cli.cli.options import AllowPickle, Force, Json, Quiet, Seed, Threads
 from ternarize_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from ternarize_cli.cli.output import Output
 
 __all__ = ["register"]
 
@@ -17,10 +23,11 @@ def register(app: typer.Typer) -> None:
 
 def _bench(
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="A folder, hub id or package:NAME, packed or not; without one, a random BERT-base is measured.",
+            help="A folder, hub id or package:NAME, packed or not; without one, a random BERT-base is measured. "
+            "With --compare: two or more reports.",
             show_default=False,
         ),
     ] = None,
@@ -32,58 +39,118 @@ def _bench(
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", metavar="NAME", help="A rival; repeatable. Default: torch-fp32 and torch-bf16."),
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="A rival, such as onnx-int8; repeatable; all: every one that can run here. Default: torch-fp32 and "
+            "torch-bf16.",
+        ),
     ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="N,…", help="Batch sizes.")] = "1,8",
     tokens: Annotated[str, typer.Option("--tokens", metavar="N,…", help="Sequence lengths, padding-free.")] = "16,128",
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            "--lengths",
+            metavar="FILE",
+            help="Also time padded batches of these texts (one per line, or JSONL), with the lengths they have.",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls per candidate and point.")] = 50,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed calls before.")] = 2,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.0, help="Time budget per point; cuts the repeats, not below three.")
     ] = 10.0,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process per candidate.")] = True,
+    memory: Annotated[
+        bool, typer.Option(help="Measure memory, load time and first pass too, in a process per candidate.")
+    ] = True,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows as CSV, for spreadsheets.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write one page with tables, machine and a plot (extra `plot`)."),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Measure nothing: set reports of --json beside the first of them."),
+    ] = False,
     threads: Threads = None,
     seed: Seed = 0,
     allow_pickle: AllowPickle = False,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure speed, bytes and memory against rivals.
+    """Measure speed, bytes, memory and start against rivals.
 
-    What is timed is the transformer's forward pass (token ids to last hidden state) on full-length batches of random
-    tokens, all candidates in one process with the same threads, interleaved call by call. A MODEL that is not packed
-    is converted and packed in a temporary folder first.
+    What is timed is the transformer's forward pass (token ids to last hidden state), all
+    candidates in one process with the same threads, interleaved call by call. Batches are
+    of random tokens and full length, and with --lengths of texts, too. A MODEL that is not
+    packed is converted and packed in a temporary folder first.
+
+    With --compare, instead: ternarize bench --compare before.json after.json
     """
-    batches, lengths = _numbers(batch, "--batch"), _numbers(tokens, "--tokens")
-
-    from ternarize_cli.bench.report import latency_table, machine_line, size_table
-    from ternarize_cli.bench.run import DEFAULT_RIVALS, Plan, benchmark
     from ternarize_cli.cli.output import Output
 
     out = Output(json_mode=json, quiet=quiet)
+    if compare:
+        for option, path in {"--csv": csv, "--markdown": markdown, "--html": html}.items():
+            if path is not None:
+                raise InputError(f"{option} writes a measurement, and --compare measures nothing", hint="--json")
+        _compare(out, [Path(name) for name in model or ()])
+        return
+    if model and len(model) > 1:
+        raise InputError(
+            f"bench measures one MODEL, not {len(model)}: {' '.join(model)}",
+            hint="one run for each with --json > NAME.json, then: ternarize bench --compare NAME.json …",
+        )
+    batches, numbers = _numbers(batch, "--batch"), _numbers(tokens, "--tokens")
+
+    from ternarize_cli.bench.formats import Outputs
+    from ternarize_cli.bench.report import machine_line, tables
+    from ternarize_cli.bench.run import DEFAULT_RIVALS, Plan, benchmark
+
+    outputs = Outputs(csv, markdown, html, force)
+    outputs.check()
     plan = Plan(
         backends=tuple(backend or ()),
         rivals=tuple(dict.fromkeys(against or DEFAULT_RIVALS)),
         batches=batches,
-        tokens=lengths,
+        tokens=numbers,
         repeats=repeats,
         seconds=seconds,
         warmup=warmup,
         threads=threads,
         memory=memory,
         seed=seed,
+        lengths=lengths,
     )
-    report = benchmark(model, plan, allow_pickle=allow_pickle, say=out.note, track=out.track)
-    for table in (latency_table(report), size_table(report)):
+    report = benchmark(model[0] if model else None, plan, allow_pickle=allow_pickle, say=out.note, track=out.track)
+    for table in tables(report):
         out.table(table.title, table.columns, table.rows, caption=table.caption)
     out.text(machine_line(report.machine))
     out.result(report.to_dict())
+    for path in outputs.write(report, shlex.join(["ternarize", *sys.argv[1:]])):
+        out.note(f"wrote {path}")
     if report.busy:
         before, during = report.machine["others_percent_before"], report.machine["others_percent_during"]
         out.warn(
             f"the machine was busy: other processes used {before:.0f}% of a core before the measurement and "
             f"{during:.0f}% during it; these times are not fit to be quoted"
         )
+
+
+def _compare(out: "Output", paths: list[Path]) -> None:
+    from ternarize_cli.bench.compare import compare, comparison_table
+
+    found = compare(paths)
+    table = comparison_table(found)
+    out.table(table.title, table.columns, table.rows, caption=table.caption)
+    out.result(found.to_dict())
+    for text in found.warnings:
+        out.warn(text)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

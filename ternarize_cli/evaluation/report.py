@@ -1,22 +1,18 @@
 """One HTML page about an evaluation, and its picture as a file.
 
-The page needs nothing but itself: styles and pictures (SVG) lie in it, no scripts, no fonts, nothing from elsewhere, so
-that it can be mailed, kept as an artifact of a CI run, and read in ten years. It follows the reader's light or dark
-theme; the pictures' black is the text's colour. What it says can be checked: it names the machine, the command, and the
-hashes of data and models.
+The page (`bench.page`) needs nothing but itself. What it says can be checked: it names the machine, the command, and
+the hashes of data and models.
 """
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternarize_cli import files, plots
+from ternarize_cli import plots
+from ternarize_cli.bench import page
 from ternarize_cli.bench.report import machine_line
-from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.pareto import pareto_figure
 
 if TYPE_CHECKING:
@@ -24,42 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_report", "plot_pareto", "write_report"]
 
-_THEMED = {
-    "#000000": "currentColor",
-    plots.BLUE: "var(--teacher)",
-    plots.ORANGE: "var(--student)",
-    plots.GREEN: "var(--other)",
-    plots.GREY: "var(--soft)",
-}
 _WHISKER = 110, 14
 """Size of the picture of an interval, in pixels."""
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c1c1e; --soft: #6b6b70; --line: #dcdce0; --back: #ffffff; --raised: #f5f5f7;
-  --student: #b95a17; --teacher: #3b6ea8; --other: #3d7f4e; }
-@media (prefers-color-scheme: dark) { :root { --text: #e8e8ea; --soft: #a0a0a8; --line: #3a3a40; --back: #18181b;
-  --raised: #232327; --student: #ee9a5c; --teacher: #7fb0e6; --other: #7cc48f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 74rem; color: var(--text); background: var(--back);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-p { margin: .3rem 0 .8rem; } .soft, caption, figcaption { color: var(--soft); font-size: .88rem; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.card { background: var(--raised); border-radius: .6rem; padding: .7rem 1rem; min-width: 9.5rem; }
-.card b { display: block; font-size: 1.45rem; font-weight: 650; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .5rem; }
-th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; vertical-align: bottom; }
-tr.student td:first-child { color: var(--student); font-weight: 650; }
-tr.teacher td:first-child { color: var(--teacher); font-weight: 650; }
-td small { color: var(--soft); } svg.whisker { vertical-align: middle; color: var(--soft); }
-figure { margin: 0; } figure svg { width: 100%; height: auto; }
-code, pre { font: .85rem/1.5 ui-monospace, monospace; } pre { background: var(--raised); padding: .8rem 1rem;
-  border-radius: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .88rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-"""
 
 
 def check_report(path: Path, *, force: bool) -> None:
@@ -70,10 +32,7 @@ def check_report(path: Path, *, force: bool) -> None:
         UnavailableError: matplotlib is not installed.
         OutputExistsError, OutputError: as `files.check_output`.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--report {path}: a report's name ends in .html", hint="--report report.html")
-    plots.require_matplotlib("--report")
-    files.check_output(path, force=force, folder=False)
+    page.check_page(path, "--report", force=force)
 
 
 def plot_pareto(path: Path, comparison: "Comparison", *, force: bool = False) -> None:
@@ -113,11 +72,10 @@ def write_report(
     check_report(path, force=force)
     title = _title(comparison)
     parts = [
-        f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{_subtitle(comparison)}</p>',
         _cards(comparison),
         "<h2>Quality against cost</h2>",
-        f"<figure>{_picture(comparison)}<figcaption>{_LEGEND}</figcaption></figure>",
+        f"<figure>{page.picture(pareto_figure(comparison, ''))}<figcaption>{_LEGEND}</figcaption></figure>",
         "<h2>Models</h2>",
         _models(comparison),
         "<h2>Tasks</h2>",
@@ -128,15 +86,7 @@ def write_report(
         f"<p>{escape(machine_line(dict(machine)))}</p>",
         _hashes(comparison, data),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-    with files.atomic_file(path, force=force) as partial:
-        partial.write_text(page, encoding="utf-8")
+    page.write_page(path, title, parts, force=force)
 
 
 _LEGEND = (
@@ -178,23 +128,7 @@ def _cards(comparison: "Comparison") -> str:
         shown.append(
             (f"{max(ratio, 1 / ratio):.2f}×", "faster than the teacher" if ratio >= 1 else "slower than the teacher")
         )
-    return (
-        '<div class="cards">'
-        + "".join(f'<div class="card"><b>{value}</b><span class="soft">{text}</span></div>' for value, text in shown)
-        + "</div>"
-    )
-
-
-def _picture(comparison: "Comparison") -> str:
-    """The Pareto plot as SVG in the page's own colours, without a background."""
-    buffer = io.StringIO()
-    figure = pareto_figure(comparison, "")
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg", '<svg fill="currentColor"', 1)
-    for colour, name in _THEMED.items():
-        svg = svg.replace(colour, name)
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return page.cards(shown)
 
 
 def _models(comparison: "Comparison") -> str:
@@ -217,7 +151,7 @@ def _models(comparison: "Comparison") -> str:
             cells.append("<td></td>" if model.memory_bytes is None else f"<td>{_megabytes(model.memory_bytes)}</td>")
         role = {-1: ' class="teacher"', 0: ' class="student"'}.get(i, "")
         rows.append(f"<tr{role}>{''.join(cells)}</tr>")
-    return _table(columns, rows, _EXPLAINED if comparison.teacher else "")
+    return page.table(columns, rows, _EXPLAINED if comparison.teacher else "")
 
 
 def _tasks(comparison: "Comparison") -> str:
@@ -232,7 +166,7 @@ def _tasks(comparison: "Comparison") -> str:
         cells += [_score(of[number]) for of in comparison.tasks]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = "Scores; below them what is kept of the teacher's." if teacher else "Scores, with their 95% intervals."
-    return _table(columns, rows, caption)
+    return page.table(columns, rows, caption)
 
 
 def _score(task: "Retention") -> str:
@@ -244,13 +178,6 @@ def _score(task: "Retention") -> str:
     else:
         below = f"<br><small>{_percent(task.retention)}{_brackets(bounds)}</small>"
     return f"<td>{task.student:.4f}{below}</td>"
-
-
-def _table(columns: Sequence[str], rows: Sequence[str], caption: str) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    explained = f"<caption>{escape(caption)}</caption>" if caption else ""
-    inner = f"{explained}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="wide"><table>{inner}</table></div>'
 
 
 def _kept(kept: float | None, interval: tuple[float, float] | None) -> str:

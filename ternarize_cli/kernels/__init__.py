@@ -53,6 +53,8 @@ class Backend(Protocol):
     def prepare(self, layer: "PackedLinear") -> Kernel:
         """A function from `[..., in]` to `[..., out]` for a layer that is not refused."""
 
+    # One that runs whole encoders has `whole(model) -> str | None`, too: see `native.Native`.
+
 
 @dataclass(frozen=True)
 class BackendInfo:
@@ -142,7 +144,8 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         name: a registered backend or "auto".
 
     Returns:
-        What runs: one name, several joined by "+" where `auto` mixes, or "torch" if nothing is packed.
+        What runs: one name, several joined by "+" where `auto` mixes, or "torch" if nothing is packed. Behind a backend
+        that runs whole encoders stands "(linears only)" where it does not know this one.
 
     Raises:
         InputError: no such backend, or a backend was named for a model that is not packed.
@@ -160,19 +163,20 @@ def use_backend(encoder: nn.Module, name: str) -> str:
     for layer in layers:
         layer.backend = name
         layer.ensure_kernel()
-    for model in [m for m in encoder.modules() if hasattr(m, "config")]:
-        _run_whole(model)
-    return "+".join(sorted({layer.backend for layer in layers}))
+    ran = "+".join(sorted({layer.backend for layer in layers}))
+    whole = [_runs_whole(m) for m in encoder.modules() if hasattr(m, "config")]
+    return f"{ran} (linears only)" if hasattr(_REGISTRY.get(ran), "whole") and not any(whole) else ran
 
 
-def _run_whole(model: nn.Module) -> None:
+def _runs_whole(model: nn.Module) -> bool:
     """Lets the backend of all packed layers of a model run it as a whole, where it can."""
     from ternarize_cli.layers import PackedLinear
 
     model.__dict__.pop("forward", None)  # an earlier backend's
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
-    if len(used) == 1 and hasattr(backend := _REGISTRY[used.pop()], "whole"):
-        backend.whole(model)
+    if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "whole"):
+        return False
+    return backend.whole(model) is None
 
 
 for _module in ("reference", "onednn", "native", "bitblas"):

@@ -19,7 +19,7 @@ from ternarize_cli.packing import Codec
 __all__ = ["Encoder", "Layer", "Library", "Linear", "PackedCodes", "library"]
 
 PANEL, BLOCK = 32, 64
-_NAME = "ternarize_native.so"
+_NAME = "libternarize_native.so.1"
 _POINTER = ctypes.c_void_p
 
 
