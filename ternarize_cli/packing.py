@@ -107,14 +107,16 @@ class Codec:
 
     def check(self, packed: Tensor, in_features: int) -> None:
         """Raises what `unpack` would raise, without making the codes: a model's are looked at in milliseconds."""
-        limit, missing = self.radix**self.per_byte, packed.shape[-1] * self.per_byte - in_features
+        if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
+            self.unpack(packed, in_features)
+        limit, missing = self.radix**self.per_byte, packed.shape[1] * self.per_byte - in_features
         if self.radix == 4 and len(LEVELS[self.levels]) == 3:
             wrong = bool((packed & (packed >> 1) & 0b01010101).any())  # a digit 3
         else:
             wrong = limit < 256 and packed.numel() > 0 and int(packed.amax()) >= limit
-        if not wrong and packed.dim() == 2 and 0 < missing < self.per_byte:
+        if not wrong and missing:
             wrong = bool((self.decode(packed[:, -1:])[:, -missing:] != self.padding).any())
-        if wrong or packed.dtype != torch.uint8 or packed.dim() != 2 or not 0 <= missing < self.per_byte:
+        if wrong:
             self.unpack(packed, in_features)
 
     def decode(self, packed: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from conftest import save_tiny_bert
 from safetensors.torch import load_file, save_file
 
-from ternarize_cli import checkpoint, files, weights
+from ternarize_cli import checkpoint, files, kernels, weights
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputError, OutputExistsError
 from ternarize_cli.inspect import inspect
@@ -84,7 +84,9 @@ def test_every_grid_and_codec_is_the_latent_model_bit_for_bit(
     student = load_encoder(tmp_path / "latent").encode(SENTENCES)
     frozen = load_encoder(tmp_path / "packed", backend="reference").encode(SENTENCES)
     assert (student == frozen).all()
-    assert (load_encoder(tmp_path / "packed").encode(SENTENCES) == frozen).all()
+    onednn = next(info for info in kernels.describe() if info.name == "onednn")
+    if onednn.available and scheme.granularity in onednn.granularities:
+        assert (load_encoder(tmp_path / "packed", backend="onednn").encode(SENTENCES) == frozen).all()
     assert [m.zeros for m in inspect(tmp_path / "latent").modules] == [
         m.zeros for m in inspect(tmp_path / "packed").modules
     ]
@@ -204,7 +206,8 @@ def test_a_pretraining_head_is_dropped_and_a_prefix_understood(tmp_path: Path, t
     pack(tmp_path / "latent", tmp_path / "packed")
     keys = load_file(tmp_path / "packed" / "model.safetensors")
     assert not any("pooler" in k or "cls." in k for k in keys)
-    student, frozen = (load_encoder(tmp_path / n).encode(SENTENCES) for n in ("latent", "packed"))
+    student = load_encoder(tmp_path / "latent").encode(SENTENCES)
+    frozen = load_encoder(tmp_path / "packed", backend="reference").encode(SENTENCES)
     assert abs(student - frozen).max() < 1e-4
 
 

@@ -205,8 +205,65 @@ def test_a_model_can_be_copied_pickled_and_given_another_backend(model: Any) -> 
     for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert made.forward._model is made
         assert torch.equal(made(input_ids=ids).last_hidden_state, expected)
+    layer = model.encoder.layer[0].output.dense
+    layer.backend = "reference"
+    assert not torch.equal(model(input_ids=ids.repeat(1, 8)).last_hidden_state[:, :4], expected)  # through the modules
+    assert layer.backend == "reference"
     kernels.use_backend(model, "reference")
     assert "forward" not in model.__dict__
+
+
+def through_modules(model: Any, **inputs: Any) -> Any:
+    return type(model).forward(model, **inputs).last_hidden_state
+
+
+@torch.inference_mode()
+def test_inputs_of_unusual_form_give_what_the_modules_give(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3], [2, 9, 9, 3]])
+    for inputs in (
+        {"input_ids": ids[:, :1]},
+        {"input_ids": ids.int()},
+        {"input_ids": ids, "token_type_ids": torch.zeros(1, 1, dtype=torch.long).expand(2, 4)},
+        {"input_ids": ids, "token_type_ids": torch.zeros(1, 4, dtype=torch.long)},
+        {"input_ids": ids, "attention_mask": torch.ones(2, 4)},
+        {"input_ids": ids, "attention_mask": torch.tensor([[False, True, True, True]] * 2)},
+        {"input_ids": ids.repeat(2, 1)[::2]},
+    ):
+        real = inputs.get("attention_mask", torch.ones_like(ids[:, :1])).bool().expand(inputs["input_ids"].shape)
+        assert same(model(**inputs).last_hidden_state[real], through_modules(model, **inputs)[real])
+    assert model(input_ids=ids[:0]).last_hidden_state.shape == (0, 4, model.config.hidden_size)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=ids + 1000)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=ids.repeat(1, 100))
+
+
+@torch.inference_mode()
+def test_values_that_are_not_finite_stay_so(lib: Library) -> None:
+    layer = random_layer(8, 70, Scheme())
+    x = torch.randn(4, 70)
+    x[1, 3], x[2, 69] = float("nan"), float("inf")
+    made = lib.linear(packed(lib, layer), x)
+    assert made.isnan().any(dim=1).tolist() == [False, True, True, False]
+
+
+@torch.inference_mode()
+def test_other_types_and_training_go_through_the_modules(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    model.train()
+    made = model(input_ids=ids)
+    assert model.forward._stack is None
+    assert made.last_hidden_state.shape == (1, 4, model.config.hidden_size)
+    assert model.eval().to(torch.bfloat16)(input_ids=ids).last_hidden_state.dtype == torch.bfloat16
+
+
+def test_a_model_with_more_than_its_blocks_runs_its_linears_only(tmp_path: Path) -> None:
+    from transformers import ElectraConfig, ElectraModel
+
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 40}
+    ElectraModel(ElectraConfig(**shape, vocab_size=30, embedding_size=16)).save_pretrained(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    assert kernels.use_backend(model, "native") == "native (linears only)"
 
 
 def test_other_architectures_run_their_linears_only(tmp_path: Path) -> None:

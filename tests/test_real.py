@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from ternarize_cli import kernels
@@ -46,13 +47,27 @@ def test_packed_and_unpacked_student_agree_on_real_sentences(folders: Path) -> N
     assert abs(student - packed).max() <= 1e-4
 
 
-def test_every_cpu_backend_is_within_two_percent_of_reference(folders: Path) -> None:
-    expected = load_encoder(folders / "packed", backend="reference").encode(SENTENCES)
-    for backend in kernels.describe():
-        if backend.available and backend.device == "cpu":
-            got = load_encoder(folders / "packed", backend=backend.name).encode(SENTENCES)
-            relative = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
-            assert relative.max() <= 2e-2, backend.name
+def distances(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
+
+
+def test_onednn_equals_reference_and_native_is_as_near_as_last_bits_allow(folders: Path) -> None:
+    reference = load_encoder(folders / "packed", backend="reference")
+    expected = reference.encode(SENTENCES)
+    available = {info.name for info in kernels.describe() if info.available}
+    if "onednn" in available:
+        assert (load_encoder(folders / "packed", backend="onednn").encode(SENTENCES) == expected).all()
+    if "native" not in available:
+        return
+    native = distances(load_encoder(folders / "packed", backend="native").encode(SENTENCES), expected)
+    # int8 rounding makes percents of a millionth: how far is the reference from itself with such noise?
+    generator = torch.Generator().manual_seed(0)
+    for module in reference.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(lambda m, i, y: y * (1 + 1e-6 * torch.randn(y.shape, generator=generator)))
+    noise = distances(reference.encode(SENTENCES), expected)
+    assert np.median(native) < 2 * np.median(noise)
+    assert native.max() < 2 * noise.max()
 
 
 def test_two_packs_are_byte_identical(folders: Path, tmp_path: Path) -> None:

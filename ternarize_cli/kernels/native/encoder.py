@@ -20,6 +20,10 @@ __all__ = ["NativeForward", "attach", "refusal"]
 
 _AFTER = ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer", "ErnieLayer")
 _BEFORE = ("ViTLayer", "DeiTLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
+_MODELS = (
+    *("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel", "ErnieModel"),
+    *("ViTModel", "DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel"),
+)
 _TRANSFORMERS_HOOK = "output_capturing_hook"
 _TEXT = {"input_ids", "attention_mask", "token_type_ids"}
 _IMAGES = {"pixel_values"}
@@ -39,7 +43,8 @@ def refusal(model: nn.Module) -> str | None:
     """Why a model does not run as a whole, in words; None if it does."""
     blocks = _blocks(model)
     config: Any = getattr(model, "config", None)
-    if not blocks or not hasattr(model, "embeddings"):
+    known = type(model).__name__ in _MODELS and type(model).__module__.startswith("transformers.models.")
+    if not known or not blocks or hasattr(model, "embeddings_project"):
         return f"{type(model).__name__} has no blocks that the native runtime knows"
     if len({type(b) for b in blocks}) > 1 or getattr(config, "is_decoder", False):
         return f"{type(model).__name__} is more than a stack of equal blocks"
@@ -100,25 +105,35 @@ class NativeForward:
             else:
                 hidden = self._stack.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
             pooler = getattr(model, "pooler", None)
-            pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if self._reads == _IMAGES else None
+            first_is_pooled = self._reads == _IMAGES and not hasattr(model, "pooler")  # DINOv2
+            pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def _is_plain(self, given: dict[str, Any]) -> bool:
-        """Whether a call asks for no more than the last hidden states of inputs on the CPU."""
-        config: Any = self._model.config
+        """Whether a call asks a float32 model on the CPU for no more than the last hidden states of usual inputs."""
+        model: Any = self._model
+        config: Any = model.config
+        if model.training or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
+            return False
         asked = {name for name, value in given.items() if name not in self._reads and value is not False}
         if given.get("return_dict") is False or getattr(config, "return_dict", True) is False:
             return False
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return False
         tensors = [given[name] for name in self._reads & given.keys()]
-        return asked <= {"return_dict"} and not any(
-            t.is_cuda or t.requires_grad or t.dim() != tensors[0].dim() for t in tensors
+        return asked <= {"return_dict"} and all(
+            isinstance(t, Tensor) and t.device.type == "cpu" and not t.requires_grad and t.shape == tensors[0].shape
+            for t in tensors
         )
 
 
 def _is_watched(model: nn.Module) -> bool:
-    """Whether somebody hooked into a part; transformers' own hooks only serve calls that ask for hidden states."""
+    """Whether somebody hooked into a part, or gave a layer another backend.
+
+    transformers' own hooks only serve calls that ask for hidden states.
+    """
+    if any(isinstance(m, PackedLinear) and m.backend != "native" for m in model.modules()):
+        return True
     return any(
         getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK
         for m in model.modules()
@@ -152,28 +167,28 @@ class _Stack:
         batch, tokens = ids.shape
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         full = bool(real.all())
-        places = torch.arange(tokens).expand(batch, tokens)
-        if self._tables is None:
+        places = torch.arange(tokens, device="cpu").expand(batch, tokens)
+        kinds = torch.zeros_like(ids) if types is None else types
+        rows = [(t.reshape(-1) if full else t[real]).long().contiguous() for t in (ids, kinds, places)]
+        if self._tables is None or not _are_rows_of(self._tables, rows):  # the modules' errors say what is wrong
             x = self._model.embeddings(input_ids=ids, token_type_ids=types).float()
             x = x.flatten(0, 1) if full else x[real]
         else:
-            kinds = torch.zeros_like(ids) if types is None else types
-            rows = [t.reshape(-1) if full else t[real] for t in (ids, kinds, places)]
             norm = self._model.embeddings.LayerNorm
             x = self._lib.embed(self._tables, rows, (norm.weight, norm.bias, norm.eps))
-        starts = torch.zeros(batch + 1, dtype=torch.int32)
-        torch.cumsum(real.sum(dim=1), dim=0, out=starts[1:])
+        starts = torch.zeros(batch + 1, dtype=torch.int32, device="cpu")
+        starts[1:] = real.sum(dim=1).cumsum(dim=0)
         x = x.contiguous()
         self._lib.encode(self._encoder, starts, x)
         if full:
-            return x.view(batch, tokens, -1)
-        made = torch.zeros(batch, tokens, x.shape[1])
+            return x.view(batch, tokens, x.shape[1])
+        made = torch.zeros(batch, tokens, x.shape[1], dtype=torch.float32, device="cpu")
         made[real] = x
         return made
 
     def images(self, x: Tensor) -> Tensor:
         """x: `[batch, patches, width]`, embedded; the same shape."""
-        starts = torch.arange(len(x) + 1, dtype=torch.int32) * x.shape[1]
+        starts = torch.arange(len(x) + 1, dtype=torch.int32, device="cpu") * x.shape[1]
         made = x.detach().float().reshape(-1, x.shape[-1]).clone()
         self._lib.encode(self._encoder, starts, made)
         return made.view(x.shape)
@@ -204,6 +219,13 @@ class _Stack:
         for m in layers:
             self._lib.rest(m.weight)
         return made.linear
+
+
+def _are_rows_of(tables: list[tuple[Tensor, Tensor]], ids: list[Tensor]) -> bool:
+    return all(
+        not rows.numel() or (int(rows.min()) >= 0 and int(rows.max()) < len(table))
+        for (table, _), rows in zip(tables, ids, strict=True)
+    )
 
 
 def _tables(embeddings: nn.Module) -> list[tuple[Tensor, Tensor]] | None:

@@ -68,7 +68,7 @@ class PackedCodes:
         outputs = len(rows)
         panels, blocks = -(-outputs // PANEL), -(-inputs // BLOCK)
         self.codes = lib.packed(codec, rows, inputs)
-        self.scale, self.bias = torch.zeros(2, panels * PANEL)
+        self.scale, self.bias = _zeros(2, panels * PANEL)
         self.scale[:outputs] = scale.float()
         if bias is not None:
             self.bias[:outputs] = bias.float()
@@ -106,7 +106,7 @@ class Library:
     def packed(self, codec: Codec, rows: Tensor, inputs: int) -> Tensor:
         """uint8 `[out, width]` of a codec → uint8, in the library's layout."""
         rows = rows.contiguous()
-        made = torch.empty(self._c.tz_packed_bytes(len(rows), inputs), dtype=torch.uint8)
+        made = torch.empty(self._c.tz_packed_bytes(len(rows), inputs), dtype=torch.uint8, device="cpu")
         shape = rows.shape[1], codec.radix, codec.per_byte, len(rows), inputs
         self._c.tz_pack(_at(rows), *shape, _at(made), _threads())
         return made
@@ -121,13 +121,13 @@ class Library:
 
     def linear(self, w: PackedCodes, x: Tensor) -> Tensor:
         """float32 `[rows, in]` → float32 `[rows, out]`, bit for bit what `ternary.ternary_linear` gives."""
-        y = torch.empty(len(x), w.linear.outputs)
+        y = _zeros(len(x), w.linear.outputs)
         self._run("tz_linear", ctypes.byref(w.linear), _at(x := x.contiguous()), len(x), _at(y), None, _threads())
         return y
 
     def sums(self, w: PackedCodes, x: Tensor) -> Tensor:
         """float32 `[rows, in]` → int32 `[rows, out]`: the exact products of the rounded rows with the codes."""
-        sums = torch.empty(len(x), w.linear.outputs, dtype=torch.int32)
+        sums = torch.empty(len(x), w.linear.outputs, dtype=torch.int32, device="cpu")
         self._run("tz_linear", ctypes.byref(w.linear), _at(x := x.contiguous()), len(x), None, _at(sums), _threads())
         return sums
 
@@ -148,10 +148,10 @@ class Library:
             float32 `[tokens, dim]`.
         """
         rows, width = len(ids[0]), tables[0][0].shape[1]
-        x = torch.empty(rows, width)
+        x = _zeros(rows, width)
         gain, bias, eps = norm or (None, None, 0.0)
         pointers = [
-            (ctypes.c_void_p * len(tables))(*(t.data_ptr() for t in column))
+            (ctypes.c_void_p * len(tables))(*(_at(t).value for t in column))
             for column in ([t for t, _ in tables], [s for _, s in tables], ids)
         ]
         self._run(
@@ -175,7 +175,12 @@ class Library:
             encoder: the blocks.
             starts: int32 `[sequences + 1]`, where each sequence begins in `x`, and where the last ends.
             x: float32 `[tokens, width]`.
+
+        Raises:
+            ValueError: the shapes don't fit each other.
         """
+        if x.shape != (int(starts[-1]), encoder.width) or bool((starts.diff() < 0).any()):
+            raise ValueError(f"{list(x.shape)} is not what {len(starts) - 1} sequences take")
         sequences = len(starts) - 1
         self._run("tz_encode", ctypes.byref(encoder), _at(starts), sequences, _at(x), _threads())
 
@@ -188,7 +193,13 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float32, device="cpu")
+
+
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
+    if tensor is not None and not (tensor.device.type == "cpu" and tensor.is_contiguous()):
+        raise ValueError(f"the library takes contiguous tensors on the CPU, not one on {tensor.device}")
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 

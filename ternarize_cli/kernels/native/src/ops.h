@@ -244,8 +244,17 @@ inline void quantize(const float* x, int first, int last, int width, const Activ
     const auto put = [line](int i, Floats v) {
       store_bytes(line + i / kBlock * (16 * kBlock) + i % kBlock, v);
     };
-    Floats most[4] = {}, farthest[4] = {}, sum[4] = {};
-    through(in, width, 0.0f, [&](int, Floats v, int chain) { most[chain] = larger(most[chain], magnitude(v)); });
+    Floats most[4] = {}, farthest[4] = {}, sum[4] = {}, zeros[4] = {};
+    through(in, width, 0.0f, [&](int, Floats v, int chain) {
+      most[chain] = larger(most[chain], magnitude(v));
+      zeros[chain] = madd(v, all(0.0f), zeros[chain]);
+    });
+    if (sum_of(zeros) != 0.0f) {  // a value is not finite: neither is what comes of the row
+      for (int i = 0; i < to.blocks * kBlock; i += kLanes) put(i, all(0.0f));
+      to.t[row] = NAN;
+      to.sums[row] = 0;
+      continue;
+    }
     const float scale = max_of(most) / 127.0f;
     const float by = std::max(scale, 1.17549435e-38f), inverse = std::min(1.0f / by, 3e38f);
     through(in, width, 0.0f, [&](int i, Floats v, int chain) {
