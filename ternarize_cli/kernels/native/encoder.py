@@ -96,7 +96,7 @@ class NativeForward:
         model: Any = self._model
         given = {name: value for name, value in options.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
-        if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or _is_watched(model):
+        if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or not _is_ordinary(model):
             return type(model).forward(model, *arguments, **options)
         with torch.no_grad():
             self._stack = self._stack or _Stack(model)
@@ -110,11 +110,8 @@ class NativeForward:
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def _is_plain(self, given: dict[str, Any]) -> bool:
-        """Whether a call asks a float32 model on the CPU for no more than the last hidden states of usual inputs."""
-        model: Any = self._model
-        config: Any = model.config
-        if model.training or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
-            return False
+        """Whether a call asks for no more than the last hidden states of usual inputs."""
+        config: Any = self._model.config
         asked = {name for name, value in given.items() if name not in self._reads and value is not False}
         if given.get("return_dict") is False or getattr(config, "return_dict", True) is False:
             return False
@@ -127,19 +124,23 @@ class NativeForward:
         )
 
 
-def _is_watched(model: nn.Module) -> bool:
-    """Whether somebody hooked into a part, or gave a layer another backend.
+def _is_ordinary(model: nn.Module) -> bool:
+    """Whether a model is float32 on the CPU, not training, all of its layers native's, and nobody hooked into a part.
 
     transformers' own hooks only serve calls that ask for hidden states.
     """
-    if any(isinstance(m, PackedLinear) and m.backend != "native" for m in model.modules()):
-        return True
-    return any(
-        getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK
-        for m in model.modules()
-        if m._forward_hooks or m._forward_pre_hooks
-        for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-    )
+    if model.training:
+        return False
+    for m in model.modules():
+        if isinstance(m, PackedLinear) and m.backend != "native":
+            return False
+        if any(p is not None and (p.dtype != torch.float32 or p.is_cuda) for p in m._parameters.values()):
+            return False
+        if m._forward_hooks or m._forward_pre_hooks:
+            hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+            if any(getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK for hook in hooks):
+                return False
+    return True
 
 
 class _Stack:
