@@ -33,6 +33,15 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if type(m).__name__ in _AFTER + _BEFORE]
 
 
+def _linears(block: nn.Module) -> list[PackedLinear]:
+    """Of a block that is not refused: queries, keys, values, the output of attention, up, down."""
+    return [m for m in block.modules() if isinstance(m, PackedLinear)]
+
+
+def _norms(block: nn.Module) -> list[nn.LayerNorm]:
+    return [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
+
+
 def _scale_of(block: nn.Module) -> list[Tensor | None]:
     """What DINOv2 multiplies the outputs of attention and feed-forward by, `[width]` each."""
     modules: list[Any] = [m for m in block.modules() if type(m).__name__.endswith("LayerScale")]
@@ -54,8 +63,7 @@ def refusal(model: nn.Module) -> str | None:
         return f"its positions are {config.position_embedding_type}"
     width, inner = config.hidden_size, None
     for block in blocks:
-        linears = [m for m in block.modules() if isinstance(m, PackedLinear)]
-        norms = [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
+        linears, norms = _linears(block), _norms(block)
         others = [m for m in block.modules() if isinstance(m, nn.Linear)]
         if len(linears) != 6 or len(norms) != 2 or others or len(_scale_of(block)) != 2:
             return "a block has other parts than six packed linears and two norms"
@@ -152,13 +160,10 @@ class _Stack:
         self._kept: list[Any] = []
         blocks = _blocks(model)
         config = model.config
-        norms = [m for m in blocks[0].modules() if isinstance(m, nn.LayerNorm)]
         layers = (Layer * len(blocks))(*(self._layer(block) for block in blocks))
-        inner = [m for m in blocks[0].modules() if isinstance(m, PackedLinear)][4].out_features
+        inner, eps = _linears(blocks[0])[4].out_features, _norms(blocks[0])[0].eps
         before = type(blocks[0]).__name__ in _BEFORE
-        self._encoder = Encoder(
-            len(blocks), config.hidden_size, config.num_attention_heads, inner, before, norms[0].eps, layers
-        )
+        self._encoder = Encoder(len(blocks), config.hidden_size, config.num_attention_heads, inner, before, eps, layers)
         self._kept.append(layers)
         self._tables = _tables(model.embeddings)
         self._lib.trim()
@@ -195,8 +200,8 @@ class _Stack:
         return made.view(x.shape)
 
     def _layer(self, block: nn.Module) -> Layer:
-        q, k, v, output, up, down = (m for m in block.modules() if isinstance(m, PackedLinear))
-        first, second = (m for m in block.modules() if isinstance(m, nn.LayerNorm))
+        q, k, v, output, up, down = _linears(block)
+        first, second = _norms(block)
         by = _scale_of(block)
         norms = [t.detach().float().contiguous() for m in (first, second) for t in (m.weight, m.bias)]
         self._kept.append(norms)

@@ -90,9 +90,8 @@ class Library:
         self._c = ctypes.CDLL(str(path))
         self._c.tz_instruction_set.restype = ctypes.c_char_p
         self._c.tz_packed_bytes.restype = ctypes.c_int64
-        names = iter(lambda: self._c.tz_instruction_set(len(found)), None)
         found: list[str] = []
-        for name in names:
+        while (name := self._c.tz_instruction_set(len(found))) is not None:
             found.append(name.decode())
         self.instruction_sets = tuple(found)
         wanted = os.environ.get("TERNARIZE_NATIVE_ISA")
@@ -135,21 +134,21 @@ class Library:
         self,
         tables: list[tuple[Tensor, Tensor]],
         ids: list[Tensor],
-        norm: tuple[Tensor, Tensor, float] | None,
+        norm: tuple[Tensor, Tensor, float],
     ) -> Tensor:
         """The sum of the rows of int8 tables, normalised.
 
         Args:
             tables: pairs of int8 `[rows, dim]` and float32 `[rows]`.
             ids: for each table int64 `[tokens]`, rows that exist.
-            norm: gain, bias and eps of a layer norm; None for none.
+            norm: gain, bias and eps of a layer norm.
 
         Returns:
             float32 `[tokens, dim]`.
         """
         rows, width = len(ids[0]), tables[0][0].shape[1]
         x = _zeros(rows, width)
-        gain, bias, eps = norm or (None, None, 0.0)
+        gain, bias, eps = norm
         pointers = [
             (ctypes.c_void_p * len(tables))(*(_at(t).value for t in column))
             for column in ([t for t, _ in tables], [s for _, s in tables], ids)
