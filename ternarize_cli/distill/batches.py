@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.distill.data import Corpus, Sources, mixture_of
-from ternarize_cli.distill.order import Piece, epoch
+from ternarize_cli.distill.order import Piece, Plan, epoch
 from ternarize_cli.distill.pair import TAUGHT
 from ternarize_cli.distill.training import Training
 
@@ -51,8 +51,8 @@ class Batches:
 
     def heaviest(self) -> Iterator[dict[str, Any]]:
         """Of this epoch the batch with the longest inputs and the one with most inputs."""
-        for weight in (lambda batch: batch[0].length, len):
-            yield self._made(self._mine(max(self._plan, key=weight)))
+        for pieces in (self._plan.longest(), self._plan.largest()):
+            yield self._made(self._mine(pieces))
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         """The batches of each step, without end."""
@@ -75,7 +75,7 @@ class Batches:
                 self.epoch, self.position = self.epoch + 1, 0
                 self._plan = next_plan.result()
 
-    def _planned(self, number: int) -> list[list[Piece]]:
+    def _planned(self, number: int) -> Plan:
         size = self._training.batch * self._on.num_processes
         return epoch(self._lengths, self._mixture, size, self._training.seed, number)
 

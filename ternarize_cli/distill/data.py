@@ -115,7 +115,7 @@ class TextCorpus:
     pad: int
     left: bool
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """As `Corpus`."""
         return np.array([len(ids) for ids in self.ids])
@@ -139,31 +139,53 @@ class TextCorpus:
         return made.hexdigest()
 
     @cached_property
-    def _tokens(self) -> np.ndarray:
+    def _flat(self) -> np.ndarray:
         return np.concatenate(self.ids)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """Where each text begins in `_flat`."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def _bodies(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of pieces, without special ones, one after the other, and how many each has."""
+        starts = np.array([piece.start for piece in pieces])
+        wanted = np.array([piece.length for piece in pieces])
+        if all(len(piece.rows) == 1 for piece in pieces):
+            rows = np.array([piece.rows[0] for piece in pieces])
+            sizes = np.minimum(wanted, self.lengths[rows] - starts)
+            ends = np.cumsum(sizes)
+            return self._flat[np.arange(ends[-1]) + np.repeat(self._first[rows] + starts - ends + sizes, sizes)], sizes
+        whole = [np.concatenate([self.ids[row] for row in piece.rows]) for piece in pieces]
+        cut = [ids[start : start + size] for ids, start, size in zip(whole, starts, wanted, strict=True)]
+        return np.concatenate(cut), np.array([len(ids) for ids in cut])
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
         """input_ids and attention_mask, int64 `[pieces, tokens]`.
 
         Of pieces to be changed up to three tenths of the tokens become others of the corpus, frequent ones more often.
         """
-        rows = []
-        for piece in pieces:
-            body = np.concatenate([self.ids[i] for i in piece.rows]) if len(piece.rows) > 1 else self.ids[piece.rows[0]]
-            rows.append(np.concatenate([self.heads[piece.prompt], body[piece.start :][: piece.length], self.tail]))
-        width = width_of(max(piece.length for piece in pieces) + self.around) if even else max(map(len, rows))
-        ids = np.full((len(rows), width), self.pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        changing = np.zeros(ids.shape, dtype=bool)
-        for i, (piece, row) in enumerate(zip(pieces, rows, strict=True)):
-            start = width - len(row) if self.left else 0
-            ids[i, start : start + len(row)], mask[i, start : start + len(row)] = row, 1
-            if piece.change:
-                changing[i, start + len(self.heads[piece.prompt]) : start + len(row) - len(self.tail)] = True
-        if changing.any():
-            rng = np.random.default_rng([piece.change for piece in pieces])
-            changing &= rng.random(ids.shape) < rng.uniform(0, _MOST_CHANGED, size=(len(rows), 1))
-            ids[changing] = rng.choice(self._tokens, size=int(changing.sum()))
+        heads = np.array([len(self.heads[piece.prompt]) for piece in pieces])[:, None]
+        flat, sizes = self._bodies(pieces)
+        bodies = sizes[:, None]
+        width = width_of(int(bodies.max()) + self.around) if even else int((heads + bodies).max()) + len(self.tail)
+        place = np.arange(width) - (width - heads - bodies - len(self.tail) if self.left else 0)  # 0: the first token
+        inside = (place >= heads) & (place < heads + bodies)
+        ids = np.full((len(pieces), width), self.pad, dtype=np.int64)
+        ids[inside] = flat
+        for prompt in {piece.prompt for piece in pieces}:
+            of_prompt = np.array([[piece.prompt == prompt] for piece in pieces])
+            for at, token in enumerate(self.heads[prompt]):
+                ids[of_prompt & (place == at)] = token
+        for at, token in enumerate(self.tail):
+            ids[place == heads + bodies + at] = token
+        changes = np.array([piece.change for piece in pieces])
+        if changes.any():
+            rng = np.random.default_rng(int(np.bitwise_xor.reduce(changes)))
+            shares = np.where(changes > 0, rng.uniform(0, _MOST_CHANGED, size=len(pieces)), 0.0)
+            changing = inside & (rng.random(ids.shape, dtype=np.float32) < shares[:, None])
+            ids[changing] = self._flat[rng.integers(len(self._flat), size=int(changing.sum()))]
+        mask = ((place >= 0) & (place < heads + bodies + len(self.tail))).astype(np.int64)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def take(self, rows: Sequence[int]) -> "TextCorpus":

@@ -17,11 +17,11 @@ are few shapes, which CUDA graphs need (`graphs`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Mixture", "Piece", "epoch", "width_of"]
+__all__ = ["Mixture", "Piece", "Plan", "epoch", "width_of"]
 
 _CHUNK = 32
 
@@ -64,7 +64,33 @@ class Mixture:
     weights: tuple[float, ...] | None = None
 
 
-def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, number: int) -> list[list[Piece]]:
+class Plan(Sequence[list[Piece]]):
+    """The batches of an epoch, as arrays: there may be millions of pieces, which become objects a batch at a time."""
+
+    def __init__(self, drawn: "_Drawn", batches: Sequence[np.ndarray]) -> None:
+        """`batches` hold numbers of pieces."""
+        self._drawn, self._batches = drawn, batches
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._batches)
+
+    def __getitem__(self, number: Any) -> Any:
+        """The pieces of a batch."""
+        if isinstance(number, slice):
+            return [self._drawn.pieces(batch) for batch in self._batches[number]]
+        return self._drawn.pieces(self._batches[number])
+
+    def longest(self) -> list[Piece]:
+        """The batch with the longest input."""
+        return self[int(np.argmax([self._drawn.length[batch].max() for batch in self._batches]))]
+
+    def largest(self) -> list[Piece]:
+        """The batch with the most inputs."""
+        return self[int(np.argmax([len(batch) for batch in self._batches]))]
+
+
+def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, number: int) -> Plan:
     """The batches of an epoch.
 
     Args:
@@ -74,20 +100,19 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
         seed, number: the epoch.
     """
     rng = np.random.default_rng([seed, number])
-    order = _drawn(len(lengths), mixture, rng)
-    pieces = _pieces(order, lengths, mixture, rng)
+    drawn = _drawn(_order(len(lengths), mixture, rng), lengths, mixture, rng)
+    count = len(drawn.length)
     if number and mixture.changed:
-        seeds = np.where(rng.random(len(pieces)) < mixture.changed, rng.integers(1, 1 << 62, size=len(pieces)), 0)
-        pieces = [piece._replace(change=int(change)) for piece, change in zip(pieces, seeds, strict=True)]
-    budget = batch_size * round(float(np.mean([p.length + mixture.around for p in pieces])))
-    shuffled = [pieces[i] for i in rng.permutation(len(pieces))]
-    made: list[list[Piece]] = []
-    chunk: list[Piece] = []
-    for start in range(0, len(shuffled), batch_size * _CHUNK):
-        chunk += shuffled[start : start + batch_size * _CHUNK]
-        groups, chunk = _cut(chunk, budget, mixture.around)
+        drawn.change[:] = np.where(rng.random(count) < mixture.changed, rng.integers(1, 1 << 62, size=count), 0)
+    budget = batch_size * round(float(drawn.length.mean()) + mixture.around)
+    shuffled = rng.permutation(count)
+    made: list[np.ndarray] = []
+    left = shuffled[:0]
+    for start in range(0, count, batch_size * _CHUNK):
+        chunk = np.concatenate([left, shuffled[start : start + batch_size * _CHUNK]])
+        groups, left = _cut(chunk, drawn.length, budget, mixture.around)
         made += [groups[i] for i in rng.permutation(len(groups))]
-    return [*made, chunk] if chunk else made
+    return Plan(drawn, [*made, left] if len(left) else made)
 
 
 def width_of(length: int) -> int:
@@ -96,7 +121,28 @@ def width_of(length: int) -> int:
     return -(-length // step) * step
 
 
-def _drawn(count: int, mixture: Mixture, rng: np.random.Generator) -> np.ndarray:
+class _Drawn(NamedTuple):
+    """The pieces of an epoch: `rows` has the first text of each, `joined` all texts of those that have several."""
+
+    rows: np.ndarray
+    joined: dict[int, tuple[int, ...]]
+    start: np.ndarray
+    length: np.ndarray
+    prompt: np.ndarray
+    change: np.ndarray
+
+    def pieces(self, numbers: np.ndarray) -> list[Piece]:
+        """Those of some numbers."""
+        columns = (
+            column[numbers].tolist() for column in (self.rows, self.start, self.length, self.prompt, self.change)
+        )
+        return [
+            Piece(self.joined.get(number) or (row,), *rest)
+            for number, row, *rest in zip(numbers.tolist(), *columns, strict=True)
+        ]
+
+
+def _order(count: int, mixture: Mixture, rng: np.random.Generator) -> np.ndarray:
     if mixture.weights is None or mixture.sources is None:
         return rng.permutation(count)
     drawn = []
@@ -107,35 +153,53 @@ def _drawn(count: int, mixture: Mixture, rng: np.random.Generator) -> np.ndarray
     return rng.permutation(np.concatenate(drawn))
 
 
-def _pieces(order: np.ndarray, lengths: np.ndarray, mixture: Mixture, rng: np.random.Generator) -> list[Piece]:
+def _drawn(order: np.ndarray, lengths: np.ndarray, mixture: Mixture, rng: np.random.Generator) -> _Drawn:
     limit = mixture.limit
     sizes = np.minimum(lengths[order], limit)
     apart = int(np.searchsorted(np.cumsum(sizes), mixture.joined * sizes.sum())) if mixture.joined else 0
-    prompts = rng.integers(mixture.prompts, size=len(order))
-    windows = rng.random(len(order))
-    made: list[Piece] = []
-    rows: list[int] = []
+    joined, joined_lengths = _joined(order[:apart].tolist(), lengths[order[:apart]].tolist(), limit, rng)
+    alone, own = order[apart:], sizes[apart:]
+    rows = np.concatenate([np.array([texts[0] for texts in joined], dtype=np.int64), alone])
+    over = lengths[alone] - limit if mixture.windows else np.zeros(len(alone), dtype=np.int64)
+    windows = rng.random(len(alone))
+    start = np.where((over > 0) & (windows >= 0.5), ((2 * windows - 1) * (over + 1)).astype(np.int64), 0)
+    return _Drawn(
+        rows,
+        {number: texts for number, texts in enumerate(joined) if len(texts) > 1},
+        np.concatenate([np.zeros(len(joined), dtype=np.int64), start]),
+        np.concatenate([np.array(joined_lengths, dtype=np.int64), own]),
+        rng.integers(mixture.prompts, size=len(rows)),
+        np.zeros(len(rows), dtype=np.int64),
+    )
+
+
+def _joined(
+    rows: list[int], lengths: list[int], limit: int, rng: np.random.Generator
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Texts joined until they have the tokens that were drawn for them, and the lengths to which they are cut."""
+    made: list[tuple[int, ...]] = []
+    cut: list[int] = []
+    texts: list[int] = []
     length, wanted = 0, int(rng.integers(max(1, limit // 4), limit + 1))
-    for place in range(apart):
-        rows.append(int(order[place]))
-        length += int(lengths[order[place]])
-        if length >= wanted or place == apart - 1:
-            made.append(Piece(tuple(rows), 0, min(length, wanted), int(prompts[place])))
-            rows, length, wanted = [], 0, int(rng.integers(max(1, limit // 4), limit + 1))
-    for place in range(apart, len(order)):
-        row = int(order[place])
-        over = int(lengths[row]) - limit if mixture.windows else 0
-        start = int((2 * windows[place] - 1) * (over + 1)) if over > 0 and windows[place] >= 0.5 else 0
-        made.append(Piece((row,), start, min(int(lengths[row]), limit), int(prompts[place])))
-    return made
+    for row, size in zip(rows, lengths, strict=True):
+        texts.append(row)
+        length += size
+        if length >= wanted:
+            made.append(tuple(texts))
+            cut.append(min(length, wanted))
+            texts, length, wanted = [], 0, int(rng.integers(max(1, limit // 4), limit + 1))
+    if texts:
+        made.append(tuple(texts))
+        cut.append(min(length, wanted))
+    return made, cut
 
 
-def _cut(pieces: Sequence[Piece], budget: int, around: int) -> tuple[list[list[Piece]], list[Piece]]:
+def _cut(chunk: np.ndarray, lengths: np.ndarray, budget: int, around: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Groups of like length with at most `budget` padded tokens (but at least one input), and what is left over."""
-    ordered = sorted(pieces, key=lambda piece: -piece.length)
+    ordered = chunk[np.argsort(-lengths[chunk], kind="stable")]
     groups, start = [], 0
     while start < len(ordered):
-        count = max(1, budget // width_of(ordered[start].length + around))
+        count = max(1, budget // width_of(int(lengths[ordered[start]]) + around))
         if start + count > len(ordered):
             break
         groups.append(ordered[start : start + count])
