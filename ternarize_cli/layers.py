@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ternarize_cli import tables, ternary
 from ternarize_cli.errors import FormatError
+from ternarize_cli.fusion import fused
 from ternarize_cli.packing import codec_for
 from ternarize_cli.scheme import Scheme
 
@@ -71,13 +71,12 @@ class TernaryLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        bits = self.scheme.activation_bits
         if not self.training:
-            bits = self.scheme.activation_bits
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
-        weight = ternary.fake_quantize_weight(self.matrix, self.weight_scale, self.scheme.levels)
-        if self.scheme.activation_bits == 8:
-            x = ternary.fake_quantize_tokens(x)
-        return F.linear(x, weight, self.bias)
+        return ternary.trained_linear(
+            x, self.matrix, self.weight_scale, self.bias, self.scheme.levels, activation_bits=bits
+        )
 
 
 class SimulatedEmbedding(nn.Embedding):
@@ -90,6 +89,8 @@ class SimulatedEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """ids `[...]` → `[..., dim]`."""
         rows = super().forward(ids)
+        if self.training and self.table_bits == 8:
+            return ternary.straight_through(_rounded_rows(rows.detach()), rows)
         if self.table_bits == 4:  # the search for scales is slow: once for each id
             used, place = ids.unique(return_inverse=True)
             rounded = tables.round_rows(self.weight.detach()[used], 4)[place]
@@ -98,6 +99,11 @@ class SimulatedEmbedding(nn.Embedding):
         else:
             rounded = tables.round_rows(rows.detach(), self.table_bits)
         return ternary.straight_through(rounded, rows) if self.training else rounded
+
+
+@fused
+def _rounded_rows(rows: Tensor) -> Tensor:
+    return tables.round_rows(rows, 8)
 
 
 class _Packed(nn.Module):

@@ -79,7 +79,9 @@ def round_rows(rows: Tensor, bits: int) -> Tensor:
         return rows
     if bits == 16:
         return rows.half().to(rows.dtype)
-    return restore_rows(*quantize_table(rows.reshape(-1, rows.shape[-1]), bits)).view_as(rows).to(rows.dtype)
+    flat = rows.reshape(-1, rows.shape[-1])
+    codes, scale = _quantize(flat.float(), 8) if bits == 8 else quantize_table(flat, bits)
+    return restore_rows(codes, scale).view_as(rows).to(rows.dtype)
 
 
 def _expand(scale: Tensor, dim: int) -> Tensor:

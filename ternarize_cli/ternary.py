@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ternarize_cli.fusion import fused
 from ternarize_cli.scheme import LEVELS, Scheme
@@ -35,8 +36,6 @@ __all__ = [
     "codes_of",
     "dequantize",
     "expand_scale",
-    "fake_quantize_tokens",
-    "fake_quantize_weight",
     "int4_scale",
     "quantize_tokens",
     "round_to_levels",
@@ -44,6 +43,7 @@ __all__ = [
     "scale_shape",
     "straight_through",
     "ternary_linear",
+    "trained_linear",
 ]
 
 INT8_MAX = 127
@@ -203,15 +203,71 @@ def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
     return _StraightThrough.apply(value, smooth)
 
 
+def trained_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str = "ternary", *, activation_bits: int = 8
+) -> Tensor:
+    """A ternary layer in training: dense products of rounded values, gradients as if nothing had been rounded.
+
+    The scale's gradient is that of `codes · scale`; the one of the dense weights goes straight through to `weight`.
+
+    Args:
+        x: `[..., in]` float; under autocast products are in its dtype, else in that of `x`.
+        weight: `[out, in]`, latent.
+        scale, bias, activation_bits: as `ternary_linear`.
+
+    Returns:
+        `[..., out]` in the dtype of the products.
+    """
+    return _TrainedLinear.apply(x, weight, scale, bias, levels, activation_bits == 8)
+
+
+class _TrainedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str, rounds: bool
+    ) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rounded = _rounded(x, dtype) if rounds else x.to(dtype)
+        dense = _dense_weight(weight, scale, levels, dtype)
+        ctx.save_for_backward(rounded, dense, weight, scale)
+        ctx.levels, ctx.dtype = levels, x.dtype
+        return F.linear(rounded, dense, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rounded, dense, weight, scale = ctx.saved_tensors
+        (of_output,) = gradients
+        of_x = of_weight = of_scale = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = (of_output @ dense).to(ctx.dtype)
+        rows = of_output.flatten(0, -2)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            product = rows.T @ rounded.flatten(0, -2)
+            of_weight, of_scale = _weight_gradients(product, weight, scale, ctx.levels)
+        if ctx.needs_input_grad[3]:
+            of_bias = _column_sums(rows)
+        return of_x, of_weight, of_scale, of_bias, None, None
+
+
 @fused
-def _rounded_weight(weight: Tensor, scale: Tensor, levels: str) -> Tensor:
-    return codes_of(weight.float(), scale, levels)
+def _dense_weight(weight: Tensor, scale: Tensor, levels: str, dtype: torch.dtype) -> Tensor:
+    return (codes_of(weight.float(), scale, levels) * expand_scale(scale, *weight.shape)).to(dtype)
 
 
-def fake_quantize_weight(weight: Tensor, scale: Tensor, levels: str = "ternary") -> Tensor:
-    """`codes · scale`, `[out, in]`: the scale learns, and the gradient goes straight through to the weight."""
-    codes = _rounded_weight(weight.detach(), scale.detach(), levels)
-    return straight_through(codes * expand_scale(scale, *codes.shape), weight)
+@fused
+def _weight_gradients(product: Tensor, weight: Tensor, scale: Tensor, levels: str) -> tuple[Tensor, Tensor]:
+    """The gradients of the latent weight and of the scale, from that of the dense weights."""
+    product = product.float()
+    each = product * codes_of(weight.float(), scale, levels)
+    if scale.dim() == 2:
+        return product, each.unflatten(1, (scale.shape[1], -1)).sum(dim=-1)
+    return product, each.sum().reshape(1)
+
+
+@fused
+def _column_sums(rows: Tensor) -> Tensor:
+    return rows.float().sum(dim=0)
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,15 +285,10 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / t.clamp_min(_TINY)).round_(), t
 
 
-def fake_quantize_tokens(x: Tensor) -> Tensor:
-    """`quantize_tokens` and back, with a straight-through gradient; same shape and dtype as `x`."""
-    return straight_through(_rounded(x.detach()), x)
-
-
 @fused
-def _rounded(x: Tensor) -> Tensor:
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     q, t = quantize_tokens(x)
-    return (q * t).to(x.dtype)
+    return (q * t).to(dtype)
 
 
 def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, activation_bits: int = 8) -> Tensor:

@@ -16,12 +16,14 @@ padding out.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ternarize_cli.errors import InputError
+from ternarize_cli.fusion import fused
 
 __all__ = [
     "OF_STATES",
@@ -114,9 +116,34 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Σ‖s−t‖² / Σ‖t‖² over real tokens; shapes as `masked_mse`."""
-    weight = mask.unsqueeze(-1).to(teacher.dtype)
-    return ((student - teacher).square() * weight).sum() / (teacher.square() * weight).sum()
+    """Σ‖s−t‖² / Σ‖t‖² over real tokens; shapes as `masked_mse`. The teacher gets no gradient."""
+    return _RelativeError.apply(student, teacher, mask)
+
+
+class _RelativeError(torch.autograd.Function):
+    """Three kernels where autograd would start thirty."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        error, square = _squares(student, teacher, mask)
+        ctx.save_for_backward(student, teacher, mask, square)
+        return error / square
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher, mask, square = ctx.saved_tensors
+        return _error_gradient(student, teacher, mask, gradients[0] / square), None, None
+
+
+@fused
+def _squares(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    student, teacher, weight = student.float(), teacher.float(), mask.unsqueeze(-1)
+    return ((student - teacher).square() * weight).sum(), (teacher.square() * weight).sum()
+
+
+@fused
+def _error_gradient(student: Tensor, teacher: Tensor, mask: Tensor, factor: Tensor) -> Tensor:
+    return (2 * factor * (student.float() - teacher.float()) * mask.unsqueeze(-1)).to(student.dtype)
 
 
 def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None = None) -> Tensor:
@@ -172,7 +199,7 @@ def _output(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
 
 def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
     pairs = zip(student.hidden, teacher.hidden, strict=True)
-    return torch.stack([relative_error(s.float(), t.float(), teacher.mask) for s, t in pairs]).mean()
+    return torch.stack([relative_error(s, t, teacher.mask) for s, t in pairs]).mean()
 
 
 def _relation(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:

@@ -7,7 +7,8 @@ gradients lie in one buffer, which several processes average after the backward 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -239,11 +240,12 @@ class Trainer:
     def _gradients_of(self, batch: dict[str, Any]) -> _Taught:
         """Adds the gradients of a batch to the buffer."""
         features, weights = self.pair.put(batch), self.training.parts
-        with self._autocast():
-            taught = self.pair.teacher_outputs(features)
-            learnt = self.pair.student_outputs(features)
-        parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
-        torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
+        with _tensor_cores():
+            with self._autocast():
+                taught = self.pair.teacher_outputs(features)
+                learnt = self.pair.student_outputs(features)
+            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
+            torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
         return _Taught({name: part.detach() for name, part in parts.items()}, taught.pooled)
 
     def _read_losses(self) -> None:
@@ -297,6 +299,17 @@ class Trainer:
         student, teacher = (F.normalize(torch.cat(v), dim=-1) for v in vectors)
         self._look_took = time.monotonic() - started
         return float((student * teacher).sum(dim=-1).mean()), _agreement(student, teacher)
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """TF32 for products of float32 matrices, which only losses have."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:
