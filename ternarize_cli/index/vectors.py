@@ -1,7 +1,7 @@
 """Vectors as files: NumPy, JSON Lines or Parquet, written chunk by chunk.
 
     npy      one float32 array [n, dim]; ids are not kept (row i is text i)
-    jsonl    {"id": "…", "vector": [0.01, …]} per line, nine significant digits: float32 comes back bit for bit
+    jsonl    {"id": "…", "vector": [0.01, …]} per line, with as many digits as float32 needs to come back bit for bit
     parquet  columns `id` (string) and `vector` (list of dim float32)
 
 A chunk is on its way to the disk before the next one is encoded, so the number of texts need not be known. That is why
@@ -77,10 +77,14 @@ class _Jsonl:
         self._stream = stream
 
     def write(self, ids: list[str], vectors: np.ndarray) -> None:
-        for name, vector in zip(ids, vectors.tolist(), strict=True):
-            numbers = ", ".join([f"{x:.9g}" for x in vector])
-            line = f'{{"id": {json.dumps(name, ensure_ascii=False)}, "vector": [{numbers}]}}\n'
-            self._stream.write(line.encode())
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        numbers = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel()).cast(pa.string())
+        ends = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
+        rows = pc.binary_join(pa.ListArray.from_arrays(ends, numbers), ", ").to_pylist()
+        for name, row in zip(ids, rows, strict=True):
+            self._stream.write(f'{{"id": {json.dumps(name, ensure_ascii=False)}, "vector": [{row}]}}\n'.encode())
         self._stream.flush()
 
     def close(self) -> None:
