@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from ternarize_cli.distill.order import Mixture, Piece, width_of
+from ternarize_cli.batching import width_of
+from ternarize_cli.distill.order import Mixture, Piece
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.images import Images, read_images
 from ternarize_cli.models import prompts_of
@@ -88,7 +89,7 @@ class Corpus(Protocol):
         """How many prompts there are."""
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the encoder takes, on the CPU; `even` pads to `order.width_of`."""
+        """What the encoder takes, on the CPU; `even` pads to `batching.width_of`."""
 
     def take(self, rows: Sequence[int]) -> "Corpus":
         """Some of the texts or images."""

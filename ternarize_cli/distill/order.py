@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Mixture", "Piece", "Plan", "epoch", "width_of"]
+from ternarize_cli.batching import by_length, width_of
+
+__all__ = ["Mixture", "Piece", "Plan", "epoch"]
 
 _CHUNK = 32
 
@@ -115,12 +117,6 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
     return Plan(drawn, [*made, left] if len(left) else made)
 
 
-def width_of(length: int) -> int:
-    """The tokens to which inputs of so many are padded: above 8 in steps of 8, or of an eighth if that is more."""
-    step = 1 if length <= 8 else max(8, 1 << (length.bit_length() - 4))
-    return -(-length // step) * step
-
-
 class _Drawn(NamedTuple):
     """The pieces of an epoch: `rows` has the first text of each, `joined` all texts of those that have several."""
 
@@ -196,12 +192,10 @@ def _joined(
 
 def _cut(chunk: np.ndarray, lengths: np.ndarray, budget: int, around: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Groups of like length with at most `budget` padded tokens (but at least one input), and what is left over."""
-    ordered = chunk[np.argsort(-lengths[chunk], kind="stable")]
-    groups, start = [], 0
-    while start < len(ordered):
-        count = max(1, budget // width_of(int(lengths[ordered[start]]) + around))
-        if start + count > len(ordered):
-            break
-        groups.append(ordered[start : start + count])
-        start += count
-    return groups, ordered[start:]
+    wide = lengths[chunk] + around
+    groups = by_length(wide, budget)
+    last = groups.pop()
+    if len(last) >= budget // width_of(int(wide[last[0]])):
+        groups.append(last)
+        last = last[:0]
+    return [chunk[group] for group in groups], chunk[last]
