@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ternarize_cli.errors import DataError
 
@@ -54,7 +55,7 @@ def read_texts(path: str | Path, *, also: Sequence[str] = ()) -> Iterator[Docume
     """
     name = source_name(path)
     if name == "stdin":
-        return _read(sys.stdin.buffer, name, None, also)
+        return _read(_stdin(), name, None, also)
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
@@ -77,6 +78,14 @@ def text_files(folder: Path, also: Collection[str] = ()) -> list[Path]:
     """The files of texts in a folder and below it, by their names, sorted; `also` are further suffixes."""
     files = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sorted(p for p in files if p.is_file() and (_suffix(p) in _JSONL or p.suffix.lower() in also))
+
+
+def _stdin() -> IO[bytes]:
+    """stdin with a buffer of its own: a thread may be waiting in it when Python ends and closes `sys.stdin`."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:  # no file, as under a test
+        return sys.stdin.buffer
 
 
 def _suffix(file: Path) -> str:

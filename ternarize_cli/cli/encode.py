@@ -33,7 +33,14 @@ def encode(
     format: Annotated[
         str | None, typer.Option("--format", metavar="npy|jsonl|parquet", help="Default: by the suffix of FILE.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts or images per forward pass.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Texts or images per forward pass; default: texts of like length that make 8,192 tokens, 32 images.",
+        ),
+    ] = None,
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
@@ -54,7 +61,8 @@ def encode(
     """Encode texts or images with any model.
 
     Vectors go to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Everything is
-    read and written in chunks, in order, so a stream of any length works.
+    read and written in chunks, in order, so a stream of any length works, and a slow one
+    is answered as it comes.
     """
     import sys
     import time
@@ -69,6 +77,7 @@ def encode(
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
 
     from ternarize_cli.index.encode import (
+        LINGER,
         ImageEncoder,
         TextEncoder,
         encode_to_file,
@@ -97,11 +106,11 @@ def encode(
     else:
         encoder = TextEncoder(loaded, prompt_name=prompt_name, normalize=normalize, batch_size=batch_size)
     started = time.perf_counter()
-    tracked = out.track(items, "encoding")
+    linger = None if pictures else LINGER
     if output is None:
-        encode_to_stream(encoder, tracked, sys.stdout.buffer, kind)
+        encode_to_stream(encoder, items, sys.stdout.buffer, kind, linger=linger, track=out.track)
     else:
-        encode_to_file(encoder, tracked, output, kind, force=force)
+        encode_to_file(encoder, items, output, kind, force=force, linger=linger, track=out.track)
     seconds = time.perf_counter() - started
     if encoder.truncation:
         out.warn(encoder.truncation)

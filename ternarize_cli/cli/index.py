@@ -9,7 +9,10 @@ from ternarize_cli.cli.options import Backend, Device, Force, Json, OutputFolder
 
 __all__ = ["register"]
 
-_BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")]
+_BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Texts per forward pass; default: as many as make 8,192 tokens."),
+]
 _Index = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `index build` wrote.")]
 
 
@@ -39,7 +42,7 @@ def build(
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Texts per shard that --resume keeps.")] = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed.")] = False,
     force: Force = False,
-    batch_size: _BatchSize = 32,
+    batch_size: _BatchSize = None,
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
@@ -103,7 +106,7 @@ def search(
     ] = None,
     nprobe: Annotated[int | None, typer.Option("--nprobe", min=1, help="IVF: clusters to look into.")] = None,
     ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: candidates to keep.")] = None,
-    batch_size: _BatchSize = 32,
+    batch_size: _BatchSize = None,
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,

@@ -12,8 +12,8 @@ inner product of the vectors as they are, "euclidean" their distance.
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 
 from ternarize_cli import __version__, files, models
 from ternarize_cli.errors import InputError
-from ternarize_cli.index.encode import CHUNK, TextEncoder, text_folder
+from ternarize_cli.index.encode import TextEncoder, encoded, text_folder
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, IndexInfo, StoredFile, write_info
 from ternarize_cli.index.shards import ShardKey, Shards
 from ternarize_cli.progress import Track, silent
@@ -57,7 +57,7 @@ def build_index(
     factory: str = DEFAULT_FACTORY,
     metric: str | None = None,
     shard_size: int = 8192,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     backend: str = "auto",
     device: str | None = None,
     threads: int | None = None,
@@ -147,18 +147,24 @@ def _copy_corpus(corpus: str, target: Path, track: Track) -> int:
 
 def _encode_shards(encode: TextEncoder, documents: Path, shards: Shards, size: int, count: int, track: Track) -> None:
     """Encodes what is not finished yet; the texts of finished shards only pass by."""
-    with documents.open(encoding="utf-8") as stream:
-        lines = iter(track(stream, "encoding", count))
-        for shard in range(-(-count // size)):
-            rows = islice(lines, size)
-            if shard in shards.finished:
-                for _ in rows:
-                    pass
-                continue
-            parts = []
-            while chunk := list(islice(rows, CHUNK)):
-                parts.append(encode([json.loads(line)["text"] for line in chunk]))
-            shards.put(shard, np.concatenate(parts))
+
+    def done() -> Generator[str, None, None]:
+        with documents.open(encoding="utf-8") as lines:
+            for shard in range(-(-count // size)):
+                rows = islice(lines, size)
+                if shard in shards.finished:
+                    yield from rows
+                    continue
+                parts = []
+                with closing(encoded(encode, (("", json.loads(line)["text"]) for line in rows))) as chunks:
+                    for ids, vectors in chunks:
+                        parts.append(vectors)
+                        yield from ids
+                shards.put(shard, np.concatenate(parts))
+
+    with closing(done()) as texts:
+        for _ in track(texts, "encoding", count):
+            pass
 
 
 def _check_factory(factory: str, count: int) -> None:

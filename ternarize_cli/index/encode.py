@@ -1,42 +1,61 @@
 """Texts or images to vectors, as the model wants it.
 
-sentence-transformers does the work: tokenising, sorting by length, pooling, normalising, and the prompts that some
-models want in front of queries or documents. This module adds what a run over a whole file needs: chunks, so that a
-stream of any length encodes in bounded memory and in order; a count of the tokens that went through the model, seen by
-a hook on its forward pass; and a count of the texts that were longer than the model reads, so that it can be said once.
+sentence-transformers' modules do the work: tokenising, pooling, normalising, and the prompts that some models want in
+front of queries or documents. This module adds what a run over a whole file needs:
+
+- chunks, so that a stream of any length encodes in bounded memory and in order. While the model works on one, the next
+  is read and tokenised (`ahead`).
+- batches by length: a chunk is tokenised at once, and texts of like length go through the model together, as many as
+  make `BUDGET` tokens, so that short texts share a pass and long ones don't take more memory than they must.
+- a count of tokens, and of the texts that were longer than the model reads, so that it can be said once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from ternarize_cli import files, models, vision
+from ternarize_cli.batching import by_length
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError
 from ternarize_cli.images import is_images, read_parts
+from ternarize_cli.index.ahead import ReadAhead, overlapped
 from ternarize_cli.index.vectors import WRITERS
+from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import STDIN, read_texts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "BUDGET",
     "CHUNK",
+    "LINGER",
     "ImageEncoder",
     "Role",
     "TextEncoder",
     "encode_to_file",
     "encode_to_stream",
+    "encoded",
     "image_folder",
     "open_input",
     "text_folder",
 ]
 
-CHUNK = 1024
+CHUNK, _CHARACTERS = 1024, 1 << 20
+"""Texts of a chunk at most, and characters after which it takes no more."""
+BUDGET = 8192
+"""Tokens of a batch at most, padding included: 32 texts of 256, or 512 of 16."""
+LINGER = 0.05
+"""Seconds that a text from a stream waits for others to share its batch."""
+_BATCH = 32
 Role = Literal["text", "query", "document"]
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _TOKENIZER_FILES = (
@@ -92,6 +111,26 @@ def open_input(source: str) -> tuple[Iterator[tuple[str, Any]], bool]:
     return ((document.id, document.text) for document in read_texts(source)), False
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A chunk as the model takes it.
+
+    Attributes:
+        batches: pairs of rows of the chunk, and the features of these rows.
+        name: how a message names a row of the chunk.
+        tokens: of all texts, with special ones, without padding.
+        truncated: how many texts are longer than the model reads.
+    """
+
+    batches: list[tuple[list[int], dict[str, Any]]]
+    name: Callable[[int], str]
+    tokens: int = 0
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows, _ in self.batches)
+
+
 class TextEncoder:
     """Encodes lists of texts and keeps count.
 
@@ -101,7 +140,7 @@ class TextEncoder:
         prompt_name: one of the model's prompts, instead of the role's.
         normalize: True: vectors of length 1. False: as they leave the pooling, even if the model would normalise them
             (its last module is then taken off the encoder). None: as the model does.
-        batch_size: texts per forward pass.
+        batch_size: texts per forward pass; None: as many of like length as make `BUDGET` tokens.
 
     Attributes:
         texts, tokens, truncated: texts encoded, tokens seen by the model (with special ones, without padding), and
@@ -118,7 +157,7 @@ class TextEncoder:
         role: Role = "text",
         prompt_name: str | None = None,
         normalize: bool | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         if prompt_name is not None and prompt_name not in encoder.prompts:
             known = ", ".join(sorted(encoder.prompts)) or "none"
@@ -129,10 +168,9 @@ class TextEncoder:
         self.prompt_name = prompt_name or _prompt_name(encoder, role)
         self.limit: float = encoder.max_seq_length or float("inf")
         self.texts = self.tokens = self.truncated = 0
-        self._encode = {"query": encoder.encode_query, "document": encoder.encode_document, "text": encoder.encode}[
-            role
-        ]
-        self._options = {"normalize_embeddings": bool(normalize), "batch_size": batch_size, "show_progress_bar": False}
+        self._normalize, self._batch_size = bool(normalize), batch_size
+        self._prompt: str | None = encoder.prompts.get(self.prompt_name)
+        self._task = {} if role == "text" else {"task": role}
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Returns float32 `[texts, dim]`, in the order of `texts`.
@@ -140,25 +178,35 @@ class TextEncoder:
         Raises:
             TernarizeError: a vector is not finite; the message shows the text.
         """
-        full = 0
+        return self.forward(self.prepare(texts))
 
-        def count(_module: Any, arguments: tuple[Any, ...]) -> None:
-            nonlocal full
-            mask = arguments[0].get("attention_mask")
-            if mask is not None:
-                lengths = mask.sum(dim=1)
-                self.tokens += int(lengths.sum())
-                full += int((lengths >= self.limit).sum())
+    def prepare(self, texts: list[str]) -> Prepared:
+        """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
+        features = self._features(texts)
+        mask = features.get("attention_mask")
+        if mask is None or len(mask) != len(texts):  # what can't be cut by rows: bags of words, unpadded sequences
+            groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
+            return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
+        real = mask.numpy() != 0
+        lengths = real.sum(axis=1).tolist()
+        groups = _slices(lengths, self._batch_size) if self._batch_size else by_length(lengths, BUDGET)
+        return Prepared(
+            [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
+            _shown(texts),
+            sum(lengths),
+            self._count_longer(texts) if max(lengths) >= self.limit else 0,
+        )
 
-        hook = self.encoder.register_forward_pre_hook(count)
-        try:
-            vectors = np.asarray(self._encode(texts, prompt_name=self.prompt_name, **self._options), dtype=np.float32)
-        finally:
-            hook.remove()
-        _check_finite(vectors, lambda row: f"the text {texts[row][:60]!r}")
-        self.texts += len(texts)
-        if full:
-            self.truncated += self._count_longer(texts)
+    def forward(self, prepared: Prepared) -> np.ndarray:
+        """Returns float32 `[texts, dim]`, in the order of the texts that were prepared.
+
+        Raises:
+            TernarizeError: as `__call__`.
+        """
+        vectors = _forward(self.encoder, prepared, self._normalize, **self._task)
+        self.texts += len(prepared)
+        self.tokens += prepared.tokens
+        self.truncated += prepared.truncated
         return vectors
 
     @property
@@ -166,10 +214,10 @@ class TextEncoder:
         """The length of a vector."""
         return self.encoder.get_embedding_dimension() or len(self.encoder.encode("dimension"))
 
-    @property
-    def chunk(self) -> int:
-        """How many texts are worth having in memory."""
-        return CHUNK
+    def chunks(self, items: Iterable[tuple[str, str]], linger: float | None) -> ReadAhead[tuple[str, str]]:
+        """As many texts at a time as are worth having in memory."""
+        count = max(CHUNK, self._batch_size or 0)
+        return ReadAhead(items, count, room=_CHARACTERS, size=lambda item: len(item[1]), linger=linger)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -189,10 +237,13 @@ class TextEncoder:
         of, are = ("1 text", "is") if self.texts == 1 else (f"{self.truncated} of {self.texts} texts", "are")
         return f"{of} {are} longer than the {self.limit} tokens this model reads: the rest was cut off"
 
+    def _features(self, texts: list[str]) -> dict[str, Any]:
+        return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
+
     def _count_longer(self, texts: list[str]) -> int:
         """Texts with more tokens than `limit`. A token covers a byte at least, so short texts need no tokenising."""
         tokenizer = self.encoder.tokenizer
-        prompt = self.encoder.prompts.get(self.prompt_name, "")
+        prompt = self._prompt or ""
         room = self.limit - tokenizer.num_special_tokens_to_add()
         long = [prompt + text for text in texts if len((prompt + text).encode()) > room]
         # verbose=False: transformers would say by itself, in other words, that a text is long.
@@ -206,34 +257,44 @@ class ImageEncoder:
     Args:
         encoder: the running model.
         normalize: as `TextEncoder` takes it.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None: 32.
 
     Attributes:
         images, dim: how many were encoded, and the length of their vectors (0 before the first).
-        chunk, counts, summary, truncation: as those of `TextEncoder`; decoded images are large: a chunk is a batch.
+        prepare, forward, chunks, counts, summary, truncation: as those of `TextEncoder`; decoded images are large: a
+            chunk is a batch.
     """
 
     truncation: str | None = None
 
-    def __init__(self, encoder: SentenceTransformer, *, normalize: bool | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self, encoder: SentenceTransformer, *, normalize: bool | None = None, batch_size: int | None = None
+    ) -> None:
         if normalize is False:
             _unnormalize(encoder)
         self.encoder = encoder
         self.images = self.dim = 0
-        self.chunk = batch_size
-        self._options = {"normalize_embeddings": bool(normalize), "batch_size": batch_size, "show_progress_bar": False}
+        self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
 
-    def __call__(self, images: "list[Image]") -> np.ndarray:
-        """Returns float32 `[images, dim]`, in the order of `images`.
+    def prepare(self, images: "list[Image]") -> Prepared:
+        """Resizes and scales images as the model wants them."""
+        features = self.encoder.preprocess(images)
+        return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
+
+    def forward(self, prepared: Prepared) -> np.ndarray:
+        """Returns float32 `[images, dim]`, in the order of the images that were prepared.
 
         Raises:
             TernarizeError: a vector is not finite; the message says of which image.
         """
-        vectors = np.asarray(self.encoder.encode(images, **self._options), dtype=np.float32)
-        _check_finite(vectors, lambda row: f"image {self.images + row}")
-        self.images += len(images)
+        vectors = _forward(self.encoder, prepared, self._normalize)
+        self.images += len(prepared)
         self.dim = vectors.shape[1]
         return vectors
+
+    def chunks(self, items: "Iterable[tuple[str, Image]]", linger: float | None) -> "ReadAhead[tuple[str, Image]]":
+        """A batch at a time; images are decoded ahead."""
+        return ReadAhead(items, self._batch_size, linger=linger)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -246,21 +307,56 @@ class ImageEncoder:
         return f"{self.images} images"
 
 
+def encoded(
+    encode: TextEncoder | ImageEncoder, items: Iterable[tuple[str, Any]], *, linger: float | None = None
+) -> Generator[tuple[list[str], np.ndarray], None, None]:
+    """Yields ids and vectors (float32 `[ids, dim]`) in the order of `items`, a chunk at a time.
+
+    Args:
+        encode: what makes vectors of the contents.
+        items: id, and text or image, of each; read in a thread, two chunks and an item ahead of what was yielded.
+        linger: seconds that an item waits for others; None: until a chunk is full.
+
+    Raises:
+        TernarizeError: as `items` and `encode` do, after the vectors of all items before.
+    """
+
+    def prepare(chunk: list[tuple[str, Any]]) -> tuple[list[str], Prepared]:
+        return [identity for identity, _ in chunk], encode.prepare([content for _, content in chunk])
+
+    with closing(overlapped(encode.chunks(items, linger), prepare)) as chunks:
+        for ids, prepared in chunks:
+            yield ids, encode.forward(prepared)
+
+
 def encode_to_stream(
-    encode: TextEncoder | ImageEncoder, items: Iterable[tuple[str, Any]], stream: IO[bytes], kind: str
+    encode: TextEncoder | ImageEncoder,
+    items: Iterable[tuple[str, Any]],
+    stream: IO[bytes],
+    kind: str,
+    *,
+    linger: float | None = None,
+    track: Track = silent,
 ) -> None:
     """Writes ids and vectors in the order of `items`, a chunk at a time.
 
     Args:
-        encode: what makes vectors of the contents.
-        items: id, and text or image, of each.
+        encode, items, linger: as `encoded` takes them.
         stream: where to.
         kind: a key of `vectors.WRITERS`.
+        track: told of each item that was written.
     """
     writer = WRITERS[kind](stream)
-    iterator = iter(items)
-    while batch := list(islice(iterator, encode.chunk)):
-        writer.write([identity for identity, _ in batch], encode([content for _, content in batch]))
+
+    def written() -> Generator[str, None, None]:
+        with closing(encoded(encode, items, linger=linger)) as chunks:
+            for ids, vectors in chunks:
+                writer.write(ids, vectors)
+                yield from ids
+
+    with closing(written()) as done:
+        for _ in track(done, "encoding"):
+            pass
     writer.close()
 
 
@@ -271,10 +367,48 @@ def encode_to_file(
     kind: str,
     *,
     force: bool = False,
+    **options: Any,
 ) -> None:
     """As `encode_to_stream`, into a file that appears when it is whole (`files.atomic_file`)."""
     with files.atomic_file(output, force=force) as partial, partial.open("wb") as stream:
-        encode_to_stream(encode, items, stream, kind)
+        encode_to_stream(encode, items, stream, kind, **options)
+
+
+def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """The places of the lengths, longest first, `size` at a time."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
+    """The features of some rows, without the columns that are padding in all of them."""
+    count, width = features["attention_mask"].shape
+    columns = torch.from_numpy(np.flatnonzero(used))
+    cut = {}
+    for name, value in features.items():
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
+            value = value[rows]
+            value = value[:, columns] if value.shape[1:2] == (width,) else value
+        cut[name] = value
+    return cut
+
+
+@torch.inference_mode()
+def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str) -> np.ndarray:
+    """The vectors of a chunk, row by row: float32 `[rows, dim]`."""
+    found, order = [], []
+    for rows, features in prepared.batches:
+        vectors = encoder(batch_to_device(dict(features), encoder.device), **task)["sentence_embedding"]
+        vectors = truncate_embeddings(vectors, encoder.truncate_dim)
+        found.append(torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors)
+        order += rows
+    made = torch.cat(found).float().cpu().numpy()[np.argsort(order)]
+    _check_finite(made, prepared.name)
+    return made
+
+
+def _shown(texts: list[str]) -> Callable[[int], str]:
+    return lambda row: f"the text {texts[row][:60]!r}"
 
 
 def _unnormalize(encoder: SentenceTransformer) -> None:

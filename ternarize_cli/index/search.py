@@ -53,7 +53,7 @@ class Searcher:
         backend: str = "auto",
         device: str | None = None,
         threads: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         self.info = read_info(folder)
         self._documents = folder / DOCUMENTS
