@@ -82,6 +82,8 @@ def text_files(folder: Path, also: Collection[str] = ()) -> list[Path]:
 
 def _stdin() -> IO[bytes]:
     """stdin with a buffer of its own: a thread may be waiting in it when Python ends and closes `sys.stdin`."""
+    if sys.stdin is None:
+        raise DataError("stdin is closed", hint="pass a file, or write to stdin")
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except OSError:  # no file, as under a test

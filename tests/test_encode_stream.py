@@ -226,3 +226,9 @@ def test_a_bad_stream_fails_after_the_vectors_before(run, tiny_bert, given, mess
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stdout.splitlines()) == (1 if b"cat" in given else 0)
+
+
+def test_a_closed_stdin_is_said(tiny_bert):
+    command = f'exec "{sys.executable}" -m ternarize_cli encode "{tiny_bert}" - <&-'
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr.splitlines()[0]) == (2, "error: stdin is closed")
