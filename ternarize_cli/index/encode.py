@@ -188,13 +188,16 @@ class TextEncoder:
             groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
             return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
         real = mask.numpy() != 0
-        lengths = real.sum(axis=1).tolist()
-        groups = _slices(lengths, self._batch_size) if self._batch_size else by_length(lengths, BUDGET)
+        lengths = real.sum(axis=1)
+        if self._batch_size:
+            groups = _slices(lengths.tolist(), self._batch_size)
+        else:
+            groups = [group.tolist() for group in by_length(lengths, BUDGET)]
         return Prepared(
             [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
             _shown(texts),
-            sum(lengths),
-            self._count_longer(texts) if max(lengths) >= self.limit else 0,
+            int(lengths.sum()),
+            self._count_longer(texts) if lengths.max() >= self.limit else 0,
         )
 
     def forward(self, prepared: Prepared) -> np.ndarray:
