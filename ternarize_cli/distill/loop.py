@@ -183,6 +183,8 @@ def distill(
         if on.is_main_process:
             _write(partial, started_from, teacher, pair, training, report, sources, packed, on.num_processes)
         on.wait_for_everyone()
+    if on.num_processes > 1:  # a process that ends while another has NCCL's communicator open may wait for ever
+        on.end_training()
     return report
 
 
