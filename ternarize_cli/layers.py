@@ -21,7 +21,7 @@ from ternarize_cli.fusion import fused
 from ternarize_cli.packing import codec_for
 from ternarize_cli.scheme import Scheme
 
-__all__ = ["PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear", "check_scale"]
+__all__ = ["Packed", "PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear", "check_scale"]
 
 
 class TernaryLinear(nn.Linear):
@@ -106,20 +106,33 @@ def _rounded_rows(rows: Tensor) -> Tensor:
     return tables.round_rows(rows, 8)
 
 
-class _Packed(nn.Module):
-    """Keeps the float16 scales of the format when a model is cast: `model.to(torch.bfloat16)` would round them."""
+class Packed(nn.Module):
+    """Keeps the float16 scales of the format when a model is cast: `model.to(torch.bfloat16)` would round them.
+
+    Attributes:
+        generation: how often buffers were loaded or moved; what was prepared from them before is stale.
+    """
 
     weight_scale: Tensor
+    generation = 0
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         scale = self.weight_scale
         super()._apply(*args, **kwargs)
         if self.weight_scale.dtype != scale.dtype:
             self.weight_scale = scale.to(self.weight_scale.device)
+        self._renew()
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._renew()
 
-class PackedLinear(_Packed):
+    def _renew(self) -> None:
+        self.generation += 1
+
+
+class PackedLinear(Packed):
     """A frozen ternary linear in the packed format; a kernel backend runs it.
 
     Buffers:
@@ -194,15 +207,15 @@ class PackedLinear(_Packed):
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{shape}, levels={self.scheme.levels}, codec={self.codec.name}, backend={self._backend}"
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._kernel = None  # prepared for the old device
-        return super()._apply(*args, **kwargs)
+    def _renew(self) -> None:
+        super()._renew()
+        self._kernel = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernel": None}  # kernels hold what can't be copied or pickled
 
 
-class PackedEmbedding(_Packed):
+class PackedEmbedding(Packed):
     """A frozen embedding table of 8 or 4 bits (see `tables`).
 
     Buffers:

@@ -213,6 +213,22 @@ def test_a_model_can_be_copied_pickled_and_given_another_backend(model: Any) -> 
     assert "forward" not in model.__dict__
 
 
+@torch.no_grad()
+def test_weights_that_are_loaded_later_are_those_that_run(model: Any, tmp_path: Path) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    (folder := tmp_path / "other").mkdir()
+    other = open_model(save_packed(save_tiny_bert(folder / "source", seed=7), folder))
+    kernels.use_backend(other, "native")
+    before, wanted = (m(input_ids=ids).last_hidden_state for m in (model, other))
+    assert not same(before, wanted)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(input_ids=ids).last_hidden_state, wanted)
+    layer = model.encoder.layer[0].output.dense
+    was = layer(torch.ones(1, layer.in_features))
+    layer.load_state_dict({**layer.state_dict(), "weight_scale": 2 * layer.weight_scale, "bias": 2 * layer.bias})
+    torch.testing.assert_close(layer(torch.ones(1, layer.in_features)), 2 * was)
+
+
 def through_modules(model: Any, **inputs: Any) -> Any:
     return type(model).forward(model, **inputs).last_hidden_state
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ternarize_cli.kernels.native.library import Encoder, Layer, Library, PackedCodes, library
-from ternarize_cli.layers import PackedEmbedding, PackedLinear
+from ternarize_cli.layers import Packed, PackedEmbedding, PackedLinear
 
 __all__ = ["NativeForward", "attach", "refusal"]
 
@@ -94,6 +94,7 @@ class NativeForward:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack: _Stack | None = None
+        self._made_of: int | None = None
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,10 +105,12 @@ class NativeForward:
         model: Any = self._model
         given = {name: value for name, value in options.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
-        if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or not _is_ordinary(model):
+        generation = _generation(model)
+        if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
             return type(model).forward(model, *arguments, **options)
         with torch.no_grad():
-            self._stack = self._stack or _Stack(model)
+            if self._stack is None or self._made_of != generation:
+                self._stack, self._made_of = _Stack(model), generation
             if self._reads == _IMAGES:
                 hidden = model.layernorm(self._stack.images(model.embeddings(first)))
             else:
@@ -132,23 +135,27 @@ class NativeForward:
         )
 
 
-def _is_ordinary(model: nn.Module) -> bool:
-    """Whether a model is float32 on the CPU, not training, all of its layers native's, and nobody hooked into a part.
+def _generation(model: nn.Module) -> int | None:
+    """The sum of the packed layers' generations, which grows when weights are loaded.
 
-    transformers' own hooks only serve calls that ask for hidden states.
+    None for a model that is not float32 on the CPU, that is training, whose layers are not all native's, or into a part
+    of which somebody hooked. transformers' own hooks only serve calls that ask for hidden states.
     """
     if model.training:
-        return False
+        return None
+    generation = 0
     for m in model.modules():
         if isinstance(m, PackedLinear) and m.backend != "native":
-            return False
+            return None
+        if isinstance(m, Packed):
+            generation += m.generation
         if any(p is not None and (p.dtype != torch.float32 or p.is_cuda) for p in m._parameters.values()):
-            return False
+            return None
         if m._forward_hooks or m._forward_pre_hooks:
             hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
             if any(getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK for hook in hooks):
-                return False
-    return True
+                return None
+    return generation
 
 
 class _Stack:
