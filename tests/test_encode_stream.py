@@ -26,7 +26,8 @@ from ternarize_cli.batching import by_length, width_of
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.ahead import ReadAhead, overlapped
-from ternarize_cli.index.encode import BUDGET, TextEncoder, encoded
+from ternarize_cli.index.encode import encoded
+from ternarize_cli.index.encoders import BUDGET, TextEncoder
 from ternarize_cli.models import load_encoder
 from ternarize_cli.pack import pack
 
@@ -112,7 +113,7 @@ def test_a_model_without_masks_is_encoded_too(tiny_bert):
 
 
 def test_items_are_read_two_chunks_ahead_and_no_further(tiny_bert, monkeypatch):
-    monkeypatch.setattr("ternarize_cli.index.encode.CHUNK", 8)
+    monkeypatch.setattr("ternarize_cli.index.encoders.CHUNK", 8)
     pulled = 0
 
     def items() -> Iterator[tuple[str, str]]:

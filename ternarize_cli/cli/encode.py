@@ -78,14 +78,13 @@ def encode(
 
     from ternarize_cli.index.encode import (
         LINGER,
-        ImageEncoder,
-        TextEncoder,
         encode_to_file,
         encode_to_stream,
         image_folder,
         open_input,
         text_folder,
     )
+    from ternarize_cli.index.encoders import ImageEncoder, TextEncoder
     from ternarize_cli.index.vectors import file_format
 
     kind = file_format(output, format)

@@ -23,7 +23,8 @@ import numpy as np
 
 from ternarize_cli import __version__, files, models
 from ternarize_cli.errors import InputError
-from ternarize_cli.index.encode import TextEncoder, encoded, text_folder
+from ternarize_cli.index.encode import encoded, text_folder
+from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, IndexInfo, StoredFile, write_info
 from ternarize_cli.index.shards import ShardKey, Shards
 from ternarize_cli.progress import Track, silent

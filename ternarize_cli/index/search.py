@@ -12,7 +12,8 @@ import faiss
 
 from ternarize_cli import files, models
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
-from ternarize_cli.index.encode import TextEncoder, text_folder
+from ternarize_cli.index.encode import text_folder
+from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, IndexInfo, read_info
 
 __all__ = ["Hit", "Searcher", "check_index"]
