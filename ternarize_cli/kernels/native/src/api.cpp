@@ -37,6 +37,11 @@ bool has_amx() {
   return false;
 #endif
 }
+
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
 #endif
 
 // Best first; what the processor runs.
@@ -50,7 +55,9 @@ const std::vector<const Kernels*>& available() {
                         __builtin_cpu_supports("avx512vnni");
     if (avx512 && has_amx()) list.push_back(amx_kernels());
     if (avx512) list.push_back(vnni_kernels());
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list.push_back(avx2_kernels());
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && has_avx_vnni()) list.push_back(avxvnni_kernels());
+    if (avx2) list.push_back(avx2_kernels());
 #elif defined(__aarch64__)
 #if defined(__linux__)
     if (getauxval(AT_HWCAP) & (1ul << 20)) list.push_back(neon_kernels());  // HWCAP_ASIMDDP

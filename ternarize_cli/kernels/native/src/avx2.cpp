@@ -1,8 +1,6 @@
 // AVX2 with FMA: pairs of products in 16 bits. A digit is at most 2 and an activation at most 127 in magnitude, so a pair
 // is at most 508, and 32 pairs are summed before they are widened: 16,256 fits.
-#include <immintrin.h>
-
-#include "native.h"
+#include "ymm.h"
 
 namespace tz {
 namespace avx2 {
@@ -10,22 +8,7 @@ struct Multiply {
   static constexpr int rows = 4;
 
   static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
-    const __m256i mask = _mm256_set1_epi8(3);
-    for (int tile = 0; tile < 2 * blocks; ++tile)
-      for (int chunk = 0; chunk < 4; ++chunk)
-        for (int part = 0; part < 2; ++part) {
-          const uint8_t* from = panel + tile * kTile + chunk * 64 + part * 32;
-          const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-          uint8_t* to = scratch + tile * 1024 + chunk * 256 + part * 32;
-          auto put = [&](int field, __m256i v) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + field * 64), _mm256_and_si256(v, mask));
-          };
-          put(0, packed);
-          put(1, _mm256_srli_epi16(packed, 2));
-          put(2, _mm256_srli_epi16(packed, 4));
-          put(3, _mm256_srli_epi16(packed, 6));
-        }
-    return scratch;
+    return expand_panel(panel, blocks, scratch);
   }
 
   static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {

@@ -83,9 +83,10 @@ inline size_t gemm_scratch(int blocks) { return static_cast<size_t>(blocks) * 40
 size_t attention_scratch(int length, int head);
 
 const Kernels* scalar_kernels();
-const Kernels* avx2_kernels();    // AVX2 and FMA
-const Kernels* vnni_kernels();    // AVX-512 with VNNI
-const Kernels* amx_kernels();     // AMX int8 and bfloat16
-const Kernels* neon_kernels();    // Armv8.2 dot product
+const Kernels* avx2_kernels();     // AVX2 and FMA
+const Kernels* avxvnni_kernels();  // the same with VNNI, without AVX-512
+const Kernels* vnni_kernels();     // AVX-512 with VNNI
+const Kernels* amx_kernels();      // AMX int8 and bfloat16
+const Kernels* neon_kernels();     // Armv8.2 dot product
 
 }  // namespace tz

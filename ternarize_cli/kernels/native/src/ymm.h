@@ -1,0 +1,27 @@
+// What AVX2 and AVX-VNNI share: a panel's digits as bytes, in 32-byte registers.
+#pragma once
+#include <immintrin.h>
+
+#include "native.h"
+
+namespace tz {
+// Writes tiles of 16 groups of four inputs by 16 outputs, a byte a digit; returns `scratch`.
+static inline const uint8_t* expand_panel(const uint8_t* panel, int blocks, uint8_t* scratch) {
+  const __m256i mask = _mm256_set1_epi8(3);
+  for (int tile = 0; tile < 2 * blocks; ++tile)
+    for (int chunk = 0; chunk < 4; ++chunk)
+      for (int part = 0; part < 2; ++part) {
+        const uint8_t* from = panel + tile * kTile + chunk * 64 + part * 32;
+        const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        uint8_t* to = scratch + tile * 1024 + chunk * 256 + part * 32;
+        auto put = [&](int field, __m256i v) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + field * 64), _mm256_and_si256(v, mask));
+        };
+        put(0, packed);
+        put(1, _mm256_srli_epi16(packed, 2));
+        put(2, _mm256_srli_epi16(packed, 4));
+        put(3, _mm256_srli_epi16(packed, 6));
+      }
+  return scratch;
+}
+}  // namespace tz
