@@ -53,30 +53,51 @@ def latency_table(report: Report) -> Table:
     if len(names) > _WIDEST or padded:
         return _long_table(report, title, compared=compared, padded=padded)
     titles = [_title(next(row for row in report.rows if row.name == name)) for name in names]
-    columns = ["batch x tokens", *titles, "tokens/s", *(["speed-up"] if compared else [])]
+    per_second = _rate(report)
+    columns = [_points(report), *titles, per_second, *(["speed-up"] if compared else [])]
     lines = []
     for point, rows in points(report.rows).items():
         best = min((row for row in rows.values() if row.kind == BACKEND), key=lambda row: row.median_ms)
-        line = [point, *(timing(vars(rows[name])) for name in names), f"{best.tokens_per_s:,.0f}"]
+        line = [point, *(timing(vars(rows[name])) for name in names), _speed(best)]
         lines.append(line + ([f"{best.ratio:.2f}x"] if compared else []))
-    caption = "tokens/s: the fastest backend's." + (" speed-up: the fastest rival's time over it." if compared else "")
-    return Table(title, columns, lines, caption)
+    caption = f"{per_second}: the fastest backend's."
+    caption += " speed-up: the fastest rival's time over it." if compared else ""
+    return Table(title, columns, lines, caption + _tokens_of_images(report))
 
 
 def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> Table:
-    columns = ["batch x tokens", "", "median", "spread", "tokens/s", *(["with padding"] if padded else [])]
+    per_second = _rate(report)
+    columns = [_points(report), "", "median", "spread", per_second, *(["with padding"] if padded else [])]
     columns += ["speed-up"] if compared else []
     lines = []
     for point, rows in points(report.rows).items():
         for i, row in enumerate(rows.values()):
             median, _, spread = timing(vars(row)).partition(" ")
-            line = ["" if i else point, _title(row), median, spread, f"{row.tokens_per_s:,.0f}"]
+            line = ["" if i else point, _title(row), median, spread, _speed(row)]
             line += [f"{row.padded_tokens_per_s:,.0f}"] if padded else []
             lines.append(line + ([f"{row.ratio:.2f}x"] if compared else []))
         lines.append([""] * len(columns))
     caption = "with padding: all positions of the batches counted." if padded else ""
     caption += " speed-up: the fastest rival's time over it." if compared else ""
-    return Table(title, columns, lines[:-1], (caption + _paddings(report)).strip())
+    return Table(title, columns, lines[:-1], (caption + _paddings(report) + _tokens_of_images(report)).strip())
+
+
+def _points(report: Report) -> str:
+    return "batch x image" if report.rows[0].image else "batch x tokens"
+
+
+def _rate(report: Report) -> str:
+    return "images/s" if report.rows[0].image else "tokens/s"
+
+
+def _speed(row: Row) -> str:
+    return three_digits(row.inputs_per_s) if row.image else f"{row.tokens_per_s:,.0f}"
+
+
+def _tokens_of_images(report: Report) -> str:
+    """A sentence with a blank in front, where images were measured."""
+    first = report.rows[0]
+    return f" An image of {first.image} pixels is {first.tokens} tokens." if first.image else ""
 
 
 def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
@@ -88,8 +109,9 @@ def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 
 def point_title(row: Mapping[str, Any]) -> str:
-    """What a row measured, given its fields: `8 x 128`, or `8 x lengths of texts.txt`."""
-    return f"{row['batch']} x " + (f"lengths of {row['lengths']}" if row.get("lengths") else str(row["tokens"]))
+    """What a row measured, given its fields: `8 x 128`, `8 x 224x224` or `8 x lengths of texts.txt`."""
+    what = f"lengths of {row['lengths']}" if row.get("lengths") else row.get("image") or row["tokens"]
+    return f"{row['batch']} x {what}"
 
 
 def _paddings(report: Report) -> str:

@@ -1,6 +1,7 @@
 """The rows of a report: every candidate timed at every point, beside the distance of its output from `reference`.
 
-A point is a grid point, whose one batch is full, or a draw from a file of texts, whose batches are padded (`lengths`).
+A point is a grid point, whose one batch is full of tokens or of images, or a draw from a file of texts, whose batches
+are padded (`lengths`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
+from ternarize_cli.bench.inputs import Batch
 from ternarize_cli.bench.measure import summarise, time_interleaved
 
 __all__ = ["Feed", "Row", "rate", "time_feed"]
@@ -22,22 +24,23 @@ class Feed:
     """What is timed at one point.
 
     Attributes:
-        batches: ids and mask of each, both int64 [batch, tokens]; all have the same number of sequences.
+        batches: each of the same number of texts or images.
         lengths: the file that their texts are from; None for a grid point.
     """
 
-    batches: tuple[tuple[Tensor, Tensor], ...]
+    batches: tuple[Batch, ...]
     lengths: str | None = None
 
     @property
     def batch(self) -> int:
-        """Sequences of a batch."""
+        """Texts or images of a batch."""
         return self.batches[0][0].shape[0]
 
     @property
-    def tokens(self) -> int:
-        """The mean width of the batches, padding included, rounded."""
-        return round(fmean(ids.shape[1] for ids, _ in self.batches))
+    def image(self) -> str | None:
+        """Height and width of its images, `224x224`; None if it has texts."""
+        first = self.batches[0][0]
+        return "x".join(str(side) for side in first.shape[2:]) if first.ndim == 4 else None
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,18 @@ class Row:
 
     Attributes:
         name, kind: the candidate; `ran` is the backend that really ran (it differs from `name` for "auto").
-        batch, tokens: the point; of texts from a file, `tokens` is the mean width of the padded batches, rounded.
+        batch, tokens: the point; of texts from a file, `tokens` is the mean width of the padded batches, rounded; of an
+            image it is what the encoder makes of it.
         median_ms, p10_ms, p90_ms: of the calls, in milliseconds.
         tokens_per_s: tokens per second, padding not counted.
+        inputs_per_s: texts or images per second.
         repeats: timed calls.
         ratio: the fastest rival's median over this median, so above 1 is faster; None without rivals.
         best_rival: that rival's name.
         relative_l2: distance of a backend's output from `reference`, worst sentence; None for rivals.
         padded_tokens_per_s: tokens per second, padding counted; at a grid point there is none.
         lengths: the file that the texts are from; None at a grid point.
+        image: height and width of the images, `224x224`; None for texts.
     """
 
     name: str
@@ -66,12 +72,14 @@ class Row:
     p10_ms: float
     p90_ms: float
     tokens_per_s: float
+    inputs_per_s: float
     repeats: int
     ratio: float | None
     best_rival: str | None
     relative_l2: float | None
     padded_tokens_per_s: float
     lengths: str | None = None
+    image: str | None = None
 
 
 def time_feed(
@@ -96,51 +104,55 @@ def time_feed(
         warmup: untimed calls with each batch before.
     """
     distance = {c.name: 0.0 for c in candidates if c.kind == BACKEND}
-    for ids, mask in feed.batches:
-        expected = reference(ids, mask)
+    real, padded = [], []
+    for batch in feed.batches:
+        expected = reference(*batch)
+        mask = None if feed.image else batch[1]
         for name in distance:
-            distance[name] = max(distance[name], relative_l2(forwards[name](ids, mask), expected, mask))
+            distance[name] = max(distance[name], relative_l2(forwards[name](*batch), expected, mask))
+        padded.append(expected.shape[0] * expected.shape[1])
+        real.append(padded[-1] if mask is None else int(mask.sum()))
     calls = {name: _in_turn(forward, feed.batches) for name, forward in forwards.items()}
     times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=warmup * len(feed.batches))
     timings = {name: summarise(measured) for name, measured in times.items()}
     rivals = [c.name for c in candidates if c.kind == RIVAL]
     best = min(rivals, key=lambda name: timings[name].median_ms) if rivals else None
-    real = [int(mask.sum()) for _, mask in feed.batches]
-    padded = [ids.numel() for ids, _ in feed.batches]
     return [
         Row(
             name=c.name,
             kind=c.kind,
             ran=ran[c.name],
             batch=feed.batch,
-            tokens=feed.tokens,
+            tokens=round(fmean(padded) / feed.batch),
             median_ms=timings[c.name].median_ms,
             p10_ms=timings[c.name].p10_ms,
             p90_ms=timings[c.name].p90_ms,
             tokens_per_s=rate(real, times[c.name]),
+            inputs_per_s=rate([feed.batch] * len(feed.batches), times[c.name]),
             repeats=timings[c.name].repeats,
             ratio=round(timings[best].median_ms / timings[c.name].median_ms, 4) if best else None,
             best_rival=best,
             relative_l2=distance.get(c.name),
             padded_tokens_per_s=rate(padded, times[c.name]),
             lengths=feed.lengths,
+            image=feed.image,
         )
         for c in candidates
     ]
 
 
-def rate(tokens: Sequence[int], seconds: Sequence[float]) -> float:
-    """Tokens per second: those of all batches that were timed, over the sum of each one's median time.
+def rate(counts: Sequence[int], seconds: Sequence[float]) -> float:
+    """Tokens (texts, images) per second: those of all batches that were timed, over the sum of each one's median time.
 
     Args:
-        tokens: of each batch.
+        counts: of each batch.
         seconds: of each call; call i ran batch i modulo their number.
     """
-    timed = min(len(tokens), len(seconds))
-    return round(sum(tokens[:timed]) / sum(median(seconds[i :: len(tokens)]) for i in range(timed)), 1)
+    timed = min(len(counts), len(seconds))
+    return round(sum(counts[:timed]) / sum(median(seconds[i :: len(counts)]) for i in range(timed)), 1)
 
 
-def _in_turn(forward: Forward, batches: Sequence[tuple[Tensor, Tensor]]) -> Callable[[], Tensor]:
+def _in_turn(forward: Forward, batches: Sequence[Batch]) -> Callable[[], Tensor]:
     """A call that runs the next batch each time."""
     turn = cycle(batches)
     return lambda: forward(*next(turn))

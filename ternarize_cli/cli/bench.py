@@ -26,7 +26,7 @@ def _bench(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="A folder, hub id or package:NAME, packed or not; without one, a random BERT-base is measured. "
+            help="A folder, hub id or package:NAME, packed or not; without one, a model of random weights is measured. "
             "With --compare: two or more reports.",
             show_default=False,
         ),
@@ -46,8 +46,27 @@ def _bench(
             "torch-bf16.",
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="What the rivals run: the full-precision model that MODEL was made of. Default: MODEL's own weights.",
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME",
+            help="The random model's: bert-base (default), vit-base or dinov2-base.",
+        ),
+    ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="N,…", help="Batch sizes.")] = "1,8",
-    tokens: Annotated[str, typer.Option("--tokens", metavar="N,…", help="Sequence lengths, padding-free.")] = "16,128",
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", metavar="N,…", help="Lengths of texts, padding-free. Default: 16,128."),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -85,9 +104,10 @@ def _bench(
 ) -> None:
     """Measure speed, bytes, memory and start against rivals.
 
-    What is timed is the transformer's forward pass (token ids to last hidden state), all
-    candidates in one process with the same threads, interleaved call by call. Batches are
-    of random tokens and full length, and with --lengths of texts, too. A MODEL that is not
+    What is timed is the transformer's forward pass (token ids or pixels to last hidden
+    state), all candidates in one process with the same threads, interleaved call by call.
+    Batches are of random tokens and full length, and with --lengths of texts, too; for an
+    image encoder they are of random images of the size that it reads. A MODEL that is not
     packed is converted and packed in a temporary folder first.
 
     With --compare, instead: ternarize bench --compare before.json after.json
@@ -106,12 +126,18 @@ def _bench(
             f"bench measures one MODEL, not {len(model)}: {' '.join(model)}",
             hint="one run for each with --json > NAME.json, then: ternarize bench --compare NAME.json …",
         )
-    batches, numbers = _numbers(batch, "--batch"), _numbers(tokens, "--tokens")
+    if not model and teacher is not None:
+        raise InputError("--teacher is what MODEL was made of, and no MODEL was given", hint="give MODEL, too")
+    if model and shape is not None:
+        raise InputError("--shape is that of a random model, and MODEL has its own", hint="leave one of them out")
+    batches, numbers = _numbers(batch, "--batch"), None if tokens is None else _numbers(tokens, "--tokens")
 
     from ternarize_cli.bench.formats import Outputs
     from ternarize_cli.bench.report import machine_line, tables
     from ternarize_cli.bench.run import DEFAULT_RIVALS, Plan, benchmark
+    from ternarize_cli.bench.shapes import DEFAULT, require
 
+    random_shape = require(shape or DEFAULT)
     outputs = Outputs(csv, markdown, html, force)
     outputs.check()
     plan = Plan(
@@ -127,7 +153,15 @@ def _bench(
         seed=seed,
         lengths=lengths,
     )
-    report = benchmark(model[0] if model else None, plan, allow_pickle=allow_pickle, say=out.note, track=out.track)
+    report = benchmark(
+        model[0] if model else None,
+        plan,
+        allow_pickle=allow_pickle,
+        teacher=teacher,
+        shape=random_shape,
+        say=out.note,
+        track=out.track,
+    )
     for table in tables(report):
         out.table(table.title, table.columns, table.rows, caption=table.caption)
     out.text(machine_line(report.machine))
