@@ -29,7 +29,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "in
 QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--no-memory")
 ROW_KEYS = {
     "name", "kind", "ran", "batch", "tokens", "median_ms", "p10_ms", "p90_ms", "tokens_per_s", "repeats", "ratio",
-    "best_rival", "relative_l2", "padded_tokens_per_s", "inputs_per_s", "lengths", "image",
+    "best_rival", "relative_l2", "padded_tokens_per_s", "inputs_per_s", "lengths", "image", "encoded", "cosine",
 }  # fmt: skip
 
 

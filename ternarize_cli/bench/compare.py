@@ -1,7 +1,7 @@
 """Reports of `bench --json` side by side: two versions, two machines, two models.
 
 Rows belong together when candidate and point are the same: name, batch, tokens, the size of images, and the file of
-lengths if there is one. Each is set against the first file. A ratio of two medians says something only if both were
+texts if there is one. Each is set against the first file. A ratio of two medians says something only if both were
 taken under the same conditions, so whatever differs there is a warning.
 """
 
@@ -32,7 +32,7 @@ class Line:
 
     Attributes:
         name: of the candidate.
-        batch, tokens, lengths, image: what it was timed on, as in the first file that has it.
+        batch, tokens, lengths, image, encoded: what it was timed on, as in the first file that has it.
         median_ms: in each file; None where it is not in the file.
         speed_up: the first file's median over each file's, so above 1 is faster; None where one of them is missing.
         shown: median and spread in each file, for tables.
@@ -43,6 +43,7 @@ class Line:
     tokens: int
     lengths: str | None
     image: str | None
+    encoded: str | None
     median_ms: tuple[float | None, ...]
     speed_up: tuple[float | None, ...]
     shown: tuple[str, ...]
@@ -146,6 +147,7 @@ def _line(rows: Sequence[Mapping[str, Any] | None]) -> Line:
         some["tokens"],
         some.get("lengths"),
         some.get("image"),
+        some.get("encoded"),
         tuple(medians),
         tuple(None if first is None or not ms else round(first / ms, 4) for ms in medians),
         tuple("" if row is None else timing(row) for row in rows),

@@ -21,8 +21,9 @@ __all__ = ["latency_figure", "write_html"]
 
 _ACROSS = 2
 _LEGEND = (
-    "Median milliseconds of a forward pass; the line is the 10th to 90th percentile. Orange: backends on the packed "
-    "model, the fastest one full. Blue: rivals at full width, likewise. Shorter is better."
+    "Median milliseconds of a forward pass (with --text: of all texts); the line is the 10th to 90th percentile. "
+    "Orange: backends on the packed model, the fastest one full. Blue: rivals at full width, likewise. Shorter is "
+    "better."
 )
 
 

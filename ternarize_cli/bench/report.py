@@ -46,6 +46,8 @@ def latency_table(report: Report) -> Table:
     Up to five candidates on a grid have a column each, and a point is a line that ends with the best backend against
     the best rival. More of them, and batches of texts, have a line for each candidate.
     """
+    if report.rows[0].encoded:
+        return _encoding_table(report)
     title = f"{report.model} on {report.device}: milliseconds per forward pass, median (10th to 90th percentile)"
     names = list(dict.fromkeys(row.name for row in report.rows))
     compared = any(row.kind == RIVAL for row in report.rows)
@@ -82,6 +84,33 @@ def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> 
     return Table(title, columns, lines[:-1], (caption + _paddings(report) + _tokens_of_images(report)).strip())
 
 
+def _encoding_table(report: Report) -> Table:
+    columns = ["batch", "", "texts/s", "tokens/s", "seconds", "spread", "speed-up", "cosine"]
+    lines = []
+    for rows in points(report.rows).values():
+        for i, row in enumerate(rows.values()):
+            times = (three_digits(value / 1000) for value in (row.median_ms, row.p10_ms, row.p90_ms))
+            median, low, high = times
+            speed_up = "" if row.ratio is None else f"{row.ratio:.2f}x"
+            rates = (f"{value:,.0f}" for value in (row.inputs_per_s, row.tokens_per_s))
+            batch = "" if i else str(row.batch)
+            lines.append([batch, _title(row), *rates, median, f"({low}-{high})", speed_up, f"{row.cosine:.4f}"])
+        lines.append([""] * len(columns))
+    first = report.rows[0]
+    caption = (
+        f"{first.tokens} tokens a text on average, in batches by length ({_padding(first):.0%} padding). "
+        "seconds: median (10th to 90th percentile) for all texts. speed-up: the fastest rival's time over it. "
+        "cosine: to the full-precision model's vectors, the mean."
+    )
+    title = f"{report.model} on {report.device}: {first.encoded}, from strings to vectors"
+    return Table(title, columns, lines[:-1], caption)
+
+
+def _padding(row: Row) -> float:
+    """The share of a row's positions that is padding."""
+    return 1 - row.tokens_per_s / row.padded_tokens_per_s
+
+
 def _points(report: Report) -> str:
     return "batch x image" if report.rows[0].image else "batch x tokens"
 
@@ -109,7 +138,9 @@ def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 
 def point_title(row: Mapping[str, Any]) -> str:
-    """What a row measured, given its fields: `8 x 128`, `8 x 224x224` or `8 x lengths of texts.txt`."""
+    """What a row measured, given its fields: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or texts encoded."""
+    if row.get("encoded"):
+        return f"{row['encoded']}, batches of {row['batch']}"
     what = f"lengths of {row['lengths']}" if row.get("lengths") else row.get("image") or row["tokens"]
     return f"{row['batch']} x {what}"
 
@@ -118,8 +149,7 @@ def _paddings(report: Report) -> str:
     """A sentence for each point that is padded, each with a blank in front."""
     first = [next(iter(rows.values())) for rows in points(report.rows).values()]
     return "".join(
-        f" {point_title(vars(row))}: padded to {row.tokens} tokens on average, "
-        f"{1 - row.tokens_per_s / row.padded_tokens_per_s:.0%} of them padding."
+        f" {point_title(vars(row))}: padded to {row.tokens} tokens on average, {_padding(row):.0%} of them padding."
         for row in first
         if row.lengths
     )

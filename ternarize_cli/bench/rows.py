@@ -5,9 +5,10 @@ are padded (`lengths`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from statistics import fmean, median
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l
 from ternarize_cli.bench.inputs import Batch
 from ternarize_cli.bench.measure import summarise, time_interleaved
 
-__all__ = ["Feed", "Row", "rate", "time_feed"]
+__all__ = ["Feed", "Row", "rate", "time_feed", "timed_rows"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Row:
     Attributes:
         name, kind: the candidate; `ran` is the backend that really ran (it differs from `name` for "auto").
         batch, tokens: the point; of texts from a file, `tokens` is the mean width of the padded batches, rounded; of an
-            image it is what the encoder makes of it.
+            image it is what the encoder makes of it; of texts that are encoded, their mean length.
         median_ms, p10_ms, p90_ms: of the calls, in milliseconds.
         tokens_per_s: tokens per second, padding not counted.
         inputs_per_s: texts or images per second.
@@ -61,6 +62,8 @@ class Row:
         padded_tokens_per_s: tokens per second, padding counted; at a grid point there is none.
         lengths: the file that the texts are from; None at a grid point.
         image: height and width of the images, `224x224`; None for texts.
+        encoded: the texts that a call encoded, from strings to vectors (`end_to_end`); None: it was a forward pass.
+        cosine: of these vectors to the full-precision model's, the mean; None for a forward pass.
     """
 
     name: str
@@ -76,10 +79,12 @@ class Row:
     repeats: int
     ratio: float | None
     best_rival: str | None
-    relative_l2: float | None
     padded_tokens_per_s: float
+    relative_l2: float | None = None
     lengths: str | None = None
     image: str | None = None
+    encoded: str | None = None
+    cosine: float | None = None
 
 
 def time_feed(
@@ -114,6 +119,40 @@ def time_feed(
         real.append(padded[-1] if mask is None else int(mask.sum()))
     calls = {name: _in_turn(forward, feed.batches) for name, forward in forwards.items()}
     times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=warmup * len(feed.batches))
+    rows = timed_rows(
+        candidates,
+        ran,
+        times,
+        inputs=[feed.batch] * len(feed.batches),
+        real=real,
+        padded=padded,
+        batch=feed.batch,
+        tokens=round(fmean(padded) / feed.batch),
+        lengths=feed.lengths,
+        image=feed.image,
+    )
+    return [replace(row, relative_l2=distance.get(row.name)) for row in rows]
+
+
+def timed_rows(
+    candidates: Sequence[Candidate],
+    ran: Mapping[str, str],
+    times: Mapping[str, Sequence[float]],
+    *,
+    inputs: Sequence[int],
+    real: Sequence[int],
+    padded: Sequence[int],
+    **point: Any,
+) -> list[Row]:
+    """A row for each candidate, with its rates and its ratio to the fastest rival.
+
+    Args:
+        candidates: who was timed.
+        ran: what really ran, by name.
+        times: the seconds of each call, by name.
+        inputs, real, padded: texts or images, tokens, and tokens with padding, as `rate` takes them.
+        point: the fields of `Row` that say what was timed.
+    """
     timings = {name: summarise(measured) for name, measured in times.items()}
     rivals = [c.name for c in candidates if c.kind == RIVAL]
     best = min(rivals, key=lambda name: timings[name].median_ms) if rivals else None
@@ -122,20 +161,13 @@ def time_feed(
             name=c.name,
             kind=c.kind,
             ran=ran[c.name],
-            batch=feed.batch,
-            tokens=round(fmean(padded) / feed.batch),
-            median_ms=timings[c.name].median_ms,
-            p10_ms=timings[c.name].p10_ms,
-            p90_ms=timings[c.name].p90_ms,
+            **asdict(timings[c.name]),
             tokens_per_s=rate(real, times[c.name]),
-            inputs_per_s=rate([feed.batch] * len(feed.batches), times[c.name]),
-            repeats=timings[c.name].repeats,
+            inputs_per_s=rate(inputs, times[c.name]),
             ratio=round(timings[best].median_ms / timings[c.name].median_ms, 4) if best else None,
             best_rival=best,
-            relative_l2=distance.get(c.name),
             padded_tokens_per_s=rate(padded, times[c.name]),
-            lengths=feed.lengths,
-            image=feed.image,
+            **point,
         )
         for c in candidates
     ]

@@ -3,6 +3,8 @@
     plan ──check──▶ subject (packed + full precision) ──▶ candidates ──▶ timings, point by point ─────────────▶ report
                                                               └────────▶ memory and start, a subprocess each ──┘
 
+Instead of forward passes, a plan with `text` has whole files encoded (`end_to_end`); memory is not measured then.
+
 Every name is checked before any model is built. Beside each latency of a backend stands how far its output is from
 `reference` on the same batch: a fast wrong kernel must not look good.
 """
@@ -18,6 +20,7 @@ from ternarize_cli import checkpoint, kernels, vision
 from ternarize_cli.bench import baselines, machine
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
+from ternarize_cli.bench.end_to_end import time_texts
 from ternarize_cli.bench.inputs import random_batch
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.measure import Point
@@ -51,6 +54,8 @@ class Plan:
         memory: measure memory, load time and cold start too, in a subprocess per candidate.
         seed: of token ids and pixels, of the texts drawn, and of random weights.
         lengths: a file of texts (`texts.read_texts`); batches of them are a point for each of `batches`.
+        text: a file of texts to encode from strings to vectors, in batches of `batches`, instead of all that; of more
+            than 10,000 as many are drawn.
     """
 
     backends: tuple[str, ...] = ()
@@ -64,6 +69,7 @@ class Plan:
     memory: bool = True
     seed: int = 0
     lengths: str | None = None
+    text: str | None = None
 
     def points(self, *, images: bool = False) -> list[Point]:
         """All points, small to large."""
@@ -119,7 +125,8 @@ def benchmark(
     rivals, left_out = _chosen_rivals(plan, device)
     for note in left_out:
         say(note)
-    texts = draw(plan.lengths, plan.seed) if plan.lengths is not None else []
+    source = plan.text or plan.lengths
+    texts = draw(source, plan.seed) if source is not None else []
     load_before = machine.load_average()
     with machine.Watch() as before:
         top = machine.top_processes()
@@ -141,9 +148,22 @@ def benchmark(
         ) as subject:
             candidates = [Candidate(name, BACKEND, subject.packed, device) for name in backends]
             candidates += [Candidate(name, RIVAL, subject.dense, device) for name in rivals]
-            rows, during = _time(candidates, subject, plan, _feeds(subject, plan, texts, device), track)
+            if plan.text is not None:
+                name = Path(source_name(plan.text)).name
+                rows, during = time_texts(
+                    candidates,
+                    subject,
+                    texts,
+                    name,
+                    plan.batches,
+                    repeats=plan.repeats,
+                    seconds=plan.seconds,
+                    track=track,
+                )
+            else:
+                rows, during = _time(candidates, subject, plan, _feeds(subject, plan, texts, device), track)
             memory = []
-            if plan.memory:
+            if plan.memory and plan.text is None:
                 points = plan.points(images=subject.image is not None)
                 largest = max(points, key=lambda point: (point.batch * max(point.tokens, 1), point.tokens))
                 memory = [
@@ -189,7 +209,7 @@ def _chosen_backends(plan: Plan) -> tuple[list[str], str]:
 def _check_inputs(folder: Path, plan: Plan) -> None:
     """Refuses a plan that the model can't be fed with."""
     if vision.modalities(folder) == {"image"}:
-        for option, value in {"--tokens": plan.tokens, "--lengths": plan.lengths}.items():
+        for option, value in {"--tokens": plan.tokens, "--lengths": plan.lengths, "--text": plan.text}.items():
             if value is not None:
                 raise InputError(
                     f"{option} is about texts, and {folder.name} reads images",

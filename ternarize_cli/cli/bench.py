@@ -62,7 +62,12 @@ def _bench(
             help="The random model's: bert-base (default), vit-base or dinov2-base.",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,…", help="Batch sizes.")] = "1,8",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="N,…", help="Batch sizes. Default: 1,8, and with --text 32.", show_default=False
+        ),
+    ] = None,
     tokens: Annotated[
         str | None,
         typer.Option("--tokens", metavar="N,…", help="Lengths of texts, padding-free. Default: 16,128."),
@@ -73,6 +78,14 @@ def _bench(
             "--lengths",
             metavar="FILE",
             help="Also time padded batches of these texts (one per line, or JSONL), with the lengths they have.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Instead of all that: encode these texts, from strings to vectors, as users of each runtime do.",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls per candidate and point.")] = 50,
@@ -110,6 +123,9 @@ def _bench(
     image encoder they are of random images of the size that it reads. A MODEL that is not
     packed is converted and packed in a temporary folder first.
 
+    With --text all texts of a file are encoded: tokenised, put into batches by length, run,
+    pooled and normalised, by SentenceTransformer.encode around each candidate.
+
     With --compare, instead: ternarize bench --compare before.json after.json
     """
     from ternarize_cli.cli.output import Output
@@ -130,7 +146,11 @@ def _bench(
         raise InputError("--teacher is what MODEL was made of, and no MODEL was given", hint="give MODEL, too")
     if model and shape is not None:
         raise InputError("--shape is that of a random model, and MODEL has its own", hint="leave one of them out")
-    batches, numbers = _numbers(batch, "--batch"), None if tokens is None else _numbers(tokens, "--tokens")
+    for option, value in {"--tokens": tokens, "--lengths": lengths}.items():
+        if text is not None and value is not None:
+            raise InputError(f"{option} is of forward passes, and --text encodes whole texts", hint="two runs")
+    batches = _numbers(("1,8" if text is None else "32") if batch is None else batch, "--batch")
+    numbers = None if tokens is None else _numbers(tokens, "--tokens")
 
     from ternarize_cli.bench.formats import Outputs
     from ternarize_cli.bench.report import machine_line, tables
@@ -152,6 +172,7 @@ def _bench(
         memory=memory,
         seed=seed,
         lengths=lengths,
+        text=text,
     )
     report = benchmark(
         model[0] if model else None,
