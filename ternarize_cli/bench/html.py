@@ -12,12 +12,15 @@ from typing import Any
 
 from ternarize_cli.bench import page
 from ternarize_cli.bench.candidates import BACKEND
+from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.report import Table, machine_line, points, tables, three_digits
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
 from ternarize_cli.plots import BLUE, GREY, ORANGE, new_figure
 
 __all__ = ["latency_figure", "write_html"]
+
+_GROWTH = "How time grows with batch and length: medians, and the curves of the table below."
 
 _ACROSS = 2
 _LEGEND = (
@@ -45,6 +48,8 @@ def write_html(path: Path, report: Report, command: str, *, force: bool = False)
         _cards(report),
         f"<figure>{page.picture(latency_figure(report))}<figcaption>{_LEGEND}</figcaption></figure>",
     ]
+    if report.growth:
+        parts.append(f"<figure>{page.picture(growth_figure(report))}<figcaption>{_GROWTH}</figcaption></figure>")
     if report.busy:
         parts.insert(0, "<p><b>Other processes were busy: these times are not fit to be quoted.</b></p>")
     for table in tables(report):

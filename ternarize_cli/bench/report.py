@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
+from ternarize_cli.bench.growth import Growth
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
 
 __all__ = [
     "Table",
+    "formula",
+    "growth_table",
     "latency_table",
     "machine_line",
     "point_title",
@@ -36,8 +39,10 @@ class Table:
 
 
 def tables(report: Report) -> list[Table]:
-    """All tables of a report: latency, bytes, and memory and start where they were measured."""
-    return [latency_table(report), size_table(report), *([process_table(report)] if report.memory else [])]
+    """All tables of a report: latency, growth where the grid shows it, bytes, and memory and start where measured."""
+    found = [latency_table(report), size_table(report)]
+    found[1:1] = [growth_table(report)] if report.growth else []
+    return found + ([process_table(report)] if report.memory else [])
 
 
 def latency_table(report: Report) -> Table:
@@ -172,6 +177,25 @@ def size_table(report: Report) -> Table:
     caption = f"on disk computed, not a file: {', '.join(computed)}. " if computed else ""
     caption += "relative L2: distance from the output of reference."
     return Table("megabytes (10^6 bytes) on disk", ["", "on disk", "its linears", "relative L2"], lines, caption)
+
+
+def growth_table(report: Report) -> Table:
+    """One line for each candidate and line of the grid: the curve of its times, and how far they are from it."""
+    lines = [
+        [line.name, f"{line.along}, {line.fixed}", formula(line), f"{line.deviation:.0%}", str(line.deviation_at)]
+        for line in report.growth
+    ]
+    caption = (
+        "t: milliseconds as a curve of n, the batch or the tokens of a text; all else is fixed. off by: the largest "
+        "relative distance of a median from its curve, and the n where it is."
+    )
+    return Table("how time grows", ["", "n", "t", "off by", "at n"], lines, caption)
+
+
+def formula(line: Growth) -> str:
+    """The curve in writing: `1.20 + 0.0531 n + 2.1e-05 n²`."""
+    units = ("", " n", " n²")
+    return " + ".join(f"{c:.3g}{unit}" for c, unit in zip(line.coefficients, units, strict=False))
 
 
 def process_table(report: Report) -> Table:

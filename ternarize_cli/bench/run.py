@@ -21,6 +21,7 @@ from ternarize_cli.bench import baselines, machine
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
 from ternarize_cli.bench.end_to_end import time_texts
+from ternarize_cli.bench.growth import Growth, growths
 from ternarize_cli.bench.inputs import random_batch
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.measure import Point
@@ -87,6 +88,7 @@ class Report:
     rows: list[Row]
     storage: list[Storage]
     memory: list[Memory]
+    growth: list[Growth]
     machine: dict[str, Any]
     busy: bool
 
@@ -181,7 +183,15 @@ def benchmark(
             }
             busy = machine.is_busy(before.others, during)
             return Report(
-                subject.name, device, (*left_out, *subject.notes), rows, storage(subject, rivals), memory, found, busy
+                subject.name,
+                device,
+                (*left_out, *subject.notes),
+                rows,
+                storage(subject, rivals),
+                memory,
+                growths(rows),
+                found,
+                busy,
             )
     finally:
         torch.set_num_threads(threads)

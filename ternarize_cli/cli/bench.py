@@ -104,6 +104,14 @@ def _bench(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write one page with tables, machine and a plot (extra `plot`)."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw how time grows over 3 batches or 4 lengths at least; PNG, SVG or PDF (extra `plot`).",
+        ),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Measure nothing: set reports of --json beside the first of them."),
@@ -132,7 +140,7 @@ def _bench(
 
     out = Output(json_mode=json, quiet=quiet)
     if compare:
-        for option, path in {"--csv": csv, "--markdown": markdown, "--html": html}.items():
+        for option, path in {"--csv": csv, "--markdown": markdown, "--html": html, "--plot": plot}.items():
             if path is not None:
                 raise InputError(f"{option} writes a measurement, and --compare measures nothing", hint="--json")
         _compare(out, [Path(name) for name in model or ()])
@@ -158,8 +166,13 @@ def _bench(
     from ternarize_cli.bench.shapes import DEFAULT, require
 
     random_shape = require(shape or DEFAULT)
-    outputs = Outputs(csv, markdown, html, force)
+    outputs = Outputs(csv, markdown, html, plot, force)
     outputs.check()
+    if plot is not None and (text is not None or (len(batches) < 3 and len(numbers or ()) < 4)):
+        raise InputError(
+            "--plot draws how time grows over a grid of 3 batches or 4 lengths at least",
+            hint="--batch 1,2,4,8,16,32 --tokens 128",
+        )
     plan = Plan(
         backends=tuple(backend or ()),
         rivals=tuple(dict.fromkeys(against or DEFAULT_RIVALS)),
