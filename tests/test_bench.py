@@ -235,6 +235,11 @@ def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
     assert "speed-up" not in latency_table(report).columns
 
 
+def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
+    result = run("bench", packed, "--backend", "reference", "--against", "none", *QUICK, "--json")
+    assert {row["name"] for row in json.loads(result.stdout)["rows"]} == {"reference"}
+
+
 def test_rows_hold_every_candidate_at_every_point(report: Report) -> None:
     assert [(row.batch, row.tokens, row.name, row.kind) for row in report.rows] == [
         (batch, 4, name, kind)
@@ -374,7 +379,7 @@ def test_a_wrong_name_or_number_ends_with_2_before_any_model_is_built(
 def test_an_unknown_rival_lists_those_known() -> None:
     with pytest.raises(InputError) as caught:
         baselines.require("x")
-    assert caught.value.hint == "--against one of: " + ", ".join([*baselines.names(same_vectors=True), "all"])
+    assert caught.value.hint == "--against one of: " + ", ".join([*baselines.names(same_vectors=True), "all", "none"])
     assert {"torch-fp32", "torch-bf16", "torch-fp16", "onnx-int8", "openvino-int8"} <= set(baselines.names())
 
 

@@ -26,10 +26,22 @@ from ternarize_cli.bench import inputs
 from ternarize_cli.bench.exports import quiet, transformer
 from ternarize_cli.errors import InputError, UnavailableError
 
-__all__ = ["ALL", "Forward", "Rival", "available", "forward_of", "libraries", "names", "on_cpu", "require", "rival"]
+__all__ = [
+    "ALL",
+    "NONE",
+    "Forward",
+    "Rival",
+    "available",
+    "forward_of",
+    "libraries",
+    "names",
+    "on_cpu",
+    "require",
+    "rival",
+]
 
-ALL = "all"
-"""Stands for every rival that can run here."""
+ALL, NONE = "all", "none"
+"""Stand for every rival that can run here, and for no rival."""
 
 Forward = Callable[..., Tensor]
 """The tensors of an `inputs.Batch` → last hidden state: [batch, tokens, width]."""
@@ -122,7 +134,7 @@ def require(name: str, device: str = "cpu") -> Rival:
     if name not in _RIVALS:
         raise InputError(
             f"there is no rival {name!r} to compare with",
-            hint="--against one of: " + ", ".join([*_RIVALS, ALL]),
+            hint="--against one of: " + ", ".join([*_RIVALS, ALL, NONE]),
         )
     found = _RIVALS[name]
     wanted = [*found.needs, *([found.runtime] if found.runtime else [])]

@@ -36,7 +36,7 @@ def _panel(axis: Any, along: str, lines: Sequence[Growth]) -> None:
 
     title, label = _PANELS[along]
     several = len({line.name for line in lines}) > 1
-    for i, line in enumerate(sorted(lines, key=lambda line: -max(line.median_ms))):
+    for i, line in enumerate(sorted(lines, key=lambda line: -line.median_ms[-1])):
         colour = colormaps["viridis"](0.85 * i / max(1, len(lines) - 1))
         x = np.linspace(0, max(line.n), 200)
         name = f"{line.name}, {line.fixed}" if several else line.fixed

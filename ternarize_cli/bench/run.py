@@ -46,7 +46,7 @@ class Plan:
 
     Attributes:
         backends: names of kernel backends; empty for all that run on this CPU.
-        rivals: names of rivals; "all" stands for those that can run here.
+        rivals: names of rivals; "all" stands for those that can run here, "none" for no rival.
         batches, tokens: every pair of them is a point. Images take no tokens; None stands for `DEFAULT_TOKENS`.
         repeats: timed calls of each candidate per point.
         seconds: time budget per point; it cuts the repeats, though never below three.
@@ -241,7 +241,7 @@ def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
             there, reasons = baselines.available(device)
             chosen += there
             notes += [f"left out: {reason}" for reason in reasons]
-        else:
+        elif name != baselines.NONE:
             chosen.append(baselines.require(name, device).name)
     return list(dict.fromkeys(chosen)), notes
 

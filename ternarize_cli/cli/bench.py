@@ -42,8 +42,8 @@ def _bench(
         typer.Option(
             "--against",
             metavar="NAME",
-            help="A rival, such as onnx-int8; repeatable; all: every one that can run here. Default: torch-fp32 and "
-            "torch-bf16.",
+            help="A rival, such as onnx-int8; repeatable; all: every one that can run here; none: no rival. Default: "
+            "torch-fp32 and torch-bf16.",
         ),
     ] = None,
     teacher: Annotated[
