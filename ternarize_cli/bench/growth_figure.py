@@ -25,7 +25,9 @@ def growth_figure(report: Report) -> Any:
     """A matplotlib figure of a report's growth, which is not empty."""
     panels = {along: [line for line in report.growth if line.along == along] for along in _PANELS}
     shown = {along: lines for along, lines in panels.items() if lines}
-    figure = new_figure(f"{report.model}: time of a forward pass", width=5.2 * len(shown), height=3.9)
+    names = dict.fromkeys(line.name for line in report.growth)
+    whose = report.model if len(names) > 1 else f"{report.model}, {next(iter(names))}"
+    figure = new_figure(f"{whose}: time of a forward pass", width=5.2 * len(shown), height=3.9)
     for axis, (along, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         _panel(axis, along, lines)
     return figure
