@@ -20,7 +20,7 @@ from ternarize_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from sentence_transformers.base.modules.module import Module
 
-__all__ = ["image_modules", "image_pooling", "modalities", "require"]
+__all__ = ["has_processor", "image_modules", "image_pooling", "modalities", "require"]
 
 Pooling = Literal["pooler_output", "cls", "mean"]
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -45,6 +45,11 @@ def modalities(folder: Path) -> frozenset[str]:
     if model.main_input_name == "pixel_values" and not hasattr(model, "get_text_features"):
         return frozenset({"image"})
     return frozenset({"text", "image"}) if hasattr(model, "get_image_features") else frozenset({"text"})
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a model folder says how images are resized and normalised."""
+    return any((folder / name).is_file() for name in _PROCESSOR_FILES)
 
 
 def require(folder: Path, modality: str, name: str | Path) -> None:
@@ -95,7 +100,7 @@ def image_modules(folder: Path) -> "list[Module]":
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
-    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+    if not has_processor(folder):
         raise CheckpointError(
             f"{folder} has no image processor ({_PROCESSOR_FILES[0]})",
             hint="copy the file over from the model's source: it says how images are resized and normalised",

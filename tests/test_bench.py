@@ -12,11 +12,13 @@ import torch
 
 from ternarize_cli import checkpoint, kernels
 from ternarize_cli.bench import baselines, machine, run
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, random_batch, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
+from ternarize_cli.bench.inputs import random_tokens
 from ternarize_cli.bench.measure import MIN_ROUNDS, Point, summarise, time_interleaved, turns
 from ternarize_cli.bench.probe import Memory, peak_bytes, probe
 from ternarize_cli.bench.report import latency_table, machine_line, size_table, tables
 from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.shapes import Shape
 from ternarize_cli.bench.storage import storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.convert import convert
@@ -27,7 +29,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "in
 QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--no-memory")
 ROW_KEYS = {
     "name", "kind", "ran", "batch", "tokens", "median_ms", "p10_ms", "p90_ms", "tokens_per_s", "repeats", "ratio",
-    "best_rival", "relative_l2", "padded_tokens_per_s", "lengths",
+    "best_rival", "relative_l2", "padded_tokens_per_s", "inputs_per_s", "lengths", "image", "encoded", "cosine",
 }  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def packed(latent: Path) -> Path:
 @pytest.fixture(scope="module")
 def report() -> Report:
     plan = Plan(backends=("reference",), batches=(2, 1), tokens=(4,), repeats=2, warmup=0, memory=False)
-    return benchmark(None, plan, random_config=TINY)
+    return benchmark(None, plan, shape=Shape("bert", TINY))
 
 
 # The order and the arithmetic of timing.
@@ -88,7 +90,7 @@ def test_a_summary_has_median_and_percentiles_in_milliseconds() -> None:
 
 
 def test_points_are_all_pairs_once() -> None:
-    assert Plan(batches=(8, 1, 8), tokens=(16,)).points == [Point(1, 16), Point(8, 16)]
+    assert Plan(batches=(8, 1, 8), tokens=(16,)).points() == [Point(1, 16), Point(8, 16)]
 
 
 # Whether the machine was busy.
@@ -129,11 +131,11 @@ def test_isa_flags_are_those_that_matter_on_x86_and_arm() -> None:
 
 
 def test_random_tokens_fill_the_vocabulary_but_never_pad() -> None:
-    ids, mask = random_batch({"vocab_size": 5, "pad_token_id": 2}, Point(10, 30), seed=0)
+    ids, mask = random_tokens({"vocab_size": 5, "pad_token_id": 2}, Point(10, 30), seed=0)
     assert set(ids.flatten().tolist()) == {0, 1, 3, 4}
     assert ids.shape == mask.shape == (10, 30)
     assert mask.all()
-    assert torch.equal(ids, random_batch({"vocab_size": 5, "pad_token_id": 2}, Point(10, 30), seed=0)[0])
+    assert torch.equal(ids, random_tokens({"vocab_size": 5, "pad_token_id": 2}, Point(10, 30), seed=0)[0])
 
 
 def test_relative_l2_is_that_of_the_worst_sentence() -> None:
@@ -172,7 +174,7 @@ def test_rivals_of_an_artifact_run_its_codes_at_full_width(latent: Path, packed:
             assert any("full width" in note for note in subject.notes)
             twin = AutoModel.from_pretrained(subject.dense)
             candidate = Candidate("reference", BACKEND, subject.packed, "cpu")
-            ids, mask = random_batch(checkpoint.read_config(packed), Point(2, 8), seed=0)
+            ids, mask = random_tokens(checkpoint.read_config(packed), Point(2, 8), seed=0)
             with torch.inference_mode():
                 hidden = twin(input_ids=ids, attention_mask=mask).last_hidden_state
                 # They differ by the rounding of activations to int8 only.
@@ -227,10 +229,15 @@ def test_a_half_precision_source_has_its_fp32_bytes_computed(tiny_bert: Path, pa
 def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
     said: list[str] = []
     plan = Plan(backends=("reference",), rivals=(), batches=(1,), tokens=(4,), repeats=1, warmup=0, memory=False)
-    report = benchmark(None, plan, random_config=TINY, say=said.append)
+    report = benchmark(None, plan, shape=Shape("bert", TINY), say=said.append)
     assert any("no MODEL was given" in text and "'vocab_size': 50" in text for text in said)
     assert [(row.name, row.ratio, row.best_rival) for row in report.rows] == [("reference", None, None)]
     assert "speed-up" not in latency_table(report).columns
+
+
+def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
+    result = run("bench", packed, "--backend", "reference", "--against", "none", *QUICK, "--json")
+    assert {row["name"] for row in json.loads(result.stdout)["rows"]} == {"reference"}
 
 
 def test_rows_hold_every_candidate_at_every_point(report: Report) -> None:
@@ -372,7 +379,7 @@ def test_a_wrong_name_or_number_ends_with_2_before_any_model_is_built(
 def test_an_unknown_rival_lists_those_known() -> None:
     with pytest.raises(InputError) as caught:
         baselines.require("x")
-    assert caught.value.hint == "--against one of: " + ", ".join([*baselines.names(same_vectors=True), "all"])
+    assert caught.value.hint == "--against one of: " + ", ".join([*baselines.names(same_vectors=True), "all", "none"])
     assert {"torch-fp32", "torch-bf16", "torch-fp16", "onnx-int8", "openvino-int8"} <= set(baselines.names())
 
 
@@ -410,11 +417,62 @@ def test_more_tokens_than_the_model_takes_ends_with_2(run: Callable[..., object]
     assert "takes at most 64 tokens, not 65" in result.stderr
 
 
-def test_an_image_model_is_refused(run: Callable[..., object], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "vit", "hidden_size": 32}')
+@pytest.mark.parametrize(("option", "value"), [("--tokens", "8"), ("--lengths", "texts.txt")])
+def test_an_option_about_texts_is_refused_for_images(
+    run: Callable[..., object], tiny_vit: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("cat\n")
+    result = run("bench", tiny_vit, option, texts if option == "--lengths" else value)
+    assert result.exit_code == 2
+    assert f"{option} is about texts, and {tiny_vit.name} reads images" in result.stderr
+    assert "converted" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "clip"}, "reads texts and images"),
+        ({"model_type": "bart", "d_model": 8}, "is no text encoder"),
+    ],
+)
+def test_what_is_no_encoder_of_texts_or_images_is_refused(
+    run: Callable[..., object], tmp_path: Path, config: dict[str, object], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
     result = run("bench", tmp_path)
     assert result.exit_code == 2
-    assert "no text encoder" in result.stderr
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shape", "vit-giant"), "there is no shape 'vit-giant'"),
+        (("--shape", "vit-base", "MODEL"), "--shape is that of a random model"),
+        (("--teacher", "MODEL"), "no MODEL was given"),
+    ],
+)
+def test_a_shape_is_one_that_is_known_and_a_teacher_has_a_model(
+    run: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_bert: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    forbid_models(monkeypatch)
+    result = run("bench", *(tiny_bert if word == "MODEL" else word for word in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_rivals_run_the_teacher_if_there_is_one(tiny_bert: Path, packed: Path, tiny_vit: Path) -> None:
+    with prepare(str(packed), teacher=str(tiny_bert)) as subject:
+        assert (subject.packed, subject.dense) == (packed, tiny_bert)
+        assert f"the rivals run {tiny_bert}" in subject.notes
+    for other, message in ((tiny_vit, "was not made of"), (packed, "is ternary")):
+        with pytest.raises(InputError, match=message), prepare(str(packed), teacher=str(other)):
+            pass
 
 
 def forbid_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,17 @@ from conftest import save_tiny_bert
 
 from ternarize_cli.bench import baselines, lengths
 from ternarize_cli.bench import run as running
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, random_batch, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
 from ternarize_cli.bench.compare import compare, comparison_table
 from ternarize_cli.bench.formats import csv_text, markdown_text
 from ternarize_cli.bench.html import latency_figure, write_html
+from ternarize_cli.bench.inputs import random_tokens
 from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import Memory
 from ternarize_cli.bench.report import latency_table, size_table
 from ternarize_cli.bench.rows import Feed, rate, time_feed
 from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.shapes import Shape
 from ternarize_cli.errors import InputError, UnavailableError
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -50,7 +52,7 @@ def report(texts: Path) -> Report:
         memory=False,
         lengths=str(texts),
     )
-    found = benchmark(None, plan, random_config=TINY)
+    found = benchmark(None, plan, shape=Shape("bert", TINY))
     memory = [Memory(row.name, row.kind, 100, 200, 300, 40, 5.5, 6.5, 200) for row in found.rows[:2]]
     return replace(found, memory=memory, busy=False)
 
@@ -153,7 +155,7 @@ def test_a_compiled_model_gives_what_eager_torch_gives(tmp_path: Path) -> None:
     config = {"vocab_size": 40}
     with torch.inference_mode():
         for point in (Point(1, 5), Point(3, 12)):
-            ids, mask = random_batch(config, point, seed=0)
+            ids, mask = random_tokens(config, point, seed=0)
             mask[:, 4:] = 0
             assert relative_l2(compiled(ids, mask), eager(ids, mask), mask) < 1e-5
 
@@ -172,7 +174,7 @@ def test_all_leaves_out_what_cannot_run_here_and_says_why(monkeypatch: pytest.Mo
     monkeypatch.setattr(baselines, "available", lambda device: (["torch-bf16"], ["x needs y"]))
     said: list[str] = []
     plan = Plan(("reference",), ("torch-fp32", "all", "torch-bf16"), (1,), (4,), repeats=1, warmup=0, memory=False)
-    found = benchmark(None, plan, random_config=TINY, say=said.append)
+    found = benchmark(None, plan, shape=Shape("bert", TINY), say=said.append)
     assert [row.name for row in found.rows] == ["reference", "torch-fp32", "torch-bf16"]
     assert "left out: x needs y" in said
     assert "left out: x needs y" in found.notes

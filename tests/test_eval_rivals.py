@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
 from ternarize_cli.bench import baselines, exports, onnx
-from ternarize_cli.bench.candidates import random_batch
+from ternarize_cli.bench.inputs import random_tokens
 from ternarize_cli.bench.measure import Point
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
@@ -305,7 +305,7 @@ def test_bench_compares_with_onnx(run: Callable[..., object], teacher: Path) -> 
 @needs_openvino
 def test_openvino_int8_of_bench_needs_no_texts(teacher: Path) -> None:
     run = baselines.require("openvino-int8").build(teacher, "cpu")
-    ids, mask = random_batch({"vocab_size": 40, "pad_token_id": 0}, Point(2, 8), seed=0)
+    ids, mask = random_tokens({"vocab_size": 40, "pad_token_id": 0}, Point(2, 8), seed=0)
     assert run(ids, mask).shape == (2, 8, 32)
 
 

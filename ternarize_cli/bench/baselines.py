@@ -1,7 +1,7 @@
 """The rivals: what a packed model is compared with.
 
 A rival is a way to run the same encoder in full width. It is built from a folder with full-precision weights and
-gives a `Forward`: token ids and attention mask in, last hidden state out. Rivals register by name, so adding one is
+gives a `Forward`: a batch of `inputs` in, last hidden state out. Rivals register by name, so adding one is
 adding a function (or a file, as `compiled`, `onnx` and `openvino`):
 
     @rival("onnx-fp32", "ONNX Runtime, fp32", needs=("onnx", "onnxscript"), runtime="onnxruntime", make=onnx_export)
@@ -22,17 +22,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ternarize_cli.bench import inputs
 from ternarize_cli.bench.exports import quiet, transformer
 from ternarize_cli.errors import InputError, UnavailableError
 
-__all__ = ["ALL", "Forward", "Rival", "available", "forward_of", "libraries", "names", "on_cpu", "require", "rival"]
+__all__ = [
+    "ALL",
+    "NONE",
+    "Forward",
+    "Rival",
+    "available",
+    "forward_of",
+    "libraries",
+    "names",
+    "on_cpu",
+    "require",
+    "rival",
+]
 
-ALL = "all"
-"""Stands for every rival that can run here."""
+ALL, NONE = "all", "none"
+"""Stand for every rival that can run here, and for no rival."""
 
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""ids: [batch, tokens] int64, mask: [batch, tokens] int64 → last hidden state: [batch, tokens, width]."""
-
+Forward = Callable[..., Tensor]
+"""The tensors of an `inputs.Batch` → last hidden state: [batch, tokens, width]."""
 
 Load = Callable[[Path, str], Forward]
 
@@ -122,7 +134,7 @@ def require(name: str, device: str = "cpu") -> Rival:
     if name not in _RIVALS:
         raise InputError(
             f"there is no rival {name!r} to compare with",
-            hint="--against one of: " + ", ".join([*_RIVALS, ALL]),
+            hint="--against one of: " + ", ".join([*_RIVALS, ALL, NONE]),
         )
     found = _RIVALS[name]
     wanted = [*found.needs, *([found.runtime] if found.runtime else [])]
@@ -165,11 +177,13 @@ def on_cpu(name: str, device: str) -> None:
         raise UnavailableError(f"{name} runs on the CPU, not on {device}", hint="leave it out, or --device cpu")
 
 
-def forward_of(model: nn.Module) -> Forward:
-    """The `Forward` of a transformers encoder. Returns when the result is there, on a GPU too."""
+def forward_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> Forward:
+    """The `Forward` of a transformers encoder that takes pixels in `dtype`. Returns when the result is there."""
+    names = inputs.names(model)
 
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    def forward(*batch: Tensor) -> Tensor:
+        fed = {name: t.to(dtype) if t.is_floating_point() else t for name, t in zip(names, batch, strict=True)}
+        hidden = model(**fed).last_hidden_state
         if hidden.is_cuda:
             torch.cuda.synchronize(hidden.device)
         return hidden
@@ -193,7 +207,7 @@ def _torch_fp16(folder: Path, device: str) -> Forward:
 
 
 def _torch(folder: Path, device: str, dtype: torch.dtype) -> Forward:
-    return forward_of(transformer(folder, dtype).to(device))
+    return forward_of(transformer(folder, dtype).to(device), dtype)
 
 
 for _module in ("compiled", "onnx", "openvino"):

@@ -1,22 +1,19 @@
 """What takes part in a comparison: backends on the packed model, rivals on the full-precision one.
 
-Both become a `Forward`, the transformer's pass from token ids to the last hidden state. Tokenising and pooling are
-the same for all and left out.
+Both become a `Forward`, the transformer's pass from token ids or pixels to the last hidden state. Tokenising and
+pooling are the same for all and left out.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ternarize_cli import checkpoint, kernels
 from ternarize_cli.bench import baselines, exports
 from ternarize_cli.bench.baselines import Forward
-from ternarize_cli.bench.measure import Point
 
-__all__ = ["BACKEND", "RIVAL", "Candidate", "random_batch", "relative_l2"]
+__all__ = ["BACKEND", "RIVAL", "Candidate", "relative_l2"]
 
 BACKEND, RIVAL = "backend", "rival"
 
@@ -63,20 +60,8 @@ class Candidate:
         return baselines.forward_of(model), ran
 
 
-def random_batch(config: dict[str, Any], point: Point, seed: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Random token ids of the vocabulary, without the padding token, and a mask of ones.
-
-    Returns:
-        ids and mask, both int64 [batch, tokens].
-    """
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(config["vocab_size"] - 1, (point.batch, point.tokens), generator=generator)
-    ids += ids >= (config.get("pad_token_id") or 0)
-    return ids.to(device), torch.ones_like(ids, device=device)
-
-
 def relative_l2(hidden: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """‖y − r‖ / ‖r‖ of the worst sentence of the batch; y and r: [batch, tokens, width].
+    """‖y − r‖ / ‖r‖ of the worst text or image of the batch; y and r: [batch, tokens, width].
 
     Args:
         hidden: y.

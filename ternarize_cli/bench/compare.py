@@ -1,8 +1,8 @@
 """Reports of `bench --json` side by side: two versions, two machines, two models.
 
-Rows belong together when candidate and point are the same: name, batch, tokens, and the file of lengths if there is
-one. Each is set against the first file. A ratio of two medians says something only if both were taken under the same
-conditions, so whatever differs there is a warning.
+Rows belong together when candidate and point are the same: name, batch, tokens, the size of images, and the file of
+texts if there is one. Each is set against the first file. A ratio of two medians says something only if both were
+taken under the same conditions, so whatever differs there is a warning.
 """
 
 import json
@@ -32,7 +32,7 @@ class Line:
 
     Attributes:
         name: of the candidate.
-        batch, tokens, lengths: what it was timed on, as in the first file that has it.
+        batch, tokens, lengths, image, encoded: what it was timed on, as in the first file that has it.
         median_ms: in each file; None where it is not in the file.
         speed_up: the first file's median over each file's, so above 1 is faster; None where one of them is missing.
         shown: median and spread in each file, for tables.
@@ -42,6 +42,8 @@ class Line:
     batch: int
     tokens: int
     lengths: str | None
+    image: str | None
+    encoded: str | None
     median_ms: tuple[float | None, ...]
     speed_up: tuple[float | None, ...]
     shown: tuple[str, ...]
@@ -144,6 +146,8 @@ def _line(rows: Sequence[Mapping[str, Any] | None]) -> Line:
         some["batch"],
         some["tokens"],
         some.get("lengths"),
+        some.get("image"),
+        some.get("encoded"),
         tuple(medians),
         tuple(None if first is None or not ms else round(first / ms, 4) for ms in medians),
         tuple("" if row is None else timing(row) for row in rows),

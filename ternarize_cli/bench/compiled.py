@@ -2,7 +2,7 @@
 
 torch writes C++ for the model's element-wise work and compiles it, which takes seconds to a minute, so a C++ compiler
 has to be there. Batch and length stay free (`dynamic=True`): a server does not compile again for every length. One
-sequence and several are two programs, and both are compiled while it loads, as other runtimes optimise their graphs
+input and several are two programs, and both are compiled while it loads, as other runtimes optimise their graphs
 while they load. torch keeps compiled code in a cache folder of its own, from where the next process takes it; the model
 is traced again by each.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ternarize_cli import checkpoint
 from ternarize_cli.bench import exports
 from ternarize_cli.bench.baselines import Forward, forward_of, rival
+from ternarize_cli.bench.inputs import random_batch
+from ternarize_cli.bench.measure import Point
 from ternarize_cli.errors import UnavailableError
 
 __all__: list[str] = []
@@ -42,15 +43,13 @@ def _without_compiler() -> str | None:
 def _torch_compiled(path: Path, device: str) -> Forward:
     from torch._dynamo.exc import TorchDynamoException
 
-    vocabulary = checkpoint.read_config(path)["vocab_size"]
     model = exports.transformer(path, torch.float32)
     model.compile(dynamic=True)
     forward = forward_of(model)
     try:
         with torch.inference_mode(), exports.quiet():
             for batch in (2, 1):
-                ids = torch.arange(batch * _TOKENS).reshape(batch, _TOKENS) % vocabulary
-                forward(ids, torch.ones_like(ids))
+                forward(*random_batch(path, Point(batch, _TOKENS), seed=0))
     except TorchDynamoException as e:
         reason = " ".join(str(e).split())[:200]
         raise UnavailableError(f"torch-compiled can't run here: {reason}", hint="leave it out") from e

@@ -1,9 +1,9 @@
 """ONNX exports of full-precision models, made once and kept.
 
 The rivals that other runtimes run start from one file: `torch.onnx.export` of the transformer, token ids and mask in,
-last hidden state out, batch and length free. Attention is written out ("eager"): what torch's fused attention is
-exported as has more steps, and is slower in both runtimes. The file is kept under `rivals` in the cache folder
-(`files.cache_folder`), and so is what is made of it:
+last hidden state out, batch and length free; of an image encoder pixels in, of the size that the model reads. Attention
+is written out ("eager"): what torch's fused attention is exported as has more steps, and is slower in both runtimes.
+The file is kept under `rivals` in the cache folder (`files.cache_folder`), and so is what is made of it:
 
     <content hash>-<what>-<digest>/      content hash: of the model; digest: of whatever else decides the files,
                                          such as the versions of the libraries that wrote them
@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 import ternarize_cli.hf  # noqa: F401  (lets transformers open packed models)
 from ternarize_cli import checkpoint, files
+from ternarize_cli.bench import inputs
+from ternarize_cli.bench.measure import Point
 from ternarize_cli.errors import OutputExistsError, TernarizeError
 
-__all__ = ["INPUTS", "bytes_of", "kept", "onnx_export", "quiet", "transformer"]
-
-INPUTS = ("input_ids", "attention_mask")
-"""Names of an export's inputs, both int64 [batch, tokens]."""
+__all__ = ["bytes_of", "kept", "onnx_export", "quiet", "transformer"]
 
 
 def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
@@ -56,20 +55,21 @@ def onnx_export(folder: Path) -> Path:
 
     def make(output: Path) -> None:
         model = transformer(folder, torch.float32, attn_implementation="eager")
-        vocabulary = model.config.vocab_size
-        ids = torch.arange(18).reshape(2, 9) % vocabulary
-        mask = torch.ones_like(ids)
-        mask[1, 5:] = 0
-        free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+        names = inputs.names(model)
+        batch = inputs.random_batch(folder, Point(2, 9), seed=0)
+        free = {0: torch.export.Dim.DYNAMIC}
+        if len(batch) == 2:
+            batch[1][1, 5:] = 0
+            free[1] = torch.export.Dim.DYNAMIC
         try:
             with quiet():
                 torch.onnx.export(
-                    _LastHidden(model).eval(),
-                    (ids, mask),
+                    _LastHidden(model, names).eval(),
+                    batch,
                     output / "model.onnx",
-                    input_names=INPUTS,
+                    input_names=names,
                     output_names=["last_hidden_state"],
-                    dynamic_shapes=dict.fromkeys(INPUTS, free),
+                    dynamic_shapes=(tuple(free for _ in names),),
                     dynamo=True,
                     verbose=False,
                 )
@@ -84,12 +84,13 @@ def onnx_export(folder: Path) -> Path:
 
 
 class _LastHidden(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, batch, strict=True))).last_hidden_state
 
 
 def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli import files
+from ternarize_cli import files, plots
 from ternarize_cli.bench import page
 from ternarize_cli.bench.candidates import BACKEND
+from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.html import write_html
 from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import Row
@@ -66,19 +67,20 @@ class Outputs:
     csv: Path | None = None
     markdown: Path | None = None
     html: Path | None = None
+    plot: Path | None = None
     force: bool = False
 
     @property
     def by_option(self) -> dict[str, Path]:
         """What was asked for: option → file."""
-        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html, "--plot": self.plot}
         return {option: path for option, path in given.items() if path is not None}
 
     def check(self) -> None:
         """Refuses what could not be written, before any work is done.
 
         Raises:
-            InputError: two outputs are one file, or a page's name does not end in .html.
+            InputError: two outputs are one file, or a name does not end as it should.
             UnavailableError: matplotlib is not installed.
             OutputExistsError, OutputError: as `files.check_output`.
         """
@@ -89,6 +91,8 @@ class Outputs:
             files.check_output(path, force=self.force, folder=False)
         if self.html is not None:
             page.check_page(self.html, "--html", force=self.force)
+        if self.plot is not None:
+            plots.check_plot(self.plot, force=self.force)
 
     def write(self, report: Report, command: str) -> list[Path]:
         """Writes all; `command` is what was typed. Returns the files.
@@ -102,6 +106,8 @@ class Outputs:
             _write(self.markdown, markdown_text(report, command), self.force)
         if self.html is not None:
             write_html(self.html, report, command, force=self.force)
+        if self.plot is not None:
+            plots.save_figure(growth_figure(report), self.plot, force=self.force)
         return list(self.by_option.values())
 
 

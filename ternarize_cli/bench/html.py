@@ -12,6 +12,7 @@ from typing import Any
 
 from ternarize_cli.bench import page
 from ternarize_cli.bench.candidates import BACKEND
+from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.report import Table, machine_line, points, tables, three_digits
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
@@ -19,10 +20,13 @@ from ternarize_cli.plots import BLUE, GREY, ORANGE, new_figure
 
 __all__ = ["latency_figure", "write_html"]
 
+_GROWTH = "How time grows with batch and length: medians, and the curves of the table below."
+
 _ACROSS = 2
 _LEGEND = (
-    "Median milliseconds of a forward pass; the line is the 10th to 90th percentile. Orange: backends on the packed "
-    "model, the fastest one full. Blue: rivals at full width, likewise. Shorter is better."
+    "Median milliseconds of a forward pass (with --text: of all texts); the line is the 10th to 90th percentile. "
+    "Orange: backends on the packed model, the fastest one full. Blue: rivals at full width, likewise. Shorter is "
+    "better."
 )
 
 
@@ -44,6 +48,8 @@ def write_html(path: Path, report: Report, command: str, *, force: bool = False)
         _cards(report),
         f"<figure>{page.picture(latency_figure(report))}<figcaption>{_LEGEND}</figcaption></figure>",
     ]
+    if report.growth:
+        parts.append(f"<figure>{page.picture(growth_figure(report))}<figcaption>{_GROWTH}</figcaption></figure>")
     if report.busy:
         parts.insert(0, "<p><b>Other processes were busy: these times are not fit to be quoted.</b></p>")
     for table in tables(report):

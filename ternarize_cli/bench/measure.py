@@ -25,10 +25,10 @@ MIN_ROUNDS = 3
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One shape of input: `batch` sequences of `tokens` tokens each, no padding."""
+    """One shape of input: `batch` texts of `tokens` tokens each, no padding; or `batch` images, tokens not said."""
 
     batch: int
-    tokens: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

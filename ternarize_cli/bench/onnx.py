@@ -64,8 +64,10 @@ def forward_of_onnx(path: Path) -> Forward:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        fed = {name: tensor.numpy() for name, tensor in zip(exports.INPUTS, (ids, mask), strict=True)}
+    names = [entry.name for entry in session.get_inputs()]
+
+    def forward(*batch: Tensor) -> Tensor:
+        fed = {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
         return torch.from_numpy(session.run(None, fed)[0])
 
     return forward

@@ -2,7 +2,7 @@
 
 All read the ONNX export. int8 is `nncf.quantize` for transformers: weights per channel, activations with fixed ranges,
 found on calibration batches (minutes for a large model), SmoothQuant and bias correction included. Where accuracy
-counts, calibrate on real text; `bench` has none and feeds random tokens, which cost the same time. On a CPU with bf16
+counts, calibrate on real text; `bench` has none and feeds random values, which cost the same time. On a CPU with bf16
 units OpenVINO runs what int8 leaves in bf16; that is its own choice and stays so. Its threads sleep between calls.
 
 NNCF reports its use to its makers unless told that it runs in a test system. A command that measures must not call
@@ -19,19 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternarize_cli import checkpoint
-from ternarize_cli.bench import exports
+from ternarize_cli.bench import exports, inputs
 from ternarize_cli.bench.baselines import Forward, rival
+from ternarize_cli.bench.measure import Point
 
-__all__ = ["Batch", "forward_of_openvino", "int8_model"]
+__all__ = ["forward_of_openvino", "int8_model"]
 
-Batch = tuple[Tensor, Tensor]
-"""ids and mask, both int64 [batch, tokens]."""
 _RANDOM = 32, 64
-"""Random sequences that `bench` calibrates on: how many, and of how many tokens."""
+"""Random inputs that `bench` calibrates on: how many, and texts of how many tokens."""
 
 
-def int8_model(folder: Path, calibration: Sequence[Batch]) -> Path:
+def int8_model(folder: Path, calibration: Sequence[inputs.Batch]) -> Path:
     """The model in `folder` as int8: the path of `model.xml` in its own folder.
 
     Args:
@@ -45,7 +43,7 @@ def int8_model(folder: Path, calibration: Sequence[Batch]) -> Path:
             import nncf
             import openvino
 
-            feeds = [dict(zip(exports.INPUTS, (t.numpy() for t in batch), strict=True)) for batch in calibration]
+            feeds = [[tensor.numpy() for tensor in batch] for batch in calibration]
             model = nncf.quantize(
                 openvino.Core().read_model(exports.onnx_export(folder)),
                 nncf.Dataset(feeds),
@@ -76,18 +74,16 @@ def forward_of_openvino(path: Path, *, precision: str | None = None) -> Forward:
     hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     request = openvino.Core().compile_model(path, "CPU", settings | hint).create_infer_request()
 
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        fed = {name: tensor.numpy() for name, tensor in zip(exports.INPUTS, (ids, mask), strict=True)}
-        return torch.from_numpy(request.infer(fed)[0])
+    def forward(*batch: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer([tensor.numpy() for tensor in batch])[0])
 
     return forward
 
 
-def _int8_of_random_tokens(folder: Path) -> Path:
+def _int8_of_random_inputs(folder: Path) -> Path:
     count, tokens = _RANDOM
-    vocabulary = checkpoint.read_config(folder)["vocab_size"]
-    ids = torch.randint(vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0))
-    return int8_model(folder, [(row[None], torch.ones_like(row[None])) for row in ids])
+    batch = inputs.random_batch(folder, Point(count, tokens), seed=0)
+    return int8_model(folder, list(zip(*(tensor.split(1) for tensor in batch), strict=True)))
 
 
 def _without_bf16() -> str | None:
@@ -113,9 +109,9 @@ def _openvino_bf16(path: Path, device: str) -> Forward:
 
 @rival(
     "openvino-int8",
-    "OpenVINO, NNCF int8, calibrated on random tokens",
+    "OpenVINO, NNCF int8, calibrated on random inputs",
     needs=(*_NEEDS, "nncf"),
-    make=_int8_of_random_tokens,
+    make=_int8_of_random_inputs,
     **_SHARED,
 )
 def _openvino_int8(path: Path, device: str) -> Forward:

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import psutil
 
-from ternarize_cli.bench.candidates import Candidate, random_batch
+from ternarize_cli.bench.candidates import Candidate
+from ternarize_cli.bench.inputs import random_batch
 from ternarize_cli.bench.measure import Point
 from ternarize_cli.errors import TernarizeError
 
@@ -101,7 +102,7 @@ def _measure(request: str) -> dict[str, float]:
     import sentence_transformers  # noqa: F401  (counted as an import for every candidate)
     import torch
 
-    from ternarize_cli import checkpoint, hf
+    from ternarize_cli import hf
 
     values = json.loads(request)
     fields = values["candidate"]
@@ -116,9 +117,9 @@ def _measure(request: str) -> dict[str, float]:
         forward, _ = candidate.load(path)
         loaded = time.perf_counter()
         after_loading = process.memory_info().rss
-        ids, mask = random_batch(checkpoint.read_config(candidate.folder), point, values["seed"], candidate.device)
+        batch = random_batch(candidate.folder, point, values["seed"], candidate.device)
         begun = time.perf_counter()
-        forward(ids, mask)
+        forward(*batch)
         ended = time.perf_counter()
     resident = process.memory_info().rss
     return {

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
+from ternarize_cli.bench.growth import Growth
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
 
 __all__ = [
     "Table",
+    "formula",
+    "growth_table",
     "latency_table",
     "machine_line",
     "point_title",
@@ -36,8 +39,10 @@ class Table:
 
 
 def tables(report: Report) -> list[Table]:
-    """All tables of a report: latency, bytes, and memory and start where they were measured."""
-    return [latency_table(report), size_table(report), *([process_table(report)] if report.memory else [])]
+    """All tables of a report: latency, growth where the grid shows it, bytes, and memory and start where measured."""
+    found = [latency_table(report), size_table(report)]
+    found[1:1] = [growth_table(report)] if report.growth else []
+    return found + ([process_table(report)] if report.memory else [])
 
 
 def latency_table(report: Report) -> Table:
@@ -46,6 +51,8 @@ def latency_table(report: Report) -> Table:
     Up to five candidates on a grid have a column each, and a point is a line that ends with the best backend against
     the best rival. More of them, and batches of texts, have a line for each candidate.
     """
+    if report.rows[0].encoded:
+        return _encoding_table(report)
     title = f"{report.model} on {report.device}: milliseconds per forward pass, median (10th to 90th percentile)"
     names = list(dict.fromkeys(row.name for row in report.rows))
     compared = any(row.kind == RIVAL for row in report.rows)
@@ -53,30 +60,78 @@ def latency_table(report: Report) -> Table:
     if len(names) > _WIDEST or padded:
         return _long_table(report, title, compared=compared, padded=padded)
     titles = [_title(next(row for row in report.rows if row.name == name)) for name in names]
-    columns = ["batch x tokens", *titles, "tokens/s", *(["speed-up"] if compared else [])]
+    per_second = _rate(report)
+    columns = [_points(report), *titles, per_second, *(["speed-up"] if compared else [])]
     lines = []
     for point, rows in points(report.rows).items():
         best = min((row for row in rows.values() if row.kind == BACKEND), key=lambda row: row.median_ms)
-        line = [point, *(timing(vars(rows[name])) for name in names), f"{best.tokens_per_s:,.0f}"]
+        line = [point, *(timing(vars(rows[name])) for name in names), _speed(best)]
         lines.append(line + ([f"{best.ratio:.2f}x"] if compared else []))
-    caption = "tokens/s: the fastest backend's." + (" speed-up: the fastest rival's time over it." if compared else "")
-    return Table(title, columns, lines, caption)
+    caption = f"{per_second}: the fastest backend's."
+    caption += " speed-up: the fastest rival's time over it." if compared else ""
+    return Table(title, columns, lines, caption + _tokens_of_images(report))
 
 
 def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> Table:
-    columns = ["batch x tokens", "", "median", "spread", "tokens/s", *(["with padding"] if padded else [])]
+    per_second = _rate(report)
+    columns = [_points(report), "", "median", "spread", per_second, *(["with padding"] if padded else [])]
     columns += ["speed-up"] if compared else []
     lines = []
     for point, rows in points(report.rows).items():
         for i, row in enumerate(rows.values()):
             median, _, spread = timing(vars(row)).partition(" ")
-            line = ["" if i else point, _title(row), median, spread, f"{row.tokens_per_s:,.0f}"]
+            line = ["" if i else point, _title(row), median, spread, _speed(row)]
             line += [f"{row.padded_tokens_per_s:,.0f}"] if padded else []
             lines.append(line + ([f"{row.ratio:.2f}x"] if compared else []))
         lines.append([""] * len(columns))
     caption = "with padding: all positions of the batches counted." if padded else ""
     caption += " speed-up: the fastest rival's time over it." if compared else ""
-    return Table(title, columns, lines[:-1], (caption + _paddings(report)).strip())
+    return Table(title, columns, lines[:-1], (caption + _paddings(report) + _tokens_of_images(report)).strip())
+
+
+def _encoding_table(report: Report) -> Table:
+    columns = ["batch", "", "texts/s", "tokens/s", "seconds", "spread", "speed-up", "cosine"]
+    lines = []
+    for rows in points(report.rows).values():
+        for i, row in enumerate(rows.values()):
+            times = (three_digits(value / 1000) for value in (row.median_ms, row.p10_ms, row.p90_ms))
+            median, low, high = times
+            speed_up = "" if row.ratio is None else f"{row.ratio:.2f}x"
+            rates = (f"{value:,.0f}" for value in (row.inputs_per_s, row.tokens_per_s))
+            batch = "" if i else str(row.batch)
+            lines.append([batch, _title(row), *rates, median, f"({low}-{high})", speed_up, f"{row.cosine:.4f}"])
+        lines.append([""] * len(columns))
+    first = report.rows[0]
+    caption = (
+        f"{first.tokens} tokens a text on average, in batches by length ({_padding(first):.0%} padding). "
+        "seconds: median (10th to 90th percentile) for all texts. speed-up: the fastest rival's time over it. "
+        "cosine: to the full-precision model's vectors, the mean."
+    )
+    title = f"{report.model} on {report.device}: {first.encoded}, from strings to vectors"
+    return Table(title, columns, lines[:-1], caption)
+
+
+def _padding(row: Row) -> float:
+    """The share of a row's positions that is padding."""
+    return 1 - row.tokens_per_s / row.padded_tokens_per_s
+
+
+def _points(report: Report) -> str:
+    return "batch x image" if report.rows[0].image else "batch x tokens"
+
+
+def _rate(report: Report) -> str:
+    return "images/s" if report.rows[0].image else "tokens/s"
+
+
+def _speed(row: Row) -> str:
+    return three_digits(row.inputs_per_s) if row.image else f"{row.tokens_per_s:,.0f}"
+
+
+def _tokens_of_images(report: Report) -> str:
+    """A sentence with a blank in front, where images were measured."""
+    first = report.rows[0]
+    return f" An image of {first.image} pixels is {first.tokens} tokens." if first.image else ""
 
 
 def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
@@ -88,16 +143,18 @@ def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 
 def point_title(row: Mapping[str, Any]) -> str:
-    """What a row measured, given its fields: `8 x 128`, or `8 x lengths of texts.txt`."""
-    return f"{row['batch']} x " + (f"lengths of {row['lengths']}" if row.get("lengths") else str(row["tokens"]))
+    """What a row measured, given its fields: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or texts encoded."""
+    if row.get("encoded"):
+        return f"{row['encoded']}, batches of {row['batch']}"
+    what = f"lengths of {row['lengths']}" if row.get("lengths") else row.get("image") or row["tokens"]
+    return f"{row['batch']} x {what}"
 
 
 def _paddings(report: Report) -> str:
     """A sentence for each point that is padded, each with a blank in front."""
     first = [next(iter(rows.values())) for rows in points(report.rows).values()]
     return "".join(
-        f" {point_title(vars(row))}: padded to {row.tokens} tokens on average, "
-        f"{1 - row.tokens_per_s / row.padded_tokens_per_s:.0%} of them padding."
+        f" {point_title(vars(row))}: padded to {row.tokens} tokens on average, {_padding(row):.0%} of them padding."
         for row in first
         if row.lengths
     )
@@ -120,6 +177,25 @@ def size_table(report: Report) -> Table:
     caption = f"on disk computed, not a file: {', '.join(computed)}. " if computed else ""
     caption += "relative L2: distance from the output of reference."
     return Table("megabytes (10^6 bytes) on disk", ["", "on disk", "its linears", "relative L2"], lines, caption)
+
+
+def growth_table(report: Report) -> Table:
+    """One line for each candidate and line of the grid: the curve of its times, and how far they are from it."""
+    lines = [
+        [line.name, f"{line.along}, {line.fixed}", formula(line), f"{line.deviation:.0%}", str(line.deviation_at)]
+        for line in report.growth
+    ]
+    caption = (
+        "t: milliseconds as a curve of n, the batch or the tokens of a text; all else is fixed. off by: the largest "
+        "relative distance of a median from its curve, and the n where it is."
+    )
+    return Table("how time grows", ["", "n", "t", "off by", "at n"], lines, caption)
+
+
+def formula(line: Growth) -> str:
+    """The curve in writing: `1.20 + 0.0531 n + 2.1e-05 n²`."""
+    units = ("", " n", " n²")
+    return " + ".join(f"{c:.3g}{unit}" for c, unit in zip(line.coefficients, units, strict=False))
 
 
 def process_table(report: Report) -> Table:

@@ -3,6 +3,8 @@
     plan ──check──▶ subject (packed + full precision) ──▶ candidates ──▶ timings, point by point ─────────────▶ report
                                                               └────────▶ memory and start, a subprocess each ──┘
 
+Instead of forward passes, a plan with `text` has whole files encoded (`end_to_end`); memory is not measured then.
+
 Every name is checked before any model is built. Beside each latency of a backend stands how far its output is from
 `reference` on the same batch: a fast wrong kernel must not look good.
 """
@@ -14,23 +16,28 @@ from typing import Any
 
 import torch
 
-from ternarize_cli import checkpoint, kernels
+from ternarize_cli import checkpoint, kernels, vision
 from ternarize_cli.bench import baselines, machine
 from ternarize_cli.bench.baselines import Forward
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, random_batch
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
+from ternarize_cli.bench.end_to_end import time_texts
+from ternarize_cli.bench.growth import Growth, growths
+from ternarize_cli.bench.inputs import random_batch
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import Memory, probe
 from ternarize_cli.bench.rows import Feed, Row, time_feed
+from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape
 from ternarize_cli.bench.storage import Storage, storage
-from ternarize_cli.bench.subject import BERT_BASE_CHINESE, Subject, max_tokens, prepare
+from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.errors import InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import source_name
 
-__all__ = ["DEFAULT_RIVALS", "Plan", "Report", "benchmark"]
+__all__ = ["DEFAULT_RIVALS", "DEFAULT_TOKENS", "Plan", "Report", "benchmark"]
 
 DEFAULT_RIVALS = ("torch-fp32", "torch-bf16")
+DEFAULT_TOKENS = (16, 128)
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,23 @@ class Plan:
 
     Attributes:
         backends: names of kernel backends; empty for all that run on this CPU.
-        rivals: names of rivals; "all" stands for those that can run here.
-        batches, tokens: every pair of them is a point.
+        rivals: names of rivals; "all" stands for those that can run here, "none" for no rival.
+        batches, tokens: every pair of them is a point. Images take no tokens; None stands for `DEFAULT_TOKENS`.
         repeats: timed calls of each candidate per point.
         seconds: time budget per point; it cuts the repeats, though never below three.
         warmup: untimed calls before.
         threads: CPU threads for all; None leaves torch's number.
         memory: measure memory, load time and cold start too, in a subprocess per candidate.
-        seed: of the token ids, of the texts drawn, and of random weights.
+        seed: of token ids and pixels, of the texts drawn, and of random weights.
         lengths: a file of texts (`texts.read_texts`); batches of them are a point for each of `batches`.
+        text: a file of texts to encode from strings to vectors, in batches of `batches`, instead of all that; of more
+            than 10,000 as many are drawn.
     """
 
     backends: tuple[str, ...] = ()
     rivals: tuple[str, ...] = DEFAULT_RIVALS
     batches: tuple[int, ...] = (1, 8)
-    tokens: tuple[int, ...] = (16, 128)
+    tokens: tuple[int, ...] | None = None
     repeats: int = 50
     seconds: float = 10.0
     warmup: int = 2
@@ -61,11 +70,12 @@ class Plan:
     memory: bool = True
     seed: int = 0
     lengths: str | None = None
+    text: str | None = None
 
-    @property
-    def points(self) -> list[Point]:
+    def points(self, *, images: bool = False) -> list[Point]:
         """All points, small to large."""
-        return sorted({Point(batch, tokens) for batch in self.batches for tokens in self.tokens})
+        lengths = (0,) if images else self.tokens or DEFAULT_TOKENS
+        return sorted({Point(batch, tokens) for batch in self.batches for tokens in lengths})
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ class Report:
     rows: list[Row]
     storage: list[Storage]
     memory: list[Memory]
+    growth: list[Growth]
     machine: dict[str, Any]
     busy: bool
 
@@ -91,30 +102,33 @@ def benchmark(
     plan: Plan,
     *,
     allow_pickle: bool = False,
-    random_config: dict[str, int] = BERT_BASE_CHINESE,
+    teacher: str | None = None,
+    shape: Shape = SHAPES[DEFAULT],
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> Report:
-    """Measures MODEL, or a BERT with random weights if it is None.
+    """Measures MODEL, or a model with random weights if it is None.
 
     Args:
         model: as users type it.
         plan: what to measure.
         allow_pickle: read a MODEL that has only pickled weights.
-        random_config: BERT config values of the random model.
+        teacher: the full-precision model that the rivals run, as users type it; None: MODEL's own weights.
+        shape: of the random model.
         say: is told what goes on, a sentence at a time.
         track: progress.
 
     Raises:
-        InputError: a backend or rival nobody knows, a model or file of texts that can't be read, or more tokens than
-            the model takes.
+        InputError: a backend or rival nobody knows, a model or file of texts that can't be read, more tokens than
+            the model takes, tokens or texts for a model that reads images, or a teacher that MODEL was not made of.
         UnavailableError: a backend was named that can't run here, or can't run this model.
     """
     backends, device = _chosen_backends(plan)
     rivals, left_out = _chosen_rivals(plan, device)
     for note in left_out:
         say(note)
-    texts = draw(plan.lengths, plan.seed) if plan.lengths is not None else []
+    source = plan.text or plan.lengths
+    texts = draw(source, plan.seed) if source is not None else []
     load_before = machine.load_average()
     with machine.Watch() as before:
         top = machine.top_processes()
@@ -125,15 +139,35 @@ def benchmark(
     try:
         torch.set_num_threads(plan.threads or threads)
         with prepare(
-            model, seed=plan.seed, allow_pickle=allow_pickle, random_config=random_config, say=say, track=track
+            model,
+            seed=plan.seed,
+            allow_pickle=allow_pickle,
+            shape=shape,
+            teacher=teacher,
+            check=lambda folder: _check_inputs(folder, plan),
+            say=say,
+            track=track,
         ) as subject:
-            _check_tokens(subject, plan)
             candidates = [Candidate(name, BACKEND, subject.packed, device) for name in backends]
             candidates += [Candidate(name, RIVAL, subject.dense, device) for name in rivals]
-            rows, during = _time(candidates, subject, plan, _feeds(subject, plan, texts, device), track)
+            if plan.text is not None:
+                name = Path(source_name(plan.text)).name
+                rows, during = time_texts(
+                    candidates,
+                    subject,
+                    texts,
+                    name,
+                    plan.batches,
+                    repeats=plan.repeats,
+                    seconds=plan.seconds,
+                    track=track,
+                )
+            else:
+                rows, during = _time(candidates, subject, plan, _feeds(subject, plan, texts, device), track)
             memory = []
-            if plan.memory:
-                largest = max(plan.points, key=lambda point: (point.batch * point.tokens, point.tokens))
+            if plan.memory and plan.text is None:
+                points = plan.points(images=subject.image is not None)
+                largest = max(points, key=lambda point: (point.batch * max(point.tokens, 1), point.tokens))
                 memory = [
                     probe(candidate, largest, threads=torch.get_num_threads(), seed=plan.seed)
                     for candidate in track(candidates, "measuring memory and start", len(candidates))
@@ -149,7 +183,15 @@ def benchmark(
             }
             busy = machine.is_busy(before.others, during)
             return Report(
-                subject.name, device, (*left_out, *subject.notes), rows, storage(subject, rivals), memory, found, busy
+                subject.name,
+                device,
+                (*left_out, *subject.notes),
+                rows,
+                storage(subject, rivals),
+                memory,
+                growths(rows),
+                found,
+                busy,
             )
     finally:
         torch.set_num_threads(threads)
@@ -174,11 +216,20 @@ def _chosen_backends(plan: Plan) -> tuple[list[str], str]:
     return list(dict.fromkeys(plan.backends)), "cuda" if on_gpu else "cpu"
 
 
-def _check_tokens(subject: Subject, plan: Plan) -> None:
-    limit = max_tokens(checkpoint.read_config(subject.dense))
-    too_many = [tokens for tokens in plan.tokens if limit is not None and tokens > limit]
+def _check_inputs(folder: Path, plan: Plan) -> None:
+    """Refuses a plan that the model can't be fed with."""
+    if vision.modalities(folder) == {"image"}:
+        for option, value in {"--tokens": plan.tokens, "--lengths": plan.lengths, "--text": plan.text}.items():
+            if value is not None:
+                raise InputError(
+                    f"{option} is about texts, and {folder.name} reads images",
+                    hint="leave it out: the size of its images decides how many tokens there are",
+                )
+        return
+    limit = max_tokens(checkpoint.read_config(folder))
+    too_many = [tokens for tokens in plan.tokens or () if limit is not None and tokens > limit]
     if too_many:
-        raise InputError(f"{subject.name} takes at most {limit} tokens, not {too_many[0]}", hint=f"--tokens {limit}")
+        raise InputError(f"{folder.name} takes at most {limit} tokens, not {too_many[0]}", hint=f"--tokens {limit}")
 
 
 def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
@@ -190,15 +241,15 @@ def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
             there, reasons = baselines.available(device)
             chosen += there
             notes += [f"left out: {reason}" for reason in reasons]
-        else:
+        elif name != baselines.NONE:
             chosen.append(baselines.require(name, device).name)
     return list(dict.fromkeys(chosen)), notes
 
 
 def _feeds(subject: Subject, plan: Plan, texts: Sequence[str], device: str) -> list[Feed]:
     """What is timed, in order: the grid, then batches of texts."""
-    config = checkpoint.read_config(subject.dense)
-    feeds = [Feed((random_batch(config, point, plan.seed, device),)) for point in plan.points]
+    points = plan.points(images=subject.image is not None)
+    feeds = [Feed((random_batch(subject.packed, point, plan.seed, device),)) for point in points]
     if plan.lengths is not None:
         name = Path(source_name(plan.lengths)).name
         drawn = padded_batches(subject.packed, texts, sorted(set(plan.batches)), min(BATCHES, plan.repeats), device)

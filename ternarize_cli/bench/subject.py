@@ -5,11 +5,12 @@
                            temporary folder
     a ternary checkpoint   pack, in a temporary folder    twin of the packed form
     a packed model         the model itself               twin of the packed form
-    none                   as for a full-precision model  BERT-base with random weights
+    none                   as for a full-precision model  one with random weights (`shapes`)
 
 A *twin* is the packed model with its codes multiplied out into fp32 matrices: the same shapes and so the same work,
-because a dense forward pass takes as long for one set of values as for another. Everything goes through the real
-`convert` and `pack`, so that bytes are those of files a user would get.
+because a dense forward pass takes as long for one set of values as for another. Whoever names the teacher
+that MODEL was made of has the rivals run that instead. Everything goes through the real `convert` and `pack`, so that
+bytes are those of files a user would get.
 """
 
 import json
@@ -21,19 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ternarize_cli import checkpoint, hf, models, weights
+from ternarize_cli import checkpoint, hf, models, vision, weights
+from ternarize_cli.bench.inputs import image_shape
+from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape, random_model
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.pack import pack
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.surgery import dequantize
 
-__all__ = ["BERT_BASE_CHINESE", "Subject", "max_tokens", "prepare", "random_bert"]
-
-BERT_BASE_CHINESE: dict[str, int] = {"vocab_size": 21128}
-"""What a BERT-base config must say to have bert-base-chinese's shapes: the vocabulary; the rest is the default."""
+__all__ = ["Subject", "max_tokens", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,14 @@ class Subject:
         packed: the packed model.
         dense: the same model in full precision, as safetensors.
         notes: how the two came to be, a sentence each.
+        image: channels, height and width of what it reads; None if it reads texts.
     """
 
     name: str
     packed: Path
     dense: Path
     notes: tuple[str, ...]
+    image: tuple[int, int, int] | None = None
 
 
 @contextmanager
@@ -59,7 +59,9 @@ def prepare(
     *,
     seed: int = 0,
     allow_pickle: bool = False,
-    random_config: dict[str, int] = BERT_BASE_CHINESE,
+    shape: Shape = SHAPES[DEFAULT],
+    teacher: str | None = None,
+    check: Callable[[Path], None] = lambda folder: None,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> Iterator[Subject]:
@@ -69,12 +71,14 @@ def prepare(
         model: MODEL as users type it; None for random weights.
         seed: of the random weights.
         allow_pickle: read a MODEL that has only pickled weights.
-        random_config: BERT config values of the random model.
+        shape: of the random model.
+        teacher: what the rivals run, as users type it; None: MODEL itself or its twin.
+        check: is given the model's folder before any work; what it raises goes through.
         say: is told the subject's notes as they come up, before the work that each is about.
         track: progress of converting and packing.
 
     Raises:
-        InputError: MODEL can't be found or read, or is no text encoder.
+        InputError: MODEL can't be found or read, is no encoder of texts or images, or was not made of that teacher.
     """
     notes: list[str] = []
 
@@ -86,11 +90,15 @@ def prepare(
     with tempfile.TemporaryDirectory(prefix="ternarize-bench-") as name:
         work = Path(name)
         if model is None:
-            note(f"no MODEL was given: measuring a BERT with random weights{_like(random_config)}")
-            title, source = "random BERT", random_bert(work / "random", random_config, seed)
+            note(f"no MODEL was given: measuring a {_told(shape)}")
+            title, source = f"random {_told(shape).split()[0]}", random_model(work / "random", shape, seed)
         else:
             title, source = models.model_name(model), models.resolve(model, allow_pickle=allow_pickle)
-            _require_text_encoder(source)
+            _require_encoder(source)
+        original = None if teacher is None else models.resolve(teacher, allow_pickle=allow_pickle)
+        if original is not None:
+            _require_same_shape(original, source, title)
+        check(source)
         stage, packed, dense = checkpoint.stage(source), source, source
         if stage is None:
             if model is not None:
@@ -101,31 +109,13 @@ def prepare(
         elif stage == "latent":
             note("the ternary checkpoint is packed for this run")
             packed = _pack(source, work / "packed", track)
-        if stage is not None or not _has_safetensors(source):
+        if original is not None:
+            note(f"the rivals run {teacher}")
+            dense = original
+        elif stage is not None or not _has_safetensors(source):
             note("the rivals run the packed weights multiplied out to full width: same shapes, same work")
             dense = _write_twin(packed, work / "twin")
-        yield Subject(title, packed, dense, tuple(notes))
-
-
-def random_bert(folder: Path, config: dict[str, int], seed: int) -> Path:
-    """Writes a BERT of that config with random weights and a tokenizer of as many made-up words into `folder`."""
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    settings = BertConfig(**config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        BertModel(settings).save_pretrained(folder)
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = specials + [f"word{i}" for i in range(len(specials), settings.vocab_size)]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), specials, strict=True))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=settings.max_position_embeddings, **named
-    ).save_pretrained(folder)
-    return folder
+        yield Subject(title, packed, dense, tuple(notes), image_shape(source))
 
 
 def max_tokens(config: dict[str, Any]) -> int | None:
@@ -139,16 +129,40 @@ def max_tokens(config: dict[str, Any]) -> int | None:
     return positions
 
 
-def _like(config: dict[str, int]) -> str:
-    return ", in the shapes of bert-base-chinese" if config == BERT_BASE_CHINESE else f" ({config})"
+def _told(shape: Shape) -> str:
+    kind = {"bert": "BERT", "vit": "ViT", "dinov2": "DINOv2"}[shape.model_type]
+    return f"{kind} with random weights" + (f", in the shape of {shape.like}" if shape.like else f" ({shape.config})")
 
 
-def _require_text_encoder(folder: Path) -> None:
-    if "vocab_size" not in checkpoint.read_config(folder):
+def _require_encoder(folder: Path) -> None:
+    """Refuses what is fed neither token ids nor pixels alone."""
+    reads = vision.modalities(folder)
+    if len(reads) > 1:
+        raise InputError(
+            f"{folder} reads texts and images, and bench measures encoders of one of them",
+            hint="a text or an image encoder, or no MODEL at all for a random BERT-base",
+        )
+    if reads == {"text"} and "vocab_size" not in checkpoint.read_config(folder):
         raise InputError(
             f"{folder} is no text encoder: its config.json has no vocab_size, and bench feeds token ids",
             hint="a BERT-type model, or no MODEL at all for a random BERT-base",
         )
+
+
+def _require_same_shape(teacher: Path, source: Path, model: str) -> None:
+    """Refuses a teacher that MODEL can't have been made of."""
+    if stage := checkpoint.stage(teacher):
+        raise InputError(
+            f"--teacher {teacher} is ternary ({stage}), and the rivals run a full-precision model",
+            hint="the model that MODEL was made of",
+        )
+    ours, others = checkpoint.read_config(source), checkpoint.read_config(teacher)
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size"):
+        if ours.get(key) != others.get(key):
+            raise InputError(
+                f"{model} was not made of {teacher}: {key} is {ours.get(key)} and {others.get(key)}",
+                hint="--teacher is the model that MODEL was made of",
+            )
 
 
 def _pack(ternary: Path, output: Path, track: Track) -> Path:
@@ -168,6 +182,7 @@ def _write_twin(packed: Path, folder: Path) -> Path:
     encoder = models.load_encoder(packed, backend="reference", device="cpu")
     state = dequantize(encoder[0].auto_model).state_dict()
     folder.mkdir()
+    checkpoint.copy_companions(packed, folder)
     wide = {name: (t.float() if t.is_floating_point() else t).clone() for name, t in state.items()}
     weights.ShardWriter(folder).write("model.safetensors", wide)
     config = checkpoint.read_config(packed) | {"dtype": "float32"}

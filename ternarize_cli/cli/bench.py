@@ -26,7 +26,7 @@ def _bench(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="A folder, hub id or package:NAME, packed or not; without one, a random BERT-base is measured. "
+            help="A folder, hub id or package:NAME, packed or not; without one, a model of random weights is measured. "
             "With --compare: two or more reports.",
             show_default=False,
         ),
@@ -42,18 +42,50 @@ def _bench(
         typer.Option(
             "--against",
             metavar="NAME",
-            help="A rival, such as onnx-int8; repeatable; all: every one that can run here. Default: torch-fp32 and "
-            "torch-bf16.",
+            help="A rival, such as onnx-int8; repeatable; all: every one that can run here; none: no rival. Default: "
+            "torch-fp32 and torch-bf16.",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,…", help="Batch sizes.")] = "1,8",
-    tokens: Annotated[str, typer.Option("--tokens", metavar="N,…", help="Sequence lengths, padding-free.")] = "16,128",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="What the rivals run: the full-precision model that MODEL was made of. Default: MODEL's own weights.",
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME",
+            help="The random model's: bert-base (default), vit-base or dinov2-base.",
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="N,…", help="Batch sizes. Default: 1,8, and with --text 32.", show_default=False
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", metavar="N,…", help="Lengths of texts, padding-free. Default: 16,128."),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
             "--lengths",
             metavar="FILE",
             help="Also time padded batches of these texts (one per line, or JSONL), with the lengths they have.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Instead of all that: encode these texts, from strings to vectors, as users of each runtime do.",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls per candidate and point.")] = 50,
@@ -72,6 +104,14 @@ def _bench(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write one page with tables, machine and a plot (extra `plot`)."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw how time grows over 3 batches or 4 lengths at least; PNG, SVG or PDF (extra `plot`).",
+        ),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Measure nothing: set reports of --json beside the first of them."),
@@ -85,10 +125,14 @@ def _bench(
 ) -> None:
     """Measure speed, bytes, memory and start against rivals.
 
-    What is timed is the transformer's forward pass (token ids to last hidden state), all
-    candidates in one process with the same threads, interleaved call by call. Batches are
-    of random tokens and full length, and with --lengths of texts, too. A MODEL that is not
+    What is timed is the transformer's forward pass (token ids or pixels to last hidden
+    state), all candidates in one process with the same threads, interleaved call by call.
+    Batches are of random tokens and full length, and with --lengths of texts, too; for an
+    image encoder they are of random images of the size that it reads. A MODEL that is not
     packed is converted and packed in a temporary folder first.
+
+    With --text all texts of a file are encoded: tokenised, put into batches by length, run,
+    pooled and normalised, by SentenceTransformer.encode around each candidate.
 
     With --compare, instead: ternarize bench --compare before.json after.json
     """
@@ -96,7 +140,7 @@ def _bench(
 
     out = Output(json_mode=json, quiet=quiet)
     if compare:
-        for option, path in {"--csv": csv, "--markdown": markdown, "--html": html}.items():
+        for option, path in {"--csv": csv, "--markdown": markdown, "--html": html, "--plot": plot}.items():
             if path is not None:
                 raise InputError(f"{option} writes a measurement, and --compare measures nothing", hint="--json")
         _compare(out, [Path(name) for name in model or ()])
@@ -106,14 +150,29 @@ def _bench(
             f"bench measures one MODEL, not {len(model)}: {' '.join(model)}",
             hint="one run for each with --json > NAME.json, then: ternarize bench --compare NAME.json …",
         )
-    batches, numbers = _numbers(batch, "--batch"), _numbers(tokens, "--tokens")
+    if not model and teacher is not None:
+        raise InputError("--teacher is what MODEL was made of, and no MODEL was given", hint="give MODEL, too")
+    if model and shape is not None:
+        raise InputError("--shape is that of a random model, and MODEL has its own", hint="leave one of them out")
+    for option, value in {"--tokens": tokens, "--lengths": lengths}.items():
+        if text is not None and value is not None:
+            raise InputError(f"{option} is of forward passes, and --text encodes whole texts", hint="two runs")
+    batches = _numbers(("1,8" if text is None else "32") if batch is None else batch, "--batch")
+    numbers = None if tokens is None else _numbers(tokens, "--tokens")
 
     from ternarize_cli.bench.formats import Outputs
     from ternarize_cli.bench.report import machine_line, tables
     from ternarize_cli.bench.run import DEFAULT_RIVALS, Plan, benchmark
+    from ternarize_cli.bench.shapes import DEFAULT, require
 
-    outputs = Outputs(csv, markdown, html, force)
+    random_shape = require(shape or DEFAULT)
+    outputs = Outputs(csv, markdown, html, plot, force)
     outputs.check()
+    if plot is not None and (text is not None or (len(batches) < 3 and len(numbers or ()) < 4)):
+        raise InputError(
+            "--plot draws how time grows over a grid of 3 batches or 4 lengths at least",
+            hint="--batch 1,2,4,8,16,32 --tokens 128",
+        )
     plan = Plan(
         backends=tuple(backend or ()),
         rivals=tuple(dict.fromkeys(against or DEFAULT_RIVALS)),
@@ -126,8 +185,17 @@ def _bench(
         memory=memory,
         seed=seed,
         lengths=lengths,
+        text=text,
     )
-    report = benchmark(model[0] if model else None, plan, allow_pickle=allow_pickle, say=out.note, track=out.track)
+    report = benchmark(
+        model[0] if model else None,
+        plan,
+        allow_pickle=allow_pickle,
+        teacher=teacher,
+        shape=random_shape,
+        say=out.note,
+        track=out.track,
+    )
     for table in tables(report):
         out.table(table.title, table.columns, table.rows, caption=table.caption)
     out.text(machine_line(report.machine))

@@ -85,7 +85,7 @@ def require(name: str) -> None:
         InputError: there is none of that name.
         UnavailableError: packages that it needs are not installed.
     """
-    if name in baselines.names():
+    if name in baselines.names(same_vectors=True):
         baselines.require(name)
     elif name not in _VECTORS and not _TRUNCATE.fullmatch(name):
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5) or names()
@@ -134,7 +134,7 @@ def make(
     """
     require(name)
     items = _calibration(name, calibration)
-    outside = name.startswith(("onnx-", "openvino-"))
+    outside = name.startswith(("onnx-", "openvino-")) or name == "torch-compiled"
     if name not in _VECTORS and not name.startswith("truncate-"):
         _require_full_precision(name, teacher, text_only=outside)
     device = checked_device("cpu" if device is None and outside else device)
@@ -203,10 +203,10 @@ def _run_outside(
         note = f"OpenVINO, NNCF int8, calibrated on {len(items)} texts of the task data"
     else:
         forward = entry.build(teacher, device)
-        path = onnx.int8_model(teacher) if name == "onnx-int8" else exports.onnx_export(teacher)
+        path = entry.prepare(teacher)
         if name == "onnx-int8" and onnx.weight_bits() == 7:
             note += ", of 7 bits because this CPU has no VNNI"
-    size = exports.bytes_of(path.parent)
+    size = exports.bytes_of(path.parent) if entry.make else weights.bytes_on_disk(teacher)
     if name == "openvino-bf16":
         size //= 2
         note += "; bytes computed"

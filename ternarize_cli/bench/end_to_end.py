@@ -1,0 +1,120 @@
+"""From texts to vectors: what a user waits for, beside the forward pass that `rows` times.
+
+Texts are tokenised, put into batches by their length, run, pooled and normalised, every candidate in the same way: that
+of `SentenceTransformer.encode`. sentence-transformers' own backends for ONNX Runtime and OpenVINO differ from its torch
+backend in what stands in the transformer's place, and so do the candidates here:
+
+    backends              the packed model
+    torch-*               the full-precision model, in that width, or compiled
+    onnx-*, openvino-*    a session of that runtime; texts of the corpus calibrate OpenVINO's int8
+
+Before the clock starts each candidate has encoded all texts once. The cosine between those vectors and the
+full-precision model's shows that all do the same work.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ternarize_cli import kernels, models
+from ternarize_cli.bench import machine
+from ternarize_cli.bench.candidates import RIVAL, Candidate
+from ternarize_cli.bench.measure import time_interleaved
+from ternarize_cli.bench.rows import Row, timed_rows
+from ternarize_cli.bench.subject import Subject
+from ternarize_cli.evaluation import rivals
+from ternarize_cli.progress import Track
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["BATCH", "count_tokens", "mean_cosine", "time_texts"]
+
+BATCH = 32
+"""Texts of a batch where nothing else is asked for: sentence-transformers' own default."""
+_FULL_PRECISION = "torch-fp32"
+
+
+def time_texts(
+    candidates: Sequence[Candidate],
+    subject: Subject,
+    texts: Sequence[str],
+    name: str,
+    batches: Sequence[int],
+    *,
+    repeats: int,
+    seconds: float,
+    track: Track,
+) -> tuple[list[Row], float]:
+    """Times all texts, in batches of each size.
+
+    Args:
+        candidates: who takes part.
+        subject: the model that they run.
+        texts: what is encoded.
+        name: of the file that they are from.
+        batches: texts of a batch.
+        repeats, seconds: as for `measure.time_interleaved`; a call encodes all texts.
+        track: progress.
+
+    Returns:
+        The rows, and what others used of the CPU while the clock ran, in percent of a core.
+
+    Raises:
+        UnavailableError: a candidate can't run here; TernarizeError: a rival can't be made.
+    """
+    encoders: dict[str, SentenceTransformer] = {}
+    ran: dict[str, str] = {}
+    for candidate in track(candidates, "loading", len(candidates)):
+        encoders[candidate.name], ran[candidate.name] = _load(candidate, texts)
+    if (exact := encoders.get(_FULL_PRECISION)) is None:
+        exact = rivals.make(_FULL_PRECISION, subject.dense, device=candidates[0].device).encoder
+    rows: list[Row] = []
+    with machine.Watch() as watch:
+        for batch in track(sorted(set(batches)), "encoding", len(set(batches))):
+            options = {"batch_size": batch, "show_progress_bar": False}
+            calls = {name: partial(encoder.encode, texts, **options) for name, encoder in encoders.items()}
+            expected = exact.encode(texts, **options)
+            cosines = {name: mean_cosine(call(), expected) for name, call in calls.items()}
+            times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=0)
+            real, padded = count_tokens(exact, texts, batch)
+            timed = timed_rows(
+                candidates,
+                ran,
+                times,
+                inputs=[len(texts)],
+                real=[real],
+                padded=[padded],
+                batch=batch,
+                tokens=round(real / len(texts)),
+                encoded=f"{len(texts):,} texts of {name}",
+            )
+            rows += [replace(row, cosine=cosines[row.name]) for row in timed]
+    return rows, watch.others
+
+
+def count_tokens(encoder: "SentenceTransformer", texts: Sequence[str], batch: int) -> tuple[int, int]:
+    """Tokens of texts in batches by their length, without and with padding."""
+    ordered = sorted(texts, key=len, reverse=True)
+    masks = [
+        encoder.preprocess(ordered[start : start + batch])["attention_mask"] for start in range(0, len(texts), batch)
+    ]
+    return sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+
+
+def mean_cosine(vectors: np.ndarray, expected: np.ndarray) -> float:
+    """The mean cosine of vectors `[texts, dim]` to those expected of the same texts."""
+    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (vectors, expected))
+    return round(float((a * b).sum(axis=1).mean()), 5)
+
+
+def _load(candidate: Candidate, texts: Sequence[str]) -> "tuple[SentenceTransformer, str]":
+    """The encoder of a candidate, and the name of what really runs."""
+    if candidate.kind == RIVAL:
+        made = rivals.make(candidate.name, candidate.folder, device=candidate.device, calibration=texts)
+        return made.encoder, candidate.name
+    encoder = models.load_encoder(candidate.folder, device=candidate.device)
+    return encoder, kernels.use_backend(encoder, candidate.name)
