@@ -1,5 +1,5 @@
-// What every instruction set does alike, on vectors of 16 floats, which the compiler splits where registers are narrower.
-// This file is compiled once for each, inside a namespace of its own (TZ_ISA).
+// What every instruction set does alike, on vectors as wide as its registers. This file is compiled once for each, inside a
+// namespace of its own (TZ_ISA).
 //
 // A file of an instruction set defines `struct Multiply` before it includes this one:
 //     static constexpr int rows;                                   // rows at a time, a divisor of 16
@@ -10,8 +10,10 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "native.h"
@@ -19,9 +21,16 @@
 namespace tz {
 namespace TZ_ISA {
 
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to even, for |x| < 2^22
 
 inline Floats load(const float* x) { return *reinterpret_cast<const Floats*>(x); }
@@ -30,6 +39,9 @@ inline Floats all(float x) { return x - Floats{}; }
 #if defined(__AVX512F__)
 inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
 inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+inline Floats larger(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
@@ -41,12 +53,16 @@ inline Floats rounded(Floats a) { return (a + kMagic) - kMagic; }
 inline void store_bytes(int8_t* to, Floats v) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)v)));
+#elif defined(__AVX2__)
+  const __m256i whole = _mm256_cvtps_epi32((__m256)v);
+  const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(pairs, pairs));
 #else
-  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(static_cast<int32_t>(v[i]));
+  *reinterpret_cast<Bytes*>(to) = __builtin_convertvector(__builtin_convertvector(v, Ints), Bytes);
 #endif
 }
 
-// The first `count` of up to 16 floats, `rest` behind them.
+// The first `count` floats of a vector, `rest` behind them.
 inline Floats load_some(const float* x, int count, float rest) {
   Floats v = all(rest);
   std::memcpy(&v, x, count * sizeof(float));
@@ -58,9 +74,10 @@ inline Floats load_some(const float* x, int count, float rest) {
 inline Floats madd(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__) || defined(__aarch64__)
-  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return c;
+#elif defined(__AVX2__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -92,7 +109,7 @@ inline float max_of(Floats v) {
   return reduced(v, [](float a, float b) { return std::max(a, b); });
 }
 
-// Goes through `count` floats 16 at a time: body(place, vector, chain); the last one is filled with `rest`. Reductions keep
+// Goes through `count` floats a vector at a time: body(place, vector, chain); the last one is filled with `rest`. Reductions keep
 // a partial result for each of four chains, so that no step waits for the one before.
 template <class Body>
 inline void through(const float* x, int count, float rest, Body body) {
@@ -161,7 +178,7 @@ inline void put_half(uint16_t* to, Floats y, int count) {
   for (int j = 0; j < std::min(count, kLanes); ++j) to[j] = to_half(y[j]);
 }
 
-// What `Then` says, for up to 16 outputs of a row.
+// What `Then` says, for up to a vector of outputs of a row.
 template <Then then>
 inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
   const bool whole = count >= kLanes;
@@ -187,19 +204,23 @@ template <Then then>
 inline void finish(const int32_t* c, int from, int until, const Linear& w, int panel, const Activations& a, int first,
                    const Sink& to) {
   const int columns = w.outputs - panel * kPanel;
-  const Floats scales[2] = {load(w.scale + panel * kPanel), load(w.scale + panel * kPanel + kLanes)};
-  const Floats biases[2] = {load(w.bias + panel * kPanel), load(w.bias + panel * kPanel + kLanes)};
+  constexpr int parts = kPanel / kLanes;
+  Floats scales[parts], biases[parts];
+  for (int part = 0; part < parts; ++part) {
+    scales[part] = load(w.scale + panel * kPanel + part * kLanes);
+    biases[part] = load(w.bias + panel * kPanel + part * kLanes);
+  }
   for (int i = from; i < until; ++i) {
     const size_t place = (first + i) * to.stride + panel * kPanel;
-    for (int half = 0; half < 2; ++half) {
-      const Ints sums = *reinterpret_cast<const Ints*>(c + i * kPanel + half * kLanes) - a.sums[first + i];
-      Floats y = __builtin_convertvector(sums, Floats) * scales[half];
+    for (int part = 0; part < parts && part * kLanes < columns; ++part) {
+      const Ints sums = *reinterpret_cast<const Ints*>(c + i * kPanel + part * kLanes) - a.sums[first + i];
+      Floats y = __builtin_convertvector(sums, Floats) * scales[part];
       y = y * a.t[first + i];
-      y = y + biases[half];
+      y = y + biases[part];
       if (columns >= kPanel)
-        put<then>(to, place + half * kLanes, sums, y, kLanes);
-      else if (columns > half * kLanes)
-        put<then>(to, place + half * kLanes, sums, y, columns - half * kLanes);
+        put<then>(to, place + part * kLanes, sums, y, kLanes);
+      else
+        put<then>(to, place + part * kLanes, sums, y, columns - part * kLanes);
     }
   }
 }
@@ -314,7 +335,7 @@ inline void attention(const void* qkv, size_t stride, int width, int length, int
   const float* q = static_cast<const float*>(qkv);
   const float* k = q + width;
   const float* v = k + width;
-  const int padded = (length + kLanes - 1) / kLanes * kLanes;
+  const int padded = (length + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
   float* keys = reinterpret_cast<float*>(scratch);            // [head][padded]
   float* scores = keys + static_cast<size_t>(head) * padded;  // [4][padded]
   for (int d = 0; d < head; ++d)
@@ -323,15 +344,23 @@ inline void attention(const void* qkv, size_t stride, int width, int length, int
     const int count = std::min(4, last - row);
     const float* from[4];
     for (int i = 0; i < 4; ++i) from[i] = q + std::min(row + i, last - 1) * stride;
-    for (int j = 0; j < padded; j += kLanes) {
-      Floats made[4] = {};
+    for (int j = 0; j < padded; j += 2 * kLanes) {
+      Floats left[4] = {}, right[4] = {};
       for (int d = 0; d < head; ++d) {
-        const Floats key = load(keys + d * padded + j);
-        for (int i = 0; i < 4; ++i) made[i] = madd(all(from[i][d]), key, made[i]);
+        const Floats a = load(keys + d * padded + j), b = load(keys + d * padded + j + kLanes);
+        for (int i = 0; i < 4; ++i) {
+          const Floats x = all(from[i][d]);
+          left[i] = madd(x, a, left[i]);
+          right[i] = madd(x, b, right[i]);
+        }
       }
-      for (int i = 0; i < 4; ++i) store(scores + i * padded + j, made[i] * scale);
+      for (int i = 0; i < 4; ++i) {
+        store(scores + i * padded + j, left[i] * scale);
+        store(scores + i * padded + j + kLanes, right[i] * scale);
+      }
     }
-    for (int i = 0; i < count; ++i) {
+    float inverse[4];
+    for (int i = 0; i < 4; ++i) {
       float* s = scores + i * padded;
       Floats most[4] = {all(s[0]), all(s[0]), all(s[0]), all(s[0])}, sum[4] = {};
       through(s, length, s[0], [&](int, Floats x, int chain) { most[chain] = larger(most[chain], x); });
@@ -339,15 +368,30 @@ inline void attention(const void* qkv, size_t stride, int width, int length, int
       through(s, padded, 0.0f, [&](int j, Floats x, int) { store(s + j, exp_of_negative(x - largest)); });
       for (int j = length; j < padded; ++j) s[j] = 0.0f;
       through(s, padded, 0.0f, [&](int, Floats x, int chain) { sum[chain] += x; });
-      const float inverse = 1.0f / sum_of(sum);
-      float* to = out + (row + i) * out_stride;
-      for (int d = 0; d < head; ++d) to[d] = 0.0f;
+      inverse[i] = 1.0f / sum_of(sum);
+    }
+    int d = 0;
+    for (; d + 2 * kLanes <= head; d += 2 * kLanes) {
+      Floats left[4] = {}, right[4] = {};
       for (int j = 0; j < length; ++j) {
-        const float p = s[j] * inverse;
-        const float* value = v + j * stride;
-        for (int d = 0; d < head; ++d) to[d] += p * value[d];
+        const Floats a = load(v + j * stride + d), b = load(v + j * stride + d + kLanes);
+        for (int i = 0; i < 4; ++i) {
+          const Floats p = all(scores[i * padded + j]);
+          left[i] = madd(p, a, left[i]);
+          right[i] = madd(p, b, right[i]);
+        }
+      }
+      for (int i = 0; i < count; ++i) {
+        store(out + (row + i) * out_stride + d, left[i] * inverse[i]);
+        store(out + (row + i) * out_stride + d + kLanes, right[i] * inverse[i]);
       }
     }
+    for (; d < head; ++d)
+      for (int i = 0; i < count; ++i) {
+        float sum = 0.0f;
+        for (int j = 0; j < length; ++j) sum += scores[i * padded + j] * v[j * stride + d];
+        out[(row + i) * out_stride + d] = sum * inverse[i];
+      }
   }
 }
 
