@@ -14,7 +14,7 @@ def test_doctor_prints_one_json_object(run: Callable[..., object]) -> None:
     result = run("doctor", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert set(found) == {"schema_version", "machine", "backends", "extras", "hub", "disks"}
+    assert set(found) == {"schema_version", "machine", "backends", "native_instruction_sets", "extras", "hub", "disks"}
     assert [b["name"] for b in found["backends"]] == kernels.names()
     assert all(b["available"] or b["reason"] for b in found["backends"])
     assert found["machine"]["versions"]["ternarize"] == __version__

@@ -74,6 +74,19 @@ def test_groups_are_of_like_length_within_the_budget():
     assert by_length(np.array([], dtype=int), 2048) == []
 
 
+def test_of_a_very_long_text_only_the_beginning_is_tokenised(tiny_bert):
+    encode = TextEncoder(load_encoder(tiny_bert, device="cpu"))
+    seen = []
+    tokenise = encode._features
+    encode._features = lambda texts: seen.extend(map(len, texts)) or tokenise(texts)
+    long, blank = "cat dog " * 50_000, " " * 50_000 + "cat"
+    vectors = encode([long, blank, "cat", "cat dog " * 100])
+    assert seen[0] <= 64 * encode.limit
+    assert encode.truncated == 2
+    np.testing.assert_array_equal(vectors[1], vectors[2])  # blanks are no tokens: all of it is read
+    np.testing.assert_array_equal(vectors[0], vectors[3])
+
+
 def test_short_texts_share_a_pass_and_long_ones_do_not(tiny_bert):
     encode = TextEncoder(load_encoder(tiny_bert, device="cpu"))
     batches = encode.prepare(["cat"] * 900 + ["cat " * 100] * 200).batches

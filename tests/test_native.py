@@ -297,6 +297,11 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.Monke
         with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9") as caught:
             kernels.require("native")
         assert caught.value.exit_code == 4
+        with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9"):
+            random_layer(8, 8, Scheme())(torch.zeros(1, 8))
+        monkeypatch.setenv("TERNARIZE_NATIVE_ISA", SETS[-1].upper())
+        library.cache_clear()
+        assert library().chosen == SETS[-1]
     finally:
         library.cache_clear()
 

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from ternarize_cli import kernels
 from ternarize_cli.bench import machine
+from ternarize_cli.errors import UnavailableError
 
 __all__ = ["Disk", "Extra", "disks", "examine", "extras", "hub"]
 
@@ -64,6 +65,17 @@ def hub() -> dict[str, Any]:
     }
 
 
+def instruction_sets() -> list[str]:
+    """What the native runtime can run here, the one in use first; empty if it can't."""
+    from ternarize_cli.kernels.native.library import library
+
+    try:
+        lib = library()
+    except UnavailableError:
+        return []
+    return [lib.chosen, *(name for name in lib.instruction_sets if name != lib.chosen)]
+
+
 def disks() -> list[Disk]:
     """Free bytes where outputs, temporary folders and downloads go."""
     places = {"working folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
@@ -76,6 +88,7 @@ def examine() -> dict[str, Any]:
     return {
         "machine": machine.facts() | {"load": machine.load_average()},
         "backends": [asdict(info) for info in kernels.describe()],
+        "native_instruction_sets": instruction_sets(),
         "extras": [{**asdict(extra), "installed": extra.installed} for extra in extras()],
         "hub": hub(),
         "disks": [asdict(disk) for disk in disks()],

@@ -56,6 +56,9 @@ def _show(out: Output, found: dict[str, Any]) -> None:
     for b in found["backends"]:
         if not b["available"]:
             out.text(f"{b['name']} can't run here: {b['reason']}")
+    if sets := found["native_instruction_sets"]:
+        others = f"; TERNARIZE_NATIVE_ISA={'|'.join(sets[1:])} makes it use another" if sets[1:] else ""
+        out.text(f"native uses the instruction set {sets[0]}{others}")
 
 
 def _machine_lines(machine: dict[str, Any]) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ CHUNK, _CHARACTERS = 1024, 1 << 20
 BUDGET = 8192
 """Tokens of a batch at most, padding included: 32 texts of 256, or 512 of 16."""
 _BATCH = 32
+_LONG = 64  # characters a token that a text may have before it is looked at whether its beginning will do
 Role = Literal["text", "query", "document"]
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
@@ -108,6 +109,7 @@ class TextEncoder:
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
+        texts = [self._beginning(text) for text in texts]
         features = self._features(texts)
         mask = features.get("attention_mask")
         if mask is None or len(mask) != len(texts):  # what can't be cut by rows: bags of words, unpadded sequences
@@ -168,6 +170,16 @@ class TextEncoder:
 
     def _features(self, texts: list[str]) -> dict[str, Any]:
         return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
+
+    def _beginning(self, text: str) -> str:
+        """A text, or of a very long one only its beginning, if that alone has more tokens than the model reads.
+
+        Tokenising takes some 300 bytes a character.
+        """
+        if len(text) <= _LONG * self.limit:
+            return text
+        beginning = text[: _LONG * int(self.limit)].rpartition(" ")[0]
+        return beginning if beginning and self._count_longer([beginning]) else text
 
     def _count_longer(self, texts: list[str]) -> int:
         """Texts with more tokens than `limit`. A token covers a byte at least, so short texts need no tokenising."""

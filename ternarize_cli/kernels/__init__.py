@@ -5,6 +5,7 @@ a backend that was asked for by name and can't run is an error, never a silent r
 with a class under `@register`.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -127,6 +128,8 @@ def prepare(layer: "PackedLinear") -> tuple[str, Kernel]:
     if layer.backend == "auto":
         for name in AUTO.get(layer.weight.device.type, ("reference",)):
             backend = _REGISTRY[name]
+            if name == "native" and os.environ.get("TERNARIZE_NATIVE_ISA"):
+                require(name)  # who chose its instructions chose it
             if backend.missing() is None and _refusal(backend, layer) is None:
                 return name, backend.prepare(layer)
     backend = require("reference" if layer.backend == "auto" else layer.backend)

@@ -94,7 +94,7 @@ class Library:
         while (name := self._c.tz_instruction_set(len(found))) is not None:
             found.append(name.decode())
         self.instruction_sets = tuple(found)
-        wanted = os.environ.get("TERNARIZE_NATIVE_ISA")
+        wanted = os.environ.get("TERNARIZE_NATIVE_ISA", "").lower()
         if wanted and wanted not in found:
             raise UnavailableError(
                 f"TERNARIZE_NATIVE_ISA={wanted}: this processor runs {', '.join(found)}", hint="unset it"

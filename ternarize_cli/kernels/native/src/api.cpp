@@ -53,11 +53,19 @@ const std::vector<const Kernels*>& available() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");
+#if defined(TZ_HAS_amx)
     if (avx512 && has_amx()) list.push_back(amx_kernels());
+#endif
+#if defined(TZ_HAS_vnni)
     if (avx512) list.push_back(vnni_kernels());
+#endif
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(TZ_HAS_avxvnni)
     if (avx2 && has_avx_vnni()) list.push_back(avxvnni_kernels());
+#endif
+#if defined(TZ_HAS_avx2)
     if (avx2) list.push_back(avx2_kernels());
+#endif
 #elif defined(__aarch64__)
 #if defined(__linux__)
     if (getauxval(AT_HWCAP) & (1ul << 20)) list.push_back(neon_kernels());  // HWCAP_ASIMDDP
@@ -184,7 +192,8 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
              int rows, int width, const float* gain, const float* bias, float eps, float* x, int threads) {
   const Kernels& k = *available()[isa];
   return guarded([&] {
-    parallel(std::max(1, std::min(threads, rows / 64)), [&](int rank, int size) {
+    // one thread or all: OpenMP ends the others of a larger team, and must start them anew for the next
+    parallel(rows < 128 ? 1 : threads, [&](int rank, int size) {
       const int first = share(rows, rank, size), mine = share(rows, rank + 1, size) - first;
       float* to = x + static_cast<size_t>(first) * width;
       for (int i = 0; i < count; ++i) k.gather(tables[i], scales[i], ids[i] + first, mine, width, i > 0, to);
