@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ternarize_cli.fusion import fused
@@ -235,6 +236,7 @@ class _TrainedLinear(torch.autograd.Function):
         return F.linear(rounded, dense, None if bias is None else bias.to(dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rounded, dense, weight, scale = ctx.saved_tensors
         (of_output,) = gradients

@@ -86,7 +86,7 @@ def _stdin() -> IO[bytes]:
         raise DataError("stdin is closed", hint="pass a file, or write to stdin")
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
-    except OSError:  # no file, as under a test
+    except (AttributeError, OSError):  # no file: a stream that another program put in its place
         return sys.stdin.buffer
 
 

@@ -236,6 +236,9 @@ def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
 
 
 def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
+    both = run("bench", packed, "--against", "none", "--against", "torch-fp32", *QUICK)
+    assert both.exit_code == 2
+    assert "--against none stands alone" in both.stderr
     result = run("bench", packed, "--backend", "reference", "--against", "none", *QUICK, "--json")
     assert {row["name"] for row in json.loads(result.stdout)["rows"]} == {"reference"}
 

@@ -50,7 +50,9 @@ def packed(tmp_path_factory):
 def _process(model: object, *arguments: object, stdin: IO[bytes] | int = subprocess.PIPE) -> Iterator[subprocess.Popen]:
     """`ternarize encode MODEL -` with pipes on all sides; killed after a minute, so that a hang is a failure."""
     command = [sys.executable, "-m", "ternarize_cli", "encode", str(model), "-", "--quiet", *map(str, arguments)]
-    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c
+    ) as process:
         guard = threading.Timer(60, process.kill)
         guard.start()
         try:
@@ -58,6 +60,11 @@ def _process(model: object, *arguments: object, stdin: IO[bytes] | int = subproc
         finally:
             guard.cancel()
             process.kill()
+
+
+def _hear_ctrl_c() -> None:
+    """A shell's background jobs, as this run of tests may be, ignore it, and so do their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _say(process: subprocess.Popen, text: str) -> None:

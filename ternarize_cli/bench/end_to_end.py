@@ -97,17 +97,19 @@ def time_texts(
 
 
 def count_tokens(encoder: "SentenceTransformer", texts: Sequence[str], batch: int) -> tuple[int, int]:
-    """Tokens of texts in batches by their length, without and with padding."""
+    """Tokens of texts, with the model's default prompt, in batches by their length: without and with padding."""
     ordered = sorted(texts, key=len, reverse=True)
+    prompt = encoder.prompts.get(encoder.default_prompt_name)
     masks = [
-        encoder.preprocess(ordered[start : start + batch])["attention_mask"] for start in range(0, len(texts), batch)
+        encoder.preprocess(ordered[start : start + batch], prompt=prompt)["attention_mask"]
+        for start in range(0, len(texts), batch)
     ]
     return sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
 
 
 def mean_cosine(vectors: np.ndarray, expected: np.ndarray) -> float:
     """The mean cosine of vectors `[texts, dim]` to those expected of the same texts."""
-    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (vectors, expected))
+    a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in (vectors, expected))
     return round(float((a * b).sum(axis=1).mean()), 5)
 
 

@@ -15,7 +15,7 @@ from ternarize_cli import kernels
 from ternarize_cli.bench import machine
 from ternarize_cli.errors import UnavailableError
 
-__all__ = ["Disk", "Extra", "disks", "examine", "extras", "hub"]
+__all__ = ["Disk", "Extra", "disks", "examine", "extras", "hub", "instruction_sets"]
 
 _DISTRIBUTION = "ternarize-cli"
 _FOR_DEVELOPERS = ("dev", "test")

@@ -103,7 +103,7 @@ def _cards(report: Report) -> str:
         for rows in points(report.rows).values()
         if any(r.ratio is not None for r in rows.values())
     ]
-    if ratios:
+    if ratios and not report.busy:
         text = f"{min(ratios):.2f}×" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}×"
         shown.append((text, "the speed of the fastest rival"))
     if report.memory:

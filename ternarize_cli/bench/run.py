@@ -234,6 +234,8 @@ def _check_inputs(folder: Path, plan: Plan) -> None:
 
 def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
     """The rivals to run, "all" spelled out, and a note for each that is left out."""
+    if baselines.NONE in plan.rivals and len(plan.rivals) > 1:
+        raise InputError("--against none stands alone", hint="leave out the other rivals, or none")
     chosen: list[str] = []
     notes: list[str] = []
     for name in plan.rivals:

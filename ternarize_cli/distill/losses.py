@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ternarize_cli.errors import InputError
@@ -130,6 +131,7 @@ class _RelativeError(torch.autograd.Function):
         return error / square
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         student, teacher, mask, square = ctx.saved_tensors
         return _error_gradient(student, teacher, mask, gradients[0] / square), None, None
