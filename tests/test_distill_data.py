@@ -14,7 +14,8 @@ from conftest import WORDS, save_tiny_bert
 from PIL import Image
 
 from ternarize_cli.batching import width_of
-from ternarize_cli.distill.data import Corpus, Sources, mixture_of, read_corpus
+from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.data import Sources, mixture_of, read_corpus
 from ternarize_cli.distill.order import Mixture, Piece, epoch
 from ternarize_cli.errors import CheckpointError, DataError, InputError
 from ternarize_cli.models import load_encoder

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ternarize_cli.distill.data import Corpus, Sources, mixture_of
+from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.data import Sources, mixture_of
 from ternarize_cli.distill.order import Piece, Plan, epoch
 from ternarize_cli.distill.pair import TAUGHT
 from ternarize_cli.distill.training import Training

@@ -1,23 +1,19 @@
 """What a student trains on: texts as token ids, or images, from any mixture of sources.
 
-Texts are tokenised once, before training, and held as ids; images are decoded when their batch comes up. Either can
-make the features of any list of `order.Piece`, so training sees one kind of thing.
+Texts are tokenised once, before training, and held as ids; images are decoded when their batch comes up.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ternarize_cli.batching import width_of
-from ternarize_cli.distill.order import Mixture, Piece
+from ternarize_cli.distill.corpus import Corpus, ImageCorpus, TextCorpus
+from ternarize_cli.distill.order import Mixture
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.images import Images, read_images
+from ternarize_cli.images import read_images
 from ternarize_cli.models import prompts_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.text_sources import kind_of, texts_of
@@ -25,13 +21,12 @@ from ternarize_cli.text_sources import kind_of, texts_of
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Corpus", "ImageCorpus", "Sources", "TextCorpus", "mixture_of", "read_corpus"]
+__all__ = ["Sources", "mixture_of", "read_corpus"]
 
 _FEWEST = 20
 _LONGEST = 1 << 15
 _TOKENISED = 4096
 _UNKNOWN = 1 / 3
-_MOST_CHANGED = 0.3
 
 
 @dataclass(frozen=True)
@@ -59,185 +54,6 @@ class Sources:
             )
         if not all(0 < weight <= 1000 for weight in self.weights):
             raise InputError(f"the weights are {self.weights}; each must be positive", hint="--weight 2 --weight 1")
-
-
-class Corpus(Protocol):
-    """Data to train on."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text or image, without special ones."""
-
-    @property
-    def sources(self) -> np.ndarray:
-        """The number of the source of each."""
-
-    @property
-    def limit(self) -> int:
-        """Tokens of an input, without special ones and prompts."""
-
-    @property
-    def around(self) -> int:
-        """Special tokens of an input and those of its prompt, at most."""
-
-    @property
-    def digest(self) -> str:
-        """A hash of what it holds."""
-
-    @property
-    def prompts(self) -> int:
-        """How many prompts there are."""
-
-    def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the encoder takes, on the CPU; `even` pads to `batching.width_of`."""
-
-    def take(self, rows: Sequence[int]) -> "Corpus":
-        """Some of the texts or images."""
-
-
-@dataclass(frozen=True)
-class TextCorpus:
-    """Tokenised texts.
-
-    Attributes:
-        ids: int32 `[tokens]` of each, without special tokens.
-        sources: int `[texts]`.
-        heads: for each prompt what comes before a text: special tokens and prompt.
-        tail: the special tokens after it.
-        limit: tokens of an input, without those.
-        pad, left: the id for padding, and whether it comes before the text.
-    """
-
-    ids: Sequence[np.ndarray] = field(repr=False)
-    sources: np.ndarray = field(repr=False)
-    heads: Sequence[np.ndarray]
-    tail: np.ndarray
-    limit: int
-    pad: int
-    left: bool
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """As `Corpus`."""
-        return np.array([len(ids) for ids in self.ids])
-
-    @property
-    def prompts(self) -> int:
-        """As `Corpus`."""
-        return len(self.heads)
-
-    @property
-    def around(self) -> int:
-        """As `Corpus`."""
-        return max(map(len, self.heads)) + len(self.tail)
-
-    @property
-    def digest(self) -> str:
-        """As `Corpus`."""
-        made = hashlib.sha256()
-        for row in (*self.ids, *self.heads, self.tail, self.lengths, self.sources, np.array([self.limit])):
-            made.update(np.ascontiguousarray(row).tobytes())
-        return made.hexdigest()
-
-    @cached_property
-    def _flat(self) -> np.ndarray:
-        return np.concatenate(self.ids)
-
-    @cached_property
-    def _first(self) -> np.ndarray:
-        """Where each text begins in `_flat`."""
-        return np.cumsum(self.lengths) - self.lengths
-
-    def _bodies(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of pieces, without special ones, one after the other, and how many each has."""
-        starts = np.array([piece.start for piece in pieces])
-        wanted = np.array([piece.length for piece in pieces])
-        if all(len(piece.rows) == 1 for piece in pieces):
-            rows = np.array([piece.rows[0] for piece in pieces])
-            sizes = np.minimum(wanted, self.lengths[rows] - starts)
-            ends = np.cumsum(sizes)
-            return self._flat[np.arange(ends[-1]) + np.repeat(self._first[rows] + starts - ends + sizes, sizes)], sizes
-        whole = [np.concatenate([self.ids[row] for row in piece.rows]) for piece in pieces]
-        cut = [ids[start : start + size] for ids, start, size in zip(whole, starts, wanted, strict=True)]
-        return np.concatenate(cut), np.array([len(ids) for ids in cut])
-
-    def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """input_ids and attention_mask, int64 `[pieces, tokens]`.
-
-        Of pieces to be changed up to three tenths of the tokens become others of the corpus, frequent ones more often.
-        """
-        heads = np.array([len(self.heads[piece.prompt]) for piece in pieces])[:, None]
-        flat, sizes = self._bodies(pieces)
-        bodies = sizes[:, None]
-        width = width_of(int(bodies.max()) + self.around) if even else int((heads + bodies).max()) + len(self.tail)
-        place = np.arange(width) - (width - heads - bodies - len(self.tail) if self.left else 0)  # 0: the first token
-        inside = (place >= heads) & (place < heads + bodies)
-        ids = np.full((len(pieces), width), self.pad, dtype=np.int64)
-        ids[inside] = flat
-        for prompt in {piece.prompt for piece in pieces}:
-            of_prompt = np.array([[piece.prompt == prompt] for piece in pieces])
-            for at, token in enumerate(self.heads[prompt]):
-                ids[of_prompt & (place == at)] = token
-        for at, token in enumerate(self.tail):
-            ids[place == heads + bodies + at] = token
-        changes = np.array([piece.change for piece in pieces])
-        if changes.any():
-            rng = np.random.default_rng(int(np.bitwise_xor.reduce(changes)))
-            shares = np.where(changes > 0, rng.uniform(0, _MOST_CHANGED, size=len(pieces)), 0.0)
-            changing = inside & (rng.random(ids.shape, dtype=np.float32) < shares[:, None])
-            ids[changing] = self._flat[rng.integers(len(self._flat), size=int(changing.sum()))]
-        mask = ((place >= 0) & (place < heads + bodies + len(self.tail))).astype(np.int64)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-
-    def take(self, rows: Sequence[int]) -> "TextCorpus":
-        """As `Corpus`."""
-        ids = [self.ids[i] for i in rows]
-        return TextCorpus(ids, self.sources[list(rows)], self.heads, self.tail, self.limit, self.pad, self.left)
-
-
-@dataclass(frozen=True)
-class ImageCorpus:
-    """Images of one or several sources, one after the other, and what prepares them for the encoder."""
-
-    parts: Sequence[Images]
-    chosen: np.ndarray
-    prepare: Callable[[list[Any]], dict[str, Any]] = field(repr=False)
-    limit: int = 1
-    around: int = 0
-    prompts: int = 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """As `Corpus`: an image counts as one."""
-        return np.ones(len(self.chosen), dtype=np.int64)
-
-    @property
-    def sources(self) -> np.ndarray:
-        """As `Corpus`."""
-        return np.searchsorted(self._ends(), self.chosen, side="right")
-
-    @property
-    def digest(self) -> str:
-        """As `Corpus`: by the images' names and places, not their pixels."""
-        names = "\n".join(f"{part.path} {name}" for part in self.parts for name in part.ids)
-        return hashlib.sha256(names.encode() + self.chosen.tobytes()).hexdigest()
-
-    def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the image processor makes, such as pixel_values `[images, 3, height, width]`."""
-        ends = self._ends()
-        images = []
-        for piece in pieces:
-            place = int(self.chosen[piece.rows[0]])
-            part = int(np.searchsorted(ends, place, side="right"))
-            images.append(self.parts[part][place - int(ends[part]) + len(self.parts[part])])
-        return dict(self.prepare(images))
-
-    def take(self, rows: Sequence[int]) -> "ImageCorpus":
-        """As `Corpus`."""
-        return ImageCorpus(self.parts, self.chosen[list(rows)], self.prepare)
-
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([len(part) for part in self.parts])
 
 
 def read_corpus(

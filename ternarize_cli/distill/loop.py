@@ -22,7 +22,8 @@ from ternarize_cli import __version__, checkpoint, files, models
 from ternarize_cli.convert import convert
 from ternarize_cli.distill import saved
 from ternarize_cli.distill.batches import Batches
-from ternarize_cli.distill.data import Corpus, Sources, read_corpus
+from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.losses import OF_STATES
 from ternarize_cli.distill.pair import Pair

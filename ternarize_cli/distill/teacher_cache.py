@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ternarize_cli import files
-from ternarize_cli.distill.data import Corpus
+from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import CheckpointError

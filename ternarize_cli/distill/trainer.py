@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ternarize_cli.distill.batches import Batches
-from ternarize_cli.distill.data import Corpus
+from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.graphs import Graphs, own_stream
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.order import Piece
