@@ -76,9 +76,9 @@ def time_texts(
     with machine.Watch() as watch:
         for batch in track(sorted(set(batches)), "encoding", len(set(batches))):
             options = {"batch_size": batch, "show_progress_bar": False}
-            calls = {name: partial(encoder.encode, texts, **options) for name, encoder in encoders.items()}
+            calls = {who: partial(encoder.encode, texts, **options) for who, encoder in encoders.items()}
             expected = exact.encode(texts, **options)
-            cosines = {name: mean_cosine(call(), expected) for name, call in calls.items()}
+            cosines = {who: mean_cosine(call(), expected) for who, call in calls.items()}
             times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=0)
             real, padded = count_tokens(exact, texts, batch)
             timed = timed_rows(
