@@ -71,6 +71,8 @@ class Trainer:
         self._queued = 0
         self._sums: dict[str, Tensor] = {}
         self._looked = self._look_took = 0.0
+        # what processes tell each other beside gradients goes from CPU to CPU: to read it from a GPU is to wait for it
+        self._by_cpu = torch.distributed.new_group(backend="gloo") if on.num_processes > 1 else None
         if settle:
             for _, layer in pair.linears():
                 layer.settle(training.chosen.settle)
@@ -201,8 +203,8 @@ class Trainer:
         """The main process's value, in all of them."""
         if self.on.num_processes == 1:
             return value
-        told = torch.tensor([value], dtype=torch.float64, device=self.on.device)
-        torch.distributed.broadcast(told, 0)
+        told = torch.tensor([value], dtype=torch.float64)
+        torch.distributed.broadcast(told, 0, group=self._by_cpu)
         return float(told)
 
     def _set_rate(self, done: float) -> None:
@@ -264,14 +266,22 @@ class Trainer:
         if not len(self._queue):
             return
         unit = F.normalize(pooled.float(), dim=-1)
-        if self.on.num_processes > 1:  # whose batches may differ by a row
-            unit = self.on.gather(self.on.pad_across_processes(unit))
-            unit = unit[unit.any(dim=1)]
+        if self.on.num_processes > 1:
+            unit = self._of_all(unit)
         unit = unit[-len(self._queue) :]
         before = min(len(unit), len(self._queue) - self._queued)
         self._queue[self._queued : self._queued + before] = unit[:before]
         self._queue[: len(unit) - before] = unit[before:]
         self._queued = (self._queued + len(unit)) % len(self._queue)
+
+    def _of_all(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, `[n, dim]`; the first process has as many as any other."""
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.on.num_processes)]
+        torch.distributed.all_gather(counts, torch.tensor([len(rows)]), group=self._by_cpu)
+        most = int(counts[0])
+        gathered = rows.new_empty(len(counts) * most, rows.shape[1])
+        torch.distributed.all_gather_into_tensor(gathered, F.pad(rows, (0, 0, 0, most - len(rows))))
+        return torch.cat([part[: int(n)] for part, n in zip(gathered.split(most), counts, strict=True)])
 
     def _autocast(self) -> Any:
         # without its cache: a graph's copy of a cast weight is not the next one's
