@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -42,12 +42,15 @@ def source_name(path: str | Path) -> str:
     return "stdin" if str(path) == STDIN else str(path)
 
 
-def read_texts(path: str | Path, *, also: Sequence[str] = ()) -> Iterator[Document]:
+def read_texts(
+    path: str | Path, *, also: Sequence[str] = (), on_bad: Callable[[DataError], None] | None = None
+) -> Iterator[Document]:
     """Yields the texts of a plain text or JSONL file, or of stdin where `path` is `-`.
 
     Args:
         path: the file.
         also: fields of JSONL that are read where `text` is missing; each of their texts is a document of the line.
+        on_bad: told of a line that can't be used, which is then skipped instead of an error.
 
     Raises:
         DataError: at once when the file is missing or a folder; while reading when a line is not UTF-8, not JSON or
@@ -55,14 +58,14 @@ def read_texts(path: str | Path, *, also: Sequence[str] = ()) -> Iterator[Docume
     """
     name = source_name(path)
     if name == "stdin":
-        return _read(_stdin(), name, None, also)
+        return _read(_stdin(), name, None, also, on_bad)
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
     if not os.access(file, os.R_OK):
         why = "no permission" if file.exists() else "there is no such file"
         raise DataError(f"{path} can't be read: {why}", hint="check the path; - reads from stdin")
-    return _open(file, name, _JSONL.get(_suffix(file)), also)
+    return _open(file, name, _JSONL.get(_suffix(file)), also, on_bad)
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -96,42 +99,57 @@ def _suffix(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def _open(file: Path, name: str, jsonl: bool | None, also: Sequence[str]) -> Iterator[Document]:
+_OnBad = Callable[[DataError], None] | None
+
+
+def _open(file: Path, name: str, jsonl: bool | None, also: Sequence[str], on_bad: _OnBad) -> Iterator[Document]:
     if file.suffix.lower() != ".gz":
         with file.open("rb") as stream:
-            yield from _read(stream, name, jsonl, also)
+            yield from _read(stream, name, jsonl, also, on_bad)
         return
     try:
         with gzip.open(file) as stream:
-            yield from _read(stream, name, jsonl, also)
+            yield from _read(stream, name, jsonl, also, on_bad)
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise DataError(f"{name} can't be unpacked: {e}", hint="fetch the file again") from e
 
 
-def _read(stream: Iterable[bytes], name: str, jsonl: bool | None, also: Sequence[str]) -> Iterator[Document]:
+def _read(
+    stream: Iterable[bytes], name: str, jsonl: bool | None, also: Sequence[str], on_bad: _OnBad
+) -> Iterator[Document]:
     """`jsonl` None means: the first line that is not blank decides."""
     found = False
     for number, raw in enumerate(stream, start=1):
-        if number == 1:
-            raw = raw.removeprefix(_BOM)
         try:
-            line = raw.decode().strip()
-        except UnicodeDecodeError as e:
-            raise DataError(
-                f"{name} line {number}: not UTF-8 text (byte {e.start + 1} is 0x{raw[e.start]:02x})",
-                hint="save the file as UTF-8, e.g. iconv -f latin1 -t utf-8 FILE",
-            ) from e
-        if not line:
+            line = _decoded(raw.removeprefix(_BOM) if number == 1 else raw, f"{name} line {number}")
+            if not line:
+                continue
+            if jsonl is None:
+                jsonl = line.startswith("{")
+            documents = (
+                list(_from_json(line, f"{name} line {number}", number, also))
+                if jsonl
+                else [Document(str(number), line)]
+            )
+        except DataError as e:
+            if on_bad is None:
+                raise
+            on_bad(e)
             continue
-        if jsonl is None:
-            jsonl = line.startswith("{")
         found = True
-        if jsonl:
-            yield from _from_json(line, f"{name} line {number}", number, also)
-        else:
-            yield Document(str(number), line)
+        yield from documents
     if not found:
         raise DataError(f"{name} holds no text", hint="one text per line, or JSONL with a `text` field")
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode().strip()
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{where}: not UTF-8 text (byte {e.start + 1} is 0x{raw[e.start]:02x})",
+            hint="save the file as UTF-8, e.g. iconv -f latin1 -t utf-8 FILE",
+        ) from e
 
 
 def _from_json(line: str, where: str, number: int, also: Sequence[str]) -> Iterator[Document]:

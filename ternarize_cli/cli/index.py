@@ -1,4 +1,4 @@
-"""`ternarize index build | search | info`."""
+"""`ternarize index build | tune | search | info`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True, rich_markup_mode=None, help="Encode a corpus, index it with FAISS, and search it."
     )
     group.command("build")(build)
+    group.command("tune")(tune)
     group.command("search")(search)
     group.command("info")(info)
     app.add_typer(group, name="index")
@@ -34,11 +35,26 @@ def build(
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="Folder, hub id or package:NAME.")],
     output: OutputFolder = None,
     factory: Annotated[
-        str, typer.Option("--factory", help="FAISS factory string: Flat (exact), HNSW32, IVF256,Flat, …")
-    ] = "Flat",
+        str,
+        typer.Option(
+            "--factory",
+            metavar="NAME|STRING",
+            help="auto, flat (exact), hnsw, ivf, ivf-pq, ivf-rabitq, binary, lsh, or a FAISS factory string.",
+        ),
+    ] = "auto",
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0, metavar="GB", help="What the index may take, for `auto`.")
+    ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="ip|l2", help="Default: as the model compares (cosine: ip).")
     ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option("--queries", metavar="FILE", help="Texts to tune the index by; default: 1,000 of the documents."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip lines that can't be read, and count them.")
+    ] = False,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Texts per shard that --resume keeps.")] = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed.")] = False,
     force: Force = False,
@@ -70,6 +86,9 @@ def build(
         model=model,
         factory=factory,
         metric=metric,
+        memory=None if memory is None else round(1e9 * memory),
+        queries=queries,
+        skip_bad=skip_bad,
         shard_size=shard_size,
         batch_size=batch_size,
         backend=backend,
@@ -82,6 +101,9 @@ def build(
     )
     if report.discarded:
         out.note("the unfinished work was of another corpus, model or shard size; it was not used")
+    if report.skipped:
+        more = f"; {report.skipped - len(report.bad)} more" if report.skipped > len(report.bad) else ""
+        out.warn(f"{report.skipped} lines were skipped: {'; '.join(report.bad)}{more}")
     if report.truncation:
         out.warn(report.truncation)
     size = sum(file.bytes for file in report.info.files.values())
@@ -89,8 +111,68 @@ def build(
         f"{output}: {report.info.count} texts, {report.info.factory} index of {report.info.dim} dimensions, "
         f"{megabytes(size)}" + (f"; {report.reused} of {report.shards} shards were there already" if resume else "")
     )
-    out.hint(f'ternarize index search {output} "your query"')
+    tunable = report.info.factory != "Flat" and report.info.count > 1
+    out.hint(f"ternarize index tune {output}" if tunable else f'ternarize index search {output} "your query"')
     out.result({"output": str(output), **_payload(report.info), **_work(report)})
+
+
+def tune(
+    index: _Index,
+    recall: Annotated[float, typer.Option("--recall", min=0, max=1, help="Recall@k to reach.")] = 0.95,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours per query.")] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the index as it is.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw recall over speed.")] = None,
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure recall and speed at all settings, and store the fastest that finds enough."""
+    from ternarize_cli import plots
+    from ternarize_cli.cli.output import Output
+
+    out = Output(json_mode=json, quiet=quiet)
+    if plot is not None:
+        plots.check_plot(plot, force=force)
+
+    import dataclasses
+
+    from ternarize_cli.index.tune import tune_index
+    from ternarize_cli.index.tune_figure import plot_tuning
+
+    report = tune_index(index, target=recall, k=k, threads=threads, write=not dry_run, track=out.track)
+    rows = [
+        (
+            ("→ " if m is report.chosen else "  ") + _settings(m.settings),
+            f"{m.recall:.3f}",
+            f"{m.milliseconds:.2f}",
+            f"{m.per_second:,.0f}",
+        )
+        for m in report.measured
+    ]
+    columns = ("setting", f"recall@{report.k}", "ms, one query", "queries/s")
+    caption = f"{report.queries} queries, {report.threads} threads"
+    out.table(f"{index}: {report.info.factory}, {report.info.count} vectors", columns, rows, caption=caption)
+    if not report.reached:
+        out.warn(f"no setting reaches a recall of {recall:g}; the best has {report.chosen.recall:.3f}")
+    if not dry_run and report.chosen.settings:
+        out.note(f"searches now use {_settings(report.chosen.settings)}")
+    if plot is not None:
+        plot_tuning(report, recall, plot, force=force)
+    out.result(
+        {
+            "factory": report.info.factory,
+            "count": report.info.count,
+            "queries": report.queries,
+            "k": report.k,
+            "threads": report.threads,
+            "target": recall,
+            "reached": report.reached,
+            "stored": not dry_run,
+            "chosen": dataclasses.asdict(report.chosen),
+            "measured": [dataclasses.asdict(m) for m in report.measured],
+        }
+    )
 
 
 def search(
@@ -102,10 +184,18 @@ def search(
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Answers per query.")] = 10,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The index's own model, at another place.")
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="The index's own model elsewhere, or a student of it."),
     ] = None,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Encode queries with --model, whatever it is.")
+    ] = False,
     nprobe: Annotated[int | None, typer.Option("--nprobe", min=1, help="IVF: clusters to look into.")] = None,
     ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: candidates to keep.")] = None,
+    refine: Annotated[
+        float | None,
+        typer.Option("--refine", min=1, help="Indexes that refine: rank so many times -k candidates by int8 vectors."),
+    ] = None,
     batch_size: _BatchSize = None,
     backend: Backend = "auto",
     device: Device = None,
@@ -128,8 +218,8 @@ def search(
     searcher = Searcher(
         index,
         model=model,
-        nprobe=nprobe,
-        ef_search=ef_search,
+        asymmetric=asymmetric,
+        settings={"nprobe": nprobe, "efSearch": ef_search, "k_factor_rf": refine},
         backend=backend,
         device=device,
         threads=threads,
@@ -138,14 +228,19 @@ def search(
     found = searcher.search(texts, k)
     if searcher.encode.truncation:
         out.warn(searcher.encode.truncation)
+    if searcher.student:
+        out.note(f"queries encoded by {model}, documents by {searcher.info.model}")
     for text, hits in zip(texts, found, strict=True):
         out.text(text)
         for hit in hits:
             out.text(f"  {hit.score:7.4f}  {hit.id}  {_shortened(hit.text)}")
+    seconds = searcher.seconds
+    out.note(f"encoding {1e3 * seconds['encoding']:.1f} ms, searching {1e3 * seconds['searching']:.2f} ms")
     out.result(
         {
             "metric": searcher.info.metric,
             "k": k,
+            "milliseconds": {name: round(1e3 * value, 3) for name, value in seconds.items()},
             "results": [
                 {"query": hit.query, "rank": rank, "id": hit.id, "score": hit.score, "text": hit.text}
                 for hits in found
@@ -182,7 +277,11 @@ def _work(report: object) -> dict:
     import dataclasses
 
     fields = dataclasses.asdict(report)  # type: ignore[call-overload]
-    return {key: fields[key] for key in ("shards", "reused", "tokens")}
+    return {key: fields[key] for key in ("shards", "reused", "tokens", "skipped")}
+
+
+def _settings(settings: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items()) or "nothing to set"
 
 
 def _shortened(text: str, width: int = 100) -> str:

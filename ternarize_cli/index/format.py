@@ -2,23 +2,37 @@
 
     index.faiss       the FAISS index; its row i is
     documents.jsonl   line i: {"id": "…", "text": "…"}
+    offsets.bin       where line i begins: int64, little-endian
+    truth.npz         queries and their true neighbours, by which `index tune` judges (`truth`)
     index.json        how the vectors were made, so that queries are encoded alike: the fields of `IndexInfo`
 
-Sizes and digests of the first two stand in the third. Opening an index compares the sizes; `ternarize index info`
+Sizes and digests of the others stand in the last. Opening an index compares the sizes; `ternarize index info`
 compares the digests too.
 """
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ternarize_cli import files
 from ternarize_cli.errors import DataError
 
-__all__ = ["DOCUMENTS", "FAISS_INDEX", "INFO", "IndexInfo", "StoredFile", "read_info", "write_info"]
+__all__ = [
+    "DOCUMENTS",
+    "FAISS_INDEX",
+    "INFO",
+    "OFFSETS",
+    "TRUTH",
+    "IndexInfo",
+    "StoredFile",
+    "read_info",
+    "write_info",
+]
 
 FAISS_INDEX, DOCUMENTS, INFO = "index.faiss", "documents.jsonl", "index.json"
-_VERSION = 1
+OFFSETS, TRUTH = "offsets.bin", "truth.npz"
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,9 @@ class IndexInfo:
 
     `model` is MODEL as it was typed, `model_path` the folder it stood for, `model_sha256` its content hash. `metric` is
     "ip" (inner product; larger is nearer) or "l2" (squared distance; smaller is nearer); `normalized` says whether
-    vectors were scaled to length 1, which makes "ip" the cosine. `seed` drew the training sample, if there was one.
+    vectors were scaled to length 1, which makes "ip" the cosine. `seed` drew the training sample, if there was one, and
+    the queries of truth.npz. `preset` is the name that `factory` came from, if there was one; `search` the settings
+    that searches use, chosen by `index tune`.
     """
 
     model: str
@@ -52,14 +68,15 @@ class IndexInfo:
     seed: int
     tool_version: str
     files: dict[str, StoredFile]
+    preset: str = ""
+    search: dict[str, float] = field(default_factory=dict)
     format_version: int = _VERSION
 
 
 def write_info(folder: Path, info: IndexInfo) -> None:
-    """Writes index.json."""
-    (folder / INFO).write_text(
-        json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    """Writes index.json, or replaces it at once."""
+    with files.atomic_file(folder / INFO, force=True) as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_info(folder: Path) -> IndexInfo:
@@ -79,13 +96,13 @@ def read_info(folder: Path) -> IndexInfo:
         if version != _VERSION:
             raise DataError(
                 f"{path}: index format {version!r}; this ternarize reads version {_VERSION}",
-                hint="update ternarize, or build the index again",
+                hint="build the index again, or update ternarize",
             )
         content["files"] = {name: StoredFile(**file) for name, file in content["files"].items()}
         info = IndexInfo(**content)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as e:
         raise DataError(f"{path} is damaged: {type(e).__name__}: {e}", hint=again) from e
-    for name in (FAISS_INDEX, DOCUMENTS):
+    for name in (FAISS_INDEX, DOCUMENTS, OFFSETS, TRUTH):
         expected = info.files.get(name)
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if expected is None or size is None:

@@ -43,7 +43,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, key: ShardKey) -> None:
-        self._folder = folder
+        self._folder, self._size = folder, key.size
         self._manifest = folder / _MANIFEST
         folder.mkdir(exist_ok=True)
         written = self._lines()
@@ -81,6 +81,12 @@ class Shards:
     def load(self, shard: int) -> np.ndarray:
         """A finished shard's vectors."""
         return np.load(self.path(shard))
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Some rows of the finished shards, by their numbers in rising order: float32 `[len(rows), dim]`."""
+        shards = rows // self._size
+        chosen = (np.load(self.path(i), mmap_mode="r")[rows[shards == i] - i * self._size] for i in np.unique(shards))
+        return np.concatenate([np.asarray(part) for part in chosen])
 
     def _lines(self) -> list[dict]:
         """The manifest up to its first torn line."""

@@ -1,0 +1,166 @@
+"""Finds the settings at which an index is fast and still finds what an exact search would.
+
+The queries are those of `truth`; they are searched at every setting of what the index has to set (`search.KNOBS`), all
+at once for the rate and one by one for the latency. The fastest setting that reaches the wanted recall is stored in
+index.json, and searches use it.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.index.format import TRUTH, IndexInfo, read_info, write_info
+from ternarize_cli.index.search import open_index, set_knob
+from ternarize_cli.index.truth import DEPTH, Truth, read_truth, recall, without_own
+from ternarize_cli.progress import Track, silent
+
+__all__ = ["Measured", "TuneReport", "tune_index"]
+
+_ONE_BY_ONE = 100
+_REPEATS = 3
+_ENOUGH = 0.9995
+_CANDIDATES = [1, 2, 4, 8, 16, 32]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An index at one setting.
+
+    Attributes:
+        settings: by FAISS's names; empty where there is nothing to set.
+        recall: share of the true k nearest that are found.
+        milliseconds: median of one query at a time.
+        per_second: queries per second, all at once on all threads.
+    """
+
+    settings: dict[str, float]
+    recall: float
+    milliseconds: float
+    per_second: float
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What was measured, and which setting was chosen.
+
+    Attributes:
+        info: the index's record, with the chosen setting.
+        measured: in the order of the sweep.
+        chosen: the fastest at one query at a time that reaches the target, or the one with the highest recall.
+        reached: whether the target was.
+        queries, k, threads: of the measurement.
+    """
+
+    info: IndexInfo
+    measured: list[Measured]
+    chosen: Measured
+    reached: bool
+    queries: int
+    k: int
+    threads: int
+
+
+def tune_index(
+    folder: Path,
+    *,
+    target: float = 0.95,
+    k: int = 10,
+    threads: int | None = None,
+    write: bool = True,
+    track: Track = silent,
+) -> TuneReport:
+    """Measures an index at all settings and stores the best.
+
+    Args:
+        folder: as `build_index` wrote it.
+        target: recall@k that is wanted.
+        k: neighbours per query, at most `truth.DEPTH`.
+        threads: CPU threads.
+        write: store the chosen setting.
+        track: progress.
+
+    Raises:
+        DataError: the index is damaged.
+        InputError: `k` is out of range, or there are too few documents to tell neighbours from others.
+    """
+    if not 0 < k <= DEPTH:
+        raise InputError(f"-k is {k}; between 1 and {DEPTH} neighbours of each query are known")
+    info = read_info(folder)
+    truth = read_truth(folder / TRUTH)
+    k = min(k, truth.neighbours.shape[1])
+    if not k:
+        raise InputError(f"{folder} has {info.count} document, and nothing to tell it from")
+    index = open_index(folder, info)
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
+    measured: list[Measured] = []
+    for settings in track(_sweep(index, info, measured), "tuning"):
+        for name, value in settings.items():
+            set_knob(index, info, name, value)
+        measured.append(_measure(index, truth, settings, k))
+    good = [m for m in measured if m.recall >= target]
+    chosen = (
+        min(good, key=lambda m: m.milliseconds) if good else max(measured, key=lambda m: (m.recall, -m.milliseconds))
+    )
+    info = replace(info, search=chosen.settings)
+    if write:
+        write_info(folder, info)
+    return TuneReport(info, measured, chosen, bool(good), len(truth.queries), k, faiss.omp_get_max_threads())
+
+
+def _sweep(index: faiss.Index, info: IndexInfo, measured: list[Measured]) -> Iterator[dict[str, float]]:
+    """All settings, slower ones later, without those that can't find more."""
+    inverted = faiss.try_extract_index_ivf(index)
+    clusters = inverted.nlist if inverted else 1
+    values: dict[str, list[float]] = {
+        "k_factor_rf": [*_CANDIDATES],
+        "efSearch": [2.0**i for i in range(3, 11)],
+        "nprobe": [2.0**i for i in range((clusters - 1).bit_length())] + [float(clusters)],
+    }
+    knobs = {name: them for name, them in values.items() if _has(index, info, name)}
+    full: dict[tuple[float, ...], bool] = {}
+    for combination in itertools.product(*knobs.values()):
+        if full.get(combination[:-1]):
+            continue
+        yield dict(zip(knobs, combination, strict=True))
+        full[combination[:-1]] = measured[-1].recall >= _ENOUGH
+
+
+def _has(index: faiss.Index, info: IndexInfo, name: str) -> bool:
+    try:
+        set_knob(index, info, name, 1)
+    except InputError:
+        return False
+    return True
+
+
+def _measure(index: faiss.Index, truth: Truth, settings: dict[str, float], k: int) -> Measured:
+    more = k + int((truth.own >= 0).any())
+    seconds: list[float] = []
+    found = np.empty((0, more), np.int64)
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        _, found = index.search(truth.queries, more)
+        seconds.append(time.perf_counter() - started)
+        if sum(seconds) > 1:
+            break
+    each = []
+    for query in truth.queries[:_ONE_BY_ONE]:
+        started = time.perf_counter()
+        index.search(query[None], k)
+        each.append(time.perf_counter() - started)
+        if sum(each) > 2:
+            break
+    return Measured(
+        settings,
+        recall(without_own(found, truth.own, k), truth.neighbours[:, :k]),
+        1e3 * statistics.median(each),
+        len(truth.queries) / min(seconds),
+    )

@@ -1,0 +1,25 @@
+"""Recall over speed, as a picture."""
+
+from pathlib import Path
+
+from ternarize_cli import plots
+from ternarize_cli.index.tune import TuneReport
+
+__all__ = ["plot_tuning"]
+
+
+def plot_tuning(report: TuneReport, target: float, path: Path, *, force: bool = False) -> None:
+    """Draws recall@k over queries per second, a point a setting; needs the extra `plot`.
+
+    Raises:
+        UnavailableError, OutputError: as `plots.save_figure`.
+    """
+    figure = plots.new_figure(f"{report.info.factory}, {report.info.count:,} vectors", width=7, height=4.5)
+    axis = figure.subplots()
+    axis.scatter([m.per_second for m in report.measured], [m.recall for m in report.measured], s=18)
+    axis.scatter([report.chosen.per_second], [report.chosen.recall], s=80, facecolors="none", edgecolors="tab:red")
+    axis.axhline(target, linewidth=0.8, linestyle="--", color="grey")
+    axis.set_xscale("log")
+    axis.set_xlabel(f"queries per second, {report.threads} threads")
+    axis.set_ylabel(f"recall@{report.k}")
+    plots.save_figure(figure, path, force=force)
