@@ -1,4 +1,4 @@
-"""`ternarize index build | tune | search | info`."""
+"""`ternarize index build | tune | search | info | compare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     group.command("tune")(tune)
     group.command("search")(search)
     group.command("info")(info)
+    group.command("compare")(compare)
     app.add_typer(group, name="index")
 
 
@@ -264,6 +265,56 @@ def info(index: _Index, json: Json = False) -> None:
     ]
     out.table(str(index), ("field", "value"), rows)
     out.result(payload)
+
+
+def compare(
+    data: Annotated[
+        Path, typer.Argument(metavar="DIR", help="corpus.jsonl and queries.jsonl, as `eval --retrieval` reads them.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The student.")],
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The model that it came from.")],
+    backend: Backend = "auto",
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare teacher and student on every kind of index.
+
+    Exact search, IVF, LSH, HNSW, PQ and RaBitQ: precision, nDCG, recall, milliseconds and
+    bytes; also with the student's queries against the teacher's documents.
+    """
+    import dataclasses
+
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.evaluation.retrieval import read_retrieval
+
+    out = Output(json_mode=json, quiet=quiet)
+    read = read_retrieval(data, data.name)
+
+    from ternarize_cli.index.compare import compare_indexes
+
+    report = compare_indexes(read, model, teacher, backend=backend, device=device, threads=threads, track=out.track)
+    out.table(
+        f"{data}: {report.documents} documents, {report.queries} queries, {report.threads} threads",
+        ("encoding", "documents/s", "ms, one query"),
+        [(cost.model, f"{cost.documents_per_second:,.0f}", f"{cost.milliseconds:.2f}") for cost in report.encoding],
+    )
+    columns = ("encoders", "index", "precision@10", "nDCG@10", "recall@10", "ms, one query", "bytes a vector")
+    rows = [
+        (
+            row.encoders,
+            row.index,
+            f"{row.precision:.3f}",
+            f"{row.ndcg:.3f}",
+            f"{row.recall:.3f}",
+            f"{row.milliseconds:.3f}",
+            f"{row.bytes_per_vector:,.0f}",
+        )
+        for row in report.rows
+    ]
+    out.table("searching", columns, rows, caption="recall: of what exact search finds among the same vectors")
+    out.result(dataclasses.asdict(report))
 
 
 def _payload(record: object) -> dict:

@@ -1,0 +1,66 @@
+"""`ternarize index compare`: measures against pytrec_eval, and the table."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import WORDS, save_tiny_bert
+
+from ternarize_cli.index.compare import ndcg, precision
+
+
+@pytest.fixture
+def folder(tmp_path):
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(WORDS, size=10)) for _ in range(400)]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "corpus.jsonl").write_text("\n".join(json.dumps({"_id": f"d{i}", "text": t}) for i, t in enumerate(texts)))
+    queries = [{"_id": f"q{i}", "text": texts[i] + " cat", "relevant": [f"d{i}"]} for i in range(20)]
+    (data / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    return data
+
+
+def test_measures_agree_with_pytrec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    draw = np.random.default_rng(3)
+    found = np.array([draw.permutation(30)[:10] for _ in range(12)])
+    grades = [
+        dict(zip(draw.permutation(30)[:15].tolist(), draw.integers(1, 4, 15).tolist(), strict=True)) for _ in found
+    ]
+    truth = {str(q): {str(d): g for d, g in good.items()} for q, good in enumerate(grades)}
+    run = {str(q): {str(d): 1.0 - 0.01 * rank for rank, d in enumerate(rows)} for q, rows in enumerate(found)}
+    theirs = pytrec_eval.RelevanceEvaluator(truth, {"P.10", "ndcg_cut.10"}).evaluate(run).values()
+    assert precision(found, grades) == pytest.approx(np.mean([each["P_10"] for each in theirs]))
+    assert ndcg(found, grades) == pytest.approx(np.mean([each["ndcg_cut_10"] for each in theirs]))
+
+
+def test_three_pairs_of_encoders_on_every_kind(run, tiny_bert, folder, tmp_path):
+    student = save_tiny_bert(tmp_path / "student", seed=1)
+    result = run("index", "compare", folder, "-m", student, "--teacher", tiny_bert, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    kinds = ["FLAT", "IVFFLAT", "LSH", "HNSW", "PQ", "RaBitQ", "RaBitQ + int8"]
+    assert [(row["encoders"], row["index"]) for row in report["rows"]] == [
+        (pair, kind) for pair in ("teacher", "student", "student → teacher") for kind in kinds
+    ]
+    by = {(row["encoders"], row["index"]): row for row in report["rows"]}
+    assert by["teacher", "FLAT"]["recall"] == 1
+    assert by["teacher", "FLAT"]["ndcg"] > 0.9
+    assert by["student → teacher", "FLAT"]["ndcg"] < 0.2  # models that have nothing in common
+    assert by["teacher", "FLAT"]["bytes_per_vector"] == pytest.approx(4 * 32, rel=0.01)
+    assert [cost["model"] for cost in report["encoding"]] == [str(tiny_bert), str(student)]
+
+
+def test_people_see_two_tables(run, tiny_bert, folder):
+    result = run("index", "compare", folder, "-m", tiny_bert, "--teacher", tiny_bert)
+    assert result.exit_code == 0, result.stderr
+    assert "400 documents, 20 queries" in result.stdout
+    assert "student → teacher" in result.stdout
+
+
+def test_widths_must_agree(run, tiny_bert, folder, tmp_path):
+    narrow = save_tiny_bert(tmp_path / "narrow", hidden_size=16)
+    result = run("index", "compare", folder, "-m", narrow, "--teacher", tiny_bert)
+    assert result.exit_code == 2
+    assert "dimensions" in result.stderr
