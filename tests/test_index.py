@@ -289,10 +289,11 @@ def test_only_whole_shards_of_the_same_work_are_kept(tmp_path):
     for i in range(3):
         shards.put(i, np.full((2, 4), i, dtype=np.float32))
     shards.path(1).write_bytes(b"damaged")
-    with (tmp_path / "s" / "manifest.jsonl").open("a") as stream:
-        stream.write('{"shard": 3, "ro')  # a kill in the middle of a line
+    (tmp_path / "s" / "000003.json").write_text('{"files": {".n')  # a kill in the middle of a record
+    (tmp_path / "s" / "000004.npy.77.partial").write_bytes(b"begun")
     again = Shards(tmp_path / "s", key)
     assert (again.finished, again.discarded) == ({0, 2}, False)
+    assert len(list((tmp_path / "s").iterdir())) == 5
     np.testing.assert_array_equal(again.load(2), np.full((2, 4), 2))
     other = Shards(tmp_path / "s", ShardKey("corpus", "another model", True, 2))
     assert (other.finished, other.discarded) == (set(), True)

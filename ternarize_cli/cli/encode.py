@@ -28,11 +28,26 @@ def encode(
     ] = "-",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to write; default: stdout, as JSONL."),
+        typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to write; default: stdout, as JSONL."),
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", metavar="npy|jsonl|parquet", help="Default: by the suffix of FILE.")
+        str | None,
+        typer.Option(
+            "--format", metavar="npy|jsonl|parquet", help="Default: by the suffix of FILE; of shards: parquet."
+        ),
     ] = None,
+    shards: Annotated[
+        bool,
+        typer.Option("--shards", help="Write numbered shards into a folder; the same command again goes on there."),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Only every N-th shard from the I-th, for N jobs; the first is 1."),
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option("--shard-size", min=1, help="Rows of a shard; default: 8,192 texts, 1,024 images.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="fp32|fp16|int8", help="Numbers in shards.")] = "fp32",
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -62,7 +77,8 @@ def encode(
 
     Vectors go to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Everything is
     read and written in chunks, in order, so a stream of any length works, and a slow one
-    is answered as it comes.
+    is answered as it comes. With --shards they go to a folder of numbered shards, as
+    documents to search (`index build DIR`), from any number of jobs.
     """
     import sys
     import time
@@ -71,6 +87,27 @@ def encode(
     from ternarize_cli.errors import InputError
 
     out = Output(json_mode=json, quiet=quiet)
+    if shards or shard is not None:
+        _encode_shards(
+            model,
+            source,
+            output,
+            format=format or "parquet",
+            part=_part(shard),
+            shard_size=shard_size,
+            dtype=dtype,
+            batch_size=batch_size,
+            backend=backend,
+            device=device,
+            threads=threads,
+            normalize=normalize,
+            prompt_name=prompt_name,
+            allow_pickle=allow_pickle,
+            out=out,
+        )
+        return
+    if shard_size is not None or dtype != "fp32":
+        raise InputError("--shard-size and --dtype are of shards", hint="--shards -o DIR")
     if output is not None:
         files.check_output(output, force=force, folder=False)
     elif json:
@@ -122,5 +159,90 @@ def encode(
             "seconds": round(seconds, 3),
             "model": model,
             "model_sha256": files.content_hash(folder),
+        }
+    )
+
+
+def _part(shard: str | None) -> tuple[int, int]:
+    """(i, n) of "i/n"."""
+    import re
+
+    from ternarize_cli.errors import InputError
+
+    if shard is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard {shard}: I/N with I from 1 to N", hint="--shard 1/8 is the first of eight jobs")
+    return int(found[1]), int(found[2])
+
+
+def _encode_shards(
+    model: str,
+    source: str,
+    output: Path | None,
+    *,
+    format: str,
+    part: tuple[int, int],
+    shard_size: int | None,
+    dtype: str,
+    batch_size: int | None,
+    backend: str,
+    device: str | None,
+    threads: int | None,
+    normalize: bool | None,
+    prompt_name: str | None,
+    allow_pickle: bool,
+    out: Output,
+) -> None:
+    import dataclasses
+    import time
+
+    from ternarize_cli import files
+    from ternarize_cli.errors import InputError
+    from ternarize_cli.index.vector_folder import DTYPES, FORMATS, encode_to_folder, open_encoder
+
+    if output is None:
+        raise InputError("shards need a folder", hint="-o DIR")
+    if format not in FORMATS:
+        raise InputError(f"shards are {' or '.join(FORMATS)}, not {format}", hint="--format parquet")
+    if dtype not in DTYPES:
+        raise InputError(f"there is no --dtype {dtype}", hint=f"one of {', '.join(DTYPES)}")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file, and shards need a folder", hint="name another with -o")
+    if not output.exists():
+        files.check_output(output, force=False)
+    items, encoder, record = open_encoder(
+        model,
+        source,
+        format=format,
+        dtype=dtype,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        backend=backend,
+        device=device,
+        threads=threads,
+        normalize=normalize,
+        prompt_name=prompt_name,
+        allow_pickle=allow_pickle,
+    )
+    started = time.perf_counter()
+    report = encode_to_folder(encoder, items, output, record, part=part, track=out.track)
+    seconds = time.perf_counter() - started
+    if encoder.truncation:
+        out.warn(encoder.truncation)
+    of = f" of job {part[0]}/{part[1]}" if part[1] > 1 else ""
+    there = f"; {report.reused} were there already" if report.reused else ""
+    out.note(
+        f"{report.shards} shards{of}, {report.rows:,} vectors in {seconds:.1f} s "
+        f"({report.rows / max(seconds, 1e-9):,.0f}/s) → {output}{there}"
+    )
+    out.hint(f"ternarize index build {output} -o INDEX")
+    out.result(
+        {
+            "output": str(output),
+            **dataclasses.asdict(report),
+            "seconds": round(seconds, 3),
+            **dataclasses.asdict(record),
         }
     )

@@ -31,9 +31,15 @@ def register(app: typer.Typer) -> None:
 
 def build(
     corpus: Annotated[
-        str, typer.Argument(metavar="CORPUS", help="One text per line, or JSONL with `text`; - is stdin.")
+        str,
+        typer.Argument(
+            metavar="CORPUS|DIR",
+            help="One text per line, or JSONL with `text`; - is stdin. Or vectors that `encode --shards` wrote.",
+        ),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="Folder, hub id or package:NAME.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder, hub id or package:NAME.")
+    ] = None,
     output: OutputFolder = None,
     factory: Annotated[
         str,
@@ -79,27 +85,47 @@ def build(
         output = Path(f"{Path(corpus).stem}-index")
     files.check_output(output, force=force)
 
-    from ternarize_cli.index.build import build_index
+    budget = None if memory is None else round(1e9 * memory)
+    vectors = Path(corpus) if corpus != "-" and Path(corpus).is_dir() else None
+    if vectors is not None and (model, queries) != (None, None):
+        raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
+    if vectors is None and model is None:
+        raise InputError("texts need a model", hint="--model MODEL")
 
-    report = build_index(
-        corpus,
-        output,
-        model=model,
-        factory=factory,
-        metric=metric,
-        memory=None if memory is None else round(1e9 * memory),
-        queries=queries,
-        skip_bad=skip_bad,
-        shard_size=shard_size,
-        batch_size=batch_size,
-        backend=backend,
-        device=device,
-        threads=threads,
-        seed=seed,
-        force=force,
-        resume=resume,
-        track=out.track,
-    )
+    from ternarize_cli.index.build import build_index, index_vectors
+
+    if vectors is not None:
+        report = index_vectors(
+            vectors,
+            output,
+            factory=factory,
+            metric=metric,
+            memory=budget,
+            threads=threads,
+            seed=seed,
+            force=force,
+            track=out.track,
+        )
+    else:
+        report = build_index(
+            corpus,
+            output,
+            model=model or "",
+            factory=factory,
+            metric=metric,
+            memory=budget,
+            queries=queries,
+            skip_bad=skip_bad,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            backend=backend,
+            device=device,
+            threads=threads,
+            seed=seed,
+            force=force,
+            resume=resume,
+            track=out.track,
+        )
     if report.discarded:
         out.note("the unfinished work was of another corpus, model or shard size; it was not used")
     if report.skipped:
@@ -149,10 +175,12 @@ def tune(
             f"{m.milliseconds:.2f}",
             f"{m.per_second:,.0f}",
         )
-        for m in report.measured
+        for m in report.best
     ]
     columns = ("setting", f"recall@{report.k}", "ms, one query", "queries/s")
-    caption = f"{report.queries} queries, {report.threads} threads"
+    caption = (
+        f"{report.queries} queries, {report.threads} threads; settings that are neither fastest nor best are not shown"
+    )
     out.table(f"{index}: {report.info.factory}, {report.info.count} vectors", columns, rows, caption=caption)
     if not report.reached:
         out.warn(f"no setting reaches a recall of {recall:g}; the best has {report.chosen.recall:.3f}")

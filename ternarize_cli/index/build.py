@@ -15,11 +15,12 @@ import json
 import re
 import shutil
 from array import array
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import faiss
 import numpy as np
@@ -32,10 +33,11 @@ from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, I
 from ternarize_cli.index.presets import factory_of
 from ternarize_cli.index.shards import ShardKey, Shards
 from ternarize_cli.index.truth import QUERIES, find_truth
+from ternarize_cli.index.vector_folder import VectorFolder
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import STDIN, read_lines, read_texts, source_name
+from ternarize_cli.texts import STDIN, Document, read_lines, read_texts, source_name
 
-__all__ = ["DEFAULT_FACTORY", "METRICS", "BuildReport", "build_index"]
+__all__ = ["DEFAULT_FACTORY", "METRICS", "BuildReport", "build_index", "compares_directions", "index_vectors"]
 
 METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 DEFAULT_FACTORY = "auto"
@@ -106,26 +108,22 @@ def build_index(
         InputError: the factory string is unknown, or asks for more than this corpus or metric gives.
         TernarizeError: as `models.load_encoder` and `files.atomic_folder`.
     """
-    if metric not in (None, *METRICS):
-        raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
+    _check_metric(metric)
     folder = text_folder(model)
     inputs = [folder] if corpus == STDIN else [folder, Path(corpus)]
     files.check_output(output, force=force, inputs=inputs)
     with files.atomic_folder(output, force=force, resume=resume, inputs=inputs) as partial:
         skipped = _Skipped()
-        count = _copy_corpus(corpus, partial / DOCUMENTS, partial / OFFSETS, skipped if skip_bad else None, track)
+        texts = track(read_texts(corpus, on_bad=skipped if skip_bad else None), "reading")
+        count = _copy_corpus(texts, partial, source_name(corpus))
         asked = None if queries is None else read_lines([queries])
         encoder = models.load_encoder(folder, backend=backend, device=device, threads=threads)
         if threads is not None:
             faiss.omp_set_num_threads(threads)
         similarity = encoder.similarity_fn_name
-        normalized = similarity not in ("dot", "euclidean")
-        own_metric = "l2" if similarity == "euclidean" else "ip"
+        normalized = compares_directions(similarity)
         encode = TextEncoder(encoder, role="document", normalize=normalized or None, batch_size=batch_size)
-        preset, factory, needed = factory_of(factory, count, encode.dim, normalized=normalized, memory=memory)
-        metric = metric or needed or own_metric
-        _check_factory(factory, count)
-        index = _make(factory, encode.dim, metric)
+        plan = _plan(factory, metric, count, encode.dim, similarity, memory)
 
         documents = _stored(partial / DOCUMENTS)
         model_sha256 = files.content_hash(folder)
@@ -133,42 +131,150 @@ def build_index(
         numbers = range(-(-count // shard_size))
         reused = len(shards.finished)
         _encode_shards(encode, partial / DOCUMENTS, shards, shard_size, count, track)
-
-        if not index.is_trained:
-            with _refusals(factory, metric, count):
-                index.train(_sample(shards, numbers, index, count, seed))
-        for shard in track(numbers, "indexing"):
-            with _refusals(factory, metric, count):
-                index.add(shards.load(shard))
-        faiss.write_index(index, str(partial / FAISS_INDEX))
-        dim = index.d
-        del index
         ask = TextEncoder(encoder, role="query", normalize=normalized or None, batch_size=batch_size)
-        vectors, own = _queries(asked, ask, shards, count, seed)
-        all_vectors = (shards.load(shard) for shard in track(numbers, "finding true neighbours"))
-        find_truth(vectors, own, all_vectors, count, METRICS[metric]).write(partial / TRUTH)
+        _fill(partial, plan, shards, numbers, count, seed, None if asked is None else ask(asked), track)
         shutil.rmtree(partial / "shards")
         info = IndexInfo(
             model=model,
             model_path=str(folder.resolve()),
             model_sha256=model_sha256,
-            dim=dim,
-            metric=metric,
+            dim=plan.dim,
+            metric=plan.metric,
             normalized=normalized,
-            factory=factory,
+            factory=plan.factory,
             count=count,
             corpus=source_name(corpus),
             document_prompt=encode.prompt_name,
             query_prompt=ask.prompt_name,
             seed=seed,
             tool_version=__version__,
-            preset=preset,
+            preset=plan.preset,
             files={DOCUMENTS: documents, **{name: _stored(partial / name) for name in (FAISS_INDEX, OFFSETS, TRUTH)}},
         )
         write_info(partial, info)
     return BuildReport(
         info, len(numbers), reused, shards.discarded, skipped.shown, skipped.count, encode.tokens, encode.truncation
     )
+
+
+def index_vectors(
+    vectors: Path,
+    output: Path,
+    *,
+    factory: str = DEFAULT_FACTORY,
+    metric: str | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    track: Track = silent,
+) -> BuildReport:
+    """Writes an index folder from vectors that are there already. It names what it finds by id, and has no texts.
+
+    Args:
+        vectors: a folder that `vector_folder.encode_to_folder` finished.
+        output, factory, metric, memory, threads, seed, force, track: as `build_index`.
+
+    Raises:
+        DataError: a shard is missing or damaged, or two vectors have the same id.
+        InputError, TernarizeError: as `build_index`.
+    """
+    _check_metric(metric)
+    files.check_output(output, force=force, inputs=[vectors])
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
+    source = VectorFolder(vectors)
+    record, numbers = source.record, range(source.shards)
+    with files.atomic_folder(output, force=force, inputs=[vectors]) as partial:
+        count = _copy_corpus(
+            (Document(identity, "") for identity in track(source.ids(), "reading")), partial, str(vectors)
+        )
+        plan = _plan(factory, metric, count, record.dim, record.similarity, memory)
+        _fill(partial, plan, source, numbers, count, seed, None, track)
+        info = IndexInfo(
+            model=record.model,
+            model_path=record.model_path,
+            model_sha256=record.model_sha256,
+            dim=plan.dim,
+            metric=plan.metric,
+            normalized=record.normalized,
+            factory=plan.factory,
+            count=count,
+            corpus=str(vectors),
+            document_prompt=record.document_prompt,
+            query_prompt=record.query_prompt,
+            seed=seed,
+            tool_version=__version__,
+            preset=plan.preset,
+            files={name: _stored(partial / name) for name in (DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH)},
+        )
+        write_info(partial, info)
+    return BuildReport(info, source.shards, source.shards, False, [], 0, 0, None)
+
+
+def compares_directions(similarity: str) -> bool:
+    """Whether a model's similarity, by sentence-transformers' name, is that of vectors of length 1."""
+    return similarity not in ("dot", "euclidean")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The index to make, empty, and what its record says of it."""
+
+    index: faiss.Index
+    preset: str
+    factory: str
+    metric: str
+    dim: int
+
+
+class _Vectors(Protocol):
+    """Vectors in shards: `Shards` or `VectorFolder`."""
+
+    def load(self, shard: int) -> np.ndarray: ...
+
+    def rows(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+def _check_metric(metric: str | None) -> None:
+    if metric not in (None, *METRICS):
+        raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
+
+
+def _plan(factory: str, metric: str | None, count: int, dim: int, similarity: str, memory: int | None) -> _Plan:
+    preset, factory, needed = factory_of(factory, count, dim, normalized=compares_directions(similarity), memory=memory)
+    metric = metric or needed or ("l2" if similarity == "euclidean" else "ip")
+    _check_factory(factory, count)
+    return _Plan(_make(factory, dim, metric), preset, factory, metric, dim)
+
+
+def _fill(
+    partial: Path,
+    plan: _Plan,
+    vectors: _Vectors,
+    numbers: range,
+    count: int,
+    seed: int,
+    queries: np.ndarray | None,
+    track: Track,
+) -> None:
+    """Trains and fills the index and finds the truth; queries are documents drawn at random if there are none."""
+    index, metric = plan.index, plan.metric
+    if not index.is_trained:
+        with _refusals(plan.factory, metric, count):
+            index.train(_sample(vectors, numbers, index, count, seed))
+    for shard in track(numbers, "indexing"):
+        with _refusals(plan.factory, metric, count):
+            index.add(vectors.load(shard))
+    faiss.write_index(index, str(partial / FAISS_INDEX))
+    index.reset()
+    if queries is None:
+        own = np.sort(np.random.default_rng(seed).choice(count, min(count, QUERIES), replace=False))
+        queries = vectors.rows(own)
+    else:
+        own = np.full(len(queries), -1)
+    all_vectors = (vectors.load(shard) for shard in track(numbers, "finding true neighbours"))
+    find_truth(queries, own, all_vectors, count, METRICS[metric]).write(partial / TRUTH)
 
 
 class _Skipped:
@@ -188,17 +294,15 @@ def _stored(path: Path) -> StoredFile:
     return StoredFile(path.stat().st_size, files.sha256(path))
 
 
-def _copy_corpus(
-    corpus: str, target: Path, offsets: Path, on_bad: Callable[[DataError], None] | None, track: Track
-) -> int:
+def _copy_corpus(texts: Iterable[Document], partial: Path, name: str) -> int:
     """Writes documents.jsonl and where its lines begin; how many there are.
 
     Raises:
-        DataError: two documents have the same id, beside what `read_texts` raises.
+        DataError: two documents have the same id, beside what `texts` raises.
     """
     begins, ids, position = array("q"), array("Q"), 0
-    with target.open("wb") as stream:
-        for document in track(read_texts(corpus, on_bad=on_bad), "reading"):
+    with (partial / DOCUMENTS).open("wb") as stream:
+        for document in texts:
             line = json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False).encode() + b"\n"
             stream.write(line)
             begins.append(position)
@@ -206,8 +310,8 @@ def _copy_corpus(
             position += len(line)
     hashes = np.frombuffer(ids, np.uint64)
     if len(np.unique(hashes)) < len(hashes):
-        _refuse_twice(target, hashes, source_name(corpus))
-    np.frombuffer(begins, np.int64).astype("<i8").tofile(offsets)
+        _refuse_twice(partial / DOCUMENTS, hashes, name)
+    np.frombuffer(begins, np.int64).astype("<i8").tofile(partial / OFFSETS)
     return len(begins)
 
 
@@ -226,16 +330,6 @@ def _refuse_twice(documents: Path, hashes: np.ndarray, name: str) -> None:
         f"{name}: texts {first + 1} and {row + 1} have the same id {identity!r}{more}",
         hint="give each text an id of its own, or none: then it is the number of its line",
     )
-
-
-def _queries(
-    asked: list[str] | None, ask: TextEncoder, shards: Shards, count: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the user's queries, or of documents drawn at random, and the rows of these."""
-    if asked is not None:
-        return ask(asked), np.full(len(asked), -1)
-    rows = np.sort(np.random.default_rng(seed).choice(count, min(count, QUERIES), replace=False))
-    return shards.rows(rows), rows
 
 
 def _encode_shards(encode: TextEncoder, documents: Path, shards: Shards, size: int, count: int, track: Track) -> None:
@@ -300,10 +394,10 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split())) or type(error).__name__
 
 
-def _sample(shards: Shards, numbers: range, index: faiss.Index, count: int, seed: int) -> np.ndarray:
+def _sample(vectors: _Vectors, numbers: range, index: faiss.Index, count: int, seed: int) -> np.ndarray:
     """All vectors, or of a large corpus a random sample: float32 `[rows, dim]`."""
     inverted = faiss.try_extract_index_ivf(index)
     wanted = max(_TRAINING_ROWS, _ROWS_PER_CLUSTER * inverted.nlist if inverted else 0)
     if count <= wanted:
-        return np.concatenate([shards.load(i) for i in numbers])
-    return shards.rows(np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False)))
+        return np.concatenate([vectors.load(i) for i in numbers])
+    return vectors.rows(np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False)))

@@ -1,25 +1,71 @@
 """Finished work of a long encoding run, safe against a kill at any moment.
 
 Encoding is a pure function of the model and the texts, so it is cut into numbered shards: shard i is rows
-`[i * size, (i + 1) * size)` of the corpus, one `.npy` file, and one line of `manifest.jsonl` with its digest. The first
-line of the manifest says what the shards are of; work on another corpus or model is never mixed in. A file appears
-under its name only when it is whole and synced, and its line is written after it, so a line without a whole file (or
-half a line) can't count as finished work.
+`[i * size, (i + 1) * size)` of the corpus. A shard is one or more files and a record with their digests:
+
+    000012.npy        data; the suffix says what
+    000012.json       {"files": {".npy": "sha256…"}, …}
+
+A file appears under its name only when it is whole and synced, and the record after all files, so a record without
+whole files (or half a record) can't count as finished work. Each shard has a record of its own, so that processes on
+many machines can write to one folder without talking to each other.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from ternarize_cli.files import sha256
 
-__all__ = ["ShardKey", "Shards"]
+__all__ = ["ShardFiles", "ShardKey", "Shards"]
 
-_MANIFEST = "manifest.jsonl"
+_KEY = "key.json"
+
+
+class ShardFiles:
+    """The shards in `folder`, which is made if it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def path(self, shard: int, suffix: str) -> Path:
+        """Where a file of a shard is."""
+        return self.folder / f"{shard:06d}{suffix}"
+
+    def put(self, shard: int, contents: Mapping[str, Callable[[IO[bytes]], None]], **record: Any) -> None:
+        """Writes the files of a shard, by suffix, and then its record."""
+        digests = {suffix: self._write(self.path(shard, suffix), write) for suffix, write in contents.items()}
+        text = json.dumps({"files": digests, **record}).encode()
+        self._write(self.path(shard, ".json"), lambda stream: stream.write(text))
+
+    def record(self, shard: int, *, thorough: bool = True) -> dict[str, Any] | None:
+        """The record of a finished shard; None if there is none, or (`thorough`) a file is not what was written."""
+        try:
+            found = json.loads(self.path(shard, ".json").read_text(encoding="utf-8"))
+            names = found["files"]
+            whole = all(self.path(shard, suffix).is_file() for suffix in names)
+            if whole and thorough:
+                whole = all(sha256(self.path(shard, suffix)) == digest for suffix, digest in names.items())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        return found if whole else None
+
+    def _write(self, path: Path, write: Callable[[IO[bytes]], Any]) -> str:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with partial.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        digest = sha256(partial)
+        partial.replace(path)
+        return digest
 
 
 @dataclass(frozen=True)
@@ -33,7 +79,7 @@ class ShardKey:
 
 
 class Shards:
-    """The shards of one run in `folder`, which is made if it is missing.
+    """The vectors of one run in `folder`, which is made if it is missing.
 
     Shards found there under the same key and with the right digest are `finished`; anything else is deleted.
 
@@ -43,39 +89,25 @@ class Shards:
     """
 
     def __init__(self, folder: Path, key: ShardKey) -> None:
-        self._folder, self._size = folder, key.size
-        self._manifest = folder / _MANIFEST
-        folder.mkdir(exist_ok=True)
-        written = self._lines()
-        head = {"key": dataclasses.asdict(key)}
-        self.discarded = bool(written) and written[0] != head
-        usable = [] if self.discarded else [line for line in written[1:] if self._whole(line)]
-        self.finished = {line["shard"] for line in usable}
-        fresh = folder / "manifest.partial"
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in [head, *usable]), encoding="utf-8")
-        fresh.replace(self._manifest)
-        kept = {self._manifest, *(self.path(i) for i in self.finished)}
+        self._files, self._size = ShardFiles(folder), key.size
+        wanted = json.dumps(dataclasses.asdict(key))
+        head = folder / _KEY
+        self.discarded = any(folder.iterdir()) and (not head.is_file() or head.read_text(encoding="utf-8") != wanted)
+        numbers = {int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()}
+        self.finished = set() if self.discarded else {i for i in numbers if self._files.record(i)}
+        kept = {head, *(self._files.path(i, suffix) for i in self.finished for suffix in (".npy", ".json"))}
         for path in folder.iterdir():
             if path not in kept:
                 path.unlink()
+        head.write_text(wanted, encoding="utf-8")
 
     def path(self, shard: int) -> Path:
         """Where shard's vectors are."""
-        return self._folder / f"{shard:06d}.npy"
+        return self._files.path(shard, ".npy")
 
     def put(self, shard: int, vectors: np.ndarray) -> None:
         """Stores float32 `[rows, dim]` as a finished shard."""
-        partial = self._folder / f"{shard:06d}.partial"
-        with partial.open("wb") as stream:
-            np.save(stream, vectors)
-            stream.flush()
-            os.fsync(stream.fileno())
-        digest = sha256(partial)
-        partial.replace(self.path(shard))
-        with self._manifest.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"shard": shard, "rows": len(vectors), "sha256": digest}) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._files.put(shard, {".npy": lambda stream: np.save(stream, vectors)}, rows=len(vectors))
         self.finished.add(shard)
 
     def load(self, shard: int) -> np.ndarray:
@@ -87,18 +119,3 @@ class Shards:
         shards = rows // self._size
         chosen = (np.load(self.path(i), mmap_mode="r")[rows[shards == i] - i * self._size] for i in np.unique(shards))
         return np.concatenate([np.asarray(part) for part in chosen])
-
-    def _lines(self) -> list[dict]:
-        """The manifest up to its first torn line."""
-        lines: list[dict] = []
-        if self._manifest.is_file():
-            for text in self._manifest.read_text(encoding="utf-8").splitlines():
-                try:
-                    lines.append(json.loads(text))
-                except json.JSONDecodeError:
-                    break
-        return lines
-
-    def _whole(self, line: dict) -> bool:
-        path = self.path(line["shard"])
-        return path.is_file() and sha256(path) == line["sha256"]

@@ -8,6 +8,7 @@ index.json, and searches use it.
 import itertools
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ __all__ = ["Measured", "TuneReport", "tune_index"]
 
 _ONE_BY_ONE = 100
 _REPEATS = 3
-_ENOUGH = 0.9995
+_MORE = 2
 _CANDIDATES = [1, 2, 4, 8, 16, 32]
 
 
@@ -66,6 +67,17 @@ class TuneReport:
     k: int
     threads: int
 
+    @property
+    def best(self) -> list[Measured]:
+        """The settings that no other beats in both recall and latency, the fastest first, and the chosen one."""
+        kept: list[Measured] = []
+        most = -1.0
+        for measured in sorted(self.measured, key=lambda m: (m.milliseconds, -m.recall)):
+            if measured.recall > most or measured is self.chosen:
+                kept.append(measured)
+            most = max(most, measured.recall)
+        return kept
+
 
 def tune_index(
     folder: Path,
@@ -101,7 +113,7 @@ def tune_index(
     if threads is not None:
         faiss.omp_set_num_threads(threads)
     measured: list[Measured] = []
-    for settings in track(_sweep(index, info, measured), "tuning"):
+    for settings in track(_sweep(index, info, measured, target), "tuning"):
         for name, value in settings.items():
             set_knob(index, info, name, value)
         measured.append(_measure(index, truth, settings, k))
@@ -115,8 +127,8 @@ def tune_index(
     return TuneReport(info, measured, chosen, bool(good), len(truth.queries), k, faiss.omp_get_max_threads())
 
 
-def _sweep(index: faiss.Index, info: IndexInfo, measured: list[Measured]) -> Iterator[dict[str, float]]:
-    """All settings, slower ones later, without those that can't find more."""
+def _sweep(index: faiss.Index, info: IndexInfo, measured: list[Measured], target: float) -> Iterator[dict[str, float]]:
+    """All settings, slower ones later, up to the second that finds enough."""
     inverted = faiss.try_extract_index_ivf(index)
     clusters = inverted.nlist if inverted else 1
     values: dict[str, list[float]] = {
@@ -125,12 +137,12 @@ def _sweep(index: faiss.Index, info: IndexInfo, measured: list[Measured]) -> Ite
         "nprobe": [2.0**i for i in range((clusters - 1).bit_length())] + [float(clusters)],
     }
     knobs = {name: them for name, them in values.items() if _has(index, info, name)}
-    full: dict[tuple[float, ...], bool] = {}
+    enough: Counter[tuple[float, ...]] = Counter()
     for combination in itertools.product(*knobs.values()):
-        if full.get(combination[:-1]):
+        if enough[combination[:-1]] >= _MORE:
             continue
         yield dict(zip(knobs, combination, strict=True))
-        full[combination[:-1]] = measured[-1].recall >= _ENOUGH
+        enough[combination[:-1]] += measured[-1].recall >= target
 
 
 def _has(index: faiss.Index, info: IndexInfo, name: str) -> bool:
