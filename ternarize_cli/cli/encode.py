@@ -48,6 +48,14 @@ def encode(
         int | None, typer.Option("--shard-size", min=1, help="Rows of a shard; default: 8,192 texts, 1,024 images.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", metavar="fp32|fp16|int8", help="Numbers in shards.")] = "fp32",
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="Who encodes shards: this process, or Ray's workers.")
+    ] = "local",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Ray: how many workers.")] = 1,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="Ray: a running cluster; default: one on this machine."),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -103,11 +111,14 @@ def encode(
             normalize=normalize,
             prompt_name=prompt_name,
             allow_pickle=allow_pickle,
+            engine=engine,
+            workers=workers,
+            ray_address=ray_address,
             out=out,
         )
         return
-    if shard_size is not None or dtype != "fp32":
-        raise InputError("--shard-size and --dtype are of shards", hint="--shards -o DIR")
+    if shard_size is not None or dtype != "fp32" or engine != "local":
+        raise InputError("--shard-size, --dtype and --engine are of shards", hint="--shards -o DIR")
     if output is not None:
         files.check_output(output, force=force, folder=False)
     elif json:
@@ -193,13 +204,19 @@ def _encode_shards(
     normalize: bool | None,
     prompt_name: str | None,
     allow_pickle: bool,
+    engine: str,
+    workers: int,
+    ray_address: str | None,
     out: Output,
 ) -> None:
     import dataclasses
+    import os
     import time
+    from typing import Any
 
     from ternarize_cli import files
     from ternarize_cli.errors import InputError
+    from ternarize_cli.index.ray_engine import encode_with_ray, require_ray
     from ternarize_cli.index.vector_folder import DTYPES, FORMATS, encode_to_folder, open_encoder
 
     if output is None:
@@ -212,22 +229,42 @@ def _encode_shards(
         raise InputError(f"{output} is a file, and shards need a folder", hint="name another with -o")
     if not output.exists():
         files.check_output(output, force=False)
-    items, encoder, record = open_encoder(
-        model,
-        source,
-        format=format,
-        dtype=dtype,
-        shard_size=shard_size,
-        batch_size=batch_size,
-        backend=backend,
-        device=device,
-        threads=threads,
-        normalize=normalize,
-        prompt_name=prompt_name,
-        allow_pickle=allow_pickle,
-    )
+    if engine not in ("local", "ray"):
+        raise InputError(f"there is no --engine {engine}", hint="local or ray")
+    if engine == "ray" and part[1] > 1:
+        raise InputError("Ray gives out the shards itself", hint="leave --shard out")
+    if engine != "ray" and (workers, ray_address) != (1, None):
+        raise InputError("--workers and --ray-address are of Ray", hint="--engine ray")
+    if engine == "ray":
+        require_ray()
+    options: dict[str, Any] = {
+        "format": format,
+        "dtype": dtype,
+        "shard_size": shard_size,
+        "batch_size": batch_size,
+        "backend": backend,
+        "device": device,
+        "normalize": normalize,
+        "prompt_name": prompt_name,
+        "allow_pickle": allow_pickle,
+    }
+    items, encoder, record = open_encoder(model, source, threads=threads, **options)
     started = time.perf_counter()
-    report = encode_to_folder(encoder, items, output, record, part=part, track=out.track)
+    if engine == "ray":
+        report = encode_with_ray(
+            record.model_path,
+            source,
+            output,
+            record,
+            options=options,
+            workers=workers,
+            threads=threads or max(1, (os.cpu_count() or 1) // workers),
+            gpus=float((device or "").startswith("cuda")),
+            address=ray_address,
+            track=out.track,
+        )
+    else:
+        report = encode_to_folder(encoder, items, output, record, part=part, track=out.track)
     seconds = time.perf_counter() - started
     if encoder.truncation:
         out.warn(encoder.truncation)

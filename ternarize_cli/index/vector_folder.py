@@ -112,27 +112,51 @@ def encode_to_folder(
         OutputError: it can't be written.
         TernarizeError: as `items` and `encode` do; shards that are finished stay.
     """
+    files = open_shards(folder, record)
+    shards = rows = reused = 0
+    for number, batch, last in cut(track(items, "encoding"), record.shard_size):
+        if number % part[1] != part[0] - 1:
+            continue
+        if encode_shard(encode, files, record, number, batch, last):
+            shards, rows = shards + 1, rows + len(batch)
+        else:
+            reused += 1
+    return ShardsReport(shards, rows, reused)
+
+
+def open_shards(folder: Path, record: VectorRecord) -> ShardFiles:
+    """The shards of a folder, which is made if it is missing.
+
+    Raises:
+        InputError, OutputError: as `encode_to_folder`.
+    """
     try:
         files = ShardFiles(folder)
         _agree(folder, record)
     except OSError as e:
         raise OutputError(f"can't write to {folder}: {e.strerror}", hint="name a writable place with -o") from e
-    shards = rows = reused = 0
-    for number, batch, last in _cut(track(items, "encoding"), record.shard_size):
-        if number % part[1] != part[0] - 1:
-            continue
-        digest = _digest(batch)
-        there = files.record(number)
-        if there is not None and there.get("of") == digest and there.get("last") == last:
-            reused += 1
-            continue
-        parts = []
-        with closing(encoded(encode, batch)) as chunks:
-            for _, vectors in chunks:
-                parts.append(vectors)
-        _put(files, number, [identity for identity, _ in batch], np.concatenate(parts), record, digest, last)
-        shards, rows = shards + 1, rows + len(batch)
-    return ShardsReport(shards, rows, reused)
+    return files
+
+
+def encode_shard(
+    encode: TextEncoder | ImageEncoder,
+    files: ShardFiles,
+    record: VectorRecord,
+    number: int,
+    batch: list[tuple[str, Any]],
+    last: bool,
+) -> bool:
+    """Encodes a shard's rows and writes it; False if it was there already."""
+    digest = _digest(batch)
+    there = files.record(number)
+    if there is not None and there.get("of") == digest and there.get("last") == last:
+        return False
+    parts = []
+    with closing(encoded(encode, batch)) as chunks:
+        for _, vectors in chunks:
+            parts.append(vectors)
+    _put(files, number, [identity for identity, _ in batch], np.concatenate(parts), record, digest, last)
+    return True
 
 
 def open_encoder(
@@ -198,7 +222,7 @@ def open_encoder(
     return items, encode, record
 
 
-def _cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[tuple[int, list[tuple[str, Any]], bool]]:
+def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[tuple[int, list[tuple[str, Any]], bool]]:
     """Number, rows, and whether it is the last one, of each shard."""
     stream, number = iter(items), 0
     batch = list(islice(stream, size))

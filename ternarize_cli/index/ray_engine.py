@@ -1,0 +1,188 @@
+"""The shards of `vector_folder`, encoded by the workers of a Ray cluster (extra `ray`).
+
+A dataset of shard numbers goes through a pool of actors, each with the model loaded; each reads its shards' rows from
+the source, encodes them, and writes them where every other job would have. So the folder is the same whoever wrote it,
+and it is what a run goes on from: Ray starts a lost worker anew and gives its shard to another, and nothing is counted
+that is not whole on the disk. Workers on other machines must see the model, the source and the folder under the same
+paths.
+"""
+
+import importlib.util
+import socket
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
+from ternarize_cli.images import is_images, read_parts
+from ternarize_cli.index.encode import open_input
+from ternarize_cli.index.vector_folder import (
+    ShardsReport,
+    VectorRecord,
+    cut,
+    encode_shard,
+    open_encoder,
+    open_shards,
+)
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.texts import STDIN, read_texts
+
+__all__ = ["encode_with_ray", "require_ray"]
+
+_PATIENCE = 10.0  # seconds
+
+
+def require_ray() -> None:
+    """Refuses where Ray is missing.
+
+    Raises:
+        UnavailableError: the package is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UnavailableError("--engine ray needs the package ray", hint="pip install 'ternarize-cli[ray]'")
+
+
+def encode_with_ray(
+    model: str,
+    source: str,
+    folder: Path,
+    record: VectorRecord,
+    *,
+    options: Mapping[str, Any],
+    workers: int,
+    threads: int,
+    gpus: float = 0,
+    address: str | None = None,
+    track: Track = silent,
+) -> ShardsReport:
+    """Encodes the shards that are not there yet, on all workers.
+
+    Args:
+        model: the folder of the model; source, folder, record: as `open_encoder` and `encode_to_folder`.
+        options: what else `open_encoder` takes.
+        workers: how many actors; threads: CPU threads of each; gpus: of each, which may be a fraction.
+        address: of a running cluster, such as auto or ray://head:10001; None: one on this machine, for this run.
+        track: told of each finished shard.
+
+    Raises:
+        UnavailableError: Ray is missing, or there is no cluster.
+        InputError: the source is stdin.
+        TernarizeError: a worker could not do its work.
+    """
+    require_ray()
+    if source == STDIN:
+        raise InputError("workers can't read this stdin", hint="write it to a file that all of them see")
+    if address is not None:
+        _check_reachable(address)
+    count = _count(source)
+    numbers = -(-count // record.shard_size)
+    open_shards(folder, record)
+    worker = {
+        "model": model,
+        "source": str(Path(source).resolve()),
+        "folder": str(folder.resolve()),
+        "options": {**options, "threads": threads},
+    }
+    # Ray warns of its own settings, and prints what becomes of workers to stdout, where results belong
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        rows = _run(numbers, workers, threads, gpus, address, track, worker)
+    new = [n for n in rows if n]
+    return ShardsReport(len(new), sum(new), len(rows) - len(new))
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nothing listens; Ray would try for minutes. `auto` and `local` are Ray's to find."""
+    host, _, port = address.partition("://")[2].partition(":") if "://" in address else address.partition(":")
+    if not port:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as e:
+        raise UnavailableError(
+            f"there is no Ray cluster at {address}: {e}", hint="ray start --head, or no --ray-address"
+        ) from e
+
+
+def _run(
+    numbers: int,
+    workers: int,
+    threads: int,
+    gpus: float,
+    address: str | None,
+    track: Track,
+    worker: dict[str, Any],
+) -> list[int]:
+    """How many rows of each shard were encoded, in the order in which they were done."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    # one CPU more than the actors hold: for the tasks that hand out numbers
+    local = {"num_cpus": workers * threads + 1, "include_dashboard": False} if address is None else {}
+    started = not ray.is_initialized()
+    try:
+        if started:
+            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        raise UnavailableError(
+            f"there is no Ray cluster at {address}: {e}", hint="ray start --head, or no --ray-address"
+        ) from e
+    try:
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        done = (
+            ray.data.range(numbers, override_num_blocks=numbers)
+            .map_batches(
+                _Worker,
+                fn_constructor_kwargs=worker,
+                batch_size=1,
+                compute=ActorPoolStrategy(size=workers),
+                num_cpus=threads,
+                num_gpus=gpus,
+            )
+            .iter_rows()
+        )
+        return [int(row["rows"]) for row in track(done, "encoding shards", numbers)]
+    except ray.exceptions.RayError as e:
+        cause = getattr(e, "cause", None) or e
+        raise TernarizeError(f"a worker failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from e
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Worker:
+    """An actor: one encoder, and a stream through the source that starts again when an earlier shard is asked for."""
+
+    def __init__(self, model: str, source: str, folder: str, options: dict[str, Any]) -> None:
+        self._source = source
+        items, self._encode, self._record = open_encoder(model, source, **options)
+        self._shards = cut(items, self._record.shard_size)
+        self._files = open_shards(Path(folder), self._record)
+        self._next = 0
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"rows": np.array([self._do(int(number)) for number in batch["id"]])}
+
+    def _do(self, wanted: int) -> int:
+        """How many rows were encoded; 0 if the shard was there."""
+        if wanted < self._next:
+            self._shards, self._next = cut(open_input(self._source)[0], self._record.shard_size), 0
+        for number, rows, last in self._shards:
+            self._next = number + 1
+            if number == wanted:
+                return len(rows) if encode_shard(self._encode, self._files, self._record, number, rows, last) else 0
+        raise TernarizeError(f"the source has no shard {wanted} any more")
+
+
+def _count(source: str) -> int:
+    """How many rows the source has."""
+    if is_images(source) or Path(source).is_dir():
+        return sum(len(images) for images in read_parts(source).values())
+    return sum(1 for _ in read_texts(source))
