@@ -115,6 +115,7 @@ def test_other_vectors_are_not_mixed_in(encode, tmp_path):
         (["--shards", "--dtype", "int4"], "there is no --dtype"),
         (["--shards", "--dtype", "int8", "--no-normalize"], "keeps directions only"),
         (["--dtype", "fp16"], "of shards"),
+        (["--shards", "--force"], "never replaced"),
     ],
 )
 def test_wrong_options(encode, options, message):

@@ -96,6 +96,8 @@ def encode(
 
     out = Output(json_mode=json, quiet=quiet)
     if shards or shard is not None:
+        if force:
+            raise InputError("finished shards are never replaced", hint="remove the folder, or leave --force out")
         _encode_shards(
             model,
             source,
