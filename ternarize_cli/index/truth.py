@@ -14,7 +14,7 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 
 from ternarize_cli.errors import DataError
 
-__all__ = ["DEPTH", "QUERIES", "Truth", "find_truth", "read_truth", "recall"]
+__all__ = ["DEPTH", "QUERIES", "Truth", "find_truth", "read_truth", "recall", "without_own"]
 
 QUERIES = 1000
 """How many documents are drawn as queries."""

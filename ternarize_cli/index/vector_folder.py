@@ -41,8 +41,11 @@ __all__ = [
     "ShardsReport",
     "VectorFolder",
     "VectorRecord",
+    "cut",
+    "encode_shard",
     "encode_to_folder",
     "open_encoder",
+    "open_shards",
 ]
 
 RECORD = "vectors.json"
@@ -331,7 +334,8 @@ class VectorFolder:
             if found["last"]:
                 break
             if found["rows"] != self.record.shard_size:
-                raise DataError(f"{path_of(folder, self.shards - 1)} has {found['rows']} rows", hint=again)
+                wrong = self._files.path(self.shards - 1, ".json")
+                raise DataError(f"{wrong} has {found['rows']} rows, not {self.record.shard_size}", hint=again)
 
     def ids(self) -> Iterator[str]:
         """The ids of all vectors, in order."""
@@ -361,8 +365,3 @@ class VectorFolder:
         """Some vectors, by their numbers in rising order: float32 `[len(rows), dim]`."""
         shards = rows // self.record.shard_size
         return np.concatenate([self.load(i)[rows[shards == i] - i * self.record.shard_size] for i in np.unique(shards)])
-
-
-def path_of(folder: Path, shard: int) -> Path:
-    """Where a shard's record is."""
-    return folder / f"{shard:06d}.json"
