@@ -92,6 +92,37 @@ def test_what_is_damaged_or_has_changed_is_done_again(encode, corpus, tmp_path):
     assert VectorFolder(tmp_path / "v").count == 16
 
 
+def test_shards_of_two_corpora_are_not_mixed(encode, corpus, tmp_path):
+    encode("--shard", "1/2")
+    encode("--shard", "2/2")
+    corpus.write_text(_lines([text + " dog" for text in _texts(50)]))
+    encode("--shard", "1/2")
+    with pytest.raises(DataError, match=r"000001\.json is of another version of the corpus"):
+        VectorFolder(tmp_path / "v")
+    encode("--shard", "2/2")
+    assert VectorFolder(tmp_path / "v").count == 50
+    corpus.write_text(_lines(_texts(9)))
+    encode("--shards")
+    assert len(list((tmp_path / "v").glob("*.parquet"))) == 2
+
+
+def test_a_folder_of_something_else_is_no_vectors(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").write_text("mine")
+    result = run("index", "build", tmp_path / "photos", "-o", tmp_path / "ix")
+    assert result.exit_code == 2
+    assert "holds no vectors" in result.stderr
+    assert "remove" not in result.stderr
+
+
+def test_vectors_of_any_length_get_no_index_of_directions(run, encode, tmp_path):
+    encode("--shards", "--no-normalize")
+    result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix", "--factory", "binary")
+    assert result.exit_code == 2
+    assert "is for vectors of length 1" in result.stderr
+    assert "leave --resume out" in run("index", "build", tmp_path / "v", "--resume").stderr
+
+
 def test_other_vectors_are_not_mixed_in(encode, tmp_path):
     encode("--shards")
     result = encode("--shards", "--dtype", "fp16", ok=False)
@@ -115,7 +146,7 @@ def test_other_vectors_are_not_mixed_in(encode, tmp_path):
         (["--shards", "--dtype", "int4"], "there is no --dtype"),
         (["--shards", "--dtype", "int8", "--no-normalize"], "keeps directions only"),
         (["--dtype", "fp16"], "of shards"),
-        (["--shards", "--force"], "never replaced"),
+        (["--shards", "--force"], "nothing to force"),
     ],
 )
 def test_wrong_options(encode, options, message):

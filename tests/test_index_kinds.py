@@ -104,11 +104,13 @@ def test_presets_follow_size_width_and_memory():
     assert [clusters(n) for n in (1, 50, 2000, 1_000_000, 100_000_000)] == [1, 1, 32, 4096, 32768]
     assert factory_of("auto", 5000, 384)[:2] == ("flat", "Flat")
     assert factory_of("auto", 1_000_000, 384)[0] == "hnsw"
+    assert factory_of("auto", 5000, 384, memory=4_000_000)[0] == "ivf-rabitq"
     assert factory_of("auto", 1_000_000, 384, memory=600_000_000)[1] == "RR384,IVF4096,RaBitQ,Refine(SQ8)"
     assert factory_of("ivf", 100_000_000, 768)[1] == "IVF32768_HNSW32,Flat"
     assert factory_of("IVF7,PQ3", 10, 3) == ("", "IVF7,PQ3", None)
     for name, count, dim, options in (
         ("auto", 1_000_000, 384, {"memory": 1_000_000}),
+        ("ivf-pq", 15, 32, {}),
         ("ivf-pq", 1000, 30, {}),
         ("lsh", 1000, 32, {"normalized": False}),
     ):
@@ -134,6 +136,16 @@ def test_tuning_stores_what_searches_use(run, build):
     assert set(read_info(index).search) == {"efSearch"}
     assert run("index", "info", index).exit_code == 0
     assert run("index", "search", index, "cat").exit_code == 0
+
+
+def test_the_command_searches_as_it_was_tuned(run, build, vectors):
+    index = build("ivf")
+    assert run("index", "tune", index, "--recall", 0.999).exit_code == 0
+    query = _texts(1)[0] + " cat"
+    found = json.loads(run("index", "search", index, query, "--json").stdout)["results"]
+    assert [int(hit["id"]) - 1 for hit in found] == _by_numpy(vectors[1][:1], vectors[0], 10)[0].tolist()
+    narrow = json.loads(run("index", "search", index, query, "--nprobe", 1, "--json").stdout)["results"]
+    assert [hit["id"] for hit in narrow] != [hit["id"] for hit in found]
 
 
 def test_a_recall_out_of_reach_is_said(run, build):

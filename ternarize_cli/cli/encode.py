@@ -97,7 +97,7 @@ def encode(
     out = Output(json_mode=json, quiet=quiet)
     if shards or shard is not None:
         if force:
-            raise InputError("finished shards are never replaced", hint="remove the folder, or leave --force out")
+            raise InputError("there is nothing to force: shards that have changed are done again", hint="no --force")
         _encode_shards(
             model,
             source,
@@ -119,8 +119,8 @@ def encode(
             out=out,
         )
         return
-    if shard_size is not None or dtype != "fp32" or engine != "local":
-        raise InputError("--shard-size, --dtype and --engine are of shards", hint="--shards -o DIR")
+    if shard_size is not None or dtype != "fp32" or (engine, workers, ray_address) != ("local", 1, None):
+        raise InputError("--shard-size, --dtype, --engine and --workers are of shards", hint="--shards -o DIR")
     if output is not None:
         files.check_output(output, force=force, folder=False)
     elif json:

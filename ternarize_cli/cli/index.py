@@ -89,6 +89,10 @@ def build(
     vectors = Path(corpus) if corpus != "-" and Path(corpus).is_dir() else None
     if vectors is not None and (model, queries) != (None, None):
         raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
+    given = {"--resume": resume, "--skip-bad": skip_bad, "--batch-size": batch_size, "--device": device}
+    given["--backend"] = backend != "auto"
+    if vectors is not None and (unused := [flag for flag, value in given.items() if value]):
+        raise InputError(f"{corpus} holds vectors, and nothing is encoded", hint=f"leave {' and '.join(unused)} out")
     if vectors is None and model is None:
         raise InputError("texts need a model", hint="--model MODEL")
 

@@ -30,14 +30,14 @@ from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.index.encode import encoded, text_folder
 from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, IndexInfo, StoredFile, write_info
-from ternarize_cli.index.presets import factory_of
+from ternarize_cli.index.presets import compares_directions, factory_of
 from ternarize_cli.index.shards import ShardKey, Shards
 from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.index.vector_folder import VectorFolder
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import STDIN, Document, read_lines, read_texts, source_name
 
-__all__ = ["DEFAULT_FACTORY", "METRICS", "BuildReport", "build_index", "compares_directions", "index_vectors"]
+__all__ = ["DEFAULT_FACTORY", "METRICS", "BuildReport", "build_index", "index_vectors"]
 
 METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 DEFAULT_FACTORY = "auto"
@@ -123,7 +123,7 @@ def build_index(
         similarity = encoder.similarity_fn_name
         normalized = compares_directions(similarity)
         encode = TextEncoder(encoder, role="document", normalize=normalized or None, batch_size=batch_size)
-        plan = _plan(factory, metric, count, encode.dim, similarity, memory)
+        plan = _plan(factory, metric, count, encode.dim, similarity, normalized, memory)
 
         documents = _stored(partial / DOCUMENTS)
         model_sha256 = files.content_hash(folder)
@@ -189,7 +189,7 @@ def index_vectors(
         count = _copy_corpus(
             (Document(identity, "") for identity in track(source.ids(), "reading")), partial, str(vectors)
         )
-        plan = _plan(factory, metric, count, record.dim, record.similarity, memory)
+        plan = _plan(factory, metric, count, record.dim, record.similarity, record.normalized, memory)
         _fill(partial, plan, source, numbers, count, seed, None, track)
         info = IndexInfo(
             model=record.model,
@@ -210,11 +210,6 @@ def index_vectors(
         )
         write_info(partial, info)
     return BuildReport(info, source.shards, source.shards, False, [], 0, 0, None)
-
-
-def compares_directions(similarity: str) -> bool:
-    """Whether a model's similarity, by sentence-transformers' name, is that of vectors of length 1."""
-    return similarity not in ("dot", "euclidean")
 
 
 @dataclass(frozen=True)
@@ -241,8 +236,10 @@ def _check_metric(metric: str | None) -> None:
         raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
 
 
-def _plan(factory: str, metric: str | None, count: int, dim: int, similarity: str, memory: int | None) -> _Plan:
-    preset, factory, needed = factory_of(factory, count, dim, normalized=compares_directions(similarity), memory=memory)
+def _plan(
+    factory: str, metric: str | None, count: int, dim: int, similarity: str | None, normalized: bool, memory: int | None
+) -> _Plan:
+    preset, factory, needed = factory_of(factory, count, dim, normalized=normalized, memory=memory)
     metric = metric or needed or ("l2" if similarity == "euclidean" else "ip")
     _check_factory(factory, count)
     return _Plan(_make(factory, dim, metric), preset, factory, metric, dim)

@@ -7,7 +7,7 @@
     ivf-rabitq  clusters of vectors of one bit a dimension (RaBitQ, arXiv 2405.12497), and int8 vectors likewise
     binary      the signs of the rotated vector, compared by Hamming distance, and int8 vectors likewise
     lsh         two random projections' signs a dimension and nothing else: the LSH of arXiv 2411.15438
-    auto        flat up to 10,000 vectors; then hnsw, or ivf-rabitq where memory is short
+    auto        flat up to 10,000 vectors, then hnsw; ivf or ivf-rabitq where memory is short
 
 The number of clusters is about 4·√n, the lower end of what FAISS's authors advise, a power of two, and at most one for
 39 vectors, below which FAISS warns; 16,384 or more are found through a graph of their own.
@@ -17,7 +17,7 @@ import math
 
 from ternarize_cli.errors import InputError
 
-__all__ = ["PRESETS", "bytes_of", "clusters", "factory_of"]
+__all__ = ["PRESETS", "bytes_of", "clusters", "compares_directions", "factory_of"]
 
 PRESETS = ("auto", "flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh")
 _FEW = 10_000
@@ -25,6 +25,12 @@ _PER_CLUSTER = 39
 _MANY_CLUSTERS = 16_384
 _HAMMING = ("binary", "lsh")  # FAISS has these for euclidean distance only: the same order, for vectors of length 1
 _LINKS = 32
+_PQ_CODES = 16
+
+
+def compares_directions(similarity: str | None) -> bool:
+    """Whether a model's similarity, by sentence-transformers' name, is that of vectors of length 1."""
+    return similarity not in ("dot", "euclidean")
 
 
 def clusters(count: int) -> int:
@@ -74,6 +80,8 @@ def factory_of(
         name = _fitting(count, dim, memory)
     if name == "ivf-pq" and dim % 4:
         raise InputError(f"the preset ivf-pq needs dimensions in fours, and there are {dim}", hint="ivf-rabitq")
+    if name == "ivf-pq" and count < _PQ_CODES:
+        raise InputError(f"the preset ivf-pq needs {_PQ_CODES} vectors, and there are {count}", hint="--factory flat")
     if name in _HAMMING and not normalized:
         raise InputError(
             f"the preset {name} is for vectors of length 1, and this model compares others", hint="--factory hnsw"
@@ -93,7 +101,7 @@ def factory_of(
 
 
 def _fitting(count: int, dim: int, memory: int | None) -> str:
-    wanted = ("flat",) if count <= _FEW else ("hnsw", "ivf", "ivf-rabitq")
+    wanted = ("flat" if count <= _FEW else "hnsw", "ivf", "ivf-rabitq")
     for preset in wanted:
         if memory is None or bytes_of(preset, count, dim) <= memory:
             return preset
@@ -101,5 +109,5 @@ def _fitting(count: int, dim: int, memory: int | None) -> str:
     raise InputError(
         f"{count} vectors of {dim} dimensions take {least / 1e6:.0f} MB even as {wanted[-1]}; "
         f"--memory allows {memory / 1e6 if memory else 0:.0f}",
-        hint="more --memory, or a factory string of your own, e.g. IVF4096,PQ16",
+        hint="more --memory; --factory lsh takes least, and finds least",
     )

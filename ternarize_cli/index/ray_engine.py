@@ -81,7 +81,7 @@ def encode_with_ray(
         _check_reachable(address)
     count = _count(source)
     numbers = -(-count // record.shard_size)
-    open_shards(folder, record)
+    files = open_shards(folder, record)
     worker = {
         "model": model,
         "source": str(Path(source).resolve()),
@@ -92,6 +92,9 @@ def encode_with_ray(
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         rows = _run(numbers, workers, threads, gpus, address, track, worker)
+    for number in files.numbers():  # of a corpus that was longer
+        if number >= numbers:
+            files.remove(number)
     new = [n for n in rows if n]
     return ShardsReport(len(new), sum(new), len(rows) - len(new))
 
@@ -174,10 +177,10 @@ class _Worker:
         """How many rows were encoded; 0 if the shard was there."""
         if wanted < self._next:
             self._shards, self._next = cut(open_input(self._source)[0], self._record.shard_size), 0
-        for number, rows, last in self._shards:
-            self._next = number + 1
-            if number == wanted:
-                return len(rows) if encode_shard(self._encode, self._files, self._record, number, rows, last) else 0
+        for shard in self._shards:
+            self._next = shard.number + 1
+            if shard.number == wanted:
+                return len(shard.rows) if encode_shard(self._encode, self._files, self._record, shard) else 0
         raise TernarizeError(f"the source has no shard {wanted} any more")
 
 

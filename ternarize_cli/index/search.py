@@ -15,7 +15,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ternarize_cli import files, models
+from ternarize_cli import files, models, vision
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
 from ternarize_cli.index.encode import text_folder
 from ternarize_cli.index.encoders import TextEncoder
@@ -79,9 +79,9 @@ class Searcher:
         self._index = open_index(folder, self.info)
         if threads is not None:
             faiss.omp_set_num_threads(threads)
-        for name, value in {**self.info.search, **(settings or {})}.items():
-            if value is not None:
-                set_knob(self._index, self.info, name, value)
+        asked = {name: value for name, value in (settings or {}).items() if value is not None}
+        for name, value in {**self.info.search, **asked}.items():
+            set_knob(self._index, self.info, name, value)
         model_folder, self.student = _model_for(self.info, model, asymmetric)
         encoder = models.load_encoder(model_folder, backend=backend, device=device, threads=threads)
         self.encode = TextEncoder(encoder, role="query", normalize=self.info.normalized or None, batch_size=batch_size)
@@ -183,6 +183,7 @@ def _model_for(info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Pa
                     f"the model that made this index is gone: {info.model} (was {info.model_path})",
                     hint="if it moved: --model FOLDER",
                 ) from e
+        vision.require(folder, "text", info.model)
         what = f"the model {info.model} has changed since the index was built"
     else:
         folder = text_folder(model)

@@ -14,6 +14,7 @@ many machines can write to one folder without talking to each other.
 import dataclasses
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,29 +43,43 @@ class ShardFiles:
     def put(self, shard: int, contents: Mapping[str, Callable[[IO[bytes]], None]], **record: Any) -> None:
         """Writes the files of a shard, by suffix, and then its record."""
         digests = {suffix: self._write(self.path(shard, suffix), write) for suffix, write in contents.items()}
-        text = json.dumps({"files": digests, **record}).encode()
+        self.amend(shard, {"files": digests, **record})
+
+    def amend(self, shard: int, record: dict[str, Any]) -> None:
+        """Replaces the record of a finished shard; its files stay."""
+        text = json.dumps(record).encode()
         self._write(self.path(shard, ".json"), lambda stream: stream.write(text))
 
-    def record(self, shard: int, *, thorough: bool = True) -> dict[str, Any] | None:
-        """The record of a finished shard; None if there is none, or (`thorough`) a file is not what was written."""
+    def record(self, shard: int) -> dict[str, Any] | None:
+        """The record of a finished shard; None if there is none, or a file is not what was written."""
         try:
             found = json.loads(self.path(shard, ".json").read_text(encoding="utf-8"))
-            names = found["files"]
-            whole = all(self.path(shard, suffix).is_file() for suffix in names)
-            if whole and thorough:
-                whole = all(sha256(self.path(shard, suffix)) == digest for suffix, digest in names.items())
+            whole = all(sha256(self.path(shard, suffix)) == digest for suffix, digest in found["files"].items())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         return found if whole else None
 
+    def remove(self, shard: int) -> None:
+        """Deletes a shard: its record first."""
+        for path in sorted(self.folder.glob(f"{shard:06d}.*"), key=lambda p: p.suffix != ".json"):
+            path.unlink(missing_ok=True)
+
+    def numbers(self) -> list[int]:
+        """The shards that have a record, whole or not."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
+
     def _write(self, path: Path, write: Callable[[IO[bytes]], Any]) -> str:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        digest = sha256(partial)
-        partial.replace(path)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            digest = sha256(partial)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         return digest
 
 
@@ -93,8 +108,7 @@ class Shards:
         wanted = json.dumps(dataclasses.asdict(key))
         head = folder / _KEY
         self.discarded = any(folder.iterdir()) and (not head.is_file() or head.read_text(encoding="utf-8") != wanted)
-        numbers = {int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()}
-        self.finished = set() if self.discarded else {i for i in numbers if self._files.record(i)}
+        self.finished = set() if self.discarded else {i for i in self._files.numbers() if self._files.record(i)}
         kept = {head, *(self._files.path(i, suffix) for i in self.finished for suffix in (".npy", ".json"))}
         for path in folder.iterdir():
             if path not in kept:

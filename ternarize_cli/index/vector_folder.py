@@ -4,7 +4,7 @@
     000012.parquet    rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), or
     000012.npy        the vectors alone, with
     000012.ids        a JSON array of the ids
-    000012.json       the shard's record: `shards`, with a digest of what was encoded; the last shard says that it is
+    000012.json       the record (`shards`), with digests of its rows and of all before; the last says that it is
 
 A shard whose record fits what there is to encode is left alone, so the same command goes on where it was killed, does
 again what was damaged, and does what has changed in the corpus.
@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.files import content_hash
 from ternarize_cli.index.encode import encoded, image_folder, open_input, text_folder
 from ternarize_cli.index.encoders import ImageEncoder, TextEncoder
+from ternarize_cli.index.presets import compares_directions
 from ternarize_cli.index.shards import ShardFiles
 from ternarize_cli.progress import Track, silent
 
@@ -38,6 +40,7 @@ __all__ = [
     "DTYPES",
     "FORMATS",
     "RECORD",
+    "Shard",
     "ShardsReport",
     "VectorFolder",
     "VectorRecord",
@@ -108,7 +111,7 @@ def encode_to_folder(
         folder: made if it is missing.
         record: of the vectors; must be the one that is there.
         part: (i, n): only every n-th shard, beginning with the i-th; the first is 1.
-        track: told of each item, those of others included.
+        track: told of each item that is read, those of others included; a shard is encoded when it has been read.
 
     Raises:
         InputError: the folder holds vectors of something else.
@@ -117,13 +120,18 @@ def encode_to_folder(
     """
     files = open_shards(folder, record)
     shards = rows = reused = 0
-    for number, batch, last in cut(track(items, "encoding"), record.shard_size):
-        if number % part[1] != part[0] - 1:
+    end = 0
+    for shard in cut(track(items, "reading"), record.shard_size):
+        end = shard.number + 1
+        if shard.number % part[1] != part[0] - 1:
             continue
-        if encode_shard(encode, files, record, number, batch, last):
-            shards, rows = shards + 1, rows + len(batch)
+        if encode_shard(encode, files, record, shard):
+            shards, rows = shards + 1, rows + len(shard.rows)
         else:
             reused += 1
+    for number in files.numbers():  # of a corpus that was longer
+        if number >= end and number % part[1] == part[0] - 1:
+            files.remove(number)
     return ShardsReport(shards, rows, reused)
 
 
@@ -136,29 +144,53 @@ def open_shards(folder: Path, record: VectorRecord) -> ShardFiles:
     try:
         files = ShardFiles(folder)
         _agree(folder, record)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"can't write to {folder}: no permission", hint="name a writable place with -o")
     except OSError as e:
         raise OutputError(f"can't write to {folder}: {e.strerror}", hint="name a writable place with -o") from e
     return files
 
 
-def encode_shard(
-    encode: TextEncoder | ImageEncoder,
-    files: ShardFiles,
-    record: VectorRecord,
-    number: int,
-    batch: list[tuple[str, Any]],
-    last: bool,
-) -> bool:
-    """Encodes a shard's rows and writes it; False if it was there already."""
-    digest = _digest(batch)
-    there = files.record(number)
-    if there is not None and there.get("of") == digest and there.get("last") == last:
-        return False
-    parts = []
-    with closing(encoded(encode, batch)) as chunks:
-        for _, vectors in chunks:
-            parts.append(vectors)
-    _put(files, number, [identity for identity, _ in batch], np.concatenate(parts), record, digest, last)
+@dataclass(frozen=True)
+class Shard:
+    """A shard's rows, before they are encoded.
+
+    Attributes:
+        number: the first is 0.
+        rows: id and content of each.
+        digest: of the rows; chain: of these and all rows before, which tells shards of one corpus from another's.
+        last: whether no other follows.
+    """
+
+    number: int
+    rows: list[tuple[str, Any]]
+    digest: str
+    chain: str
+    last: bool
+
+
+def encode_shard(encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: Shard) -> bool:
+    """Encodes a shard and writes it; False if its vectors were there already.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    try:
+        there = files.record(shard.number)
+        if there is not None and there.get("of") == shard.digest:
+            if (there.get("last"), there.get("chain")) != (shard.last, shard.chain):  # others have changed
+                files.amend(shard.number, {**there, "last": shard.last, "chain": shard.chain})
+            return False
+        parts = []
+        with closing(encoded(encode, shard.rows)) as chunks:
+            for _, vectors in chunks:
+                parts.append(vectors)
+        _put(files, shard, np.concatenate(parts), record)
+    except OSError as e:
+        raise OutputError(
+            f"can't write shard {shard.number} to {files.folder}: {e.strerror or e}",
+            hint="make room, or another place with -o; the same command goes on from here",
+        ) from e
     return True
 
 
@@ -194,7 +226,7 @@ def open_encoder(
     folder = (image_folder if pictures else text_folder)(model, allow_pickle=allow_pickle)
     loaded = models.load_encoder(folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
     similarity = loaded.similarity_fn_name or "cosine"
-    normalized = similarity not in ("dot", "euclidean") if normalize is None else normalize
+    normalized = compares_directions(similarity) if normalize is None else normalize
     if dtype == "int8" and not normalized:
         raise InputError("int8 keeps directions only, and these vectors are not of length 1", hint="--dtype fp16")
     encode: TextEncoder | ImageEncoder
@@ -213,7 +245,7 @@ def open_encoder(
         model_path=str(folder.resolve()),
         model_sha256=content_hash(folder),
         kind="image" if pictures else "text",
-        dim=loaded.get_embedding_dimension() or 0,
+        dim=encode.dim if isinstance(encode, TextEncoder) else loaded.get_embedding_dimension() or 0,
         normalized=normalized,
         similarity=similarity,
         document_prompt=getattr(encode, "prompt_name", None),
@@ -225,21 +257,24 @@ def open_encoder(
     return items, encode, record
 
 
-def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[tuple[int, list[tuple[str, Any]], bool]]:
-    """Number, rows, and whether it is the last one, of each shard."""
-    stream, number = iter(items), 0
-    batch = list(islice(stream, size))
-    while batch:
-        following = list(islice(stream, size))
-        yield number, batch, not following
-        batch, number = following, number + 1
+def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[Shard]:
+    """The shards of a corpus, one after the other; an item is read ahead to know the last."""
+    stream, number, chain = iter(items), 0, ""
+    following = list(islice(stream, 1))
+    while following:
+        rows = following + list(islice(stream, size - 1))
+        following = list(islice(stream, 1))
+        digest = _digest(rows)
+        chain = hashlib.sha256((chain + digest).encode()).hexdigest()
+        yield Shard(number, rows, digest, chain, not following)
+        number += 1
 
 
-def _digest(batch: list[tuple[str, Any]]) -> str:
+def _digest(rows: list[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
-    for identity, content in batch:
-        data = content.encode() if isinstance(content, str) else content.tobytes()
-        for field in (identity.encode(), data):
+    for identity, content in rows:
+        data = [content.encode()] if isinstance(content, str) else [repr(content.size).encode(), content.tobytes()]
+        for field in (identity.encode(), *data):
             digest.update(len(field).to_bytes(8, "little") + field)
     return digest.hexdigest()
 
@@ -248,9 +283,10 @@ def _agree(folder: Path, record: VectorRecord) -> None:
     """Writes the record, or compares it with the one that is there."""
     path = folder / RECORD
     if not path.exists():
-        if any(path for path in folder.iterdir() if not path.name.endswith(".partial")):
+        # another job may be writing the record just now
+        if any(p.name != RECORD and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
             raise InputError(f"{folder} holds other files, and no vectors of ternarize", hint="name another with -o")
-        partial = folder / f"{RECORD}.{os.getpid()}.partial"
+        partial = folder / f"{RECORD}.{uuid.uuid4().hex}.partial"
         partial.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
     there = _read_record(folder)
@@ -268,6 +304,8 @@ def _agree(folder: Path, record: VectorRecord) -> None:
 
 def _read_record(folder: Path) -> VectorRecord:
     path = folder / RECORD
+    if not path.is_file():
+        raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
     try:
         record = VectorRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as e:
@@ -279,9 +317,8 @@ def _read_record(folder: Path) -> VectorRecord:
     return record
 
 
-def _put(
-    files: ShardFiles, number: int, ids: list[str], vectors: np.ndarray, record: VectorRecord, digest: str, last: bool
-) -> None:
+def _put(files: ShardFiles, shard: Shard, vectors: np.ndarray, record: VectorRecord) -> None:
+    ids = [identity for identity, _ in shard.rows]
     numbers = _as(vectors, record.dtype)
 
     def parquet(stream: IO[bytes]) -> None:
@@ -299,7 +336,7 @@ def _put(
             ".ids": lambda stream: stream.write(json.dumps(ids, ensure_ascii=False).encode()),
         }
     )
-    files.put(number, contents, rows=len(ids), of=digest, last=last)
+    files.put(shard.number, contents, rows=len(ids), of=shard.digest, chain=shard.chain, last=shard.last)
 
 
 def _as(vectors: np.ndarray, dtype: str) -> np.ndarray:
@@ -325,11 +362,18 @@ class VectorFolder:
         self._folder, self._files = folder, ShardFiles(folder)
         again = "run the same `ternarize encode` again: it does what is missing"
         self.shards = self.count = 0
+        chain = ""
         while True:
             found = self._files.record(self.shards)
             if found is None:
                 path = self._files.path(self.shards, f".{self.record.format}")
                 raise DataError(f"{path} is {'damaged' if path.exists() else 'missing'}", hint=again)
+            chain = hashlib.sha256((chain + found["of"]).encode()).hexdigest()
+            if found["chain"] != chain:
+                raise DataError(
+                    f"{self._files.path(self.shards, '.json')} is of another version of the corpus than those before",
+                    hint="run `ternarize encode` again, all jobs of it, on the corpus as it is now",
+                )
             self.shards, self.count = self.shards + 1, self.count + found["rows"]
             if found["last"]:
                 break
