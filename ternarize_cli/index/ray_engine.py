@@ -92,9 +92,7 @@ def encode_with_ray(
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         rows = _run(numbers, workers, threads, gpus, address, track, worker)
-    for number in files.numbers():  # of a corpus that was longer
-        if number >= numbers:
-            files.remove(number)
+    files.remove_from(numbers)
     new = [n for n in rows if n]
     return ShardsReport(len(new), sum(new), len(rows) - len(new))
 

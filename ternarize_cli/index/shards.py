@@ -64,6 +64,12 @@ class ShardFiles:
         for path in sorted(self.folder.glob(f"{shard:06d}.*"), key=lambda p: p.suffix != ".json"):
             path.unlink(missing_ok=True)
 
+    def remove_from(self, end: int, part: tuple[int, int] = (1, 1)) -> None:
+        """Deletes every n-th shard, beginning with the i-th (`part`), from number `end` on: of a longer corpus."""
+        for number in self.numbers():
+            if number >= end and number % part[1] == part[0] - 1:
+                self.remove(number)
+
     def numbers(self) -> list[int]:
         """The shards that have a record, whole or not."""
         return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())

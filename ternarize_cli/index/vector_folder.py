@@ -129,9 +129,7 @@ def encode_to_folder(
             shards, rows = shards + 1, rows + len(shard.rows)
         else:
             reused += 1
-    for number in files.numbers():  # of a corpus that was longer
-        if number >= end and number % part[1] == part[0] - 1:
-            files.remove(number)
+    files.remove_from(end, part)
     return ShardsReport(shards, rows, reused)
 
 
@@ -265,9 +263,14 @@ def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[Shard]:
         rows = following + list(islice(stream, size - 1))
         following = list(islice(stream, 1))
         digest = _digest(rows)
-        chain = hashlib.sha256((chain + digest).encode()).hexdigest()
+        chain = _chained(chain, digest)
         yield Shard(number, rows, digest, chain, not following)
         number += 1
+
+
+def _chained(before: str, digest: str) -> str:
+    """`Shard.chain` of a shard with `digest`, after one whose chain is `before`."""
+    return hashlib.sha256((before + digest).encode()).hexdigest()
 
 
 def _digest(rows: list[tuple[str, Any]]) -> str:
@@ -359,7 +362,7 @@ class VectorFolder:
 
     def __init__(self, folder: Path) -> None:
         self.record = _read_record(folder)
-        self._folder, self._files = folder, ShardFiles(folder)
+        self._files = ShardFiles(folder)
         again = "run the same `ternarize encode` again: it does what is missing"
         self.shards = self.count = 0
         chain = ""
@@ -368,7 +371,7 @@ class VectorFolder:
             if found is None:
                 path = self._files.path(self.shards, f".{self.record.format}")
                 raise DataError(f"{path} is {'damaged' if path.exists() else 'missing'}", hint=again)
-            chain = hashlib.sha256((chain + found["of"]).encode()).hexdigest()
+            chain = _chained(chain, found["of"])
             if found["chain"] != chain:
                 raise DataError(
                     f"{self._files.path(self.shards, '.json')} is of another version of the corpus than those before",
