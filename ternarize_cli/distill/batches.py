@@ -1,6 +1,15 @@
-"""The batches that a run sees, one after the other, made ahead in other threads."""
+"""The batches that a run sees, one after the other, made ahead.
 
+Texts are token ids already, and threads put them together. An image takes a millisecond of a CPU, much of it with
+Python's lock held, and torch gives every thread a team of threads of its own: eight threads made 15 batches of 64 a
+second on 16 cores. So images for a GPU are made by processes with one thread each, torch's DataLoader. They are forked:
+they share what is read of the images, start at once, and never touch the GPU.
+"""
+
+import ctypes
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,14 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.corpus import Corpus, ImageCorpus
 from ternarize_cli.distill.data import Sources, mixture_of
 from ternarize_cli.distill.order import Piece, Plan, epoch
 from ternarize_cli.distill.pair import TAUGHT
 from ternarize_cli.distill.training import Training
+from ternarize_cli.errors import TernarizeError
 
 __all__ = ["Batches"]
+
+_MOST_PROCESSES = 16
+_PR_SET_PDEATHSIG = 1
 
 
 class Batches:
@@ -27,14 +41,30 @@ class Batches:
     """
 
     def __init__(
-        self, corpus: Corpus, sources: Sources, training: Training, on: Any, vectors: np.ndarray | None = None
+        self,
+        corpus: Corpus,
+        sources: Sources,
+        training: Training,
+        on: Any,
+        vectors: np.ndarray | None = None,
+        *,
+        processes: int | None = None,
     ) -> None:
-        """`on` is the accelerator; `vectors` `[prompts, texts, dim]` the teacher's, if they are known already."""
+        """Batches from the beginning.
+
+        Args:
+            corpus, sources, training: what is seen, and how.
+            on: the accelerator.
+            vectors: the teacher's `[prompts, texts, dim]`, if they are known already.
+            processes: how many make batches; 0: threads do; None: for images on a GPU as many as there are CPUs.
+        """
         self._corpus, self._training, self._on, self._vectors = corpus, training, on, vectors
         self._lengths = corpus.lengths
         changed = training.chosen.changed if vectors is None else 0.0
         self._mixture = mixture_of(corpus, sources, training.share_joined, changed, windows=vectors is None)
         self._cuda = on.device.type == "cuda"
+        images_wait = self._cuda and isinstance(corpus, ImageCorpus)
+        self._processes = (_processes(on) if images_wait else 0) if processes is None else processes
         self.go_to(0, 0)
 
     def go_to(self, number: int, position: int) -> None:
@@ -56,25 +86,57 @@ class Batches:
             yield self._made(self._mine(pieces))
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """The batches of each step, without end."""
+        """The batches of each step, without end.
+
+        Raises:
+            DataError: an image can't be decoded; the message names it.
+            RuntimeError: a process that makes batches was killed; a container may have too little shared memory.
+        """
+        places: deque[tuple[int, int]] = deque()
+        pieces = self._pieces(places)
+        group: list[dict[str, Any]] = []
+        for made in self._by_processes(pieces) if self._processes else self._by_threads(pieces):
+            group.append(made)
+            self.epoch, self.position = places.popleft()
+            if len(group) == self._training.accumulate:
+                yield group
+                group = []
+
+    def _pieces(self, places: deque[tuple[int, int]]) -> Iterator[list[Piece]]:
+        """What batches are made of, from the present position on; `places` gets where the run is after each."""
+        number, first, plan = self.epoch, self.position, self._plan
+        with ThreadPoolExecutor(1) as planner:
+            while True:
+                next_plan = planner.submit(self._planned, number + 1)
+                for position in range(first, len(plan)):
+                    places.append((number, position + 1))
+                    yield self._mine(plan[position])
+                number, first, plan = number + 1, 0, next_plan.result()
+
+    def _by_threads(self, pieces: Iterator[list[Piece]]) -> Iterator[dict[str, Any]]:
         workers = min(8, os.cpu_count() or 1) if self._cuda else 1
         with ThreadPoolExecutor(workers) as pool:
-            group: list[dict[str, Any]] = []
-            while True:
-                next_plan = pool.submit(self._planned, self.epoch + 1)
-                ahead: deque[Future[dict[str, Any]]] = deque()
-                following = self.position
-                while self.position < len(self._plan):
-                    while following < len(self._plan) and len(ahead) < 2 * workers:
-                        ahead.append(pool.submit(self._made, self._mine(self._plan[following])))
-                        following += 1
-                    group.append(ahead.popleft().result())
-                    self.position += 1
-                    if len(group) == self._training.accumulate:
-                        yield group
-                        group = []
-                self.epoch, self.position = self.epoch + 1, 0
-                self._plan = next_plan.result()
+            ahead: deque[Future[dict[str, Any]]] = deque()
+            for batch in pieces:
+                ahead.append(pool.submit(self._pinned, batch))
+                if len(ahead) == 2 * workers:
+                    yield ahead.popleft().result()
+
+    def _by_processes(self, pieces: Iterator[list[Piece]]) -> Iterator[dict[str, Any]]:
+        loader: DataLoader[dict[str, Any] | TernarizeError] = DataLoader(
+            _Made(self),
+            sampler=pieces,
+            batch_size=None,
+            num_workers=self._processes,
+            multiprocessing_context="fork",
+            pin_memory=self._cuda,
+            worker_init_fn=_serve,
+            generator=torch.Generator(),  # torch's own would go on by a number, and not where a run is resumed
+        )
+        for made in loader:
+            if isinstance(made, TernarizeError):
+                raise made
+            yield made
 
     def _planned(self, number: int) -> Plan:
         size = self._training.batch * self._on.num_processes
@@ -84,11 +146,42 @@ class Batches:
         return pieces[self._on.process_index :: self._on.num_processes] or pieces[:1]
 
     def _made(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """The features of a batch; for CUDA in widths that come again, and in memory that is copied at once."""
+        """The features of a batch; for CUDA in widths that come again."""
         made = self._corpus.features(pieces, even=self._cuda)
         if self._vectors is not None:
             prompts, rows = zip(*((piece.prompt, piece.rows[0]) for piece in pieces), strict=True)
             made[TAUGHT] = torch.from_numpy(self._vectors[list(prompts), list(rows)])
+        return made
+
+    def _pinned(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """The same, for CUDA in memory that is copied at once."""
+        made = self._made(pieces)
         if not self._cuda:
             return made
         return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in made.items()}
+
+
+class _Made(Dataset[dict[str, Any] | TernarizeError]):
+    """Batches by what they are made of. Errors are returned: a DataLoader would put a traceback into the message."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, pieces: Any) -> dict[str, Any] | TernarizeError:
+        try:
+            return self._batches._made(pieces)
+        except TernarizeError as e:
+            return e
+
+
+def _processes(on: Any) -> int:
+    """How many processes make batches for one that trains; 0 where there is no fork that is safe."""
+    if sys.platform != "linux":
+        return 0
+    return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // on.num_processes))
+
+
+def _serve(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: the one that trains ends this one, and so does its death."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a process left over would hold the output's lock

@@ -1,0 +1,118 @@
+"""Batches made ahead by threads and by processes."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ternarize_cli.distill.batches import Batches
+from ternarize_cli.distill.data import Sources, read_corpus
+from ternarize_cli.distill.training import Training
+from ternarize_cli.errors import DataError
+from ternarize_cli.models import load_encoder
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="processes make batches only where a fork is safe"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on one CPU
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Forty images, each of its own colour."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (16, 16), (i * 6, 255 - i * 6, 128)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def batches(model: Path, images: Path, processes: int) -> Batches:
+    encoder = load_encoder(model, device="cpu")
+    sources = Sources([images], held_out=0)
+    corpus, _ = read_corpus(encoder, model, sources, max_length=None, seed=0)
+    training = Training(steps=1, batch_size=8, accumulate=2)
+    return Batches(corpus, sources, training, Accelerator(cpu=True), processes=processes)
+
+
+def seen(made: Batches, steps: int) -> Iterator[tuple[int, int, Any]]:
+    """Of each batch of some steps its pixels, and the epoch and position after it."""
+    for group in islice(made, steps):
+        for batch in group:
+            yield made.epoch, made.position, batch["pixel_values"]
+
+
+def ended() -> bool:
+    """Whether no process is left."""
+    return multiprocessing.active_children() == [] and psutil.Process().children() == []
+
+
+def test_processes_make_the_batches_that_threads_make(tiny_vit: Path, images: Path) -> None:
+    before = torch.get_rng_state()
+    by_threads = list(seen(batches(tiny_vit, images, 0), 8))
+    made = batches(tiny_vit, images, 2)
+    by_processes = list(seen(made, 8))
+    assert [place[:2] for place in by_processes] == [place[:2] for place in by_threads]
+    assert by_processes[-1][:2] == (3, 1)  # of batches of 8 there are 5 to an epoch
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(by_processes, by_threads, strict=True))
+    assert not torch.equal(by_processes[0][2], by_processes[5][2])
+    assert torch.equal(torch.get_rng_state(), before)
+    made.go_to(1, 3)
+    again = list(seen(made, 3))
+    assert [place[:2] for place in again] == [place[:2] for place in by_threads[8:14]]
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(again, by_threads[8:14], strict=True))
+    assert ended()
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_damaged_image_is_named(tiny_vit: Path, images: Path, processes: int) -> None:
+    (images / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    with pytest.raises(DataError, match=r"^\S*07\.png can't be read: [^\n]*$") as caught:
+        list(seen(batches(tiny_vit, images, processes), 3))
+    assert caught.value.hint == "mend or remove it"
+    del caught
+    assert ended()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_one_that_trains(tiny_vit: Path, images: Path, number: int) -> None:
+    program = (
+        "import sys; from pathlib import Path; from test_distill_batches import batches\n"
+        "for step, _ in enumerate(batches(Path(sys.argv[1]), Path(sys.argv[2]), 2)):\n"
+        "    step == 3 and print(step, flush=True)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+    command = [sys.executable, "-c", program, str(tiny_vit), str(images)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "3\n"
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        if number == signal.SIGINT:  # as a terminal sends it, to all of them
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        assert process.wait(20) != 0
+        deadline = time.monotonic() + 2
+        while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
+    assert "worker" not in said
