@@ -213,6 +213,7 @@ class Trainer:
         others["lr"], tables["lr"] = rate, rate * self.training.chosen.tables
 
     def _one_step(self, batches: list[dict[str, Any]]) -> None:
+        share = 1 - _SMOOTH ** (1 / len(batches))
         for batch in batches:
             try:
                 taught = self._run(batch)
@@ -227,7 +228,7 @@ class Trainer:
             self.count += len(taught.pooled) * self.on.num_processes
             for name, value in taught.parts.items():
                 old = self._sums.get(name)
-                self._sums[name] = value.clone() if old is None else old.lerp(value, 1 - _SMOOTH)
+                self._sums[name] = value.clone() if old is None else old.lerp(value, share)
         count = len(batches) * self.on.num_processes
         if self.on.num_processes > 1:
             torch.distributed.all_reduce(self._gradients)
