@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ternarize_cli import kernels, models
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import UnavailableError
-from ternarize_cli.kernels import native
-from ternarize_cli.kernels.native import encoder as whole
+from ternarize_cli.kernels import native, whole
+from ternarize_cli.kernels.native.encoder import NativeForward
 from ternarize_cli.kernels.native.library import Library, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.pack import pack
@@ -150,7 +150,7 @@ def test_texts_give_what_the_modules_give(
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
         assert kernels.use_backend(model, "native") == "native"
-        assert isinstance(model.forward, whole.NativeForward)
+        assert isinstance(model.forward, NativeForward)
         made = model(input_ids=ids, attention_mask=mask).last_hidden_state
         alone = model(input_ids=ids[:1, : lengths[0]]).last_hidden_state
     real = mask.bool()
@@ -169,7 +169,7 @@ def test_images_give_what_the_modules_give(lib: Library, tmp_path: Path, save: C
     with torch.inference_mode():
         expected = model(pixel_values=pixels)
         kernels.use_backend(model, "native")
-        assert isinstance(model.forward, whole.NativeForward)
+        assert isinstance(model.forward, NativeForward)
         made = model(pixel_values=pixels)
     assert same(made.last_hidden_state, expected.last_hidden_state)
     if expected.pooler_output is not None:
@@ -287,7 +287,7 @@ def test_other_architectures_run_their_linears_only(tmp_path: Path) -> None:
     model = open_model(save_packed(tmp_path / "source", tmp_path))
     assert kernels.use_backend(model, "native") == "native (linears only)"
     assert "forward" not in model.__dict__
-    assert "no blocks that the native runtime knows" in str(whole.refusal(model))
+    assert "no blocks that it knows" in str(whole.refusal(model))
 
 
 def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

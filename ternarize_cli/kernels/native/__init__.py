@@ -63,9 +63,10 @@ class Native:
 
     def whole(self, model: nn.Module) -> str | None:
         """Lets a whole model run in one call, or says why it can't and runs its linears only."""
-        from ternarize_cli.kernels.native import encoder
+        from ternarize_cli.kernels.native.encoder import NativeForward
+        from ternarize_cli.kernels.whole import refusal
 
-        reason = encoder.refusal(model)
+        reason = refusal(model)
         if reason is None:
-            encoder.attach(model)
+            model.forward = NativeForward(model)
         return reason
