@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ternarize_cli.cuda_graphs import Graphs, own_stream
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.corpus import Corpus
-from ternarize_cli.distill.graphs import Graphs, own_stream
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair

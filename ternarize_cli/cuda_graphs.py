@@ -1,5 +1,5 @@
-"""CUDA graphs: a training step of a small encoder is thousands of short kernels, and starting them takes longer than
-running them. A batch's kernels are recorded once per shape and then started together.
+"""CUDA graphs: a pass of a small encoder is many short kernels (a training step thousands), and starting them takes
+longer than running them. A batch's kernels are recorded once per shape and then started together.
 
 What is recorded must not depend on values (no `.item()`, no boolean indexing), must find its tensors where they were,
 and must leave its results where they are read: gradients are added to a buffer that stays.
@@ -61,6 +61,8 @@ class Graphs(Generic[Result]):
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
+        if stream == torch.cuda.default_stream():  # which can't be recorded
+            stream = torch.cuda.Stream()
         try:
             # other threads copy batches meanwhile, which only this mode allows
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
@@ -69,7 +71,7 @@ class Graphs(Generic[Result]):
             raise
         except RuntimeError as e:
             self.refused = str(e).partition("\n")[0]
-            warnings.warn(f"this model's training can't be recorded as a CUDA graph: {self.refused}", stacklevel=2)
+            warnings.warn(f"this model can't be recorded as a CUDA graph: {self.refused}", stacklevel=2)
             return None
         self._recorded[shape] = _Recorded(graph, inputs, result)
         return self._recorded[shape]
