@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS, save_tiny_bert
+from conftest import WORDS, save_tiny_bert, save_tiny_vit
 from PIL import Image
 
 from ternarize_cli.batching import width_of
 from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.data import Sources, mixture_of, read_corpus
 from ternarize_cli.distill.order import Mixture, Piece, epoch
+from ternarize_cli.distill.pixels import finished, preparation
 from ternarize_cli.errors import CheckpointError, DataError, InputError
 from ternarize_cli.models import load_encoder
 
@@ -203,10 +204,23 @@ def test_images_are_read_lazily_from_several_sources(tiny_vit: Path, tmp_path: P
     assert Counter(corpus.sources) == {0: 20, 1: 12}
     pixels = corpus.features([Piece((19,), 0, 1, 0), Piece((20,), 0, 1, 0)])["pixel_values"]
     assert pixels.shape[:2] == (2, 3)
-    assert pixels[0, 1].mean() < pixels[1, 1].mean()
+    assert pixels[0, 1].float().mean() < pixels[1, 1].float().mean()
     assert mixture_of(corpus, Sources([]), 0.5).joined == 0
     (tmp_path / "t.txt").write_text("a\nb")
     with pytest.raises(DataError, match="holds images"):
         read(tiny_vit, tmp_path / "a", tmp_path / "t.txt")
     with pytest.raises(CheckpointError, match="reads images, not text"):
         read(tiny_vit, tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize("change", [{}, {"do_normalize": False}, {"do_resize": False}])
+def test_pixels_stay_bytes_and_become_what_the_processor_makes_of_them(tmp_path: Path, change: dict[str, bool]) -> None:
+    model = save_tiny_vit(tmp_path / "model")
+    file = model / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "image_mean": [0.5, 0.4, 0.3], **change}))
+    encoder = load_encoder(model, device="cpu")
+    images = [Image.effect_noise((8, 8), spread).convert("RGB") for spread in (20, 200)]
+    made, wanted = preparation(encoder)(images), encoder.preprocess(images)
+    assert (made["pixel_values"].dtype == torch.uint8) == (change == {})
+    assert set(finished(made)) == set(wanted)
+    assert torch.allclose(finished(made)["pixel_values"], wanted["pixel_values"], rtol=0, atol=1e-5)

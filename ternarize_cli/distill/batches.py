@@ -1,9 +1,9 @@
 """The batches that a run sees, one after the other, made ahead.
 
-Texts are token ids already, and threads put them together. An image takes a millisecond of a CPU, much of it with
-Python's lock held, and torch gives every thread a team of threads of its own: eight threads made 15 batches of 64 a
-second on 16 cores. So images for a GPU are made by processes with one thread each, torch's DataLoader. They are forked:
-they share what is read of the images, start at once, and never touch the GPU.
+Texts are token ids already, and threads put them together. To decode and resize an image holds Python's lock much of
+the time, and torch gives every thread a team of threads of its own. So images for a GPU are made by processes with one
+thread each, torch's DataLoader. They are forked: they share what is read of the images, start at once, and never touch
+the GPU.
 """
 
 import ctypes

@@ -49,7 +49,7 @@ class Corpus(Protocol):
         """How many prompts there are."""
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the encoder takes, on the CPU; `even` pads to `batching.width_of`."""
+        """What the encoder takes once it is on the device and `pixels.finished`; `even` pads to `batching.width_of`."""
 
     def take(self, rows: Sequence[int]) -> "Corpus":
         """Some of the texts or images."""
@@ -183,7 +183,7 @@ class ImageCorpus:
         return hashlib.sha256(names.encode() + self.chosen.tobytes()).hexdigest()
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the image processor makes, such as pixel_values `[images, 3, height, width]`."""
+        """What `pixels.preparation` makes, such as pixel_values `[images, 3, height, width]`."""
         ends = self._ends()
         images = []
         for piece in pieces:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ternarize_cli.distill.corpus import Corpus, ImageCorpus, TextCorpus
 from ternarize_cli.distill.order import Mixture
+from ternarize_cli.distill.pixels import preparation
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.images import read_images
 from ternarize_cli.models import prompts_of
@@ -166,7 +167,7 @@ def _special(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _images(encoder: "SentenceTransformer", sources: Sources, seed: int) -> ImageCorpus:
     parts = [read_images(path, limit=sources.most, seed=seed) for path in sources.paths]
-    return ImageCorpus(parts, np.arange(sum(map(len, parts))), encoder.preprocess)
+    return ImageCorpus(parts, np.arange(sum(map(len, parts))), preparation(encoder))
 
 
 def mixture_of(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.distill.losses import Outputs, loss_parts
+from ternarize_cli.distill.pixels import finished
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.layers import PackedLinear, SimulatedEmbedding, TernaryLinear
 from ternarize_cli.tokenization import teacher_ids
@@ -128,10 +129,10 @@ class Pair:
                 layer.eval()
 
     def put(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """The features on the student's device."""
+        """The features on the student's device, and `pixels.finished` there."""
         device = self.student.device
         moved = {k: v.to(device, non_blocking=True) for k, v in features.items() if isinstance(v, Tensor)}
-        return {**features, **moved}
+        return finished({**features, **moved})
 
     def student_outputs(self, features: Mapping[str, Any]) -> Outputs:
         """What the student makes of features on its device."""
