@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import WORDS
 
+from ternarize_cli import cuda_graphs
 from ternarize_cli.convert import convert
-from ternarize_cli.distill import graphs
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.models import load_encoder
 
@@ -108,7 +108,7 @@ def test_recorded_steps_train_as_others_do(
     on_gpu = [("cuda" if part == "cpu" else 30 if part == 4 else part) for part in command]
     cosines = []
     for name, most in (("recorded", 96), ("not", 0)):
-        monkeypatch.setattr(graphs, "_MOST", most)
+        monkeypatch.setattr(cuda_graphs, "_MOST", most)
         result = run(*on_gpu, "--batch-size", 16, "-o", tmp_path / name)
         assert result.exit_code == 0, result.stderr
         cosines.append(json.loads(result.stdout)["cosine_after"])
