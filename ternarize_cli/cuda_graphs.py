@@ -34,8 +34,9 @@ class Graphs(Generic[Result]):
     What it returns is overwritten when the shape comes up again.
     """
 
-    def __init__(self, function: Callable[[dict[str, Any]], Result]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[dict[str, Any]], Result], most: int = _MOST) -> None:
+        """At most so many shapes are recorded; a result's memory is kept for each."""
+        self._function, self._most = function, most
         self._seen: set[Any] = set()
         self._recorded: dict[Any, _Recorded[Result]] = {}
         self._pool: Any = None
@@ -45,7 +46,7 @@ class Graphs(Generic[Result]):
         """The function's result."""
         shape = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
         recorded = self._recorded.get(shape)
-        if recorded is None and shape in self._seen and not self.refused and len(self._recorded) < _MOST:
+        if recorded is None and shape in self._seen and not self.refused and len(self._recorded) < self._most:
             recorded = self._record(shape, batch)
         if recorded is None:
             self._seen.add(shape)

@@ -10,7 +10,7 @@ straight-through estimator: dense float arithmetic on the same values, gradients
 the input as if nothing had been rounded.
 """
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -111,10 +111,12 @@ class Packed(nn.Module):
 
     Attributes:
         generation: how often buffers were loaded or moved; what was prepared from them before is stale.
+        changes: the same, and choices of a backend, of all layers of all models.
     """
 
     weight_scale: Tensor
     generation = 0
+    changes: ClassVar[int] = 0
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         scale = self.weight_scale
@@ -130,6 +132,7 @@ class Packed(nn.Module):
 
     def _renew(self) -> None:
         self.generation += 1
+        Packed.changes += 1
 
 
 class PackedLinear(Packed):
@@ -173,6 +176,7 @@ class PackedLinear(Packed):
     @backend.setter
     def backend(self, name: str) -> None:
         self._backend, self._kernel = name, None
+        Packed.changes += 1
 
     def codes(self) -> Tensor:
         """int8 `[out, in]`."""

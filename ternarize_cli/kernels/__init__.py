@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "BackendInfo", "describe", "names", "prepare", "register", "require", "use_backend"]
 
 Kernel = Callable[[Tensor], Tensor]
-AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("reference",)}
+AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("triton", "reference")}
 """What `auto` tries, best first, by device type."""
 
 
@@ -182,5 +182,5 @@ def _runs_whole(model: nn.Module) -> bool:
     return backend.whole(model) is None
 
 
-for _module in ("reference", "onednn", "native", "bitblas"):
+for _module in ("reference", "onednn", "native", "bitblas", "triton", "scaled_mm"):
     import_module(f"{__name__}.{_module}")

@@ -119,6 +119,8 @@ class WholeForward(ABC):
         self._model = model
         self._stack: Stack | None = None
         self._made_of: int | None = None
+        self._modules = list(model.modules())
+        self._known, self._looked = self._looked_up(), Packed.changes
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,26 +172,30 @@ class WholeForward(ABC):
 
         None for a model that is not float32 on the backend's device, that is training, whose layers are not all the
         backend's, or into a part of which somebody hooked. transformers' own hooks only serve calls that ask for hidden
-        states.
+        states. What can't change without a layer noticing is looked at only when some layer noticed something.
         """
-        if model.training:
+        if model.training or any(_is_hooked(m) for m in self._modules):
             return None
-        generation = 0
-        for m in model.modules():
+        if self._looked != Packed.changes:
+            self._modules = list(model.modules())
+            self._known, self._looked = self._looked_up(), Packed.changes
+        return self._known
+
+    def _looked_up(self) -> int | None:
+        for m in self._modules:
             if isinstance(m, PackedLinear) and m.backend != self.backend:
                 return None
-            if isinstance(m, Packed):
-                generation += m.generation
-            if any(
-                p is not None and (p.dtype != torch.float32 or p.device.type != self.device)
-                for p in m._parameters.values()
-            ):
+            given = (p for p in m._parameters.values() if p is not None)
+            if any(p.dtype != torch.float32 or p.device.type != self.device for p in given):
                 return None
-            if m._forward_hooks or m._forward_pre_hooks:
-                hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-                if any(getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK for hook in hooks):
-                    return None
-        return generation
+        return sum(m.generation for m in self._modules if isinstance(m, Packed))
+
+
+def _is_hooked(m: nn.Module) -> bool:
+    if not m._forward_hooks and not m._forward_pre_hooks:
+        return False
+    hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    return any(getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK for hook in hooks)
 
 
 def tables_of(embeddings: nn.Module) -> list[tuple[Tensor, Tensor]] | None:

@@ -1,0 +1,213 @@
+"""Whole encoders on an NVIDIA GPU: a block is four products and, between them, one kernel each.
+
+    embed ─▶ [ product ─▶ attention ─▶ round ─▶ product ─▶ add, norm, round ─▶ product, GELU ─▶ round ─▶ product ─▶
+               add, norm, round ] × blocks
+
+Where norms come first (ViT), a block begins with the one that here ends the block before. Passes are recorded as CUDA
+graphs, texts padded to one of few widths. Of large batches with much padding only the real tokens are run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ternarize_cli.batching import width_of
+from ternarize_cli.cuda_graphs import Graphs
+from ternarize_cli.kernels.gpu import fused
+from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
+from ternarize_cli.kernels.gpu.products import E4m3, Joined, Products
+from ternarize_cli.kernels.whole import (
+    WholeForward,
+    blocks_of,
+    layer_scales,
+    linears_of,
+    norm_first,
+    norms_of,
+    tables_of,
+)
+
+__all__ = ["GpuForward", "GpuStack"]
+
+_SMALL, _LARGE = 8192, 1 << 17  # rows; of passes with more than the latter none is recorded
+_MOSTLY = 0.9  # share of real tokens from which on padding is run, too
+_FAST_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+_HEADS = (64, 128)  # dimensions of a head for which PyTorch's attention is faster than ours
+
+
+class GpuForward(WholeForward):
+    """A model's forward pass on a GPU, with one of the arithmetics of `products`."""
+
+    device = "cuda"
+
+    def __init__(self, model: nn.Module, backend: str, arithmetic: Callable[[Sequence[Sequence[Joined]]], Products]):
+        self.backend = backend
+        self._arithmetic = arithmetic
+        super().__init__(model)
+
+    def _stacked(self, model: nn.Module) -> "GpuStack":
+        return GpuStack(model, self._arithmetic)
+
+
+def _norm(m: nn.LayerNorm) -> Norm:
+    return Norm(m.weight.detach().float().contiguous(), m.bias.detach().float().contiguous(), m.eps)
+
+
+class GpuStack:
+    """A model's embeddings and blocks, prepared for the card."""
+
+    def __init__(self, model: Any, arithmetic: Callable[[Sequence[Sequence[Joined]]], Products]) -> None:
+        self._model = model
+        blocks = blocks_of(model)
+        self._products = arithmetic([_joined(block) for block in blocks])
+        self._norms = [[_norm(m) for m in norms_of(block)] for block in blocks]
+        self._first = norm_first(blocks[0])
+        self._last = _norm(model.layernorm) if self._first else None
+        self._heads, self._width = model.config.num_attention_heads, model.config.hidden_size
+        self._tables = tables_of(model.embeddings)
+        self._embedding_norm = _norm(model.embeddings.LayerNorm) if self._tables is not None else None
+        self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
+        self._longest = getattr(model.config, "max_position_embeddings", 0)
+        if model.config.model_type in _COUNT_FROM_PADDING:
+            self._longest -= (model.config.pad_token_id or 0) + 1
+        self._padding = getattr(model.config, "pad_token_id", None) or 0
+        self._patches = _patches(model)
+        if isinstance(self._products, E4m3):
+            self._sample(self._products)
+
+    # -- whole passes --------------------------------------------------------------------------------------------------
+
+    def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
+        """As `whole.Stack`; at padding the results are of no meaning."""
+        tokens = ids.shape[1]
+        if ids.numel() > _SMALL and mask is not None:
+            real = int((mask != 0).sum())
+            if real < _MOSTLY * ids.numel():
+                return self._unpadded(ids, mask, types)
+            mask = None if real == ids.numel() else mask
+        width = min(width_of(tokens), self._longest)
+        if width > tokens and mask is None:
+            mask = torch.ones_like(ids)
+        given = {"ids": ids} | ({} if mask is None else {"mask": mask}) | ({} if types is None else {"types": types})
+        if width > tokens:
+            given = {name: F.pad(t, (0, width - tokens)) for name, t in given.items()}
+            given["ids"][:, tokens:] = self._padding
+        hidden = self._run(given)
+        return hidden[:, :tokens].contiguous() if width > tokens else hidden
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """As `whole.Stack`."""
+        return self._run({"pixels": pixels})
+
+    def _run(self, given: dict[str, Tensor]) -> Tensor:
+        rows = given["ids"].numel() if "ids" in given else len(given["pixels"]) * self._patches
+        if rows > _LARGE or not next(iter(given.values())).is_cuda:
+            return self._recorded(given)
+        graphs = self._graphs if rows <= _SMALL else self._large_graphs
+        return graphs(given).clone()
+
+    def _recorded(self, given: Mapping[str, Tensor]) -> Tensor:
+        """A pass that depends on no value, so that it can be recorded."""
+        if "pixels" in given:
+            hidden = self._model.embeddings(given["pixels"])
+            shape, mask = hidden.shape, None
+            x, rounded = hidden.flatten(0, 1).float(), None
+        else:
+            shape, mask = (*given["ids"].shape, self._width), given.get("mask")
+            x, rounded = self._embedded(given["ids"], given.get("types"), given["ids"].numel())
+        texts, tokens = shape[:2]
+
+        def attend(qkv: Tensor) -> Tensor:
+            head = self._width // self._heads
+            if mask is None and tokens > 128 and head in _HEADS and qkv.is_cuda:
+                q, k, v = qkv.view(texts, tokens, 3, self._heads, head).permute(2, 0, 3, 1, 4)
+                with sdpa_kernel(_FAST_ATTENTION, set_priority=True):
+                    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, self._width)
+            return fused.attention(qkv, mask, texts, self._heads)
+
+        return self._blocks(x, rounded, attend).view(shape)
+
+    def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
+        real = (mask != 0).flatten().nonzero().squeeze(1)
+        x, rounded = self._embedded(ids, types, len(real))
+        lengths = (mask != 0).sum(dim=1)
+        starts = F.pad(lengths.cumsum(0), (1, 0)).int()
+        longest = int(lengths.max())
+
+        def attend(qkv: Tensor) -> Tensor:
+            return fused.attention(qkv, None, len(ids), self._heads, starts=starts, longest=longest)
+
+        kept = self._blocks(x[real], rounded and Rounded(rounded.q[real], rounded.t[real]), attend)
+        hidden = torch.zeros(ids.numel(), self._width, device=ids.device)
+        return hidden.index_copy_(0, real, kept).view(*ids.shape, self._width)
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _embedded(self, ids: Tensor, types: Tensor | None, rows: int) -> tuple[Tensor, Rounded | None]:
+        """The residual `[texts · tokens, width]` and, for BERT's tables, the same rounded, for a product of `rows`."""
+        if self._tables is not None and self._embedding_norm is not None:
+            return fused.embed(
+                ids, types, self._tables, self._embedding_norm, dtype=self._products.dtype, kept=torch.float16,
+                b=self._products.order(rows),
+            )  # fmt: skip
+        return self._model.embeddings(input_ids=ids, token_type_ids=types).flatten(0, 1).half(), None
+
+    def _blocks(self, x: Tensor, rounded: Rounded | None, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """All blocks: the residual `[rows, width]` → the last hidden states, float32."""
+        by, dtype, rows, last = self._products, self._products.dtype, len(x), len(self._norms) - 1
+        b = by.order(rows)
+        if rounded is None and not self._first:
+            rounded = fused.quantise(x, dtype, b=b)
+        y: Tensor | Sums | None = None
+        for i, (first, second) in enumerate(self._norms):
+            by.begin(i, rows)
+            if self._first:
+                x, rounded = fused.norm(x, y, first, after=False, dtype=dtype, b=b)
+            assert rounded is not None
+            attended = fused.quantise(attend(by.run(i, 0, rounded)), dtype, b=b)
+            y = by.before_norm(i, 1, attended)
+            if self._first:
+                x, rounded = fused.norm(x, y, second, after=False, dtype=dtype, b=b)
+                y = by.before_norm(i, 3, by.activated(i, 2, rounded))
+                continue
+            x, rounded = fused.norm(x, y, first, after=True, dtype=dtype, b=b)
+            y = by.before_norm(i, 3, by.activated(i, 2, rounded))
+            if i < last:
+                x, rounded = fused.norm(x, y, second, after=True, dtype=dtype, b=b)
+        norm = self._last or self._norms[-1][1]
+        return fused.norm(x, y, norm, after=True, dtype=None, kept=torch.float32)[0]
+
+    def _sample(self, products: E4m3) -> None:
+        """Shows the products a batch that depends on the model alone."""
+        generator = torch.Generator().manual_seed(0)
+        device = self._norms[0][0].gain.device
+        with products.watching():
+            if hasattr(self._model.embeddings, "patch_embeddings"):
+                size = self._model.config.image_size
+                high, wide = size if isinstance(size, list | tuple) else (size, size)
+                pixels = torch.randn(2, self._model.config.num_channels, high, wide, generator=generator)
+                self._recorded({"pixels": pixels.to(device)})
+            else:
+                tokens = min(128, self._model.config.max_position_embeddings - 2)
+                ids = torch.randint(self._model.config.vocab_size, (4, tokens), generator=generator)
+                self._recorded({"ids": ids.to(device)})
+
+
+def _patches(model: Any) -> int:
+    """Tokens of an image of the model's usual size, about; 0 for an encoder of texts."""
+    config = model.config
+    if not hasattr(model.embeddings, "patch_embeddings"):
+        return 0
+    size = config.image_size
+    high, wide = size if isinstance(size, list | tuple) else (size, size)
+    return (high // config.patch_size) * (wide // config.patch_size) + 1
+
+
+def _joined(block: nn.Module) -> list[Joined]:
+    q, k, v, output, up, down = linears_of(block)
+    after_attention, after_feed_forward = layer_scales(block)
+    return [Joined([q, k, v]), Joined([output], after_attention), Joined([up]), Joined([down], after_feed_forward)]

@@ -1,0 +1,330 @@
+"""What lies between the products, one kernel each: embedding, attention, layer norm, rounding.
+
+A kernel's results for the next product are 8-bit activations, int8 or e4m3, and a scale for each row (token).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ternarize_cli.kernels.gpu.matmul import _launch, begin, filled, gelu, nearest, on_gpu, overlaps
+
+__all__ = ["Attention", "Norm", "Rounded", "Sums", "attention", "embed", "norm", "quantise"]
+
+
+class Rounded(NamedTuple):
+    """int8 or e4m3 `[rows, width]`, and float32 `[rows]`, by which the former are multiplied.
+
+    Where b is given to the kernels, a row is `matmul.in_order`.
+    """
+
+    q: Tensor
+    t: Tensor
+
+
+class Norm(NamedTuple):
+    """A layer norm: gain and bias, float32 `[width]`, and what is added to the variance."""
+
+    gain: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Sums(NamedTuple):
+    """A product that is not finished: int32 `[rows, width]`, cleared when read, by `t` `[rows]` and `scale` `[width]`.
+
+    `bias` is float32 `[width]` or None.
+    """
+
+    raw: Tensor
+    t: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
+@triton.jit
+def _store_rounded(
+    x, q_ptr, t_ptr, row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr
+):  # fmt: skip
+    largest = tl.max(tl.abs(x), axis=0)
+    if E4M3:
+        t = largest / 448.0
+        q = x / tl.maximum(t, 1e-30)
+    else:
+        t = largest / 127.0
+        q = nearest(x / tl.maximum(t, 1e-30))
+    q = q.to(q_ptr.dtype.element_ty)
+    k = tl.arange(0, BLOCK)
+    if B:
+        q = tl.reshape(tl.permute(tl.reshape(q, (BLOCK // (4 * B), B, 4)), (0, 2, 1)), (BLOCK,))
+        FILLED: tl.constexpr = (WIDTH + 4 * B - 1) // (4 * B) * 4 * B
+        tl.store(q_ptr + row * FILLED + k, q, k < FILLED)
+    else:
+        tl.store(q_ptr + row * WIDTH + k, q, k < WIDTH)
+    tl.store(t_ptr + row, t)
+
+
+@triton.jit
+def _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH: tl.constexpr):
+    away = tl.where(inside, x - tl.sum(x, axis=0) / WIDTH, 0.0)
+    spread = tl.rsqrt(tl.sum(away * away, axis=0) / WIDTH + eps)
+    return away * spread * tl.load(gain_ptr + k, inside, 0.0) + tl.load(bias_ptr + k, inside, 0.0)
+
+
+@triton.jit
+def _norm(
+    x_ptr, y_ptr, raw_t_ptr, scale_ptr, added_ptr, gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, RAW: tl.constexpr, BIAS: tl.constexpr,
+    AFTER: tl.constexpr, ROUND: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < WIDTH
+    begin(OVERLAP)
+    x = tl.load(x_ptr + row * WIDTH + k, inside, 0.0).to(tl.float32)
+    if RAW:
+        raw = tl.load(y_ptr + row * WIDTH + k, inside, 0)
+        tl.debug_barrier()  # what one thread reads another may clear
+        tl.store(y_ptr + row * WIDTH + k, tl.zeros((BLOCK,), tl.int32), inside)
+        y = raw.to(tl.float32) * tl.load(scale_ptr + k, inside, 0.0) * tl.load(raw_t_ptr + row)
+        if BIAS:
+            y += tl.load(added_ptr + k, inside, 0.0)
+        x += y
+    elif ADD:
+        x += tl.load(y_ptr + row * WIDTH + k, inside, 0.0).to(tl.float32)
+    if not AFTER:
+        tl.store(kept_ptr + row * WIDTH + k, x.to(kept_ptr.dtype.element_ty), inside)
+    z = _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH)
+    if AFTER:
+        tl.store(kept_ptr + row * WIDTH + k, z.to(kept_ptr.dtype.element_ty), inside)
+    if ROUND:
+        _store_rounded(z, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
+
+
+def norm(
+    x: Tensor, y: Tensor | Sums | None, by: Norm, *, after: bool, dtype: torch.dtype | None,
+    b: int = 0, kept: torch.dtype | None = None,
+) -> tuple[Tensor, Rounded]:  # fmt: skip
+    """Layer norm of `x + y`, and the same rounded for a product.
+
+    Args:
+        x, y: `[rows, width]`; y may be None.
+        by: the norm.
+        after: what goes on as residual is the norm's result, not its input.
+        dtype: int8 or e4m3; None: nothing is rounded.
+        b: of the weights; 0: their inputs are in the usual order.
+        kept: dtype of the residual; None: that of x.
+
+    Returns:
+        the residual and the rounded norm.
+    """
+    rows, width = x.shape
+    residual = torch.empty(rows, width, dtype=kept or x.dtype, device=x.device)
+    rounded = _empty(rows, filled(width, b) if b else width, dtype or torch.int8, x.device)
+    raw = y if isinstance(y, Sums) else None
+    block = triton.next_power_of_2(max(width, 4 * b))
+    overlap = overlaps()
+    _norm[(rows,)](
+        x, raw.raw if raw else y, raw and raw.t, raw and raw.scale, raw and raw.bias, by.gain, by.bias, residual,
+        *rounded, by.eps,
+        WIDTH=width, BLOCK=block, ADD=y is not None, RAW=raw is not None, BIAS=raw is not None and raw.bias is not None,
+        AFTER=after, ROUND=dtype is not None, B=b, E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap,
+        num_warps=max(1, min(8, block // 256)), **_launch(overlap),
+    )  # fmt: skip
+    return residual, rounded
+
+
+def _empty(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Rounded:
+    return Rounded(
+        torch.empty(rows, width, dtype=dtype, device=device), torch.empty(rows, dtype=torch.float32, device=device)
+    )
+
+
+@triton.jit
+def _embed(
+    ids_ptr, kinds_ptr, words_ptr, word_scales_ptr, types_ptr, type_scales_ptr, places_ptr, place_scales_ptr,
+    gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, tokens, words, kinds, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < WIDTH
+    begin(OVERLAP)
+    word, place, kind = tl.load(ids_ptr + row), row % tokens, 0
+    tl.device_assert((word >= 0) & (word < words), "a token id is not in the vocabulary")
+    if KINDS:
+        kind = tl.load(kinds_ptr + row)
+        tl.device_assert((kind >= 0) & (kind < kinds), "a token type is not in the table")
+    x = tl.load(words_ptr + word * WIDTH + k, inside, 0).to(tl.float32) * tl.load(word_scales_ptr + word)
+    x += tl.load(types_ptr + kind * WIDTH + k, inside, 0).to(tl.float32) * tl.load(type_scales_ptr + kind)
+    x += tl.load(places_ptr + place * WIDTH + k, inside, 0).to(tl.float32) * tl.load(place_scales_ptr + place)
+    z = _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH)
+    tl.store(kept_ptr + row * WIDTH + k, z.to(kept_ptr.dtype.element_ty), inside)
+    _store_rounded(z, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
+
+
+def embed(
+    ids: Tensor, kinds: Tensor | None, tables: list[tuple[Tensor, Tensor]], by: Norm, *, dtype: torch.dtype,
+    kept: torch.dtype, b: int = 0,
+) -> tuple[Tensor, Rounded]:  # fmt: skip
+    """BERT's embedding: words, token types and positions, their sum's layer norm, rounded.
+
+    Args:
+        ids, kinds: int64 `[texts, tokens]`; kinds None: all 0.
+        tables: of words, token types and positions: int8 `[n, width]` with scales float32 `[n]`.
+        by: the norm.
+        dtype: int8 or e4m3.
+        kept: dtype of the residual.
+        b: as `norm`.
+
+    Returns:
+        the residual `[texts · tokens, width]` and the rounded norm.
+    """
+    (words, word_scales), (types, type_scales), (places, place_scales) = tables
+    rows, width = ids.numel(), words.shape[1]
+    residual = torch.empty(rows, width, dtype=kept, device=ids.device)
+    rounded = _empty(rows, filled(width, b) if b else width, dtype, ids.device)
+    block = triton.next_power_of_2(max(width, 4 * b))
+    overlap = overlaps()
+    _embed[(rows,)](
+        ids, kinds, words, word_scales, types, type_scales, places, place_scales, by.gain, by.bias, residual, *rounded,
+        ids.shape[1], len(words), len(types), by.eps,
+        WIDTH=width, BLOCK=block, KINDS=kinds is not None, B=b, E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap,
+        num_warps=max(1, min(8, block // 256)), **_launch(overlap),
+    )  # fmt: skip
+    return residual, rounded
+
+
+@triton.jit
+def _quantise(
+    x_ptr, q_ptr, t_ptr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
+    NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    begin(OVERLAP)
+    x = tl.load(x_ptr + row * WIDTH + k, k < WIDTH, 0.0).to(tl.float32)
+    if GELU:
+        x = gelu(x, NATIVE)
+    _store_rounded(x, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
+
+
+def quantise(x: Tensor, dtype: torch.dtype, *, b: int = 0, activate: bool = False) -> Rounded:
+    """`[rows, width]`, or GELU of it, rounded to int8 or e4m3; b as `norm`."""
+    rows, width = x.shape
+    rounded = _empty(rows, filled(width, b) if b else width, dtype, x.device)
+    block = triton.next_power_of_2(max(width, 4 * b))
+    overlap = overlaps()
+    _quantise[(rows,)](
+        x, *rounded, WIDTH=width, BLOCK=block, GELU=activate, B=b, E4M3=dtype == torch.float8_e4m3fn,
+        NATIVE=on_gpu(), OVERLAP=overlap,
+        num_warps=max(1, min(8, block // 256)), **_launch(overlap),
+    )  # fmt: skip
+    return rounded
+
+
+class Attention(NamedTuple):
+    """How `attention` runs: queries and keys of a step, warps, stages."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@triton.jit
+def _attention(
+    qkv_ptr, mask_ptr, starts_ptr, y_ptr, tokens, heads, scale,
+    WIDTH: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, STARTS: tl.constexpr,
+    WHOLE: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    text, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    d = tl.arange(0, PADDED)
+    begin(OVERLAP)
+    first = text * tokens
+    if STARTS:
+        first = tl.load(starts_ptr + text)
+        tokens = tl.load(starts_ptr + text + 1) - first
+    base = qkv_ptr + first.to(tl.int64) * (3 * WIDTH) + head * HEAD
+    q = tl.load(base + m[:, None] * (3 * WIDTH) + d[None, :], (m < tokens)[:, None] & (d < HEAD)[None, :], 0.0)
+    q = (q * scale).to(q.dtype)
+    largest = tl.full((BM,), -1e30, tl.float32)
+    weights = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM, PADDED), tl.float32)
+    for start in range(0, tokens, BN):
+        key = start + tl.arange(0, BN)
+        at = base + key[:, None] * (3 * WIDTH) + d[None, :]
+        if WHOLE:
+            k = tl.load(at + WIDTH)
+        else:
+            k = tl.load(at + WIDTH, (key < tokens)[:, None] & (d < HEAD)[None, :], 0.0)
+        s = tl.dot(q, k.T)
+        if MASK:
+            seen = tl.load(mask_ptr + first + key, key < tokens, 0) != 0
+            s = tl.where(seen[None, :], s, -1e30)
+        elif not WHOLE:
+            s = tl.where((key < tokens)[None, :], s, -1e30)
+        higher = tl.maximum(largest, tl.max(s, axis=1))
+        p = tl.exp2(s - higher[:, None])
+        shrink = tl.exp2(largest - higher)
+        weights = weights * shrink + tl.sum(p, axis=1)
+        if WHOLE:
+            v = tl.load(at + 2 * WIDTH)
+        else:
+            v = tl.load(at + 2 * WIDTH, (key < tokens)[:, None] & (d < HEAD)[None, :], 0.0)
+        total = tl.dot(p.to(v.dtype), v, total * shrink[:, None])
+        largest = higher
+    y = (total / weights[:, None]).to(y_ptr.dtype.element_ty)
+    at = y_ptr + ((first + m).to(tl.int64) * WIDTH)[:, None] + head * HEAD + d[None, :]
+    tl.store(at, y, (m < tokens)[:, None] & (d < HEAD)[None, :])
+
+
+def attention(
+    qkv: Tensor, mask: Tensor | None, texts: int, heads: int, *, starts: Tensor | None = None, longest: int = 0,
+    how: Attention | None = None,
+) -> Tensor:  # fmt: skip
+    """Softmax attention of every text with itself.
+
+    Args:
+        qkv: float16 or bfloat16 `[rows, 3 · width]`: queries, keys, values, the heads of each side by side.
+        mask: int `[texts, tokens]`, 0 where a key is padding; None: none is.
+        texts, heads: how many.
+        starts: int32 `[texts + 1]`: the row where each text starts, then the number of rows; None: all have the same
+            number of tokens.
+        longest: tokens of the longest text, where starts are given.
+        how: None: by the number of tokens.
+
+    Returns:
+        `[rows, width]`, dtype of qkv.
+    """
+    rows, width = qkv.shape[0], qkv.shape[1] // 3
+    tokens, head = longest or rows // texts, width // heads
+    how = how or _attention_for(tokens)
+    y = torch.empty(rows, width, dtype=qkv.dtype, device=qkv.device)
+    padded = max(16, triton.next_power_of_2(head))
+    overlap = overlaps()
+    _attention[(triton.cdiv(tokens, how.queries), texts * heads)](
+        qkv, mask, starts, y, tokens, heads, head**-0.5 * 1.4426950408889634,
+        WIDTH=width, HEAD=head, PADDED=padded, MASK=mask is not None, STARTS=starts is not None,
+        WHOLE=padded == head and tokens % how.keys == 0 and starts is None, OVERLAP=overlap,
+        BM=how.queries, BN=how.keys, num_warps=how.warps, num_stages=how.stages, **_launch(overlap),
+    )  # fmt: skip
+    return y
+
+
+def _attention_for(tokens: int) -> Attention:
+    if tokens <= 16:
+        return Attention(16, 16, 1, 1)
+    if tokens <= 32:
+        return Attention(16, 32, 2, 2)
+    if tokens <= 64:
+        return Attention(32, 64, 4, 1)
+    if tokens <= 128:
+        return Attention(64, 128, 4, 1)
+    return Attention(128, 64, 4, 3)

@@ -1,0 +1,319 @@
+"""Products of 8-bit activations and ternary weights, in Triton.
+
+    kernel      weights                           result
+    few_rows    2 bits, unpacked in registers     finished, or raw sums to which several programs add (split inputs)
+    many_rows   int8 or e4m3, expanded            finished
+
+Weights of 2 bits lie as in the file, byte j of a row with the codes + 1 of inputs 4j to 4j + 3. Unpacked, bits 0-1 of
+b bytes in a row are every fourth of 4b inputs, and so are bits 2-3, 4-5, 6-7. So activations are stored in that order:
+in blocks of 4b, first the inputs 0, 4, 8, …, then 1, 5, 9, … (`in_order`; the kernels of `fused` store them so). A row
+is filled up to whole blocks with zeros, and rows to a multiple of 64. Expanded weights have the usual order.
+
+Sums are int32 and exact, or, of e4m3, float32. Finished is `sum · weight scale · token scale + bias`, in this order.
+
+Kernels begin with `gdc_wait`: where the launch allows it (programmatic dependent launch, sm_90), a kernel is set up
+while the one before still runs.
+"""
+
+import os
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+__all__ = [
+    "FewRows",
+    "ManyRows",
+    "block_of",
+    "expand",
+    "few_rows",
+    "filled",
+    "in_order",
+    "lay_out",
+    "many_rows",
+    "on_gpu",
+    "overlaps",
+]
+
+_FILLED = 64
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def on_gpu() -> bool:
+    """Whether kernels are compiled; Triton's interpreter knows neither inline assembly nor `gdc_wait`."""
+    return not INTERPRETED
+
+
+@cache
+def overlaps() -> bool:
+    """Whether the card can set a kernel up while the one before runs."""
+    return on_gpu() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+@triton.jit
+def begin(OVERLAP: tl.constexpr):
+    """To be called before anything is read or written."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def gelu(x, NATIVE: tl.constexpr):
+    """GELU of float32 `x`: x·(1 + tanh(…)) / 2, where Φ(x) is within 2.6e-5 of a logistic function of a polynomial.
+
+    The polynomial was fitted to Φ. The GPU's own tanh has a relative error of 2^-11, as much as a float16 result.
+    """
+    square = tl.minimum(x * x, 25.0)
+    half = x * (0.79750788 + square * (0.037005655 - 0.00035151 * square))
+    if NATIVE:
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        t = 2.0 / (1.0 + tl.exp2(-2.8853901 * half)) - 1.0
+    return 0.5 * x + 0.5 * x * t
+
+
+@triton.jit
+def nearest(x):
+    """`x` rounded to integers, half to even; |x| < 2^22."""
+    return (x + 12582912.0) - 12582912.0
+
+
+def _unpacking(which: int) -> tl.constexpr:
+    """Assembly for four bytes at a time; 0, 1, 2 and 0x7f are 0x7f, 0x80, 0x81."""
+    return tl.constexpr(
+        f"{{ .reg .b32 t; shr.b32 t, $1, {2 * which}; and.b32 t, t, 0x03030303; "
+        "add.u32 t, t, 0x7f7f7f7f; xor.b32 $0, t, 0x80808080; }"
+    )
+
+
+_UNPACK_0, _UNPACK_1, _UNPACK_2, _UNPACK_3 = map(_unpacking, range(4))
+
+
+@triton.jit
+def _codes(packed, WHICH: tl.constexpr, NATIVE: tl.constexpr):
+    """The int8 codes in bits 2·WHICH and 2·WHICH + 1 of uint8 `packed`."""
+    if not NATIVE:
+        return ((packed >> (2 * WHICH)) & 3).to(tl.int8) - 1
+    elif WHICH == 0:
+        return tl.inline_asm_elementwise(_UNPACK_0, "=r,r", [packed], dtype=tl.int8, is_pure=True, pack=4)
+    elif WHICH == 1:
+        return tl.inline_asm_elementwise(_UNPACK_1, "=r,r", [packed], dtype=tl.int8, is_pure=True, pack=4)
+    elif WHICH == 2:
+        return tl.inline_asm_elementwise(_UNPACK_2, "=r,r", [packed], dtype=tl.int8, is_pure=True, pack=4)
+    else:
+        return tl.inline_asm_elementwise(_UNPACK_3, "=r,r", [packed], dtype=tl.int8, is_pure=True, pack=4)
+
+
+def block_of(*inputs: int) -> int:
+    """b for layers of so many inputs: the one that fills up least; 64 rather than 32."""
+    return min((64, 32), key=lambda b: sum(-n % (4 * b) for n in inputs))
+
+
+def filled(inputs: int, b: int) -> int:
+    """Inputs of a row of weights as laid out: whole blocks."""
+    return -(-inputs // (4 * b)) * 4 * b
+
+
+def lay_out(codes: Tensor, b: int) -> Tensor:
+    """int8 codes `[out, in]` → uint8 `[out to a multiple of 64, filled / 4]`."""
+    rows, inputs = codes.shape
+    padded = F.pad(codes, (0, filled(inputs, b) - inputs, 0, -rows % _FILLED))
+    parts = (padded + 1).to(torch.uint8).view(len(padded), -1, 4)
+    return parts[..., 0] | parts[..., 1] << 2 | parts[..., 2] << 4 | parts[..., 3] << 6
+
+
+def in_order(x: Tensor, b: int) -> Tensor:
+    """`[rows, in]` → `[rows, filled]` in the order of the weights."""
+    padded = F.pad(x, (0, filled(x.shape[1], b) - x.shape[1]))
+    return padded.view(len(x), -1, b, 4).transpose(2, 3).flatten(1).contiguous()
+
+
+class FewRows(NamedTuple):
+    """How `few_rows` runs: rows and outputs of a program, its warps, stages of its pipeline, parts of the inputs."""
+
+    rows: int = 16
+    outputs: int = 32
+    warps: int = 4
+    stages: int = 4
+    parts: int = 1
+
+
+@triton.jit
+def _few_rows(
+    x_ptr, t_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, rows, outputs,
+    BLOCKS: tl.constexpr, PARTS: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr,
+    NATIVE: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.arange(0, B)
+    here = m < rows
+    begin(OVERLAP)
+    total = tl.zeros((BN, BM), tl.int32)
+    first = tl.program_id(2) * (BLOCKS // PARTS)
+    for block in range(first, first + BLOCKS // PARTS):
+        packed = tl.load(w_ptr + n[:, None] * (BLOCKS * B) + block * B + k[None, :])
+        for i in tl.static_range(4):
+            at = block * 4 * B + i * B + k
+            x = tl.load(x_ptr + m[None, :] * (BLOCKS * 4 * B) + at[:, None], here[None, :], 0)
+            total = tl.dot(_codes(packed, i, NATIVE), x, total, out_dtype=tl.int32)
+    inside = here[None, :] & (n < outputs)[:, None]
+    at = m[None, :] * outputs + n[:, None]
+    if PARTS > 1:
+        tl.atomic_add(y_ptr + at, total, inside, sem="relaxed")
+    else:
+        scale = tl.load(scale_ptr + n, n < outputs, 0.0)
+        y = total.to(tl.float32) * scale[:, None] * tl.load(t_ptr + m, here, 0.0)[None, :]
+        if BIAS:
+            y += tl.load(bias_ptr + n, n < outputs, 0.0)[:, None]
+        if GELU:
+            y = gelu(y, NATIVE)
+        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), inside)
+
+
+def few_rows(
+    x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, b: int, *, gelu: bool = False,
+    out: torch.dtype = torch.float16, how: FewRows = FewRows(), sums: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """int8 `[rows, in]` → `[rows, out]`.
+
+    Args:
+        x, t: activations, `in_order`, and their scales float32 `[rows]`.
+        weight, b: as `lay_out` made it.
+        scale, bias: float32 `[out]`; the bias may be None.
+        gelu: apply GELU to the result.
+        out: dtype of the result.
+        how: with several parts, which must divide the blocks, only the raw sums are made, and added to
+        sums: int32 `[rows, out]`.
+    """
+    rows, outputs = len(x), len(scale)
+    y = torch.empty(rows, outputs, dtype=out, device=x.device) if sums is None else sums
+    overlap = overlaps()
+    _few_rows[(triton.cdiv(outputs, how.outputs), triton.cdiv(rows, how.rows), how.parts)](
+        x, t, weight, scale, bias, y, rows, outputs,
+        BLOCKS=weight.shape[1] // b, PARTS=how.parts, GELU=gelu, BIAS=bias is not None,
+        NATIVE=on_gpu(), OVERLAP=overlap, BM=how.rows, BN=how.outputs, B=b,
+        num_warps=how.warps, num_stages=how.stages, **_launch(overlap),
+    )  # fmt: skip
+    return y
+
+
+def _launch(overlap: bool) -> dict[str, Any]:
+    return {"launch_pdl": True} if overlap else {}
+
+
+@triton.jit
+def _expand(w_ptr, y_ptr, count, BYTES: tl.constexpr, OVERLAP: tl.constexpr):
+    at = tl.program_id(0) * BYTES + tl.arange(0, BYTES)
+    begin(OVERLAP)
+    packed = tl.load(w_ptr + at, at < count, 0).to(tl.int32)
+    spread = (packed & 3) | (packed & 12) << 6 | (packed & 48) << 12 | (packed & 192) << 18
+    tl.store(y_ptr + at, (spread + 0x7F7F7F7F) ^ -0x7F7F7F80, at < count)  # 0, 1, 2 and 0x7f are 0x7f, 0x80, 0x81
+
+
+def expand(weights: Tensor, codes: Tensor) -> None:
+    """Writes the int8 codes, in the usual order, of weights as `lay_out` made them: one layer's or several layers'."""
+    overlap = overlaps()
+    _expand[(triton.cdiv(weights.numel(), 2048),)](
+        weights, codes.view(torch.int32), weights.numel(), BYTES=2048, OVERLAP=overlap, num_warps=8, **_launch(overlap)
+    )
+
+
+class ManyRows(NamedTuple):
+    """How `many_rows` runs: rows, outputs and inputs of a tile, warps, stages, programs on a multiprocessor."""
+
+    rows: int = 128
+    outputs: int = 256
+    inputs: int = 128
+    warps: int = 8
+    stages: int = 3
+    programs: int = 1
+
+
+@triton.jit
+def _many_rows(
+    x_desc, w_desc, y_desc, t_ptr, scale_ptr, bias_ptr, factor, rows, outputs, programs,
+    INPUTS: tl.constexpr, EXACT: tl.constexpr, TOKEN: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr,
+    LIMIT: tl.constexpr, NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    down, across = tl.cdiv(rows, BM), tl.cdiv(outputs, BN)
+    in_group = GROUP * across
+    begin(OVERLAP)
+    for tile in tl.range(tl.program_id(0), down * across, programs, flatten=True):
+        first = tile // in_group * GROUP
+        size = min(down - first, GROUP)
+        row = (first + tile % in_group % size) * BM
+        column = tile % in_group // size * BN
+        if EXACT:
+            total = tl.zeros((BM, BN), tl.int32)
+        else:
+            total = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, INPUTS, BK):
+            total = tl.dot(x_desc.load([row, k]), w_desc.load([column, k]).T, total, out_dtype=total.dtype)
+        if EXACT:  # conversions are slow: an integer below 2^22 is in the mantissa of 1.5 · 2^23 + integer
+            sums = (total + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+        else:
+            sums = total
+        m, n = row + tl.arange(0, BM), column + tl.arange(0, BN)
+        y = sums * tl.load(scale_ptr + n, n < outputs, 0.0)[None, :]
+        if TOKEN:
+            y *= tl.load(t_ptr + m, m < rows, 0.0)[:, None]
+        else:
+            y *= factor
+        if BIAS:
+            y += tl.load(bias_ptr + n, n < outputs, 0.0)[None, :]
+        if GELU:
+            y = gelu(y, NATIVE)
+        if LIMIT > 0:
+            y = tl.minimum(tl.maximum(y * LIMIT, -448.0), 448.0)
+        y_desc.store([row, column], y.to(y_desc.dtype))
+
+
+def many_rows(
+    x: Tensor, t: Tensor | float, weight: Tensor, scale: Tensor, bias: Tensor | None, *, gelu: bool = False,
+    out: torch.dtype = torch.float16, times: float = 0.0, how: ManyRows = ManyRows(),
+) -> Tensor:  # fmt: skip
+    """`[rows, in]` → `[rows, out]`, both int8 or both e4m3; widths are multiples of 16, at most 33,000 inputs of int8.
+
+    Args:
+        x: activations.
+        t: their scales, float32 `[rows]`, or one for all.
+        weight: `[at least out, at least in]`, zeros beyond.
+        scale, bias: float32 `[out]`; the bias may be None.
+        gelu: apply GELU to the result.
+        out: dtype of the result.
+        times: for e4m3: multiply the result by this, and keep it within ±448; 0: don't.
+        how: the tiles.
+    """
+    rows, inputs = x.shape
+    outputs = len(scale)
+    y = torch.empty(rows, outputs, dtype=out, device=x.device)
+    tiles = triton.cdiv(rows, how.rows) * triton.cdiv(outputs, how.outputs)
+    programs = min(_multiprocessors(x.device) * how.programs, tiles)
+    overlap = overlaps()
+    known = isinstance(t, float)
+    _many_rows[(programs,)](
+        TensorDescriptor.from_tensor(x, [how.rows, how.inputs]),
+        TensorDescriptor.from_tensor(weight, [how.outputs, how.inputs]),
+        TensorDescriptor.from_tensor(y, [how.rows, how.outputs]),
+        None if known else t, scale, bias, t if known else 1.0, rows, outputs, programs,
+        INPUTS=inputs, EXACT=x.dtype == torch.int8, TOKEN=not known, GELU=gelu, BIAS=bias is not None, LIMIT=times,
+        NATIVE=on_gpu(), OVERLAP=overlap, BM=how.rows, BN=how.outputs, BK=how.inputs, GROUP=8,
+        num_warps=how.warps, num_stages=how.stages, **_launch(overlap),
+    )  # fmt: skip
+    return y
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,77 @@
+"""8-bit floating point on NVIDIA GPUs: activations and codes as e4m3, through PyTorch's scaled matrix product.
+
+{-1, 0, 1} is exact in e4m3, so the fp8 tensor cores of Ada, Hopper and newer multiply ternary weights at twice the rate
+of float16. Activations are rounded to e4m3 with a scale a token instead of int8, which moves vectors about as far as
+leaving them unrounded does (docs/gpu.md). Weights take a byte each. Encoders of the usual shapes run as a whole
+(`gpu.encoder`); of others the linears run, in operations that torch.compile takes without a break.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli.kernels import Kernel, register
+from ternarize_cli.kernels.triton import missing, refuses
+
+if TYPE_CHECKING:
+    from ternarize_cli.layers import PackedLinear
+
+__all__ = ["ScaledMm"]
+
+_MULTIPLE = 16
+_LARGEST = 448.0
+_TINY = 1e-30
+
+
+@register
+class ScaledMm:
+    """e4m3 activations × e4m3 codes."""
+
+    name = "scaled_mm"
+    device = "cuda"
+    weights = "e4m3, expanded at load"
+    levels: tuple[str, ...] = ("ternary", "binary")
+    granularities: tuple[str, ...] = ("row", "tensor")
+
+    def missing(self) -> str | None:
+        """Needs an NVIDIA GPU with fp8 tensor cores (Ada, Hopper or newer) and Triton."""
+        return missing((8, 9), "Ada, and has no fp8 tensor cores")
+
+    def refuses(self, layer: "PackedLinear") -> str | None:
+        """Takes 8-bit activations and widths that are multiples of 16, on a GPU."""
+        if layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE:
+            return f"a linear is {layer.out_features} × {layer.in_features}, and it takes multiples of {_MULTIPLE}"
+        return refuses(self.name, layer)
+
+    def prepare(self, layer: "PackedLinear") -> Kernel:
+        """Expands the codes to e4m3, when the layer runs for the first time: in a whole model it never does."""
+        from ternarize_cli.kernels.gpu.products import scaled_mm
+
+        made: list[tuple[Tensor, Tensor]] = []
+        bias = None if layer.bias is None else layer.bias.bfloat16()
+        out_features = layer.out_features
+
+        def run(x: Tensor) -> Tensor:
+            if not made:
+                scale = layer.weight_scale.float().flatten().expand(out_features).contiguous()
+                made.append((layer.codes().to(torch.float8_e4m3fn), scale))
+            weight, scale = made[0]
+            rows = x.reshape(-1, x.shape[-1]).float()
+            t = rows.abs().amax(dim=-1) / _LARGEST
+            q = (rows / t.clamp_min(_TINY)[:, None]).to(torch.float8_e4m3fn)
+            y = scaled_mm(q, t, weight, scale, bias)
+            return y.to(x.dtype).reshape(*x.shape[:-1], out_features)
+
+        return run
+
+    def whole(self, model: nn.Module) -> str | None:
+        """Lets a whole model run, or says why it can't and runs its linears only."""
+        from ternarize_cli.kernels.gpu.encoder import GpuForward
+        from ternarize_cli.kernels.gpu.products import E4m3
+        from ternarize_cli.kernels.whole import refusal
+
+        reason = refusal(model)
+        if reason is None:
+            model.forward = GpuForward(model, self.name, E4m3)
+        return reason

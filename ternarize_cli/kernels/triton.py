@@ -1,0 +1,90 @@
+"""Weights of 2 bits on NVIDIA GPUs: int8 activations, int8 tensor cores, exact sums, in Triton.
+
+The weights stay in device memory as they are in the file. Encoders of the usual shapes run as a whole
+(`gpu.encoder`), others their linears. Triton comes with torch on Linux where torch is built for CUDA.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli.kernels import Kernel, register
+
+if TYPE_CHECKING:
+    from ternarize_cli.layers import PackedLinear
+
+__all__ = ["Triton"]
+
+
+def missing(oldest: tuple[int, int], wanted: str) -> str | None:
+    """Why this machine has no GPU of that compute capability or newer, or no Triton."""
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    if torch.version.cuda is None:
+        return "this torch is built for GPUs of another make"
+    if torch.cuda.get_device_capability() < oldest:
+        return f"{torch.cuda.get_device_name()} is older than {wanted}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (it comes with torch for CUDA on Linux)"
+    return None
+
+
+def refuses(name: str, layer: "PackedLinear") -> str | None:
+    """Why a layer can't run on a GPU with int8 activations."""
+    if layer.weight.device.type != "cuda":
+        return f"the model is on {layer.weight.device}, and {name} runs on cuda"
+    if layer.scheme.activation_bits != 8:
+        return "its activations are not int8"
+    return None
+
+
+@register
+class Triton:
+    """int8 activations × 2-bit weights."""
+
+    name = "triton"
+    device = "cuda"
+    weights = "2-bit"
+    levels: tuple[str, ...] = ("ternary",)
+    granularities: tuple[str, ...] = ("row", "tensor")
+
+    def missing(self) -> str | None:
+        """Needs an NVIDIA GPU (Ampere or newer) and Triton."""
+        return missing((8, 0), "Ampere")
+
+    def refuses(self, layer: "PackedLinear") -> str | None:
+        """Takes int8 activations on a GPU."""
+        return refuses(self.name, layer)
+
+    def prepare(self, layer: "PackedLinear") -> Kernel:
+        """A kernel for one layer, made when it runs for the first time: in a whole model it never does."""
+        from ternarize_cli.kernels.gpu.fused import quantise
+        from ternarize_cli.kernels.gpu.products import Int8, Joined
+
+        made: list[Int8] = []
+
+        def run(x: Tensor) -> Tensor:
+            if not made:
+                made.append(Int8([[Joined([layer])]]))
+            (products,) = made
+            rows = x.reshape(-1, x.shape[-1])
+            if not len(rows):
+                return x.new_empty(*x.shape[:-1], layer.out_features)
+            products.begin(0, len(rows))
+            y = products.run(0, 0, quantise(rows, products.dtype, b=products.order(len(rows))))
+            return y.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
+
+        return run
+
+    def whole(self, model: nn.Module) -> str | None:
+        """Lets a whole model run, or says why it can't and runs its linears only."""
+        from ternarize_cli.kernels.gpu.encoder import GpuForward
+        from ternarize_cli.kernels.gpu.products import Int8
+        from ternarize_cli.kernels.whole import refusal
+
+        reason = refusal(model)
+        if reason is None:
+            model.forward = GpuForward(model, self.name, Int8)
+        return reason
