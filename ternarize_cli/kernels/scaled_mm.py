@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ScaledMm"]
 
-_MULTIPLE = 16
 _LARGEST = 448.0
 _TINY = 1e-30
 
@@ -40,8 +39,6 @@ class ScaledMm:
 
     def refuses(self, layer: "PackedLinear") -> str | None:
         """Takes 8-bit activations and widths that are multiples of 16, on a GPU."""
-        if layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE:
-            return f"a linear is {layer.out_features} × {layer.in_features}, and it takes multiples of {_MULTIPLE}"
         return refuses(self.name, layer)
 
     def prepare(self, layer: "PackedLinear") -> Kernel:

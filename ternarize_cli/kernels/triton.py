@@ -15,7 +15,9 @@ from ternarize_cli.kernels import Kernel, register
 if TYPE_CHECKING:
     from ternarize_cli.layers import PackedLinear
 
-__all__ = ["Triton"]
+__all__ = ["Triton", "missing", "refuses"]
+
+_MULTIPLE = 16  # what the engine that copies tiles asks of rows
 
 
 def missing(oldest: tuple[int, int], wanted: str) -> str | None:
@@ -32,11 +34,13 @@ def missing(oldest: tuple[int, int], wanted: str) -> str | None:
 
 
 def refuses(name: str, layer: "PackedLinear") -> str | None:
-    """Why a layer can't run on a GPU with int8 activations."""
+    """Why a layer can't run on a GPU with 8-bit activations."""
     if layer.weight.device.type != "cuda":
         return f"the model is on {layer.weight.device}, and {name} runs on cuda"
     if layer.scheme.activation_bits != 8:
         return "its activations are not int8"
+    if layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE:
+        return f"a linear is {layer.out_features} × {layer.in_features}, and {name} takes multiples of {_MULTIPLE}"
     return None
 
 
@@ -55,7 +59,7 @@ class Triton:
         return missing((8, 0), "Ampere")
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes int8 activations on a GPU."""
+        """Takes int8 activations and widths that are multiples of 16, on a GPU."""
         return refuses(self.name, layer)
 
     def prepare(self, layer: "PackedLinear") -> Kernel:

@@ -192,7 +192,7 @@ class GpuStack:
                 pixels = torch.randn(2, self._model.config.num_channels, high, wide, generator=generator)
                 self._recorded({"pixels": pixels.to(device)})
             else:
-                tokens = min(128, self._model.config.max_position_embeddings - 2)
+                tokens = min(32, self._longest)
                 ids = torch.randint(self._model.config.vocab_size, (4, tokens), generator=generator)
                 self._recorded({"ids": ids.to(device)})
 

@@ -75,7 +75,7 @@ def gelu(x, NATIVE: tl.constexpr):
     if NATIVE:
         t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        t = 2.0 / (1.0 + tl.exp2(-2.8853901 * half)) - 1.0
+        t = 2.0 / (1.0 + tl.exp2(tl.minimum(-2.8853901 * half, 126.0))) - 1.0
     return 0.5 * x + 0.5 * x * t
 
 

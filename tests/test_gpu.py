@@ -1,0 +1,338 @@
+"""Kernels for NVIDIA GPUs: on a GPU as they are, elsewhere in Triton's interpreter."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_tiny_bert, save_tiny_vit
+from test_kernels import random_layer
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternarize_cli import kernels, models
+from ternarize_cli.convert import convert
+from ternarize_cli.errors import UnavailableError
+from ternarize_cli.pack import pack
+from ternarize_cli.scheme import Scheme
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from ternarize_cli.kernels.gpu import fused, matmul, products, tuning
+from ternarize_cli.kernels.gpu.encoder import GpuStack
+from ternarize_cli.kernels.gpu.fused import Norm, Sums
+from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
+from ternarize_cli.kernels.gpu.products import E4m3, Int8
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(1, 384, 80), (17, 768, 96), (50, 320, 64), (5, 304, 48)]
+E4M3_DTYPE = torch.float8_e4m3fn
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed)).to(DEVICE)
+
+
+class Case:
+    """A product of random activations and codes, in every form that a kernel wants them in."""
+
+    def __init__(self, rows: int, inputs: int, outputs: int) -> None:
+        self.codes = torch.randint(-1, 2, (outputs, inputs), generator=seeded(), dtype=torch.int8).to(DEVICE)
+        self.scale = (torch.rand(outputs, generator=seeded(1)) + 0.1).to(DEVICE)
+        self.bias = normal(outputs, seed=2)
+        self.q = torch.randint(-127, 128, (rows, inputs), generator=seeded(3), dtype=torch.int8).to(DEVICE)
+        self.t = (torch.rand(rows, generator=seeded(4)) / 100).to(DEVICE)
+        self.b = matmul.block_of(inputs)
+        self.weight = matmul.lay_out(self.codes, self.b)
+        self.sums = self.q.double() @ self.codes.double().T
+        self.result = self.sums.float() * self.scale * self.t[:, None] + self.bias
+
+    def expanded(self) -> Tensor:
+        made = torch.empty(4 * self.weight.numel(), dtype=torch.int8, device=DEVICE)
+        matmul.expand(self.weight, made)
+        return made.view(len(self.weight), -1)
+
+
+def distance(y: Tensor, wanted: Tensor) -> float:
+    return float((y.float() - wanted.float()).norm().detach() / wanted.float().norm().detach())
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_few_rows_give_the_exact_sums(rows: int, inputs: int, outputs: int) -> None:
+    case = Case(rows, inputs, outputs)
+    q = matmul.in_order(case.q, case.b)
+    y = matmul.few_rows(q, case.t, case.weight, case.scale, case.bias, case.b, out=torch.float32)
+    assert torch.allclose(y, case.result, rtol=1e-6, atol=1e-6)
+    y = matmul.few_rows(q, case.t, case.weight, case.scale, case.bias, case.b, gelu=True, out=torch.float32)
+    assert distance(y, F.gelu(case.result)) < 1e-3
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_programs_that_share_the_inputs_add_up(parts: int) -> None:
+    case = Case(5, 768, 96)
+    case.b = 32
+    case.weight = matmul.lay_out(case.codes, 32)
+    sums = torch.zeros(5, 96, dtype=torch.int32, device=DEVICE)
+    how = FewRows(parts=parts)
+    q = matmul.in_order(case.q, 32)
+    matmul.few_rows(q, case.t, case.weight, case.scale, case.bias, 32, how=how, sums=sums)
+    assert torch.equal(sums.double(), case.sums)
+    residual, gain = normal(5, 96, seed=5).half(), normal(96, seed=6)
+    raw = Sums(sums, case.t, case.scale, case.bias)
+    kept, _ = fused.norm(residual, raw, Norm(gain, gain, 1e-5), after=True, dtype=torch.int8)
+    wanted = F.layer_norm(residual.float() + case.result, (96,), gain, gain, 1e-5)
+    assert distance(kept, wanted) < 1e-3
+    assert not sums.any(), "the norm leaves zeros for the next product"
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_expanded_weights_are_the_codes_with_zeros_around(rows: int, inputs: int, outputs: int) -> None:
+    case = Case(rows, inputs, outputs)
+    codes = case.expanded()
+    assert torch.equal(codes[:outputs, :inputs], case.codes)
+    assert not codes[outputs:].any()
+    assert not codes[:, inputs:].any()
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("how", [ManyRows(64, 64, 64, 4, 2), ManyRows(64, 64, 128, 4, 2, 2)])
+def test_many_rows_in_int8(rows: int, inputs: int, outputs: int, how: ManyRows) -> None:
+    case = Case(rows, inputs, outputs)
+    y = matmul.many_rows(case.q, case.t, case.expanded(), case.scale, case.bias, how=how)
+    assert distance(y, case.result) < 1e-3
+    y = matmul.many_rows(case.q, case.t, case.expanded(), case.scale, None, gelu=True, how=how)
+    assert distance(y, F.gelu(case.result - case.bias)) < 1e-3
+
+
+def test_many_rows_in_e4m3_with_a_scale_a_row_or_one_for_all() -> None:
+    case = Case(17, 768, 96)
+    how = ManyRows(64, 64, 64, 4, 2)
+    x = normal(17, 768, seed=7).to(E4M3_DTYPE)
+    codes = case.codes.to(E4M3_DTYPE)
+    wanted = x.float() @ case.codes.float().T * case.scale
+    y = matmul.many_rows(x, case.t, codes, case.scale, case.bias, how=how)
+    assert distance(y, wanted * case.t[:, None] + case.bias) < 1e-3
+    q = matmul.many_rows(x, 0.01, codes, case.scale, None, gelu=True, out=E4M3_DTYPE, times=16.0, how=how)
+    assert distance(q.float() / 16, F.gelu(0.01 * wanted)) < (0.05 if DEVICE == "cuda" else 0.15)  # it truncates
+
+
+def test_e4m3_results_that_are_too_large_are_cut_to_the_largest() -> None:
+    case = Case(3, 64, 48)
+    x = torch.full((3, 64), 4.0, device=DEVICE).to(E4M3_DTYPE)
+    codes = torch.ones(48, 64, device=DEVICE).to(E4M3_DTYPE)
+    how = ManyRows(64, 64, 64, 4, 2)
+    q = matmul.many_rows(x, 1.0, codes, torch.ones_like(case.scale), None, out=E4M3_DTYPE, times=16.0, how=how)
+    assert (q.float() == 448).all()
+
+
+# -- between products --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "heads", "head", "masked"),
+    [(2, 16, 3, 32, True), (3, 40, 2, 64, False), (2, 130, 1, 24, True), (2, 64, 2, 64, True)],
+)
+def test_attention_is_pytorchs(texts: int, tokens: int, heads: int, head: int, masked: bool) -> None:
+    width = heads * head
+    qkv = normal(texts * tokens, 3 * width).half()
+    lengths = torch.tensor([tokens, tokens // 2 + 1, 3][:texts])
+    mask = (torch.arange(tokens) < lengths[:, None]).long().to(DEVICE)
+    q, k, v = qkv.float().view(texts, tokens, 3, heads, head).permute(2, 0, 3, 1, 4)
+    seen = mask.bool()[:, None, None] if masked else None
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(-1, width)
+    assert distance(fused.attention(qkv, mask if masked else None, texts, heads), wanted) < 2e-3
+    if masked:
+        real = mask.bool().flatten()
+        starts = F.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
+        y = fused.attention(qkv[real], None, texts, heads, starts=starts, longest=tokens)
+        assert distance(y, wanted[real]) < 2e-3
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int8, E4M3_DTYPE, None])
+def test_norm_adds_normalises_and_rounds(after: bool, dtype: torch.dtype | None) -> None:
+    x, y, gain, bias = normal(7, 96).half(), normal(7, 96, seed=1).half(), normal(96, seed=2), normal(96, seed=3)
+    kept, rounded = fused.norm(x, y, Norm(gain, bias, 1e-5), after=after, dtype=dtype)
+    wanted = F.layer_norm(x.float() + y.float(), (96,), gain, bias, 1e-5)
+    assert distance(kept, wanted if after else x.float() + y.float()) < 1e-3
+    if dtype is not None:
+        assert distance(rounded.q.float() * rounded.t[:, None], wanted) < (0.02 if dtype == torch.int8 else 0.09)
+
+
+@pytest.mark.parametrize("b", [32, 64])
+def test_rounded_activations_come_in_the_order_of_the_weights(b: int) -> None:
+    x = normal(5, 312).half()
+    usual, ordered = fused.quantise(x, torch.int8), fused.quantise(x, torch.int8, b=b)
+    assert torch.equal(ordered.q, matmul.in_order(usual.q, b))
+    assert torch.equal(ordered.t, usual.t)
+    assert usual.q.abs().amax() == 127
+
+
+def test_an_all_zero_row_is_rounded_to_zeros() -> None:
+    rounded = fused.quantise(torch.zeros(2, 64, device=DEVICE).half(), torch.int8)
+    assert not rounded.q.any()
+    assert not rounded.t.any()
+
+
+# -- whole encoders ----------------------------------------------------------------------------------------------------
+
+
+def packed(tmp_path: Path, save: Callable[..., Path], **settings: Any) -> Any:
+    """The transformers model of a tiny packed encoder, on the device, run by `reference`."""
+    convert(save(tmp_path / "model", **settings), tmp_path / "ternary", Scheme())
+    pack(tmp_path / "ternary", tmp_path / "packed")
+    return models.load_encoder(tmp_path / "packed", backend="reference", device=DEVICE)[0].auto_model
+
+
+def save_roberta(folder: Path) -> Path:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = XLMRobertaConfig(vocab_size=50, max_position_embeddings=40, initializer_range=0.15, **settings)
+    save_tiny_bert(folder)  # for its tokenizer
+    XLMRobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_dino(folder: Path) -> Path:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "layerscale_value": 0.7}
+    save_tiny_vit(folder)  # for its image processor
+    Dinov2Model(Dinov2Config(image_size=8, patch_size=4, initializer_range=0.15, **settings)).save_pretrained(folder)
+    return folder
+
+
+ARITHMETICS = [(Int8, 0.06), (E4m3, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "most", "save", "few"),
+    [
+        (Int8, 0.06, save_tiny_bert, 256),
+        (Int8, 0.06, save_tiny_bert, 0),
+        (Int8, 0.06, save_roberta, 256),
+        (E4m3, 0.25, save_tiny_bert, 256),
+    ],
+)
+def test_texts_give_nearly_what_the_reference_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: Any, most: float, save: Any, few: int
+) -> None:
+    monkeypatch.setattr(products, "_FEW", few)  # 0: every product is one of many rows
+    model = packed(tmp_path, save)
+    ids = torch.randint(5, 40, (3, 11), generator=seeded()).to(DEVICE)
+    mask = (torch.arange(11) < torch.tensor([[11], [4], [7]])).long().to(DEVICE)
+    wanted = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    stack = GpuStack(model, arithmetic)
+    real = mask.bool()
+    with torch.no_grad():
+        assert distance(stack.texts(ids, mask, None)[real], wanted[real]) < most
+        assert distance(stack._unpadded(ids, mask, None)[real], wanted[real]) < most
+        whole = stack.texts(ids[:1], None, torch.zeros_like(ids[:1]) if save is save_tiny_bert else None)
+    assert distance(whole, model(input_ids=ids[:1]).last_hidden_state) < most
+
+
+@pytest.mark.parametrize(("arithmetic", "most"), ARITHMETICS)
+@pytest.mark.parametrize("save", [save_tiny_vit, save_dino])
+def test_images_give_nearly_what_the_reference_gives(tmp_path: Path, arithmetic: Any, most: float, save: Any) -> None:
+    model = packed(tmp_path, save)
+    pixels = normal(2, 3, 8, 8)
+    wanted = model(pixel_values=pixels).last_hidden_state
+    with torch.no_grad():
+        assert distance(GpuStack(model, arithmetic).images(pixels), wanted) < most
+
+
+def test_weights_lie_in_memory_once_and_stay_those_of_the_model(tmp_path: Path) -> None:
+    model = packed(tmp_path, save_tiny_bert, hidden_size=128, intermediate_size=256)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stack = GpuStack(model, Int8)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    layer = model.encoder.layer[0].attention.self.key
+    flat = stack._products._flat[0]
+    assert layer.weight.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+
+
+def test_the_largest_activations_of_a_sample_set_the_scale_of_e4m3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed(tmp_path, save_tiny_bert)
+    ids = torch.randint(5, 40, (2, 9), generator=seeded()).to(DEVICE)
+    wanted = model(input_ids=ids).last_hidden_state
+    stack = GpuStack(model, E4m3)
+    assert all(0 < times < 448 for times in stack._products._times)
+    monkeypatch.setattr(products, "_MANY", 0)  # large batches round by that scale
+    with torch.no_grad():
+        assert distance(stack.texts(ids, None, None), wanted) < 0.25
+
+
+# -- backends ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["triton", "scaled_mm"])
+def test_without_a_gpu_they_say_what_is_missing(name: str) -> None:
+    with pytest.raises(UnavailableError, match="torch sees no NVIDIA GPU"):
+        kernels.require(name)
+    layer = random_layer(16, 32, Scheme())
+    assert "the model is on cpu" in str(kernels._REGISTRY[name].refuses(layer))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["triton", "scaled_mm"])
+def test_on_a_gpu_they_run_whole_models_and_single_layers(name: str, tmp_path: Path) -> None:
+    model = packed(tmp_path, save_tiny_bert)
+    ids = torch.randint(5, 40, (3, 11), generator=seeded()).cuda()
+    wanted = model(input_ids=ids).last_hidden_state
+    assert kernels.use_backend(model, name) == name
+    for _ in range(3):  # as it is, recorded, replayed
+        with torch.no_grad():
+            assert distance(model(input_ids=ids).last_hidden_state, wanted) < 0.25
+    layer = model.encoder.layer[0].output.dense
+    x = normal(4, 7, layer.in_features)
+    result = layer(x)
+    layer.backend = "reference"
+    assert distance(result, layer(x)) < 0.05
+
+
+# -- tuning ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_measured_in_powers_of_two() -> None:
+    assert [tuning.bucket(rows) for rows in (1, 16, 17, 64, 65, 32768)] == [16, 16, 32, 64, 128, 32768]
+
+
+def test_one_way_or_no_gpu_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuning.fastest("one", ["only"], lambda way: 1 / 0) == "only"
+    monkeypatch.setenv("TERNARIZE_TUNE", "0")
+    assert tuning.fastest("two", ["first", "second"], lambda way: 1 / 0) == "first"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_what_was_measured_is_kept_and_a_damaged_file_is_not_trusted(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TERNARIZE_CACHE", str(tmp_path))
+    tuning._found.cache_clear()
+    x = torch.randn(2048, 2048, device="cuda")
+
+    def call(way: int) -> Tensor:
+        if not way:
+            raise RuntimeError("this way does not work")
+        return x if way == 1 else x @ x @ x
+
+    assert tuning.fastest("some", [2, 1, 0], call) == 1
+    (file,) = tmp_path.glob("tuned-*.json")
+    assert json.loads(file.read_text()) == {"some": "1"}
+    file.write_text("{")
+    tuning._found.cache_clear()
+    assert tuning.found() == {}
+    tuning._found.cache_clear()
