@@ -30,6 +30,7 @@ QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--
 ROW_KEYS = {
     "name", "kind", "ran", "batch", "tokens", "median_ms", "p10_ms", "p90_ms", "tokens_per_s", "repeats", "ratio",
     "best_rival", "relative_l2", "padded_tokens_per_s", "inputs_per_s", "lengths", "image", "encoded", "cosine",
+    "device_ms", "joules",
 }  # fmt: skip
 
 

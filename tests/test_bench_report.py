@@ -181,7 +181,10 @@ def test_all_leaves_out_what_cannot_run_here_and_says_why(monkeypatch: pytest.Mo
 
 
 def test_eval_does_not_offer_a_rival_whose_vectors_are_anothers() -> None:
-    assert set(baselines.names(same_vectors=True)) - set(baselines.names()) == {"torch-compiled"}
+    assert set(baselines.names(same_vectors=True)) - set(baselines.names()) == {
+        *("torch-compiled", "torch-tf32", "torch-int8", "torch-int8-compiled"),
+        *("torch-fp16-compiled", "torch-fp16-autotuned"),
+    }
 
 
 def test_more_than_five_candidates_have_a_line_each(report: Report) -> None:

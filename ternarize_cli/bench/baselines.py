@@ -14,7 +14,9 @@ so that asking for it can say what to install.
 
 import importlib.util
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.bench import inputs
+from ternarize_cli.bench import gpu, inputs
 from ternarize_cli.bench.exports import quiet, transformer
 from ternarize_cli.errors import InputError, UnavailableError
 
@@ -30,12 +32,14 @@ __all__ = [
     "ALL",
     "NONE",
     "Forward",
+    "ModelForward",
     "Rival",
     "available",
     "forward_of",
     "libraries",
     "names",
     "on_cpu",
+    "on_gpu",
     "require",
     "rival",
 ]
@@ -44,7 +48,7 @@ ALL, NONE = "all", "none"
 """Stand for every rival that can run here, and for no rival."""
 
 Forward = Callable[..., Tensor]
-"""The tensors of an `inputs.Batch` → last hidden state: [batch, tokens, width]."""
+"""The tensors of an `inputs.Batch` → last hidden state: [batch, tokens, width]. On a GPU it may still be at work."""
 
 Load = Callable[[Path, str], Forward]
 
@@ -64,8 +68,9 @@ class Rival:
         runtime: the module that runs it, imported before loading is timed; None for eager torch.
         make: `make(folder)` writes what it loads, or finds it where it is kept; None: it loads the model's own folder.
         missing: why it can't run on this machine, or None; asked when its packages are there.
-        cpu_only: it runs on no other device.
-        same_vectors: it computes exactly what another rival computes, so that `eval` has no use for it.
+        cpu_only, cuda_only: it runs on no other device.
+        same_vectors: it computes what another rival computes, or is there for its speed alone, so that `eval` has no
+            use for it.
     """
 
     name: str
@@ -76,7 +81,19 @@ class Rival:
     make: Callable[[Path], Path] | None = None
     missing: Callable[[], str | None] = _nothing
     cpu_only: bool = False
+    cuda_only: bool = False
     same_vectors: bool = False
+
+    def check(self, device: str) -> None:
+        """Refuses a device that it does not run on.
+
+        Raises:
+            UnavailableError: as it says.
+        """
+        if self.cpu_only:
+            on_cpu(self.name, device)
+        if self.cuda_only:
+            on_gpu(self.name, device)
 
     def prepare(self, folder: Path) -> Path:
         """Makes what it loads, where that is not there yet, of a full-precision model, and imports its runtime.
@@ -96,8 +113,7 @@ class Rival:
         Raises:
             UnavailableError: it does not run on that device; TernarizeError: it can't be made.
         """
-        if self.cpu_only:
-            on_cpu(self.name, device)
+        self.check(device)
         return self.load(self.prepare(folder), device)
 
 
@@ -141,8 +157,7 @@ def require(name: str, device: str = "cpu") -> Rival:
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
     if missing:
         raise UnavailableError(f"{name} needs {', '.join(missing)}", hint="pip install 'ternarize-cli[rivals]'")
-    if found.cpu_only:
-        on_cpu(name, device)
+    found.check(device)
     if reason := found.missing():
         raise UnavailableError(f"{name} can't run here: {reason}", hint="leave it out")
     return found
@@ -177,23 +192,67 @@ def on_cpu(name: str, device: str) -> None:
         raise UnavailableError(f"{name} runs on the CPU, not on {device}", hint="leave it out, or --device cpu")
 
 
-def forward_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> Forward:
-    """The `Forward` of a transformers encoder that takes pixels in `dtype`. Returns when the result is there."""
-    names = inputs.names(model)
+def on_gpu(name: str, device: str) -> None:
+    """Refuses the CPU.
 
-    def forward(*batch: Tensor) -> Tensor:
-        fed = {name: t.to(dtype) if t.is_floating_point() else t for name, t in zip(names, batch, strict=True)}
-        hidden = model(**fed).last_hidden_state
-        if hidden.is_cuda:
-            torch.cuda.synchronize(hidden.device)
-        return hidden
+    Raises:
+        UnavailableError: the rival runs on a GPU only.
+    """
+    if not gpu.is_gpu(device):
+        raise UnavailableError(f"{name} runs on an NVIDIA GPU, not on {device}", hint="leave it out, or --device cuda")
 
-    return forward
+
+class ModelForward:
+    """The `Forward` of a transformers encoder.
+
+    Attributes:
+        model: the encoder.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, around: Callable[[], AbstractContextManager[object]]
+    ) -> None:
+        self.model = model
+        self._names, self._dtype, self._around = inputs.names(model), dtype, around
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """As `Forward`."""
+        fed = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in zip(self._names, batch, strict=True)}
+        with self._around():
+            return self.model(**fed).last_hidden_state
+
+
+def forward_of(
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> ModelForward:
+    """The `Forward` of a transformers encoder that takes pixels in `dtype`; each pass is run within `around()`."""
+    return ModelForward(model, dtype, around)
 
 
 @rival("torch-fp32", "PyTorch, fp32, eager")
 def _torch_fp32(folder: Path, device: str) -> Forward:
-    return _torch(folder, device, torch.float32)
+    return _torch(folder, device, torch.float32, partial(gpu.tf32, False) if gpu.is_gpu(device) else nullcontext)
+
+
+def _without_tf32() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    if torch.cuda.get_device_capability() >= (8, 0):
+        return None
+    return f"{torch.cuda.get_device_name()} is older than Ampere, and has no TF32"
+
+
+@rival(
+    "torch-tf32",
+    "PyTorch, fp32 weights, products in TF32, eager",
+    missing=_without_tf32,
+    cuda_only=True,
+    same_vectors=True,
+)
+def _torch_tf32(folder: Path, device: str) -> Forward:
+    return _torch(folder, device, torch.float32, partial(gpu.tf32, True))
 
 
 @rival("torch-bf16", "PyTorch, bf16 weights and activations, eager")
@@ -206,9 +265,14 @@ def _torch_fp16(folder: Path, device: str) -> Forward:
     return _torch(folder, device, torch.float16)
 
 
-def _torch(folder: Path, device: str, dtype: torch.dtype) -> Forward:
-    return forward_of(transformer(folder, dtype).to(device), dtype)
+def _torch(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Forward:
+    return forward_of(transformer(folder, dtype).to(device), dtype, around)
 
 
-for _module in ("compiled", "onnx", "openvino"):
+for _module in ("compiled", "int8", "onnx", "openvino"):
     import_module(f"ternarize_cli.bench.{_module}")

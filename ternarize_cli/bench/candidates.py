@@ -41,7 +41,7 @@ class Candidate:
             TernarizeError: a rival can't be made of the model.
         """
         checkpoint.skeleton(self.folder)  # imports the model's class
-        return baselines.require(self.name).prepare(self.folder) if self.kind == RIVAL else self.folder
+        return baselines.require(self.name, self.device).prepare(self.folder) if self.kind == RIVAL else self.folder
 
     def load(self, path: Path | None = None) -> tuple[Forward, str]:
         """The forward pass, and the name of what really runs ("onednn" where "auto" was asked for).
@@ -54,7 +54,7 @@ class Candidate:
         """
         path = path or self.prepare()
         if self.kind == RIVAL:
-            return baselines.require(self.name).load(path, self.device), self.name
+            return baselines.require(self.name, self.device).load(path, self.device), self.name
         model = exports.transformer(path).to(self.device)
         ran = kernels.use_backend(model, self.name)
         return baselines.forward_of(model), ran

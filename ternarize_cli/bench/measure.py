@@ -14,10 +14,11 @@ point are not to be trusted, whatever the median is.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-__all__ = ["MIN_ROUNDS", "Point", "Timing", "summarise", "time_interleaved", "turns"]
+__all__ = ["MIN_ROUNDS", "Point", "Timing", "Watch", "summarise", "time_interleaved", "turns"]
 
 MIN_ROUNDS = 3
 """A time budget never cuts the rounds below this."""
@@ -41,6 +42,19 @@ class Timing:
     repeats: int
 
 
+class Watch(Protocol):
+    """A second clock, for a device that works behind the host's back."""
+
+    def begin(self) -> None:
+        """Called before a call, before the host's clock starts."""
+
+    def end(self) -> None:
+        """Called after it; returns when its work is done. The host's clock runs."""
+
+    def seconds(self) -> float:
+        """Of the last call."""
+
+
 def turns(names: Sequence[str], round_number: int) -> list[str]:
     """The order of one round: `names` rotated left by the round's number."""
     shift = round_number % len(names)
@@ -54,16 +68,20 @@ def time_interleaved(
     seconds: float,
     warmup: int,
     clock: Callable[[], float] = time.perf_counter,
+    watch: Watch | None = None,
+    watched: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Times every call `repeats` times, in rounds.
 
     Args:
-        calls: what to time, by name. A call returns when its work is done (a GPU candidate synchronises itself).
+        calls: what to time, by name. A call returns when its work is done, or `watch` waits for it.
         repeats: rounds.
         seconds: no new round is begun once this much time is used, except that there are at least `MIN_ROUNDS`
             (or `repeats`, if that is less).
         warmup: untimed rounds before.
         clock: seconds, monotonic.
+        watch: a second clock for the same calls.
+        watched: takes its times, as those that are returned.
 
     Returns:
         The seconds of each call, in the order of the rounds.
@@ -78,9 +96,15 @@ def time_interleaved(
         if i >= MIN_ROUNDS and clock() - begun >= seconds:
             break
         for name in turns(names, i):
+            if watch is not None:
+                watch.begin()
             start = clock()
             calls[name]()
+            if watch is not None:
+                watch.end()
             times[name].append(clock() - start)
+            if watch is not None and watched is not None:
+                watched.setdefault(name, []).append(watch.seconds())
     return times
 
 

@@ -12,27 +12,43 @@ one. The process imports everything, notes its resident memory, loads the model,
     load_ms          from the end of the imports until the model can be called; files are in the system's cache
     cold_start_ms    the first forward pass
 
-as JSON. What is made once and kept (an ONNX export, compiled C++) is there before the clock starts, so load times are
+as JSON. On a GPU these are the host's memory, the first pass is at batch 1, and
+
+    device_weights_bytes   storages of the model's parameters and buffers and of what its backend made of them
+    device_bytes           what torch holds after that pass beyond what it held before loading
+    device_peak_bytes      the highest that it held in passes at the point
+    device_reserved_bytes  what it has taken from the driver by then, memory of recorded graphs included
+
+What is made once and kept (an ONNX export, compiled C++) is there before the clock starts, so load times are
 those of a server's second start. The peak is VmHWM of /proc/self/status where there is one: `getrusage` reports the
 largest of the process that started this one if that was larger, because the counter survives `exec` on Linux.
 """
 
+import gc
 import json
 import resource
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
+from torch import Tensor
 
+from ternarize_cli.bench import gpu
+from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import Candidate
-from ternarize_cli.bench.inputs import random_batch
+from ternarize_cli.bench.inputs import Batch, random_batch
 from ternarize_cli.bench.measure import Point
+from ternarize_cli.cuda_graphs import Graphs
 from ternarize_cli.errors import TernarizeError
 
-__all__ = ["Memory", "peak_bytes", "probe"]
+__all__ = ["Memory", "device_weights", "peak_bytes", "probe"]
+
+_PASSES = 3  # of a recorded model: the first, the recording, the recorded
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,8 @@ class Memory:
         load_ms: of loading, imports not counted.
         cold_start_ms: of the first forward pass after it.
         model_bytes: peak minus imports.
+        device_weights_bytes, device_bytes, device_peak_bytes, device_reserved_bytes: memory of the GPU, as the module
+            says; None on the CPU, and weights also where a rival doesn't show its tensors.
     """
 
     name: str
@@ -59,6 +77,15 @@ class Memory:
     load_ms: float
     cold_start_ms: float
     model_bytes: int
+    device_weights_bytes: int | None = None
+    device_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    device_reserved_bytes: int | None = None
+
+    @property
+    def on_device(self) -> tuple[int | None, ...]:
+        """Memory of the GPU: weights, in use, peak, reserved."""
+        return self.device_weights_bytes, self.device_bytes, self.device_peak_bytes, self.device_reserved_bytes
 
 
 def probe(candidate: Candidate, point: Point, *, threads: int, seed: int) -> Memory:
@@ -100,7 +127,6 @@ def peak_bytes() -> int:
 
 def _measure(request: str) -> dict[str, float]:
     import sentence_transformers  # noqa: F401  (counted as an import for every candidate)
-    import torch
 
     from ternarize_cli import hf
 
@@ -109,18 +135,30 @@ def _measure(request: str) -> dict[str, float]:
     candidate, point = Candidate(**{**fields, "folder": Path(fields["folder"])}), Point(**values["point"])
     hf.quiet_libraries()
     torch.set_num_threads(values["threads"])
+    device = candidate.device
     path = candidate.prepare()
+    before = 0
+    if gpu.is_gpu(device):
+        torch.zeros(1, device=device)
+        before = gpu.allocated(device)
     process = psutil.Process()
     imports = process.memory_info().rss
-    with torch.inference_mode():
+    first = replace(point, batch=1) if gpu.is_gpu(device) else point
+    on_device: dict[str, float] = {}
+    with gpu.on(device), torch.inference_mode():
         started = time.perf_counter()
         forward, _ = candidate.load(path)
+        gpu.synchronize(device)
         loaded = time.perf_counter()
         after_loading = process.memory_info().rss
-        batch = random_batch(candidate.folder, point, values["seed"], candidate.device)
+        batch = random_batch(candidate.folder, first, values["seed"], device)
         begun = time.perf_counter()
         forward(*batch)
+        gpu.synchronize(device)
         ended = time.perf_counter()
+        if gpu.is_gpu(device):
+            largest = random_batch(candidate.folder, point, values["seed"], device)
+            on_device = _on_device(forward, batch, largest, device, before)
     resident = process.memory_info().rss
     return {
         "imports_bytes": imports,
@@ -129,7 +167,32 @@ def _measure(request: str) -> dict[str, float]:
         "loaded_bytes": after_loading - imports,
         "load_ms": round(1000 * (loaded - started), 2),
         "cold_start_ms": round(1000 * (ended - begun), 2),
+        **on_device,
     }
+
+
+def _on_device(forward: Forward, first: Batch, largest: Batch, device: str, before: int) -> dict[str, Any]:
+    """Memory of the GPU, after a pass of `first`; the batches themselves are not counted."""
+    fed = gpu.storage_bytes([*first, *largest])
+    gc.collect()
+    found: dict[str, Any] = {"device_weights_bytes": device_weights(forward, device)}
+    found["device_bytes"] = gpu.allocated(device) - before - fed
+    torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(_PASSES):
+        forward(*largest)
+    gpu.synchronize(device)
+    found["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    found["device_reserved_bytes"] = torch.cuda.memory_reserved(device)
+    return found
+
+
+def device_weights(forward: Forward, device: str) -> int | None:
+    """Bytes of the tensors of a model and of what its backend made of them; None if it does not show its model."""
+    model = getattr(forward, "model", None)
+    if model is None:
+        return None
+    kept = gpu.reachable(model, Tensor, without=(Graphs,))
+    return gpu.storage_bytes(t for t in kept if t.device.type == torch.device(device).type)
 
 
 if __name__ == "__main__":

@@ -65,28 +65,47 @@ def latency_table(report: Report) -> Table:
     lines = []
     for point, rows in points(report.rows).items():
         best = min((row for row in rows.values() if row.kind == BACKEND), key=lambda row: row.median_ms)
-        line = [point, *(timing(vars(rows[name])) for name in names), _speed(best)]
+        line = [point, *(timing(vars(rows[name])) + _behind(rows[name]) for name in names), _speed(best)]
         lines.append(line + ([f"{best.ratio:.2f}x"] if compared else []))
     caption = f"{per_second}: the fastest backend's."
     caption += " speed-up: the fastest rival's time over it." if compared else ""
-    return Table(title, columns, lines, caption + _tokens_of_images(report))
+    return Table(title, columns, lines, caption + _tokens_of_images(report) + _clocks(report, "after |"))
 
 
 def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> Table:
     per_second = _rate(report)
-    columns = [_points(report), "", "median", "spread", per_second, *(["with padding"] if padded else [])]
+    timed = any(row.device_ms is not None for row in report.rows)
+    columns = [_points(report), "", "median", "spread", *(["on the GPU"] if timed else []), per_second]
+    columns += ["with padding"] if padded else []
     columns += ["speed-up"] if compared else []
     lines = []
     for point, rows in points(report.rows).items():
         for i, row in enumerate(rows.values()):
             median, _, spread = timing(vars(row)).partition(" ")
-            line = ["" if i else point, _title(row), median, spread, _speed(row)]
+            on_gpu = ["" if row.device_ms is None else three_digits(row.device_ms)] if timed else []
+            line = ["" if i else point, _title(row), median, spread, *on_gpu, _speed(row)]
             line += [f"{row.padded_tokens_per_s:,.0f}"] if padded else []
             lines.append(line + ([f"{row.ratio:.2f}x"] if compared else []))
         lines.append([""] * len(columns))
     caption = "with padding: all positions of the batches counted." if padded else ""
     caption += " speed-up: the fastest rival's time over it." if compared else ""
-    return Table(title, columns, lines[:-1], (caption + _paddings(report) + _tokens_of_images(report)).strip())
+    caption += _paddings(report) + _tokens_of_images(report) + _clocks(report, "on the GPU")
+    return Table(title, columns, lines[:-1], caption.strip())
+
+
+def _behind(row: Row) -> str:
+    """The time on the GPU, behind the host's."""
+    return "" if row.device_ms is None else f" | {three_digits(row.device_ms)}"
+
+
+def _clocks(report: Report, where: str) -> str:
+    """What the two times on a GPU are, with a blank in front."""
+    if all(row.device_ms is None for row in report.rows):
+        return ""
+    return (
+        f" median: what the host waits for, from the call to the synchronised result; {where}: the median between two "
+        "CUDA events around the same calls, without the wait for the host."
+    )
 
 
 def _encoding_table(report: Report) -> Table:
@@ -201,12 +220,15 @@ def formula(line: Growth) -> str:
 def process_table(report: Report) -> Table:
     """One line per candidate: how long a process of its own takes to start, and what memory it needs."""
     columns = ["", "load", "first pass", "loaded", "peak", "peak, all of the process"]
+    on_gpu = any(entry.device_bytes is not None for entry in report.memory)
+    columns += ["GPU: weights", "GPU: in use", "GPU: peak", "GPU: reserved"] if on_gpu else []
     lines = [
         [
             entry.name,
             _duration(entry.load_ms),
             _duration(entry.cold_start_ms),
             *(_megabytes(count) for count in (entry.loaded_bytes, entry.model_bytes, entry.peak_bytes)),
+            *(["" if count is None else _megabytes(count) for count in entry.on_device] if on_gpu else []),
         ]
         for entry in report.memory
     ]
@@ -215,6 +237,12 @@ def process_table(report: Report) -> Table:
         "loaded, peak: megabytes of memory beyond the imports, after loading and at the highest; mapped weights count "
         "once they are read."
     )
+    if on_gpu:
+        caption += (
+            " First pass: on a GPU at batch 1. GPU, megabytes of its memory: weights, in the model's tensors and what "
+            "its backend made of them; in use, what torch holds beyond what it held before loading, after a pass at "
+            "batch 1; peak, at the largest point; reserved, what torch has taken from the driver by then."
+        )
     return Table("start and memory", columns, lines, caption)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
 from ternarize_cli.bench.inputs import Batch
-from ternarize_cli.bench.measure import summarise, time_interleaved
+from ternarize_cli.bench.measure import Watch, summarise, time_interleaved
 
 __all__ = ["Feed", "Row", "rate", "time_feed", "timed_rows"]
 
@@ -64,6 +64,8 @@ class Row:
         image: height and width of the images, `224x224`; None for texts.
         encoded: the texts that a call encoded, from strings to vectors (`end_to_end`); None: it was a forward pass.
         cosine: of these vectors to the full-precision model's, the mean; None for a forward pass.
+        device_ms: the median between two events on the GPU around the same calls; None on the CPU.
+        joules: of a pass, all of the GPU's board; None where it was not measured.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Row:
     image: str | None = None
     encoded: str | None = None
     cosine: float | None = None
+    device_ms: float | None = None
+    joules: float | None = None
 
 
 def time_feed(
@@ -97,6 +101,7 @@ def time_feed(
     repeats: int,
     seconds: float,
     warmup: int,
+    watch: Watch | None = None,
 ) -> list[Row]:
     """The rows of one point; every round takes the next batch, the same for all candidates.
 
@@ -107,6 +112,7 @@ def time_feed(
         reference: what backends are compared with.
         repeats, seconds: as for `measure.time_interleaved`.
         warmup: untimed calls with each batch before.
+        watch: the GPU's clock; None on the CPU.
     """
     distance = {c.name: 0.0 for c in candidates if c.kind == BACKEND}
     real, padded = [], []
@@ -118,7 +124,11 @@ def time_feed(
         padded.append(expected.shape[0] * expected.shape[1])
         real.append(padded[-1] if mask is None else int(mask.sum()))
     calls = {name: _in_turn(forward, feed.batches) for name, forward in forwards.items()}
-    times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=warmup * len(feed.batches))
+    watched: dict[str, list[float]] = {}
+    times = time_interleaved(
+        calls, repeats=repeats, seconds=seconds, warmup=warmup * len(feed.batches), watch=watch, watched=watched
+    )
+    on_device = {name: summarise(measured).median_ms for name, measured in watched.items()}
     rows = timed_rows(
         candidates,
         ran,
@@ -131,7 +141,7 @@ def time_feed(
         lengths=feed.lengths,
         image=feed.image,
     )
-    return [replace(row, relative_l2=distance.get(row.name)) for row in rows]
+    return [replace(row, relative_l2=distance.get(row.name), device_ms=on_device.get(row.name)) for row in rows]
 
 
 def timed_rows(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ternarize_cli import checkpoint, kernels, vision
-from ternarize_cli.bench import baselines, machine
+from ternarize_cli.bench import baselines, gpu, machine
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
 from ternarize_cli.bench.end_to_end import time_texts
@@ -31,12 +31,14 @@ from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape
 from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.errors import InputError
+from ternarize_cli.models import checked_device
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import source_name
 
-__all__ = ["DEFAULT_RIVALS", "DEFAULT_TOKENS", "Plan", "Report", "benchmark"]
+__all__ = ["DEFAULT_GPU_RIVALS", "DEFAULT_RIVALS", "DEFAULT_TOKENS", "Plan", "Report", "benchmark"]
 
 DEFAULT_RIVALS = ("torch-fp32", "torch-bf16")
+DEFAULT_GPU_RIVALS = ("torch-fp32", "torch-fp16", "torch-fp16-compiled")
 DEFAULT_TOKENS = (16, 128)
 
 
@@ -45,8 +47,9 @@ class Plan:
     """What to measure.
 
     Attributes:
-        backends: names of kernel backends; empty for all that run on this CPU.
-        rivals: names of rivals; "all" stands for those that can run here, "none" for no rival.
+        backends: names of kernel backends; empty for all that run on the device.
+        rivals: names of rivals; "all" stands for those that can run here, "none" for no rival. None: the defaults of
+            the device.
         batches, tokens: every pair of them is a point. Images take no tokens; None stands for `DEFAULT_TOKENS`.
         repeats: timed calls of each candidate per point.
         seconds: time budget per point; it cuts the repeats, though never below three.
@@ -57,10 +60,11 @@ class Plan:
         lengths: a file of texts (`texts.read_texts`); batches of them are a point for each of `batches`.
         text: a file of texts to encode from strings to vectors, in batches of `batches`, instead of all that; of more
             than 10,000 as many are drawn.
+        device: torch device; None: the GPU if a backend runs nowhere else, else the CPU.
     """
 
     backends: tuple[str, ...] = ()
-    rivals: tuple[str, ...] = DEFAULT_RIVALS
+    rivals: tuple[str, ...] | None = None
     batches: tuple[int, ...] = (1, 8)
     tokens: tuple[int, ...] | None = None
     repeats: int = 50
@@ -71,6 +75,7 @@ class Plan:
     seed: int = 0
     lengths: str | None = None
     text: str | None = None
+    device: str | None = None
 
     def points(self, *, images: bool = False) -> list[Point]:
         """All points, small to large."""
@@ -121,7 +126,7 @@ def benchmark(
     Raises:
         InputError: a backend or rival nobody knows, a model or file of texts that can't be read, more tokens than
             the model takes, tokens or texts for a model that reads images, or a teacher that MODEL was not made of.
-        UnavailableError: a backend was named that can't run here, or can't run this model.
+        UnavailableError: a backend was named that can't run here, or can't run this model, or there is no such device.
     """
     backends, device = _chosen_backends(plan)
     rivals, left_out = _chosen_rivals(plan, device)
@@ -138,16 +143,19 @@ def benchmark(
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(plan.threads or threads)
-        with prepare(
-            model,
-            seed=plan.seed,
-            allow_pickle=allow_pickle,
-            shape=shape,
-            teacher=teacher,
-            check=lambda folder: _check_inputs(folder, plan),
-            say=say,
-            track=track,
-        ) as subject:
+        with (
+            gpu.on(device),
+            prepare(
+                model,
+                seed=plan.seed,
+                allow_pickle=allow_pickle,
+                shape=shape,
+                teacher=teacher,
+                check=lambda folder: _check_inputs(folder, plan),
+                say=say,
+                track=track,
+            ) as subject,
+        ):
             candidates = [Candidate(name, BACKEND, subject.packed, device) for name in backends]
             candidates += [Candidate(name, RIVAL, subject.dense, device) for name in rivals]
             if plan.text is not None:
@@ -187,7 +195,7 @@ def benchmark(
                 device,
                 (*left_out, *subject.notes),
                 rows,
-                storage(subject, rivals),
+                storage(subject, rivals, device),
                 memory,
                 growths(rows),
                 found,
@@ -200,20 +208,26 @@ def benchmark(
 def _chosen_backends(plan: Plan) -> tuple[list[str], str]:
     """The backends to run and the one device they share."""
     known = {info.name: info for info in kernels.describe()}
-    if not plan.backends:
-        return [i.name for i in known.values() if i.available and i.device in ("any", "cpu")], "cpu"
     for name in plan.backends:
         if name != "auto":
             kernels.require(name)
+    device = None if plan.device is None else checked_device(plan.device)
     devices = {name: known[name].device for name in plan.backends if name != "auto"}
-    on_gpu = [name for name, device in devices.items() if device == "cuda"]
-    on_cpu = [name for name, device in devices.items() if device == "cpu"]
+    on_gpu = [name for name, kind in devices.items() if kind == "cuda"]
+    on_cpu = [name for name, kind in devices.items() if kind == "cpu"]
     if on_gpu and on_cpu:
         raise InputError(
             f"{on_gpu[0]} runs on a GPU and {on_cpu[0]} on the CPU; one run has one device",
             hint="bench them in two runs",
         )
-    return list(dict.fromkeys(plan.backends)), "cuda" if on_gpu else "cpu"
+    device = device or ("cuda" if on_gpu else "cpu")
+    kind = torch.device(device).type
+    for name in on_cpu if kind == "cuda" else on_gpu:
+        raise InputError(
+            f"{name} does not run on {device}", hint="--device cuda" if kind == "cpu" else "leave --device out"
+        )
+    able = [info.name for info in known.values() if info.available and info.device in ("any", kind)]
+    return list(dict.fromkeys(plan.backends or able)), device
 
 
 def _check_inputs(folder: Path, plan: Plan) -> None:
@@ -234,11 +248,16 @@ def _check_inputs(folder: Path, plan: Plan) -> None:
 
 def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
     """The rivals to run, "all" spelled out, and a note for each that is left out."""
-    if baselines.NONE in plan.rivals and len(plan.rivals) > 1:
+    if plan.rivals is None and gpu.is_gpu(device):
+        there, reasons = baselines.available(device)
+        wanted = [name for name in DEFAULT_GPU_RIVALS if name in there]
+        return wanted, [f"left out: {text}" for text in reasons if text.startswith("torch-fp16-compiled ")]
+    given = DEFAULT_RIVALS if plan.rivals is None else plan.rivals
+    if baselines.NONE in given and len(given) > 1:
         raise InputError("--against none stands alone", hint="leave out the other rivals, or none")
     chosen: list[str] = []
     notes: list[str] = []
-    for name in plan.rivals:
+    for name in given:
         if name == baselines.ALL:
             there, reasons = baselines.available(device)
             chosen += there
@@ -271,6 +290,8 @@ def _time(
     if reference is None:
         reference, _ = Candidate("reference", BACKEND, subject.packed, candidates[0].device).load()
     rows: list[Row] = []
+    device = candidates[0].device
+    events = gpu.Events(device) if gpu.is_gpu(device) else None
     with torch.inference_mode(), machine.Watch() as watch:
         for feed in track(feeds, "timing", len(feeds)):
             rows += time_feed(
@@ -282,5 +303,6 @@ def _time(
                 repeats=plan.repeats,
                 seconds=plan.seconds,
                 warmup=plan.warmup,
+                watch=events,
             )
     return rows, watch.others

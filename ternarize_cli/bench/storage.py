@@ -33,11 +33,12 @@ class Storage:
     computed: bool
 
 
-def storage(subject: Subject, rivals: Sequence[str] = ()) -> list[Storage]:
+def storage(subject: Subject, rivals: Sequence[str] = (), device: str = "cpu") -> list[Storage]:
     """The model in fp32, bf16 and packed form, and what other rivals load.
 
     fp32 bytes are those of the weight files where these are fp32 throughout, and computed otherwise; bf16 and fp16 are
-    computed. A runtime with files of its own has those that were made for it.
+    computed, int8 too: a byte for each weight of a linear, a scale for each row, the rest in fp16. A runtime with files
+    of its own has those that were made for it.
     """
     skeleton = checkpoint.skeleton(subject.dense)
     dense, packed = _tensors(subject.dense), _tensors(subject.packed)
@@ -58,17 +59,20 @@ def storage(subject: Subject, rivals: Sequence[str] = ()) -> list[Storage]:
     )
     half = Storage("torch-bf16", 2 * total, 2 * elements, computed=True)
     forms = [fp32, half, Storage("packed", weights.bytes_on_disk(subject.packed), codes, computed=False)]
-    for rival in (baselines.require(name) for name in rivals):
+    for rival in (baselines.require(name, device) for name in rivals):
         if rival.make is not None:
             made = exports.bytes_of(rival.make(subject.dense).parent)
             forms.append(Storage(rival.name, made, None, computed=False))
+        elif rival.name.startswith("torch-int8"):
+            eighth = elements + 4 * sum(dense[key]["rows"] for key, name in dense_names.items() if name in ternary)
+            forms.append(Storage(rival.name, 2 * (total - elements) + eighth, eighth, computed=True))
         elif rival.name not in (fp32.name, half.name):
-            forms.append(replace(half if rival.name == "torch-fp16" else fp32, name=rival.name))
+            forms.append(replace(half if rival.name.startswith("torch-fp16") else fp32, name=rival.name))
     return forms
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
-    """dtype, elements and bytes of each tensor, from safetensors headers (8 bytes of length, then JSON)."""
+    """dtype, elements, rows and bytes of each tensor, from safetensors headers (8 bytes of length, then JSON)."""
     found = {}
     for path in weights.weight_files(folder):
         with path.open("rb") as f:
@@ -79,5 +83,6 @@ def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
             elements = 1
             for size in entry["shape"]:
                 elements *= size
-            found[name] = {"dtype": entry["dtype"], "elements": elements, "bytes": end - start}
+            rows = (entry["shape"] or [1])[0]
+            found[name] = {"dtype": entry["dtype"], "elements": elements, "rows": rows, "bytes": end - start}
     return found

@@ -34,7 +34,16 @@ def _bench(
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            "--backend", metavar="NAME", help="A kernel backend; repeatable. Default: all that run on this CPU."
+            "--backend", metavar="NAME", help="A kernel backend; repeatable. Default: all that run on the device."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="cpu, cuda, cuda:1, …; default: cuda if a backend runs nowhere else, else cpu.",
+            show_default=False,
         ),
     ] = None,
     against: Annotated[
@@ -43,7 +52,7 @@ def _bench(
             "--against",
             metavar="NAME",
             help="A rival, such as onnx-int8; repeatable; all: every one that can run here; none: no rival. Default: "
-            "torch-fp32 and torch-bf16.",
+            "torch-fp32 and torch-bf16; on a GPU torch-fp32, torch-fp16 and torch-fp16-compiled.",
         ),
     ] = None,
     teacher: Annotated[
@@ -128,7 +137,8 @@ def _bench(
     What is timed is the transformer's forward pass (token ids or pixels to last hidden
     state), all candidates in one process with the same threads, interleaved call by call.
     Batches are of random tokens and full length, and with --lengths of texts, too; for an
-    image encoder they are of random images of the size that it reads. A MODEL that is not
+    image encoder they are of random images of the size that it reads. On a GPU CUDA events
+    time the same calls on the device, too. A MODEL that is not
     packed is converted and packed in a temporary folder first.
 
     With --text all texts of a file are encoded: tokenised, put into batches by length, run,
@@ -162,7 +172,7 @@ def _bench(
 
     from ternarize_cli.bench.formats import Outputs
     from ternarize_cli.bench.report import machine_line, tables
-    from ternarize_cli.bench.run import DEFAULT_RIVALS, Plan, benchmark
+    from ternarize_cli.bench.run import Plan, benchmark
     from ternarize_cli.bench.shapes import DEFAULT, require
 
     random_shape = require(shape or DEFAULT)
@@ -175,7 +185,7 @@ def _bench(
         )
     plan = Plan(
         backends=tuple(backend or ()),
-        rivals=tuple(dict.fromkeys(against or DEFAULT_RIVALS)),
+        rivals=tuple(dict.fromkeys(against)) if against else None,
         batches=batches,
         tokens=numbers,
         repeats=repeats,
@@ -186,6 +196,7 @@ def _bench(
         seed=seed,
         lengths=lengths,
         text=text,
+        device=device,
     )
     report = benchmark(
         model[0] if model else None,

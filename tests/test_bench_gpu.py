@@ -1,0 +1,235 @@
+"""`ternarize bench` on a GPU: what is chosen and refused, both clocks, rivals, memory. The logic runs on the CPU."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny_bert
+from torch import nn
+
+from ternarize_cli import kernels
+from ternarize_cli.bench import baselines, exports, gpu
+from ternarize_cli.bench import run as running
+from ternarize_cli.bench.baselines import forward_of
+from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
+from ternarize_cli.bench.compiled import fixed_shapes
+from ternarize_cli.bench.inputs import random_tokens
+from ternarize_cli.bench.int8 import Int8Linear, replace_linears
+from ternarize_cli.bench.measure import Point, time_interleaved
+from ternarize_cli.bench.probe import Memory, device_weights
+from ternarize_cli.bench.report import latency_table, process_table
+from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.convert import convert
+from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.pack import pack
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
+CUDA_ONLY = (
+    *("torch-tf32", "torch-int8", "torch-int8-compiled"),
+    *("torch-fp16-compiled", "torch-fp16-autotuned"),
+)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu")
+    convert(save_tiny_bert(folder / "bert"), folder / "latent")
+    pack(folder / "latent", folder / "packed")
+    return folder / "packed"
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    plan = Plan(("reference",), ("torch-fp32", "torch-fp16"), (2, 1), (4,), repeats=2, warmup=0, memory=False)
+    found = benchmark(None, plan, shape=Shape("bert", TINY))
+    return replace(found, rows=[replace(row, median_ms=2.0, device_ms=1.5) for row in found.rows])
+
+
+# The device.
+
+
+@without_gpu
+@pytest.mark.parametrize("arguments", [(), ("--backend", "auto"), ("--backend", "reference"), ("--backend", "triton")])
+def test_without_a_gpu_device_cuda_ends_with_4(run: Callable[..., object], arguments: tuple[str, ...]) -> None:
+    result = run("bench", *arguments, "--device", "cuda")
+    assert result.exit_code == 4
+    assert "torch sees no" in result.stderr
+
+
+@pytest.mark.parametrize(("device", "message"), [("warp", "no device 'warp'"), ("mps", "does not run on mps")])
+def test_an_unknown_device_ends_with_2(run: Callable[..., object], device: str, message: str) -> None:
+    result = run("bench", "--device", device)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_backend_of_the_other_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.require("reference"), "device", "cuda")
+    with pytest.raises(InputError, match="reference does not run on cpu"):
+        benchmark(None, Plan(backends=("reference",), device="cpu"))
+
+
+def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "checked_device", lambda device: device)
+    monkeypatch.setattr(kernels.require("onednn"), "device", "cuda")
+    chosen, device = running._chosen_backends(Plan(device="cuda:1"))
+    assert (chosen, device) == (["reference", "onednn"], "cuda:1")
+    assert running._chosen_backends(Plan(backends=("auto", "reference"), device="cuda")) == (
+        ["auto", "reference"],
+        "cuda",
+    )
+    assert running._chosen_backends(Plan(backends=("reference", "onednn")))[1] == "cuda"
+
+
+# Two clocks.
+
+
+class Ticks:
+    """A clock that counts its calls."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def begin(self) -> None:
+        self.log.append("begin")
+
+    def end(self) -> None:
+        self.log.append("end")
+
+    def seconds(self) -> float:
+        return float(len(self.log))
+
+
+def test_the_second_clock_brackets_timed_calls_only() -> None:
+    ticks, watched = Ticks(), {}
+    calls = {name: (lambda name=name: ticks.log.append(name)) for name in "ab"}
+    time_interleaved(calls, repeats=2, seconds=60, warmup=1, watch=ticks, watched=watched)
+    assert ticks.log == ["a", "b", *("begin a end begin b end begin b end begin a end".split())]
+    assert watched == {"a": [5.0, 14.0], "b": [8.0, 11.0]}
+
+
+def test_tables_show_both_clocks_and_say_what_they_are(report: Report) -> None:
+    wide = latency_table(report)
+    assert wide.rows[0][1].endswith(") | 1.50")
+    assert "CUDA events" in wide.caption
+    rows = [replace(row, name=f"{row.name}-{i}", ran=f"{row.name}-{i}") for i in range(2) for row in report.rows]
+    table = latency_table(replace(report, rows=rows))
+    assert table.columns[2:5] == ["median", "spread", "on the GPU"]
+    assert {row[4] for row in table.rows} == {"1.50", ""}
+    on_cpu = latency_table(replace(report, rows=[replace(row, device_ms=None) for row in report.rows]))
+    assert "|" not in on_cpu.rows[0][1] + on_cpu.caption
+
+
+# Rivals.
+
+
+@pytest.mark.parametrize("name", CUDA_ONLY)
+def test_a_rival_of_gpus_refuses_the_cpu(name: str) -> None:
+    with pytest.raises(UnavailableError, match=f"{name} runs on an NVIDIA GPU, not on cpu"):
+        baselines.require(name)
+    assert name not in baselines.available("cpu")[0]
+
+
+@without_gpu
+def test_a_gpu_without_tf32_says_so() -> None:
+    assert "torch-tf32 can't run here: torch sees no NVIDIA GPU" in baselines.available("cuda")[1]
+
+
+def test_defaults_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert running._chosen_rivals(Plan(), "cpu") == (["torch-fp32", "torch-bf16"], [])
+    left = ["torch-fp16-compiled can't run here: x", "torch-tf32 can't run here: y"]
+    monkeypatch.setattr(baselines, "available", lambda device: (["torch-fp16", "torch-fp32"], left))
+    assert running._chosen_rivals(Plan(), "cuda") == (["torch-fp32", "torch-fp16"], [f"left out: {left[0]}"])
+
+
+def test_attention_is_pytorchs_fused_one(tmp_path: Path) -> None:
+    assert exports.transformer(save_tiny_bert(tmp_path)).config._attn_implementation == "sdpa"
+
+
+def test_tf32_is_set_while_a_pass_runs_and_no_longer() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with gpu.tf32(True):
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+        with gpu.tf32(False):
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_int8_linear_is_close_to_its_linear(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 24, bias=bias)
+    x = torch.randn(rows, 2, 64)
+    with torch.inference_mode():
+        y = Int8Linear(linear)(x)
+        assert y.shape == (rows, 2, 24)
+        assert relative_l2(y, linear(x)) < 0.03
+
+
+def test_linears_of_odd_widths_stay_as_they_are() -> None:
+    model = replace_linears(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(3, 8)))
+    assert [type(m) for m in model] == [Int8Linear, nn.Linear, nn.Linear]
+
+
+def test_every_shape_is_a_program_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+    from torch._dynamo.testing import CompileCounter
+
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
+    folder = save_tiny_bert(tmp_path, num_hidden_layers=1)
+    model = exports.transformer(folder, torch.float32)
+    counter = CompileCounter()
+    eager = forward_of(exports.transformer(folder, torch.float32))
+    compiled = fixed_shapes("x", model, torch.float32, backend=counter)
+    shapes = [Point(batch, tokens) for batch in (1, 2, 3, 4) for tokens in (3, 5, 7)]  # more than torch's own limit
+    with torch.inference_mode():
+        for point in shapes:
+            batch = random_tokens({"vocab_size": 40}, point, seed=0)
+            assert relative_l2(compiled(*batch), eager(*batch)) < 1e-5
+    assert counter.frame_count == len(shapes)
+
+
+# Memory.
+
+
+def test_weights_on_the_device_are_counted_once(packed: Path) -> None:
+    forward, _ = Candidate("reference", BACKEND, packed, "cpu").load()
+    model = forward.model
+    expected = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    plain = device_weights(forward, "cpu")
+    assert plain is not None
+    assert plain >= expected
+    model.kept_twice = [model.embeddings.word_embeddings.weight.detach()]
+    assert device_weights(forward, "cpu") == plain
+    model.made = {"codes": (torch.zeros(1000),)}
+    assert device_weights(forward, "cpu") == plain + 4000
+    assert device_weights(forward, "cuda") == 0
+    assert device_weights(lambda ids, mask: ids, "cpu") is None
+
+
+def test_memory_of_the_gpu_has_columns_where_there_is_one(report: Report) -> None:
+    on_gpu = Memory("triton", BACKEND, 1, 2, 3, 4, 5.0, 6.0, 7, 40_000_000, 50_000_000, None, 70_000_000)
+    table = process_table(replace(report, memory=[on_gpu]))
+    assert table.columns[-4:] == ["GPU: weights", "GPU: in use", "GPU: peak", "GPU: reserved"]
+    assert table.rows[0][-4:] == ["40.0", "50.0", "", "70.0"]
+    on_cpu = process_table(replace(report, memory=[Memory("native", BACKEND, 1, 2, 3, 4, 5.0, 6.0, 7)]))
+    assert len(on_cpu.columns) == 6
+
+
+@needs_gpu
+def test_a_gpu_is_measured(run: Callable[..., object], packed: Path) -> None:
+    quick = ("--batch", "1,2", "--tokens", "8", "--repeats", 3, "--against", "torch-fp32", "--against", "torch-tf32")
+    result = run("bench", packed, "--device", "cuda", "--backend", "reference", *quick, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["device"] == "cuda"
+    assert all(row["device_ms"] > 0 for row in found["rows"])
+    assert all(0 < entry["device_weights_bytes"] <= entry["device_peak_bytes"] for entry in found["memory"])
