@@ -1,6 +1,7 @@
 """`ternarize bench` on a GPU: what is chosen and refused, both clocks, rivals, memory. The logic runs on the CPU."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,7 @@ from conftest import save_tiny_bert
 from torch import nn
 
 from ternarize_cli import kernels
-from ternarize_cli.bench import baselines, exports, gpu
-from ternarize_cli.bench import run as running
+from ternarize_cli.bench import baselines, choose, exports, gpu
 from ternarize_cli.bench.baselines import forward_of
 from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
 from ternarize_cli.bench.compiled import fixed_shapes
@@ -76,15 +76,15 @@ def test_a_backend_of_the_other_device_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "checked_device", lambda device: device)
+    monkeypatch.setattr(choose, "checked_device", lambda device: device)
     monkeypatch.setattr(kernels.require("onednn"), "device", "cuda")
-    chosen, device = running._chosen_backends(Plan(device="cuda:1"))
+    chosen, device = choose.choose_backends((), "cuda:1")
     assert (chosen, device) == (["reference", "onednn"], "cuda:1")
-    assert running._chosen_backends(Plan(backends=("auto", "reference"), device="cuda")) == (
+    assert choose.choose_backends(("auto", "reference"), "cuda") == (
         ["auto", "reference"],
         "cuda",
     )
-    assert running._chosen_backends(Plan(backends=("reference", "onednn")))[1] == "cuda"
+    assert choose.choose_backends(("reference", "onednn"), None)[1] == "cuda"
 
 
 # Two clocks.
@@ -142,10 +142,11 @@ def test_a_gpu_without_tf32_says_so() -> None:
 
 
 def test_defaults_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert running._chosen_rivals(Plan(), "cpu") == (["torch-fp32", "torch-bf16"], [])
-    left = ["torch-fp16-compiled can't run here: x", "torch-tf32 can't run here: y"]
-    monkeypatch.setattr(baselines, "available", lambda device: (["torch-fp16", "torch-fp32"], left))
-    assert running._chosen_rivals(Plan(), "cuda") == (["torch-fp32", "torch-fp16"], [f"left out: {left[0]}"])
+    assert choose.choose_rivals(None, "cpu", texts=False) == (["torch-fp32", "torch-bf16"], [])
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    chosen, left_out = choose.choose_rivals(None, "cuda", texts=False)
+    assert chosen == ["torch-fp32", "torch-fp16"]
+    assert left_out == ["left out: torch-fp16-compiled can't run here: Triton finds no C compiler; install gcc"]
 
 
 def test_attention_is_pytorchs_fused_one(tmp_path: Path) -> None:

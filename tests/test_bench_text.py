@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ternarize_cli.bench.cells import point_title
 from ternarize_cli.bench.end_to_end import count_tokens, mean_cosine
 from ternarize_cli.bench.formats import csv_text
-from ternarize_cli.bench.report import point_title, tables
+from ternarize_cli.bench.report import tables
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.convert import convert
 from ternarize_cli.models import load_encoder

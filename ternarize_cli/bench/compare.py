@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bench.report import Table, point_title, three_digits, timing
+from ternarize_cli.bench.cells import Table, point_title, three_digits, timing
 from ternarize_cli.errors import InputError
 
 __all__ = ["Comparison", "Line", "compare", "comparison_table"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Events", "allocated", "is_gpu", "on", "reachable", "storage_bytes", "synchronize", "tf32"]
+__all__ = ["Events", "allocated", "is_gpu", "on", "reachable", "storage_bytes", "synchronize", "tf32", "uuid"]
 
 
 def is_gpu(device: str) -> bool:
@@ -34,6 +34,16 @@ def synchronize(device: str) -> None:
     """Returns when all work of the device is done."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
+
+
+def uuid(device: str) -> str | None:
+    """The UUID of a GPU as the driver writes it; None for the CPU, and where torch doesn't tell."""
+    if not is_gpu(device):
+        return None
+    found = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    if not found:
+        return None
+    return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"
 
 
 class Events:

@@ -12,8 +12,9 @@ from typing import Any
 
 from ternarize_cli.bench import page
 from ternarize_cli.bench.candidates import BACKEND
+from ternarize_cli.bench.cells import Table, points, three_digits
 from ternarize_cli.bench.growth_figure import growth_figure
-from ternarize_cli.bench.report import Table, machine_line, points, tables, three_digits
+from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
 from ternarize_cli.plots import BLUE, GREY, ORANGE, new_figure

@@ -157,19 +157,28 @@ def _version(distribution: str) -> str | None:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs torch can use: name, compute capability, memory in bytes. Empty with a CPU build of torch."""
+    """The NVIDIA GPUs torch can use; empty with a CPU build of torch.
+
+    Of each: name, compute capability, memory in bytes, versions of CUDA and the driver, and what `Nvml.facts` tells.
+    """
     import torch
+
+    from ternarize_cli.bench.gpu import uuid
+    from ternarize_cli.bench.nvml import nvml
 
     if not torch.cuda.is_available():
         return []
-    found = []
+    found, library = [], nvml()
     for i in range(torch.cuda.device_count()):
+        known = {} if library is None else {"driver": library.driver(), **library.facts(uuid(f"cuda:{i}") or "")}
         properties = torch.cuda.get_device_properties(i)
         found.append(
             {
                 "name": properties.name,
                 "capability": f"sm_{properties.major}{properties.minor}",
                 "memory_bytes": properties.total_memory,
+                "cuda": torch.version.cuda,
+                **known,
             }
         )
     return found

@@ -1,46 +1,32 @@
 """A benchmark's report as tables for people: titles, columns, rows and captions, ready to print."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
+from ternarize_cli.bench.cells import Table, megabytes, point_title, points, three_digits, timing, title_of
 from ternarize_cli.bench.growth import Growth
+from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
 
 __all__ = [
-    "Table",
     "formula",
     "growth_table",
     "latency_table",
     "machine_line",
-    "point_title",
-    "points",
     "process_table",
     "size_table",
     "tables",
-    "three_digits",
-    "timing",
 ]
 
 _WIDEST = 5
 _NAMED = ("ternarize", "torch", "transformers", "onnxruntime", "openvino", "python")
 
 
-@dataclass(frozen=True)
-class Table:
-    """What a table printer takes."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str
-
-
 def tables(report: Report) -> list[Table]:
-    """All tables of a report: latency, growth where the grid shows it, bytes, and memory and start where measured."""
-    found = [latency_table(report), size_table(report)]
+    """All tables of a report: latency, bytes, and where they are measured growth, fp32 on a GPU, memory and start."""
+    found = [latency_table(report), *paper_tables(report.rows, report.storage, report.device), size_table(report)]
     found[1:1] = [growth_table(report)] if report.growth else []
     return found + ([process_table(report)] if report.memory else [])
 
@@ -57,9 +43,9 @@ def latency_table(report: Report) -> Table:
     names = list(dict.fromkeys(row.name for row in report.rows))
     compared = any(row.kind == RIVAL for row in report.rows)
     padded = any(row.lengths for row in report.rows)
-    if len(names) > _WIDEST or padded:
+    if len(names) > _WIDEST or padded or any(row.joules is not None for row in report.rows):
         return _long_table(report, title, compared=compared, padded=padded)
-    titles = [_title(next(row for row in report.rows if row.name == name)) for name in names]
+    titles = [title_of(next(row for row in report.rows if row.name == name)) for name in names]
     per_second = _rate(report)
     columns = [_points(report), *titles, per_second, *(["speed-up"] if compared else [])]
     lines = []
@@ -77,18 +63,22 @@ def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> 
     timed = any(row.device_ms is not None for row in report.rows)
     columns = [_points(report), "", "median", "spread", *(["on the GPU"] if timed else []), per_second]
     columns += ["with padding"] if padded else []
+    metered = any(row.joules is not None for row in report.rows)
+    columns += ["joules"] if metered else []
     columns += ["speed-up"] if compared else []
     lines = []
     for point, rows in points(report.rows).items():
         for i, row in enumerate(rows.values()):
             median, _, spread = timing(vars(row)).partition(" ")
             on_gpu = ["" if row.device_ms is None else three_digits(row.device_ms)] if timed else []
-            line = ["" if i else point, _title(row), median, spread, *on_gpu, _speed(row)]
+            line = ["" if i else point, title_of(row), median, spread, *on_gpu, _speed(row)]
             line += [f"{row.padded_tokens_per_s:,.0f}"] if padded else []
+            line += ["" if row.joules is None else f"{row.joules:.3g}"] if metered else []
             lines.append(line + ([f"{row.ratio:.2f}x"] if compared else []))
         lines.append([""] * len(columns))
     caption = "with padding: all positions of the batches counted." if padded else ""
     caption += " speed-up: the fastest rival's time over it." if compared else ""
+    caption += " joules: of a pass, all of the GPU's board." if metered else ""
     caption += _paddings(report) + _tokens_of_images(report) + _clocks(report, "on the GPU")
     return Table(title, columns, lines[:-1], caption.strip())
 
@@ -118,7 +108,7 @@ def _encoding_table(report: Report) -> Table:
             speed_up = "" if row.ratio is None else f"{row.ratio:.2f}x"
             rates = (f"{value:,.0f}" for value in (row.inputs_per_s, row.tokens_per_s))
             batch = "" if i else str(row.batch)
-            lines.append([batch, _title(row), *rates, median, f"({low}-{high})", speed_up, f"{row.cosine:.4f}"])
+            lines.append([batch, title_of(row), *rates, median, f"({low}-{high})", speed_up, f"{row.cosine:.4f}"])
         lines.append([""] * len(columns))
     first = report.rows[0]
     caption = (
@@ -153,22 +143,6 @@ def _tokens_of_images(report: Report) -> str:
     return f" An image of {first.image} pixels is {first.tokens} tokens." if first.image else ""
 
 
-def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """The rows of each point by the candidates' names, under the points' titles and in their order."""
-    found: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(point_title(vars(row)), {})[row.name] = row
-    return found
-
-
-def point_title(row: Mapping[str, Any]) -> str:
-    """What a row measured, given its fields: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or texts encoded."""
-    if row.get("encoded"):
-        return f"{row['encoded']}, batches of {row['batch']}"
-    what = f"lengths of {row['lengths']}" if row.get("lengths") else row.get("image") or row["tokens"]
-    return f"{row['batch']} x {what}"
-
-
 def _paddings(report: Report) -> str:
     """A sentence for each point that is padded, each with a blank in front."""
     first = [next(iter(rows.values())) for rows in points(report.rows).values()]
@@ -185,9 +159,9 @@ def size_table(report: Report) -> Table:
     lines = []
     for name, kind in dict.fromkeys((row.name, row.kind) for row in report.rows):
         form = forms.get("packed" if kind == BACKEND else name)
-        sizes = [_megabytes(form.bytes) if form else "", ""]
+        sizes = [megabytes(form.bytes) if form else "", ""]
         if form and form.linear_bytes is not None:
-            sizes[1] = _megabytes(form.linear_bytes)
+            sizes[1] = megabytes(form.linear_bytes)
         distances = [row.relative_l2 for row in report.rows if row.name == name and row.relative_l2 is not None]
         lines.append([name, *sizes, f"{max(distances):.1e}" if distances else ""])
     computed = [
@@ -227,8 +201,8 @@ def process_table(report: Report) -> Table:
             entry.name,
             _duration(entry.load_ms),
             _duration(entry.cold_start_ms),
-            *(_megabytes(count) for count in (entry.loaded_bytes, entry.model_bytes, entry.peak_bytes)),
-            *(["" if count is None else _megabytes(count) for count in entry.on_device] if on_gpu else []),
+            *(megabytes(count) for count in (entry.loaded_bytes, entry.model_bytes, entry.peak_bytes)),
+            *(["" if count is None else megabytes(count) for count in entry.on_device] if on_gpu else []),
         ]
         for entry in report.memory
     ]
@@ -251,7 +225,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     versions = machine["versions"]
     parts = [
         f"{machine['cpu']}, {machine['usable_cores']} cores ({' '.join(machine['isa']) or machine['torch_isa']})",
-        *(f"{gpu['name']} ({gpu['capability']})" for gpu in machine["gpus"]),
+        *(_gpu(gpu) for gpu in machine["gpus"]),
         f"{machine['memory_bytes'] / 1e9:.0f} GB",
         machine["os"],
         f"{machine['threads']} threads",
@@ -260,23 +234,15 @@ def machine_line(machine: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _title(row: Row) -> str:
-    return row.name if row.name == row.ran else f"{row.name} ({row.ran})"
-
-
-def timing(row: Mapping[str, Any]) -> str:
-    """Median and spread of a row, given its fields, in milliseconds: `11.2 (10.9-12.0)`."""
-    return f"{three_digits(row['median_ms'])} ({three_digits(row['p10_ms'])}-{three_digits(row['p90_ms'])})"
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    parts = [gpu["capability"]]
+    if gpu.get("power_limit_w"):
+        parts.append(f"{gpu['power_limit_w']:.0f} W")
+    if gpu.get("max_sm_mhz"):
+        parts.append(f"up to {gpu['max_sm_mhz']} MHz")
+    parts += [f"{name} {gpu[key]}" for name, key in (("driver", "driver"), ("CUDA", "cuda")) if gpu.get(key)]
+    return f"{gpu['name']} ({', '.join(parts)})"
 
 
 def _duration(milliseconds: float) -> str:
     return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1000 else f"{three_digits(milliseconds)} ms"
-
-
-def three_digits(value: float) -> str:
-    """A number as people read it: `123`, `12.3`, `1.23`."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f}"

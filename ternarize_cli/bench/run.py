@@ -10,35 +10,33 @@ Every name is checked before any model is built. Beside each latency of a backen
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ternarize_cli import checkpoint, kernels, vision
-from ternarize_cli.bench import baselines, gpu, machine
+from ternarize_cli import checkpoint, vision
+from ternarize_cli.bench import baselines, choices, energy, gpu, machine
 from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
+from ternarize_cli.bench.choose import choose_backends, choose_rivals
 from ternarize_cli.bench.end_to_end import time_texts
 from ternarize_cli.bench.growth import Growth, growths
 from ternarize_cli.bench.inputs import random_batch
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import Memory, probe
-from ternarize_cli.bench.rows import Feed, Row, time_feed
+from ternarize_cli.bench.rows import Feed, Row, in_turn, time_feed
 from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape
 from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.errors import InputError
-from ternarize_cli.models import checked_device
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import source_name
 
-__all__ = ["DEFAULT_GPU_RIVALS", "DEFAULT_RIVALS", "DEFAULT_TOKENS", "Plan", "Report", "benchmark"]
+__all__ = ["DEFAULT_TOKENS", "Plan", "Report", "benchmark"]
 
-DEFAULT_RIVALS = ("torch-fp32", "torch-bf16")
-DEFAULT_GPU_RIVALS = ("torch-fp32", "torch-fp16", "torch-fp16-compiled")
 DEFAULT_TOKENS = (16, 128)
 
 
@@ -61,6 +59,7 @@ class Plan:
         text: a file of texts to encode from strings to vectors, in batches of `batches`, instead of all that; of more
             than 10,000 as many are drawn.
         device: torch device; None: the GPU if a backend runs nowhere else, else the CPU.
+        energy: measure joules per pass, too, where the GPU counts them.
     """
 
     backends: tuple[str, ...] = ()
@@ -76,6 +75,7 @@ class Plan:
     lengths: str | None = None
     text: str | None = None
     device: str | None = None
+    energy: bool = False
 
     def points(self, *, images: bool = False) -> list[Point]:
         """All points, small to large."""
@@ -85,7 +85,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """What `benchmark` found; `machine` is `machine.facts` with the load around the measurement."""
+    """What `benchmark` found; `machine` is `machine.facts` with the load around the measurement.
+
+    `choices`: of each backend the kernels that it chose for the shapes that came up (`choices.choices_of`).
+    """
 
     model: str
     device: str
@@ -96,6 +99,7 @@ class Report:
     growth: list[Growth]
     machine: dict[str, Any]
     busy: bool
+    choices: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -128,8 +132,11 @@ def benchmark(
             the model takes, tokens or texts for a model that reads images, or a teacher that MODEL was not made of.
         UnavailableError: a backend was named that can't run here, or can't run this model, or there is no such device.
     """
-    backends, device = _chosen_backends(plan)
-    rivals, left_out = _chosen_rivals(plan, device)
+    backends, device = choose_backends(plan.backends, plan.device)
+    rivals, left_out = choose_rivals(plan.rivals, device, texts=plan.text is not None)
+    meter = energy.counter(device) if plan.energy else None
+    if plan.energy and meter is None:
+        left_out.append(energy.unknown(device))
     for note in left_out:
         say(note)
     source = plan.text or plan.lengths
@@ -158,6 +165,7 @@ def benchmark(
         ):
             candidates = [Candidate(name, BACKEND, subject.packed, device) for name in backends]
             candidates += [Candidate(name, RIVAL, subject.dense, device) for name in rivals]
+            chosen: dict[str, dict[str, str]] = {}
             if plan.text is not None:
                 name = Path(source_name(plan.text)).name
                 rows, during = time_texts(
@@ -171,7 +179,8 @@ def benchmark(
                     track=track,
                 )
             else:
-                rows, during = _time(candidates, subject, plan, _feeds(subject, plan, texts, device), track)
+                feeds = _feeds(subject, plan, texts, device)
+                rows, during, chosen = _time(candidates, subject, plan, feeds, meter, track)
             memory = []
             if plan.memory and plan.text is None:
                 points = plan.points(images=subject.image is not None)
@@ -190,44 +199,23 @@ def benchmark(
                 "top_processes": top,
             }
             busy = machine.is_busy(before.others, during)
+            explained = choices.notes(chosen, {row.name: row.ran for row in rows})
+            for note in explained:
+                say(note)
             return Report(
                 subject.name,
                 device,
-                (*left_out, *subject.notes),
+                (*left_out, *subject.notes, *explained),
                 rows,
                 storage(subject, rivals, device),
                 memory,
                 growths(rows),
                 found,
                 busy,
+                chosen,
             )
     finally:
         torch.set_num_threads(threads)
-
-
-def _chosen_backends(plan: Plan) -> tuple[list[str], str]:
-    """The backends to run and the one device they share."""
-    known = {info.name: info for info in kernels.describe()}
-    for name in plan.backends:
-        if name != "auto":
-            kernels.require(name)
-    device = None if plan.device is None else checked_device(plan.device)
-    devices = {name: known[name].device for name in plan.backends if name != "auto"}
-    on_gpu = [name for name, kind in devices.items() if kind == "cuda"]
-    on_cpu = [name for name, kind in devices.items() if kind == "cpu"]
-    if on_gpu and on_cpu:
-        raise InputError(
-            f"{on_gpu[0]} runs on a GPU and {on_cpu[0]} on the CPU; one run has one device",
-            hint="bench them in two runs",
-        )
-    device = device or ("cuda" if on_gpu else "cpu")
-    kind = torch.device(device).type
-    for name in on_cpu if kind == "cuda" else on_gpu:
-        raise InputError(
-            f"{name} does not run on {device}", hint="--device cuda" if kind == "cpu" else "leave --device out"
-        )
-    able = [info.name for info in known.values() if info.available and info.device in ("any", kind)]
-    return list(dict.fromkeys(plan.backends or able)), device
 
 
 def _check_inputs(folder: Path, plan: Plan) -> None:
@@ -246,27 +234,6 @@ def _check_inputs(folder: Path, plan: Plan) -> None:
         raise InputError(f"{folder.name} takes at most {limit} tokens, not {too_many[0]}", hint=f"--tokens {limit}")
 
 
-def _chosen_rivals(plan: Plan, device: str) -> tuple[list[str], list[str]]:
-    """The rivals to run, "all" spelled out, and a note for each that is left out."""
-    if plan.rivals is None and gpu.is_gpu(device):
-        there, reasons = baselines.available(device)
-        wanted = [name for name in DEFAULT_GPU_RIVALS if name in there]
-        return wanted, [f"left out: {text}" for text in reasons if text.startswith("torch-fp16-compiled ")]
-    given = DEFAULT_RIVALS if plan.rivals is None else plan.rivals
-    if baselines.NONE in given and len(given) > 1:
-        raise InputError("--against none stands alone", hint="leave out the other rivals, or none")
-    chosen: list[str] = []
-    notes: list[str] = []
-    for name in given:
-        if name == baselines.ALL:
-            there, reasons = baselines.available(device)
-            chosen += there
-            notes += [f"left out: {reason}" for reason in reasons]
-        elif name != baselines.NONE:
-            chosen.append(baselines.require(name, device).name)
-    return list(dict.fromkeys(chosen)), notes
-
-
 def _feeds(subject: Subject, plan: Plan, texts: Sequence[str], device: str) -> list[Feed]:
     """What is timed, in order: the grid, then batches of texts."""
     points = plan.points(images=subject.image is not None)
@@ -279,22 +246,27 @@ def _feeds(subject: Subject, plan: Plan, texts: Sequence[str], device: str) -> l
 
 
 def _time(
-    candidates: list[Candidate], subject: Subject, plan: Plan, feeds: Sequence[Feed], track: Track
-) -> tuple[list[Row], float]:
-    """All rows, and what others used of the CPU while the clock ran, in percent of a core."""
+    candidates: list[Candidate],
+    subject: Subject,
+    plan: Plan,
+    feeds: Sequence[Feed],
+    meter: Callable[[], float] | None,
+    track: Track,
+) -> tuple[list[Row], float, dict[str, dict[str, str]]]:
+    """All rows, what others used of the CPU while the clock ran, in percent of a core, and what backends chose."""
     forwards: dict[str, Forward] = {}
     ran: dict[str, str] = {}
     for candidate in track(candidates, "loading", len(candidates)):
         forwards[candidate.name], ran[candidate.name] = candidate.load()
+    device = candidates[0].device
     reference = forwards.get("reference")
     if reference is None:
-        reference, _ = Candidate("reference", BACKEND, subject.packed, candidates[0].device).load()
+        reference, _ = Candidate("reference", BACKEND, subject.packed, device).load()
     rows: list[Row] = []
-    device = candidates[0].device
     events = gpu.Events(device) if gpu.is_gpu(device) else None
     with torch.inference_mode(), machine.Watch() as watch:
         for feed in track(feeds, "timing", len(feeds)):
-            rows += time_feed(
+            timed = time_feed(
                 feed,
                 candidates,
                 forwards,
@@ -305,4 +277,9 @@ def _time(
                 warmup=plan.warmup,
                 watch=events,
             )
-    return rows, watch.others
+            if meter is not None:
+                used = {name: energy.per_pass(in_turn(run, feed.batches), meter) for name, run in forwards.items()}
+                timed = [replace(row, joules=used[row.name]) for row in timed]
+            rows += timed
+    found = {c.name: choices.choices_of(forwards[c.name]) for c in candidates if c.kind == BACKEND}
+    return rows, watch.others, {name: made for name, made in found.items() if made}

@@ -105,6 +105,9 @@ def _bench(
     memory: Annotated[
         bool, typer.Option(help="Measure memory, load time and first pass too, in a process per candidate.")
     ] = True,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure joules per pass, too, where the GPU's driver counts them.")
+    ] = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows as CSV, for spreadsheets.")
     ] = None,
@@ -197,6 +200,7 @@ def _bench(
         lengths=lengths,
         text=text,
         device=device,
+        energy=energy,
     )
     report = benchmark(
         model[0] if model else None,

@@ -1,0 +1,32 @@
+"""Which kernels a GPU backend took at the shapes of a run, as `kernels.gpu.tuning` measured them on this card."""
+
+from collections.abc import Mapping
+
+from ternarize_cli.bench import gpu
+from ternarize_cli.bench.baselines import Forward, ModelForward
+from ternarize_cli.kernels.gpu import tuning
+
+__all__ = ["choices_of", "notes"]
+
+
+def choices_of(forward: Forward) -> dict[str, str]:
+    """Question → the fastest way, of the questions that came up in this process: `int8 16 x 768 -> 768` → its kernel.
+
+    Args:
+        forward: of a backend; where it has no kernels to choose from, there are none.
+    """
+    if not isinstance(forward, ModelForward):
+        return {}
+    asked = [vars(choices).get("_made", {}) for choices in gpu.reachable(forward.model, tuning.Choices)]
+    made = {f"{kind} {rows} x {i} -> {o}": str(way) for each in asked for (kind, rows, i, o), way in each.items()}
+    return dict(sorted(made.items(), key=lambda item: [int(w) if w.isdecimal() else w for w in item[0].split(" x ")]))
+
+
+def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> list[str]:
+    """A sentence for each backend that chose; `ran`: what each candidate really is."""
+    return [
+        f"{name if name == ran[name] else f'{name} ({ran[name]})'} took the fastest of several kernels for each "
+        f"product (rows x inputs -> outputs): " + "; ".join(f"{question}: {way}" for question, way in made.items())
+        for name, made in choices.items()
+        if made
+    ]
