@@ -206,6 +206,10 @@ class PackedLinear(Packed):
 
             self._backend, self._kernel = kernels.prepare(self)
 
+    def release(self) -> None:
+        """Drops what the backend prepared; it is prepared again when the layer runs on its own."""
+        self._kernel = None
+
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         shape = f"in_features={self.in_features}, out_features={self.out_features}"

@@ -305,6 +305,18 @@ def test_on_a_gpu_they_run_whole_models_and_single_layers(name: str, tmp_path: P
     assert distance(result, layer(x)) < 0.05
 
 
+def test_a_layer_of_scaled_mm_compiles_without_a_break() -> None:
+    from ternarize_cli.kernels.scaled_mm import ScaledMm
+
+    layer = random_layer(32, 64, Scheme()).to(DEVICE)
+    run = ScaledMm().prepare(layer)
+    x = normal(3, 5, 64)
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), run(x))
+    layer.backend = "reference"
+    assert distance(run(x), layer(x)) < 0.05
+
+
 # -- tuning ------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ MODULES = [m.name for m in pkgutil.walk_packages(ternarize_cli.__path__, "ternar
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_lists_its_public_names(name: str) -> None:
+    if name.startswith("ternarize_cli.kernels.gpu."):
+        pytest.importorskip("triton", reason="the package triton is not installed")
     module = importlib.import_module(name)
     assert module.__doc__, "a module docstring that teaches"
     listed = getattr(module, "__all__", [])

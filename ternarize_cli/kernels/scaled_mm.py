@@ -42,18 +42,15 @@ class ScaledMm:
         return refuses(self.name, layer)
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
-        """Expands the codes to e4m3, when the layer runs for the first time: in a whole model it never does."""
+        """Expands the codes to e4m3."""
         from ternarize_cli.kernels.gpu.products import scaled_mm
 
-        made: list[tuple[Tensor, Tensor]] = []
+        weight = layer.codes().to(torch.float8_e4m3fn)
+        scale = layer.weight_scale.float().flatten().expand(layer.out_features).contiguous()
         bias = None if layer.bias is None else layer.bias.bfloat16()
         out_features = layer.out_features
 
         def run(x: Tensor) -> Tensor:
-            if not made:
-                scale = layer.weight_scale.float().flatten().expand(out_features).contiguous()
-                made.append((layer.codes().to(torch.float8_e4m3fn), scale))
-            weight, scale = made[0]
             rows = x.reshape(-1, x.shape[-1]).float()
             t = rows.abs().amax(dim=-1) / _LARGEST
             q = (rows / t.clamp_min(_TINY)[:, None]).to(torch.float8_e4m3fn)
@@ -66,9 +63,11 @@ class ScaledMm:
         """Lets a whole model run, or says why it can't and runs its linears only."""
         from ternarize_cli.kernels.gpu.encoder import GpuForward
         from ternarize_cli.kernels.gpu.products import E4m3
-        from ternarize_cli.kernels.whole import refusal
+        from ternarize_cli.kernels.whole import blocks_of, linears_of, refusal
 
         reason = refusal(model)
         if reason is None:
             model.forward = GpuForward(model, self.name, E4m3)
+            for layer in (m for block in blocks_of(model) for m in linears_of(block)):
+                layer.release()
         return reason

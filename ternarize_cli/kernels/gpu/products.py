@@ -24,7 +24,7 @@ from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
 from ternarize_cli.kernels.gpu.tuning import Choices
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["E4m3", "Int8", "Joined", "Products"]
+__all__ = ["E4m3", "Int8", "Joined", "Products", "scaled_mm"]
 
 _FEW, _MANY = 256, 8192
 _PARTS = (3, 4, 6, 2, 12, 1)
@@ -299,7 +299,7 @@ def scaled_mm(x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor 
     if not x.is_cuda:  # Triton's interpreter runs there, PyTorch's product does not
         y = x.float() @ weight.float().T * scale * t[:, None]
         return (y if bias is None else y + bias).half()  # it does not know bfloat16
-    if hasattr(F, "scaled_mm"):  # torch 2.10
+    if hasattr(F, "scaled_mm") and not torch.compiler.is_compiling():  # from torch 2.10 on; Dynamo does not know it yet
         row = F.ScalingType.RowWise
         return F.scaled_mm(
             x, weight.T, t[:, None], row, scale[None], row, bias=bias, output_dtype=torch.bfloat16, use_fast_accum=True
