@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,24 @@ from conftest import save_tiny_bert
 from torch import nn
 
 from ternarize_cli import kernels
-from ternarize_cli.bench import baselines, choose, exports, gpu
+from ternarize_cli.bench import baselines, choices, choose, energy, exports, gpu
 from ternarize_cli.bench.baselines import forward_of
 from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
 from ternarize_cli.bench.compiled import fixed_shapes
 from ternarize_cli.bench.inputs import random_tokens
 from ternarize_cli.bench.int8 import Int8Linear, replace_linears
 from ternarize_cli.bench.measure import Point, time_interleaved
+from ternarize_cli.bench.nvml import Nvml
+from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.probe import Memory, device_weights
-from ternarize_cli.bench.report import latency_table, process_table
+from ternarize_cli.bench.report import latency_table, machine_line, process_table
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.bench.storage import Storage, storage
+from ternarize_cli.bench.subject import Subject
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.pack import pack
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -190,7 +196,7 @@ def test_every_shape_is_a_program_of_its_own(tmp_path: Path, monkeypatch: pytest
     counter = CompileCounter()
     eager = forward_of(exports.transformer(folder, torch.float32))
     compiled = fixed_shapes("x", model, torch.float32, backend=counter)
-    shapes = [Point(batch, tokens) for batch in (1, 2, 3, 4) for tokens in (3, 5, 7)]  # more than torch's own limit
+    shapes = [Point(batch, tokens) for batch in (1, 2, 3) for tokens in (3, 5, 7)]  # more than torch's own limit of 8
     with torch.inference_mode():
         for point in shapes:
             batch = random_tokens({"vocab_size": 40}, point, seed=0)
@@ -234,3 +240,123 @@ def test_a_gpu_is_measured(run: Callable[..., object], packed: Path) -> None:
     assert found["device"] == "cuda"
     assert all(row["device_ms"] > 0 for row in found["rows"])
     assert all(0 < entry["device_weights_bytes"] <= entry["device_peak_bytes"] for entry in found["memory"])
+
+
+# Energy, the driver, the paper's shares, and choices.
+
+
+def test_joules_of_a_pass_are_those_between_two_steps_of_the_counter() -> None:
+    now, passes = 0.0, 0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.001  # reading takes a millisecond
+        return now
+
+    def run() -> None:
+        nonlocal now, passes
+        now += 0.01
+        passes += 1
+
+    def read() -> float:
+        return 300.0 * (int(clock() / 0.05) * 0.05)  # 300 W, counted every 50 ms
+
+    found = energy.per_pass(run, read, lambda: None, seconds=2.0, clock=clock)
+    assert passes > 150
+    assert found == pytest.approx(300 * 0.011, rel=0.05)
+
+
+@without_gpu
+def test_without_a_counter_energy_is_left_out_and_said_so(run: Callable[..., object], packed: Path) -> None:
+    quick = ("--batch", "1", "--tokens", "4", "--repeats", 1, "--no-memory", "--against", "none")
+    result = run("bench", packed, "--backend", "reference", *quick, "--energy", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "energy is left out: it is measured on GPUs, not on cpu" in result.stderr
+    assert json.loads(result.stdout)["rows"][0]["joules"] is None
+
+
+NVML = """
+#include <string.h>
+int nvmlInit_v2(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned n) { strncpy(text, "570.86.10", n); return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **card) { *card = (void *)1; return strcmp(uuid, "GPU-1"); }
+int nvmlDeviceGetPowerManagementLimit(void *card, unsigned *milliwatts) { *milliwatts = 700000; return card ? 0 : 2; }
+int nvmlDeviceGetMaxClockInfo(void *card, int kind, unsigned *mhz) { *mhz = 1980; return kind == 1 ? 0 : 3; }
+int nvmlDeviceGetTotalEnergyConsumption(void *card, unsigned long long *mj) { *mj = 5000000000500ull; return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_the_driver_is_asked_through_its_own_library(tmp_path: Path) -> None:
+    source, path = tmp_path / "nvml.c", tmp_path / "nvml.so"
+    source.write_text(NVML)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, source], check=True)
+    library = Nvml(str(path))
+    assert library.driver() == "570.86.10"
+    assert library.facts("GPU-1") == {"power_limit_w": 700.0, "max_sm_mhz": 1980, "max_memory_mhz": None}
+    assert library.joules("GPU-1") == 5000000000.5
+    assert library.joules("GPU-2") is None
+
+
+def test_the_line_of_the_machine_names_the_card_and_what_is_known_of_it(report: Report) -> None:
+    known = {"name": "H", "capability": "sm_90", "memory_bytes": 1, "cuda": "12.8"}
+    plain = machine_line(report.machine | {"gpus": [known]})
+    assert "H (sm_90, CUDA 12.8)" in plain
+    known |= {"driver": "570.1", "power_limit_w": 700.0, "max_sm_mhz": 1980, "max_memory_mhz": None}
+    assert "H (sm_90, 700 W, up to 1980 MHz, driver 570.1, CUDA 12.8)" in machine_line(
+        report.machine | {"gpus": [known]}
+    )
+
+
+def test_shares_of_fp32_are_given_in_both_readings_beside_the_best_rival(report: Report) -> None:
+    medians = {"reference": 3.7, "torch-fp32": 10.0, "torch-fp16": 5.0}
+    rows = [replace(r, median_ms=medians[r.name], ratio=5.0 / medians[r.name]) for r in report.rows if r.batch == 1]
+    forms = [
+        Storage("torch-fp32", 1000, 1, False),
+        Storage("packed", 90, 1, False),
+        Storage("torch-fp16", 500, 1, True),
+    ]
+    (table,) = paper_tables(rows, forms, "cuda")
+    assert table.rows == [
+        ["1 x 4", "reference", "37.0%", "63.0%", "9.0%", "1.35x"],
+        ["", "torch-fp32", "100.0%", "0.0%", "100.0%", "0.50x"],
+        ["", "torch-fp16", "50.0%", "50.0%", "50.0%", "1.00x"],
+    ]
+    assert paper_tables(rows, forms, "cpu") == []
+    assert paper_tables([row for row in rows if row.name != "torch-fp32"], forms, "cuda") == []
+
+
+def test_energy_has_a_column_where_it_was_measured(report: Report) -> None:
+    table = latency_table(replace(report, rows=[replace(row, joules=0.1234) for row in report.rows]))
+    assert table.columns[-2:] == ["joules", "speed-up"]
+    assert table.rows[0][-2] == "0.123"
+
+
+def test_a_report_says_which_kernels_a_backend_took(packed: Path) -> None:
+    forward, _ = Candidate("reference", BACKEND, packed, "cpu").load()
+    assert choices.choices_of(forward) == {}
+    made = tuning.Choices()
+    made.of("int8", (100, 32, 64), lambda rows: ["fast", "slow"], lambda way: None)
+    forward.model.stack = [made]
+    found = choices.choices_of(forward)
+    assert found == {"int8 128 x 32 -> 64": "fast"}
+    (note,) = choices.notes({"auto": found, "reference": {}}, {"auto": "triton", "reference": "reference"})
+    assert note.startswith("auto (triton) took the fastest of several kernels")
+    assert note.endswith("int8 128 x 32 -> 64: fast")
+
+
+def test_whole_texts_are_not_given_to_rivals_of_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnavailableError, match="torch-int8 runs forward passes, and --text encodes texts"):
+        choose.choose_rivals(("torch-int8",), "cuda", texts=True)
+    assert choose.choose_rivals(None, "cuda", texts=True)[0] == ["torch-fp32", "torch-fp16"]
+    assert not {*CUDA_ONLY} & {*choose.choose_rivals(("all",), "cuda", texts=True)[0]}
+
+
+def test_int8_is_computed_from_elements_and_rows(packed: Path) -> None:
+    subject = Subject("tiny", packed, packed.parent / "bert", ())
+    sizes = {form.name: form for form in storage(subject, ("torch-int8", "torch-fp16-compiled"), "cuda")}
+    elements, rows = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32, 2 * (4 * 32 + 64 + 32) + 32
+    assert sizes["torch-int8"].linear_bytes == elements + 4 * rows
+    assert sizes["torch-int8"].bytes == sizes["torch-bf16"].bytes - elements + 4 * rows
+    assert sizes["torch-fp16-compiled"].bytes == sizes["torch-bf16"].bytes

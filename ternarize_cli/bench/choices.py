@@ -18,8 +18,8 @@ def choices_of(forward: Forward) -> dict[str, str]:
     if not isinstance(forward, ModelForward):
         return {}
     asked = [vars(choices).get("_made", {}) for choices in gpu.reachable(forward.model, tuning.Choices)]
-    made = {f"{kind} {rows} x {i} -> {o}": str(way) for each in asked for (kind, rows, i, o), way in each.items()}
-    return dict(sorted(made.items(), key=lambda item: [int(w) if w.isdecimal() else w for w in item[0].split(" x ")]))
+    made = {key: str(way) for each in asked for key, way in each.items()}
+    return {f"{kind} {rows} x {i} -> {o}": made[kind, rows, i, o] for kind, rows, i, o in sorted(made)}
 
 
 def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> list[str]:

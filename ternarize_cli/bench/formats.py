@@ -22,12 +22,22 @@ from ternarize_cli.errors import InputError
 
 __all__ = ["Outputs", "csv_text", "markdown_text"]
 
-_OF_A_PROCESS = ("load_ms", "cold_start_ms", "loaded_bytes", "model_bytes", "peak_bytes")
+_OF_A_PROCESS = (
+    *("load_ms", "cold_start_ms", "loaded_bytes", "model_bytes", "peak_bytes"),
+    *("device_weights_bytes", "device_bytes", "device_peak_bytes", "device_reserved_bytes"),
+)
 
 
 def csv_text(report: Report) -> str:
     """The report as CSV, with a header; what was not measured is empty."""
-    columns = ["model", *(field.name for field in fields(Row)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
+    columns = [
+        "model",
+        *(field.name for field in fields(Row)),
+        "disk_bytes",
+        "linear_bytes",
+        *_OF_A_PROCESS,
+        *_ON_DEVICE,
+    ]
     columns += ["device", "cpu", "cores", "threads", "busy"]
     forms = {form.name: form for form in report.storage}
     memory = {entry.name: asdict(entry) for entry in report.memory}
