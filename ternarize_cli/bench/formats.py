@@ -30,14 +30,7 @@ _OF_A_PROCESS = (
 
 def csv_text(report: Report) -> str:
     """The report as CSV, with a header; what was not measured is empty."""
-    columns = [
-        "model",
-        *(field.name for field in fields(Row)),
-        "disk_bytes",
-        "linear_bytes",
-        *_OF_A_PROCESS,
-        *_ON_DEVICE,
-    ]
+    columns = ["model", *(field.name for field in fields(Row)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
     columns += ["device", "cpu", "cores", "threads", "busy"]
     forms = {form.name: form for form in report.storage}
     memory = {entry.name: asdict(entry) for entry in report.memory}
