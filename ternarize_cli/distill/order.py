@@ -1,7 +1,7 @@
 """Which inputs are seen when: a function of the seed, so that a run can be taken up again at any step.
 
 Training goes in epochs. An epoch shows every text once (or as often as its source's weight says), in an order of its
-own. Texts are inputs as they are, except that
+own; a few of the shortest come twice, where the last batch would be small. Texts are inputs as they are, except that
 
 - a share of the tokens comes as texts joined to longer ones, of any length up to the limit, since a model meets texts
   of all lengths; every epoch joins others;
@@ -12,7 +12,7 @@ own. Texts are inputs as they are, except that
 
 Inputs of like length share a batch. A batch holds about the same number of tokens, whatever their length: few long
 inputs or many short ones. Widths go in steps, and all batches of a width have the same number of inputs, so that there
-are few shapes, which CUDA graphs need (`graphs`).
+are few shapes, which CUDA graphs need (`cuda_graphs`).
 """
 
 from collections.abc import Sequence
@@ -114,7 +114,9 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
         chunk = np.concatenate([left, shuffled[start : start + batch_size * _CHUNK]])
         groups, left = _cut(chunk, drawn.length, budget, mixture.around)
         made += [groups[i] for i in rng.permutation(len(groups))]
-    return Plan(drawn, [*made, left] if len(left) else made)
+    if len(left):
+        made.append(_filled_up(left, drawn.length, budget, mixture.around) if made else left)
+    return Plan(drawn, made)
 
 
 class _Drawn(NamedTuple):
@@ -188,6 +190,26 @@ def _joined(
         made.append(tuple(texts))
         cut.append(min(length, wanted))
     return made, cut
+
+
+def _filled_up(left: np.ndarray, lengths: np.ndarray, budget: int, around: int) -> np.ndarray:
+    """What is left of an epoch, the shortest inputs; where it is less than half a batch, with the next longer ones.
+
+    They are then seen twice. A batch of a few words would weigh as much as any other.
+    """
+
+    def fits(count: int, length: int) -> bool:
+        return count * width_of(length + around) <= budget
+
+    longest = int(lengths[left].max())
+    if not fits(2 * len(left), longest):
+        return left
+    others = np.setdiff1d(np.argsort(lengths, kind="stable")[: budget + len(left)], left, assume_unique=True)
+    others = others[np.argsort(lengths[others], kind="stable")]
+    count = 0
+    while count < len(others) and fits(len(left) + count + 1, max(longest, int(lengths[others[count]]))):
+        count += 1
+    return np.concatenate([left, others[:count]])
 
 
 def _cut(chunk: np.ndarray, lengths: np.ndarray, budget: int, around: int) -> tuple[list[np.ndarray], np.ndarray]:
