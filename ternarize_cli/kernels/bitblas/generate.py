@@ -1,0 +1,71 @@
+"""The process that has BitBLAS write one kernel: `python -m ternarize_cli.kernels.bitblas.generate`.
+
+BitBLAS brings a TVM of its own, links CUDA 12 and needs a visible GPU to be imported; whoever runs models need not have
+any of that in the process. It takes what to make as JSON on stdin (outputs, inputs, activations, target) and writes the
+CUDA source, with `init` and `call`, to the file named there. Two public hooks keep BitBLAS from calling nvcc itself,
+which it would do twice and for the wrong card: TVM's registry of functions and the operator's `lib_generator`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+__all__ = ["main", "source"]
+
+_TUNED_ROWS = [16, 32, 64, 128, 256, 512, 1024]
+_SUMS = {"int8": "int32", "float16": "float32"}
+
+
+def source(outputs: int, inputs: int, activations: str, target: str) -> str:
+    """CUDA source of the product of `[rows, inputs]` and 2-bit `[outputs, inputs]`, for any number of rows.
+
+    Args:
+        outputs, inputs: multiples of 16.
+        activations: "int8" (sums int32) or "float16" (sums float32).
+        target: as TVM writes it, such as "cuda -arch=sm_80".
+
+    Raises:
+        RuntimeError: BitBLAS wrote none; it has said why on stderr.
+    """
+    import bitblas
+    from bitblas.builder.lib_generator import LibraryGenerator
+
+    bitblas.tvm.register_func("tilelang_callback_cuda_compile", lambda code, target: "", override=True)
+
+    class Kept(LibraryGenerator):
+        def compile_lib(self, timeout: float | None = None, with_tl: bool = False) -> None:
+            pass
+
+        def load_lib(self) -> Any:
+            return SimpleNamespace(init=lambda: None)
+
+    config = bitblas.MatmulConfig(
+        M=_TUNED_ROWS,
+        N=outputs,
+        K=inputs,
+        A_dtype=activations,
+        W_dtype="int2",
+        accum_dtype=_SUMS[activations],
+        out_dtype=_SUMS[activations],
+        layout="nt",
+        with_bias=False,
+    )
+    operator = bitblas.Matmul(config, target=target, enable_tuning=False, from_database=True)
+    operator.lib_generator = Kept(operator.arch)
+    operator._build_default_module(operator.target)
+    if not operator.wrapped_source:
+        raise RuntimeError("bitblas wrote no kernel")
+    return str(operator.wrapped_source)
+
+
+def main() -> None:
+    """Reads what to make from stdin, writes the source."""
+    wanted = json.load(sys.stdin)
+    file = Path(wanted.pop("file"))
+    file.write_text(source(**wanted), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
