@@ -37,6 +37,8 @@ def _doctor(
 
 
 def _show(out: Output, found: dict[str, Any]) -> None:
+    from ternarize_cli.kernels.bitblas import BitBlas
+
     for name, value in _machine_lines(found["machine"]) + _disk_lines(found):
         out.text(f"{name:<22} {value}")
     out.text("")
@@ -56,6 +58,8 @@ def _show(out: Output, found: dict[str, Any]) -> None:
     for b in found["backends"]:
         if not b["available"]:
             out.text(f"{b['name']} can't run here: {b['reason']}")
+        elif b["name"] == "bitblas" and (note := BitBlas().note()) is not None:
+            out.text(note)
     if sets := found["native_instruction_sets"]:
         others = f"; TERNARIZE_NATIVE_ISA={'|'.join(sets[1:])} makes it use another" if sets[1:] else ""
         out.text(f"native uses the instruction set {sets[0]}{others}")
