@@ -101,6 +101,7 @@ def demo(
     from ternarize_cli.evaluation import run as evaluation
     from ternarize_cli.evaluation.reading import read_tasks
     from ternarize_cli.index.build import build_index
+    from ternarize_cli.index.encode import EncoderOptions
     from ternarize_cli.index.search import Searcher
     from ternarize_cli.pack import pack
     from ternarize_cli.weights import bytes_on_disk
@@ -145,8 +146,10 @@ def demo(
         f"ternarize index build {output}/documentation.jsonl --model {output}/model -o {output}/index",
     ):
         corpus = str(output / "documentation.jsonl")
-        build_index(corpus, output / "index", model=str(output / "model"), threads=threads, track=track)
-        found = Searcher(output / "index", threads=threads).search(list(QUERIES), 3)
+        build_index(
+            corpus, output / "index", model=str(output / "model"), encoder=EncoderOptions(threads=threads), track=track
+        )
+        found = Searcher(output / "index", encoder=EncoderOptions(threads=threads)).search(list(QUERIES), 3)
     return DemoReport(
         bytes_teacher=bytes_on_disk(source),
         bytes_student=packed.bytes_packed,

@@ -129,10 +129,11 @@ def test_images_of_every_part_are_encoded_in_order(run, tiny_vit, pictures, tmp_
 
 
 def test_text_and_images_are_not_mixed_up(run, tiny_bert, tiny_vit, source, pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
     for model, given, message in (
         (tiny_vit, source, "tiny-vit reads images, not text"),
         (tiny_bert, pictures, "tiny-bert reads text, not images"),
-        (tiny_bert, tmp_path, "holds no images"),
+        (tiny_bert, tmp_path / "empty", "holds no images"),
     ):
         result = run("encode", model, given)
         assert result.exit_code == 2

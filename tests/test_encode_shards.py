@@ -159,7 +159,7 @@ _KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 
-import ternarize_cli.index.vector_folder  # noqa: F401  (imported once; each child only encodes)
+import ternarize_cli.index.vector_shards  # noqa: F401  (imported once; each child only encodes)
 from ternarize_cli.__main__ import main
 
 out, draw, killed = Path(sys.argv[-1]), random.Random(5), 0

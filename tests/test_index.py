@@ -14,7 +14,6 @@ from conftest import WORDS, save_tiny_bert
 
 from ternarize_cli.files import partial_path
 from ternarize_cli.index.format import StoredFile, read_info, write_info
-from ternarize_cli.index.shards import ShardKey, Shards
 
 
 def _texts(count: int) -> list[str]:
@@ -242,7 +241,7 @@ def _exchange(folder):
         (_garble, "index.faiss is damaged"),
         (_lose, "documents.jsonl is missing"),
         (_break_record, "index.json is damaged"),
-        (_future, "index format 99; this ternarize reads version 2"),
+        (_future, "index format 99; this ternarize reads version 3"),
     ],
 )
 def test_a_damaged_index_is_named(run, index, damage, message):
@@ -283,22 +282,6 @@ def test_the_record_survives_writing_and_reading(index):
     assert (index / "index.json").read_text() == before
 
 
-def test_only_whole_shards_of_the_same_work_are_kept(tmp_path):
-    key = ShardKey("corpus", "model", True, 2)
-    shards = Shards(tmp_path / "s", key)
-    for i in range(3):
-        shards.put(i, np.full((2, 4), i, dtype=np.float32))
-    shards.path(1).write_bytes(b"damaged")
-    (tmp_path / "s" / "000003.json").write_text('{"files": {".n')  # a kill in the middle of a record
-    (tmp_path / "s" / "000004.npy.77.partial").write_bytes(b"begun")
-    again = Shards(tmp_path / "s", key)
-    assert (again.finished, again.discarded) == ({0, 2}, False)
-    assert len(list((tmp_path / "s").iterdir())) == 5
-    np.testing.assert_array_equal(again.load(2), np.full((2, 4), 2))
-    other = Shards(tmp_path / "s", ShardKey("corpus", "another model", True, 2))
-    assert (other.finished, other.discarded) == (set(), True)
-
-
 def test_a_killed_build_leaves_nothing_and_resumes(run, tiny_bert, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(_texts(2000)))
@@ -307,7 +290,7 @@ def test_a_killed_build_leaves_nothing_and_resumes(run, tiny_bert, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "ternarize_cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    shards = partial_path(out) / "shards"
+    shards = partial_path(out) / "vectors"
     deadline = time.monotonic() + 120
     while len(list(shards.glob("*.npy"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)

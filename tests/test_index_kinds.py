@@ -60,7 +60,7 @@ def test_every_kind_finds_what_numpy_finds_at_its_best_setting(run, build, name,
     tuned = run("index", "tune", index, "--recall", 0.9, "--json")
     assert tuned.exit_code == 0, tuned.stderr
     report = json.loads(tuned.stdout)
-    searcher = Searcher(index, device="cpu")
+    searcher = Searcher(index)
     found = [[int(hit.id) - 1 for hit in hits] for hits in searcher.search([t + " cat" for t in _texts(50)])]
     reached = recall(np.array(found), _by_numpy(vectors[1], vectors[0], 10))
     assert reached >= (0.05 if name == "lsh" else 0.85)  # chance: .005
@@ -95,7 +95,7 @@ def test_a_preset_is_no_worse_than_faiss_by_hand(build, vectors, name, knob):
     faiss.ParameterSpace().set_index_parameter(by_hand, knob, 8)
     true = _by_numpy(vectors[1], vectors[0], 10)
     theirs = recall(by_hand.search(vectors[1], 10)[1], true)
-    searcher = Searcher(index, settings={knob: 8}, device="cpu")
+    searcher = Searcher(index, settings={knob: 8})
     ours = [[int(hit.id) - 1 for hit in hits] for hits in searcher.search([t + " cat" for t in _texts(50)])]
     assert recall(np.array(ours), true) >= theirs - 0.02
 

@@ -1,12 +1,17 @@
 """`ternarize encode`: texts or images in, vectors out."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ternarize_cli.cli.options import AllowPickle, Backend, Device, Force, Json, ModelArgument, Quiet, Threads
 from ternarize_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from ternarize_cli.index.encode import EncoderOptions
+    from ternarize_cli.index.vector_shards import ShardOptions
 
 __all__ = ["register"]
 
@@ -76,6 +81,9 @@ def encode(
             "--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: as the model does."
         ),
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip lines and images that can't be read, and count them.")
+    ] = False,
     force: Force = False,
     allow_pickle: AllowPickle = False,
     json: Json = False,
@@ -93,31 +101,18 @@ def encode(
 
     from ternarize_cli import files, models
     from ternarize_cli.errors import InputError
+    from ternarize_cli.index.corpora import Skipped, open_corpus
+    from ternarize_cli.index.encode import LINGER, EncoderOptions, encode_to_file, encode_to_stream, open_model
+    from ternarize_cli.index.vector_shards import ShardOptions
+    from ternarize_cli.index.vectors import file_format
 
     out = Output(json_mode=json, quiet=quiet)
+    options = EncoderOptions(backend, device, threads, batch_size, normalize, prompt_name, allow_pickle)
     if shards or shard is not None:
         if force:
             raise InputError("there is nothing to force: shards that have changed are done again", hint="no --force")
-        _encode_shards(
-            model,
-            source,
-            output,
-            format=format or "parquet",
-            part=_part(shard),
-            shard_size=shard_size,
-            dtype=dtype,
-            batch_size=batch_size,
-            backend=backend,
-            device=device,
-            threads=threads,
-            normalize=normalize,
-            prompt_name=prompt_name,
-            allow_pickle=allow_pickle,
-            engine=engine,
-            workers=workers,
-            ray_address=ray_address,
-            out=out,
-        )
+        job = _Job(_part(shard), ShardOptions(format or "parquet", dtype, shard_size), engine, workers, ray_address)
+        _encode_shards(model, source, output, job, options, skip_bad=skip_bad, out=out)
         return
     if shard_size is not None or dtype != "fp32" or (engine, workers, ray_address) != ("local", 1, None):
         raise InputError("--shard-size, --dtype, --engine and --workers are of shards", hint="--shards -o DIR")
@@ -126,41 +121,25 @@ def encode(
     elif json:
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
 
-    from ternarize_cli.index.encode import (
-        LINGER,
-        encode_to_file,
-        encode_to_stream,
-        image_folder,
-        open_input,
-        text_folder,
-    )
-    from ternarize_cli.index.encoders import ImageEncoder, TextEncoder
-    from ternarize_cli.index.vectors import file_format
-
     kind = file_format(output, format)
     if output is None and kind != "jsonl" and (kind == "parquet" or sys.stdout.isatty()):
         raise InputError(f"{kind} can't go to this stdout", hint="-o FILE")
-    items, pictures = open_input(source)
-    if pictures and prompt_name is not None:
-        raise InputError(f"--prompt-name is for text, and {source} holds images", hint="leave it out")
-    folder = (
-        image_folder(model, allow_pickle=allow_pickle) if pictures else text_folder(model, allow_pickle=allow_pickle)
-    )
-    if note := models.pooling_note(folder):
+    skipped = Skipped()
+    corpus = open_corpus(source, on_bad=skipped if skip_bad else None)
+    opened = open_model(model, corpus.kind, options)
+    if note := models.pooling_note(opened.folder):
         out.note(note)
-    loaded = models.load_encoder(folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
-    encoder: ImageEncoder | TextEncoder
-    if pictures:
-        encoder = ImageEncoder(loaded, normalize=normalize, batch_size=batch_size)
-    else:
-        encoder = TextEncoder(loaded, prompt_name=prompt_name, normalize=normalize, batch_size=batch_size)
+    encoder, items = opened.encode, corpus.items
     started = time.perf_counter()
-    linger = None if pictures else LINGER
+    linger = None if corpus.kind == "image" else LINGER
+    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": out.track}
     if output is None:
-        encode_to_stream(encoder, items, sys.stdout.buffer, kind, linger=linger, track=out.track)
+        encode_to_stream(encoder, items, sys.stdout.buffer, kind, **how)
     else:
-        encode_to_file(encoder, items, output, kind, force=force, linger=linger, track=out.track)
+        encode_to_file(encoder, items, output, kind, force=force, **how)
     seconds = time.perf_counter() - started
+    if skipped.count:
+        out.warn(skipped.summary())
     if encoder.truncation:
         out.warn(encoder.truncation)
     out.note(f"{encoder.summary} in {seconds:.1f} s" + (f" → {output}" if output else ""))
@@ -169,9 +148,10 @@ def encode(
             "output": str(output),
             "format": kind,
             **encoder.counts,
+            "skipped": skipped.count,
             "seconds": round(seconds, 3),
             "model": model,
-            "model_sha256": files.content_hash(folder),
+            "model_sha256": files.content_hash(opened.folder),
         }
     )
 
@@ -190,87 +170,96 @@ def _part(shard: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Which shards to write, how, and who does it."""
+
+    part: tuple[int, int]
+    shards: "ShardOptions"
+    engine: str
+    workers: int
+    ray_address: str | None
+
+    def check(self) -> None:
+        """Refuses what does not go together."""
+        from ternarize_cli.errors import InputError
+        from ternarize_cli.index.ray_engine import require_ray
+        from ternarize_cli.index.vector_folder import DTYPES, FORMATS
+
+        if self.shards.format not in FORMATS:
+            raise InputError(f"shards are {' or '.join(FORMATS)}, not {self.shards.format}", hint="--format parquet")
+        if self.shards.dtype not in DTYPES:
+            raise InputError(f"there is no --dtype {self.shards.dtype}", hint=f"one of {', '.join(DTYPES)}")
+        if self.engine not in ("local", "ray"):
+            raise InputError(f"there is no --engine {self.engine}", hint="local or ray")
+        if self.engine == "ray" and self.part[1] > 1:
+            raise InputError("Ray gives out the shards itself", hint="leave --shard out")
+        if self.engine != "ray" and (self.workers, self.ray_address) != (1, None):
+            raise InputError("--workers and --ray-address are of Ray", hint="--engine ray")
+        if self.engine == "ray":
+            require_ray()
+
+
 def _encode_shards(
     model: str,
     source: str,
     output: Path | None,
+    job: _Job,
+    options: "EncoderOptions",
     *,
-    format: str,
-    part: tuple[int, int],
-    shard_size: int | None,
-    dtype: str,
-    batch_size: int | None,
-    backend: str,
-    device: str | None,
-    threads: int | None,
-    normalize: bool | None,
-    prompt_name: str | None,
-    allow_pickle: bool,
-    engine: str,
-    workers: int,
-    ray_address: str | None,
+    skip_bad: bool,
     out: Output,
 ) -> None:
     import dataclasses
     import os
     import time
-    from typing import Any
 
     from ternarize_cli import files
     from ternarize_cli.errors import InputError
-    from ternarize_cli.index.ray_engine import encode_with_ray, require_ray
-    from ternarize_cli.index.vector_folder import DTYPES, FORMATS, encode_to_folder, open_encoder
+    from ternarize_cli.index.corpora import Skipped, open_corpus, unique
+    from ternarize_cli.index.encode import open_model
+    from ternarize_cli.index.ray_engine import encode_with_ray
+    from ternarize_cli.index.vector_shards import encode_to_folder, record_of
+    from ternarize_cli.texts import STDIN
 
     if output is None:
         raise InputError("shards need a folder", hint="-o DIR")
-    if format not in FORMATS:
-        raise InputError(f"shards are {' or '.join(FORMATS)}, not {format}", hint="--format parquet")
-    if dtype not in DTYPES:
-        raise InputError(f"there is no --dtype {dtype}", hint=f"one of {', '.join(DTYPES)}")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file, and shards need a folder", hint="name another with -o")
     if not output.exists():
         files.check_output(output, force=False)
-    if engine not in ("local", "ray"):
-        raise InputError(f"there is no --engine {engine}", hint="local or ray")
-    if engine == "ray" and part[1] > 1:
-        raise InputError("Ray gives out the shards itself", hint="leave --shard out")
-    if engine != "ray" and (workers, ray_address) != (1, None):
-        raise InputError("--workers and --ray-address are of Ray", hint="--engine ray")
-    if engine == "ray":
-        require_ray()
-    options: dict[str, Any] = {
-        "format": format,
-        "dtype": dtype,
-        "shard_size": shard_size,
-        "batch_size": batch_size,
-        "backend": backend,
-        "device": device,
-        "normalize": normalize,
-        "prompt_name": prompt_name,
-        "allow_pickle": allow_pickle,
-    }
-    items, encoder, record = open_encoder(model, source, threads=threads, **options)
+    job.check()
+    ray = job.engine == "ray"
+    skipped = Skipped()
+    corpus = open_corpus(source, on_bad=skipped if skip_bad else None)
+    opened = open_model(model, corpus.kind, options, role="document")
+    record = record_of(model, opened, job.shards)
     started = time.perf_counter()
-    if engine == "ray":
+    if ray:
+        threads = options.threads or max(1, (os.cpu_count() or 1) // job.workers)
         report = encode_with_ray(
-            record.model_path,
             source,
             output,
             record,
-            options=options,
-            workers=workers,
-            threads=threads or max(1, (os.cpu_count() or 1) // workers),
-            gpus=float((device or "").startswith("cuda")),
-            address=ray_address,
+            encoder=dataclasses.replace(options, threads=threads),
+            workers=job.workers,
+            gpus=float((options.device or "").startswith("cuda")),
+            address=job.ray_address,
+            on_bad=skipped if skip_bad else None,
             track=out.track,
         )
     else:
-        report = encode_to_folder(encoder, items, output, record, part=part, track=out.track)
+        again = None if source == STDIN else lambda: open_corpus(source, on_bad=Skipped() if skip_bad else None).items
+        items = unique(corpus.items, corpus.name, again)
+        report = encode_to_folder(
+            opened.encode, items, output, record, part=job.part, total=corpus.count, track=out.track
+        )
     seconds = time.perf_counter() - started
-    if encoder.truncation:
-        out.warn(encoder.truncation)
-    of = f" of job {part[0]}/{part[1]}" if part[1] > 1 else ""
+    if skipped.count:
+        out.warn(skipped.summary())
+    if opened.encode.truncation:
+        out.warn(opened.encode.truncation)
+    of = f" of job {job.part[0]}/{job.part[1]}" if job.part[1] > 1 else ""
     there = f"; {report.reused} were there already" if report.reused else ""
     out.note(
         f"{report.shards} shards{of}, {report.rows:,} vectors in {seconds:.1f} s "
@@ -281,6 +270,7 @@ def _encode_shards(
         {
             "output": str(output),
             **dataclasses.asdict(report),
+            "skipped": skipped.count,
             "seconds": round(seconds, 3),
             **dataclasses.asdict(record),
         }

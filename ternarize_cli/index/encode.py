@@ -4,23 +4,33 @@ A chunk at a time, so that a stream of any length encodes in bounded memory and 
 the next is read and prepared (`ahead`).
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ternarize_cli import files, models, vision
-from ternarize_cli.errors import CheckpointError
-from ternarize_cli.images import is_images, read_parts
+from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.index.ahead import overlapped
-from ternarize_cli.index.encoders import ImageEncoder, Prepared, TextEncoder
+from ternarize_cli.index.encoders import ImageEncoder, Prepared, Role, TextEncoder
+from ternarize_cli.index.presets import compares_directions
 from ternarize_cli.index.vectors import WRITERS
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import STDIN, read_texts
 
-__all__ = ["LINGER", "encode_to_file", "encode_to_stream", "encoded", "image_folder", "open_input", "text_folder"]
+__all__ = [
+    "LINGER",
+    "EncoderOptions",
+    "OpenModel",
+    "encode_to_file",
+    "encode_to_stream",
+    "encoded",
+    "image_folder",
+    "open_model",
+    "text_folder",
+]
 
 LINGER = 0.05
 """Seconds that a text from a stream waits for others to share its batch."""
@@ -62,19 +72,80 @@ def image_folder(model: str, *, allow_pickle: bool = False) -> Path:
     return folder
 
 
-def open_input(source: str) -> tuple[Iterator[tuple[str, Any]], bool]:
-    """Opens what is to be encoded: pairs of id and content, and whether the content is images.
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How a model is loaded and used: as `models.load_encoder` and `TextEncoder` take it.
+
+    `normalize` None: as the model does.
+    """
+
+    backend: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    normalize: bool | None = None
+    prompt_name: str | None = None
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A loaded model.
+
+    Attributes:
+        folder: of the model; kind: "text" or "image", what it reads.
+        encode: what makes vectors.
+        similarity: how the model compares them, by sentence-transformers' name.
+        normalized: whether they have length 1 because they were asked to, or because only directions are compared.
+    """
+
+    folder: Path
+    kind: str
+    encode: TextEncoder | ImageEncoder
+    similarity: str
+    normalized: bool
+
+
+def open_model(model: str | Path, kind: str, options: EncoderOptions, *, role: Role = "text") -> OpenModel:
+    """Loads MODEL for a corpus.
 
     Args:
-        source: a file of texts, `-` for stdin, or images as `images.read_parts` finds them, all parts in order.
+        model: MODEL.
+        kind: "text" or "image", what it is to read.
+        options: how. With a role other than "text" and `normalize` None, vectors get length 1 if the model compares
+            directions.
+        role: as `TextEncoder`.
 
     Raises:
-        DataError: as `texts.read_texts` and `images.read_parts`.
+        InputError: a prompt is asked for images.
+        TernarizeError: as `text_folder`, `image_folder` and `models.load_encoder`.
     """
-    if source != STDIN and (is_images(source) or Path(source).expanduser().is_dir()):
-        parts = read_parts(source).values()
-        return (pair for images in parts for pair in zip(images.ids, images, strict=True)), True
-    return ((document.id, document.text) for document in read_texts(source)), False
+    pictures = kind == "image"
+    if pictures and options.prompt_name is not None:
+        raise InputError("--prompt-name is for text, and these are images", hint="leave it out")
+    folder = (image_folder if pictures else text_folder)(str(model), allow_pickle=options.allow_pickle)
+    loaded = models.load_encoder(
+        folder,
+        backend=options.backend,
+        device=options.device,
+        threads=options.threads,
+        allow_pickle=options.allow_pickle,
+    )
+    similarity = loaded.similarity_fn_name or "cosine"
+    normalized = compares_directions(similarity) if options.normalize is None else options.normalize
+    normalize = options.normalize if role == "text" else normalized or options.normalize
+    encode = (
+        ImageEncoder(loaded, normalize=normalize, batch_size=options.batch_size)
+        if pictures
+        else TextEncoder(
+            loaded,
+            role=role,
+            prompt_name=options.prompt_name,
+            normalize=normalize,
+            batch_size=options.batch_size,
+        )
+    )
+    return OpenModel(folder, kind, encode, similarity, normalized)
 
 
 def encoded(
@@ -106,6 +177,7 @@ def encode_to_stream(
     kind: str,
     *,
     linger: float | None = None,
+    total: int | None = None,
     track: Track = silent,
 ) -> None:
     """Writes ids and vectors in the order of `items`, a chunk at a time.
@@ -114,6 +186,7 @@ def encode_to_stream(
         encode, items, linger: as `encoded` takes them.
         stream: where to.
         kind: a key of `vectors.WRITERS`.
+        total: how many items there are, if that is known.
         track: told of each item that was written.
     """
     writer = WRITERS[kind](stream)
@@ -125,7 +198,7 @@ def encode_to_stream(
                 yield from ids
 
     with closing(written()) as done:
-        for _ in track(done, "encoding"):
+        for _ in track(done, "encoding", total):
             pass
     writer.close()
 

@@ -201,7 +201,7 @@ class ImageEncoder:
         batch_size: images per forward pass; None: 32.
 
     Attributes:
-        images, dim: how many were encoded, and the length of their vectors (0 before the first).
+        images, dim: how many were encoded, and the length of their vectors.
         prepare, forward, chunks, counts, summary, truncation: as those of `TextEncoder`; decoded images are large: a
             chunk is a batch.
     """
@@ -214,7 +214,7 @@ class ImageEncoder:
         if normalize is False:
             _unnormalize(encoder)
         self.encoder = encoder
-        self.images = self.dim = 0
+        self.images, self.dim = 0, encoder.get_embedding_dimension() or 0
         self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
 
     def prepare(self, images: "list[Image]") -> Prepared:

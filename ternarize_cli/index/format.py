@@ -1,13 +1,16 @@
 """What stands in an index folder.
 
     index.faiss       the FAISS index; its row i is
+    index.ivfdata     its lists, where they were built on disk
     documents.jsonl   line i: {"id": "…", "text": "…"}
     offsets.bin       where line i begins: int64, little-endian
     truth.npz         queries and their true neighbours, by which `index tune` judges (`truth`)
+    deleted-N.bin     rows that are deleted, if any are: int64, little-endian, rising
     index.json        how the vectors were made, so that queries are encoded alike: the fields of `IndexInfo`
 
 Sizes and digests of the others stand in the last. Opening an index compares the sizes; `ternarize index info`
-compares the digests too.
+compares the digests too. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a
+deletion takes effect when index.json is replaced.
 """
 
 import dataclasses
@@ -15,24 +18,30 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ternarize_cli import files
 from ternarize_cli.errors import DataError
+from ternarize_cli.index.origin import Origin
 
 __all__ = [
     "DOCUMENTS",
     "FAISS_INDEX",
     "INFO",
+    "LISTS",
     "OFFSETS",
     "TRUTH",
     "IndexInfo",
     "StoredFile",
+    "read_deleted",
     "read_info",
+    "stored_file",
     "write_info",
 ]
 
 FAISS_INDEX, DOCUMENTS, INFO = "index.faiss", "documents.jsonl", "index.json"
-OFFSETS, TRUTH = "offsets.bin", "truth.npz"
-_VERSION = 2
+OFFSETS, TRUTH, LISTS = "offsets.bin", "truth.npz", "index.ivfdata"
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -43,34 +52,48 @@ class StoredFile:
     sha256: str
 
 
-@dataclass(frozen=True)
-class IndexInfo:
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo(Origin):
     """The record of an index.
 
-    `model` is MODEL as it was typed, `model_path` the folder it stood for, `model_sha256` its content hash. `metric` is
-    "ip" (inner product; larger is nearer) or "l2" (squared distance; smaller is nearer); `normalized` says whether
-    vectors were scaled to length 1, which makes "ip" the cosine. `seed` drew the training sample, if there was one, and
+    `metric` is "ip" (inner product; larger is nearer) or "l2" (squared distance; smaller is nearer). `count` is the
+    rows of the index, of which `deleted` are no longer found. `seed` drew the training sample, if there was one, and
     the queries of truth.npz. `preset` is the name that `factory` came from, if there was one; `search` the settings
     that searches use, chosen by `index tune`.
     """
 
-    model: str
-    model_path: str
-    model_sha256: str
     dim: int
     metric: str
-    normalized: bool
     factory: str
     count: int
     corpus: str
-    document_prompt: str | None
-    query_prompt: str | None
     seed: int
     tool_version: str
     files: dict[str, StoredFile]
     preset: str = ""
     search: dict[str, float] = field(default_factory=dict)
+    deleted: int = 0
     format_version: int = _VERSION
+
+    @property
+    def live(self) -> int:
+        """How many documents can be found."""
+        return self.count - self.deleted
+
+    @property
+    def deleted_file(self) -> str | None:
+        """The name of the file of deleted rows; None without any."""
+        return f"deleted-{self.deleted}.bin" if self.deleted else None
+
+
+def stored_file(path: Path) -> StoredFile:
+    """Size and digest of a file as it is."""
+    return StoredFile(path.stat().st_size, files.sha256(path))
+
+
+def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
+    """int64 `[deleted]`: the rows that are deleted, rising."""
+    return np.fromfile(folder / info.deleted_file, "<i8") if info.deleted_file else np.empty(0, "<i8")
 
 
 def write_info(folder: Path, info: IndexInfo) -> None:
@@ -102,7 +125,7 @@ def read_info(folder: Path) -> IndexInfo:
         info = IndexInfo(**content)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as e:
         raise DataError(f"{path} is damaged: {type(e).__name__}: {e}", hint=again) from e
-    for name in (FAISS_INDEX, DOCUMENTS, OFFSETS, TRUTH):
+    for name in {FAISS_INDEX: 0, DOCUMENTS: 0, OFFSETS: 0, TRUTH: 0, **info.files}:
         expected = info.files.get(name)
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if expected is None or size is None:

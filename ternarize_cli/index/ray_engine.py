@@ -11,7 +11,7 @@ import importlib.util
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,12 @@ from typing import Any
 import numpy as np
 
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
-from ternarize_cli.images import is_images, read_parts
-from ternarize_cli.index.encode import open_input
-from ternarize_cli.index.vector_folder import (
-    ShardsReport,
-    VectorRecord,
-    cut,
-    encode_shard,
-    open_encoder,
-    open_shards,
-)
+from ternarize_cli.index.corpora import OnBad, Skipped, open_corpus, unique
+from ternarize_cli.index.encode import EncoderOptions, open_model
+from ternarize_cli.index.vector_folder import VectorRecord
+from ternarize_cli.index.vector_shards import Shard, ShardsReport, cut, encode_shard, open_shards
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import STDIN, read_texts
+from ternarize_cli.texts import STDIN
 
 __all__ = ["encode_with_ray", "require_ray"]
 
@@ -48,29 +42,30 @@ def require_ray() -> None:
 
 
 def encode_with_ray(
-    model: str,
     source: str,
     folder: Path,
     record: VectorRecord,
     *,
-    options: Mapping[str, Any],
+    encoder: EncoderOptions,
     workers: int,
-    threads: int,
     gpus: float = 0,
     address: str | None = None,
+    on_bad: OnBad = None,
     track: Track = silent,
 ) -> ShardsReport:
     """Encodes the shards that are not there yet, on all workers.
 
     Args:
-        model: the folder of the model; source, folder, record: as `open_encoder` and `encode_to_folder`.
-        options: what else `open_encoder` takes.
-        workers: how many actors; threads: CPU threads of each; gpus: of each, which may be a fraction.
+        source: as `corpora.open_corpus`; folder, record: as `vector_shards.encode_to_folder`.
+        encoder: how workers encode, `threads` (which must be said) among it.
+        workers: how many actors; gpus: of each, which may be a fraction.
         address: of a running cluster, such as auto or ray://head:10001; None: one on this machine, for this run.
+        on_bad: told of what can't be read, which is then skipped, by the workers too.
         track: told of each finished shard.
 
     Raises:
         UnavailableError: Ray is missing, or there is no cluster.
+        DataError: two rows of the source have the same id.
         InputError: the source is stdin.
         TernarizeError: a worker could not do its work.
     """
@@ -79,19 +74,20 @@ def encode_with_ray(
         raise InputError("workers can't read this stdin", hint="write it to a file that all of them see")
     if address is not None:
         _check_reachable(address)
-    count = _count(source)
+    count = _count(source, on_bad)
     numbers = -(-count // record.shard_size)
     files = open_shards(folder, record)
     worker = {
-        "model": model,
-        "source": str(Path(source).resolve()),
+        "source": str(Path(source).resolve()) if Path(source).exists() else source,
         "folder": str(folder.resolve()),
-        "options": {**options, "threads": threads},
+        "record": record,
+        "encoder": encoder,
+        "skip_bad": on_bad is not None,
     }
     # Ray warns of its own settings, and prints what becomes of workers to stdout, where results belong
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        rows = _run(numbers, workers, threads, gpus, address, track, worker)
+        rows = _run(numbers, workers, encoder.threads or 1, gpus, address, track, worker)
     files.remove_from(numbers)
     new = [n for n in rows if n]
     return ShardsReport(len(new), sum(new), len(rows) - len(new))
@@ -161,20 +157,24 @@ def _run(
 class _Worker:
     """An actor: one encoder, and a stream through the source that starts again when an earlier shard is asked for."""
 
-    def __init__(self, model: str, source: str, folder: str, options: dict[str, Any]) -> None:
-        self._source = source
-        items, self._encode, self._record = open_encoder(model, source, **options)
-        self._shards = cut(items, self._record.shard_size)
-        self._files = open_shards(Path(folder), self._record)
+    def __init__(self, source: str, folder: str, record: VectorRecord, encoder: EncoderOptions, skip_bad: bool) -> None:
+        self._source, self._record, self._skip_bad = source, record, skip_bad
+        self._encode = open_model(record.model_path, record.kind, encoder, role="document").encode
+        self._shards = self._cut()
+        self._files = open_shards(Path(folder), record)
         self._next = 0
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"rows": np.array([self._do(int(number)) for number in batch["id"]])}
 
+    def _cut(self) -> Iterator[Shard]:
+        corpus = open_corpus(self._source, on_bad=Skipped() if self._skip_bad else None)
+        return cut(corpus.items, self._record.shard_size)
+
     def _do(self, wanted: int) -> int:
         """How many rows were encoded; 0 if the shard was there."""
         if wanted < self._next:
-            self._shards, self._next = cut(open_input(self._source)[0], self._record.shard_size), 0
+            self._shards, self._next = self._cut(), 0
         for shard in self._shards:
             self._next = shard.number + 1
             if shard.number == wanted:
@@ -182,8 +182,14 @@ class _Worker:
         raise TernarizeError(f"the source has no shard {wanted} any more")
 
 
-def _count(source: str) -> int:
-    """How many rows the source has."""
-    if is_images(source) or Path(source).is_dir():
-        return sum(len(images) for images in read_parts(source).values())
-    return sum(1 for _ in read_texts(source))
+def _count(source: str, on_bad: OnBad) -> int:
+    """How many rows the source has.
+
+    Raises:
+        DataError: two have the same id.
+    """
+    corpus = open_corpus(source, on_bad=on_bad)
+    if corpus.kind == "image" and on_bad is None:
+        return corpus.count or 0
+    again = lambda: open_corpus(source, on_bad=on_bad and Skipped()).items  # noqa: E731
+    return sum(1 for _ in unique(corpus.items, corpus.name, again))

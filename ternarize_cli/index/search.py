@@ -8,23 +8,25 @@ answered from documents that the teacher encoded, without encoding them again.
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
-from ternarize_cli import files, models, vision
+from ternarize_cli import files, vision
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
-from ternarize_cli.index.encode import text_folder
-from ternarize_cli.index.encoders import TextEncoder
-from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, OFFSETS, IndexInfo, read_info
+from ternarize_cli.index.documents import read_offsets, texts_of_rows
+from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
+from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, IndexInfo, read_deleted, read_info
 
-__all__ = ["KNOBS", "Hit", "Searcher", "check_index", "open_index", "set_knob"]
+__all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
 
 KNOBS = {"nprobe": "--nprobe", "efSearch": "--ef-search", "k_factor_rf": "--refine"}
 """What can be set of an index, by FAISS's names, and the flags for it."""
+_MORE, _AT_ONCE = 16, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Searcher:
         settings: values for `KNOBS` other than those that `index tune` chose: nprobe, clusters that an IVF index looks
             into; efSearch, candidates that an HNSW index keeps; k_factor_rf, how many times k candidates are ranked by
             their stored int8 vectors.
-        backend, device, threads, batch_size: as `models.load_encoder` and `TextEncoder`.
+        encoder: how queries are encoded.
 
     Attributes:
         info: the index's record.
@@ -67,38 +69,41 @@ class Searcher:
         model: str | None = None,
         asymmetric: bool = False,
         settings: Mapping[str, float | None] | None = None,
-        backend: str = "auto",
-        device: str | None = None,
-        threads: int | None = None,
-        batch_size: int | None = None,
+        encoder: EncoderOptions = EncoderOptions(),
     ) -> None:
         self.info = read_info(folder)
         self.seconds: dict[str, float] = {}
-        self._documents = folder / DOCUMENTS
-        self._offsets = np.memmap(folder / OFFSETS, "<i8", "r")
-        self._index = open_index(folder, self.info)
-        if threads is not None:
-            faiss.omp_set_num_threads(threads)
+        self._folder, self._offsets = folder, read_offsets(folder)
+        self._index, self._dead = open_index(folder, self.info), read_deleted(folder, self.info)
+        if encoder.threads is not None:
+            faiss.omp_set_num_threads(encoder.threads)
         asked = {name: value for name, value in (settings or {}).items() if value is not None}
         for name, value in {**self.info.search, **asked}.items():
             set_knob(self._index, self.info, name, value)
-        model_folder, self.student = _model_for(self.info, model, asymmetric)
-        encoder = models.load_encoder(model_folder, backend=backend, device=device, threads=threads)
-        self.encode = TextEncoder(encoder, role="query", normalize=self.info.normalized or None, batch_size=batch_size)
+        model_folder, self.student = model_for(self.info, model, asymmetric)
+        encoder = replace(encoder, normalize=self.info.normalized or None)
+        self.encode = open_model(model_folder, self.info.kind, encoder, role="query").encode
         if self.encode.dim != self.info.dim:
             raise InputError(
                 f"{model} makes vectors of {self.encode.dim} dimensions; the index has {self.info.dim}",
                 hint="search with the model that made the index, or a student of it",
             )
 
-    def search(self, queries: list[str], k: int = 10) -> list[list[Hit]]:
-        """The k nearest texts of each query, nearest first; fewer where the index has (or finds) fewer."""
+    def search(self, queries: Sequence[Any], k: int = 10, *, names: list[str] | None = None) -> list[list[Hit]]:
+        """The k nearest documents of each query, nearest first; fewer where the index has (or finds) fewer.
+
+        Args:
+            queries: texts, or images for an index of images.
+            k: answers per query.
+            names: how hits call the queries; None: as they are.
+        """
         started = time.perf_counter()
-        vectors = self.encode(queries)
+        parts = [list(queries[start : start + _AT_ONCE]) for start in range(0, len(queries), _AT_ONCE)]
+        vectors = np.concatenate([self.encode.forward(self.encode.prepare(part)) for part in parts])
         encoded = time.perf_counter()
-        scores, rows = self._index.search(vectors, min(k, self.info.count))
+        scores, rows = search_live(self._index, vectors, k, self._dead)
         found = time.perf_counter()
-        texts = self._texts({int(row) for row in rows.flat if row >= 0})
+        texts = texts_of_rows(self._folder, self._offsets, {int(row) for row in rows.flat if row >= 0})
         read = time.perf_counter()
         self.seconds = {"encoding": encoded - started, "searching": found - encoded, "reading": read - found}
         return [
@@ -107,17 +112,34 @@ class Searcher:
                 for row, score in zip(query_rows, query_scores, strict=True)
                 if row >= 0
             ]
-            for query, query_rows, query_scores in zip(queries, rows, scores, strict=True)
+            for query, query_rows, query_scores in zip(names or queries, rows, scores, strict=True)
         ]
 
-    def _texts(self, rows: set[int]) -> dict[int, tuple[str, str]]:
-        found = {}
-        with self._documents.open("rb") as stream:
-            for row in sorted(rows):
-                stream.seek(int(self._offsets[row]))
-                record = json.loads(stream.readline())
-                found[row] = (record["id"], record["text"])
-        return found
+
+def search_live(index: faiss.Index, vectors: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows `[queries, k]` of the nearest that are not deleted; row -1 where there are fewer.
+
+    FAISS's selectors work with some kinds of index only; asking for more, and again for twice as many, works with all.
+
+    Args:
+        index: any.
+        vectors: float32 `[queries, dim]`.
+        k: answers per query.
+        dead: rows that are deleted, rising.
+    """
+    k = min(k, index.ntotal - len(dead))
+    if k < 1:
+        return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
+    asked = k if not len(dead) else min(k + _MORE, index.ntotal)
+    while True:
+        scores, rows = index.search(vectors, asked)
+        live = (rows >= 0) & ~np.isin(rows, dead)
+        if asked == index.ntotal or not len(dead) or ((live.sum(axis=1) >= k) | (rows[:, -1] < 0)).all():
+            break
+        asked = min(2 * asked, index.ntotal)
+    order = np.argsort(~live, axis=1, kind="stable")[:, :k]
+    rows = np.where(live, rows, -1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def set_knob(index: faiss.Index, info: IndexInfo, name: str, value: float) -> None:
@@ -143,6 +165,9 @@ def check_index(folder: Path) -> IndexInfo:
         if files.sha256(folder / name) != file.sha256:
             raise DataError(f"{folder / name} is damaged: its sha256 has changed", hint="build the index again")
     open_index(folder, info)
+    dead = read_deleted(folder, info)
+    if len(dead) != info.deleted or (len(dead) and not 0 <= dead[0] <= dead[-1] < info.count):
+        raise DataError(f"{folder / (info.deleted_file or '')} is damaged", hint="build the index again")
     with (folder / DOCUMENTS).open("rb") as stream:
         lines = sum(1 for _ in stream)
     if lines != info.count:
@@ -159,8 +184,9 @@ def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
         DataError: it is damaged, or not what the record says.
     """
     path = folder / FAISS_INDEX
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY if LISTS in info.files else faiss.IO_FLAG_MMAP_IFC
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError) as e:
         raise DataError(f"{path} is damaged: FAISS can't read it", hint="build the index again") from e
     if (index.ntotal, index.d) != (info.count, info.dim):
@@ -171,22 +197,28 @@ def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
     return index
 
 
-def _model_for(info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Path, bool]:
-    """The folder of the model that encodes queries, and whether it is another than the one that made the index."""
+def model_for(info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Path, bool]:
+    """The folder of the model that encodes queries, and whether it is another than the one that made the index.
+
+    Raises:
+        InputError: it is not the model that made the index, nor a student of it.
+        ModelNotFoundError: it is gone.
+    """
+    resolve = image_folder if info.kind == "image" else text_folder
     if model is None:
         folder = Path(info.model_path)
         if not folder.is_dir():
             try:
-                folder = text_folder(info.model)
+                folder = resolve(info.model)
             except (ModelNotFoundError, CheckpointError) as e:
                 raise ModelNotFoundError(
                     f"the model that made this index is gone: {info.model} (was {info.model_path})",
                     hint="if it moved: --model FOLDER",
                 ) from e
-        vision.require(folder, "text", info.model)
+        vision.require(folder, info.kind, info.model)
         what = f"the model {info.model} has changed since the index was built"
     else:
-        folder = text_folder(model)
+        folder = resolve(model)
         what = f"{model} is not the model that made this index ({info.model})"
     found = files.content_hash(folder)
     if found == info.model_sha256:

@@ -11,22 +11,16 @@ whole files (or half a record) can't count as finished work. Each shard has a re
 many machines can write to one folder without talking to each other.
 """
 
-import dataclasses
 import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from ternarize_cli.files import sha256
 
-__all__ = ["ShardFiles", "ShardKey", "Shards"]
-
-_KEY = "key.json"
+__all__ = ["ShardFiles"]
 
 
 class ShardFiles:
@@ -87,55 +81,3 @@ class ShardFiles:
             partial.unlink(missing_ok=True)
             raise
         return digest
-
-
-@dataclass(frozen=True)
-class ShardKey:
-    """What decides the vectors: shards with another key are of no use."""
-
-    corpus_sha256: str
-    model_sha256: str
-    normalized: bool
-    size: int
-
-
-class Shards:
-    """The vectors of one run in `folder`, which is made if it is missing.
-
-    Shards found there under the same key and with the right digest are `finished`; anything else is deleted.
-
-    Attributes:
-        finished: numbers of the shards that need no more work.
-        discarded: whether there was work that could not be used.
-    """
-
-    def __init__(self, folder: Path, key: ShardKey) -> None:
-        self._files, self._size = ShardFiles(folder), key.size
-        wanted = json.dumps(dataclasses.asdict(key))
-        head = folder / _KEY
-        self.discarded = any(folder.iterdir()) and (not head.is_file() or head.read_text(encoding="utf-8") != wanted)
-        self.finished = set() if self.discarded else {i for i in self._files.numbers() if self._files.record(i)}
-        kept = {head, *(self._files.path(i, suffix) for i in self.finished for suffix in (".npy", ".json"))}
-        for path in folder.iterdir():
-            if path not in kept:
-                path.unlink()
-        head.write_text(wanted, encoding="utf-8")
-
-    def path(self, shard: int) -> Path:
-        """Where shard's vectors are."""
-        return self._files.path(shard, ".npy")
-
-    def put(self, shard: int, vectors: np.ndarray) -> None:
-        """Stores float32 `[rows, dim]` as a finished shard."""
-        self._files.put(shard, {".npy": lambda stream: np.save(stream, vectors)}, rows=len(vectors))
-        self.finished.add(shard)
-
-    def load(self, shard: int) -> np.ndarray:
-        """A finished shard's vectors."""
-        return np.load(self.path(shard))
-
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Some rows of the finished shards, by their numbers in rising order: float32 `[len(rows), dim]`."""
-        shards = rows // self._size
-        chosen = (np.load(self.path(i), mmap_mode="r")[rows[shards == i] - i * self._size] for i in np.unique(shards))
-        return np.concatenate([np.asarray(part) for part in chosen])

@@ -20,6 +20,7 @@ QUERIES = 1000
 """How many documents are drawn as queries."""
 DEPTH = 100
 """How many neighbours of each query are kept."""
+_ENOUGH = 10
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,38 @@ class Truth:
         queries: float32 `[queries, dim]`.
         own: int64 `[queries]`, the row of the document that the query is, or -1.
         neighbours: int64 `[queries, up to DEPTH]`, rows of the nearest vectors, nearest first, `own` left out.
+        scores: float32, likewise: inner products or squared distances of the neighbours.
     """
 
     queries: np.ndarray
     own: np.ndarray
     neighbours: np.ndarray
+    scores: np.ndarray
 
     def write(self, path: Path) -> None:
         """Writes an .npz file."""
         with path.open("wb") as stream:
-            np.savez(stream, queries=self.queries, own=self.own, neighbours=self.neighbours)
+            np.savez(stream, queries=self.queries, own=self.own, neighbours=self.neighbours, scores=self.scores)
+
+    def joined(self, other: "Truth", metric: int) -> "Truth":
+        """The nearest of both, for the same queries among more vectors."""
+        scores = np.hstack([self.scores, other.scores])
+        rows = np.hstack([self.neighbours, other.neighbours])
+        nearest = -scores if metric == faiss.METRIC_INNER_PRODUCT else scores
+        order = np.argsort(nearest, axis=1, kind="stable")[:, :DEPTH]
+        return Truth(self.queries, self.own, np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+
+    def without(self, dead: np.ndarray) -> "Truth":
+        """What is true when some rows are gone; queries that have lost all the neighbours that are known, too."""
+        if not len(dead):
+            return self
+        live = ~np.isin(self.neighbours, dead)
+        order = np.argsort(~live, axis=1, kind="stable")
+        count = live.sum(axis=1)
+        kept = count >= min(_ENOUGH, count.max(initial=0))
+        width = int(count[kept].min()) if kept.any() else 0
+        rows, scores = (np.take_along_axis(a, order, 1)[kept, :width] for a in (self.neighbours, self.scores))
+        return Truth(self.queries[kept], np.where(np.isin(self.own, dead), -1, self.own)[kept], rows, scores)
 
 
 def read_truth(path: Path) -> Truth:
@@ -50,7 +73,7 @@ def read_truth(path: Path) -> Truth:
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return Truth(stored["queries"], stored["own"], stored["neighbours"])
+            return Truth(stored["queries"], stored["own"], stored["neighbours"], stored["scores"])
     except (OSError, ValueError, KeyError, EOFError) as e:
         raise DataError(f"{path} is damaged: {e}", hint="build the index again") from e
 
@@ -68,9 +91,10 @@ def find_truth(
     """
     depth = min(DEPTH, count - int((own >= 0).any()))
     if depth < 1 or not len(queries):
-        return Truth(queries[:0], own[:0], np.zeros((0, 0), np.int64))
-    _, found = knn_ground_truth(queries, vectors, min(depth + 1, count), metric)
-    return Truth(queries, own, without_own(found, own, depth))
+        return Truth(queries[:0], own[:0], np.zeros((0, 0), np.int64), np.zeros((0, 0), np.float32))
+    scores, found = knn_ground_truth(queries, vectors, min(depth + 1, count), metric)
+    others = np.argsort(found == own[:, None], axis=1, kind="stable")[:, :depth]
+    return Truth(queries, own, np.take_along_axis(found, others, 1), np.take_along_axis(scores, others, 1))
 
 
 def without_own(found: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:

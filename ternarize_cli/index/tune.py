@@ -17,8 +17,8 @@ import faiss
 import numpy as np
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.index.format import TRUTH, IndexInfo, read_info, write_info
-from ternarize_cli.index.search import open_index, set_knob
+from ternarize_cli.index.format import TRUTH, IndexInfo, read_deleted, read_info, write_info
+from ternarize_cli.index.search import open_index, search_live, set_knob
 from ternarize_cli.index.truth import DEPTH, Truth, read_truth, recall, without_own
 from ternarize_cli.progress import Track, silent
 
@@ -105,10 +105,14 @@ def tune_index(
     if not 0 < k <= DEPTH:
         raise InputError(f"-k is {k}; between 1 and {DEPTH} neighbours of each query are known")
     info = read_info(folder)
-    truth = read_truth(folder / TRUTH)
+    dead = read_deleted(folder, info)
+    truth = read_truth(folder / TRUTH).without(dead)
     k = min(k, truth.neighbours.shape[1])
     if not k:
-        raise InputError(f"{folder} has {info.count} document, and nothing to tell it from")
+        raise InputError(
+            f"no neighbours are known in {folder}: it was built of 1 document, or most are deleted",
+            hint="build it again of more",
+        )
     index = open_index(folder, info)
     if threads is not None:
         faiss.omp_set_num_threads(threads)
@@ -116,7 +120,7 @@ def tune_index(
     for settings in track(_sweep(index, info, measured, target), "tuning"):
         for name, value in settings.items():
             set_knob(index, info, name, value)
-        measured.append(_measure(index, truth, settings, k))
+        measured.append(_measure(index, truth, settings, k, dead))
     good = [m for m in measured if m.recall >= target]
     chosen = (
         min(good, key=lambda m: m.milliseconds) if good else max(measured, key=lambda m: (m.recall, -m.milliseconds))
@@ -153,20 +157,20 @@ def _has(index: faiss.Index, info: IndexInfo, name: str) -> bool:
     return True
 
 
-def _measure(index: faiss.Index, truth: Truth, settings: dict[str, float], k: int) -> Measured:
+def _measure(index: faiss.Index, truth: Truth, settings: dict[str, float], k: int, dead: np.ndarray) -> Measured:
     more = k + int((truth.own >= 0).any())
     seconds: list[float] = []
     found = np.empty((0, more), np.int64)
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        _, found = index.search(truth.queries, more)
+        _, found = search_live(index, truth.queries, more, dead)
         seconds.append(time.perf_counter() - started)
         if sum(seconds) > 1:
             break
     each = []
     for query in truth.queries[:_ONE_BY_ONE]:
         started = time.perf_counter()
-        index.search(query[None], k)
+        search_live(index, query[None], k, dead)
         each.append(time.perf_counter() - started)
         if sum(each) > 2:
             break

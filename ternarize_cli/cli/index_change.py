@@ -1,0 +1,121 @@
+"""`ternarize index add | delete | compact`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ternarize_cli.cli.index_options import BatchSize, Index
+from ternarize_cli.cli.options import Backend, Device, Json, Quiet, Threads
+
+if TYPE_CHECKING:
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.index.change import ChangeReport
+
+__all__ = ["add", "compact", "delete"]
+
+_MANY = 0.25
+
+
+def add(
+    index: Index,
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS|DIR", help="As `index build` reads it, vectors of the same model included.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The index's own model, if it moved.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Documents whose ids are there already take the place of those.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip lines and images that can't be read, and count them.")
+    ] = False,
+    batch_size: BatchSize = None,
+    backend: Backend = "auto",
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode documents and add them to an index. A kill leaves the index as it was."""
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.index.change import add_documents
+    from ternarize_cli.index.encode import EncoderOptions
+
+    out = Output(json_mode=json, quiet=quiet)
+    report = add_documents(
+        index,
+        corpus,
+        model=model,
+        replace_known=replace,
+        skip_bad=skip_bad,
+        encoder=EncoderOptions(backend, device, threads, batch_size),
+        track=out.track,
+    )
+    if report.skipped is not None and report.skipped.count:
+        out.warn(report.skipped.summary())
+    if report.truncation:
+        out.warn(report.truncation)
+    again = f", {report.replaced} of them in place of others" if report.replaced else ""
+    out.text(f"{index}: {report.added} documents added{again}; {report.info.live} in all")
+    _hint(out, index, report)
+    out.result(_payload(index, report))
+
+
+def delete(
+    index: Index,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")] = None,
+    ids_from: Annotated[
+        list[str] | None,
+        typer.Option("--ids", metavar="FILE|ID", help="A file of ids, one per line; - is stdin; or an id."),
+    ] = None,
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ids that are not there are no error.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Delete documents: searches no longer find them. `index compact` takes them out of the files."""
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.errors import InputError
+    from ternarize_cli.index.change import delete_documents
+    from ternarize_cli.index.documents import read_ids
+
+    out = Output(json_mode=json, quiet=quiet)
+    wanted = [*(ids or []), *read_ids(ids_from or [])]
+    if not wanted:
+        raise InputError("there are no ids", hint=f"ternarize index delete {index} ID..., or --ids FILE")
+    report = delete_documents(index, wanted, missing_ok=missing_ok)
+    missing = f"; {report.missing} ids were not there" if report.missing else ""
+    out.text(f"{index}: {report.deleted} documents deleted{missing}; {report.info.live} are left")
+    _hint(out, index, report)
+    out.result(_payload(index, report))
+
+
+def compact(index: Index, threads: Threads = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Take deleted documents out of an index's files. A graph (hnsw) is built anew, others are copied."""
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.index.change import compact_index
+
+    out = Output(json_mode=json, quiet=quiet)
+    report = compact_index(index, threads=threads)
+    out.text(f"{index}: {report.deleted} deleted documents taken out; {report.info.live} are left")
+    out.result(_payload(index, report))
+
+
+def _hint(out: "Output", index: Path, report: "ChangeReport") -> None:
+    """Says when a good part of the index is dead."""
+    if report.info.deleted > _MANY * report.info.count and report.info.live:
+        out.hint(f"ternarize index compact {index}: {report.info.deleted} of {report.info.count} rows are deleted")
+
+
+def _payload(index: Path, report: "ChangeReport") -> dict[str, Any]:
+    return {
+        "index": str(index),
+        "added": report.added,
+        "deleted": report.deleted,
+        "replaced": report.replaced,
+        "missing": report.missing,
+        "skipped": report.skipped.count if report.skipped else 0,
+        "count": report.info.live,
+        "rows": report.info.count,
+    }

@@ -1,0 +1,93 @@
+"""`ternarize index search`."""
+
+from typing import Annotated
+
+import typer
+
+from ternarize_cli.cli.index_options import BatchSize, Index
+from ternarize_cli.cli.options import Backend, Device, Json, Quiet, Threads
+
+__all__ = ["search"]
+
+
+def search(
+    index: Index,
+    query: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="What to look for.")] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option("--queries", metavar="FILE|-", help="Queries from a file or stdin, as a corpus is read."),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="FILE|DIR", help="Images to look for, in an index of images; again for more."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Answers per query.")] = 10,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="The index's own model elsewhere, or a student of it."),
+    ] = None,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Encode queries with --model, whatever it is.")
+    ] = False,
+    nprobe: Annotated[int | None, typer.Option("--nprobe", min=1, help="IVF: clusters to look into.")] = None,
+    ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: candidates to keep.")] = None,
+    refine: Annotated[
+        float | None,
+        typer.Option("--refine", min=1, help="Indexes that refine: rank so many times -k candidates by int8 vectors."),
+    ] = None,
+    batch_size: BatchSize = None,
+    backend: Backend = "auto",
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the texts nearest to each query, or the images nearest to each image."""
+    from ternarize_cli.cli.output import Output
+    from ternarize_cli.errors import InputError
+
+    out = Output(json_mode=json, quiet=quiet)
+    if not query and queries is None and not image:
+        raise InputError("there is no query", hint=f'ternarize index search {index} "your query", or --queries FILE')
+
+    from ternarize_cli.index.encode import EncoderOptions
+    from ternarize_cli.index.format import read_info
+    from ternarize_cli.index.queries import read_queries
+    from ternarize_cli.index.search import Searcher
+
+    names, asked = read_queries(read_info(index).kind, index, query or [], queries, image or [])
+    searcher = Searcher(
+        index,
+        model=model,
+        asymmetric=asymmetric,
+        settings={"nprobe": nprobe, "efSearch": ef_search, "k_factor_rf": refine},
+        encoder=EncoderOptions(backend, device, threads, batch_size),
+    )
+    found = searcher.search(asked, k, names=names)
+    if searcher.encode.truncation:
+        out.warn(searcher.encode.truncation)
+    if searcher.student:
+        out.note(f"queries encoded by {model}, documents by {searcher.info.model}")
+    for text, hits in zip(names, found, strict=True):
+        out.text(text)
+        for hit in hits:
+            out.text(f"  {hit.score:7.4f}  {hit.id}  {_shortened(hit.text)}")
+    seconds = searcher.seconds
+    out.note(f"encoding {1e3 * seconds['encoding']:.1f} ms, searching {1e3 * seconds['searching']:.2f} ms")
+    out.result(
+        {
+            "metric": searcher.info.metric,
+            "k": k,
+            "milliseconds": {name: round(1e3 * value, 3) for name, value in seconds.items()},
+            "results": [
+                {"query": hit.query, "rank": rank, "id": hit.id, "score": hit.score, "text": hit.text}
+                for hits in found
+                for rank, hit in enumerate(hits, start=1)
+            ],
+        }
+    )
+
+
+def _shortened(text: str, width: int = 100) -> str:
+    line = " ".join(text[: 2 * width].split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,231 @@
+"""What there is to encode: texts or images, with their ids, from wherever they are kept.
+
+    -  FILE.txt  FILE.jsonl  [.gz]    texts (`texts.read_texts`)
+    FILE.parquet                      rows with a column `text`, or that with the longest texts; ids from `_id` or `id`
+    DIR of such files                 all of them in order; the lines of FILE.txt are called FILE.txt:LINE
+    images                            as `images.read_parts` finds them, all parts in order
+    OWNER/NAME                        a dataset on the hub (or in its cache): the split `train`, streamed
+
+Everything is read as it is needed, but for the ids, of which 8 bytes each are kept to find those that come twice.
+"""
+
+import hashlib
+import json
+import logging
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ternarize_cli.errors import DataError
+from ternarize_cli.images import Images, is_images, read_parts
+from ternarize_cli.text_sources import is_hub_id
+from ternarize_cli.texts import STDIN, Document, read_texts, source_name, text_files
+
+__all__ = ["Corpus", "OnBad", "Skipped", "open_corpus", "unique"]
+
+OnBad = Callable[[DataError], None] | None
+_HEAD = 100
+_SHOWN = 3
+
+
+class Skipped:
+    """Counts what could not be used, and keeps the first errors."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.count = 0
+
+    def __call__(self, error: DataError) -> None:
+        self.count += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(str(error))
+
+    def summary(self) -> str:
+        """One sentence for a warning."""
+        more = f"; {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
+        return f"{self.count} lines were skipped: {'; '.join(self.shown)}{more}"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened source.
+
+    Attributes:
+        name: how messages name it.
+        items: id and content (text, or PIL image) of each, once.
+        kind: "text" or "image".
+        count: how many there are at most, where that can be told without reading them; else None.
+    """
+
+    name: str
+    items: Iterator[tuple[str, Any]] = field(repr=False)
+    kind: str
+    count: int | None
+
+
+def open_corpus(source: str, *, on_bad: OnBad = None) -> Corpus:
+    """Opens what is to be encoded.
+
+    Args:
+        source: as above.
+        on_bad: told of a line or an image that can't be read, which is then skipped instead of an error.
+
+    Raises:
+        DataError: as `texts.read_texts` and `images.read_parts`; a Parquet file or dataset can't be read or has no
+            column of texts.
+    """
+    path = Path(source).expanduser()
+    if source == STDIN:
+        return Corpus("stdin", _texts(read_texts(source, on_bad=on_bad)), "text", None)
+    tables = text_files(path, also=(".parquet",)) if path.is_dir() else []
+    if is_images(path) or (path.is_dir() and not tables):
+        parts = list(read_parts(path).values())
+        return Corpus(source, _images(parts, on_bad), "image", sum(map(len, parts)))
+    if path.is_dir():
+        return Corpus(source, _folder(path, tables, on_bad), "text", _sum(map(_lines, tables)))
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return Corpus(source, _rows(_parquet(path), source, on_bad), "text", _lines(path))
+    if is_hub_id(source):
+        return Corpus(source, _rows(_hub(source), source, on_bad), "text", None)
+    texts = read_texts(source, on_bad=on_bad)  # names a missing file
+    return Corpus(source_name(source), _texts(texts), "text", _lines(path))
+
+
+def unique(
+    items: Iterable[tuple[str, Any]], name: str, again: Callable[[], Iterable[tuple[str, Any]]] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The items, and after the last an error if two have the same id.
+
+    Args:
+        items, name: as in `Corpus`.
+        again: the items once more, to tell the id.
+
+    Raises:
+        DataError: as said; the message names the first pair.
+    """
+    ids = array("Q")
+    for identity, content in items:
+        ids.append(_hash(identity))
+        yield identity, content
+    hashes: np.ndarray = np.frombuffer(ids, np.uint64) if ids else np.empty(0, np.uint64)
+    values, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
+    if len(values) == len(hashes):
+        return
+    first = int(firsts[counts > 1].min())
+    number, row = int((counts - 1).sum()), int(np.flatnonzero(hashes == hashes[first])[1])
+    more = f"; {number - 1} more ids come again" if number > 1 else ""
+    shown = f" {next(islice(again(), first, None))[0]!r}" if again else ""
+    raise DataError(
+        f"{name}: texts {first + 1} and {row + 1} have the same id{shown}{more}",
+        hint="give each an id of its own, or none: then it is the number of its line",
+    )
+
+
+def _hash(identity: str) -> int:
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
+
+
+def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
+    return ((document.id, document.text) for document in documents)
+
+
+def _images(parts: list[Images], on_bad: OnBad) -> Iterator[tuple[str, Any]]:
+    for images in parts:
+        for row, identity in enumerate(images.ids):
+            try:
+                image = images[row]
+            except DataError as e:
+                if on_bad is None:
+                    raise
+                on_bad(e)
+                continue
+            yield identity, image
+
+
+def _folder(folder: Path, files: list[Path], on_bad: OnBad) -> Iterator[tuple[str, str]]:
+    for file in files:
+        name = str(file.relative_to(folder))
+        if file.suffix.lower() == ".parquet":
+            yield from _rows(_parquet(file), str(file), on_bad, prefix=f"{name}:")
+        else:
+            plain = ".jsonl" not in file.suffixes and ".ndjson" not in file.suffixes
+            for document in read_texts(file, on_bad=on_bad):
+                yield (f"{name}:{document.id}" if plain else document.id), document.text
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+
+
+def _hub(name: str) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    for library in ("datasets", "huggingface_hub"):  # which announce every retry
+        logging.getLogger(library).setLevel(logging.ERROR)
+    try:
+        yield from datasets.load_dataset(name, split="train", streaming=True)
+    except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
+        text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise DataError(
+            f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
+        ) from e
+
+
+def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: OnBad, *, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Id and text of rows of a table. The column is `text`, or the one with the longest texts in the first rows."""
+    head = list(islice(rows, _HEAD))
+    lengths: dict[str, int] = {}
+    for row in head:
+        for column, value in row.items():
+            if isinstance(value, str) and column not in ("_id", "id"):
+                lengths[column] = lengths.get(column, 0) + len(value)
+    if not lengths:
+        columns = ", ".join(head[0]) if head else "no rows"
+        raise DataError(f"{name} has no column of texts: {columns}", hint="a column named `text`")
+    column = "text" if "text" in lengths else max(lengths, key=lengths.__getitem__)
+    for number, row in enumerate(chain(head, rows), start=1):
+        value, identity = row.get(column), row.get("_id", row.get("id"))
+        if not isinstance(value, str) or isinstance(identity, dict | list):
+            error = DataError(
+                f"{name}, row {number}: {column!r} is {json.dumps(value, default=str)[:60]}, not a string",
+                hint="--skip-bad leaves such rows out",
+            )
+            if on_bad is None:
+                raise error
+            on_bad(error)
+            continue
+        if text := f"{row.get('title') or ''} {value}".strip():
+            yield (f"{prefix}{number}" if identity is None else str(identity)), text
+
+
+def _lines(path: Path) -> int | None:
+    """Lines of a file of texts that are not blank, or rows of a Parquet file; None of a compressed one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() == ".gz" or not path.is_file():
+        return None
+    try:
+        if path.suffix.lower() == ".parquet":
+            return int(pq.read_metadata(path).num_rows)
+        with path.open("rb") as stream:
+            return sum(1 for line in stream if not line.isspace())
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)

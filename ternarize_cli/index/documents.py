@@ -1,0 +1,96 @@
+"""The documents of an index: documents.jsonl, one `{"id": "…", "text": "…"}` a line, and where the lines begin.
+
+Images have an empty text; their id says where they came from.
+"""
+
+import json
+import sys
+from array import array
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ternarize_cli.errors import DataError
+from ternarize_cli.index.format import DOCUMENTS, OFFSETS
+from ternarize_cli.texts import STDIN
+
+__all__ = ["read_documents", "read_ids", "read_offsets", "rows_of", "texts_of_rows", "write_documents"]
+
+
+def write_documents(
+    items: Iterable[tuple[str, Any]], folder: Path, *, append: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """The items, each of which is written to documents.jsonl as it passes by; offsets.bin follows the last.
+
+    Args:
+        items: id and content of each; only strings are kept.
+        folder: of the two files.
+        append: after the documents that are there.
+    """
+    path, begins = folder / DOCUMENTS, array("q")
+    position = path.stat().st_size if append else 0
+    with path.open("ab" if append else "wb") as stream:
+        for identity, content in items:
+            text = content if isinstance(content, str) else ""
+            line = json.dumps({"id": identity, "text": text}, ensure_ascii=False).encode() + b"\n"
+            stream.write(line)
+            begins.append(position)
+            position += len(line)
+            yield identity, content
+    with (folder / OFFSETS).open("ab" if append else "wb") as stream:
+        stream.write(np.array(begins, "<i8").tobytes())
+
+
+def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
+    """Id and text of each document, in order."""
+    with (folder / DOCUMENTS).open(encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            yield record["id"], record["text"]
+
+
+def read_ids(sources: Iterable[str]) -> list[str]:
+    """Ids from files, one per line, `-` being stdin; what is no file is an id itself.
+
+    Raises:
+        DataError: a file is not UTF-8.
+    """
+    ids: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if source != STDIN and not path.is_file():
+            ids.append(source)
+            continue
+        try:
+            content = sys.stdin.buffer.read() if source == STDIN else path.read_bytes()
+            ids += [line.strip() for line in content.decode().splitlines() if line.strip()]
+        except UnicodeDecodeError as e:
+            raise DataError(f"{source} is not UTF-8 text: {e}", hint="one id per line") from e
+    return ids
+
+
+def read_offsets(folder: Path) -> np.ndarray:
+    """int64 `[documents]`, where each line begins; read from disk as it is used."""
+    path = folder / OFFSETS
+    return np.memmap(path, "<i8", "r") if path.stat().st_size else np.empty(0, "<i8")
+
+
+def texts_of_rows(folder: Path, offsets: np.ndarray, rows: Collection[int]) -> dict[int, tuple[str, str]]:
+    """Row → id and text."""
+    found = {}
+    with (folder / DOCUMENTS).open("rb") as stream:
+        for row in sorted(rows):
+            stream.seek(int(offsets[row]))
+            record = json.loads(stream.readline())
+            found[row] = (record["id"], record["text"])
+    return found
+
+
+def rows_of(folder: Path, ids: Collection[str], dead: np.ndarray) -> dict[str, int]:
+    """Id → row of those documents that have one of the ids, `dead` rows left out."""
+    gone = set(dead.tolist())
+    return {
+        identity: row for row, (identity, _) in enumerate(read_documents(folder)) if identity in ids and row not in gone
+    }

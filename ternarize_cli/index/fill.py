@@ -1,0 +1,219 @@
+"""Makes a FAISS index, trains it on a sample and fills it from shards, in memory or with its lists on disk.
+
+On disk, blocks of rows are added to empty copies of the trained index, which are written one after the other and then
+merged into one file (`faiss.contrib.ondisk`); memory holds a block and the centroids, whatever the corpus's length.
+The lists, and so the answers, are those of an index that was filled in memory.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import faiss
+import numpy as np
+from faiss.contrib.ondisk import merge_ondisk
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.index.format import FAISS_INDEX, LISTS
+from ternarize_cli.index.presets import factory_of
+from ternarize_cli.progress import Track, silent
+
+__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan"]
+
+METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+_TRAINING_ROWS = 65_536
+_ROWS_PER_CLUSTER = 64
+_BLOCK = 1 << 28  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The index to make, empty, and what its record says of it."""
+
+    index: faiss.Index
+    preset: str
+    factory: str
+    metric: str
+    dim: int
+
+
+class Vectors(Protocol):
+    """Vectors in shards, as `VectorFolder` has them."""
+
+    shards: int
+    count: int
+
+    def load(self, shard: int) -> np.ndarray: ...
+
+    def rows(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+def check_metric(metric: str | None) -> None:
+    """Refuses a metric that there is not.
+
+    Raises:
+        InputError: as said.
+    """
+    if metric not in (None, *METRICS):
+        raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
+
+
+def plan(
+    factory: str,
+    metric: str | None,
+    count: int,
+    dim: int,
+    *,
+    similarity: str,
+    normalized: bool,
+    memory: int | None = None,
+    on_disk: bool = False,
+) -> Plan:
+    """What to make of `count` vectors.
+
+    Args:
+        factory, memory: as `presets.factory_of`; metric: "ip", "l2" or None.
+        count, dim, similarity, normalized: of the vectors.
+        on_disk: whether the index must be one whose lists can lie on disk.
+
+    Raises:
+        InputError: there is no such index, or it does not suit the vectors.
+    """
+    if on_disk and factory == "auto":
+        factory = "ivf"
+    preset, factory, needed = factory_of(factory, count, dim, normalized=normalized, memory=memory)
+    metric = metric or needed or ("l2" if similarity == "euclidean" else "ip")
+    _check_factory(factory, count)
+    made = Plan(_make(factory, dim, metric), preset, factory, metric, dim)
+    if on_disk:
+        _check_on_disk(made)
+    return made
+
+
+def fill(
+    made: Plan, vectors: Vectors, folder: Path, seed: int, *, on_disk: bool = False, track: Track = silent
+) -> None:
+    """Trains and fills the index and writes it into a folder.
+
+    Args:
+        made: what to make; the index is empty afterwards.
+        vectors: what to fill it with.
+        folder: of index.faiss, and of index.ivfdata if `on_disk`.
+        seed: of the sample for training.
+        track: told of each shard.
+
+    Raises:
+        InputError: FAISS can't train or fill it with these.
+    """
+    index = made.index
+    with _refusals(made, vectors.count):
+        if not index.is_trained:
+            index.train(_sample(vectors, index, seed))
+        if on_disk:
+            _fill_on_disk(index, vectors, folder, track)
+        else:
+            for shard in track(range(vectors.shards), "indexing"):
+                index.add(vectors.load(shard))
+    faiss.write_index(index, str(folder / FAISS_INDEX))
+    if not on_disk:
+        index.reset()
+
+
+def levels(index: faiss.Index) -> Iterator[faiss.Index]:
+    """An index and those that it wraps, from the outermost to the one that holds the vectors."""
+    while True:
+        index = faiss.downcast_index(index)
+        yield index
+        if isinstance(index, faiss.IndexPreTransform):
+            index = index.index
+        elif isinstance(index, faiss.IndexRefine):
+            index = index.base_index
+        else:
+            return
+
+
+def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Track) -> None:
+    inner = faiss.extract_index_ivf(index)
+    blocks: list[Path] = []
+    held = 0
+    for shard in track(range(vectors.shards), "indexing"):
+        part = vectors.load(shard)
+        index.add(part)
+        held += part.nbytes
+        if held >= _BLOCK or shard == vectors.shards - 1:
+            blocks.append(folder / f"block-{len(blocks)}.faiss")
+            faiss.write_index(inner, str(blocks[-1]))
+            index.reset()
+            held = 0
+    merge_ondisk(index, [str(block) for block in blocks], str(folder / LISTS), shift_ids=True)
+    for level in levels(index):
+        level.ntotal = vectors.count
+    for block in blocks:
+        block.unlink()
+
+
+def _check_on_disk(made: Plan) -> None:
+    inner = faiss.try_extract_index_ivf(made.index)
+    lists = inner and faiss.downcast_InvertedLists(inner.invlists)  # type: ignore[arg-type]
+    kinds = {type(level).__name__ for level in levels(made.index)}
+    if inner is None:
+        raise InputError(f"the index {made.factory!r} has no lists that could lie on disk", hint="--factory ivf")
+    if "IndexRefine" in kinds:
+        raise InputError(
+            f"the index {made.factory!r} keeps vectors to refine with, and these are filled in memory",
+            hint=f"--factory ivf, or IVF{inner.nlist},SQ8, which takes a quarter of it",
+        )
+    if not isinstance(lists, faiss.ArrayInvertedLists):
+        raise InputError(f"the lists of {made.factory!r} are packed for scanning, and can't lie on disk", hint="no fs")
+
+
+def _check_factory(factory: str, count: int) -> None:
+    """Refuses what FAISS would only refuse after all the encoding, or crash on."""
+    if re.search(r"(?<!\d)0+(?!\d)", factory) or re.search(r"(HNSW|NSG)1(?!\d)", factory):
+        raise InputError(f"the factory {factory!r} asks for an index with nothing in it", hint="e.g. --factory HNSW32")
+    clusters = re.search(r"IVF(\d+)", factory)
+    if clusters and int(clusters[1]) > count:
+        fitting = max(1, count // 39)
+        raise InputError(
+            f"the factory {factory!r} wants {clusters[1]} clusters, and FAISS needs at least one text for each; "
+            f"the corpus has {count}",
+            hint=f"--factory Flat, or IVF{fitting} (FAISS advises 39 texts for each cluster)",
+        )
+
+
+def _make(factory: str, dim: int, metric: str) -> faiss.Index:
+    try:
+        return faiss.index_factory(dim, factory, METRICS[metric])
+    except (RuntimeError, MemoryError) as e:
+        raise InputError(
+            f"FAISS makes no index from {factory!r} with {dim} dimensions and metric {metric}: {_reason(e)}",
+            hint="e.g. --factory Flat, HNSW32 or IVF256,Flat (https://github.com/facebookresearch/faiss/wiki)",
+        ) from e
+
+
+@contextmanager
+def _refusals(made: Plan, count: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as e:
+        raise InputError(
+            f"FAISS can't fill an index {made.factory!r} (metric {made.metric}) with {count} texts: {_reason(e)}",
+            hint="--factory Flat works for any corpus",
+        ) from e
+
+
+def _reason(error: Exception) -> str:
+    """FAISS's own words without its function names and source lines."""
+    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split())) or type(error).__name__
+
+
+def _sample(vectors: Vectors, index: faiss.Index, seed: int) -> np.ndarray:
+    """All vectors, or of a large corpus a random sample: float32 `[rows, dim]`."""
+    inverted = faiss.try_extract_index_ivf(index)
+    wanted = max(_TRAINING_ROWS, _ROWS_PER_CLUSTER * inverted.nlist if inverted else 0)
+    if vectors.count <= wanted:
+        return np.concatenate([vectors.load(i) for i in range(vectors.shards)])
+    return vectors.rows(np.sort(np.random.default_rng(seed).choice(vectors.count, wanted, replace=False)))

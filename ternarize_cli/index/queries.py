@@ -1,0 +1,41 @@
+"""What an index is asked: texts from arguments and files, or images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.images import read_parts
+from ternarize_cli.texts import read_lines
+
+__all__ = ["read_queries"]
+
+
+def read_queries(
+    kind: str, index: Path, texts: Sequence[str], file: str | None, images: Sequence[str]
+) -> tuple[list[str], list[Any]]:
+    """Names of the queries, and the queries: the texts themselves, or RGB images.
+
+    Args:
+        kind: "text" or "image", what the index holds; index: its folder, for messages.
+        texts: queries; file: of more, `-` for stdin, or None.
+        images: files, or folders of them.
+
+    Raises:
+        InputError: the queries are of the other kind.
+        DataError: a file can't be read.
+    """
+    if kind == "image" and (texts or file is not None):
+        raise InputError(f"{index} is an index of images", hint=f"ternarize index search {index} --image FILE")
+    if kind == "text" and images:
+        raise InputError(f"{index} is an index of texts", hint=f'ternarize index search {index} "your query"')
+    if kind == "text":
+        asked = [*texts, *(read_lines([file]) if file is not None else [])]
+        return asked, asked
+    names: list[str] = []
+    pictures: list[Any] = []
+    for source in images:
+        for part in read_parts(source).values():
+            names += [source] if Path(source).is_file() and len(part) == 1 else [f"{source}/{i}" for i in part.ids]
+            pictures += list(part)
+    return names, pictures

@@ -1,0 +1,218 @@
+"""`ternarize index add`, `delete`, `compact`: the same answers as an index built at once, whatever kind it is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import WORDS, save_tiny_bert
+
+from ternarize_cli.files import partial_path
+from ternarize_cli.index.format import read_deleted, read_info
+from ternarize_cli.index.truth import read_truth
+
+KINDS = ["flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh", "OPQ8,IVF4,PQ8"]
+
+
+def _texts(count: int) -> list[str]:
+    draw = np.random.default_rng(3)
+    return [" ".join(draw.choice(WORDS, size=12)) for _ in range(count)]
+
+
+TEXTS = _texts(400)
+
+
+def _write(path, rows):
+    path.write_text("\n".join(json.dumps({"id": f"d{i}", "text": TEXTS[i]}) for i in rows))
+    return path
+
+
+@pytest.fixture
+def build(run, tiny_bert, tmp_path):
+    def built(rows, *options, name="ix"):
+        corpus = _write(tmp_path / f"{name}.jsonl", rows)
+        result = run("index", "build", corpus, "-m", tiny_bert, "-o", tmp_path / name, *options)
+        assert result.exit_code == 0, result.stderr
+        return tmp_path / name
+
+    return built
+
+
+@pytest.fixture
+def ask(run):
+    def asked(index, k=10, rows=(5, 150, 399), *options):
+        queries = [TEXTS[i] for i in rows]
+        result = run("index", "search", index, *queries, "-k", k, "--json", *options)
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)["results"]
+        return [[hit["id"] for hit in found if hit["query"] == query] for query in queries]
+
+    return asked
+
+
+def _ok(result) -> dict:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_what_is_added_to_an_exact_index_is_found_as_if_it_was_always_there(run, build, ask, tmp_path):
+    whole, index = build(range(400), name="whole"), build(range(300))
+    report = _ok(run("index", "add", index, _write(tmp_path / "more.jsonl", range(300, 400)), "--json"))
+    assert (report["added"], report["count"], report["rows"]) == (100, 400, 400)
+    assert ask(index) == ask(whole)
+    assert _ok(run("index", "info", index, "--json"))["count"] == 400
+    assert not partial_path(index).exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deleted_documents_are_not_found_before_or_after_compacting(run, build, ask, kind):
+    index = build(range(400), "--factory", kind)
+    knob = ["--nprobe", 999] if "ivf" in kind.lower() else []
+    before = ask(index, 40, (5, 150, 399), *knob)
+    gone = {*before[0][:20], *before[1][:5], "d7"}
+    report = _ok(run("index", "delete", index, *gone, "--json"))
+    assert (report["deleted"], report["count"], report["rows"]) == (len(gone), 400 - len(gone), 400)
+    after = ask(index, 10, (5, 150, 399), *knob)
+    assert all(len(hits) == 10 and not gone & {*hits} for hits in after)
+    if kind in ("flat", "ivf", "lsh"):
+        assert after == [[hit for hit in hits if hit not in gone][:10] for hits in before]
+    assert _ok(run("index", "info", index, "--json"))["deleted"] == len(gone)
+    assert run("index", "tune", index, "--dry-run").exit_code == 0
+
+    compacted = _ok(run("index", "compact", index, "--json"))
+    assert (compacted["deleted"], compacted["count"], compacted["rows"]) == (
+        len(gone),
+        400 - len(gone),
+        400 - len(gone),
+    )
+    again = ask(index, 10, (5, 150, 399), *knob)
+    if kind == "hnsw":  # another graph
+        assert all(len({*a} & {*b}) >= 8 for a, b in zip(after, again, strict=True))
+    else:
+        assert [sorted(hits) for hits in again] == [sorted(hits) for hits in after]
+    assert _ok(run("index", "info", index, "--json"))["deleted"] == 0
+    assert sorted(p.name for p in index.iterdir() if "deleted" in p.name) == []
+    assert run("index", "tune", index).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_takes_more_documents(run, build, ask, tmp_path, kind):
+    index = build(range(300), "--factory", kind)
+    assert run("index", "add", index, _write(tmp_path / "more.jsonl", range(300, 400))).exit_code == 0
+    assert "d399" in ask(index, 10, (399,))[0]
+    assert read_info(index).count == 400
+
+
+def test_ids_that_are_there_are_refused_or_replaced(run, build, ask, tmp_path):
+    index = build(range(50))
+    before = {p.name: p.read_bytes() for p in index.iterdir()}
+    (tmp_path / "new.jsonl").write_text(
+        json.dumps({"id": "d3", "text": TEXTS[399]}) + "\n" + json.dumps({"id": "n", "text": TEXTS[350]})
+    )
+    refused = run("index", "add", index, tmp_path / "new.jsonl")
+    assert refused.exit_code == 2
+    assert "has documents 'd3' already" in refused.stderr
+    assert "--replace" in refused.stderr
+    assert {p.name: p.read_bytes() for p in index.iterdir()} == before
+    report = _ok(run("index", "add", index, tmp_path / "new.jsonl", "--replace", "--json"))
+    assert (report["added"], report["replaced"], report["count"], report["rows"]) == (2, 1, 51, 52)
+    assert ask(index, 1, (399, 350)) == [["d3"], ["n"]]
+    assert ask(index, 1, (3,)) != [["d3"]]
+    assert _ok(run("index", "add", index, tmp_path / "new.jsonl", "--replace", "--json"))["count"] == 51
+
+
+def test_ids_to_delete_come_from_arguments_files_and_stdin(run, build, tmp_path):
+    index = build(range(50))
+    (tmp_path / "ids.txt").write_text("d1\n\nd2\n")
+    assert _ok(run("index", "delete", index, "--ids", tmp_path / "ids.txt", "--ids", "d3", "--json"))["deleted"] == 3
+    assert _ok(run("index", "delete", index, "--ids", "-", "--json", input="d4\nd5\n"))["deleted"] == 2
+    assert read_deleted(index, read_info(index)).tolist() == [1, 2, 3, 4, 5]
+    missing = run("index", "delete", index, "d6", "d1", "nowhere")
+    assert missing.exit_code == 2
+    assert "has no documents 'd1', 'nowhere'; nothing was deleted" in missing.stderr
+    report = _ok(run("index", "delete", index, "d6", "d1", "nowhere", "--missing-ok", "--json"))
+    assert (report["deleted"], report["missing"], report["count"]) == (1, 2, 44)
+    assert len(list(index.glob("deleted-*"))) == 1
+    assert run("index", "delete", index).exit_code == 2
+
+
+def test_when_all_is_deleted_nothing_is_found_or_compacted(run, build):
+    index = build(range(3))
+    assert run("index", "delete", index, "d0", "d1", "d2").exit_code == 0
+    assert _ok(run("index", "search", index, "cat", "--json"))["results"] == []
+    result = run("index", "compact", index)
+    assert result.exit_code == 2
+    assert "all documents" in result.stderr
+
+
+def test_another_model_adds_nothing(run, build, tmp_path):
+    index = build(range(50))
+    more = _write(tmp_path / "more.jsonl", range(50, 60))
+    other = save_tiny_bert(tmp_path / "other", seed=1)
+    assert "is not the model that made this index" in run("index", "add", index, more, "-m", other).stderr
+    (other / "distillation.json").write_text(json.dumps({"teacher_sha256": read_info(index).model_sha256}))
+    result = run("index", "add", index, more, "-m", other)
+    assert result.exit_code == 2
+    assert "is a student of the model that made this index" in result.stderr
+    assert run("encode", other, more, "--shards", "-o", tmp_path / "v").exit_code == 0
+    assert "are of another model" in run("index", "add", index, tmp_path / "v").stderr
+    assert read_info(index).count == 50
+
+
+def test_vectors_are_added_as_texts_are(run, build, ask, tiny_bert, tmp_path):
+    one, two = build(range(300), name="one"), build(range(300), name="two")
+    more = _write(tmp_path / "more.jsonl", range(300, 400))
+    assert run("encode", tiny_bert, more, "--shards", "-o", tmp_path / "v", "--shard-size", 30).exit_code == 0
+    assert run("index", "add", one, more).exit_code == 0
+    assert run("index", "add", two, tmp_path / "v").exit_code == 0
+    assert ask(one) == ask(two)
+
+
+def test_truth_stays_true_while_documents_come_and_go(run, build, tmp_path):
+    whole, index = build(range(400), name="whole"), build(range(300))
+    assert run("index", "add", index, _write(tmp_path / "more.jsonl", range(300, 400))).exit_code == 0
+    ours, theirs = read_truth(index / "truth.npz"), read_truth(whole / "truth.npz")
+    shared = np.searchsorted(theirs.own, ours.own)
+    np.testing.assert_array_equal(theirs.own[shared], ours.own)
+    np.testing.assert_allclose(ours.scores, theirs.scores[shared], atol=1e-6)
+    assert (ours.neighbours == theirs.neighbours[shared]).mean() > 0.99  # but for ties
+    dead = [f"d{i}" for i in range(0, 400, 3)]
+    assert run("index", "delete", index, *dead).exit_code == 0
+    assert run("index", "compact", index).exit_code == 0
+    report = _ok(run("index", "tune", index, "-k", 5, "--json"))
+    assert report["chosen"]["recall"] == 1
+
+
+@pytest.mark.parametrize("content", ["", '{"id": 1, "text": 3}\n', '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n'])
+def test_what_can_not_be_added_leaves_the_index_as_it_was(run, build, tmp_path, content):
+    index = build(range(50))
+    before = {p.name: p.read_bytes() for p in index.iterdir()}
+    (tmp_path / "bad.jsonl").write_text(content)
+    assert run("index", "add", index, tmp_path / "bad.jsonl").exit_code == 2
+    assert {p.name: p.read_bytes() for p in index.iterdir()} == before
+    assert not partial_path(index).exists()
+
+
+def test_a_killed_addition_leaves_the_index_as_it_was(run, build, ask, tmp_path):
+    index = build(range(50))
+    before = {p.name: p.read_bytes() for p in index.iterdir()}
+    more = tmp_path / "more.jsonl"
+    more.write_text("\n".join(json.dumps({"id": f"m{i}", "text": TEXTS[i % 400]}) for i in range(60_000)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ternarize_cli", "index", "add", str(index), str(more)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    growing, size, deadline = partial_path(index) / "documents.jsonl", (index / "documents.jsonl").stat().st_size, 0.0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (growing.exists() and growing.stat().st_size > size):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert {p.name: p.read_bytes() for p in index.iterdir()} == before
+    assert ask(index, 1, (5,)) == [["d5"]]
+    assert _ok(run("index", "add", index, _write(more, range(50, 60)), "--json"))["count"] == 60
