@@ -190,7 +190,7 @@ class Trainer:
     def _look(self, done: float, now: float) -> None:
         """Looks at held-out data, unless that would take more than a twentieth of the time."""
         self._looked = done
-        if now < 20 * self._look_took:
+        if self._agreed(float(now < 20 * self._look_took)):  # processes look together
             return
         self.cosine, self.agreement = self.held_out()
 
@@ -293,21 +293,30 @@ class Trainer:
 
     @torch.no_grad()
     def held_out(self) -> tuple[float, float]:
-        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
+        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be.
+
+        Each process looks at a part.
+        """
         started = time.monotonic()
         modes = {module: module.training for module in self.pair.student.modules()}
         self.pair.student.eval()
-        vectors: list[list[Tensor]] = [[], []]
+        width = self.pair.student.get_embedding_dimension() or 0
+        vectors: list[list[Tensor]] = [[torch.empty(0, width)], [torch.empty(0, width)]]
         lengths = self.held.lengths.clip(max=self.held.limit)
-        rows = self.held.lengths.argsort(kind="stable").tolist()
+        rows = self.held.lengths.argsort(kind="stable").tolist()[self.on.process_index :: self.on.num_processes]
         for start in range(0, len(rows), 32):
             pieces = [Piece((i,), 0, int(lengths[i]), 0) for i in rows[start : start + 32]]
             features = self.pair.put(self.held.features(pieces))
-            vectors[0].append(self.pair.student_outputs(features).pooled.float())
-            vectors[1].append(self.pair.teacher_outputs(features).pooled.float())
+            vectors[0].append(self.pair.student_outputs(features).pooled.float().cpu())
+            vectors[1].append(self.pair.teacher_outputs(features).pooled.float().cpu())
         for module, mode in modes.items():
             module.training = mode
-        student, teacher = (F.normalize(torch.cat(v), dim=-1) for v in vectors)
+        mine = torch.stack([torch.cat(v) for v in vectors])
+        parts: list[Any] = [mine]
+        if self.on.num_processes > 1:
+            parts = [None] * self.on.num_processes
+            torch.distributed.all_gather_object(parts, mine, group=self._by_cpu)
+        student, teacher = F.normalize(torch.cat(parts, dim=1), dim=-1).to(self.on.device)
         self._look_took = time.monotonic() - started
         return float((student * teacher).sum(dim=-1).mean()), _agreement(student, teacher)
 
