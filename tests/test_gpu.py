@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ternarize_cli import kernels, models
 from ternarize_cli.convert import convert
-from ternarize_cli.errors import UnavailableError
+from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.pack import pack
 from ternarize_cli.scheme import Scheme
 
@@ -241,6 +241,19 @@ def test_texts_give_nearly_what_the_reference_gives(
         assert distance(stack._unpadded(ids, mask, None)[real], wanted[real]) < most
         whole = stack.texts(ids[:1], None, torch.zeros_like(ids[:1]) if save is save_tiny_bert else None)
     assert distance(whole, model(input_ids=ids[:1]).last_hidden_state) < most
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter on NaN
+def test_unusual_inputs(tmp_path: Path) -> None:
+    model = packed(tmp_path, save_tiny_bert)
+    stack = GpuStack(model, Int8)
+    with torch.no_grad():
+        assert stack.texts(torch.zeros(0, 5, dtype=torch.long, device=DEVICE), None, None).shape == (0, 5, 32)
+        with pytest.raises(InputError, match="a text has 65 tokens, and the model takes at most 64"):
+            stack.texts(torch.zeros(1, 65, dtype=torch.long, device=DEVICE), None, None)
+        unknown = stack.texts(torch.tensor([[2, 7, 9], [2, 7, 10**6]], device=DEVICE), None, None)
+    assert unknown[0].isfinite().all()
+    assert not unknown[1, 2].isfinite().any()
 
 
 @pytest.mark.parametrize(("arithmetic", "most"), ARITHMETICS)

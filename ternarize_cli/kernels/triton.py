@@ -76,8 +76,9 @@ class Triton:
             rows = x.reshape(-1, x.shape[-1])
             if not len(rows):
                 return x.new_empty(*x.shape[:-1], layer.out_features)
-            products.begin(0, len(rows))
-            y = products.run(0, 0, quantise(rows, products.dtype, b=products.order(len(rows))))
+            with torch.cuda.device_of(x):
+                products.begin(0, len(rows))
+                y = products.run(0, 0, quantise(rows, products.dtype, b=products.order(len(rows))))
             return y.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
 
         return run

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ternarize_cli.batching import width_of
 from ternarize_cli.cuda_graphs import Graphs
+from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.gpu import fused
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
 from ternarize_cli.kernels.gpu.products import E4m3, Joined, Products
@@ -82,8 +83,16 @@ class GpuStack:
     # -- whole passes --------------------------------------------------------------------------------------------------
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """As `whole.Stack`; at padding the results are of no meaning."""
+        """As `whole.Stack`; at padding the results are of no meaning.
+
+        Raises:
+            InputError: there are more tokens than the model has positions.
+        """
         tokens = ids.shape[1]
+        if tokens > self._longest:
+            raise InputError(f"a text has {tokens} tokens, and the model takes at most {self._longest}")
+        if not ids.numel():
+            return torch.zeros(*ids.shape, self._width, device=ids.device)
         if ids.numel() > _SMALL and mask is not None:
             real = int((mask != 0).sum())
             if real < _MOSTLY * ids.numel():
@@ -101,6 +110,8 @@ class GpuStack:
 
     def images(self, pixels: Tensor) -> Tensor:
         """As `whole.Stack`."""
+        if not len(pixels):
+            return self._model.layernorm(self._model.embeddings(pixels))
         return self._run({"pixels": pixels})
 
     def _run(self, given: dict[str, Tensor]) -> Tensor:
@@ -108,7 +119,8 @@ class GpuStack:
         if rows > _LARGE or not next(iter(given.values())).is_cuda:
             return self._recorded(given)
         graphs = self._graphs if rows <= _SMALL else self._large_graphs
-        return graphs(given).clone()
+        with torch.cuda.device_of(next(iter(given.values()))):
+            return graphs(given).clone()
 
     def _recorded(self, given: Mapping[str, Tensor]) -> Tensor:
         """A pass that depends on no value, so that it can be recorded."""

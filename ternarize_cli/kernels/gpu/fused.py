@@ -155,14 +155,16 @@ def _embed(
     inside = k < WIDTH
     begin(OVERLAP)
     word, place, kind = tl.load(ids_ptr + row), row % tokens, 0
-    tl.device_assert((word >= 0) & (word < words), "a token id is not in the vocabulary")
+    known = (word >= 0) & (word < words)
     if KINDS:
         kind = tl.load(kinds_ptr + row)
-        tl.device_assert((kind >= 0) & (kind < kinds), "a token type is not in the table")
+        known &= (kind >= 0) & (kind < kinds)
+    word, kind = tl.where(known, word, 0), tl.where(known, kind, 0)
     x = tl.load(words_ptr + word * WIDTH + k, inside, 0).to(tl.float32) * tl.load(word_scales_ptr + word)
     x += tl.load(types_ptr + kind * WIDTH + k, inside, 0).to(tl.float32) * tl.load(type_scales_ptr + kind)
     x += tl.load(places_ptr + place * WIDTH + k, inside, 0).to(tl.float32) * tl.load(place_scales_ptr + place)
     z = _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH)
+    z = tl.where(known, z, float("nan"))
     tl.store(kept_ptr + row * WIDTH + k, z.to(kept_ptr.dtype.element_ty), inside)
     _store_rounded(z, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
 
@@ -182,7 +184,7 @@ def embed(
         b: as `norm`.
 
     Returns:
-        the residual `[texts · tokens, width]` and the rounded norm.
+        the residual `[texts · tokens, width]`, NaN for ids that are in no table, and the rounded norm.
     """
     (words, word_scales), (types, type_scales), (places, place_scales) = tables
     rows, width = ids.numel(), words.shape[1]
