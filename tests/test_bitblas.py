@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ternarize_cli import kernels, models
 from ternarize_cli.convert import convert
 from ternarize_cli.kernels.bitblas import BitBlas, _scaled, kept, operators, toolchain
+from ternarize_cli.kernels.bitblas.generate import mended
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
 from ternarize_cli.kernels.bitblas.operators import Operator, Shape
 from ternarize_cli.pack import pack
@@ -173,10 +174,15 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(
     assert kept.keep("int8-16x16", built) == built
 
 
+def test_zeros_that_no_header_knows_are_mended() -> None:
+    zeros = ", ".join(["(signed char)0"] * 8)
+    assert mended(f"x = make_int2({zeros}); y = make_int2(1, 2);") == "x = make_int2(0, 0); y = make_int2(1, 2);"
+
+
 def test_a_failing_compiler_is_quoted() -> None:
     with pytest.raises(RuntimeError, match="nvcc ended with 2: no such card"):
         operators._run(["sh", "-c", "echo no such card >&2; exit 2"], "nvcc")
-    with pytest.raises(RuntimeError, match="nvcc ended with 1: a.cu: error: what is this"):
+    with pytest.raises(RuntimeError, match=r"nvcc ended with 1: a\.cu: error: what is this"):
         operators._run(["sh", "-c", "echo a.cu: error: what is this >&2; echo at line 3; exit 1"], "nvcc")
     with pytest.raises(RuntimeError, match="nvcc did not run"):
         operators._run(["/nowhere/nvcc"], "nvcc")
