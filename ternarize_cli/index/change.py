@@ -24,7 +24,7 @@ from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.index.corpora import Skipped, open_corpus, unique
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
 from ternarize_cli.index.encode import EncoderOptions, encoded, open_model
-from ternarize_cli.index.fill import METRICS, levels
+from ternarize_cli.index.fill import METRICS, levels, silent_faiss
 from ternarize_cli.index.format import (
     DOCUMENTS,
     FAISS_INDEX,
@@ -192,6 +192,8 @@ def compact_index(folder: Path, *, threads: int | None = None) -> ChangeReport:
         return ChangeReport(info)
     if not info.live:
         raise InputError(f"all documents of {folder} are deleted", hint="remove the folder")
+    if LISTS in info.files:
+        raise InputError(f"the lists of {folder} are on disk, where FAISS can't shorten them", hint="build it again")
     keep = np.ones(info.count, bool)
     keep[dead] = False
     with _changed(folder, info, documents=False) as (partial, index):
@@ -263,7 +265,8 @@ def _changed(folder: Path, info: IndexInfo, *, documents: bool = True) -> Iterat
             shutil.copyfile(folder / name, partial / name)
         shutil.copyfile(folder / FAISS_INDEX, partial / FAISS_INDEX)
         try:
-            index = faiss.read_index(str(partial / FAISS_INDEX), faiss.IO_FLAG_ONDISK_SAME_DIR)
+            with silent_faiss():
+                index = faiss.read_index(str(partial / FAISS_INDEX), faiss.IO_FLAG_ONDISK_SAME_DIR)
         except (RuntimeError, MemoryError) as e:
             raise DataError(f"{folder / FAISS_INDEX} is damaged", hint="build the index again") from e
         yield partial, index

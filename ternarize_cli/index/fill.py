@@ -5,6 +5,8 @@ merged into one file (`faiss.contrib.ondisk`); memory holds a block and the cent
 The lists, and so the answers, are those of an index that was filled in memory.
 """
 
+import ctypes
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from ternarize_cli.index.format import FAISS_INDEX, LISTS
 from ternarize_cli.index.presets import factory_of
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan"]
+__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "silent_faiss"]
 
 METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 _TRAINING_ROWS = 65_536
@@ -135,6 +137,21 @@ def levels(index: faiss.Index) -> Iterator[faiss.Index]:
             return
 
 
+@contextmanager
+def silent_faiss() -> Iterator[None]:
+    """Sends what FAISS prints about files of lists to stderr; stdout is for results."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Track) -> None:
     inner = faiss.extract_index_ivf(index)
     blocks: list[Path] = []
@@ -148,7 +165,8 @@ def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Tra
             faiss.write_index(inner, str(blocks[-1]))
             index.reset()
             held = 0
-    merge_ondisk(index, [str(block) for block in blocks], str(folder / LISTS), shift_ids=True)
+    with silent_faiss():
+        merge_ondisk(index, [str(block) for block in blocks], str(folder / LISTS), shift_ids=True)
     for level in levels(index):
         level.ntotal = vectors.count
     for block in blocks:

@@ -20,6 +20,7 @@ from ternarize_cli import files, vision
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
 from ternarize_cli.index.documents import read_offsets, texts_of_rows
 from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
+from ternarize_cli.index.fill import silent_faiss
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, IndexInfo, read_deleted, read_info
 
 __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
@@ -186,7 +187,8 @@ def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
     path = folder / FAISS_INDEX
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY if LISTS in info.files else faiss.IO_FLAG_MMAP_IFC
     try:
-        index = faiss.read_index(str(path), flags)
+        with silent_faiss():
+            index = faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError) as e:
         raise DataError(f"{path} is damaged: FAISS can't read it", hint="build the index again") from e
     if (index.ntotal, index.d) != (info.count, info.dim):
