@@ -58,7 +58,10 @@ class Graphs(Generic[Result]):
         return recorded.result
 
     def _record(self, shape: Any, batch: dict[str, Any]) -> _Recorded[Result] | None:
-        inputs = {k: torch.empty_like(v, device="cuda") if isinstance(v, Tensor) else v for k, v in batch.items()}
+        inputs = {
+            k: torch.empty_like(v, device="cuda", memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v
+            for k, v in batch.items()
+        }
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()

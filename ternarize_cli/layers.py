@@ -220,7 +220,8 @@ class PackedLinear(Packed):
         self._kernel = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernel": None}  # kernels hold what can't be copied or pickled
+        buffers = {**self._buffers, "weight": self.weight.clone()}  # it may be a part of a whole block's
+        return {**self.__dict__, "_buffers": buffers, "_kernel": None}  # kernels hold what can't be copied or pickled
 
 
 class PackedEmbedding(Packed):

@@ -229,7 +229,8 @@ def _check_inputs(folder: Path, plan: Plan) -> None:
                 )
         return
     limit = max_tokens(checkpoint.read_config(folder))
-    too_many = [tokens for tokens in plan.tokens or () if limit is not None and tokens > limit]
+    wanted = plan.tokens or (DEFAULT_TOKENS if plan.text is None else ())
+    too_many = [tokens for tokens in wanted if limit is not None and tokens > limit]
     if too_many:
         raise InputError(f"{folder.name} takes at most {limit} tokens, not {too_many[0]}", hint=f"--tokens {limit}")
 

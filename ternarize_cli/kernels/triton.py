@@ -71,7 +71,8 @@ class Triton:
 
         def run(x: Tensor) -> Tensor:
             if not made:
-                made.append(Int8([[Joined([layer])]]))
+                with torch.inference_mode(False):  # the layer's buffer becomes a part of what is made
+                    made.append(Int8([[Joined([layer])]], between=torch.float32))
             (products,) = made
             rows = x.reshape(-1, x.shape[-1])
             if not len(rows):

@@ -7,7 +7,9 @@ Where norms come first (ViT), a block begins with the one that here ends the blo
 graphs, texts padded to one of few widths. Of large batches with much padding only the real tokens are run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from ternarize_cli.kernels.whole import (
 
 __all__ = ["GpuForward", "GpuStack"]
 
+_LOCK = threading.RLock()  # recorded passes have one set of inputs
 _SMALL, _LARGE = 8192, 1 << 17  # rows; of passes with more than the latter none is recorded
 _MOSTLY = 0.9  # share of real tokens from which on padding is run, too
 _FAST_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
@@ -51,7 +54,29 @@ class GpuForward(WholeForward):
         super().__init__(model)
 
     def _stacked(self, model: nn.Module) -> "GpuStack":
-        return GpuStack(model, self._arithmetic)
+        with _apart(next(model.parameters()).device):
+            return GpuStack(model, self._arithmetic)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """As the model's own."""
+        try:
+            return super().__call__(*arguments, **options)
+        except InputError:
+            raise
+        except BaseException:
+            self._stack = None  # which may have been left in the middle of its work
+            raise
+
+
+@contextmanager
+def _apart(device: torch.device) -> Iterator[None]:
+    """One thread at a time, on that card, making tensors that any later call can write to."""
+    with _LOCK, torch.inference_mode(False), torch.no_grad():
+        if device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(device):
+            yield
 
 
 def _norm(m: nn.LayerNorm) -> Norm:
@@ -89,16 +114,22 @@ class GpuStack:
             InputError: there are more tokens than the model has positions.
         """
         tokens = ids.shape[1]
-        if tokens > self._longest:
+        if tokens > self._longest and self._tables is not None:
             raise InputError(f"a text has {tokens} tokens, and the model takes at most {self._longest}")
         if not ids.numel():
             return torch.zeros(*ids.shape, self._width, device=ids.device)
+        with _apart(ids.device):
+            mask, types = (t if t is None else t.contiguous() for t in (mask, types))
+            return self._texts(ids.contiguous(), mask, types)
+
+    def _texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
+        tokens = ids.shape[1]
         if ids.numel() > _SMALL and mask is not None:
             real = int((mask != 0).sum())
             if real < _MOSTLY * ids.numel():
                 return self._unpadded(ids, mask, types)
             mask = None if real == ids.numel() else mask
-        width = min(width_of(tokens), self._longest)
+        width = max(tokens, min(width_of(tokens), self._longest))
         if width > tokens and mask is None:
             mask = torch.ones_like(ids)
         given = {"ids": ids} | ({} if mask is None else {"mask": mask}) | ({} if types is None else {"types": types})
@@ -112,15 +143,15 @@ class GpuStack:
         """As `whole.Stack`."""
         if not len(pixels):
             return self._model.layernorm(self._model.embeddings(pixels))
-        return self._run({"pixels": pixels})
+        with _apart(pixels.device):
+            return self._run({"pixels": pixels.contiguous()})
 
     def _run(self, given: dict[str, Tensor]) -> Tensor:
         rows = given["ids"].numel() if "ids" in given else len(given["pixels"]) * self._patches
         if rows > _LARGE or not next(iter(given.values())).is_cuda:
             return self._recorded(given)
         graphs = self._graphs if rows <= _SMALL else self._large_graphs
-        with torch.cuda.device_of(next(iter(given.values()))):
-            return graphs(given).clone()
+        return graphs(given).clone()
 
     def _recorded(self, given: Mapping[str, Tensor]) -> Tensor:
         """A pass that depends on no value, so that it can be recorded."""
@@ -145,6 +176,8 @@ class GpuStack:
 
     def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
         real = (mask != 0).flatten().nonzero().squeeze(1)
+        if not len(real):
+            return torch.zeros(*ids.shape, self._width, device=ids.device)
         x, rounded = self._embedded(ids, types, len(real))
         lengths = (mask != 0).sum(dim=1)
         starts = F.pad(lengths.cumsum(0), (1, 0)).int()

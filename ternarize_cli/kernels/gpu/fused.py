@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ternarize_cli.kernels.gpu.matmul import _launch, begin, filled, gelu, nearest, on_gpu, overlaps
+from ternarize_cli.kernels.gpu.matmul import begin, filled, gelu, launch_options, nearest, on_gpu, overlaps
 
 __all__ = ["Attention", "Norm", "Rounded", "Sums", "attention", "embed", "norm", "quantise"]
 
@@ -80,7 +80,7 @@ def _norm(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, RAW: tl.constexpr, BIAS: tl.constexpr,
     AFTER: tl.constexpr, ROUND: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     inside = k < WIDTH
     begin(OVERLAP)
@@ -121,6 +121,7 @@ def norm(
     Returns:
         the residual and the rounded norm.
     """
+    x = x.contiguous()
     rows, width = x.shape
     residual = torch.empty(rows, width, dtype=kept or x.dtype, device=x.device)
     rounded = _empty(rows, filled(width, b) if b else width, dtype or torch.int8, x.device)
@@ -132,7 +133,7 @@ def norm(
         *rounded, by.eps,
         WIDTH=width, BLOCK=block, ADD=y is not None, RAW=raw is not None, BIAS=raw is not None and raw.bias is not None,
         AFTER=after, ROUND=dtype is not None, B=b, E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap,
-        num_warps=max(1, min(8, block // 256)), **_launch(overlap),
+        num_warps=max(1, min(8, block // 256)), **launch_options(overlap),
     )  # fmt: skip
     return residual, rounded
 
@@ -150,7 +151,7 @@ def _embed(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     inside = k < WIDTH
     begin(OVERLAP)
@@ -196,7 +197,7 @@ def embed(
         ids, kinds, words, word_scales, types, type_scales, places, place_scales, by.gain, by.bias, residual, *rounded,
         ids.shape[1], len(words), len(types), by.eps,
         WIDTH=width, BLOCK=block, KINDS=kinds is not None, B=b, E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap,
-        num_warps=max(1, min(8, block // 256)), **_launch(overlap),
+        num_warps=max(1, min(8, block // 256)), **launch_options(overlap),
     )  # fmt: skip
     return residual, rounded
 
@@ -218,6 +219,7 @@ def _quantise(
 
 def quantise(x: Tensor, dtype: torch.dtype, *, b: int = 0, activate: bool = False) -> Rounded:
     """`[rows, width]`, or GELU of it, rounded to int8 or e4m3; b as `norm`."""
+    x = x.contiguous()
     rows, width = x.shape
     rounded = _empty(rows, filled(width, b) if b else width, dtype, x.device)
     block = triton.next_power_of_2(max(width, 4 * b))
@@ -225,7 +227,7 @@ def quantise(x: Tensor, dtype: torch.dtype, *, b: int = 0, activate: bool = Fals
     _quantise[(rows,)](
         x, *rounded, WIDTH=width, BLOCK=block, GELU=activate, B=b, E4M3=dtype == torch.float8_e4m3fn,
         NATIVE=on_gpu(), OVERLAP=overlap,
-        num_warps=max(1, min(8, block // 256)), **_launch(overlap),
+        num_warps=max(1, min(8, block // 256)), **launch_options(overlap),
     )  # fmt: skip
     return rounded
 
@@ -245,8 +247,8 @@ def _attention(
     WIDTH: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, STARTS: tl.constexpr,
     WHOLE: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    text, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    text, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
     d = tl.arange(0, PADDED)
     begin(OVERLAP)
     first = text * tokens
@@ -311,11 +313,11 @@ def attention(
     y = torch.empty(rows, width, dtype=qkv.dtype, device=qkv.device)
     padded = max(16, triton.next_power_of_2(head))
     overlap = overlaps()
-    _attention[(triton.cdiv(tokens, how.queries), texts * heads)](
+    _attention[(texts * heads, triton.cdiv(tokens, how.queries))](
         qkv, mask, starts, y, tokens, heads, head**-0.5 * 1.4426950408889634,
         WIDTH=width, HEAD=head, PADDED=padded, MASK=mask is not None, STARTS=starts is not None,
         WHOLE=padded == head and tokens % how.keys == 0 and starts is None, OVERLAP=overlap,
-        BM=how.queries, BN=how.keys, num_warps=how.warps, num_stages=how.stages, **_launch(overlap),
+        BM=how.queries, BN=how.keys, num_warps=how.warps, num_stages=how.stages, **launch_options(overlap),
     )  # fmt: skip
     return y
 

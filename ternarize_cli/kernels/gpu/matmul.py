@@ -35,6 +35,7 @@ __all__ = [
     "few_rows",
     "filled",
     "in_order",
+    "launch_options",
     "lay_out",
     "many_rows",
     "on_gpu",
@@ -200,12 +201,13 @@ def few_rows(
         x, t, weight, scale, bias, y, rows, outputs,
         BLOCKS=weight.shape[1] // b, PARTS=how.parts, GELU=gelu, BIAS=bias is not None,
         NATIVE=on_gpu(), OVERLAP=overlap, BM=how.rows, BN=how.outputs, B=b,
-        num_warps=how.warps, num_stages=how.stages, **_launch(overlap),
+        num_warps=how.warps, num_stages=how.stages, **launch_options(overlap),
     )  # fmt: skip
     return y
 
 
-def _launch(overlap: bool) -> dict[str, Any]:
+def launch_options(overlap: bool) -> dict[str, Any]:
+    """What a launch is told where kernels are set up ahead."""
     return {"launch_pdl": True} if overlap else {}
 
 
@@ -222,7 +224,13 @@ def expand(weights: Tensor, codes: Tensor) -> None:
     """Writes the int8 codes, in the usual order, of weights as `lay_out` made them: one layer's or several layers'."""
     overlap = overlaps()
     _expand[(triton.cdiv(weights.numel(), 2048),)](
-        weights, codes.view(torch.int32), weights.numel(), BYTES=2048, OVERLAP=overlap, num_warps=8, **_launch(overlap)
+        weights,
+        codes.view(torch.int32),
+        weights.numel(),
+        BYTES=2048,
+        OVERLAP=overlap,
+        num_warps=8,
+        **launch_options(overlap),
     )
 
 
@@ -307,7 +315,7 @@ def many_rows(
         None if known else t, scale, bias, t if known else 1.0, rows, outputs, programs,
         INPUTS=inputs, EXACT=x.dtype == torch.int8, TOKEN=not known, GELU=gelu, BIAS=bias is not None, LIMIT=times,
         NATIVE=on_gpu(), OVERLAP=overlap, BM=how.rows, BN=how.outputs, BK=how.inputs, GROUP=8,
-        num_warps=how.warps, num_stages=how.stages, **_launch(overlap),
+        num_warps=how.warps, num_stages=how.stages, **launch_options(overlap),
     )  # fmt: skip
     return y
 

@@ -57,7 +57,7 @@ class Joined(NamedTuple):
 
 
 class Products(Protocol):
-    """What an encoder asks of its products; `Blocks` are numbered, linears of a block are those it was made with.
+    """What an encoder asks of its products. Blocks are numbered; linears of a block are those that it was made with.
 
     Attributes:
         dtype: of activations.
@@ -98,9 +98,10 @@ class _Linear(NamedTuple):
 class Int8:
     """int8 activations, 2-bit weights."""
 
-    dtype, between = torch.int8, torch.float16
+    dtype = torch.int8
 
-    def __init__(self, blocks: Sequence[Sequence[Joined]]) -> None:
+    def __init__(self, blocks: Sequence[Sequence[Joined]], between: torch.dtype = torch.float16) -> None:
+        self.between = between
         first = blocks[0]
         self._b = matmul.block_of(*(j.layers[0].in_features for j in first))
         self._flat: list[Tensor] = []
@@ -111,7 +112,7 @@ class Int8:
             self._linears.append(linears)
         self._choices = Choices()
         self._codes: Tensor | None = None
-        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._sums: dict[int, Tensor] = {}
 
     def _laid_out(self, block: Sequence[Joined]) -> tuple[Tensor, list[_Linear]]:
         """A block's weights in one tensor. Where they lie as in the file, the layers' buffers become parts of it."""
@@ -178,9 +179,9 @@ class Int8:
 
     def _sums_of(self, rows: int, outputs: int, device: torch.device) -> Tensor:
         """Zeros, as every norm leaves them."""
-        if (rows, outputs) not in self._sums:
-            self._sums[rows, outputs] = torch.zeros(rows, outputs, dtype=torch.int32, device=device)
-        return self._sums[rows, outputs]
+        if outputs not in self._sums:
+            self._sums[outputs] = torch.zeros(_FEW, outputs, dtype=torch.int32, device=device)
+        return self._sums[outputs][:rows]
 
     def _finished(self, w: _Linear, x: Rounded, *, gelu: bool) -> Tensor:
         rows, kind = len(x.q), "int8 gelu" if gelu else "int8"
@@ -191,12 +192,15 @@ class Int8:
         codes = self._codes[4 * w.start : 4 * (w.start + w.packed.numel())].view(len(w.packed), w.inputs)
 
         def many(how: ManyRows) -> Tensor:
-            return matmul.many_rows(x.q, x.t, codes, w.scale, w.bias, gelu=gelu, how=how)
+            return matmul.many_rows(x.q, x.t, codes, w.scale, w.bias, gelu=gelu, out=self.between, how=how)
 
+        if self.between == torch.float32:
+            return many(self._choices.of(f"{kind} wide", w.shape(rows), _wide_ways, many))
         return many(self._choices.of(kind, w.shape(rows), _many_ways, many))
 
     def _few(self, w: _Linear, x: Rounded, how: FewRows, *, gelu: bool = False, sums: Tensor | None = None) -> Tensor:
-        return matmul.few_rows(x.q, x.t, w.packed, w.scale, w.bias, self._b, gelu=gelu, how=how, sums=sums)
+        out = self.between
+        return matmul.few_rows(x.q, x.t, w.packed, w.scale, w.bias, self._b, gelu=gelu, out=out, how=how, sums=sums)
 
 
 def _lies_as_in_file(layer: PackedLinear, b: int) -> bool:
@@ -213,12 +217,17 @@ def _few_ways(rows: int, parts: int = 1) -> list[FewRows]:
 
 
 def _many_ways(rows: int) -> list[ManyRows]:
-    ways = [ManyRows(128, 256, 128, 8, 3), ManyRows(128, 128, 128, 4, 2, 2), ManyRows(128, 128, 64, 4, 4, 2)]
+    ways = [ManyRows(128, 128, 128, 4, 2, 2), ManyRows(128, 256, 128, 8, 3), ManyRows(128, 128, 64, 4, 4, 2)]
     if rows <= 8192:
         ways += [ManyRows(64, 128, 128, 4, 4, 2), ManyRows(128, 128, 128, 8, 4), ManyRows(64, 256, 128, 4, 3)]
     if rows <= 2048:
         ways += [ManyRows(64, 64, 128, 4, 4, 2), ManyRows(128, 64, 128, 4, 4, 2), ManyRows(64, 128, 256, 4, 3)]
     return ways
+
+
+def _wide_ways(rows: int) -> list[ManyRows]:
+    """For results of four bytes, which take more room beside the tiles."""
+    return [ManyRows(64, 128, 128, 4, 2, 1), ManyRows(128, 128, 128, 8, 2, 1), ManyRows(64, 64, 128, 4, 3, 2)]
 
 
 class E4m3:

@@ -1,7 +1,7 @@
 """Which of several ways is the fastest on this card: measured once, then remembered.
 
 Times are those of a CUDA graph of the call, as short kernels take longer to start than to run. What was found is kept
-in a file (`TERNARIZE_CACHE`, by default ~/.cache/ternarize, tuned-CARD.json), so that only the first process of a
+in a file (~/.cache/ternarize/gpu/CARD-….json; see `files.cache_folder`), so that only the first process of a
 machine measures; another version of Triton or of this package measures anew. TERNARIZE_TUNE=0 measures nothing and
 takes the first way.
 """
@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 
 from ternarize_cli import __version__
+from ternarize_cli.files import cache_folder
 
 __all__ = ["Choices", "bucket", "fastest", "found"]
 
@@ -35,17 +35,18 @@ class _Found:
         import triton
 
         card = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
-        folder = Path(os.environ.get("TERNARIZE_CACHE", "~/.cache/ternarize")).expanduser()
-        self.path = folder / f"tuned-{card}-triton{triton.__version__}-{__version__}.json"
-        self.best: dict[str, str] = {}
+        self.path = cache_folder("gpu") / f"{card}-triton{triton.__version__}-{__version__}.json"
+        self.best = self._read()
+
+    def _read(self) -> dict[str, str]:
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
-            self.best = {str(key): str(name) for key, name in known.items()}
+            return {str(key): str(name) for key, name in known.items()}
         except (OSError, ValueError, AttributeError):  # none yet, or damaged: it is measured anew
-            pass
+            return {}
 
     def add(self, key: str, name: str) -> None:
-        self.best[key] = name
+        self.best = self._read() | self.best | {key: name}  # other processes add, too
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             new = self.path.with_suffix(f".{os.getpid()}.partial")
@@ -119,10 +120,10 @@ class Choices:
 
 def _milliseconds(call: Callable[[], object]) -> float | None:
     """The median of one call in a graph of many; None if it fails."""
-    from triton import OutOfResources
+    from triton.errors import TritonError
     from triton.testing import do_bench_cudagraph
 
     try:
         return float(do_bench_cudagraph(call, rep=4, return_mode="median"))
-    except (OutOfResources, RuntimeError):  # RuntimeError: what torch refuses
+    except (TritonError, RuntimeError):  # RuntimeError: what torch refuses
         return None
