@@ -208,6 +208,16 @@ def test_an_index_is_built_of_shards(run, encode, tiny_bert, tmp_path):
     assert run("index", "build", tmp_path / "corpus.jsonl").exit_code == 2
 
 
+def test_a_record_of_another_width_builds_no_index(run, encode, tmp_path):
+    encode("--shards")
+    record = tmp_path / "v" / "vectors.json"
+    record.write_text(record.read_text().replace('"dim": 32', '"dim": 16'))
+    result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")
+    assert result.exit_code == 2
+    assert "shard 0 has vectors of 32, and vectors.json says 16" in result.stderr
+    assert not (tmp_path / "ix").exists()
+
+
 def test_unfinished_shards_are_not_indexed(run, encode, tmp_path):
     encode("--shard", "1/2")
     result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")

@@ -125,7 +125,8 @@ def add_documents(
             parts = _encoding(opened.encode, track(written, "adding", source.count), ids)
         fresh = _Truth(read_truth(folder / TRUTH), METRICS[info.metric])
         for part in parts:
-            index.add(part)
+            with silent_faiss():  # it says how it makes room in lists on disk
+                index.add(part)
             fresh.add(part, known + fresh.rows)
         if not ids:
             raise DataError(f"{corpus} holds nothing that could be added")

@@ -116,14 +116,23 @@ class VectorFolder:
                 yield from pq.read_table(self._files.path(shard, ".parquet"), columns=["id"])["id"].to_pylist()
 
     def load(self, shard: int) -> np.ndarray:
-        """A shard's vectors, float32 `[rows, dim]`."""
+        """A shard's vectors, float32 `[rows, dim]`.
+
+        Raises:
+            DataError: they have another width than the folder's record says.
+        """
         if self.record.format == "npy":
             numbers = np.load(self._files.path(shard, ".npy"))
         else:
             import pyarrow.parquet as pq
 
             column = pq.read_table(self._files.path(shard, ".parquet"), columns=["vector"])["vector"].combine_chunks()
-            numbers = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.record.dim)
+            numbers = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        if numbers.ndim != 2 or numbers.shape[1] != self.record.dim:
+            raise DataError(
+                f"shard {shard} has vectors of {numbers.shape[-1]}, and {RECORD} says {self.record.dim}",
+                hint=f"{RECORD} was edited, or is another folder's: put back the one that was written with the vectors",
+            )
         vectors = numbers.astype(np.float32)
         if self.record.dtype == "int8":
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
