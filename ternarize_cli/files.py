@@ -26,6 +26,7 @@ __all__ = [
     "check_output",
     "content_hash",
     "empty",
+    "locked_folder",
     "partial_path",
     "remove",
     "sha256",
@@ -144,6 +145,29 @@ def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder that is there, so that one process at a time changes it.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(descriptor)
+            raise OutputError(f"another process is changing {folder}", hint="wait for it") from e
+        if _is_still(folder, descriptor):
+            break
+        os.close(descriptor)  # another has taken its place between our two calls
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

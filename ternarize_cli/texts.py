@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -43,13 +43,18 @@ def source_name(path: str | Path) -> str:
 
 
 def read_texts(
-    path: str | Path, *, also: Sequence[str] = (), on_bad: Callable[[DataError], None] | None = None
+    path: str | Path,
+    *,
+    also: Sequence[str] = (),
+    prefix: str = "",
+    on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Document]:
     """Yields the texts of a plain text or JSONL file, or of stdin where `path` is `-`.
 
     Args:
         path: the file.
         also: fields of JSONL that are read where `text` is missing; each of their texts is a document of the line.
+        prefix: in front of ids that are line numbers.
         on_bad: told of a line that can't be used, which is then skipped instead of an error.
 
     Raises:
@@ -57,15 +62,16 @@ def read_texts(
             has no usable text (the message names file and line); at the end when there was no text at all.
     """
     name = source_name(path)
+    form = _Form(None, tuple(also), prefix, on_bad)
     if name == "stdin":
-        return _read(_stdin(), name, None, also, on_bad)
+        return _read(_stdin(), name, form)
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
     if not os.access(file, os.R_OK):
         why = "no permission" if file.exists() else "there is no such file"
         raise DataError(f"{path} can't be read: {why}", hint="check the path; - reads from stdin")
-    return _open(file, name, _JSONL.get(_suffix(file)), also, on_bad)
+    return _open(file, name, replace(form, jsonl=_JSONL.get(_suffix(file))))
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -99,26 +105,30 @@ def _suffix(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-_OnBad = Callable[[DataError], None] | None
+@dataclass(frozen=True)
+class _Form:
+    """How lines are read: `jsonl` None means that the first line that is not blank decides; others: `read_texts`."""
+
+    jsonl: bool | None
+    also: tuple[str, ...]
+    prefix: str
+    on_bad: Callable[[DataError], None] | None
 
 
-def _open(file: Path, name: str, jsonl: bool | None, also: Sequence[str], on_bad: _OnBad) -> Iterator[Document]:
+def _open(file: Path, name: str, form: _Form) -> Iterator[Document]:
     if file.suffix.lower() != ".gz":
         with file.open("rb") as stream:
-            yield from _read(stream, name, jsonl, also, on_bad)
+            yield from _read(stream, name, form)
         return
     try:
         with gzip.open(file) as stream:
-            yield from _read(stream, name, jsonl, also, on_bad)
+            yield from _read(stream, name, form)
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise DataError(f"{name} can't be unpacked: {e}", hint="fetch the file again") from e
 
 
-def _read(
-    stream: Iterable[bytes], name: str, jsonl: bool | None, also: Sequence[str], on_bad: _OnBad
-) -> Iterator[Document]:
-    """`jsonl` None means: the first line that is not blank decides."""
-    found = False
+def _read(stream: Iterable[bytes], name: str, form: _Form) -> Iterator[Document]:
+    jsonl, found = form.jsonl, False
     for number, raw in enumerate(stream, start=1):
         try:
             line = _decoded(raw.removeprefix(_BOM) if number == 1 else raw, f"{name} line {number}")
@@ -127,14 +137,14 @@ def _read(
             if jsonl is None:
                 jsonl = line.startswith("{")
             documents = (
-                list(_from_json(line, f"{name} line {number}", number, also))
+                list(_from_json(line, f"{name} line {number}", f"{form.prefix}{number}", form.also))
                 if jsonl
-                else [Document(str(number), line)]
+                else [Document(f"{form.prefix}{number}", line)]
             )
         except DataError as e:
-            if on_bad is None:
+            if form.on_bad is None:
                 raise
-            on_bad(e)
+            form.on_bad(e)
             continue
         found = True
         yield from documents
@@ -152,7 +162,7 @@ def _decoded(raw: bytes, where: str) -> str:
         ) from e
 
 
-def _from_json(line: str, where: str, number: int, also: Sequence[str]) -> Iterator[Document]:
+def _from_json(line: str, where: str, number: str, also: Sequence[str]) -> Iterator[Document]:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as e:
@@ -161,7 +171,7 @@ def _from_json(line: str, where: str, number: int, also: Sequence[str]) -> Itera
     if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, also)))):
         for other in others:
             _check_encodable(other, where)
-            yield Document(str(number), other)
+            yield Document(number, other)
         return
     if not isinstance(text, str):
         what = "no `text` field" if text is None else f"`text` is {_short(json.dumps(text))}, not a string"

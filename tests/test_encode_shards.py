@@ -1,5 +1,6 @@
 """`ternarize encode --shards`: jobs, kills, damage, numbers, and an index of them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 from conftest import WORDS
 
 from ternarize_cli.errors import DataError
-from ternarize_cli.index.vector_folder import VectorFolder
+from ternarize_cli.index.records import signed
+from ternarize_cli.index.vector_folder import VectorFolder, read_record
 
 
 def _texts(count: int) -> list[str]:
@@ -77,7 +79,7 @@ def test_what_is_damaged_or_has_changed_is_done_again(encode, corpus, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     (tmp_path / "v" / "000001.json").write_text('{"fi')
     (tmp_path / "v" / "000005.parquet").unlink()
-    with pytest.raises(DataError, match=r"000001\.parquet is damaged"):
+    with pytest.raises(DataError, match=r"000001\.parquet or its record is damaged"):
         VectorFolder(tmp_path / "v")
     again = encode("--shards")
     assert (again["shards"], again["reused"]) == (3, 4)
@@ -210,11 +212,24 @@ def test_an_index_is_built_of_shards(run, encode, tiny_bert, tmp_path):
 
 def test_a_record_of_another_width_builds_no_index(run, encode, tmp_path):
     encode("--shards")
-    record = tmp_path / "v" / "vectors.json"
-    record.write_text(record.read_text().replace('"dim": 32', '"dim": 16'))
+    record = read_record(tmp_path / "v")
+    other = signed(dataclasses.asdict(dataclasses.replace(record, dim=16)))
+    (tmp_path / "v" / "vectors.json").write_text(other)
     result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")
     assert result.exit_code == 2
     assert "shard 0 has vectors of 32, and vectors.json says 16" in result.stderr
+    assert not (tmp_path / "ix").exists()
+
+
+@pytest.mark.parametrize("name", ["vectors.json", "000001.json"])
+def test_an_edited_record_is_found(run, encode, tmp_path, name):
+    encode("--shards")
+    record = json.loads((tmp_path / "v" / name).read_text())
+    field = "model_sha256" if name == "vectors.json" else "rows"
+    (tmp_path / "v" / name).write_text(json.dumps({**record, field: 1}))
+    result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")
+    assert result.exit_code == 2
+    assert "damaged" in result.stderr
     assert not (tmp_path / "ix").exists()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -227,11 +228,10 @@ def _future(folder):
 def _exchange(folder):
     other = faiss.IndexFlatIP(32)
     other.add(np.ones((3, 32), dtype=np.float32))
+    info = read_info(folder)
     faiss.write_index(other, str(folder / "index.faiss"))
-    info = json.loads((folder / "index.json").read_text())
     size = (folder / "index.faiss").stat().st_size
-    files = {**info["files"], "index.faiss": {"bytes": size, "sha256": ""}}
-    (folder / "index.json").write_text(json.dumps({**info, "files": files}))
+    write_info(folder, replace(info, files={**info.files, "index.faiss": StoredFile(size, "")}))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def _exchange(folder):
         (_garble, "index.faiss is damaged"),
         (_lose, "documents.jsonl is missing"),
         (_break_record, "index.json is damaged"),
-        (_future, "index format 99; this ternarize reads version 3"),
+        (_future, "index format 99; this ternarize reads version 4"),
     ],
 )
 def test_a_damaged_index_is_named(run, index, damage, message):
@@ -257,6 +257,56 @@ def test_an_index_of_other_vectors_is_not_searched(run, index):
     result = run("index", "search", index, "cat")
     assert result.exit_code == 2
     assert "holds 3 vectors of 32 dimensions; index.json says 50 of 32" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("metric", "cosine"), ("kind", 3), ("search", {"nprobe": "x"}), ("deleted", 1), ("more", 1)]
+)
+def test_an_edited_record_is_refused_by_all_commands(run, index, tmp_path, field, value):
+    record = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps({**record, field: value}))
+    (tmp_path / "more.txt").write_text("cat\n")
+    for command in (["search", index, "cat"], ["info", index], ["tune", index], ["compact", index]):
+        result = run("index", *command)
+        assert result.exit_code == 2
+        assert "index.json is damaged or was edited" in result.stderr
+    assert run("index", "add", index, tmp_path / "more.txt").exit_code == 2
+    assert run("index", "delete", index, "d1").exit_code == 2
+
+
+def _at_equal_size(path):
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl", "offsets.bin"])
+def test_damaged_documents_are_named(run, index, name):
+    _at_equal_size(index / name)
+    result = run("index", "search", index, "cat")
+    assert result.exit_code == 2
+    assert f"{name}" in result.stderr
+    assert "build the index again" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl", "offsets.bin", "truth.npz", "index.faiss"])
+def test_what_changes_an_index_does_not_sign_what_is_damaged(run, index, tmp_path, name):
+    assert run("index", "delete", index, "d1").exit_code == 0
+    content = bytearray((index / name).read_bytes())
+    content[-1] ^= 1
+    (index / name).write_bytes(content)
+    (tmp_path / "more.txt").write_text("cat\n")
+    for command in (["add", index, tmp_path / "more.txt"], ["compact", index]):
+        result = run("index", *command)
+        assert result.exit_code == 2
+        assert f"{name} is damaged" in result.stderr
+
+
+def test_wrong_options(run, index, corpus, tiny_bert, tmp_path):
+    build = ["index", "build", corpus, "-m", tiny_bert, "-o", tmp_path / "no", "--memory", 1]
+    assert "--memory lets `auto` choose" in run(*build, "--factory", "hnsw").stderr
+    assert "--memory lets `auto` choose" in run(*build, "--on-disk").stderr
+    assert "--asymmetric needs the model" in run("index", "search", index, "cat", "--asymmetric").stderr
+    assert "a query is empty" in run("index", "search", index, "cat", " ").stderr
+    assert not (tmp_path / "no").exists()
 
 
 def test_info_sees_a_flipped_bit(run, index):

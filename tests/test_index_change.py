@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import WORDS, save_tiny_bert
 
-from ternarize_cli.files import partial_path
+from ternarize_cli.files import locked_folder, partial_path
+from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.format import read_deleted, read_info
 from ternarize_cli.index.truth import read_truth
 
@@ -109,13 +110,15 @@ def test_every_kind_takes_more_documents(run, build, ask, tmp_path, kind):
     assert read_info(index).count == 400
 
 
-def test_ids_that_are_there_are_refused_or_replaced(run, build, ask, tmp_path):
+def test_ids_that_are_there_are_refused_or_replaced(run, build, ask, tmp_path, monkeypatch):
     index = build(range(50))
     before = {p.name: p.read_bytes() for p in index.iterdir()}
     (tmp_path / "new.jsonl").write_text(
         json.dumps({"id": "d3", "text": TEXTS[399]}) + "\n" + json.dumps({"id": "n", "text": TEXTS[350]})
     )
+    monkeypatch.setattr(TextEncoder, "forward", None)  # nothing is encoded for nothing
     refused = run("index", "add", index, tmp_path / "new.jsonl")
+    monkeypatch.undo()
     assert refused.exit_code == 2
     assert "has documents 'd3' already" in refused.stderr
     assert "--replace" in refused.stderr
@@ -130,7 +133,7 @@ def test_ids_that_are_there_are_refused_or_replaced(run, build, ask, tmp_path):
 def test_ids_to_delete_come_from_arguments_files_and_stdin(run, build, tmp_path):
     index = build(range(50))
     (tmp_path / "ids.txt").write_text("d1\n\nd2\n")
-    assert _ok(run("index", "delete", index, "--ids", tmp_path / "ids.txt", "--ids", "d3", "--json"))["deleted"] == 3
+    assert _ok(run("index", "delete", index, "d3", "--ids", tmp_path / "ids.txt", "--json"))["deleted"] == 3
     assert _ok(run("index", "delete", index, "--ids", "-", "--json", input="d4\nd5\n"))["deleted"] == 2
     assert read_deleted(index, read_info(index)).tolist() == [1, 2, 3, 4, 5]
     missing = run("index", "delete", index, "d6", "d1", "nowhere")
@@ -140,6 +143,47 @@ def test_ids_to_delete_come_from_arguments_files_and_stdin(run, build, tmp_path)
     assert (report["deleted"], report["missing"], report["count"]) == (1, 2, 44)
     assert len(list(index.glob("deleted-*"))) == 1
     assert run("index", "delete", index).exit_code == 2
+    assert "ids.csv can't be read" in run("index", "delete", index, "--ids", tmp_path / "ids.csv").stderr
+
+
+def test_texts_without_ids_do_not_take_the_place_of_others(run, tiny_bert, ask, tmp_path):
+    for name, rows in (("a.txt", range(5)), ("b.txt", range(5, 9))):
+        (tmp_path / name).write_text("\n".join(TEXTS[i] for i in rows))
+    index = tmp_path / "ix"
+    assert run("index", "build", tmp_path / "a.txt", "-m", tiny_bert, "-o", index).exit_code == 0
+    assert _ok(run("index", "add", index, tmp_path / "b.txt", "--json"))["count"] == 9
+    assert _ok(run("index", "add", index, "-", "--json", input=TEXTS[9]))["count"] == 10
+    assert ask(index, 1, (2, 6, 9)) == [["3"], ["b.txt:2"], ["stdin:1"]]
+    again = run("index", "add", index, tmp_path / "b.txt")
+    assert again.exit_code == 2
+    assert "has documents 'b.txt:1', 'b.txt:2', 'b.txt:3' and 1 more already" in again.stderr
+    assert "FILE:LINE" in again.stderr
+
+
+def test_one_change_at_a_time(run, build, tmp_path):
+    index = build(range(5))
+    with locked_folder(index):
+        for command in (["delete", index, "d1"], ["compact", index], ["tune", index], ["add", index, index / "x"]):
+            result = run("index", *command)
+            assert result.exit_code == 1
+            assert "another process is changing" in result.stderr
+        assert run("index", "search", index, "cat").exit_code == 0
+    assert run("index", "delete", index, "d1").exit_code == 0
+
+
+def test_empty_texts_are_left_out_and_counted(run, tiny_bert, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"id": "a", "text": "cat"}, {"id": "b", "text": " "}, {"id": "c", "text": "dog"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    for name in ("c.jsonl", "c.parquet"):
+        result = run("index", "build", tmp_path / name, "-m", tiny_bert, "-o", tmp_path / f"{name}-ix", "--json")
+        assert (_ok(result)["count"], _ok(result)["empty"]) == (2, 1)
+        assert "1 texts were empty" in result.stderr
+        out = tmp_path / f"{name}.npy"  # a line in, a line out
+        assert _ok(run("encode", tiny_bert, tmp_path / name, "-o", out, "--json"))["count"] == 3
 
 
 def test_when_all_is_deleted_nothing_is_found_or_compacted(run, build):

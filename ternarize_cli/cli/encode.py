@@ -101,7 +101,7 @@ def encode(
 
     from ternarize_cli import files, models
     from ternarize_cli.errors import InputError
-    from ternarize_cli.index.corpora import Skipped, open_corpus
+    from ternarize_cli.index.corpora import open_corpus
     from ternarize_cli.index.encode import LINGER, EncoderOptions, encode_to_file, encode_to_stream, open_model
     from ternarize_cli.index.vector_shards import ShardOptions
     from ternarize_cli.index.vectors import file_format
@@ -124,8 +124,7 @@ def encode(
     kind = file_format(output, format)
     if output is None and kind != "jsonl" and (kind == "parquet" or sys.stdout.isatty()):
         raise InputError(f"{kind} can't go to this stdout", hint="-o FILE")
-    skipped = Skipped()
-    corpus = open_corpus(source, on_bad=skipped if skip_bad else None)
+    corpus = open_corpus(source, skip_bad=skip_bad)
     opened = open_model(model, corpus.kind, options)
     if note := models.pooling_note(opened.folder):
         out.note(note)
@@ -138,8 +137,8 @@ def encode(
     else:
         encode_to_file(encoder, items, output, kind, force=force, **how)
     seconds = time.perf_counter() - started
-    if skipped.count:
-        out.warn(skipped.summary())
+    if corpus.skipped.summary:
+        out.warn(corpus.skipped.summary)
     if encoder.truncation:
         out.warn(encoder.truncation)
     out.note(f"{encoder.summary} in {seconds:.1f} s" + (f" → {output}" if output else ""))
@@ -148,7 +147,7 @@ def encode(
             "output": str(output),
             "format": kind,
             **encoder.counts,
-            "skipped": skipped.count,
+            "skipped": corpus.skipped.count,
             "seconds": round(seconds, 3),
             "model": model,
             "model_sha256": files.content_hash(opened.folder),
@@ -216,7 +215,7 @@ def _encode_shards(
 
     from ternarize_cli import files
     from ternarize_cli.errors import InputError
-    from ternarize_cli.index.corpora import Skipped, open_corpus, unique
+    from ternarize_cli.index.corpora import open_corpus, unique
     from ternarize_cli.index.encode import open_model
     from ternarize_cli.index.ray_engine import encode_with_ray
     from ternarize_cli.index.vector_shards import encode_to_folder, record_of
@@ -230,14 +229,14 @@ def _encode_shards(
         files.check_output(output, force=False)
     job.check()
     ray = job.engine == "ray"
-    skipped = Skipped()
-    corpus = open_corpus(source, on_bad=skipped if skip_bad else None)
+    corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
+    skipped = corpus.skipped
     opened = open_model(model, corpus.kind, options, role="document")
     record = record_of(model, opened, job.shards)
     started = time.perf_counter()
     if ray:
         threads = options.threads or max(1, (os.cpu_count() or 1) // job.workers)
-        report = encode_with_ray(
+        report, skipped = encode_with_ray(
             source,
             output,
             record,
@@ -245,18 +244,18 @@ def _encode_shards(
             workers=job.workers,
             gpus=float((options.device or "").startswith("cuda")),
             address=job.ray_address,
-            on_bad=skipped if skip_bad else None,
+            skip_bad=skip_bad,
             track=out.track,
         )
     else:
-        again = None if source == STDIN else lambda: open_corpus(source, on_bad=Skipped() if skip_bad else None).items
+        again = None if source == STDIN else lambda: open_corpus(source, skip_bad=skip_bad, documents=True).items
         items = unique(corpus.items, corpus.name, again)
         report = encode_to_folder(
             opened.encode, items, output, record, part=job.part, total=corpus.count, track=out.track
         )
     seconds = time.perf_counter() - started
-    if skipped.count:
-        out.warn(skipped.summary())
+    if skipped.summary:
+        out.warn(skipped.summary)
     if opened.encode.truncation:
         out.warn(opened.encode.truncation)
     of = f" of job {job.part[0]}/{job.part[1]}" if job.part[1] > 1 else ""
@@ -271,6 +270,7 @@ def _encode_shards(
             "output": str(output),
             **dataclasses.asdict(report),
             "skipped": skipped.count,
+            "empty": skipped.empty,
             "seconds": round(seconds, 3),
             **dataclasses.asdict(record),
         }

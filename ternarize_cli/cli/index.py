@@ -131,8 +131,10 @@ def build(
         )
     if report.discarded:
         out.note("the unfinished work was of another model or shard size; it was not used")
-    if report.skipped.count:
-        out.warn(report.skipped.summary())
+    if report.skipped.summary:
+        out.warn(report.skipped.summary)
+    if report.note:
+        out.note(report.note)
     if report.truncation:
         out.warn(report.truncation)
     size = sum(file.bytes for file in report.info.files.values())
@@ -144,7 +146,8 @@ def build(
     tunable = report.info.factory != "Flat" and report.info.count > 1
     ask = '"your query"' if report.info.kind == "text" else "--image FILE"
     out.hint(f"ternarize index tune {output}" if tunable else f"ternarize index search {output} {ask}")
-    work = {"shards": report.shards, "reused": report.reused, "tokens": report.tokens, "skipped": report.skipped.count}
+    skipped = {"skipped": report.skipped.count, "empty": report.skipped.empty}
+    work = {"shards": report.shards, "reused": report.reused, "tokens": report.tokens, **skipped}
     out.result({"output": str(output), **_payload(report.info), **work})
 
 

@@ -20,7 +20,11 @@ _MANY = 0.25
 def add(
     index: Index,
     corpus: Annotated[
-        str, typer.Argument(metavar="CORPUS|DIR", help="As `index build` reads it, vectors of the same model included.")
+        str,
+        typer.Argument(
+            metavar="CORPUS|DIR",
+            help="As `index build` reads it, or vectors of the same model; texts without ids are called FILE:LINE.",
+        ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="MODEL", help="The index's own model, if it moved.")
@@ -40,7 +44,7 @@ def add(
 ) -> None:
     """Encode documents and add them to an index. A kill leaves the index as it was."""
     from ternarize_cli.cli.output import Output
-    from ternarize_cli.index.change import add_documents
+    from ternarize_cli.index.add import add_documents
     from ternarize_cli.index.encode import EncoderOptions
 
     out = Output(json_mode=json, quiet=quiet)
@@ -53,8 +57,8 @@ def add(
         encoder=EncoderOptions(backend, device, threads, batch_size),
         track=out.track,
     )
-    if report.skipped is not None and report.skipped.count:
-        out.warn(report.skipped.summary())
+    if report.skipped is not None and report.skipped.summary:
+        out.warn(report.skipped.summary)
     if report.truncation:
         out.warn(report.truncation)
     again = f", {report.replaced} of them in place of others" if report.replaced else ""
@@ -68,7 +72,7 @@ def delete(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")] = None,
     ids_from: Annotated[
         list[str] | None,
-        typer.Option("--ids", metavar="FILE|ID", help="A file of ids, one per line; - is stdin; or an id."),
+        typer.Option("--ids", metavar="FILE|-", help="A file of ids, one per line; - is stdin; again for more."),
     ] = None,
     missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ids that are not there are no error.")] = False,
     json: Json = False,
@@ -116,6 +120,7 @@ def _payload(index: Path, report: "ChangeReport") -> dict[str, Any]:
         "replaced": report.replaced,
         "missing": report.missing,
         "skipped": report.skipped.count if report.skipped else 0,
+        "empty": report.skipped.empty if report.skipped else 0,
         "count": report.info.live,
         "rows": report.info.count,
     }

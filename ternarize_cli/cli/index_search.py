@@ -49,6 +49,8 @@ def search(
     out = Output(json_mode=json, quiet=quiet)
     if not query and queries is None and not image:
         raise InputError("there is no query", hint=f'ternarize index search {index} "your query", or --queries FILE')
+    if asymmetric and model is None:
+        raise InputError("--asymmetric needs the model that encodes queries", hint="--model MODEL")
 
     from ternarize_cli.index.encode import EncoderOptions
     from ternarize_cli.index.format import read_info

@@ -7,12 +7,15 @@ the GPU.
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -133,10 +136,11 @@ class Batches:
             worker_init_fn=_serve,
             generator=torch.Generator(),  # torch's own would go on by a number, and not where a run is resumed
         )
-        for made in loader:
-            if isinstance(made, TernarizeError):
-                raise made
-            yield made
+        with _handler_of_children():
+            for made in _forked(loader):
+                if isinstance(made, TernarizeError):
+                    raise made
+                yield made
 
     def _planned(self, number: int) -> Plan:
         size = self._training.batch * self._on.num_processes
@@ -179,6 +183,35 @@ def _processes(on: Any) -> int:
     if sys.platform != "linux":
         return 0
     return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // on.num_processes))
+
+
+@contextmanager
+def _handler_of_children() -> Iterator[None]:
+    """Puts back what handled SIGCHLD: a DataLoader leaves its own handler behind.
+
+    Python's handlers run on the signal stack, which libraries with stacks of their own (OpenVINO) may leave unmapped.
+    Then the end of any child process would be the end of this one.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _forked(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader's processes make.
+
+    They leave alone what the collector might find of this process's objects: some own threads (sessions of ONNX Runtime
+    do), which a fork has not, and to wait for one of those has no end.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 def _serve(worker: int) -> None:

@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 
 from ternarize_cli import __version__, files
-from ternarize_cli.errors import DataError
+from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.index.corpora import Skipped, open_corpus, unique
 from ternarize_cli.index.documents import read_documents, write_documents
 from ternarize_cli.index.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
@@ -66,6 +66,17 @@ class IndexOptions:
     on_disk: bool = False
     seed: int = 0
 
+    def check(self) -> None:
+        """Refuses what there is not, or does not go together.
+
+        Raises:
+            InputError: as said.
+        """
+        check_metric(self.metric)
+        if self.memory is not None and (self.factory != "auto" or self.on_disk):
+            what = "lists on disk" if self.on_disk else f"an index {self.factory!r}"
+            raise InputError(f"--memory lets `auto` choose, and {what} is asked for", hint="leave --memory out")
+
 
 @dataclass(frozen=True)
 class BuildReport:
@@ -75,7 +86,8 @@ class BuildReport:
         info: the record.
         shards, reused: how many shards there were, and how many an earlier run had finished.
         discarded: whether an earlier run's work was of no use.
-        skipped: lines or images that could not be read.
+        skipped: what of the corpus was left out.
+        note: on the training of the index, as `fill.fill` says it.
         tokens, truncation: as `TextEncoder` counts them.
     """
 
@@ -84,6 +96,7 @@ class BuildReport:
     reused: int
     discarded: bool
     skipped: Skipped
+    note: str | None
     tokens: int
     truncation: str | None
 
@@ -120,9 +133,8 @@ def build_index(
         InputError: the factory string is unknown, or asks for more than this corpus or metric gives.
         TernarizeError: as `encode.open_model` and `files.atomic_folder`.
     """
-    check_metric(options.metric)
-    skipped = Skipped()
-    source = open_corpus(corpus, on_bad=skipped if skip_bad else None)
+    options.check()
+    source = open_corpus(corpus, skip_bad=skip_bad, documents=True)
     folder = (image_folder if source.kind == "image" else text_folder)(model, allow_pickle=encoder.allow_pickle)
     inputs = [folder, *([Path(corpus)] if corpus != STDIN and Path(corpus).exists() else [])]
     files.check_output(output, force=force, inputs=inputs)
@@ -148,11 +160,12 @@ def build_index(
         report = encode_to_folder(opened.encode, items, partial / _SHARDS, record, total=count, track=track)
         vectors = VectorFolder(partial / _SHARDS)
         made = _planned(options, record, vectors.count)
-        info = _index(vectors, made, options, partial, source.name, _encoded(asked, opened), track)
+        info, note = _index(vectors, made, options, partial, source.name, _encoded(asked, opened), track)
         shutil.rmtree(partial / _SHARDS)
         write_info(partial, info)
     tokens = opened.encode.tokens if isinstance(opened.encode, TextEncoder) else 0
-    return BuildReport(info, vectors.shards, report.reused, discarded, skipped, tokens, opened.encode.truncation)
+    truncation = opened.encode.truncation
+    return BuildReport(info, vectors.shards, report.reused, discarded, source.skipped, note, tokens, truncation)
 
 
 def index_vectors(
@@ -175,7 +188,7 @@ def index_vectors(
         DataError: a shard is missing or damaged, or two vectors have the same id.
         InputError, TernarizeError: as `build_index`.
     """
-    check_metric(options.metric)
+    options.check()
     files.check_output(output, force=force, inputs=[vectors])
     if threads is not None:
         faiss.omp_set_num_threads(threads)
@@ -185,9 +198,9 @@ def index_vectors(
         for _ in unique(write_documents(items, partial), str(vectors), lambda: read_documents(partial)):
             pass
         made = _planned(options, source.record, source.count)
-        info = _index(source, made, options, partial, str(vectors), None, track)
+        info, note = _index(source, made, options, partial, str(vectors), None, track)
         write_info(partial, info)
-    return BuildReport(info, source.shards, source.shards, False, Skipped(), 0, None)
+    return BuildReport(info, source.shards, source.shards, False, Skipped(), note, 0, None)
 
 
 def _planned(options: IndexOptions, record: VectorRecord, count: int) -> Plan:
@@ -211,9 +224,9 @@ def _index(
     corpus: str,
     queries: np.ndarray | None,
     track: Track,
-) -> IndexInfo:
+) -> tuple[IndexInfo, str | None]:
     """Fills the index and finds the truth; queries are documents drawn at random if there are none."""
-    fill(made, vectors, partial, options.seed, on_disk=options.on_disk, track=track)
+    note = fill(made, vectors, partial, options.seed, on_disk=options.on_disk, track=track)
     if queries is None:
         draw = np.random.default_rng(options.seed)
         own = np.sort(draw.choice(vectors.count, min(vectors.count, QUERIES), replace=False))
@@ -223,7 +236,7 @@ def _index(
     shards: Iterator[np.ndarray] = map(vectors.load, track(range(vectors.shards), "finding true neighbours"))
     find_truth(queries, own, shards, vectors.count, METRICS[made.metric]).write(partial / TRUTH)
     names = (DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, *([LISTS] if options.on_disk else []))
-    return IndexInfo(
+    info = IndexInfo(
         **vectors.record.origin,
         dim=made.dim,
         metric=made.metric,
@@ -235,6 +248,7 @@ def _index(
         preset=made.preset,
         files={name: stored_file(partial / name) for name in names},
     )
+    return info, note
 
 
 def _discard(folder: Path, record: VectorRecord) -> bool:

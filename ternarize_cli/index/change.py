@@ -1,4 +1,4 @@
-"""Adds documents to an index, deletes some, and makes what was deleted go away.
+"""Deletes documents of an index, and makes what was deleted go away; what all changes share (`add` is the other).
 
 Deleting writes down which rows are dead (`format`: deleted-N.bin), whatever kind the index is: searches leave them out,
 and the vectors stay where they are, since FAISS can't take a node out of an HNSW graph and would renumber the rows of
@@ -21,10 +21,9 @@ import numpy as np
 
 from ternarize_cli import files
 from ternarize_cli.errors import DataError, InputError, OutputError
-from ternarize_cli.index.corpora import Skipped, open_corpus, unique
+from ternarize_cli.index.corpora import Skipped
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
-from ternarize_cli.index.encode import EncoderOptions, encoded, open_model
-from ternarize_cli.index.fill import METRICS, levels, silent_faiss
+from ternarize_cli.index.fill import levels, silent_faiss
 from ternarize_cli.index.format import (
     DOCUMENTS,
     FAISS_INDEX,
@@ -32,17 +31,23 @@ from ternarize_cli.index.format import (
     OFFSETS,
     TRUTH,
     IndexInfo,
+    check_files,
     read_deleted,
     read_info,
     stored_file,
     write_info,
 )
-from ternarize_cli.index.search import model_for
-from ternarize_cli.index.truth import Truth, find_truth, read_truth
-from ternarize_cli.index.vector_folder import RECORD, VectorFolder
-from ternarize_cli.progress import Track, silent
+from ternarize_cli.index.truth import Truth, read_truth
 
-__all__ = ["ChangeReport", "add_documents", "compact_index", "delete_documents"]
+__all__ = [
+    "ChangeReport",
+    "changed_folder",
+    "compact_index",
+    "delete_documents",
+    "finish",
+    "for_change",
+    "shown",
+]
 
 _SHOWN = 3
 
@@ -55,7 +60,7 @@ class ChangeReport:
         info: the index's record afterwards.
         added, deleted: documents; of those added, replaced had an id that was there.
         missing: ids to delete that the index does not have.
-        skipped: lines or images that could not be read.
+        skipped: what of the corpus was left out.
         truncation: as `TextEncoder` says it.
     """
 
@@ -68,83 +73,6 @@ class ChangeReport:
     truncation: str | None = None
 
 
-def add_documents(
-    folder: Path,
-    corpus: str,
-    *,
-    model: str | None = None,
-    replace_known: bool = False,
-    skip_bad: bool = False,
-    encoder: EncoderOptions = EncoderOptions(),
-    track: Track = silent,
-) -> ChangeReport:
-    """Encodes documents and adds them to an index.
-
-    Args:
-        folder: the index.
-        corpus: as `corpora.open_corpus`, or a folder of vectors of the same model.
-        model: the index's model, if it moved.
-        replace_known: delete documents whose ids come again, instead of refusing them.
-        skip_bad: skip what of the corpus can't be read.
-        encoder: how to encode.
-        track: progress.
-
-    Raises:
-        DataError: the corpus or the index can't be read; an id comes twice, or is there already.
-        InputError: the model or the kind of vectors is another.
-        TernarizeError: as `encode.open_model` and `files.atomic_folder`.
-    """
-    info, skipped = read_info(folder), Skipped()
-    if encoder.threads is not None:
-        faiss.omp_set_num_threads(encoder.threads)
-    vectors = VectorFolder(Path(corpus)) if (Path(corpus) / RECORD).is_file() else None
-    source = None if vectors else open_corpus(corpus, on_bad=skipped if skip_bad else None)
-    _check_kind(info, corpus, vectors.record.kind if vectors else source.kind if source else "")
-    opened = None
-    if vectors is not None:
-        _check_vectors(info, corpus, vectors)
-    else:
-        where, student = model_for(info, model, asymmetric=False)
-        if student:
-            raise InputError(
-                f"{model} is a student of the model that made this index: it may ask, but its documents don't fit",
-                hint=f"add with {info.model}",
-            )
-        opened = open_model(where, info.kind, replace(encoder, normalize=info.normalized or None), role="document")
-    with _changed(folder, info) as (partial, index):
-        known = info.count
-        if vectors is not None:
-            written = write_documents(((identity, "") for identity in vectors.ids()), partial, append=True)
-            ids = [identity for identity, _ in unique(written, corpus)]
-            parts: Iterator[np.ndarray] = map(vectors.load, track(range(vectors.shards), "adding"))
-        else:
-            assert source is not None
-            assert opened is not None
-            ids = []
-            written = write_documents(unique(source.items, source.name), partial, append=True)
-            parts = _encoding(opened.encode, track(written, "adding", source.count), ids)
-        fresh = _Truth(read_truth(folder / TRUTH), METRICS[info.metric])
-        for part in parts:
-            with silent_faiss():  # it says how it makes room in lists on disk
-                index.add(part)
-            fresh.add(part, known + fresh.rows)
-        if not ids:
-            raise DataError(f"{corpus} holds nothing that could be added")
-        dead = read_deleted(folder, info)
-        again = rows_of(folder, set(ids), dead)
-        if again and not replace_known:
-            shown = ", ".join(repr(identity) for identity in list(again)[:_SHOWN])
-            more = f" and {len(again) - _SHOWN} more" if len(again) > _SHOWN else ""
-            raise DataError(f"{folder} has documents {shown}{more} already", hint="--replace puts these in their place")
-        dead = np.union1d(dead, np.fromiter(again.values(), np.int64, len(again)))
-        fresh.truth.write(partial / TRUTH)
-        info = _finish(partial, index, info, known + len(ids), dead)
-    truncation = opened.encode.truncation if opened else None
-    return ChangeReport(
-        info, added=len(ids), deleted=len(again), replaced=len(again), skipped=skipped, truncation=truncation
-    )
-
-
 def delete_documents(folder: Path, ids: Collection[str], *, missing_ok: bool = False) -> ChangeReport:
     """Marks documents as deleted: searches no longer find them.
 
@@ -155,22 +83,23 @@ def delete_documents(folder: Path, ids: Collection[str], *, missing_ok: bool = F
 
     Raises:
         DataError: an id is not there; then nothing is deleted.
-        OutputError: the folder can't be written.
+        OutputError: the folder can't be written, or another process changes it.
     """
-    info = read_info(folder)
-    dead = read_deleted(folder, info)
-    found = rows_of(folder, set(ids), dead)
-    missing = [identity for identity in dict.fromkeys(ids) if identity not in found]
-    if missing and not missing_ok:
-        shown = ", ".join(map(repr, missing[:_SHOWN])) + (f" and {len(missing) - _SHOWN} more" if missing[3:] else "")
-        raise DataError(f"{folder} has no documents {shown}; nothing was deleted", hint="--missing-ok skips them")
-    if found:
-        with _writing(folder):
-            changed = _with_dead(folder, info, np.union1d(dead, np.fromiter(found.values(), np.int64, len(found))))
-            write_info(folder, changed)
-            if info.deleted_file:
-                (folder / info.deleted_file).unlink(missing_ok=True)
-        info = changed
+    with for_change(folder) as info:
+        dead = read_deleted(folder, info)
+        found = rows_of(folder, set(ids), dead)
+        missing = [identity for identity in dict.fromkeys(ids) if identity not in found]
+        if missing and not missing_ok:
+            raise DataError(
+                f"{folder} has no documents {shown(missing)}; nothing was deleted", hint="--missing-ok skips them"
+            )
+        if found:
+            with _writing(folder):
+                changed = _with_dead(folder, info, np.union1d(dead, np.fromiter(found.values(), np.int64, len(found))))
+                write_info(folder, changed)
+                if info.deleted_file:
+                    (folder / info.deleted_file).unlink(missing_ok=True)
+            info = changed
     return ChangeReport(info, deleted=len(found), missing=len(missing))
 
 
@@ -183,71 +112,56 @@ def compact_index(folder: Path, *, threads: int | None = None) -> ChangeReport:
 
     Raises:
         InputError: FAISS can't take vectors out of an index of this kind, or there would be none left.
+        OutputError: another process changes it.
         TernarizeError: as `files.atomic_folder`.
     """
-    info = read_info(folder)
-    dead = read_deleted(folder, info)
     if threads is not None:
         faiss.omp_set_num_threads(threads)
-    if not len(dead):
-        return ChangeReport(info)
-    if not info.live:
-        raise InputError(f"all documents of {folder} are deleted", hint="remove the folder")
-    if LISTS in info.files:
-        raise InputError(f"the lists of {folder} are on disk, where FAISS can't shorten them", hint="build it again")
-    keep = np.ones(info.count, bool)
-    keep[dead] = False
-    with _changed(folder, info, documents=False) as (partial, index):
-        try:
-            _drop(index, keep)
-        except RuntimeError as e:
+    with for_change(folder) as info:
+        dead = read_deleted(folder, info)
+        if not len(dead):
+            return ChangeReport(info)
+        if not info.live:
+            raise InputError(f"all documents of {folder} are deleted", hint="remove the folder")
+        if LISTS in info.files:
             raise InputError(
-                f"FAISS takes no vectors out of an index {info.factory!r}", hint="build the index again"
-            ) from e
-        live = ((identity, text) for row, (identity, text) in enumerate(read_documents(folder)) if keep[row])
-        for _ in write_documents(live, partial):
-            pass
-        truth, new = read_truth(folder / TRUTH).without(dead), np.cumsum(keep) - 1
-        own = np.where(truth.own >= 0, new[truth.own], -1)
-        Truth(truth.queries, own, new[truth.neighbours], truth.scores).write(partial / TRUTH)
-        changed = _finish(partial, index, info, info.live, dead[:0])
+                f"the lists of {folder} are on disk, where FAISS can't shorten them", hint="build it again"
+            )
+        with changed_folder(folder, info, documents=False) as (partial, index):
+            changed = _compacted(folder, partial, index, info, dead)
     return ChangeReport(changed, deleted=len(dead))
 
 
-class _Truth:
-    """The truth of an index, kept true while vectors come."""
-
-    def __init__(self, truth: Truth, metric: int) -> None:
-        self.truth, self.rows, self._metric = truth, 0, metric
-
-    def add(self, vectors: np.ndarray, first: int) -> None:
-        """Compares the queries with more vectors, whose rows begin at `first`."""
-        none = np.full(len(self.truth.queries), -1)
-        near = find_truth(self.truth.queries, none, [vectors], len(vectors), self._metric)
-        if len(near.queries):
-            self.truth = self.truth.joined(replace(near, neighbours=near.neighbours + first), self._metric)
-        self.rows += len(vectors)
-
-
-def _check_kind(info: IndexInfo, corpus: str, kind: str) -> None:
-    if kind != info.kind:
-        what = {"text": "texts", "image": "images"}
-        raise InputError(f"{corpus} holds {what[kind]}, and the index is of {what[info.kind]}")
-
-
-def _check_vectors(info: IndexInfo, corpus: str, vectors: VectorFolder) -> None:
-    record = vectors.record
-    if (record.model_sha256, record.normalized) != (info.model_sha256, info.normalized):
+def _compacted(folder: Path, partial: Path, index: faiss.Index, info: IndexInfo, dead: np.ndarray) -> IndexInfo:
+    keep = np.ones(info.count, bool)
+    keep[dead] = False
+    try:
+        _drop(index, keep)
+    except RuntimeError as e:
         raise InputError(
-            f"the vectors in {corpus} are of another model than the index's ({record.model}, {info.model})",
-            hint="encode with the index's model",
-        )
+            f"FAISS takes no vectors out of an index {info.factory!r}", hint="build the index again"
+        ) from e
+    live = ((identity, text) for row, (identity, text) in enumerate(read_documents(folder)) if keep[row])
+    for _ in write_documents(live, partial):
+        pass
+    truth, new = read_truth(folder / TRUTH).without(dead), np.cumsum(keep) - 1
+    own = np.where(truth.own >= 0, new[truth.own], -1)
+    Truth(truth.queries, own, new[truth.neighbours], truth.scores).write(partial / TRUTH)
+    return finish(partial, index, info, info.live, dead[:0])
 
 
-def _encoding(encode: Any, items: Iterator[tuple[str, Any]], ids: list[str]) -> Iterator[np.ndarray]:
-    for names, vectors in encoded(encode, items):
-        ids += names
-        yield vectors
+def shown(ids: list[str]) -> str:
+    """The first few ids, for messages."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(map(repr, ids[:_SHOWN])) + more
+
+
+@contextmanager
+def for_change(folder: Path) -> Iterator[IndexInfo]:
+    """The record of an index that no other process changes meanwhile."""
+    read_info(folder)
+    with files.locked_folder(folder):
+        yield read_info(folder)
 
 
 @contextmanager
@@ -259,8 +173,12 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _changed(folder: Path, info: IndexInfo, *, documents: bool = True) -> Iterator[tuple[Path, faiss.Index]]:
-    """A new folder that will take the index's place, with its documents (if asked for), and the index in memory."""
+def changed_folder(folder: Path, info: IndexInfo, *, documents: bool = True) -> Iterator[tuple[Path, faiss.Index]]:
+    """A new folder that will take the index's place, with its documents (if asked for), and the index in memory.
+
+    What is copied gets a new digest, so it is compared with the old one before.
+    """
+    check_files(folder, info)
     with files.atomic_folder(folder, force=True) as partial:
         for name in (*((DOCUMENTS, OFFSETS) if documents else ()), *({LISTS} & info.files.keys())):
             shutil.copyfile(folder / name, partial / name)
@@ -273,7 +191,7 @@ def _changed(folder: Path, info: IndexInfo, *, documents: bool = True) -> Iterat
         yield partial, index
 
 
-def _finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead: np.ndarray) -> IndexInfo:
+def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead: np.ndarray) -> IndexInfo:
     """Writes index.faiss and index.json."""
     faiss.write_index(index, str(partial / FAISS_INDEX))
     del index

@@ -2,7 +2,7 @@
 
     -  FILE.txt  FILE.jsonl  [.gz]    texts (`texts.read_texts`)
     FILE.parquet                      rows with a column `text`, or that with the longest texts; ids from `_id` or `id`
-    DIR of such files                 all of them in order; the lines of FILE.txt are called FILE.txt:LINE
+    DIR of such files                 all of them in order; what has no id is called FILE:LINE
     images                            as `images.read_parts` finds them, all parts in order
     OWNER/NAME                        a dataset on the hub (or in its cache): the split `train`, streamed
 
@@ -26,29 +26,36 @@ from ternarize_cli.images import Images, is_images, read_parts
 from ternarize_cli.text_sources import is_hub_id
 from ternarize_cli.texts import STDIN, Document, read_texts, source_name, text_files
 
-__all__ = ["Corpus", "OnBad", "Skipped", "open_corpus", "unique"]
+__all__ = ["Corpus", "Skipped", "open_corpus", "unique"]
 
-OnBad = Callable[[DataError], None] | None
+_OnBad = Callable[[DataError], None] | None
 _HEAD = 100
 _SHOWN = 3
 
 
 class Skipped:
-    """Counts what could not be used, and keeps the first errors."""
+    """Counts what could not be used, and keeps the first errors.
+
+    Attributes:
+        count: lines, rows or images that could not be read; empty: texts without a word.
+    """
 
     def __init__(self) -> None:
         self.shown: list[str] = []
-        self.count = 0
+        self.count = self.empty = 0
 
     def __call__(self, error: DataError) -> None:
         self.count += 1
         if len(self.shown) < _SHOWN:
             self.shown.append(str(error))
 
-    def summary(self) -> str:
-        """One sentence for a warning."""
+    @property
+    def summary(self) -> str | None:
+        """One sentence for a warning; None if nothing was skipped."""
         more = f"; {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
-        return f"{self.count} lines were skipped: {'; '.join(self.shown)}{more}"
+        parts = [f"{self.count} lines were skipped: {'; '.join(self.shown)}{more}"] if self.count else []
+        parts += [f"{self.empty} texts were empty and were left out"] if self.empty else []
+        return "; ".join(parts) or None
 
 
 @dataclass(frozen=True)
@@ -60,40 +67,50 @@ class Corpus:
         items: id and content (text, or PIL image) of each, once.
         kind: "text" or "image".
         count: how many there are at most, where that can be told without reading them; else None.
+        skipped: what was left out so far.
+        ids: of images: they are known before these are decoded; None of texts.
     """
 
     name: str
     items: Iterator[tuple[str, Any]] = field(repr=False)
     kind: str
     count: int | None
+    skipped: Skipped
+    ids: list[str] | None = field(default=None, repr=False)
 
 
-def open_corpus(source: str, *, on_bad: OnBad = None) -> Corpus:
+def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False, prefix: str = "") -> Corpus:
     """Opens what is to be encoded.
 
     Args:
         source: as above.
-        on_bad: told of a line or an image that can't be read, which is then skipped instead of an error.
+        skip_bad: skip lines, rows and images that can't be read, instead of an error.
+        documents: leave out empty texts, which can't be found by what they say; blank lines of plain text are no texts
+            in any case.
+        prefix: in front of ids that are line or row numbers, where a file is the source.
 
     Raises:
         DataError: as `texts.read_texts` and `images.read_parts`; a Parquet file or dataset can't be read or has no
             column of texts.
     """
-    path = Path(source).expanduser()
-    if source == STDIN:
-        return Corpus("stdin", _texts(read_texts(source, on_bad=on_bad)), "text", None)
-    tables = text_files(path, also=(".parquet",)) if path.is_dir() else []
-    if is_images(path) or (path.is_dir() and not tables):
+    path, skipped = Path(source).expanduser(), Skipped()
+    on_bad = skipped if skip_bad else None
+    tables = text_files(path, also=(".parquet",)) if path.is_dir() and source != STDIN else []
+    if source != STDIN and (is_images(path) or (path.is_dir() and not tables)):
         parts = list(read_parts(path).values())
-        return Corpus(source, _images(parts, on_bad), "image", sum(map(len, parts)))
-    if path.is_dir():
-        return Corpus(source, _folder(path, tables, on_bad), "text", _sum(map(_lines, tables)))
-    if path.suffix.lower() == ".parquet" and path.is_file():
-        return Corpus(source, _rows(_parquet(path), source, on_bad), "text", _lines(path))
-    if is_hub_id(source):
-        return Corpus(source, _rows(_hub(source), source, on_bad), "text", None)
-    texts = read_texts(source, on_bad=on_bad)  # names a missing file
-    return Corpus(source_name(source), _texts(texts), "text", _lines(path))
+        ids = [identity for part in parts for identity in part.ids]
+        return Corpus(source, _images(parts, on_bad), "image", len(ids), skipped, ids)
+    count: int | None = None
+    if path.is_dir() and source != STDIN:
+        items, count = _folder(path, tables, on_bad), _sum(map(_lines, tables))
+    elif path.suffix.lower() == ".parquet" and path.is_file():
+        items, count = _rows(_parquet(path), source, on_bad, prefix=prefix), _lines(path)
+    elif source != STDIN and is_hub_id(source):
+        items = _rows(_hub(source), source, on_bad, prefix=prefix)
+    else:
+        items = _texts(read_texts(source, prefix=prefix, on_bad=on_bad))  # names a missing file
+        count = None if source == STDIN else _lines(path)
+    return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)
 
 
 def unique(
@@ -134,7 +151,15 @@ def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
     return ((document.id, document.text) for document in documents)
 
 
-def _images(parts: list[Images], on_bad: OnBad) -> Iterator[tuple[str, Any]]:
+def _filled(items: Iterable[tuple[str, str]], skipped: Skipped) -> Iterator[tuple[str, str]]:
+    for identity, text in items:
+        if text.strip():
+            yield identity, text
+        else:
+            skipped.empty += 1
+
+
+def _images(parts: list[Images], on_bad: _OnBad) -> Iterator[tuple[str, Any]]:
     for images in parts:
         for row, identity in enumerate(images.ids):
             try:
@@ -147,15 +172,13 @@ def _images(parts: list[Images], on_bad: OnBad) -> Iterator[tuple[str, Any]]:
             yield identity, image
 
 
-def _folder(folder: Path, files: list[Path], on_bad: OnBad) -> Iterator[tuple[str, str]]:
+def _folder(folder: Path, files: list[Path], on_bad: _OnBad) -> Iterator[tuple[str, str]]:
     for file in files:
         name = str(file.relative_to(folder))
         if file.suffix.lower() == ".parquet":
             yield from _rows(_parquet(file), str(file), on_bad, prefix=f"{name}:")
         else:
-            plain = ".jsonl" not in file.suffixes and ".ndjson" not in file.suffixes
-            for document in read_texts(file, on_bad=on_bad):
-                yield (f"{name}:{document.id}" if plain else document.id), document.text
+            yield from _texts(read_texts(file, prefix=f"{name}:", on_bad=on_bad))
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -183,7 +206,7 @@ def _hub(name: str) -> Iterator[dict[str, Any]]:
         ) from e
 
 
-def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: OnBad, *, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: _OnBad, *, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Id and text of rows of a table. The column is `text`, or the one with the longest texts in the first rows."""
     head = list(islice(rows, _HEAD))
     lengths: dict[str, int] = {}
@@ -206,8 +229,8 @@ def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: OnBad, *, prefix: s
                 raise error
             on_bad(error)
             continue
-        if text := f"{row.get('title') or ''} {value}".strip():
-            yield (f"{prefix}{number}" if identity is None else str(identity)), text
+        text = f"{row.get('title') or ''} {value}".strip()
+        yield (f"{prefix}{number}" if identity is None else str(identity)), text
 
 
 def _lines(path: Path) -> int | None:

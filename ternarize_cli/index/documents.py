@@ -46,28 +46,30 @@ def write_documents(
 def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
     """Id and text of each document, in order."""
     with (folder / DOCUMENTS).open(encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            yield record["id"], record["text"]
+        try:
+            for line in lines:
+                yield _parsed(line)
+        except ValueError as e:  # of UTF-8, too
+            raise _damaged(folder / DOCUMENTS) from e
 
 
 def read_ids(sources: Iterable[str]) -> list[str]:
-    """Ids from files, one per line, `-` being stdin; what is no file is an id itself.
+    """Ids from files, one per line, `-` being stdin.
 
     Raises:
-        DataError: a file is not UTF-8.
+        DataError: a file can't be read, or is not UTF-8.
     """
     ids: list[str] = []
     for source in sources:
-        path = Path(source)
-        if source != STDIN and not path.is_file():
-            ids.append(source)
-            continue
         try:
-            content = sys.stdin.buffer.read() if source == STDIN else path.read_bytes()
+            content = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
             ids += [line.strip() for line in content.decode().splitlines() if line.strip()]
         except UnicodeDecodeError as e:
             raise DataError(f"{source} is not UTF-8 text: {e}", hint="one id per line") from e
+        except OSError as e:
+            raise DataError(
+                f"{source} can't be read: {e.strerror}", hint="a file of ids, one per line; - is stdin"
+            ) from e
     return ids
 
 
@@ -82,9 +84,11 @@ def texts_of_rows(folder: Path, offsets: np.ndarray, rows: Collection[int]) -> d
     found = {}
     with (folder / DOCUMENTS).open("rb") as stream:
         for row in sorted(rows):
-            stream.seek(int(offsets[row]))
-            record = json.loads(stream.readline())
-            found[row] = (record["id"], record["text"])
+            try:
+                stream.seek(int(offsets[row]))
+                found[row] = _parsed(stream.readline())
+            except (ValueError, OSError) as e:  # a place that is none in the file
+                raise _damaged(folder / DOCUMENTS, folder / OFFSETS) from e
     return found
 
 
@@ -94,3 +98,20 @@ def rows_of(folder: Path, ids: Collection[str], dead: np.ndarray) -> dict[str, i
     return {
         identity: row for row, (identity, _) in enumerate(read_documents(folder)) if identity in ids and row not in gone
     }
+
+
+def _parsed(line: str | bytes) -> tuple[str, str]:
+    """Id and text.
+
+    Raises:
+        ValueError: the line is not one of documents.jsonl.
+    """
+    record = json.loads(line)
+    try:
+        return record["id"], record["text"]
+    except (TypeError, KeyError) as e:
+        raise ValueError(str(e)) from e
+
+
+def _damaged(*paths: Path) -> DataError:
+    return DataError(f"{' or '.join(map(str, paths))} is damaged", hint="build the index again")

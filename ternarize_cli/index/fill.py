@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -97,7 +97,7 @@ def plan(
 
 def fill(
     made: Plan, vectors: Vectors, folder: Path, seed: int, *, on_disk: bool = False, track: Track = silent
-) -> None:
+) -> str | None:
     """Trains and fills the index and writes it into a folder.
 
     Args:
@@ -107,11 +107,14 @@ def fill(
         seed: of the sample for training.
         track: told of each shard.
 
+    Returns:
+        A sentence on training where there were few vectors for it.
+
     Raises:
         InputError: FAISS can't train or fill it with these.
     """
     index = made.index
-    with _refusals(made, vectors.count):
+    with _refusals(made, vectors.count), _quiet_clusterings(index) as wanted:
         if not index.is_trained:
             index.train(_sample(vectors, index, seed))
         if on_disk:
@@ -122,6 +125,9 @@ def fill(
     faiss.write_index(index, str(folder / FAISS_INDEX))
     if not on_disk:
         index.reset()
+    if vectors.count >= wanted:
+        return None
+    return f"{vectors.count} vectors are few to train {made.factory} on; FAISS advises {wanted:,}"
 
 
 def levels(index: faiss.Index) -> Iterator[faiss.Index]:
@@ -139,17 +145,18 @@ def levels(index: faiss.Index) -> Iterator[faiss.Index]:
 
 @contextmanager
 def silent_faiss() -> Iterator[None]:
-    """Sends what FAISS prints about files of lists to stderr; stdout is for results."""
+    """Drops what FAISS prints to stdout about files of lists; what goes wrong, it raises."""
     flush = ctypes.CDLL(None).fflush
     flush(None)
-    kept = os.dup(1)
-    os.dup2(2, 1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         yield
     finally:
         flush(None)
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
 
 
 def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Track) -> None:
@@ -171,6 +178,33 @@ def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Tra
         level.ntotal = vectors.count
     for block in blocks:
         block.unlink()
+
+
+@contextmanager
+def _quiet_clusterings(index: faiss.Index) -> Iterator[int]:
+    """How many vectors FAISS wants for the clusterings that train an index; it doesn't say so for each of them."""
+    wanted, opq = 0, []
+    for level in levels(index):
+        if isinstance(level, faiss.IndexPreTransform):
+            chain: Any = level.chain  # FAISS's types take it for a list
+            for step in (faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())):
+                if isinstance(step, faiss.OPQMatrix):
+                    opq.append((step, faiss.ProductQuantizer(step.d_out, step.M, 8)))
+        holders: list[Any] = [level, getattr(level, "pq", None)]
+        for holder in holders:
+            if hasattr(holder, "cp"):
+                clusters = getattr(holder, "ksub", 0) or getattr(holder, "nlist", 0)
+                wanted = max(wanted, holder.cp.min_points_per_centroid * clusters)
+                holder.cp.min_points_per_centroid = 1
+    for step, quantizer in opq:  # which it would make itself
+        wanted = max(wanted, quantizer.cp.min_points_per_centroid * quantizer.ksub)
+        quantizer.cp.min_points_per_centroid = 1
+        step.pq = quantizer
+    try:
+        yield wanted
+    finally:
+        for step, _ in opq:
+            step.pq = None
 
 
 def _check_on_disk(made: Plan) -> None:

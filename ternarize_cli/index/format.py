@@ -8,13 +8,12 @@
     deleted-N.bin     rows that are deleted, if any are: int64, little-endian, rising
     index.json        how the vectors were made, so that queries are encoded alike: the fields of `IndexInfo`
 
-Sizes and digests of the others stand in the last. Opening an index compares the sizes; `ternarize index info`
-compares the digests too. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a
-deletion takes effect when index.json is replaced.
+Sizes and digests of the others stand in the last, and a digest of itself (`records`). Opening an index compares the
+sizes; `ternarize index info`, and what changes an index, compare the digests too. The name of deleted-N.bin, where N
+counts its rows, changes with its content, so that a deletion takes effect when index.json is replaced.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 from ternarize_cli import files
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
+from ternarize_cli.index.records import read_signed, signed
 
 __all__ = [
     "DOCUMENTS",
@@ -33,6 +33,7 @@ __all__ = [
     "TRUTH",
     "IndexInfo",
     "StoredFile",
+    "check_files",
     "read_deleted",
     "read_info",
     "stored_file",
@@ -41,7 +42,8 @@ __all__ = [
 
 FAISS_INDEX, DOCUMENTS, INFO = "index.faiss", "documents.jsonl", "index.json"
 OFFSETS, TRUTH, LISTS = "offsets.bin", "truth.npz", "index.ivfdata"
-_VERSION = 3
+_VERSION = 4
+_AGAIN = "build it again: ternarize index build"
 
 
 @dataclass(frozen=True)
@@ -99,37 +101,37 @@ def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
 def write_info(folder: Path, info: IndexInfo) -> None:
     """Writes index.json, or replaces it at once."""
     with files.atomic_file(folder / INFO, force=True) as partial:
-        partial.write_text(json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(signed(dataclasses.asdict(info), indent=2), encoding="utf-8")
 
 
 def read_info(folder: Path) -> IndexInfo:
     """Reads index.json and compares the sizes of the other files with it.
 
     Raises:
-        DataError: the folder is no index, is of another version, or its files don't fit together.
+        DataError: the folder is no index, is of another version, its record was edited, or its files don't fit it.
     """
     path = folder / INFO
-    again = "build it again: ternarize index build"
     if not path.is_file():
         what = "is no index: it has no index.json" if folder.is_dir() else "is not there"
         raise DataError(f"{folder} {what}", hint="pass the folder that `ternarize index build` wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("format_version")
-        if version != _VERSION:
-            raise DataError(
-                f"{path}: index format {version!r}; this ternarize reads version {_VERSION}",
-                hint="build the index again, or update ternarize",
-            )
-        content["files"] = {name: StoredFile(**file) for name, file in content["files"].items()}
-        info = IndexInfo(**content)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as e:
-        raise DataError(f"{path} is damaged: {type(e).__name__}: {e}", hint=again) from e
+    content = read_signed(path, _VERSION, "index", _AGAIN)
+    info = IndexInfo(**{**content, "files": {name: StoredFile(**file) for name, file in content["files"].items()}})
     for name in {FAISS_INDEX: 0, DOCUMENTS: 0, OFFSETS: 0, TRUTH: 0, **info.files}:
         expected = info.files.get(name)
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if expected is None or size is None:
-            raise DataError(f"{folder / name} is missing", hint=again)
+            raise DataError(f"{folder / name} is missing", hint=_AGAIN)
         if size != expected.bytes:
-            raise DataError(f"{folder / name} is damaged: {size} bytes, {expected.bytes} were written", hint=again)
+            raise DataError(f"{folder / name} is damaged: {size} bytes, {expected.bytes} were written", hint=_AGAIN)
     return info
+
+
+def check_files(folder: Path, info: IndexInfo) -> None:
+    """Compares all files of an index with the digests in its record.
+
+    Raises:
+        DataError: one has changed.
+    """
+    for name, file in info.files.items():
+        if files.sha256(folder / name) != file.sha256:
+            raise DataError(f"{folder / name} is damaged: its sha256 has changed", hint=_AGAIN)

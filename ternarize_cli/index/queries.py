@@ -22,7 +22,7 @@ def read_queries(
         images: files, or folders of them.
 
     Raises:
-        InputError: the queries are of the other kind.
+        InputError: the queries are of the other kind, or one is empty.
         DataError: a file can't be read.
     """
     if kind == "image" and (texts or file is not None):
@@ -31,6 +31,8 @@ def read_queries(
         raise InputError(f"{index} is an index of texts", hint=f'ternarize index search {index} "your query"')
     if kind == "text":
         asked = [*texts, *(read_lines([file]) if file is not None else [])]
+        if not all(text.strip() for text in asked):
+            raise InputError("a query is empty", hint="nothing can be found by it; leave it out")
         return asked, asked
     names: list[str] = []
     pictures: list[Any] = []

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
-from ternarize_cli.index.corpora import OnBad, Skipped, open_corpus, unique
+from ternarize_cli.index.corpora import Skipped, open_corpus, unique
 from ternarize_cli.index.encode import EncoderOptions, open_model
 from ternarize_cli.index.vector_folder import VectorRecord
 from ternarize_cli.index.vector_shards import Shard, ShardsReport, cut, encode_shard, open_shards
@@ -50,9 +50,9 @@ def encode_with_ray(
     workers: int,
     gpus: float = 0,
     address: str | None = None,
-    on_bad: OnBad = None,
+    skip_bad: bool = False,
     track: Track = silent,
-) -> ShardsReport:
+) -> tuple[ShardsReport, Skipped]:
     """Encodes the shards that are not there yet, on all workers.
 
     Args:
@@ -60,8 +60,11 @@ def encode_with_ray(
         encoder: how workers encode, `threads` (which must be said) among it.
         workers: how many actors; gpus: of each, which may be a fraction.
         address: of a running cluster, such as auto or ray://head:10001; None: one on this machine, for this run.
-        on_bad: told of what can't be read, which is then skipped, by the workers too.
+        skip_bad: skip what can't be read.
         track: told of each finished shard.
+
+    Returns:
+        What the workers did, and what of the source was left out.
 
     Raises:
         UnavailableError: Ray is missing, or there is no cluster.
@@ -74,7 +77,7 @@ def encode_with_ray(
         raise InputError("workers can't read this stdin", hint="write it to a file that all of them see")
     if address is not None:
         _check_reachable(address)
-    count = _count(source, on_bad)
+    count, skipped = _count(source, skip_bad)
     numbers = -(-count // record.shard_size)
     files = open_shards(folder, record)
     worker = {
@@ -82,7 +85,7 @@ def encode_with_ray(
         "folder": str(folder.resolve()),
         "record": record,
         "encoder": encoder,
-        "skip_bad": on_bad is not None,
+        "skip_bad": skip_bad,
     }
     # Ray warns of its own settings, and prints what becomes of workers to stdout, where results belong
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
@@ -90,7 +93,7 @@ def encode_with_ray(
         rows = _run(numbers, workers, encoder.threads or 1, gpus, address, track, worker)
     files.remove_from(numbers)
     new = [n for n in rows if n]
-    return ShardsReport(len(new), sum(new), len(rows) - len(new))
+    return ShardsReport(len(new), sum(new), len(rows) - len(new)), skipped
 
 
 def _check_reachable(address: str) -> None:
@@ -168,7 +171,7 @@ class _Worker:
         return {"rows": np.array([self._do(int(number)) for number in batch["id"]])}
 
     def _cut(self) -> Iterator[Shard]:
-        corpus = open_corpus(self._source, on_bad=Skipped() if self._skip_bad else None)
+        corpus = open_corpus(self._source, skip_bad=self._skip_bad, documents=True)
         return cut(corpus.items, self._record.shard_size)
 
     def _do(self, wanted: int) -> int:
@@ -182,14 +185,14 @@ class _Worker:
         raise TernarizeError(f"the source has no shard {wanted} any more")
 
 
-def _count(source: str, on_bad: OnBad) -> int:
-    """How many rows the source has.
+def _count(source: str, skip_bad: bool) -> tuple[int, Skipped]:
+    """How many rows the source has, and what is left out of them.
 
     Raises:
         DataError: two have the same id.
     """
-    corpus = open_corpus(source, on_bad=on_bad)
-    if corpus.kind == "image" and on_bad is None:
-        return corpus.count or 0
-    again = lambda: open_corpus(source, on_bad=on_bad and Skipped()).items  # noqa: E731
-    return sum(1 for _ in unique(corpus.items, corpus.name, again))
+    corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
+    if corpus.kind == "image" and not skip_bad:
+        return corpus.count or 0, corpus.skipped
+    again = lambda: open_corpus(source, skip_bad=skip_bad, documents=True).items  # noqa: E731
+    return sum(1 for _ in unique(corpus.items, corpus.name, again)), corpus.skipped

@@ -21,7 +21,15 @@ from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNo
 from ternarize_cli.index.documents import read_offsets, texts_of_rows
 from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
 from ternarize_cli.index.fill import silent_faiss
-from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, IndexInfo, read_deleted, read_info
+from ternarize_cli.index.format import (
+    DOCUMENTS,
+    FAISS_INDEX,
+    LISTS,
+    IndexInfo,
+    check_files,
+    read_deleted,
+    read_info,
+)
 
 __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
 
@@ -162,9 +170,7 @@ def check_index(folder: Path) -> IndexInfo:
         DataError: a file is missing or damaged, or the files don't belong together.
     """
     info = read_info(folder)
-    for name, file in info.files.items():
-        if files.sha256(folder / name) != file.sha256:
-            raise DataError(f"{folder / name} is damaged: its sha256 has changed", hint="build the index again")
+    check_files(folder, info)
     open_index(folder, info)
     dead = read_deleted(folder, info)
     if len(dead) != info.deleted or (len(dead) and not 0 <= dead[0] <= dead[-1] < info.count):

@@ -4,14 +4,13 @@ Encoding is a pure function of the model and the texts, so it is cut into number
 `[i * size, (i + 1) * size)` of the corpus. A shard is one or more files and a record with their digests:
 
     000012.npy        data; the suffix says what
-    000012.json       {"files": {".npy": "sha256…"}, …}
+    000012.json       {"files": {".npy": "sha256…"}, …}, with a digest of itself (`records`)
 
 A file appears under its name only when it is whole and synced, and the record after all files, so a record without
 whole files (or half a record) can't count as finished work. Each shard has a record of its own, so that processes on
 many machines can write to one folder without talking to each other.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ternarize_cli.files import sha256
+from ternarize_cli.index.records import checked, signed
 
 __all__ = ["ShardFiles"]
 
@@ -41,13 +41,13 @@ class ShardFiles:
 
     def amend(self, shard: int, record: dict[str, Any]) -> None:
         """Replaces the record of a finished shard; its files stay."""
-        text = json.dumps(record).encode()
+        text = signed(record).encode()
         self._write(self.path(shard, ".json"), lambda stream: stream.write(text))
 
     def record(self, shard: int) -> dict[str, Any] | None:
-        """The record of a finished shard; None if there is none, or a file is not what was written."""
+        """The record of a finished shard; None if there is none, or it or a file is not what was written."""
         try:
-            found = json.loads(self.path(shard, ".json").read_text(encoding="utf-8"))
+            found = checked(self.path(shard, ".json").read_text(encoding="utf-8"))
             whole = all(sha256(self.path(shard, suffix)) == digest for suffix, digest in found["files"].items())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None

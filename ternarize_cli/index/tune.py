@@ -16,6 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from ternarize_cli import files
 from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import TRUTH, IndexInfo, read_deleted, read_info, write_info
 from ternarize_cli.index.search import open_index, search_live, set_knob
@@ -100,6 +101,7 @@ def tune_index(
 
     Raises:
         DataError: the index is damaged.
+        OutputError: another process changes the index.
         InputError: `k` is out of range, or there are too few documents to tell neighbours from others.
     """
     if not 0 < k <= DEPTH:
@@ -125,9 +127,10 @@ def tune_index(
     chosen = (
         min(good, key=lambda m: m.milliseconds) if good else max(measured, key=lambda m: (m.recall, -m.milliseconds))
     )
-    info = replace(info, search=chosen.settings)
     if write:
-        write_info(folder, info)
+        with files.locked_folder(folder):  # documents may have been deleted meanwhile
+            info = replace(read_info(folder), search=chosen.settings)
+            write_info(folder, info)
     return TuneReport(info, measured, chosen, bool(good), len(truth.queries), k, faiss.omp_get_max_threads())
 
 

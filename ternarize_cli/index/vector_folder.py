@@ -1,6 +1,6 @@
 """A folder of vectors in numbered shards, written by any number of processes, and read by `index build`.
 
-    vectors.json      what all shards are of: `VectorRecord`
+    vectors.json      what all shards are of: `VectorRecord`, with a digest of itself (`records`)
     000012.parquet    rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), or
     000012.npy        the vectors alone, with
     000012.ids        a JSON array of the ids
@@ -23,6 +23,7 @@ import numpy as np
 
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
+from ternarize_cli.index.records import read_signed
 from ternarize_cli.index.shards import ShardFiles
 
 __all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chained", "read_record"]
@@ -30,7 +31,7 @@ __all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chain
 RECORD = "vectors.json"
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 FORMATS = ("parquet", "npy")
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +55,12 @@ def read_record(folder: Path) -> VectorRecord:
     """The record of a folder.
 
     Raises:
-        DataError: it is missing, damaged or of another version.
+        DataError: it is missing, damaged, was edited, or is of another version.
     """
     path = folder / RECORD
     if not path.is_file():
         raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
-    try:
-        record = VectorRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as e:
-        raise DataError(
-            f"{path} is damaged, or of another version: {e}", hint="remove the folder and encode again"
-        ) from e
-    if record.format_version != _VERSION or record.dtype not in DTYPES or record.format not in FORMATS:
-        raise DataError(f"{path} is of another version of ternarize", hint="remove the folder and encode again")
-    return record
+    return VectorRecord(**read_signed(path, _VERSION, "vector folder", "remove the folder and encode again"))
 
 
 class VectorFolder:
@@ -91,7 +84,8 @@ class VectorFolder:
             found = self._files.record(self.shards)
             if found is None:
                 path = self._files.path(self.shards, f".{self.record.format}")
-                raise DataError(f"{path} is {'damaged' if path.exists() else 'missing'}", hint=again)
+                what = "or its record is damaged" if path.exists() else "is missing"
+                raise DataError(f"{path} {what}", hint=again)
             chain = chained(chain, found["of"])
             if found["chain"] != chain:
                 raise DataError(

@@ -22,6 +22,7 @@ from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.files import content_hash
 from ternarize_cli.index.encode import OpenModel, encoded
 from ternarize_cli.index.encoders import ImageEncoder, TextEncoder
+from ternarize_cli.index.records import signed
 from ternarize_cli.index.shards import ShardFiles
 from ternarize_cli.index.vector_folder import DTYPES, RECORD, VectorRecord, chained, read_record
 from ternarize_cli.progress import Track, silent
@@ -239,7 +240,7 @@ def _agree(folder: Path, record: VectorRecord) -> None:
         if any(p.name != RECORD and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
             raise InputError(f"{folder} holds other files, and no vectors of ternarize", hint="name another with -o")
         partial = folder / f"{RECORD}.{uuid.uuid4().hex}.partial"
-        partial.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(signed(dataclasses.asdict(record), indent=2), encoding="utf-8")
         partial.replace(path)
     there = read_record(folder)
     differs = [
