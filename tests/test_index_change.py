@@ -16,7 +16,7 @@ from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.format import read_deleted, read_info
 from ternarize_cli.index.truth import read_truth
 
-KINDS = ["flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh", "OPQ8,IVF4,PQ8"]
+KINDS = ["flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh", "PCAR16,IVF4,PQ8x4"]
 
 
 def _texts(count: int) -> list[str]:

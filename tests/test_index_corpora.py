@@ -107,7 +107,7 @@ def test_a_dataset_that_is_not_there_is_said(run, tiny_bert, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("factory", ["ivf", "IVF8,SQ8", "OPQ8,IVF8,PQ8"])
+@pytest.mark.parametrize("factory", ["ivf", "IVF8,SQ8", "PCAR16,IVF8,PQ8x4"])
 def test_lists_on_disk_hold_what_lists_in_memory_hold(run, tiny_bert, tmp_path, monkeypatch, factory):
     monkeypatch.setattr("ternarize_cli.index.fill._BLOCK", 20_000)  # bytes: 160 vectors, so several blocks
     texts = _texts(1000)

@@ -1,6 +1,8 @@
 """Kinds of index by name, what they find compared with numpy, tuning, and queries by a student."""
 
 import json
+import subprocess
+import sys
 
 import faiss
 import numpy as np
@@ -152,6 +154,25 @@ def test_a_recall_out_of_reach_is_said(run, build):
     result = run("index", "tune", build("lsh"), "--recall", 1)
     assert result.exit_code == 0
     assert "no setting reaches a recall of 1" in result.stderr
+
+
+def test_tuning_on_a_busy_machine_is_warned_of(run, build):
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            result = run("index", "tune", build("ivf"), "--dry-run", "--json")
+        finally:
+            other.kill()
+    assert json.loads(result.stdout)["others_percent"] > 25
+    assert "the machine was busy" in result.stderr
+
+
+@pytest.mark.parametrize("factory", ["ivf-pq", "OPQ2,IVF2,PQ2"])
+def test_few_texts_to_train_on_are_said_once(run, tiny_bert, tmp_path, capfd, factory):
+    (tmp_path / "c.txt").write_text("\n".join(_texts(400)))
+    result = run("index", "build", tmp_path / "c.txt", "-m", tiny_bert, "-o", tmp_path / "ix", "--factory", factory)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("vectors are few to train") == 1
+    assert "WARNING" not in capfd.readouterr().err
 
 
 def test_tuning_draws(run, build, tmp_path):

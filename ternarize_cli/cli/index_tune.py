@@ -32,6 +32,7 @@ def tune(
 
     import dataclasses
 
+    from ternarize_cli.bench.machine import is_busy
     from ternarize_cli.index.tune import tune_index
     from ternarize_cli.index.tune_figure import plot_tuning
 
@@ -52,6 +53,11 @@ def tune(
     out.table(f"{index}: {report.info.factory}, {report.info.count} vectors", columns, rows, caption=caption)
     if not report.reached:
         out.warn(f"no setting reaches a recall of {recall:g}; the best has {report.chosen.recall:.3f}")
+    if is_busy(report.others):
+        out.warn(
+            f"the machine was busy: other processes used {report.others:.0f}% of a core, and each took turns with the "
+            "searches; tune again when it is quiet"
+        )
     if not dry_run and report.chosen.settings:
         out.note(f"searches now use {_settings(report.chosen.settings)}")
     if plot is not None:
@@ -63,6 +69,7 @@ def tune(
             "queries": report.queries,
             "k": report.k,
             "threads": report.threads,
+            "others_percent": report.others,
             "target": recall,
             "reached": report.reached,
             "stored": not dry_run,

@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 
 from ternarize_cli import files
+from ternarize_cli.bench.machine import Watch
 from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import TRUTH, IndexInfo, read_deleted, read_info, write_info
 from ternarize_cli.index.search import open_index, search_live, set_knob
@@ -58,6 +59,7 @@ class TuneReport:
         chosen: the fastest at one query at a time that reaches the target, or the one with the highest recall.
         reached: whether the target was.
         queries, k, threads: of the measurement.
+        others: what other processes used of the CPU meanwhile, in percent of a core.
     """
 
     info: IndexInfo
@@ -67,6 +69,7 @@ class TuneReport:
     queries: int
     k: int
     threads: int
+    others: float
 
     @property
     def best(self) -> list[Measured]:
@@ -119,10 +122,11 @@ def tune_index(
     if threads is not None:
         faiss.omp_set_num_threads(threads)
     measured: list[Measured] = []
-    for settings in track(_sweep(index, info, measured, target), "tuning"):
-        for name, value in settings.items():
-            set_knob(index, info, name, value)
-        measured.append(_measure(index, truth, settings, k, dead))
+    with Watch() as watch:
+        for settings in track(_sweep(index, info, measured, target), "tuning"):
+            for name, value in settings.items():
+                set_knob(index, info, name, value)
+            measured.append(_measure(index, truth, settings, k, dead))
     good = [m for m in measured if m.recall >= target]
     chosen = (
         min(good, key=lambda m: m.milliseconds) if good else max(measured, key=lambda m: (m.recall, -m.milliseconds))
@@ -131,7 +135,8 @@ def tune_index(
         with files.locked_folder(folder):  # documents may have been deleted meanwhile
             info = replace(read_info(folder), search=chosen.settings)
             write_info(folder, info)
-    return TuneReport(info, measured, chosen, bool(good), len(truth.queries), k, faiss.omp_get_max_threads())
+    threads = faiss.omp_get_max_threads()
+    return TuneReport(info, measured, chosen, bool(good), len(truth.queries), k, threads, watch.others)
 
 
 def _sweep(index: faiss.Index, info: IndexInfo, measured: list[Measured], target: float) -> Iterator[dict[str, float]]:
