@@ -22,11 +22,12 @@ from ternarize_cli.scheme import Scheme
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from ternarize_cli.kernels.gpu import fused, matmul, products, tuning
+from ternarize_cli.kernels.gpu import e4m3, fused, int8, matmul, tuning
+from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.encoder import GpuForward, GpuStack
 from ternarize_cli.kernels.gpu.fused import Norm, Sums
+from ternarize_cli.kernels.gpu.int8 import Int8
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
-from ternarize_cli.kernels.gpu.products import E4m3, Int8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 384, 80), (17, 768, 96), (50, 320, 64), (5, 304, 48)]
@@ -240,7 +241,7 @@ ARITHMETICS = [(Int8, 0.06), (E4m3, 0.12)]
 def test_texts_give_nearly_what_the_reference_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: Any, most: float, save: Any, few: int
 ) -> None:
-    monkeypatch.setattr(products, "_FEW", few)  # 0: every product is one of many rows
+    monkeypatch.setattr(int8, "_FEW", few)  # 0: every product is one of many rows
     model = packed(tmp_path, save)
     ids = torch.randint(5, 40, (3, 11), generator=seeded()).to(DEVICE)
     mask = (torch.arange(11) < torch.tensor([[11], [4], [7]])).long().to(DEVICE)
@@ -343,7 +344,7 @@ def test_the_largest_activations_of_a_sample_set_the_scale_of_e4m3(
     wanted = model(input_ids=ids).last_hidden_state
     stack = GpuStack(model, E4m3)
     assert all(0 < times < 448 for times in stack._products._times)
-    monkeypatch.setattr(products, "_MANY", 0)  # large batches round by that scale
+    monkeypatch.setattr(e4m3, "_MANY", 0)  # large batches round by that scale
     with torch.no_grad():
         assert distance(stack.texts(ids, None, None), wanted) < 0.25
 

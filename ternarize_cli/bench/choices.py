@@ -17,7 +17,7 @@ def choices_of(forward: Forward) -> dict[str, str]:
     """
     if not isinstance(forward, ModelForward):
         return {}
-    asked = [vars(choices).get("_made", {}) for choices in gpu.reachable(forward.model, tuning.Choices)]
+    asked = [choices.made for choices in gpu.reachable(forward.model, tuning.Choices)]
     made = {key: str(way) for each in asked for key, way in each.items()}
     return {f"{kind} {rows} x {i} -> {o}": made[kind, rows, i, o] for kind, rows, i, o in sorted(made)}
 

@@ -43,7 +43,7 @@ class ScaledMm:
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
         """Expands the codes to e4m3."""
-        from ternarize_cli.kernels.gpu.products import scaled_mm
+        from ternarize_cli.kernels.gpu.e4m3 import scaled_mm
 
         weight = layer.codes().to(torch.float8_e4m3fn)
         scale = layer.weight_scale.float().flatten().expand(layer.out_features).contiguous()
@@ -61,13 +61,12 @@ class ScaledMm:
 
     def whole(self, model: nn.Module) -> str | None:
         """Lets a whole model run, or says why it can't and runs its linears only."""
-        from ternarize_cli.kernels.gpu.encoder import GpuForward
-        from ternarize_cli.kernels.gpu.products import E4m3
-        from ternarize_cli.kernels.whole import blocks_of, linears_of, refusal
+        from ternarize_cli.kernels.gpu.e4m3 import E4m3
+        from ternarize_cli.kernels.gpu.encoder import run_whole
+        from ternarize_cli.kernels.whole import blocks_of, linears_of
 
-        reason = refusal(model)
+        reason = run_whole(model, self.name, E4m3)
         if reason is None:
-            model.forward = GpuForward(model, self.name, E4m3)
             for layer in (m for block in blocks_of(model) for m in linears_of(block)):
                 layer.release()
         return reason

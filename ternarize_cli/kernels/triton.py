@@ -65,7 +65,8 @@ class Triton:
     def prepare(self, layer: "PackedLinear") -> Kernel:
         """A kernel for one layer, made when it runs for the first time: in a whole model it never does."""
         from ternarize_cli.kernels.gpu.fused import quantise
-        from ternarize_cli.kernels.gpu.products import Int8, Joined
+        from ternarize_cli.kernels.gpu.int8 import Int8
+        from ternarize_cli.kernels.gpu.products import Joined
 
         made: list[Int8] = []
 
@@ -86,11 +87,7 @@ class Triton:
 
     def whole(self, model: nn.Module) -> str | None:
         """Lets a whole model run, or says why it can't and runs its linears only."""
-        from ternarize_cli.kernels.gpu.encoder import GpuForward
-        from ternarize_cli.kernels.gpu.products import Int8
-        from ternarize_cli.kernels.whole import refusal
+        from ternarize_cli.kernels.gpu.encoder import run_whole
+        from ternarize_cli.kernels.gpu.int8 import Int8
 
-        reason = refusal(model)
-        if reason is None:
-            model.forward = GpuForward(model, self.name, Int8)
-        return reason
+        return run_whole(model, self.name, Int8)

@@ -90,28 +90,26 @@ class BitBlas:
 
         layers = [m for m in model.modules() if isinstance(m, PackedLinear)]
         shapes = [_shape(layer) for layer in layers]
-        reason = _refusal(model, layers)
+        reason = _refusal(layers)
         if reason is None:
             from ternarize_cli.kernels.gpu.bitblas import BitBlasProducts, shapes_of
-            from ternarize_cli.kernels.gpu.encoder import GpuForward
+            from ternarize_cli.kernels.gpu.encoder import run_whole
 
-            shapes += shapes_of(model)
-            model.forward = GpuForward(model, self.name, BitBlasProducts)
+            reason = run_whole(model, self.name, BitBlasProducts)
+            shapes += [] if reason else shapes_of(model)
         operators.build(shapes)
         return reason
 
 
-def _refusal(model: nn.Module, layers: "list[PackedLinear]") -> str | None:
-    """Why a model does not run as a whole, in words."""
-    from ternarize_cli.kernels.whole import refusal
-
+def _refusal(layers: "list[PackedLinear]") -> str | None:
+    """Why models with such layers do not run as a whole, in words."""
     if any(layer.scheme.activation_bits != 8 for layer in layers):
         return "its activations are not int8"
     if any(layer.in_features % 16 or layer.out_features % 16 for layer in layers):
         return "a linear's width is no multiple of 16"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    return refusal(model)
+    return None
 
 
 def _shape(layer: "PackedLinear") -> "Shape":

@@ -1,8 +1,10 @@
 """What the backends `triton`, `scaled_mm` and `bitblas` run on NVIDIA GPUs.
 
     encoder    whole passes: graphs, padding, blocks                  ▲
-    products   the four products of a block, in int8 or e4m3          │ uses
-    bitblas    the same by BitBLAS                                    │
+    int8       the four products of a block: exact sums, 2-bit        │ uses
+    e4m3       … in 8-bit floating point                              │
+    bitblas    … by BitBLAS                                           │
+    products   what an encoder asks of these                          │
     tuning     which kernel for which shape on this card              │
     fused      kernels between products: embed, norm, attention       │
     matmul     kernels of products, and the layouts of weights        │

@@ -24,7 +24,7 @@ __all__ = ["BitBlasProducts", "finish", "shapes_of"]
 _BLOCK = 1024
 
 
-class _Linear(NamedTuple):
+class _Laid(NamedTuple):
     operator: Operator
     weight: Tensor
     scale: Tensor
@@ -71,9 +71,9 @@ def _shape(joined: Joined) -> Shape:
     return Shape.of(sum(m.out_features for m in joined.layers), joined.layers[0].in_features, "int8")
 
 
-def _linear(joined: Joined) -> _Linear:
+def _linear(joined: Joined) -> _Laid:
     shape = _shape(joined)
-    return _Linear(operators.get(shape), lay_out(joined.codes(), "int8"), joined.scale(), joined.bias())
+    return _Laid(operators.get(shape), lay_out(joined.codes(), "int8"), joined.scale(), joined.bias())
 
 
 @triton.jit

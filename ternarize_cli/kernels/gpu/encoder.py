@@ -21,8 +21,9 @@ from ternarize_cli.batching import width_of
 from ternarize_cli.cuda_graphs import Graphs
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.gpu import fused
+from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
-from ternarize_cli.kernels.gpu.products import E4m3, Joined, Products
+from ternarize_cli.kernels.gpu.products import Joined, Products
 from ternarize_cli.kernels.whole import (
     WholeForward,
     blocks_of,
@@ -30,10 +31,11 @@ from ternarize_cli.kernels.whole import (
     linears_of,
     norm_first,
     norms_of,
+    refusal,
     tables_of,
 )
 
-__all__ = ["GpuForward", "GpuStack"]
+__all__ = ["GpuForward", "GpuStack", "run_whole"]
 
 _LOCK = threading.RLock()  # recorded passes have one set of inputs
 _SMALL, _LARGE = 8192, 1 << 17  # rows; of passes with more than the latter none is recorded
@@ -43,12 +45,23 @@ _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 _HEADS = (64, 128)  # dimensions of a head for which PyTorch's attention is faster than ours
 
 
+Arithmetic = Callable[[Sequence[Sequence[Joined]]], Products]
+
+
+def run_whole(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
+    """Lets a model run as a whole on the card, or says why it can't."""
+    reason = refusal(model)
+    if reason is None:
+        model.forward = GpuForward(model, backend, arithmetic)
+    return reason
+
+
 class GpuForward(WholeForward):
     """A model's forward pass on a GPU, with one of the arithmetics of `products`."""
 
     device = "cuda"
 
-    def __init__(self, model: nn.Module, backend: str, arithmetic: Callable[[Sequence[Sequence[Joined]]], Products]):
+    def __init__(self, model: nn.Module, backend: str, arithmetic: Arithmetic) -> None:
         self.backend = backend
         self._arithmetic = arithmetic
         super().__init__(model)
@@ -86,7 +99,7 @@ def _norm(m: nn.LayerNorm) -> Norm:
 class GpuStack:
     """A model's embeddings and blocks, prepared for the card."""
 
-    def __init__(self, model: Any, arithmetic: Callable[[Sequence[Sequence[Joined]]], Products]) -> None:
+    def __init__(self, model: Any, arithmetic: Arithmetic) -> None:
         self._model = model
         blocks = blocks_of(model)
         self._products = arithmetic([_joined(block) for block in blocks])
@@ -232,9 +245,8 @@ class GpuStack:
         device = self._norms[0][0].gain.device
         with products.watching():
             if hasattr(self._model.embeddings, "patch_embeddings"):
-                size = self._model.config.image_size
-                high, wide = size if isinstance(size, list | tuple) else (size, size)
-                pixels = torch.randn(2, self._model.config.num_channels, high, wide, generator=generator)
+                shape = (2, self._model.config.num_channels, *_image_size(self._model))
+                pixels = torch.randn(shape, generator=generator)
                 self._recorded({"pixels": pixels.to(device)})
             else:
                 tokens = min(32, self._longest)
@@ -247,9 +259,13 @@ def _patches(model: Any) -> int:
     config = model.config
     if not hasattr(model.embeddings, "patch_embeddings"):
         return 0
-    size = config.image_size
-    high, wide = size if isinstance(size, list | tuple) else (size, size)
+    high, wide = _image_size(model)
     return (high // config.patch_size) * (wide // config.patch_size) + 1
+
+
+def _image_size(model: Any) -> tuple[int, int]:
+    size = model.config.image_size
+    return (size[0], size[1]) if isinstance(size, list | tuple) else (size, size)
 
 
 def _joined(block: nn.Module) -> list[Joined]:

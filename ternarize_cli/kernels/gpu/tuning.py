@@ -94,10 +94,14 @@ def fastest(key: str, ways: Sequence[Way], call: Callable[[Way], object]) -> Way
 
 
 class Choices:
-    """What `fastest` said in this process, without asking it again."""
+    """What `fastest` said in this process, without asking it again.
+
+    Attributes:
+        made: kind, bucket of rows, inputs and outputs → the way.
+    """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, int, int, int], Any] = {}
+        self.made: dict[tuple[str, int, int, int], Any] = {}
 
     def of(
         self,
@@ -109,12 +113,12 @@ class Choices:
         """The fastest way for a product of a shape: rows, inputs, outputs; `ways` are those for so many rows."""
         rows, inputs, outputs = shape
         key = (kind, bucket(rows), inputs, outputs)
-        chosen: Way | None = self._made.get(key)
-        if key not in self._made:
+        chosen: Way | None = self.made.get(key)
+        if key not in self.made:
             chosen = fastest(f"{kind} {key[1]} x {inputs} -> {outputs}", ways(rows), call)
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 return chosen
-            self._made[key] = chosen
+            self.made[key] = chosen
         return cast("Way", chosen)
 
 
