@@ -23,6 +23,7 @@ from ternarize_cli.scheme import Scheme
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from ternarize_cli.kernels.gpu import e4m3, fused, int8, matmul, tuning
+from ternarize_cli.kernels.gpu.attention import attention
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.encoder import GpuForward, GpuStack
 from ternarize_cli.kernels.gpu.fused import Norm, Sums
@@ -152,11 +153,11 @@ def test_attention_is_pytorchs(texts: int, tokens: int, heads: int, head: int, m
     q, k, v = qkv.float().view(texts, tokens, 3, heads, head).permute(2, 0, 3, 1, 4)
     seen = mask.bool()[:, None, None] if masked else None
     wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(-1, width)
-    assert distance(fused.attention(qkv, mask if masked else None, texts, heads), wanted) < 2e-3
+    assert distance(attention(qkv, mask if masked else None, texts, heads), wanted) < 2e-3
     if masked:
         real = mask.bool().flatten()
         starts = F.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
-        y = fused.attention(qkv[real], None, texts, heads, starts=starts, longest=tokens)
+        y = attention(qkv[real], None, texts, heads, starts=starts, longest=tokens)
         assert distance(y, wanted[real]) < 2e-3
 
 

@@ -6,7 +6,8 @@
     bitblas    … by BitBLAS                                           │
     products   what an encoder asks of these                          │
     tuning     which kernel for which shape on this card              │
-    fused      kernels between products: embed, norm, attention       │
+    attention  a kernel between products                              │
+    fused      the others: embed, norm, round                         │
     matmul     kernels of products, and the layouts of weights        │
 
 Only the backends import them, when a model runs on a GPU: they need Triton.

@@ -21,6 +21,7 @@ from ternarize_cli.batching import width_of
 from ternarize_cli.cuda_graphs import Graphs
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.gpu import fused
+from ternarize_cli.kernels.gpu.attention import attention
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
 from ternarize_cli.kernels.gpu.products import Joined, Products
@@ -183,7 +184,7 @@ class GpuStack:
                 q, k, v = qkv.view(texts, tokens, 3, self._heads, head).permute(2, 0, 3, 1, 4)
                 with sdpa_kernel(_FAST_ATTENTION, set_priority=True):
                     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, self._width)
-            return fused.attention(qkv, mask, texts, self._heads)
+            return attention(qkv, mask, texts, self._heads)
 
         return self._blocks(x, rounded, attend).view(shape)
 
@@ -197,7 +198,7 @@ class GpuStack:
         longest = int(lengths.max())
 
         def attend(qkv: Tensor) -> Tensor:
-            return fused.attention(qkv, None, len(ids), self._heads, starts=starts, longest=longest)
+            return attention(qkv, None, len(ids), self._heads, starts=starts, longest=longest)
 
         kept = self._blocks(x[real], rounded and Rounded(rounded.q[real], rounded.t[real]), attend)
         hidden = torch.zeros(ids.numel(), self._width, device=ids.device)
