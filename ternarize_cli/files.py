@@ -23,6 +23,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "cache_folder",
+    "check_apart",
     "check_output",
     "content_hash",
     "empty",
@@ -68,10 +69,7 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
     resolved, here = output.resolve(), Path.cwd()
     if resolved == here or resolved in here.parents:
         raise OutputExistsError(f"{output} is the working folder or holds it; it can't be the output", hint="-o NAME")
-    for path in inputs:
-        other = path.resolve()
-        if resolved == other or resolved in other.parents or (path.is_dir() and other in resolved.parents):
-            raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
+    check_apart(output, inputs)
     if output.exists() or output.is_symlink():
         if not force:
             raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another output")
@@ -90,6 +88,19 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
         raise OutputError(f"can't write {output}: there is no folder {parent}", hint=f"mkdir -p {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"can't write {output}: no permission in {parent}", hint="name a writable place with -o")
+
+
+def check_apart(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuses an output that is an input, or holds or lies in one.
+
+    Raises:
+        InputError: as said.
+    """
+    resolved = output.resolve()
+    for path in inputs:
+        other = path.resolve()
+        if resolved == other or resolved in other.parents or (path.is_dir() and other in resolved.parents):
+            raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
 
 
 @contextmanager
@@ -148,8 +159,12 @@ def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock on a folder that is there, so that one process at a time changes it.
+
+    Args:
+        folder: it.
+        wait: for another process that holds it.
 
     Raises:
         OutputError: another process holds it.
@@ -157,7 +172,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     while True:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             os.close(descriptor)
             raise OutputError(f"another process is changing {folder}", hint="wait for it") from e

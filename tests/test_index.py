@@ -300,7 +300,31 @@ def test_what_changes_an_index_does_not_sign_what_is_damaged(run, index, tmp_pat
         assert f"{name} is damaged" in result.stderr
 
 
+def test_a_stored_setting_of_another_kind_is_said(run, index):
+    write_info(index, replace(read_info(index), search={"nprobe": 8.0}))
+    result = run("index", "search", index, "cat")
+    assert result.exit_code == 2
+    assert "was tuned as another kind of index" in result.stderr
+
+
+def test_what_steers_a_terminal_is_shown_not_sent(run, tiny_bert, tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"id": "a\x1b[31m\nb", "text": "cat"}))
+    assert run("index", "build", tmp_path / "c.jsonl", "-m", tiny_bert, "-o", tmp_path / "ix").exit_code == 0
+    assert r"a\x1b[31m\nb" in run("index", "search", tmp_path / "ix", "cat").stdout
+    assert _results(run("index", "search", tmp_path / "ix", "cat", "--json"))[0]["id"] == "a\x1b[31m\nb"
+
+
+def test_names_that_are_not_utf_8_are_no_reason_to_fail(run, tiny_bert, tmp_path):
+    folder = tmp_path / os.fsdecode(b"w\xff")
+    folder.mkdir()
+    (folder / os.fsdecode(b"a\xff.txt")).write_text("cat\n")
+    assert run("index", "build", folder, "-m", tiny_bert, "-o", tmp_path / "ix").exit_code == 0
+    assert _results(run("index", "search", tmp_path / "ix", "cat", "--json"))[0]["id"] == r"a\xff.txt:1"
+
+
 def test_wrong_options(run, index, corpus, tiny_bert, tmp_path):
+    shards = ["encode", tiny_bert, tmp_path, "--shards", "-o", tmp_path / "v"]
+    assert "overlap" in run(*shards).stderr
     build = ["index", "build", corpus, "-m", tiny_bert, "-o", tmp_path / "no", "--memory", 1]
     assert "--memory lets `auto` choose" in run(*build, "--factory", "hnsw").stderr
     assert "--memory lets `auto` choose" in run(*build, "--on-disk").stderr

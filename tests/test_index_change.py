@@ -14,6 +14,7 @@ from conftest import WORDS, save_tiny_bert
 from ternarize_cli.files import locked_folder, partial_path
 from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.format import read_deleted, read_info
+from ternarize_cli.index.search import Searcher
 from ternarize_cli.index.truth import read_truth
 
 KINDS = ["flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh", "PCAR16,IVF4,PQ8x4"]
@@ -160,10 +161,47 @@ def test_texts_without_ids_do_not_take_the_place_of_others(run, tiny_bert, ask, 
     assert "FILE:LINE" in again.stderr
 
 
+def test_ids_are_taken_as_they_are(run, tiny_bert, tmp_path):
+    ids = [" a ", "a", "x\u2028y", "x", "y"]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"id": i, "text": f"cat {i}"}) for i in ids))
+    index = tmp_path / "ix"
+    assert run("index", "build", tmp_path / "c.jsonl", "-m", tiny_bert, "-o", index).exit_code == 0
+    assert _ok(run("index", "delete", index, "--ids", "-", "--json", input=" a \r\nx\u2028y\n"))["deleted"] == 2
+    assert read_deleted(index, read_info(index)).tolist() == [0, 2]
+
+
+def test_an_open_index_answers_as_it_was_opened(run, build):
+    index = build(range(100))
+    searcher = Searcher(index)
+    before = searcher.search([TEXTS[50]], 5)
+    assert run("index", "delete", index, *(f"d{i}" for i in range(40))).exit_code == 0
+    assert run("index", "compact", index).exit_code == 0
+    assert searcher.search([TEXTS[50]], 5) == before
+
+
+def test_damage_gets_no_new_digest_by_deleting(run, build):
+    index = build(range(50))
+    assert run("index", "delete", index, "d1", "d2").exit_code == 0
+    path = index / "deleted-2.bin"
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    result = run("index", "delete", index, "d3")
+    assert result.exit_code == 2
+    assert "deleted-2.bin is damaged" in result.stderr
+
+
+def test_fewer_neighbours_stay_known_where_some_were_taken_out(run, build, tmp_path):
+    index = build(range(300))
+    assert run("index", "delete", index, *(f"d{i}" for i in range(0, 300, 2))).exit_code == 0
+    assert run("index", "compact", index).exit_code == 0
+    assert run("index", "add", index, _write(tmp_path / "more.jsonl", range(300, 400))).exit_code == 0
+    report = _ok(run("index", "tune", index, "--dry-run", "-k", 100, "--json"))
+    assert report["chosen"]["recall"] == 1
+
+
 def test_one_change_at_a_time(run, build, tmp_path):
     index = build(range(5))
     with locked_folder(index):
-        for command in (["delete", index, "d1"], ["compact", index], ["tune", index], ["add", index, index / "x"]):
+        for command in (["delete", index, "d1"], ["compact", index], ["add", index, index / "x"]):
             result = run("index", *command)
             assert result.exit_code == 1
             assert "another process is changing" in result.stderr
@@ -214,6 +252,9 @@ def test_vectors_are_added_as_texts_are(run, build, ask, tiny_bert, tmp_path):
     more = _write(tmp_path / "more.jsonl", range(300, 400))
     assert run("encode", tiny_bert, more, "--shards", "-o", tmp_path / "v", "--shard-size", 30).exit_code == 0
     assert run("index", "add", one, more).exit_code == 0
+    assert (
+        "leave --model and --skip-bad out" in run("index", "add", two, tmp_path / "v", "-m", "x", "--skip-bad").stderr
+    )
     assert run("index", "add", two, tmp_path / "v").exit_code == 0
     assert ask(one) == ask(two)
 

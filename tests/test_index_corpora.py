@@ -41,6 +41,9 @@ def test_an_index_of_images_is_asked_with_images(run, tiny_vit, pictures, tmp_pa
     for name in files[:3]:
         assert _found(run("index", "search", index, "--image", pictures / name, "-k", 1, "--json")) == [name]
     assert _found(run("index", "search", index, "--image", pictures, "-k", 1, "--json")) == files
+    queried = run("index", "build", pictures, "-m", tiny_vit, "-o", tmp_path / "no", "--queries", tmp_path / "q.txt")
+    assert queried.exit_code == 2
+    assert "leave --queries out" in queried.stderr
     refused = run("index", "search", index, "cat")
     assert refused.exit_code == 2
     assert "is an index of images" in refused.stderr

@@ -227,6 +227,7 @@ def _encode_shards(
         raise InputError(f"{output} is a file, and shards need a folder", hint="name another with -o")
     if not output.exists():
         files.check_output(output, force=False)
+    files.check_apart(output, [Path(path) for path in (model, source) if path != STDIN and Path(path).exists()])
     job.check()
     ray = job.engine == "ray"
     corpus = open_corpus(source, skip_bad=skip_bad, documents=True)

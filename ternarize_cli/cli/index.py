@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ternarize_cli.cli import index_change, index_search, index_tune
-from ternarize_cli.cli.index_options import BatchSize, Index
+from ternarize_cli.cli.index_options import BatchSize, Index, refuse_unused
 from ternarize_cli.cli.options import Backend, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
 
 if TYPE_CHECKING:
     from ternarize_cli.index.format import IndexInfo
 
 __all__ = ["register"]
+
+_NO_LIMIT = 1e9  # GB
 
 
 def register(app: typer.Typer) -> None:
@@ -102,8 +104,8 @@ def build(
         raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
     given = {"--resume": resume, "--skip-bad": skip_bad, "--batch-size": batch_size, "--device": device}
     given |= {"--backend": backend != "auto", "--shard-size": shard_size}
-    if vectors is not None and (unused := [flag for flag, value in given.items() if value]):
-        raise InputError(f"{corpus} holds vectors, and nothing is encoded", hint=f"leave {' and '.join(unused)} out")
+    if vectors is not None:
+        refuse_unused(corpus, given)
     if vectors is None and model is None:
         what = f"{corpus} holds no vectors, and anything else needs" if Path(corpus).is_dir() else "texts need"
         raise InputError(f"{what} a model", hint="--model MODEL")
@@ -111,7 +113,7 @@ def build(
     from ternarize_cli.index.build import IndexOptions, build_index, index_vectors
     from ternarize_cli.index.encode import EncoderOptions
 
-    budget = None if memory is None else round(1e9 * memory)
+    budget = None if memory is None or memory > _NO_LIMIT else round(1e9 * memory)
     options = IndexOptions(factory, metric, budget, on_disk, seed)
     if vectors is not None:
         report = index_vectors(vectors, output, options=options, threads=threads, force=force, track=out.track)

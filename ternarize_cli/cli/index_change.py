@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ternarize_cli.cli.index_options import BatchSize, Index
+from ternarize_cli.cli.index_options import BatchSize, Index, refuse_unused
 from ternarize_cli.cli.options import Backend, Device, Json, Quiet, Threads
 
 if TYPE_CHECKING:
@@ -46,8 +46,12 @@ def add(
     from ternarize_cli.cli.output import Output
     from ternarize_cli.index.add import add_documents
     from ternarize_cli.index.encode import EncoderOptions
+    from ternarize_cli.index.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
+    if corpus != "-" and (Path(corpus) / RECORD).is_file():
+        given = {"--model": model, "--skip-bad": skip_bad, "--batch-size": batch_size, "--device": device}
+        refuse_unused(corpus, given | {"--backend": backend != "auto"})
     report = add_documents(
         index,
         corpus,

@@ -15,7 +15,7 @@ def search(
     query: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="What to look for.")] = None,
     queries: Annotated[
         str | None,
-        typer.Option("--queries", metavar="FILE|-", help="Queries from a file or stdin, as a corpus is read."),
+        typer.Option("--queries", metavar="FILE|-", help="Queries from a file of lines or JSONL, or stdin."),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -71,9 +71,9 @@ def search(
     if searcher.student:
         out.note(f"queries encoded by {model}, documents by {searcher.info.model}")
     for text, hits in zip(names, found, strict=True):
-        out.text(text)
+        out.text(_printable(text))
         for hit in hits:
-            out.text(f"  {hit.score:7.4f}  {hit.id}  {_shortened(hit.text)}")
+            out.text(f"  {hit.score:7.4f}  {_printable(hit.id)}  {_printable(_shortened(hit.text))}")
     seconds = searcher.seconds
     out.note(f"encoding {1e3 * seconds['encoding']:.1f} ms, searching {1e3 * seconds['searching']:.2f} ms")
     out.result(
@@ -88,6 +88,11 @@ def search(
             ],
         }
     )
+
+
+def _printable(text: str) -> str:
+    """Text without what would steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shortened(text: str, width: int = 100) -> str:

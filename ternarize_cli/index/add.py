@@ -129,7 +129,8 @@ class _Addition:
         if known:
             raise DataError(
                 f"{self._folder} has documents {shown(list(known))} already",
-                hint="--replace puts these in their place; texts without ids are called FILE:LINE",
+                hint="texts without ids are called FILE:LINE, so others need ids of their own; --replace puts these in "
+                "the place of those that have their ids",
             )
 
     def add(self, parts: Iterable[tuple[list[str], np.ndarray]]) -> Iterator[str]:
@@ -168,14 +169,18 @@ class _Truth:
         none = np.full(len(self.truth.queries), -1)
         near = find_truth(self.truth.queries, none, [vectors], len(vectors), self._metric)
         if len(near.queries):
-            self.truth = self.truth.joined(replace(near, neighbours=near.neighbours + first), self._metric)
+            near = replace(near, neighbours=near.neighbours + first)
+            self.truth = self.truth.joined(near, self._metric, all_of=first)
         self.rows += len(vectors)
 
 
 def _check_kind(info: IndexInfo, corpus: str, kind: str) -> None:
     if kind != info.kind:
         what = {"text": "texts", "image": "images"}
-        raise InputError(f"{corpus} holds {what[kind]}, and the index is of {what[info.kind]}")
+        raise InputError(
+            f"{corpus} holds {what[kind]}, and the index is of {what[info.kind]}",
+            hint=f"an index of its own: ternarize index build {corpus}",
+        )
 
 
 def _check_vectors(info: IndexInfo, corpus: str, vectors: VectorFolder) -> None:

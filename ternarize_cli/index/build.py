@@ -135,6 +135,8 @@ def build_index(
     """
     options.check()
     source = open_corpus(corpus, skip_bad=skip_bad, documents=True)
+    if queries is not None and source.kind != "text":
+        raise InputError("--queries takes texts, and the corpus is of images", hint="leave --queries out")
     folder = (image_folder if source.kind == "image" else text_folder)(model, allow_pickle=encoder.allow_pickle)
     inputs = [folder, *([Path(corpus)] if corpus != STDIN and Path(corpus).exists() else [])]
     files.check_output(output, force=force, inputs=inputs)

@@ -86,6 +86,7 @@ def delete_documents(folder: Path, ids: Collection[str], *, missing_ok: bool = F
         OutputError: the folder can't be written, or another process changes it.
     """
     with for_change(folder) as info:
+        check_files(folder, info, {DOCUMENTS, info.deleted_file or DOCUMENTS})  # a deletion gives rows a new digest
         dead = read_deleted(folder, info)
         found = rows_of(folder, set(ids), dead)
         missing = [identity for identity in dict.fromkeys(ids) if identity not in found]

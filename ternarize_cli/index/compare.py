@@ -22,6 +22,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.retrieval import Retrieval
 from ternarize_cli.index.encode import text_folder
 from ternarize_cli.index.encoders import TextEncoder
+from ternarize_cli.index.fill import quiet_clusterings
 from ternarize_cli.index.presets import clusters
 from ternarize_cli.index.truth import recall
 from ternarize_cli.progress import Track, silent
@@ -197,8 +198,9 @@ def _kinds(count: int, dim: int) -> list[tuple[str, str, dict[str, float]]]:
 def _filled(factory: str, vectors: np.ndarray) -> faiss.Index:
     metric = faiss.METRIC_L2 if factory.startswith("LSH") else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(vectors.shape[1], factory, metric)
-    if not index.is_trained:
-        index.train(vectors)
+    with quiet_clusterings(index):
+        if not index.is_trained:
+            index.train(vectors)
     index.add(vectors)
     return index
 

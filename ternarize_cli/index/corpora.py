@@ -12,6 +12,7 @@ Everything is read as it is needed, but for the ids, of which 8 bytes each are k
 import hashlib
 import json
 import logging
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ def _images(parts: list[Images], on_bad: _OnBad) -> Iterator[tuple[str, Any]]:
 
 def _folder(folder: Path, files: list[Path], on_bad: _OnBad) -> Iterator[tuple[str, str]]:
     for file in files:
-        name = str(file.relative_to(folder))
+        name = os.fsencode(file.relative_to(folder)).decode(errors="backslashreplace")  # what is not UTF-8 is no id
         if file.suffix.lower() == ".parquet":
             yield from _rows(_parquet(file), str(file), on_bad, prefix=f"{name}:")
         else:

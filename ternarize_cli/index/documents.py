@@ -5,6 +5,7 @@ Images have an empty text; their id says where they came from.
 
 import json
 import sys
+import weakref
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from ternarize_cli.errors import DataError
 from ternarize_cli.index.format import DOCUMENTS, OFFSETS
 from ternarize_cli.texts import STDIN
 
-__all__ = ["read_documents", "read_ids", "read_offsets", "rows_of", "texts_of_rows", "write_documents"]
+__all__ = ["Documents", "read_documents", "read_ids", "rows_of", "write_documents"]
 
 
 def write_documents(
@@ -54,7 +55,7 @@ def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_ids(sources: Iterable[str]) -> list[str]:
-    """Ids from files, one per line, `-` being stdin.
+    """Ids from files, one per line and as they are, `-` being stdin; empty lines are none.
 
     Raises:
         DataError: a file can't be read, or is not UTF-8.
@@ -63,7 +64,8 @@ def read_ids(sources: Iterable[str]) -> list[str]:
     for source in sources:
         try:
             content = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
-            ids += [line.strip() for line in content.decode().splitlines() if line.strip()]
+            lines = (line.removesuffix("\r") for line in content.decode().split("\n"))
+            ids += [line for line in lines if line]
         except UnicodeDecodeError as e:
             raise DataError(f"{source} is not UTF-8 text: {e}", hint="one id per line") from e
         except OSError as e:
@@ -73,23 +75,30 @@ def read_ids(sources: Iterable[str]) -> list[str]:
     return ids
 
 
-def read_offsets(folder: Path) -> np.ndarray:
-    """int64 `[documents]`, where each line begins; read from disk as it is used."""
-    path = folder / OFFSETS
-    return np.memmap(path, "<i8", "r") if path.stat().st_size else np.empty(0, "<i8")
+class Documents:
+    """The documents of an open index, whatever takes their place meanwhile."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stream = (folder / DOCUMENTS).open("rb")
+        weakref.finalize(self, self._stream.close)
+        offsets = folder / OFFSETS
+        self._offsets = np.memmap(offsets, "<i8", "r") if offsets.stat().st_size else np.empty(0, "<i8")
 
-def texts_of_rows(folder: Path, offsets: np.ndarray, rows: Collection[int]) -> dict[int, tuple[str, str]]:
-    """Row → id and text."""
-    found = {}
-    with (folder / DOCUMENTS).open("rb") as stream:
+    def of_rows(self, rows: Collection[int]) -> dict[int, tuple[str, str]]:
+        """Row → id and text.
+
+        Raises:
+            DataError: the files are damaged.
+        """
+        found = {}
         for row in sorted(rows):
             try:
-                stream.seek(int(offsets[row]))
-                found[row] = _parsed(stream.readline())
+                self._stream.seek(int(self._offsets[row]))
+                found[row] = _parsed(self._stream.readline())
             except (ValueError, OSError) as e:  # a place that is none in the file
-                raise _damaged(folder / DOCUMENTS, folder / OFFSETS) from e
-    return found
+                raise _damaged(self._folder / DOCUMENTS, self._folder / OFFSETS) from e
+        return found
 
 
 def rows_of(folder: Path, ids: Collection[str], dead: np.ndarray) -> dict[str, int]:

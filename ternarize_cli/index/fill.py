@@ -23,7 +23,7 @@ from ternarize_cli.index.format import FAISS_INDEX, LISTS
 from ternarize_cli.index.presets import factory_of
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "silent_faiss"]
+__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "quiet_clusterings", "silent_faiss"]
 
 METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 _TRAINING_ROWS = 65_536
@@ -114,7 +114,7 @@ def fill(
         InputError: FAISS can't train or fill it with these.
     """
     index = made.index
-    with _refusals(made, vectors.count), _quiet_clusterings(index) as wanted:
+    with _refusals(made, vectors.count), quiet_clusterings(index) as wanted:
         if not index.is_trained:
             index.train(_sample(vectors, index, seed))
         if on_disk:
@@ -181,7 +181,7 @@ def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Tra
 
 
 @contextmanager
-def _quiet_clusterings(index: faiss.Index) -> Iterator[int]:
+def quiet_clusterings(index: faiss.Index) -> Iterator[int]:
     """How many vectors FAISS wants for the clusterings that train an index; it doesn't say so for each of them."""
     wanted, opq = 0, []
     for level in levels(index):
@@ -190,7 +190,7 @@ def _quiet_clusterings(index: faiss.Index) -> Iterator[int]:
             for step in (faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())):
                 if isinstance(step, faiss.OPQMatrix):
                     opq.append((step, faiss.ProductQuantizer(step.d_out, step.M, 8)))
-        holders: list[Any] = [level, getattr(level, "pq", None)]
+        holders: list[Any] = [level, getattr(level, "pq", None), getattr(level, "rq", None)]
         for holder in holders:
             if hasattr(holder, "cp"):
                 clusters = getattr(holder, "ksub", 0) or getattr(holder, "nlist", 0)

@@ -14,6 +14,7 @@ counts its rows, changes with its content, so that a deletion takes effect when 
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def read_info(folder: Path) -> IndexInfo:
     Raises:
         DataError: the folder is no index, is of another version, its record was edited, or its files don't fit it.
     """
+    while True:
+        try:
+            return _read_info(folder)
+        except DataError:  # unless another process has just changed the index
+            before = _text_of(folder)
+            try:
+                return _read_info(folder)
+            except DataError:
+                if _text_of(folder) == before:
+                    raise
+
+
+def _text_of(folder: Path) -> str | None:
+    try:
+        return (folder / INFO).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _read_info(folder: Path) -> IndexInfo:
     path = folder / INFO
     if not path.is_file():
         what = "is no index: it has no index.json" if folder.is_dir() else "is not there"
@@ -126,12 +147,12 @@ def read_info(folder: Path) -> IndexInfo:
     return info
 
 
-def check_files(folder: Path, info: IndexInfo) -> None:
-    """Compares all files of an index with the digests in its record.
+def check_files(folder: Path, info: IndexInfo, names: Collection[str] | None = None) -> None:
+    """Compares files of an index, all or those of some names, with the digests in its record.
 
     Raises:
         DataError: one has changed.
     """
     for name, file in info.files.items():
-        if files.sha256(folder / name) != file.sha256:
+        if (names is None or name in names) and files.sha256(folder / name) != file.sha256:
             raise DataError(f"{folder / name} is damaged: its sha256 has changed", hint=_AGAIN)

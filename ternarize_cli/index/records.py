@@ -20,7 +20,7 @@ def signed(fields: Mapping[str, Any], *, indent: int | None = None) -> str:
         fields: of the record, JSON values.
         indent: as `json.dumps` takes it.
     """
-    return json.dumps({**fields, _DIGEST: _digest(fields)}, indent=indent, ensure_ascii=False) + "\n"
+    return json.dumps({**fields, _DIGEST: _digest(fields)}, indent=indent) + "\n"
 
 
 def checked(text: str) -> dict[str, Any]:

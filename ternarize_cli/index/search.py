@@ -18,7 +18,7 @@ import numpy as np
 
 from ternarize_cli import files, vision
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
-from ternarize_cli.index.documents import read_offsets, texts_of_rows
+from ternarize_cli.index.documents import Documents
 from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
 from ternarize_cli.index.fill import silent_faiss
 from ternarize_cli.index.format import (
@@ -80,15 +80,18 @@ class Searcher:
         settings: Mapping[str, float | None] | None = None,
         encoder: EncoderOptions = EncoderOptions(),
     ) -> None:
-        self.info = read_info(folder)
         self.seconds: dict[str, float] = {}
-        self._folder, self._offsets = folder, read_offsets(folder)
-        self._index, self._dead = open_index(folder, self.info), read_deleted(folder, self.info)
+        self.info, self._index, self._dead, self._documents = _opened(folder)
         if encoder.threads is not None:
             faiss.omp_set_num_threads(encoder.threads)
         asked = {name: value for name, value in (settings or {}).items() if value is not None}
         for name, value in {**self.info.search, **asked}.items():
-            set_knob(self._index, self.info, name, value)
+            try:
+                set_knob(self._index, self.info, name, value)
+            except InputError as e:
+                if name in asked:
+                    raise
+                raise DataError(f"{folder} was tuned as another kind of index", hint="ternarize index tune") from e
         model_folder, self.student = model_for(self.info, model, asymmetric)
         encoder = replace(encoder, normalize=self.info.normalized or None)
         self.encode = open_model(model_folder, self.info.kind, encoder, role="query").encode
@@ -112,7 +115,7 @@ class Searcher:
         encoded = time.perf_counter()
         scores, rows = search_live(self._index, vectors, k, self._dead)
         found = time.perf_counter()
-        texts = texts_of_rows(self._folder, self._offsets, {int(row) for row in rows.flat if row >= 0})
+        texts = self._documents.of_rows({int(row) for row in rows.flat if row >= 0})
         read = time.perf_counter()
         self.seconds = {"encoding": encoded - started, "searching": found - encoded, "reading": read - found}
         return [
@@ -123,6 +126,20 @@ class Searcher:
             ]
             for query, query_rows, query_scores in zip(names or queries, rows, scores, strict=True)
         ]
+
+
+def _opened(folder: Path) -> tuple[IndexInfo, faiss.Index, np.ndarray, Documents]:
+    """All parts of one state of an index, though another process may change it meanwhile."""
+    while True:
+        info = read_info(folder)
+        try:
+            parts = open_index(folder, info), read_deleted(folder, info), Documents(folder)
+        except (DataError, OSError):
+            if read_info(folder) == info:
+                raise
+            continue
+        if read_info(folder) == info:
+            return info, *parts
 
 
 def search_live(index: faiss.Index, vectors: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

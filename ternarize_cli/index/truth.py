@@ -44,12 +44,22 @@ class Truth:
         with path.open("wb") as stream:
             np.savez(stream, queries=self.queries, own=self.own, neighbours=self.neighbours, scores=self.scores)
 
-    def joined(self, other: "Truth", metric: int) -> "Truth":
-        """The nearest of both, for the same queries among more vectors."""
+    def joined(self, other: "Truth", metric: int, *, all_of: int) -> "Truth":
+        """The nearest of both, for the same queries among more vectors.
+
+        Where fewer neighbours are known than there are (some were taken out), no more are known afterwards.
+
+        Args:
+            other: what is nearest among the others.
+            metric: as `find_truth`.
+            all_of: how many vectors these neighbours were found among.
+        """
+        known = self.neighbours.shape[1]
+        depth = DEPTH if known >= all_of - int((self.own >= 0).all()) else known
         scores = np.hstack([self.scores, other.scores])
         rows = np.hstack([self.neighbours, other.neighbours])
         nearest = -scores if metric == faiss.METRIC_INNER_PRODUCT else scores
-        order = np.argsort(nearest, axis=1, kind="stable")[:, :DEPTH]
+        order = np.argsort(nearest, axis=1, kind="stable")[:, :depth]
         return Truth(self.queries, self.own, np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
     def without(self, dead: np.ndarray) -> "Truth":

@@ -19,7 +19,7 @@ import numpy as np
 from ternarize_cli import files
 from ternarize_cli.bench.machine import Watch
 from ternarize_cli.errors import InputError
-from ternarize_cli.index.format import TRUTH, IndexInfo, read_deleted, read_info, write_info
+from ternarize_cli.index.format import TRUTH, IndexInfo, check_files, read_deleted, read_info, write_info
 from ternarize_cli.index.search import open_index, search_live, set_knob
 from ternarize_cli.index.truth import DEPTH, Truth, read_truth, recall, without_own
 from ternarize_cli.progress import Track, silent
@@ -104,13 +104,14 @@ def tune_index(
 
     Raises:
         DataError: the index is damaged.
-        OutputError: another process changes the index.
-        InputError: `k` is out of range, or there are too few documents to tell neighbours from others.
+        InputError: the index was built anew meanwhile; `k` is out of range; or there are too few documents to tell
+            neighbours from others.
     """
     if not 0 < k <= DEPTH:
         raise InputError(f"-k is {k}; between 1 and {DEPTH} neighbours of each query are known")
     info = read_info(folder)
     dead = read_deleted(folder, info)
+    check_files(folder, info, {TRUTH})
     truth = read_truth(folder / TRUTH).without(dead)
     k = min(k, truth.neighbours.shape[1])
     if not k:
@@ -132,8 +133,11 @@ def tune_index(
         min(good, key=lambda m: m.milliseconds) if good else max(measured, key=lambda m: (m.recall, -m.milliseconds))
     )
     if write:
-        with files.locked_folder(folder):  # documents may have been deleted meanwhile
-            info = replace(read_info(folder), search=chosen.settings)
+        with files.locked_folder(folder, wait=True):
+            now = read_info(folder)  # documents may have come or gone meanwhile
+            if now.factory != info.factory:
+                raise InputError(f"{folder} was built anew while it was tuned", hint="tune it again")
+            info = replace(now, search=chosen.settings)
             write_info(folder, info)
     threads = faiss.omp_get_max_threads()
     return TuneReport(info, measured, chosen, bool(good), len(truth.queries), k, threads, watch.others)
