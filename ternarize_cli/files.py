@@ -169,16 +169,8 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         OutputError: another process holds it.
     """
-    while True:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            os.close(descriptor)
-            raise OutputError(f"another process is changing {folder}", hint="wait for it") from e
-        if _is_still(folder, descriptor):
-            break
-        os.close(descriptor)  # another has taken its place between our two calls
+    busy = OutputError(f"another process is changing {folder}", hint="wait for it")
+    descriptor = _lock(folder, lambda: os.open(folder, os.O_RDONLY), busy, wait=wait)
     try:
         yield
     finally:
@@ -188,23 +180,33 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
 @contextmanager
 def _locked(partial: Path, output: Path, *, folder: bool) -> Iterator[None]:
     """Makes the partial file or folder and holds a lock on it, so that one process at a time writes an output."""
-    while True:
+
+    def make() -> int:
         with _reporting_disk(output):
             if folder:
                 partial.mkdir(exist_ok=True)
-            descriptor = os.open(partial, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            os.close(descriptor)
-            raise OutputError(f"another process is writing {output}", hint="wait for it, or name another output") from e
-        if _is_still(partial, descriptor):
-            break
-        os.close(descriptor)  # its owner put it in place between our two calls; make another
+            return os.open(partial, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+
+    busy = OutputError(f"another process is writing {output}", hint="wait for it, or name another output")
+    descriptor = _lock(partial, make, busy)
     try:
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(path: Path, open_it: Callable[[], int], busy: OutputError, *, wait: bool = False) -> int:
+    """Opens what is at a path and locks it; the lock lasts until the descriptor is closed."""
+    while True:
+        descriptor = open_it()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(descriptor)
+            raise busy from e
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # another has put it in place, or something in its place, between our two calls
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
