@@ -14,11 +14,12 @@ from conftest import WORDS, save_tiny_bert, save_tiny_vit
 from PIL import Image
 
 from ternarize_cli.batching import width_of
-from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.corpus import Corpus, ImageCorpus
 from ternarize_cli.distill.data import Sources, mixture_of, read_corpus
 from ternarize_cli.distill.order import Mixture, Piece, Plan, epoch
 from ternarize_cli.distill.pixels import finished, preparation
 from ternarize_cli.errors import CheckpointError, DataError, InputError
+from ternarize_cli.images import read_images
 from ternarize_cli.models import load_encoder
 
 LENGTHS = np.random.default_rng(0).integers(2, 60, size=500)
@@ -241,3 +242,29 @@ def test_pixels_stay_bytes_and_become_what_the_processor_makes_of_them(tmp_path:
     assert (made["pixel_values"].dtype == torch.uint8) == (change == {})
     assert set(finished(made)) == set(wanted)
     assert torch.allclose(finished(made)["pixel_values"], wanted["pixel_values"], rtol=0, atol=1e-5)
+
+
+def test_images_that_are_to_be_changed_are_cropped_and_mirrored_by_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    pixels = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
+    source = np.stack([pixels % 256, pixels // 256, pixels * 0], axis=-1).astype(np.uint8)  # every pixel is another
+    Image.fromarray(source).save(tmp_path / "images" / "1.png")
+    corpus = ImageCorpus([read_images(tmp_path / "images")], np.array([0]), lambda images: {"images": images})
+
+    def seen(change: int) -> np.ndarray:
+        return np.asarray(corpus.features([Piece((0,), 0, 1, 0, change)])["images"][0]).astype(int)
+
+    assert (seen(0) == source).all()
+    mirrored = []
+    for seed in range(1, 40):
+        made = seen(seed)
+        assert (made == seen(seed)).all()
+        numbers = made[..., 0] + 256 * made[..., 1]
+        mirrored.append(bool(numbers[0, 0] > numbers[0, -1]))
+        numbers = numbers[:, ::-1] if mirrored[-1] else numbers
+        height, width = numbers.shape
+        assert height >= 16
+        assert width >= 24
+        top, left = divmod(int(numbers[0, 0]), 30)
+        assert (numbers == pixels[top : top + height, left : left + width]).all()
+    assert 5 < sum(mirrored) < 35

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from ternarize_cli.batching import width_of
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.images import Images
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 __all__ = ["Corpus", "ImageCorpus", "TextCorpus"]
 
 _MOST_CHANGED = 0.3
+_SMALLEST_CROP = 0.8
 
 
 class Corpus(Protocol):
@@ -183,13 +187,17 @@ class ImageCorpus:
         return hashlib.sha256(names.encode() + self.chosen.tobytes()).hexdigest()
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What `pixels.preparation` makes, such as pixel_values `[images, 3, height, width]`."""
+        """What `pixels.preparation` makes, such as pixel_values `[images, 3, height, width]`.
+
+        An image that is to be changed is cropped to at least four fifths of each side, and every other one mirrored.
+        """
         ends = self._ends()
         images = []
         for piece in pieces:
             place = int(self.chosen[piece.rows[0]])
             part = int(np.searchsorted(ends, place, side="right"))
-            images.append(self.parts[part][place - int(ends[part]) + len(self.parts[part])])
+            image = self.parts[part][place - int(ends[part]) + len(self.parts[part])]
+            images.append(_changed(image, piece.change) if piece.change else image)
         return dict(self.prepare(images))
 
     def take(self, rows: Sequence[int]) -> "ImageCorpus":
@@ -198,3 +206,14 @@ class ImageCorpus:
 
     def _ends(self) -> np.ndarray:
         return np.cumsum([len(part) for part in self.parts])
+
+
+def _changed(image: "Image", seed: int) -> "Image":
+    """A part of an image, or of its mirror image."""
+    from PIL import ImageOps
+
+    rng = np.random.default_rng(seed)
+    width, height = (max(1, round(size * rng.uniform(_SMALLEST_CROP, 1))) for size in image.size)
+    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+    part = image.crop((int(left), int(top), int(left) + width, int(top) + height))
+    return ImageOps.mirror(part) if rng.random() < 0.5 else part

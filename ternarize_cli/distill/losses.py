@@ -8,10 +8,13 @@ padding out.
                  no layer's scale dominates (hidden-state matching as in TinyBERT, arXiv 1909.10351)
     relation     KL divergence between the attention-like distributions softmax(hᵢ·hⱼ / √d) over the tokens of a text,
                  of the last layer's states in heads of 64 (self-relations as in MiniLMv2, arXiv 2012.15828, of states)
-    cosine       1 − cos of the pooled embeddings
+    cosine       1 − cos of the pooled embeddings, relative to their variance
     similarity   KL divergence, teacher to student, between each embedding's softmax over the similarities to the others
-                 of the batch and to embeddings of earlier batches by the teacher, at temperature 0.05: the ranking that
-                 search depends on
+                 of the batch and to embeddings of earlier batches by the teacher: the ranking that search depends on
+
+The last two are measured by the teacher's own `Spread`. Some encoders put all texts close together: vectors of
+multilingual-e5-small lie at a mean cosine of .8, those of all-MiniLM-L6-v2 at .05, and the same error is a sixth of the
+former's differences where it is a thirtieth of the latter's.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +35,7 @@ __all__ = [
     "RECIPES",
     "Outputs",
     "Recipe",
+    "Spread",
     "loss_parts",
     "masked_mse",
     "relation_divergence",
@@ -39,7 +43,9 @@ __all__ = [
     "similarity_divergence",
 ]
 
-TEMPERATURE = 0.05
+_TEMPERATURE = 0.6
+_LEAST_VARIANCE = 1e-3
+_LEAST_DEVIATION = 1e-3
 _HEAD = 64
 _SAME = 0.995
 _NEVER = -1e9
@@ -61,6 +67,29 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How far apart a teacher puts things, over pairs of different texts or images.
+
+    Attributes:
+        variance: of unit embeddings: 1 − the mean of their cosines.
+        deviation: the standard deviation of these.
+    """
+
+    variance: float = 1.0
+    deviation: float = 1 / 12
+
+    @classmethod
+    def of(cls, unit: Tensor) -> "Spread":
+        """Of unit embeddings, `[n, dim]`; where all are nearly the same, the least that can be told from rounding."""
+        rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
+        cosines = (unit @ unit.T)[rows, columns]
+        if len(cosines) < 2:
+            return cls()
+        variance, deviation = 1 - float(cosines.mean()), float(cosines.std())
+        return cls(max(variance, _LEAST_VARIANCE), max(deviation, _LEAST_DEVIATION))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a student is trained.
 
@@ -71,7 +100,7 @@ class Recipe:
         joined: share of tokens in joined texts (`order.Mixture`).
         tables: learning rate of embedding tables, relative to that of everything else; 0: they do not train. Adam
             moves the row of a rare token by many times the rate whenever it comes up, hence a small one.
-        changed: share of inputs of which some tokens are changed (`order.Mixture`).
+        changed: share of inputs that are changed (`order.Mixture`).
         settle: how far from their codes the weights of a calibrated student may start, in scales
             (`layers.TernaryLinear.settle`).
     """
@@ -148,14 +177,17 @@ def _error_gradient(student: Tensor, teacher: Tensor, mask: Tensor, factor: Tens
     return (2 * factor * (student.float() - teacher.float()) * mask.unsqueeze(-1)).to(student.dtype)
 
 
-def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None = None) -> Tensor:
-    """KL(teacher ‖ student) of each embedding's softmax over the others, and over a queue.
+def similarity_divergence(
+    student: Tensor, teacher: Tensor, queue: Tensor | None = None, temperature: float = 0.05
+) -> Tensor:
+    """KL(teacher ‖ student) of each embedding's softmax over the cosines to the others, and to a queue.
 
     Args:
         student, teacher: `[batch, dim]`.
         queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
             text (recognised by a cosine of nearly 1), which would drown all others, and for rows of zeros: places not
             filled yet.
+        temperature: divides the cosines.
 
     Returns:
         A scalar; 0 where there is nothing to rank.
@@ -169,7 +201,7 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
     def distribution(x: Tensor) -> Tensor:
         x = F.normalize(x.float(), dim=-1)
         similarities = x @ (x if queue is None else torch.cat([x, queue])).T
-        return F.log_softmax((similarities / TEMPERATURE).masked_fill(itself, _NEVER), dim=-1)
+        return F.log_softmax((similarities / temperature).masked_fill(itself, _NEVER), dim=-1)
 
     wanted, found = distribution(teacher), distribution(student)
     return (wanted.exp() * (wanted - found) * ~itself).sum() / count
@@ -192,28 +224,28 @@ def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tenso
 
 
 OF_STATES = ("output", "hidden", "relation")
-Part = Callable[[Outputs, Outputs, Tensor | None], Tensor]
+Part = Callable[[Outputs, Outputs, Tensor | None, Spread], Tensor]
 
 
-def _output(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+def _output(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
     return masked_mse(student.hidden[-1].float(), teacher.hidden[-1].float(), teacher.mask)
 
 
-def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
     pairs = zip(student.hidden, teacher.hidden, strict=True)
     return torch.stack([relative_error(s, t, teacher.mask) for s, t in pairs]).mean()
 
 
-def _relation(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+def _relation(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
     return relation_divergence(student.hidden[-1], teacher.hidden[-1], teacher.mask)
 
 
-def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
-    return 1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()
+def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
+    return (1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()) / spread.variance
 
 
-def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
-    return similarity_divergence(student.pooled, teacher.pooled, queue)
+def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
+    return similarity_divergence(student.pooled, teacher.pooled, queue, _TEMPERATURE * spread.deviation)
 
 
 PARTS: dict[str, Part] = {
@@ -226,9 +258,15 @@ PARTS: dict[str, Part] = {
 
 
 def loss_parts(
-    names: Mapping[str, float], student: Outputs, teacher: Outputs, queue: Tensor | None = None
+    names: Mapping[str, float],
+    student: Outputs,
+    teacher: Outputs,
+    queue: Tensor | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss, not yet weighed; those of hidden states only if the models give any.
+
+    `spread` is that of the teacher's embeddings; None: not known, as far apart as they can be.
 
     Raises:
         InputError: no part is left.
@@ -236,4 +274,4 @@ def loss_parts(
     kept = [name for name in names if student.hidden or name not in OF_STATES]
     if not kept:
         raise InputError("this model gives no hidden states to compare", hint="--loss cosine=1")
-    return {name: PARTS[name](student, teacher, queue) for name in kept}
+    return {name: PARTS[name](student, teacher, queue, spread or Spread()) for name in kept}

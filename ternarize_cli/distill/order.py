@@ -6,9 +6,9 @@ own; a few of the shortest come twice, where the last batch would be small. Text
 - a share of the tokens comes as texts joined to longer ones, of any length up to the limit, since a model meets texts
   of all lengths; every epoch joins others;
 - of a text that is too long, every other time a window is seen instead of its beginning;
-- from the second epoch on, a share of the inputs comes with some tokens in place of others: the teacher tells what is
-  right for any input, so few texts need not be learnt by heart (data augmentation as in TinyBERT, arXiv 1909.10351, but
-  with random words).
+- from the second epoch on, a share of the inputs comes changed, texts with some tokens in place of others, images
+  cropped and mirrored: the teacher tells what is right for any input, so few texts need not be learnt by heart (data
+  augmentation as in TinyBERT, arXiv 1909.10351, but with random words).
 
 Inputs of like length share a batch. A batch holds about the same number of tokens, whatever their length: few long
 inputs or many short ones. Widths go in steps, and all batches of a width have the same number of inputs, so that there
@@ -31,7 +31,7 @@ _CHUNK = 32
 class Piece(NamedTuple):
     """One input: the texts `rows` joined, from token `start` on, `length` tokens, after prompt number `prompt`.
 
-    `change`, if it is not 0, is the seed from which some of its tokens are changed.
+    `change`, if it is not 0, is the seed by which its tokens or pixels are changed (`corpus`).
     """
 
     rows: tuple[int, ...]
@@ -51,7 +51,7 @@ class Mixture:
         prompts: how many prompts there are to choose from.
         joined: share of the tokens that come in joined texts.
         windows: whether of texts over the limit other parts than the beginning are seen.
-        changed: share of the inputs of which some tokens are changed, from the second epoch on.
+        changed: share of the inputs that are changed, from the second epoch on.
         sources: for each text the number of its source; and
         weights: how often a source is seen relative to its size; None: all once.
     """

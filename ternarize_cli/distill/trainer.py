@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ternarize_cli.cuda_graphs import Graphs, own_stream
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.corpus import Corpus
-from ternarize_cli.distill.losses import loss_parts
+from ternarize_cli.distill.losses import Outputs, Spread, loss_parts
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.training import Progress, Training
@@ -77,6 +77,8 @@ class Trainer:
             for _, layer in pair.linears():
                 layer.settle(training.chosen.settle)
         pair.freeze_idle(pair.put(batches.few()), training.parts)
+        self._held_taught = self._vectors(pair.teacher_outputs)
+        self._spread = Spread.of(self._held_taught)
         self.total = training.steps or (
             math.ceil(training.epochs * len(batches) / training.accumulate) if training.epochs else None
         )
@@ -247,7 +249,7 @@ class Trainer:
             with self._autocast():
                 taught = self.pair.teacher_outputs(features)
                 learnt = self.pair.student_outputs(features)
-            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
+            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None, self._spread)
             torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
         return _Taught({name: part.detach() for name, part in parts.items()}, taught.pooled)
 
@@ -293,32 +295,32 @@ class Trainer:
 
     @torch.no_grad()
     def held_out(self) -> tuple[float, float]:
-        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be.
-
-        Each process looks at a part.
-        """
+        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
         started = time.monotonic()
         modes = {module: module.training for module in self.pair.student.modules()}
         self.pair.student.eval()
+        student, teacher = self._vectors(self.pair.student_outputs), self._held_taught
+        for module, mode in modes.items():
+            module.training = mode
+        self._look_took = time.monotonic() - started
+        return float((student * teacher).sum(dim=-1).mean()), _agreement(student, teacher)
+
+    @torch.no_grad()
+    def _vectors(self, outputs: Callable[[dict[str, Any]], Outputs]) -> Tensor:
+        """Unit embeddings of the held-out data, `[n, dim]`, the same in all processes; each makes a part."""
         width = self.pair.student.get_embedding_dimension() or 0
-        vectors: list[list[Tensor]] = [[torch.empty(0, width)], [torch.empty(0, width)]]
+        made = [torch.empty(0, width)]
         lengths = self.held.lengths.clip(max=self.held.limit)
         rows = self.held.lengths.argsort(kind="stable").tolist()[self.on.process_index :: self.on.num_processes]
         for start in range(0, len(rows), 32):
             pieces = [Piece((i,), 0, int(lengths[i]), 0) for i in rows[start : start + 32]]
-            features = self.pair.put(self.held.features(pieces))
-            vectors[0].append(self.pair.student_outputs(features).pooled.float().cpu())
-            vectors[1].append(self.pair.teacher_outputs(features).pooled.float().cpu())
-        for module, mode in modes.items():
-            module.training = mode
-        mine = torch.stack([torch.cat(v) for v in vectors])
+            made.append(outputs(self.pair.put(self.held.features(pieces))).pooled.float().cpu())
+        mine = torch.cat(made)
         parts: list[Any] = [mine]
         if self.on.num_processes > 1:
             parts = [None] * self.on.num_processes
             torch.distributed.all_gather_object(parts, mine, group=self._by_cpu)
-        student, teacher = F.normalize(torch.cat(parts, dim=1), dim=-1).to(self.on.device)
-        self._look_took = time.monotonic() - started
-        return float((student * teacher).sum(dim=-1).mean()), _agreement(student, teacher)
+        return F.normalize(torch.cat(parts), dim=-1).to(self.on.device)
 
 
 @contextmanager
