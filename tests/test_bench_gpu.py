@@ -85,7 +85,9 @@ def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(choose, "checked_device", lambda device: device)
     monkeypatch.setattr(kernels.require("onednn"), "device", "cuda")
     chosen, device = choose.choose_backends((), "cuda:1")
-    assert (chosen, device) == (["reference", "onednn"], "cuda:1")
+    assert device == "cuda:1"
+    assert {"reference", "onednn"} <= set(chosen)
+    assert all(kernels.require(name).device in ("any", "cuda") for name in chosen)
     assert choose.choose_backends(("auto", "reference"), "cuda") == (
         ["auto", "reference"],
         "cuda",

@@ -68,3 +68,12 @@ def test_free_space_of_a_cache_that_is_not_there_yet_is_that_of_the_folder_above
     monkeypatch.setattr(environment.constants, "HF_HUB_CACHE", str(tmp_path / "a" / "b"))
     assert environment.disks()[2].free_bytes > 0
     assert environment.hub()["models"] == 0
+
+
+def test_doctor_runs_from_a_source_tree_that_is_not_installed(
+    run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_DISTRIBUTION", "ternarize-of-nobody")
+    result = run("doctor", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["extras"] == []

@@ -44,8 +44,14 @@ class Disk:
 
 
 def extras() -> list[Extra]:
-    """The extras that users install, as the installed package's own metadata lists them for this platform."""
-    requirements = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
+    """The extras that users install, as the installed package's own metadata lists them for this platform.
+
+    None where the package is not installed but run from its source.
+    """
+    try:
+        requirements = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
+    except PackageNotFoundError:
+        return []
     optional = [r for r in requirements if r.marker is not None and not r.marker.evaluate({"extra": ""})]
     found = []
     for name in metadata(_DISTRIBUTION).get_all("Provides-Extra") or []:

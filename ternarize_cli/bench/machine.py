@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+from ternarize_cli import __version__
+
 __all__ = [
     "BUSY_PERCENT",
     "Watch",
@@ -145,7 +147,7 @@ def _cpu_seconds(process: psutil.Process) -> float | None:
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:
     """Versions of Python, this package and the libraries that do the work; None where one is not installed."""
-    found: dict[str, str | None] = {"ternarize": _version("ternarize-cli"), "python": platform.python_version()}
+    found: dict[str, str | None] = {"ternarize": __version__, "python": platform.python_version()}
     return found | {name: _version(name) for name in packages}
 
 
