@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from ternarize_cli.cuda_graphs import Graphs, own_stream
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.corpus import Corpus
-from ternarize_cli.distill.losses import Outputs, Spread, loss_parts
-from ternarize_cli.distill.order import Piece
+from ternarize_cli.distill.held_out import HeldOut
+from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.training import Progress, Training
 from ternarize_cli.errors import InputError, TernarizeError
@@ -60,7 +60,7 @@ class Trainer:
         settle: bool = False,
     ) -> None:
         """`on` is the accelerator; `settle` whether the student was calibrated."""
-        self.pair, self.batches, self.held, self.training, self.on = pair, batches, held, training, on
+        self.pair, self.batches, self.training, self.on = pair, batches, training, on
         self.step = self.count = 0
         self.seconds = 0.0
         self.losses: dict[str, float] = {}
@@ -77,8 +77,7 @@ class Trainer:
             for _, layer in pair.linears():
                 layer.settle(training.chosen.settle)
         pair.freeze_idle(pair.put(batches.few()), training.parts)
-        self._held_taught = self._vectors(pair.teacher_outputs)
-        self._spread = Spread.of(self._held_taught)
+        self._held = HeldOut(pair, held, on, self._by_cpu)
         self.total = training.steps or (
             math.ceil(training.epochs * len(batches) / training.accumulate) if training.epochs else None
         )
@@ -196,6 +195,13 @@ class Trainer:
             return
         self.cosine, self.agreement = self.held_out()
 
+    def held_out(self) -> tuple[float, float]:
+        """Mean cosine to the teacher and agreement of similarities on held-out data (`HeldOut.look`)."""
+        started = time.monotonic()
+        found = self._held.look()
+        self._look_took = time.monotonic() - started
+        return found
+
     def _done(self) -> float:
         if self.total is not None:
             return self.step / self.total
@@ -249,7 +255,7 @@ class Trainer:
             with self._autocast():
                 taught = self.pair.teacher_outputs(features)
                 learnt = self.pair.student_outputs(features)
-            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None, self._spread)
+            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None, self._held.spread)
             torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
         return _Taught({name: part.detach() for name, part in parts.items()}, taught.pooled)
 
@@ -291,37 +297,6 @@ class Trainer:
         on = self.on.device.type
         return torch.autocast(on, torch.bfloat16, enabled=on == "cuda", cache_enabled=False)
 
-    # -- held-out data -------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def held_out(self) -> tuple[float, float]:
-        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
-        started = time.monotonic()
-        modes = {module: module.training for module in self.pair.student.modules()}
-        self.pair.student.eval()
-        student, teacher = self._vectors(self.pair.student_outputs), self._held_taught
-        for module, mode in modes.items():
-            module.training = mode
-        self._look_took = time.monotonic() - started
-        return float((student * teacher).sum(dim=-1).mean()), _agreement(student, teacher)
-
-    @torch.no_grad()
-    def _vectors(self, outputs: Callable[[dict[str, Any]], Outputs]) -> Tensor:
-        """Unit embeddings of the held-out data, `[n, dim]`, the same in all processes; each makes a part."""
-        width = self.pair.student.get_embedding_dimension() or 0
-        made = [torch.empty(0, width)]
-        lengths = self.held.lengths.clip(max=self.held.limit)
-        rows = self.held.lengths.argsort(kind="stable").tolist()[self.on.process_index :: self.on.num_processes]
-        for start in range(0, len(rows), 32):
-            pieces = [Piece((i,), 0, int(lengths[i]), 0) for i in rows[start : start + 32]]
-            made.append(outputs(self.pair.put(self.held.features(pieces))).pooled.float().cpu())
-        mine = torch.cat(made)
-        parts: list[Any] = [mine]
-        if self.on.num_processes > 1:
-            parts = [None] * self.on.num_processes
-            torch.distributed.all_gather_object(parts, mine, group=self._by_cpu)
-        return F.normalize(torch.cat(parts), dim=-1).to(self.on.device)
-
 
 @contextmanager
 def _tensor_cores() -> Iterator[None]:
@@ -332,15 +307,6 @@ def _tensor_cores() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _agreement(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation between the similarities of all pairs, `[n, dim]` twice."""
-    rows, columns = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
-    ranks = [x.argsort().argsort().double() for x in ((a @ a.T)[rows, columns], (b @ b.T)[rows, columns])]
-    if len(ranks[0]) < 2:
-        return 1.0
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 def _in_one_buffer(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -1,0 +1,66 @@
+"""Data set aside from training: how near the student is to its teacher there, and how far apart that puts things."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.losses import Outputs, Spread
+from ternarize_cli.distill.order import Piece
+from ternarize_cli.distill.pair import Pair
+
+__all__ = ["HeldOut"]
+
+_BATCH = 32
+
+
+class HeldOut:
+    """Held-out texts or images. Each process makes a part of the embeddings, and all have all of them.
+
+    Attributes:
+        spread: of the teacher's embeddings.
+    """
+
+    def __init__(self, pair: Pair, corpus: Corpus, on: Any, group: Any = None) -> None:
+        """Embeds them by the teacher; `on` is the accelerator, `group` joins its processes, CPU to CPU."""
+        self._pair, self._corpus, self._on, self._group = pair, corpus, on, group
+        self._taught = self._vectors(pair.teacher_outputs)
+        self.spread = Spread.of(self._taught)
+
+    def look(self) -> tuple[float, float]:
+        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
+        modes = {module: module.training for module in self._pair.student.modules()}
+        self._pair.student.eval()
+        learnt = self._vectors(self._pair.student_outputs)
+        for module, mode in modes.items():
+            module.training = mode
+        return float((learnt * self._taught).sum(dim=-1).mean()), _agreement(learnt, self._taught)
+
+    @torch.no_grad()
+    def _vectors(self, outputs: Callable[[dict[str, Any]], Outputs]) -> Tensor:
+        """Unit embeddings, `[n, dim]`, in the same order whoever makes them."""
+        mine = [torch.empty(0, self._pair.student.get_embedding_dimension() or 0)]
+        lengths = self._corpus.lengths.clip(max=self._corpus.limit)
+        rows = self._corpus.lengths.argsort(kind="stable").tolist()
+        rows = rows[self._on.process_index :: self._on.num_processes]
+        for start in range(0, len(rows), _BATCH):
+            pieces = [Piece((row,), 0, int(lengths[row]), 0) for row in rows[start : start + _BATCH]]
+            features = self._pair.put(self._corpus.features(pieces))
+            mine.append(outputs(features).pooled.float().cpu())
+        parts: list[Any] = [torch.cat(mine)]
+        if self._on.num_processes > 1:
+            parts = [None] * self._on.num_processes
+            torch.distributed.all_gather_object(parts, torch.cat(mine), group=self._group)
+        return F.normalize(torch.cat(parts), dim=-1).to(self._on.device)
+
+
+def _agreement(a: Tensor, b: Tensor) -> float:
+    """Spearman's correlation between the similarities of all pairs, `[n, dim]` twice."""
+    rows, columns = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
+    ranks = [x.argsort().argsort().double() for x in ((a @ a.T)[rows, columns], (b @ b.T)[rows, columns])]
+    if len(ranks[0]) < 2:
+        return 1.0
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
