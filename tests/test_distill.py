@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import WORDS, add_dense, save_tiny_bert
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ternarize_cli import checkpoint
 from ternarize_cli.convert import convert
@@ -25,7 +26,7 @@ from ternarize_cli.distill.losses import (
     similarity_divergence,
 )
 from ternarize_cli.distill.trainer import Trainer
-from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.errors import CheckpointError, InputError, TernarizeError
 from ternarize_cli.layers import TernaryLinear
 from ternarize_cli.models import load_encoder
 from ternarize_cli.pack import pack
@@ -189,9 +190,20 @@ def test_losses_of_embeddings_are_measured_by_how_far_apart_the_teacher_puts_thi
 def test_the_spread_of_things_that_are_all_the_same_or_alone_is_finite() -> None:
     one = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
     assert Spread.of(one) == Spread()
+    assert Spread.of(one.expand(9, 8)) == Spread()
     same = Spread.of(one.expand(20, 8))
     assert 0 < same.variance < 0.01
     assert 0 < same.deviation < 0.01
+
+
+def test_a_teacher_whose_vectors_are_not_numbers_is_named(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_bert, teacher)
+    weights = load_file(teacher / "model.safetensors")
+    weights["encoder.layer.0.attention.self.query.bias"][:] = float("nan")
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TernarizeError, match="the teacher gives embeddings that are not finite"):
+        distill(latent, teacher, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), threads=1)
 
 
 def test_wrong_partners_are_refused(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -246,8 +247,8 @@ def test_pixels_stay_bytes_and_become_what_the_processor_makes_of_them(tmp_path:
 
 def test_images_that_are_to_be_changed_are_cropped_and_mirrored_by_the_seed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    pixels = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
-    source = np.stack([pixels % 256, pixels // 256, pixels * 0], axis=-1).astype(np.uint8)  # every pixel is another
+    across, down = np.meshgrid(np.arange(30) * 8, np.arange(20) * 12)
+    source = np.stack([across, down, across * 0], axis=-1).astype(np.uint8)
     Image.fromarray(source).save(tmp_path / "images" / "1.png")
     corpus = ImageCorpus([read_images(tmp_path / "images")], np.array([0]), lambda images: {"images": images})
 
@@ -255,16 +256,30 @@ def test_images_that_are_to_be_changed_are_cropped_and_mirrored_by_the_seed(tmp_
         return np.asarray(corpus.features([Piece((0,), 0, 1, 0, change)])["images"][0]).astype(int)
 
     assert (seen(0) == source).all()
-    mirrored = []
+    mirrored, kept = [], []
     for seed in range(1, 40):
         made = seen(seed)
         assert (made == seen(seed)).all()
-        numbers = made[..., 0] + 256 * made[..., 1]
-        mirrored.append(bool(numbers[0, 0] > numbers[0, -1]))
-        numbers = numbers[:, ::-1] if mirrored[-1] else numbers
-        height, width = numbers.shape
-        assert height >= 16
-        assert width >= 24
-        top, left = divmod(int(numbers[0, 0]), 30)
-        assert (numbers == pixels[top : top + height, left : left + width]).all()
+        assert made.shape == source.shape
+        red, green = made[10, :, 0], made[:, 15, 1]
+        mirrored.append(bool(red[0] > red[-1]))
+        steps = np.diff(red[::-1] if mirrored[-1] else red)
+        assert steps.min() >= 0
+        assert np.diff(green).min() >= 0
+        kept.append((abs(red[-1] - red[0]) / 232, (green[-1] - green[0]) / 228))
     assert 5 < sum(mirrored) < 35
+    assert 0.75 < np.min(kept) < 0.9
+    assert np.max(kept) <= 1
+
+
+def test_changed_images_fit_a_processor_that_does_not_resize(tiny_vit: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_vit, tmp_path / "vit")
+    file = tmp_path / "vit" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_resize": False}))
+    encoder = load_encoder(tmp_path / "vit", device="cpu")
+    (tmp_path / "images").mkdir()
+    for i in range(30):
+        Image.effect_noise((8, 8), 10 + 5 * i).convert("RGB").save(tmp_path / "images" / f"{i:02}.png")
+    corpus, _ = read_corpus(encoder, tmp_path / "vit", Sources([tmp_path / "images"]), max_length=None, seed=0)
+    pieces = [Piece((i,), 0, 1, 0, change) for i, change in enumerate((0, 7, 0, 9, 11))]
+    assert finished(corpus.features(pieces))["pixel_values"].shape == (5, 3, 8, 8)

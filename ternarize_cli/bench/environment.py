@@ -46,7 +46,7 @@ class Disk:
 def extras() -> list[Extra]:
     """The extras that users install, as the installed package's own metadata lists them for this platform.
 
-    None where the package is not installed but run from its source.
+    Empty where the package is not installed but run from its source.
     """
     try:
         requirements = [Requirement(text) for text in requires(_DISTRIBUTION) or []]

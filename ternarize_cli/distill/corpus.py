@@ -189,7 +189,8 @@ class ImageCorpus:
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
         """What `pixels.preparation` makes, such as pixel_values `[images, 3, height, width]`.
 
-        An image that is to be changed is cropped to at least four fifths of each side, and every other one mirrored.
+        Of an image that is to be changed a part, at least four fifths of each side, is made as large as the whole, and
+        every other one is mirrored.
         """
         ends = self._ends()
         images = []
@@ -209,11 +210,11 @@ class ImageCorpus:
 
 
 def _changed(image: "Image", seed: int) -> "Image":
-    """A part of an image, or of its mirror image."""
-    from PIL import ImageOps
+    """A part of an image, or of its mirror image, made as large as the whole: not every processor resizes."""
+    from PIL import Image, ImageOps
 
     rng = np.random.default_rng(seed)
-    width, height = (max(1, round(size * rng.uniform(_SMALLEST_CROP, 1))) for size in image.size)
-    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
-    part = image.crop((int(left), int(top), int(left) + width, int(top) + height))
+    width, height = (size * rng.uniform(_SMALLEST_CROP, 1) for size in image.size)
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    part = image.resize(image.size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     return ImageOps.mirror(part) if rng.random() < 0.5 else part

@@ -11,6 +11,7 @@ from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.losses import Outputs, Spread
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
+from ternarize_cli.errors import TernarizeError
 
 __all__ = ["HeldOut"]
 
@@ -25,9 +26,19 @@ class HeldOut:
     """
 
     def __init__(self, pair: Pair, corpus: Corpus, on: Any, group: Any = None) -> None:
-        """Embeds them by the teacher; `on` is the accelerator, `group` joins its processes, CPU to CPU."""
+        """Embeds them by the teacher, texts behind its first prompt.
+
+        `on` is the accelerator, `group` joins its processes, CPU to CPU.
+
+        Raises:
+            TernarizeError: the teacher gives embeddings that are not numbers.
+        """
         self._pair, self._corpus, self._on, self._group = pair, corpus, on, group
         self._taught = self._vectors(pair.teacher_outputs)
+        if not self._taught.isfinite().all():
+            raise TernarizeError(
+                "the teacher gives embeddings that are not finite", hint="check it: ternarize encode TEACHER texts.txt"
+            )
         self.spread = Spread.of(self._taught)
 
     def look(self) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.journal import Journal
-from ternarize_cli.distill.losses import OF_STATES
+from ternarize_cli.distill.losses import OF_STATES, REVISION
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
@@ -104,7 +104,7 @@ def distill(
         CheckpointError: the student is packed, teacher and student don't match, or the checkpoint to resume from is
             missing, damaged, or of a run with other settings.
         DataError, InputError: as `data.read_corpus` and `Trainer`.
-        TernarizeError: the loss stopped being finite. The last checkpoint stays.
+        TernarizeError: the loss stopped being finite (the last checkpoint stays), or the teacher's vectors are not.
         KeyboardInterrupt: interrupted; a checkpoint was written.
         OutputError, OutputExistsError: the output can't be written.
     """
@@ -154,7 +154,8 @@ def distill(
                 break
             training = training.halved()
         before = trainer.held_out()
-        key = saved.key((student, teacher), training, corpus.digest, sources.weights, on.num_processes)
+        others = (corpus.digest, held.digest, sources.weights, on.num_processes, REVISION)
+        key = saved.key((student, teacher), training, *others)
         resumed_at = 0
         if resume:
             trainer.load_state(saved.load(partial, key))

@@ -33,6 +33,7 @@ __all__ = [
     "OF_STATES",
     "PARTS",
     "RECIPES",
+    "REVISION",
     "Outputs",
     "Recipe",
     "Spread",
@@ -43,11 +44,15 @@ __all__ = [
     "similarity_divergence",
 ]
 
+REVISION = 2
+"""Counts changes of what the recipes mean: a run does not go on under another."""
 _TEMPERATURE = 0.6
+_FEWEST = 10
 _LEAST_VARIANCE = 1e-3
 _LEAST_DEVIATION = 1e-3
 _HEAD = 64
-_SAME = 0.995
+_SAME = 0.005
+_LEAST_SAME = 5e-4
 _NEVER = -1e9
 
 
@@ -68,7 +73,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far apart a teacher puts things, over pairs of different texts or images.
+    """How far apart a teacher puts things.
 
     Attributes:
         variance: of unit embeddings: 1 − the mean of their cosines.
@@ -80,13 +85,23 @@ class Spread:
 
     @classmethod
     def of(cls, unit: Tensor) -> "Spread":
-        """Of unit embeddings, `[n, dim]`; where all are nearly the same, the least that can be told from rounding."""
+        """Of unit embeddings, `[n, dim]`; ten at least, or it can't be told. Both are a thousandth at least."""
+        if len(unit) < _FEWEST:
+            return cls()
         rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
         cosines = (unit @ unit.T)[rows, columns]
-        if len(cosines) < 2:
-            return cls()
         variance, deviation = 1 - float(cosines.mean()), float(cosines.std())
         return cls(max(variance, _LEAST_VARIANCE), max(deviation, _LEAST_DEVIATION))
+
+    @property
+    def temperature(self) -> float:
+        """By which *similarity* divides cosines."""
+        return _TEMPERATURE * self.deviation
+
+    @property
+    def same(self) -> float:
+        """The cosine above which two embeddings are those of the same text."""
+        return 1 - max(_SAME * self.variance, _LEAST_SAME)
 
 
 @dataclass(frozen=True)
@@ -178,7 +193,7 @@ def _error_gradient(student: Tensor, teacher: Tensor, mask: Tensor, factor: Tens
 
 
 def similarity_divergence(
-    student: Tensor, teacher: Tensor, queue: Tensor | None = None, temperature: float = 0.05
+    student: Tensor, teacher: Tensor, queue: Tensor | None = None, spread: Spread | None = None
 ) -> Tensor:
     """KL(teacher ‖ student) of each embedding's softmax over the cosines to the others, and to a queue.
 
@@ -187,21 +202,22 @@ def similarity_divergence(
         queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
             text (recognised by a cosine of nearly 1), which would drown all others, and for rows of zeros: places not
             filled yet.
-        temperature: divides the cosines.
+        spread: of the teacher's embeddings; None: not known.
 
     Returns:
         A scalar; 0 where there is nothing to rank.
     """
+    spread = spread or Spread()
     count = len(teacher)
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
     if queue is not None:
-        same = F.normalize(teacher.float(), dim=-1) @ queue.T > _SAME
+        same = F.normalize(teacher.float(), dim=-1) @ queue.T > spread.same
         itself = torch.cat([itself, same | ~queue.any(dim=1)], dim=1)
 
     def distribution(x: Tensor) -> Tensor:
         x = F.normalize(x.float(), dim=-1)
         similarities = x @ (x if queue is None else torch.cat([x, queue])).T
-        return F.log_softmax((similarities / temperature).masked_fill(itself, _NEVER), dim=-1)
+        return F.log_softmax((similarities / spread.temperature).masked_fill(itself, _NEVER), dim=-1)
 
     wanted, found = distribution(teacher), distribution(student)
     return (wanted.exp() * (wanted - found) * ~itself).sum() / count
@@ -245,7 +261,7 @@ def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Sp
 
 
 def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
-    return similarity_divergence(student.pooled, teacher.pooled, queue, _TEMPERATURE * spread.deviation)
+    return similarity_divergence(student.pooled, teacher.pooled, queue, spread)
 
 
 PARTS: dict[str, Part] = {
@@ -266,7 +282,7 @@ def loss_parts(
 ) -> dict[str, Tensor]:
     """The parts of the loss, not yet weighed; those of hidden states only if the models give any.
 
-    `spread` is that of the teacher's embeddings; None: not known, as far apart as they can be.
+    `spread` is that of the teacher's embeddings; None: not known.
 
     Raises:
         InputError: no part is left.
