@@ -84,10 +84,10 @@ def test_a_backend_of_the_other_device_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "checked_device", lambda device: device)
     monkeypatch.setattr(kernels.require("onednn"), "device", "cuda")
+    for name in ("triton", "scaled_mm", "bitblas"):
+        monkeypatch.setattr(kernels._REGISTRY[name], "missing", lambda: "it was taken out")
     chosen, device = choose.choose_backends((), "cuda:1")
-    assert device == "cuda:1"
-    assert {"reference", "onednn"} <= set(chosen)
-    assert all(kernels.require(name).device in ("any", "cuda") for name in chosen)
+    assert (chosen, device) == (["reference", "onednn"], "cuda:1")
     assert choose.choose_backends(("auto", "reference"), "cuda") == (
         ["auto", "reference"],
         "cuda",

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternarize_cli.distill.corpus import Corpus
-from ternarize_cli.distill.losses import Outputs, Spread
+from ternarize_cli.distill.losses import Outputs, Spread, pair_cosines
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import TernarizeError
@@ -53,25 +53,25 @@ class HeldOut:
     @torch.no_grad()
     def _vectors(self, outputs: Callable[[dict[str, Any]], Outputs]) -> Tensor:
         """Unit embeddings, `[n, dim]`, in the same order whoever makes them."""
-        mine = [torch.empty(0, self._pair.student.get_embedding_dimension() or 0)]
+        made = [torch.empty(0, self._pair.student.get_embedding_dimension() or 0)]
         lengths = self._corpus.lengths.clip(max=self._corpus.limit)
         rows = self._corpus.lengths.argsort(kind="stable").tolist()
         rows = rows[self._on.process_index :: self._on.num_processes]
         for start in range(0, len(rows), _BATCH):
             pieces = [Piece((row,), 0, int(lengths[row]), 0) for row in rows[start : start + _BATCH]]
             features = self._pair.put(self._corpus.features(pieces))
-            mine.append(outputs(features).pooled.float().cpu())
-        parts: list[Any] = [torch.cat(mine)]
+            made.append(outputs(features).pooled.float().cpu())
+        mine = torch.cat(made)
+        parts: list[Any] = [mine]
         if self._on.num_processes > 1:
             parts = [None] * self._on.num_processes
-            torch.distributed.all_gather_object(parts, torch.cat(mine), group=self._group)
+            torch.distributed.all_gather_object(parts, mine, group=self._group)
         return F.normalize(torch.cat(parts), dim=-1).to(self._on.device)
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation between the similarities of all pairs, `[n, dim]` twice."""
-    rows, columns = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
-    ranks = [x.argsort().argsort().double() for x in ((a @ a.T)[rows, columns], (b @ b.T)[rows, columns])]
+    ranks = [pair_cosines(x).argsort().argsort().double() for x in (a, b)]
     if len(ranks[0]) < 2:
         return 1.0
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])

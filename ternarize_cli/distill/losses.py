@@ -13,8 +13,8 @@ padding out.
                  of the batch and to embeddings of earlier batches by the teacher: the ranking that search depends on
 
 The last two are measured by the teacher's own `Spread`. Some encoders put all texts close together: vectors of
-multilingual-e5-small lie at a mean cosine of .8, those of all-MiniLM-L6-v2 at .05, and the same error is a sixth of the
-former's differences where it is a thirtieth of the latter's.
+multilingual-e5-small lie at a mean cosine of .8, those of all-MiniLM-L6-v2 at .05, and the same error weighs five times
+as much in the former.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,11 +34,13 @@ __all__ = [
     "PARTS",
     "RECIPES",
     "REVISION",
+    "UNKNOWN",
     "Outputs",
     "Recipe",
     "Spread",
     "loss_parts",
     "masked_mse",
+    "pair_cosines",
     "relation_divergence",
     "relative_error",
     "similarity_divergence",
@@ -88,8 +90,7 @@ class Spread:
         """Of unit embeddings, `[n, dim]`; ten at least, or it can't be told. Both are a thousandth at least."""
         if len(unit) < _FEWEST:
             return cls()
-        rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
-        cosines = (unit @ unit.T)[rows, columns]
+        cosines = pair_cosines(unit)
         variance, deviation = 1 - float(cosines.mean()), float(cosines.std())
         return cls(max(variance, _LEAST_VARIANCE), max(deviation, _LEAST_DEVIATION))
 
@@ -102,6 +103,16 @@ class Spread:
     def same(self) -> float:
         """The cosine above which two embeddings are those of the same text."""
         return 1 - max(_SAME * self.variance, _LEAST_SAME)
+
+
+UNKNOWN = Spread()
+"""That of a teacher of which nothing is known."""
+
+
+def pair_cosines(unit: Tensor) -> Tensor:
+    """Unit embeddings `[n, dim]` → the cosines of all pairs, `[n · (n − 1) / 2]`."""
+    rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
+    return (unit @ unit.T)[rows, columns]
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,7 @@ def _error_gradient(student: Tensor, teacher: Tensor, mask: Tensor, factor: Tens
 
 
 def similarity_divergence(
-    student: Tensor, teacher: Tensor, queue: Tensor | None = None, spread: Spread | None = None
+    student: Tensor, teacher: Tensor, queue: Tensor | None = None, spread: Spread = UNKNOWN
 ) -> Tensor:
     """KL(teacher ‖ student) of each embedding's softmax over the cosines to the others, and to a queue.
 
@@ -202,12 +213,11 @@ def similarity_divergence(
         queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
             text (recognised by a cosine of nearly 1), which would drown all others, and for rows of zeros: places not
             filled yet.
-        spread: of the teacher's embeddings; None: not known.
+        spread: of the teacher's embeddings.
 
     Returns:
         A scalar; 0 where there is nothing to rank.
     """
-    spread = spread or Spread()
     count = len(teacher)
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
     if queue is not None:
@@ -278,11 +288,11 @@ def loss_parts(
     student: Outputs,
     teacher: Outputs,
     queue: Tensor | None = None,
-    spread: Spread | None = None,
+    spread: Spread = UNKNOWN,
 ) -> dict[str, Tensor]:
     """The parts of the loss, not yet weighed; those of hidden states only if the models give any.
 
-    `spread` is that of the teacher's embeddings; None: not known.
+    `spread` is that of the teacher's embeddings.
 
     Raises:
         InputError: no part is left.
@@ -290,4 +300,4 @@ def loss_parts(
     kept = [name for name in names if student.hidden or name not in OF_STATES]
     if not kept:
         raise InputError("this model gives no hidden states to compare", hint="--loss cosine=1")
-    return {name: PARTS[name](student, teacher, queue, spread or Spread()) for name in kept}
+    return {name: PARTS[name](student, teacher, queue, spread) for name in kept}
