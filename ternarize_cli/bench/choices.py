@@ -8,6 +8,8 @@ from ternarize_cli.kernels.gpu import tuning
 
 __all__ = ["choices_of", "notes"]
 
+_FEW = 8
+
 
 def choices_of(forward: Forward) -> dict[str, str]:
     """Question → the fastest way, of the questions that came up in this process: `int8 16 x 768 -> 768` → its kernel.
@@ -23,10 +25,16 @@ def choices_of(forward: Forward) -> dict[str, str]:
 
 
 def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> list[str]:
-    """A sentence for each backend that chose; `ran`: what each candidate really is."""
+    """A sentence for each backend that chose; `ran`: what each candidate really is. Only a few choices are listed."""
     return [
         f"{name if name == ran[name] else f'{name} ({ran[name]})'} took the fastest of several kernels for each "
-        f"product (rows x inputs -> outputs): " + "; ".join(f"{question}: {way}" for question, way in made.items())
+        f"product (rows x inputs -> outputs): {_listed(made)}"
         for name, made in choices.items()
         if made
     ]
+
+
+def _listed(made: Mapping[str, str]) -> str:
+    if len(made) > _FEW:
+        return f"{len(made)} of them, which --json lists under choices"
+    return "; ".join(f"{question}: {way}" for question, way in made.items())
