@@ -1,4 +1,4 @@
-"""Data set aside from training: how near the student is to its teacher there, and how far apart that puts things."""
+"""Data set aside from training: how near the student is to its teacher there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternarize_cli.distill.corpus import Corpus
-from ternarize_cli.distill.losses import Outputs, Spread, pair_cosines
+from ternarize_cli.distill.losses import Outputs
 from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import TernarizeError
@@ -19,11 +19,7 @@ _BATCH = 32
 
 
 class HeldOut:
-    """Held-out texts or images. Each process makes a part of the embeddings, and all have all of them.
-
-    Attributes:
-        spread: of the teacher's embeddings.
-    """
+    """Held-out texts or images. Each process makes a part of the embeddings, and all have all of them."""
 
     def __init__(self, pair: Pair, corpus: Corpus, on: Any, group: Any = None) -> None:
         """Embeds them by the teacher, texts behind its first prompt.
@@ -39,7 +35,6 @@ class HeldOut:
             raise TernarizeError(
                 "the teacher gives embeddings that are not finite", hint="check it: ternarize encode TEACHER texts.txt"
             )
-        self.spread = Spread.of(self._taught)
 
     def look(self) -> tuple[float, float]:
         """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
@@ -71,7 +66,8 @@ class HeldOut:
 
 def _agreement(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation between the similarities of all pairs, `[n, dim]` twice."""
-    ranks = [pair_cosines(x).argsort().argsort().double() for x in (a, b)]
+    rows, columns = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
+    ranks = [(x @ x.T)[rows, columns].argsort().argsort().double() for x in (a, b)]
     if len(ranks[0]) < 2:
         return 1.0
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])

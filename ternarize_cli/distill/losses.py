@@ -8,13 +8,10 @@ padding out.
                  no layer's scale dominates (hidden-state matching as in TinyBERT, arXiv 1909.10351)
     relation     KL divergence between the attention-like distributions softmax(hᵢ·hⱼ / √d) over the tokens of a text,
                  of the last layer's states in heads of 64 (self-relations as in MiniLMv2, arXiv 2012.15828, of states)
-    cosine       1 − cos of the pooled embeddings, relative to their variance
+    cosine       1 − cos of the pooled embeddings
     similarity   KL divergence, teacher to student, between each embedding's softmax over the similarities to the others
-                 of the batch and to embeddings of earlier batches by the teacher: the ranking that search depends on
-
-The last two are measured by the teacher's own `Spread`. Some encoders put all texts close together: vectors of
-multilingual-e5-small lie at a mean cosine of .8, those of all-MiniLM-L6-v2 at .05, and the same error weighs five times
-as much in the former.
+                 of the batch and to embeddings of earlier batches by the teacher, at temperature 0.05: the ranking that
+                 search depends on
 """
 
 from collections.abc import Callable, Mapping
@@ -34,27 +31,20 @@ __all__ = [
     "PARTS",
     "RECIPES",
     "REVISION",
-    "UNKNOWN",
     "Outputs",
     "Recipe",
-    "Spread",
     "loss_parts",
     "masked_mse",
-    "pair_cosines",
     "relation_divergence",
     "relative_error",
     "similarity_divergence",
 ]
 
-REVISION = 2
+REVISION = 3
 """Counts changes of what the recipes mean: a run does not go on under another."""
-_TEMPERATURE = 0.6
-_FEWEST = 10
-_LEAST_VARIANCE = 1e-3
-_LEAST_DEVIATION = 1e-3
+_TEMPERATURE = 0.05
 _HEAD = 64
-_SAME = 0.005
-_LEAST_SAME = 5e-4
+_SAME = 0.995
 _NEVER = -1e9
 
 
@@ -71,48 +61,6 @@ class Outputs:
     hidden: tuple[Tensor, ...]
     pooled: Tensor
     mask: Tensor
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far apart a teacher puts things.
-
-    Attributes:
-        variance: of unit embeddings: 1 − the mean of their cosines.
-        deviation: the standard deviation of these.
-    """
-
-    variance: float = 1.0
-    deviation: float = 1 / 12
-
-    @classmethod
-    def of(cls, unit: Tensor) -> "Spread":
-        """Of unit embeddings, `[n, dim]`; ten at least, or it can't be told. Both are a thousandth at least."""
-        if len(unit) < _FEWEST:
-            return cls()
-        cosines = pair_cosines(unit)
-        variance, deviation = 1 - float(cosines.mean()), float(cosines.std())
-        return cls(max(variance, _LEAST_VARIANCE), max(deviation, _LEAST_DEVIATION))
-
-    @property
-    def temperature(self) -> float:
-        """By which *similarity* divides cosines."""
-        return _TEMPERATURE * self.deviation
-
-    @property
-    def same(self) -> float:
-        """The cosine above which two embeddings are those of the same text."""
-        return 1 - max(_SAME * self.variance, _LEAST_SAME)
-
-
-UNKNOWN = Spread()
-"""That of a teacher of which nothing is known."""
-
-
-def pair_cosines(unit: Tensor) -> Tensor:
-    """Unit embeddings `[n, dim]` → the cosines of all pairs, `[n · (n − 1) / 2]`."""
-    rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
-    return (unit @ unit.T)[rows, columns]
 
 
 @dataclass(frozen=True)
@@ -203,9 +151,7 @@ def _error_gradient(student: Tensor, teacher: Tensor, mask: Tensor, factor: Tens
     return (2 * factor * (student.float() - teacher.float()) * mask.unsqueeze(-1)).to(student.dtype)
 
 
-def similarity_divergence(
-    student: Tensor, teacher: Tensor, queue: Tensor | None = None, spread: Spread = UNKNOWN
-) -> Tensor:
+def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None = None) -> Tensor:
     """KL(teacher ‖ student) of each embedding's softmax over the cosines to the others, and to a queue.
 
     Args:
@@ -213,7 +159,6 @@ def similarity_divergence(
         queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
             text (recognised by a cosine of nearly 1), which would drown all others, and for rows of zeros: places not
             filled yet.
-        spread: of the teacher's embeddings.
 
     Returns:
         A scalar; 0 where there is nothing to rank.
@@ -221,13 +166,13 @@ def similarity_divergence(
     count = len(teacher)
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
     if queue is not None:
-        same = F.normalize(teacher.float(), dim=-1) @ queue.T > spread.same
+        same = F.normalize(teacher.float(), dim=-1) @ queue.T > _SAME
         itself = torch.cat([itself, same | ~queue.any(dim=1)], dim=1)
 
     def distribution(x: Tensor) -> Tensor:
         x = F.normalize(x.float(), dim=-1)
         similarities = x @ (x if queue is None else torch.cat([x, queue])).T
-        return F.log_softmax((similarities / spread.temperature).masked_fill(itself, _NEVER), dim=-1)
+        return F.log_softmax((similarities / _TEMPERATURE).masked_fill(itself, _NEVER), dim=-1)
 
     wanted, found = distribution(teacher), distribution(student)
     return (wanted.exp() * (wanted - found) * ~itself).sum() / count
@@ -250,28 +195,28 @@ def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tenso
 
 
 OF_STATES = ("output", "hidden", "relation")
-Part = Callable[[Outputs, Outputs, Tensor | None, Spread], Tensor]
+Part = Callable[[Outputs, Outputs, Tensor | None], Tensor]
 
 
-def _output(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
+def _output(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
     return masked_mse(student.hidden[-1].float(), teacher.hidden[-1].float(), teacher.mask)
 
 
-def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
+def _hidden(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
     pairs = zip(student.hidden, teacher.hidden, strict=True)
     return torch.stack([relative_error(s, t, teacher.mask) for s, t in pairs]).mean()
 
 
-def _relation(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
+def _relation(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
     return relation_divergence(student.hidden[-1], teacher.hidden[-1], teacher.mask)
 
 
-def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
-    return (1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()) / spread.variance
+def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return 1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()
 
 
-def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None, spread: Spread) -> Tensor:
-    return similarity_divergence(student.pooled, teacher.pooled, queue, spread)
+def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return similarity_divergence(student.pooled, teacher.pooled, queue)
 
 
 PARTS: dict[str, Part] = {
@@ -284,15 +229,9 @@ PARTS: dict[str, Part] = {
 
 
 def loss_parts(
-    names: Mapping[str, float],
-    student: Outputs,
-    teacher: Outputs,
-    queue: Tensor | None = None,
-    spread: Spread = UNKNOWN,
+    names: Mapping[str, float], student: Outputs, teacher: Outputs, queue: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The parts of the loss, not yet weighed; those of hidden states only if the models give any.
-
-    `spread` is that of the teacher's embeddings.
 
     Raises:
         InputError: no part is left.
@@ -300,4 +239,4 @@ def loss_parts(
     kept = [name for name in names if student.hidden or name not in OF_STATES]
     if not kept:
         raise InputError("this model gives no hidden states to compare", hint="--loss cosine=1")
-    return {name: PARTS[name](student, teacher, queue, spread) for name in kept}
+    return {name: PARTS[name](student, teacher, queue) for name in kept}

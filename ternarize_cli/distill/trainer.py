@@ -255,7 +255,7 @@ class Trainer:
             with self._autocast():
                 taught = self.pair.teacher_outputs(features)
                 learnt = self.pair.student_outputs(features)
-            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None, self._held.spread)
+            parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
             torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
         return _Taught({name: part.detach() for name, part in parts.items()}, taught.pooled)
 
