@@ -24,6 +24,7 @@ from ternarize_cli.distill import saved
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.data import Sources, read_corpus
+from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.losses import OF_STATES, REVISION
 from ternarize_cli.distill.pair import Pair
@@ -147,9 +148,12 @@ def distill(
         vectors = _known_vectors(cache, on, pair, corpus, teacher, track) if cache else None
         artifact = checkpoint.artifact_of(started_from)
         settle = artifact is not None and artifact.calibration is not None
+        # what processes tell each other beside gradients goes from CPU to CPU: to read it from a GPU is to wait for it
+        group = torch.distributed.new_group(backend="gloo") if on.num_processes > 1 else None
+        watched = HeldOut(pair, held, on, group)
         while True:
             batches = Batches(corpus, sources, training, on, vectors)
-            trainer = Trainer(pair, batches, held, training, on, settle=settle)
+            trainer = Trainer(pair, batches, watched, training, on, group=group, settle=settle)
             if not training.auto_batch or training.batch == 1 or trainer.fits():
                 break
             training = training.halved()

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from ternarize_cli.cuda_graphs import Graphs, own_stream
 from ternarize_cli.distill.batches import Batches
-from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.pair import Pair
@@ -53,13 +52,14 @@ class Trainer:
         self,
         pair: Pair,
         batches: Batches,
-        held: Corpus,
+        held: HeldOut,
         training: Training,
         on: Any,
         *,
+        group: Any = None,
         settle: bool = False,
     ) -> None:
-        """`on` is the accelerator; `settle` whether the student was calibrated."""
+        """`on` is the accelerator, `group` joins its processes, CPU to CPU; `settle`: the student was calibrated."""
         self.pair, self.batches, self.training, self.on = pair, batches, training, on
         self.step = self.count = 0
         self.seconds = 0.0
@@ -71,13 +71,11 @@ class Trainer:
         self._queued = 0
         self._sums: dict[str, Tensor] = {}
         self._looked = self._look_took = 0.0
-        # what processes tell each other beside gradients goes from CPU to CPU: to read it from a GPU is to wait for it
-        self._by_cpu = torch.distributed.new_group(backend="gloo") if on.num_processes > 1 else None
+        self._held, self._by_cpu = held, group
         if settle:
             for _, layer in pair.linears():
                 layer.settle(training.chosen.settle)
         pair.freeze_idle(pair.put(batches.few()), training.parts)
-        self._held = HeldOut(pair, held, on, self._by_cpu)
         self.total = training.steps or (
             math.ceil(training.epochs * len(batches) / training.accumulate) if training.epochs else None
         )
