@@ -27,7 +27,6 @@ from torch import Tensor
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels.bitblas import generate, kept, toolchain
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
-from ternarize_cli.progress import Track, silent
 
 __all__ = ["Operator", "Shape", "Statistics", "build", "get", "start", "statistics"]
 
@@ -140,7 +139,7 @@ def start(shape: Shape) -> None:
                 _BUILDS[shape].set_result(whole)
 
 
-def build(shapes: Iterable[Shape], track: Track = silent) -> None:
+def build(shapes: Iterable[Shape]) -> None:
     """Builds the kernels that are missing, in parallel, and loads and checks all.
 
     Raises:
@@ -149,7 +148,7 @@ def build(shapes: Iterable[Shape], track: Track = silent) -> None:
     wanted = sorted(set(shapes))
     for shape in wanted:
         start(shape)
-    for shape in track(wanted, "kernels"):
+    for shape in wanted:
         get(shape)
 
 
