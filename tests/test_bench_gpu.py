@@ -345,7 +345,7 @@ def test_a_report_says_which_kernels_a_backend_took(packed: Path) -> None:
     assert note.endswith("int8 128 x 32 -> 64: fast")
     many = {f"int8 {2**i} x 32 -> 64": "fast" for i in range(20)}
     (note,) = choices.notes({"triton": many}, {"triton": "triton"})
-    assert note.endswith("(rows x inputs -> outputs): 20 of them, which --json lists under choices")
+    assert note.endswith("took the fastest of several kernels for each of 20 products: --json lists them under choices")
 
 
 def test_whole_texts_are_not_given_to_rivals_of_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from conftest import WORDS
 
 from ternarize_cli import cuda_graphs
 from ternarize_cli.convert import convert
+from ternarize_cli.distill import loop
+from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.models import load_encoder
 
@@ -43,6 +45,14 @@ def test_batches_are_halved_until_they_fit(
             raise torch.cuda.OutOfMemoryError
         return whole(self, batch)
 
+    taught = []
+
+    class Counted(HeldOut):
+        def __init__(self, *args: Any) -> None:
+            taught.append(1)
+            super().__init__(*args)
+
+    monkeypatch.setattr(loop, "HeldOut", Counted)
     monkeypatch.setattr(Trainer, "_gradients_of", short_of_memory)
     result = run(*command, "--batch-size", 32, "-o", tmp_path / "a")
     assert result.exit_code == 2
@@ -51,6 +61,7 @@ def test_batches_are_halved_until_they_fit(
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["batch_size"], report["accumulate"], report["steps"]) == (8, 4, 4)
+    assert len(taught) == 2  # once a run
 
 
 def test_the_teachers_embeddings_are_made_once_and_are_its_own(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ternarize_cli import files
 from ternarize_cli.convert import convert
-from ternarize_cli.distill import Sources, Training, distill
+from ternarize_cli.distill import Sources, Training, distill, saved
 from ternarize_cli.errors import CheckpointError, OutputExistsError
 
 Run = Callable[..., Any]
@@ -87,7 +87,9 @@ def test_a_run_that_was_stopped_and_killed_resumes_to_the_same_bytes(
     assert "went on from step" in shown + errors
 
 
-def test_only_the_same_run_is_resumed(work: Path, tiny_bert: Path, tmp_path: Path) -> None:
+def test_only_the_same_run_is_resumed(
+    work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, data = tmp_path / "out", Sources([work / "texts.txt"])
     with pytest.raises(CheckpointError, match="nothing to resume"):
         distill(work / "latent", tiny_bert, data, out, training(), resume=True)
@@ -105,6 +107,11 @@ def test_only_the_same_run_is_resumed(work: Path, tiny_bert: Path, tmp_path: Pat
             distill(work / "latent", tiny_bert, sources, out, training(), resume=True)
     with pytest.raises(OutputExistsError, match="left a checkpoint"):
         distill(work / "latent", tiny_bert, data, out, training())
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "REVISION", 0)
+        with pytest.raises(CheckpointError, match="another version of ternarize") as caught:
+            distill(work / "latent", tiny_bert, data, out, training(), resume=True)
+        assert caught.value.hint == "--force without --resume starts anew"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)

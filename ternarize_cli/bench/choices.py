@@ -27,8 +27,8 @@ def choices_of(forward: Forward) -> dict[str, str]:
 def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> list[str]:
     """A sentence for each backend that chose; `ran`: what each candidate really is. Only a few choices are listed."""
     return [
-        f"{name if name == ran[name] else f'{name} ({ran[name]})'} took the fastest of several kernels for each "
-        f"product (rows x inputs -> outputs): {_listed(made)}"
+        f"{name if name == ran[name] else f'{name} ({ran[name]})'} took the fastest of several kernels for "
+        f"each {_listed(made)}"
         for name, made in choices.items()
         if made
     ]
@@ -36,5 +36,6 @@ def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> l
 
 def _listed(made: Mapping[str, str]) -> str:
     if len(made) > _FEW:
-        return f"{len(made)} of them, which --json lists under choices"
-    return "; ".join(f"{question}: {way}" for question, way in made.items())
+        return f"of {len(made)} products: --json lists them under choices"
+    listed = "; ".join(f"{question}: {way}" for question, way in made.items())
+    return f"product (rows x inputs -> outputs): {listed}"

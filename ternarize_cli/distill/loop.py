@@ -26,7 +26,7 @@ from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
-from ternarize_cli.distill.losses import OF_STATES, REVISION
+from ternarize_cli.distill.losses import OF_STATES
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
@@ -158,7 +158,7 @@ def distill(
                 break
             training = training.halved()
         before = trainer.held_out()
-        others = (corpus.digest, held.digest, sources.weights, on.num_processes, REVISION)
+        others = (corpus.digest, held.digest, sources.weights, on.num_processes)
         key = saved.key((student, teacher), training, *others)
         resumed_at = 0
         if resume:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ternarize_cli import checkpoint, files, weights
+from ternarize_cli.distill.losses import REVISION
 from ternarize_cli.distill.training import Training
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.parts import Part
@@ -44,7 +45,7 @@ def has_checkpoint(partial: Path) -> bool:
 def save(partial: Path, run: str, state: Mapping[str, Any]) -> None:
     """Writes a checkpoint; killed on the way, the one before it stays."""
     made = io.BytesIO()
-    torch.save({"key": run, **state}, made)
+    torch.save({"key": run, "revision": REVISION, **state}, made)
     with files.atomic_file(partial / STATE, force=True) as path, path.open("wb") as stream:
         stream.write(hashlib.sha256(made.getbuffer()).digest())
         stream.write(made.getbuffer())
@@ -54,7 +55,7 @@ def load(partial: Path, run: str) -> dict[str, Any]:
     """Reads the checkpoint in a partial folder; its tensors are on the CPU.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another run.
+        CheckpointError: there is none, it is damaged, or it is of another run or of a version that trains otherwise.
     """
     path = partial / STATE
     if not has_checkpoint(partial):
@@ -66,6 +67,8 @@ def load(partial: Path, run: str) -> dict[str, Any]:
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(f"{path} is damaged: it is not what was written", hint=again)
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if state.pop("revision", None) != REVISION:
+        raise CheckpointError(f"{path} is of another version of ternarize, which trains otherwise", hint=again)
     if state.pop("key") != run:
         raise CheckpointError(
             f"{path} is of a run with other models, data or settings",

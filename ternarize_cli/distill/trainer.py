@@ -286,9 +286,9 @@ class Trainer:
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.on.num_processes)]
         torch.distributed.all_gather(counts, torch.tensor([len(rows)]), group=self._by_cpu)
         most = int(counts[0])
-        gathered = rows.new_empty(len(counts) * most, rows.shape[1])
-        torch.distributed.all_gather_into_tensor(gathered, F.pad(rows, (0, 0, 0, most - len(rows))))
-        return torch.cat([part[: int(n)] for part, n in zip(gathered.split(most), counts, strict=True)])
+        gathered = [rows.new_empty(most, rows.shape[1]) for _ in counts]
+        torch.distributed.all_gather(gathered, F.pad(rows, (0, 0, 0, most - len(rows))))
+        return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
     def _autocast(self) -> Any:
         # without its cache: a graph's copy of a cast weight is not the next one's
