@@ -103,7 +103,7 @@ def distill(
 
     Raises:
         CheckpointError: the student is packed, teacher and student don't match, or the checkpoint to resume from is
-            missing, damaged, or of a run with other settings.
+            missing, damaged, or of a run with other settings or by a version that trains otherwise.
         DataError, InputError: as `data.read_corpus` and `Trainer`.
         TernarizeError: the loss stopped being finite (the last checkpoint stays), or the teacher's vectors are not.
         KeyboardInterrupt: interrupted; a checkpoint was written.
