@@ -30,6 +30,7 @@ from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.pack import pack
 
@@ -346,6 +347,23 @@ def test_a_report_says_which_kernels_a_backend_took(packed: Path) -> None:
     many = {f"int8 {2**i} x 32 -> 64": "fast" for i in range(20)}
     (note,) = choices.notes({"triton": many}, {"triton": "triton"})
     assert note.endswith("took the fastest of several kernels for each of 20 products: --json lists them under choices")
+
+
+def test_a_report_says_what_bitblas_built_and_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = {"bitblas": "bitblas", "torch-fp16": "torch-fp16"}
+    for built, loaded, words in (
+        ({}, {}, "none"),
+        ({"a": 27.96, "b": 3.0}, {}, "2 built side by side, the slowest in 28.0 s"),
+        ({}, {"a": 0.2, "b": 0.05}, "2 found on disk, loaded and checked in 0.25 s"),
+        (
+            {"a": 1.0},
+            {"b": 0.5},
+            "1 built side by side, the slowest in 1.0 s, 1 found on disk, loaded and checked in 0.50 s",
+        ),
+    ):
+        monkeypatch.setattr(operators, "statistics", operators.Statistics(built, loaded))
+        assert choices.notes({}, ran) == [f"kernels of bitblas: {words}"]
+    assert choices.notes({}, {"triton": "triton"}) == []
 
 
 def test_whole_texts_are_not_given_to_rivals_of_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:

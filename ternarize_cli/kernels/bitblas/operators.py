@@ -56,10 +56,18 @@ class Shape(NamedTuple):
 
 @dataclass
 class Statistics:
-    """What this process did: operators built and those found on disk, seconds each took."""
+    """What this process did: operators built and those found on disk, seconds each took (of the latter with the check)."""
 
     built: dict[str, float] = field(default_factory=dict)
     loaded: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.built:
+            parts.append(f"{len(self.built)} built side by side, the slowest in {max(self.built.values()):.1f} s")
+        if self.loaded:
+            parts.append(f"{len(self.loaded)} found on disk, loaded and checked in {sum(self.loaded.values()):.2f} s")
+        return ", ".join(parts) or "none"
 
 
 statistics = Statistics()
