@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,31 @@ def test_many_rows_in_e4m3_with_a_scale_a_row_or_one_for_all() -> None:
     assert distance(q.float() / 16, F.gelu(0.01 * wanted)) < (0.05 if DEVICE == "cuda" else 0.15)  # it truncates
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter rounds to e4m3 wrongly, and has no inline assembly")
+def test_gelu_before_e4m3_is_gelu_everywhere() -> None:
+    x = torch.linspace(-440, 440, 4096, device=DEVICE).view(64, 64).to(E4M3_DTYPE)
+    eye, ones = torch.eye(64, device=DEVICE).to(E4M3_DTYPE), torch.ones(64, device=DEVICE)
+    for t in (0.5, 0.02, 0.002):
+        how = ManyRows(64, 64, 64, 4, 2)
+        q = matmul.many_rows(x, t, eye, ones, None, gelu=True, out=E4M3_DTYPE, times=1.5, how=how)
+        wanted = F.gelu(x.float() * t) * 1.5
+        assert ((q.float() - wanted).abs() <= wanted.abs() * 0.07 + 0.01).all()
+
+
+def test_the_polynomial_of_gelu_in_float16_is_gelu() -> None:
+    """What the assembly does, with the constants that stand in it."""
+    held = re.findall(r"mov.b32 \w, 0x(\w{4})(\w{4});", matmul._TWO_GELUS.value)
+    assert all(low == high for high, low in held)
+    a, b, c, d, e, f = (torch.tensor(struct.unpack(">e", bytes.fromhex(low))[0]).half() for _, low in held)
+    x = torch.linspace(-300, 300, 60001).half()
+    s = x * x
+    phi = (x * (e + s * (d + s * (c + s * (b + s * a)))) + f).clamp(0, 1)
+    wanted = F.gelu(x.float())
+    assert ((x * phi - wanted).abs() <= 0.006 + wanted.abs() * 2**-10).all()
+    near = x.abs() < 4
+    assert float((x * phi - wanted)[near].square().mean().sqrt()) < 1e-3
+
+
 def test_e4m3_results_that_are_too_large_are_cut_to_the_largest() -> None:
     case = Case(3, 64, 48)
     x = torch.full((3, 64), 4.0, device=DEVICE).to(E4M3_DTYPE)
@@ -170,6 +197,25 @@ def test_norm_adds_normalises_and_rounds(after: bool, dtype: torch.dtype | None)
     assert distance(kept, wanted if after else x.float() + y.float()) < 1e-3
     if dtype is not None:
         assert distance(rounded.q.float() * rounded.t[:, None], wanted) < (0.02 if dtype == torch.int8 else 0.09)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, E4M3_DTYPE])
+def test_many_rows_are_shared_out_two_a_program(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, gain, bias = normal(7, 96).half(), normal(7, 96, seed=1).half(), normal(96, seed=2), normal(96, seed=3)
+    ids = torch.randint(12, (1, 7), generator=seeded(4)).to(DEVICE)
+    tables = [((normal(12, 96, seed=i) * 50).to(torch.int8), normal(12, seed=9 + i).abs()) for i in range(3)]
+
+    def results() -> list[Tensor]:
+        by = Norm(gain, bias, 1e-5)
+        rounded = fused.quantise(x, dtype)
+        kept, normed = fused.norm(x, y, by, after=True, dtype=dtype)
+        embedded, looked_up = fused.embed(ids, None, tables, by, dtype=dtype, kept=torch.float16)
+        return [rounded.q, rounded.t, kept, normed.q, normed.t, embedded, looked_up.q, looked_up.t]
+
+    single = results()
+    monkeypatch.setattr(fused, "_MANY", 4)
+    for one, two in zip(single, results(), strict=True):
+        assert distance(two, one) < 1e-3  # sums may be made in another order
 
 
 @pytest.mark.parametrize("b", [32, 64])

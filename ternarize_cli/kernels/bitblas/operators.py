@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
 @dataclass
 class Statistics:
-    """What this process did: operators built and those found on disk, seconds each took (of the latter with the check)."""
+    """What this process did: operators built, and those found on disk; seconds each took (the check of these, too)."""
 
     built: dict[str, float] = field(default_factory=dict)
     loaded: dict[str, float] = field(default_factory=dict)

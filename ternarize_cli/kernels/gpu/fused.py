@@ -14,6 +14,8 @@ from ternarize_cli.kernels.gpu.matmul import begin, filled, gelu, launch_options
 
 __all__ = ["Norm", "Rounded", "Sums", "embed", "norm", "quantise"]
 
+_MANY = 8192
+
 
 class Rounded(NamedTuple):
     """int8 or e4m3 `[rows, width]`, and float32 `[rows]`, by which the former are multiplied.
@@ -47,61 +49,67 @@ class Sums(NamedTuple):
 
 @triton.jit
 def _store_rounded(
-    x, q_ptr, t_ptr, row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr
+    x, q_ptr, t_ptr, row, here,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
 ):  # fmt: skip
-    largest = tl.max(tl.abs(x), axis=0)
+    largest = tl.max(tl.abs(x), axis=1)
     if E4M3:
         t = largest / 448.0
-        q = x / tl.maximum(t, 1e-30)
+        q = x * (1.0 / tl.maximum(t, 1e-30))[:, None]
     else:
         t = largest / 127.0
-        q = nearest(x / tl.maximum(t, 1e-30))
+        q = nearest(x / tl.maximum(t, 1e-30)[:, None])
     q = q.to(q_ptr.dtype.element_ty)
     k = tl.arange(0, BLOCK)
     if B:
-        q = tl.reshape(tl.permute(tl.reshape(q, (BLOCK // (4 * B), B, 4)), (0, 2, 1)), (BLOCK,))
+        q = tl.reshape(tl.permute(tl.reshape(q, (ROWS, BLOCK // (4 * B), B, 4)), (0, 1, 3, 2)), (ROWS, BLOCK))
         FILLED: tl.constexpr = (WIDTH + 4 * B - 1) // (4 * B) * 4 * B
-        tl.store(q_ptr + row * FILLED + k, q, k < FILLED)
+        tl.store(q_ptr + row[:, None] * FILLED + k[None, :], q, here[:, None] & (k < FILLED)[None, :])
     else:
-        tl.store(q_ptr + row * WIDTH + k, q, k < WIDTH)
-    tl.store(t_ptr + row, t)
+        tl.store(q_ptr + row[:, None] * WIDTH + k[None, :], q, here[:, None] & (k < WIDTH)[None, :])
+    tl.store(t_ptr + row, t, here)
 
 
 @triton.jit
-def _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH: tl.constexpr):
-    away = tl.where(inside, x - tl.sum(x, axis=0) / WIDTH, 0.0)
-    spread = tl.rsqrt(tl.sum(away * away, axis=0) / WIDTH + eps)
-    return away * spread * tl.load(gain_ptr + k, inside, 0.0) + tl.load(bias_ptr + k, inside, 0.0)
+def _normed(x, gain_ptr, bias_ptr, eps, k, WIDTH: tl.constexpr):
+    inside = k < WIDTH
+    away = tl.where(inside[None, :], x - (tl.sum(x, axis=1) / WIDTH)[:, None], 0.0)
+    spread = tl.rsqrt(tl.sum(away * away, axis=1) / WIDTH + eps)
+    gain, bias = tl.load(gain_ptr + k, inside, 0.0), tl.load(bias_ptr + k, inside, 0.0)
+    return away * spread[:, None] * gain[None, :] + bias[None, :]
 
 
 @triton.jit
 def _norm(
-    x_ptr, y_ptr, raw_t_ptr, scale_ptr, added_ptr, gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, eps,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, RAW: tl.constexpr, BIAS: tl.constexpr,
-    AFTER: tl.constexpr, ROUND: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr, OVERLAP: tl.constexpr,
+    x_ptr, y_ptr, raw_t_ptr, scale_ptr, added_ptr, gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, rows, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, RAW: tl.constexpr,
+    BIAS: tl.constexpr, AFTER: tl.constexpr, ROUND: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
-    inside = k < WIDTH
+    here, inside = row < rows, k < WIDTH
+    at, there = row[:, None] * WIDTH + k[None, :], here[:, None] & inside[None, :]
     begin(OVERLAP)
-    x = tl.load(x_ptr + row * WIDTH + k, inside, 0.0).to(tl.float32)
+    x = tl.load(x_ptr + at, there, 0.0).to(tl.float32)
     if RAW:
-        raw = tl.load(y_ptr + row * WIDTH + k, inside, 0)
+        raw = tl.load(y_ptr + at, there, 0)
         tl.debug_barrier()  # what one thread reads another may clear
-        tl.store(y_ptr + row * WIDTH + k, tl.zeros((BLOCK,), tl.int32), inside)
-        y = raw.to(tl.float32) * tl.load(scale_ptr + k, inside, 0.0) * tl.load(raw_t_ptr + row)
+        tl.store(y_ptr + at, tl.zeros((ROWS, BLOCK), tl.int32), there)
+        y = raw.to(tl.float32) * tl.load(scale_ptr + k, inside, 0.0)[None, :]
+        y *= tl.load(raw_t_ptr + row, here, 0.0)[:, None]
         if BIAS:
-            y += tl.load(added_ptr + k, inside, 0.0)
+            y += tl.load(added_ptr + k, inside, 0.0)[None, :]
         x += y
     elif ADD:
-        x += tl.load(y_ptr + row * WIDTH + k, inside, 0.0).to(tl.float32)
+        x += tl.load(y_ptr + at, there, 0.0).to(tl.float32)
     if not AFTER:
-        tl.store(kept_ptr + row * WIDTH + k, x.to(kept_ptr.dtype.element_ty), inside)
-    z = _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH)
+        tl.store(kept_ptr + at, x.to(kept_ptr.dtype.element_ty), there)
+    z = _normed(x, gain_ptr, bias_ptr, eps, k, WIDTH)
     if AFTER:
-        tl.store(kept_ptr + row * WIDTH + k, z.to(kept_ptr.dtype.element_ty), inside)
+        tl.store(kept_ptr + at, z.to(kept_ptr.dtype.element_ty), there)
     if ROUND:
-        _store_rounded(z, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
+        _store_rounded(z, q_ptr, t_ptr, row, here, WIDTH, BLOCK, ROWS, B, E4M3)
 
 
 def norm(
@@ -127,15 +135,23 @@ def norm(
     rounded = _empty(rows, filled(width, b) if b else width, dtype or torch.int8, x.device)
     raw = y if isinstance(y, Sums) else None
     block = triton.next_power_of_2(max(width, 4 * b))
+    each, warps = _shared_out(rows, block)
     overlap = overlaps()
-    _norm[(rows,)](
+    _norm[(triton.cdiv(rows, each),)](
         x, raw.raw if raw else y, raw and raw.t, raw and raw.scale, raw and raw.bias, by.gain, by.bias, residual,
-        *rounded, by.eps,
-        WIDTH=width, BLOCK=block, ADD=y is not None, RAW=raw is not None, BIAS=raw is not None and raw.bias is not None,
-        AFTER=after, ROUND=dtype is not None, B=b, E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap,
-        num_warps=max(1, min(8, block // 256)), **launch_options(overlap),
+        *rounded, rows, by.eps,
+        WIDTH=width, BLOCK=block, ROWS=each, ADD=y is not None, RAW=raw is not None,
+        BIAS=raw is not None and raw.bias is not None, AFTER=after, ROUND=dtype is not None, B=b,
+        E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap, num_warps=warps, **launch_options(overlap),
     )  # fmt: skip
     return residual, rounded
+
+
+def _shared_out(rows: int, block: int) -> tuple[int, int]:
+    """Rows of a program, and its warps. With many rows a warp asks for two at once, and no warp waits for another."""
+    if rows >= _MANY and block <= 1024:
+        return 2, 1
+    return 1, max(1, min(8, block // 256))
 
 
 def _empty(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Rounded:
@@ -145,29 +161,36 @@ def _empty(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> R
 
 
 @triton.jit
+def _looked_up(table_ptr, scales_ptr, entry, k, there, WIDTH: tl.constexpr):
+    found = tl.load(table_ptr + entry[:, None] * WIDTH + k[None, :], there, 0).to(tl.float32)
+    return found * tl.load(scales_ptr + entry)[:, None]
+
+
+@triton.jit
 def _embed(
     ids_ptr, kinds_ptr, words_ptr, word_scales_ptr, types_ptr, type_scales_ptr, places_ptr, place_scales_ptr,
-    gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, tokens, words, kinds, eps,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, rows, tokens, words, kinds, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, KINDS: tl.constexpr, B: tl.constexpr,
+    E4M3: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
-    inside = k < WIDTH
+    here = row < rows
+    there = here[:, None] & (k < WIDTH)[None, :]
     begin(OVERLAP)
-    word, place, kind = tl.load(ids_ptr + row), row % tokens, 0
+    word, place, kind = tl.load(ids_ptr + row, here, 0), row % tokens, row * 0
     known = (word >= 0) & (word < words)
     if KINDS:
-        kind = tl.load(kinds_ptr + row)
+        kind = tl.load(kinds_ptr + row, here, 0)
         known &= (kind >= 0) & (kind < kinds)
     word, kind = tl.where(known, word, 0), tl.where(known, kind, 0)
-    x = tl.load(words_ptr + word * WIDTH + k, inside, 0).to(tl.float32) * tl.load(word_scales_ptr + word)
-    x += tl.load(types_ptr + kind * WIDTH + k, inside, 0).to(tl.float32) * tl.load(type_scales_ptr + kind)
-    x += tl.load(places_ptr + place * WIDTH + k, inside, 0).to(tl.float32) * tl.load(place_scales_ptr + place)
-    z = _normed(x, gain_ptr, bias_ptr, eps, k, inside, WIDTH)
-    z = tl.where(known, z, float("nan"))
-    tl.store(kept_ptr + row * WIDTH + k, z.to(kept_ptr.dtype.element_ty), inside)
-    _store_rounded(z, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
+    x = _looked_up(words_ptr, word_scales_ptr, word, k, there, WIDTH)
+    x += _looked_up(types_ptr, type_scales_ptr, kind, k, there, WIDTH)
+    x += _looked_up(places_ptr, place_scales_ptr, place, k, there, WIDTH)
+    z = _normed(x, gain_ptr, bias_ptr, eps, k, WIDTH)
+    z = tl.where(known[:, None], z, float("nan"))
+    tl.store(kept_ptr + row[:, None] * WIDTH + k[None, :], z.to(kept_ptr.dtype.element_ty), there)
+    _store_rounded(z, q_ptr, t_ptr, row, here, WIDTH, BLOCK, ROWS, B, E4M3)
 
 
 def embed(
@@ -192,29 +215,32 @@ def embed(
     residual = torch.empty(rows, width, dtype=kept, device=ids.device)
     rounded = _empty(rows, filled(width, b) if b else width, dtype, ids.device)
     block = triton.next_power_of_2(max(width, 4 * b))
+    each, warps = _shared_out(rows, block)
     overlap = overlaps()
-    _embed[(rows,)](
+    _embed[(triton.cdiv(rows, each),)](
         ids, kinds, words, word_scales, types, type_scales, places, place_scales, by.gain, by.bias, residual, *rounded,
-        ids.shape[1], len(words), len(types), by.eps,
-        WIDTH=width, BLOCK=block, KINDS=kinds is not None, B=b, E4M3=dtype == torch.float8_e4m3fn, OVERLAP=overlap,
-        num_warps=max(1, min(8, block // 256)), **launch_options(overlap),
+        rows, ids.shape[1], len(words), len(types), by.eps,
+        WIDTH=width, BLOCK=block, ROWS=each, KINDS=kinds is not None, B=b, E4M3=dtype == torch.float8_e4m3fn,
+        OVERLAP=overlap, num_warps=warps, **launch_options(overlap),
     )  # fmt: skip
     return residual, rounded
 
 
 @triton.jit
 def _quantise(
-    x_ptr, q_ptr, t_ptr,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr, B: tl.constexpr, E4M3: tl.constexpr,
-    NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
+    x_ptr, q_ptr, t_ptr, rows,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, GELU: tl.constexpr, B: tl.constexpr,
+    E4M3: tl.constexpr, NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
+    here = row < rows
     begin(OVERLAP)
-    x = tl.load(x_ptr + row * WIDTH + k, k < WIDTH, 0.0).to(tl.float32)
+    there = here[:, None] & (k < WIDTH)[None, :]
+    x = tl.load(x_ptr + row[:, None] * WIDTH + k[None, :], there, 0.0).to(tl.float32)
     if GELU:
         x = gelu(x, NATIVE)
-    _store_rounded(x, q_ptr, t_ptr, row, WIDTH, BLOCK, B, E4M3)
+    _store_rounded(x, q_ptr, t_ptr, row, here, WIDTH, BLOCK, ROWS, B, E4M3)
 
 
 def quantise(x: Tensor, dtype: torch.dtype, *, b: int = 0, activate: bool = False) -> Rounded:
@@ -223,10 +249,11 @@ def quantise(x: Tensor, dtype: torch.dtype, *, b: int = 0, activate: bool = Fals
     rows, width = x.shape
     rounded = _empty(rows, filled(width, b) if b else width, dtype, x.device)
     block = triton.next_power_of_2(max(width, 4 * b))
+    each, warps = _shared_out(rows, block)
     overlap = overlaps()
-    _quantise[(rows,)](
-        x, *rounded, WIDTH=width, BLOCK=block, GELU=activate, B=b, E4M3=dtype == torch.float8_e4m3fn,
+    _quantise[(triton.cdiv(rows, each),)](
+        x, *rounded, rows, WIDTH=width, BLOCK=block, ROWS=each, GELU=activate, B=b, E4M3=dtype == torch.float8_e4m3fn,
         NATIVE=on_gpu(), OVERLAP=overlap,
-        num_warps=max(1, min(8, block // 256)), **launch_options(overlap),
+        num_warps=warps, **launch_options(overlap),
     )  # fmt: skip
     return rounded
