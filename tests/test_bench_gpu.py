@@ -349,21 +349,19 @@ def test_a_report_says_which_kernels_a_backend_took(packed: Path) -> None:
     assert note.endswith("took the fastest of several kernels for each of 20 products: --json lists them under choices")
 
 
-def test_a_report_says_what_bitblas_built_and_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = {"bitblas": "bitblas", "torch-fp16": "torch-fp16"}
-    for built, loaded, words in (
+@pytest.mark.parametrize(
+    ("built", "loaded", "words"),
+    [
         ({}, {}, "none"),
-        ({"a": 27.96, "b": 3.0}, {}, "2 built side by side, the slowest in 28.0 s"),
+        ({"a": (3.0, 28.0), "b": (2.0, 30.5)}, {}, "2 built in 28.5 s"),
         ({}, {"a": 0.2, "b": 0.05}, "2 found on disk, loaded and checked in 0.25 s"),
-        (
-            {"a": 1.0},
-            {"b": 0.5},
-            "1 built side by side, the slowest in 1.0 s, 1 found on disk, loaded and checked in 0.50 s",
-        ),
-    ):
-        monkeypatch.setattr(operators, "statistics", operators.Statistics(built, loaded))
-        assert choices.notes({}, ran) == [f"kernels of bitblas: {words}"]
-    assert choices.notes({}, {"triton": "triton"}) == []
+        ({"a": (1.0, 2.0)}, {"b": 0.5}, "1 built in 1.0 s, 1 found on disk, loaded and checked in 0.50 s"),
+    ],
+)
+def test_what_bitblas_built_and_what_it_found(
+    built: dict[str, tuple[float, float]], loaded: dict[str, float], words: str
+) -> None:
+    assert str(operators.Statistics(built, loaded)) == words
 
 
 def test_whole_texts_are_not_given_to_rivals_of_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,9 @@
-"""Which kernels GPU backends took at the shapes of a run, as `kernels.gpu.tuning` measured them, and what was built."""
+"""Which kernels a GPU backend took at the shapes of a run, as `kernels.gpu.tuning` measured them on this card."""
 
 from collections.abc import Mapping
 
 from ternarize_cli.bench import gpu
 from ternarize_cli.bench.baselines import Forward, ModelForward
-from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.gpu import tuning
 
 __all__ = ["choices_of", "notes"]
@@ -26,19 +25,13 @@ def choices_of(forward: Forward) -> dict[str, str]:
 
 
 def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> list[str]:
-    """A sentence for each backend that chose, of a few choices or their number, and one on what BitBLAS had to build.
-
-    Args:
-        choices: of each candidate, as `choices_of` gives them.
-        ran: what each candidate really is.
-    """
-    chosen = [
+    """A sentence for each backend that chose; `ran`: what each candidate really is. Only a few choices are listed."""
+    return [
         f"{name if name == ran[name] else f'{name} ({ran[name]})'} took the fastest of several kernels for "
         f"each {_listed(made)}"
         for name, made in choices.items()
         if made
     ]
-    return [*chosen, f"kernels of bitblas: {operators.statistics}"] if "bitblas" in ran.values() else chosen
 
 
 def _listed(made: Mapping[str, str]) -> str:

@@ -32,6 +32,7 @@ from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape
 from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.errors import InputError
+from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import source_name
 
@@ -199,7 +200,10 @@ def benchmark(
                 "top_processes": top,
             }
             busy = machine.is_busy(before.others, during)
-            explained = choices.notes(chosen, {row.name: row.ran for row in rows})
+            ran = {row.name: row.ran for row in rows}
+            explained = choices.notes(chosen, ran)
+            if "bitblas" in ran.values():
+                explained.append(f"kernels of bitblas: {operators.statistics}")
             for note in explained:
                 say(note)
             return Report(

@@ -103,7 +103,9 @@ def require(name: str) -> Backend:
         raise InputError(f"there is no backend {name!r}", hint=f"one of auto, {', '.join(_REGISTRY)}")
     reason = _REGISTRY[name].missing()
     if reason is not None:
-        raise UnavailableError(f"the backend {name} can't run here: {reason}", hint="ternarize doctor")
+        raise UnavailableError(
+            f"the backend {name} can't run here: {reason}", hint="ternarize doctor, or --backend auto"
+        )
     return _REGISTRY[name]
 
 

@@ -1,5 +1,6 @@
 """Products of e4m3 activations and weights of a byte each: through PyTorch's scaled product, or our kernel."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from ternarize_cli.kernels.gpu.tuning import Choices
 __all__ = ["E4m3", "scaled_mm"]
 
 _MANY = 8192
-_ROOM = 16  # how many times larger than the sample's largest an activation may be before it is cut
+_ROOM = 16  # about how many times larger than the sample's largest an activation may be before it is cut
 E4M3 = torch.float8_e4m3fn
 
 
@@ -68,7 +69,7 @@ class E4m3:
         if rows < _MANY or not self._times[block]:
             rounded = quantise(self.run(block, linear, x), self.dtype, activate=True)
             if self._watching:
-                self._times[block] = 448 / (_ROOM * 448 * max(float(rounded.t.max()), 1e-20))
+                self._times[block] = _power_of_two(1 / (_ROOM * max(float(rounded.t.max()), 1e-20)))
             return rounded
         w, times = self._linears[block][linear], self._times[block]
 
@@ -86,6 +87,11 @@ class E4m3:
             yield
         finally:
             self._watching = False
+
+
+def _power_of_two(times: float) -> float:
+    """The nearest that float16 has as a normal number."""
+    return 2.0 ** min(max(round(math.log2(times)), -14), 15)
 
 
 def scaled_mm(x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from ternarize_cli.kernels.gpu.matmul import begin, filled, gelu, launch_options
 
 __all__ = ["Norm", "Rounded", "Sums", "embed", "norm", "quantise"]
 
-_MANY = 8192
+_TWO_A_WARP = 8192  # rows from which on a warp takes two; with fewer some warps would have none
 
 
 class Rounded(NamedTuple):
@@ -54,7 +54,7 @@ def _store_rounded(
 ):  # fmt: skip
     largest = tl.max(tl.abs(x), axis=1)
     if E4M3:
-        t = largest / 448.0
+        t = largest / 448.0  # a quotient and the product with 1 / t are the same to 3 bits, and that is quicker
         q = x * (1.0 / tl.maximum(t, 1e-30))[:, None]
     else:
         t = largest / 127.0
@@ -72,14 +72,13 @@ def _store_rounded(
 
 @triton.jit
 def _normed(x, gain_ptr, bias_ptr, eps, k, WIDTH: tl.constexpr):
-    inside = k < WIDTH
-    away = tl.where(inside[None, :], x - (tl.sum(x, axis=1) / WIDTH)[:, None], 0.0)
+    away = tl.where((k < WIDTH)[None, :], x - (tl.sum(x, axis=1) / WIDTH)[:, None], 0.0)
     spread = tl.rsqrt(tl.sum(away * away, axis=1) / WIDTH + eps)
-    gain, bias = tl.load(gain_ptr + k, inside, 0.0), tl.load(bias_ptr + k, inside, 0.0)
+    gain, bias = tl.load(gain_ptr + k, k < WIDTH, 0.0), tl.load(bias_ptr + k, k < WIDTH, 0.0)
     return away * spread[:, None] * gain[None, :] + bias[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm(
     x_ptr, y_ptr, raw_t_ptr, scale_ptr, added_ptr, gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, rows, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, RAW: tl.constexpr,
@@ -88,26 +87,26 @@ def _norm(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
-    here, inside = row < rows, k < WIDTH
-    at, there = row[:, None] * WIDTH + k[None, :], here[:, None] & inside[None, :]
+    here = row < rows
+    at, inside = row[:, None] * WIDTH + k[None, :], here[:, None] & (k < WIDTH)[None, :]
     begin(OVERLAP)
-    x = tl.load(x_ptr + at, there, 0.0).to(tl.float32)
+    x = tl.load(x_ptr + at, inside, 0.0).to(tl.float32)
     if RAW:
-        raw = tl.load(y_ptr + at, there, 0)
+        raw = tl.load(y_ptr + at, inside, 0)
         tl.debug_barrier()  # what one thread reads another may clear
-        tl.store(y_ptr + at, tl.zeros((ROWS, BLOCK), tl.int32), there)
-        y = raw.to(tl.float32) * tl.load(scale_ptr + k, inside, 0.0)[None, :]
+        tl.store(y_ptr + at, tl.zeros((ROWS, BLOCK), tl.int32), inside)
+        y = raw.to(tl.float32) * tl.load(scale_ptr + k, k < WIDTH, 0.0)[None, :]
         y *= tl.load(raw_t_ptr + row, here, 0.0)[:, None]
         if BIAS:
-            y += tl.load(added_ptr + k, inside, 0.0)[None, :]
+            y += tl.load(added_ptr + k, k < WIDTH, 0.0)[None, :]
         x += y
     elif ADD:
-        x += tl.load(y_ptr + at, there, 0.0).to(tl.float32)
+        x += tl.load(y_ptr + at, inside, 0.0).to(tl.float32)
     if not AFTER:
-        tl.store(kept_ptr + at, x.to(kept_ptr.dtype.element_ty), there)
+        tl.store(kept_ptr + at, x.to(kept_ptr.dtype.element_ty), inside)
     z = _normed(x, gain_ptr, bias_ptr, eps, k, WIDTH)
     if AFTER:
-        tl.store(kept_ptr + at, z.to(kept_ptr.dtype.element_ty), there)
+        tl.store(kept_ptr + at, z.to(kept_ptr.dtype.element_ty), inside)
     if ROUND:
         _store_rounded(z, q_ptr, t_ptr, row, here, WIDTH, BLOCK, ROWS, B, E4M3)
 
@@ -149,7 +148,7 @@ def norm(
 
 def _shared_out(rows: int, block: int) -> tuple[int, int]:
     """Rows of a program, and its warps. With many rows a warp asks for two at once, and no warp waits for another."""
-    if rows >= _MANY and block <= 1024:
+    if rows >= _TWO_A_WARP and block <= 1024:
         return 2, 1
     return 1, max(1, min(8, block // 256))
 
@@ -161,12 +160,12 @@ def _empty(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> R
 
 
 @triton.jit
-def _looked_up(table_ptr, scales_ptr, entry, k, there, WIDTH: tl.constexpr):
-    found = tl.load(table_ptr + entry[:, None] * WIDTH + k[None, :], there, 0).to(tl.float32)
+def _looked_up(table_ptr, scales_ptr, entry, k, inside, WIDTH: tl.constexpr):
+    found = tl.load(table_ptr + entry[:, None] * WIDTH + k[None, :], inside, 0).to(tl.float32)
     return found * tl.load(scales_ptr + entry)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _embed(
     ids_ptr, kinds_ptr, words_ptr, word_scales_ptr, types_ptr, type_scales_ptr, places_ptr, place_scales_ptr,
     gain_ptr, bias_ptr, kept_ptr, q_ptr, t_ptr, rows, tokens, words, kinds, eps,
@@ -176,20 +175,20 @@ def _embed(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     here = row < rows
-    there = here[:, None] & (k < WIDTH)[None, :]
+    inside = here[:, None] & (k < WIDTH)[None, :]
     begin(OVERLAP)
-    word, place, kind = tl.load(ids_ptr + row, here, 0), row % tokens, row * 0
+    word, place, kind = tl.load(ids_ptr + row, here, 0), row % tokens, tl.zeros_like(row)
     known = (word >= 0) & (word < words)
     if KINDS:
         kind = tl.load(kinds_ptr + row, here, 0)
         known &= (kind >= 0) & (kind < kinds)
     word, kind = tl.where(known, word, 0), tl.where(known, kind, 0)
-    x = _looked_up(words_ptr, word_scales_ptr, word, k, there, WIDTH)
-    x += _looked_up(types_ptr, type_scales_ptr, kind, k, there, WIDTH)
-    x += _looked_up(places_ptr, place_scales_ptr, place, k, there, WIDTH)
+    x = _looked_up(words_ptr, word_scales_ptr, word, k, inside, WIDTH)
+    x += _looked_up(types_ptr, type_scales_ptr, kind, k, inside, WIDTH)
+    x += _looked_up(places_ptr, place_scales_ptr, place, k, inside, WIDTH)
     z = _normed(x, gain_ptr, bias_ptr, eps, k, WIDTH)
     z = tl.where(known[:, None], z, float("nan"))
-    tl.store(kept_ptr + row[:, None] * WIDTH + k[None, :], z.to(kept_ptr.dtype.element_ty), there)
+    tl.store(kept_ptr + row[:, None] * WIDTH + k[None, :], z.to(kept_ptr.dtype.element_ty), inside)
     _store_rounded(z, q_ptr, t_ptr, row, here, WIDTH, BLOCK, ROWS, B, E4M3)
 
 
@@ -226,7 +225,7 @@ def embed(
     return residual, rounded
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _quantise(
     x_ptr, q_ptr, t_ptr, rows,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, GELU: tl.constexpr, B: tl.constexpr,
@@ -236,8 +235,8 @@ def _quantise(
     k = tl.arange(0, BLOCK)
     here = row < rows
     begin(OVERLAP)
-    there = here[:, None] & (k < WIDTH)[None, :]
-    x = tl.load(x_ptr + row[:, None] * WIDTH + k[None, :], there, 0.0).to(tl.float32)
+    inside = here[:, None] & (k < WIDTH)[None, :]
+    x = tl.load(x_ptr + row[:, None] * WIDTH + k[None, :], inside, 0.0).to(tl.float32)
     if GELU:
         x = gelu(x, NATIVE)
     _store_rounded(x, q_ptr, t_ptr, row, here, WIDTH, BLOCK, ROWS, B, E4M3)
