@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import save_tiny_bert
 
+from ternarize_cli.cli.output import counted, duration
+
 Run = Callable[..., Any]
 COMMANDS = ["convert", "distill", "pack", "bench", "eval", "index", "encode", "inspect", "doctor", "demo"]
 
@@ -270,3 +272,8 @@ def test_a_misspelt_setting_is_named(run: Run, tmp_path: Path, text: str, messag
     result = run("--config", tmp_path / "t.toml", "doctor")
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_counts_and_durations_read_as_they_are_said() -> None:
+    assert [counted(n, "shard") for n in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
+    assert [duration(seconds) for seconds in (0.04, 89.0, 150.0)] == ["0.0 s", "89.0 s", "2.5 minutes"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ternarize_cli.cli.options import Force, Json, Quiet, Seed, Threads
-from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.cli.output import Output, counted, duration, megabytes
 
 if TYPE_CHECKING:
     from ternarize_cli.demo import DemoReport
@@ -91,7 +91,8 @@ def _show(out: Output, report: "DemoReport", output: Path) -> None:
             f"{report.ndcg_student / report.ndcg_teacher:.1%} kept",
         ),
     ]
-    caption = f"distilled {report.steps} steps in {report.seconds / 60:.1f} minutes; backend {report.backend}"
+    trained = f"{counted(report.steps, 'step')} in {duration(report.seconds)}"
+    caption = f"distilled {trained}; backend {report.backend}"
     out.table("all-MiniLM-L6-v2", ["", "original, fp32", "ternary, packed", ""], rows, caption=caption)
     if report.busy:
         out.warn("other processes were busy, so the latencies are not to be trusted")

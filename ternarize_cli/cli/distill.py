@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ternarize_cli.cli.options import Device, Force, Json, OutputFolder, Quiet, Seed, Threads
-from ternarize_cli.cli.output import Output
+from ternarize_cli.cli.output import Output, counted, duration
 
 if TYPE_CHECKING:
     from ternarize_cli.distill import Progress
@@ -146,9 +146,11 @@ def distill(
         ("cosine to the teacher", f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}"),
         ("agreement of similarities", f"{report.agreement_before:.4f}", f"{report.agreement_after:.4f}"),
     ]
-    seen = f"{report.steps:,} steps, {report.texts:,} inputs in {report.seconds / 60:.1f} minutes"
+    seen = f"{counted(report.steps, 'step')}, {counted(report.texts, 'input')} in {duration(report.seconds)}"
     out.table(
-        f"{model_name(student)}: {seen}; {report.held_out} held-out inputs", ["held-out data", "before", "after"], rows
+        f"{model_name(student)}: {seen}; {counted(report.held_out, 'held-out input')}",
+        ["held-out data", "before", "after"],
+        rows,
     )
     if report.cosine_after < report.cosine_before:
         out.warn("training has made the model worse; try a lower --learning-rate, such as 1e-5, or more data")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ternarize_cli.cli.options import AllowPickle, Backend, Device, Force, Json, ModelArgument, Quiet, Threads
-from ternarize_cli.cli.output import Output
+from ternarize_cli.cli.output import Output, counted, duration
 
 if TYPE_CHECKING:
     from ternarize_cli.index.encode import EncoderOptions
@@ -262,7 +262,7 @@ def _encode_shards(
     of = f" of job {job.part[0]}/{job.part[1]}" if job.part[1] > 1 else ""
     there = f"; {report.reused} were there already" if report.reused else ""
     out.note(
-        f"{report.shards} shards{of}, {report.rows:,} vectors in {seconds:.1f} s "
+        f"{counted(report.shards, 'shard')}{of}, {counted(report.rows, 'vector')} in {duration(seconds)} "
         f"({report.rows / max(seconds, 1e-9):,.0f}/s) → {output}{there}"
     )
     out.hint(f"ternarize index build {output} -o INDEX")

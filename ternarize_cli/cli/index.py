@@ -88,7 +88,7 @@ def build(
 ) -> None:
     """Encode a corpus and write an index folder; default output: CORPUS's name with -index."""
     from ternarize_cli import files
-    from ternarize_cli.cli.output import Output, megabytes
+    from ternarize_cli.cli.output import Output, counted, megabytes
     from ternarize_cli.errors import InputError
     from ternarize_cli.index.vector_folder import RECORD
 
@@ -142,8 +142,9 @@ def build(
     size = sum(file.bytes for file in report.info.files.values())
     made = report.info
     out.text(
-        f"{output}: {made.count} {made.kind}s, {made.factory} index of {made.dim} dimensions, "
-        f"{megabytes(size)}" + (f"; {report.reused} of {report.shards} shards were there already" if resume else "")
+        f"{output}: {counted(made.count, made.kind)}, {made.factory} index of {made.dim} dimensions, "
+        f"{megabytes(size)}"
+        + (f"; {report.reused} of {counted(report.shards, 'shard')} there already" if resume else "")
     )
     tunable = report.info.factory != "Flat" and report.info.count > 1
     ask = '"your query"' if report.info.kind == "text" else "--image FILE"

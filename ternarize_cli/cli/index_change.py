@@ -43,7 +43,7 @@ def add(
     quiet: Quiet = False,
 ) -> None:
     """Encode documents and add them to an index. A kill leaves the index as it was."""
-    from ternarize_cli.cli.output import Output
+    from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.index.add import add_documents
     from ternarize_cli.index.encode import EncoderOptions
     from ternarize_cli.index.vector_folder import RECORD
@@ -66,7 +66,7 @@ def add(
     if report.truncation:
         out.warn(report.truncation)
     again = f", {report.replaced} of them in place of others" if report.replaced else ""
-    out.text(f"{index}: {report.added} documents added{again}; {report.info.live} in all")
+    out.text(f"{index}: {counted(report.added, 'document')} added{again}; {report.info.live} in all")
     _hint(out, index, report)
     out.result(_payload(index, report))
 
@@ -83,7 +83,7 @@ def delete(
     quiet: Quiet = False,
 ) -> None:
     """Delete documents: searches no longer find them. `index compact` takes them out of the files."""
-    from ternarize_cli.cli.output import Output
+    from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.errors import InputError
     from ternarize_cli.index.change import delete_documents
     from ternarize_cli.index.documents import read_ids
@@ -94,7 +94,7 @@ def delete(
         raise InputError("there are no ids", hint=f"ternarize index delete {index} ID..., or --ids FILE")
     report = delete_documents(index, wanted, missing_ok=missing_ok)
     missing = f"; {report.missing} ids were not there" if report.missing else ""
-    out.text(f"{index}: {report.deleted} documents deleted{missing}; {report.info.live} are left")
+    out.text(f"{index}: {counted(report.deleted, 'document')} deleted{missing}; {report.info.live} are left")
     _hint(out, index, report)
     out.result(_payload(index, report))
 

@@ -24,7 +24,7 @@ def tune(
 ) -> None:
     """Measure recall and speed at all settings, and store the fastest that finds enough."""
     from ternarize_cli import plots
-    from ternarize_cli.cli.output import Output
+    from ternarize_cli.cli.output import Output, counted
 
     out = Output(json_mode=json, quiet=quiet)
     if plot is not None:
@@ -47,10 +47,9 @@ def tune(
         for m in report.best
     ]
     columns = ("setting", f"recall@{report.k}", "ms, one query", "queries/s")
-    caption = (
-        f"{report.queries} queries, {report.threads} threads; settings that are neither fastest nor best are not shown"
-    )
-    out.table(f"{index}: {report.info.factory}, {report.info.count} vectors", columns, rows, caption=caption)
+    asked = f"{report.queries} queries, {counted(report.threads, 'thread')}"
+    caption = f"{asked}; settings that are neither fastest nor best are not shown"
+    out.table(f"{index}: {report.info.factory}, {counted(report.info.count, 'vector')}", columns, rows, caption=caption)
     if not report.reached:
         out.warn(f"no setting reaches a recall of {recall:g}; the best has {report.chosen.recall:.3f}")
     if is_busy(report.others):
@@ -98,7 +97,7 @@ def compare(
     """
     import dataclasses
 
-    from ternarize_cli.cli.output import Output
+    from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.evaluation.retrieval import read_retrieval
 
     out = Output(json_mode=json, quiet=quiet)
@@ -107,8 +106,9 @@ def compare(
     from ternarize_cli.index.compare import compare_indexes
 
     report = compare_indexes(read, model, teacher, backend=backend, device=device, threads=threads, track=out.track)
+    asked = f"{report.queries} queries, {counted(report.threads, 'thread')}"
     out.table(
-        f"{data}: {report.documents} documents, {report.queries} queries, {report.threads} threads",
+        f"{data}: {counted(report.documents, 'document')}, {asked}",
         ("encoding", "documents/s", "ms, one query"),
         [(cost.model, f"{cost.documents_per_second:,.0f}", f"{cost.milliseconds:.2f}") for cost in report.encoding],
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["SCHEMA_VERSION", "Output", "megabytes"]
+__all__ = ["SCHEMA_VERSION", "Output", "counted", "duration", "megabytes"]
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
@@ -20,6 +20,16 @@ T = TypeVar("T")
 def megabytes(count: float) -> str:
     """`15400000` → `15.40 MB` (10^6 bytes, as disks and model cards count)."""
     return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 shard`, `1,200 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """`4.1 s`, and from a minute and a half on `2.5 minutes`."""
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
 
 
 class Output:
