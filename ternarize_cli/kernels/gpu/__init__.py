@@ -9,6 +9,7 @@
     attention  a kernel between products                              │
     fused      the others: embed, norm, round                         │
     matmul     kernels of products, and the layouts of weights        │
+    gelu       in products, and where they are rounded                │
 
 Only the backends import them, when a model runs on a GPU: they need Triton.
 """

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ternarize_cli.kernels.gpu.matmul import begin, filled, gelu, launch_options, nearest, on_gpu, overlaps
+from ternarize_cli.kernels.gpu.gelu import gelu
+from ternarize_cli.kernels.gpu.matmul import begin, filled, launch_options, nearest, on_gpu, overlaps
 
 __all__ = ["Norm", "Rounded", "Sums", "embed", "norm", "quantise"]
 

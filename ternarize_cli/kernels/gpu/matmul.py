@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ternarize_cli.kernels.gpu.gelu import gelu, gelu_times
+
 __all__ = [
     "FewRows",
     "ManyRows",
@@ -63,43 +65,6 @@ def begin(OVERLAP: tl.constexpr):
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-
-
-@triton.jit
-def gelu(x, NATIVE: tl.constexpr):
-    """GELU of float32 `x`: x·(1 + tanh(…)) / 2, where Φ(x) is within 2.6e-5 of a logistic function of a polynomial.
-
-    The polynomial was fitted to Φ. The GPU's own tanh has a relative error of 2^-11, as much as a float16 result.
-    """
-    square = tl.minimum(x * x, 25.0)
-    half = x * (0.79750788 + square * (0.037005655 - 0.00035151 * square))
-    if NATIVE:
-        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        t = 2.0 / (1.0 + tl.exp2(tl.minimum(-2.8853901 * half, 126.0))) - 1.0
-    return 0.5 * x + 0.5 * x * t
-
-
-# x·Φ(x)·times of two float16 at a time. Φ is 0.5 + x·(e + s·(d + s·(c + s·(b + s·a)))), s = x², cut off below 0 and
-# above 1; a to e, 1.705e-5, -5.598e-4, 7.8125e-3, -.06305 and .3972, were fitted to it and are float16 themselves.
-_TWO_GELUS = tl.constexpr(
-    "{ .reg .b32 s, r, a, b, c, d, e, f; "
-    "mov.b32 a, 0x011E011E; mov.b32 b, 0x90969096; mov.b32 c, 0x20002000; "
-    "mov.b32 d, 0xAC09AC09; mov.b32 e, 0x365B365B; mov.b32 f, 0x38003800; "
-    "mul.rn.f16x2 s, $1, $1; fma.rn.f16x2 r, s, a, b; fma.rn.f16x2 r, s, r, c; fma.rn.f16x2 r, s, r, d; "
-    "fma.rn.f16x2 r, s, r, e; fma.rn.sat.f16x2 r, $1, r, f; mul.rn.f16x2 r, $1, r; mul.rn.f16x2 $0, r, $2; }"
-)
-
-
-@triton.jit
-def gelu_times(x, times):
-    """GELU of `x`, times `times`, as float16 for e4m3; GPUs only; x is above -65,504.
-
-    Two values an instruction, and no tanh, of which a multiprocessor makes 16 a clock. Before it is multiplied it is
-    off by .005 at most, 4e-4 rms (normal inputs), by which the rounding to e4m3 that follows grows .03%.
-    """
-    x, times = x.to(tl.float16), times.to(tl.float16)
-    return tl.inline_asm_elementwise(_TWO_GELUS, "=r,r,r", [x, times], dtype=tl.float16, is_pure=True, pack=2)
 
 
 @triton.jit
