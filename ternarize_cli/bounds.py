@@ -1,0 +1,142 @@
+"""Bounds on what is read from files that somebody else wrote, and readers that keep them.
+
+A file may be a pipe that nobody writes to, a device without an end, a JSON text of a million brackets, or one line of
+many gigabytes. Whatever reads such files goes through the functions here, so that each of these ends in an error that
+names the file, and neither waits for ever nor fills the memory.
+
+    regular files only    a path that is a pipe, a device, a socket or a folder is refused before it is opened for reading
+    bytes                 MAX_CONFIG for a config, MAX_TOKENIZER for a tokenizer or vocabulary, MAX_LINE for a line of text
+    depth                 MAX_DEPTH levels of lists and objects in JSON
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ternarize_cli.errors import CheckpointError, TernarizeError
+
+__all__ = [
+    "MAX_CONFIG",
+    "MAX_DEPTH",
+    "MAX_LINE",
+    "MAX_TOKENIZER",
+    "lines_of",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "require_regular",
+]
+
+MAX_CONFIG = 32 << 20
+"""Bytes of a config or of a list of modules or shards at most."""
+MAX_TOKENIZER = 512 << 20
+"""Bytes of a tokenizer's or vocabulary's file at most; the largest in use have some 35 million."""
+MAX_LINE = 16 << 20
+"""Bytes of a line of text at most."""
+MAX_DEPTH = 64
+"""Levels of lists and objects in JSON at most."""
+
+
+def require_regular(path: Path, error: type[TernarizeError] = CheckpointError) -> os.stat_result:
+    """Checks that a path is a regular file, or a link to one, without opening it; returns its status.
+
+    Raises:
+        TernarizeError (of the class `error`): it is missing, or a pipe, device, socket or folder.
+    """
+    try:
+        status = path.stat()
+    except OSError as e:
+        raise error(f"{path} can't be read: {e.strerror}", hint="fetch the file again") from e
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise error(f"{path} is {kind}, where a file belongs", hint="put the file in its place")
+    return status
+
+
+def read_bytes(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        TernarizeError (of the class `error`): it is no regular file, larger than `limit`, or can't be read.
+    """
+    size = require_regular(path, error).st_size
+    if size <= limit:
+        try:
+            with path.open("rb") as stream:
+                content = stream.read(limit + 1)
+        except OSError as e:
+            raise error(f"{path} can't be read: {e.strerror}") from e
+        if len(content) <= limit:
+            return content
+    raise error(f"{path} is larger than the {limit:,} bytes that such a file may have", hint="fetch the file again")
+
+
+def read_json(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        TernarizeError (of the class `error`): as `read_bytes` and `parse_json`.
+    """
+    return parse_json(read_bytes(path, limit=limit, error=error), str(path), error=error)
+
+
+def parse_json(text: str | bytes, where: str, *, error: type[TernarizeError] = CheckpointError) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: UTF-8 if bytes.
+        where: what messages call the text: a file, or a file and a line.
+        error: the class of error that is raised.
+
+    Raises:
+        TernarizeError (of the class `error`): the text is not UTF-8, is no JSON, or is nested deeper than MAX_DEPTH.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        value = json.loads(text)
+        if not _deeper(value, MAX_DEPTH):
+            return value
+        why = f"it is nested more than {MAX_DEPTH} levels deep"
+    except RecursionError:
+        why = f"it is nested more than {MAX_DEPTH} levels deep"
+    except ValueError as e:  # no UTF-8, no JSON, or a number of thousands of digits
+        why = str(e)
+    raise error(f"{where} is not valid JSON: {why}", hint="fetch the file again")
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than `levels` deep."""
+    row = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        inner = (v for one in row for v in (one.values() if isinstance(one, dict) else one))
+        row = [v for v in inner if isinstance(v, dict | list)]
+        if not row:
+            return False
+    return True
+
+
+def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError]) -> Iterator[bytes]:
+    """The lines of a stream, with their line breaks.
+
+    Args:
+        stream: opened for reading bytes.
+        where: what messages call it.
+        error: the class of error that is raised.
+
+    Raises:
+        TernarizeError (of the class `error`): a line has more than MAX_LINE bytes.
+    """
+    number = 0
+    while line := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise error(
+                f"{where} line {number} is longer than the {MAX_LINE:,} bytes that a line may have",
+                hint="one text per line; is this a text file?",
+            )
+        yield line
