@@ -4,8 +4,8 @@ A file may be a pipe that nobody writes to, a device without an end, a JSON text
 many gigabytes. Whatever reads such files goes through the functions here, so that each of these ends in an error that
 names the file, and neither waits for ever nor fills the memory.
 
-    regular files only    a path that is a pipe, a device, a socket or a folder is refused before it is opened for reading
-    bytes                 MAX_CONFIG for a config, MAX_TOKENIZER for a tokenizer or vocabulary, MAX_LINE for a line of text
+    regular files only    a pipe, a device, a socket or a folder is refused without opening it
+    bytes                 MAX_CONFIG for a config, MAX_TOKENIZER for a tokenizer or vocabulary, MAX_LINE for a line
     depth                 MAX_DEPTH levels of lists and objects in JSON
 """
 

@@ -12,7 +12,7 @@ from ternarize_cli.errors import CheckpointError, DataError
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "[" * 65 + "]" * 65, '{"a": ' * 65 + "1" + "}" * 65])
 def test_deep_json_is_refused(text: str) -> None:
-    with pytest.raises(CheckpointError, match="nested more than 64 levels|not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"nested more than 64 levels|not valid JSON"):
         bounds.parse_json(text, "config.json")
 
 
@@ -22,7 +22,7 @@ def test_json_of_the_greatest_depth_is_read() -> None:
 
 @pytest.mark.parametrize("text", [b"\xff{}", "{", "1" * 5000, ""])
 def test_what_is_no_json_is_an_error_that_names_the_file(text: str | bytes) -> None:
-    with pytest.raises(DataError, match="^here is not valid JSON"):
+    with pytest.raises(DataError, match=r"^here is not valid JSON"):
         bounds.parse_json(text, "here", error=DataError)
 
 
