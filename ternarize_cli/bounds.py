@@ -6,12 +6,15 @@ names the file, and neither waits for ever nor fills the memory.
 
     regular files only    a pipe, a device, a socket or a folder is refused without opening it
     bytes                 MAX_CONFIG for a config, MAX_TOKENIZER for a tokenizer or vocabulary, MAX_LINE for a line
-    depth                 MAX_DEPTH levels of lists and objects in JSON
+    depth                 MAX_DEPTH levels of lists and objects in JSON, MAX_FOLDERS of folders
+    memory                MAX_HELD for texts that are kept as a whole: a small .gz may unpack to a large file
 """
 
 import json
 import os
+import resource
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,13 +24,20 @@ from ternarize_cli.errors import CheckpointError, TernarizeError
 __all__ = [
     "MAX_CONFIG",
     "MAX_DEPTH",
+    "MAX_FOLDERS",
+    "MAX_HELD",
     "MAX_LINE",
     "MAX_TOKENIZER",
+    "Held",
     "lines_of",
     "parse_json",
     "read_bytes",
     "read_json",
     "require_regular",
+    "shown",
+    "user_path",
+    "utf8_name",
+    "walk",
 ]
 
 MAX_CONFIG = 32 << 20
@@ -38,6 +48,18 @@ MAX_LINE = 16 << 20
 """Bytes of a line of text at most."""
 MAX_DEPTH = 64
 """Levels of lists and objects in JSON at most."""
+MAX_FOLDERS = 64
+"""Levels of folders below a folder of texts at most."""
+
+
+def _half_of_memory() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2
+
+
+MAX_HELD = _half_of_memory()
+"""Bytes of texts at most that are kept in memory as a whole: half of what this machine, or `ulimit -v`, allows."""
 
 
 def require_regular(path: Path, error: type[TernarizeError] = CheckpointError) -> os.stat_result:
@@ -84,13 +106,20 @@ def read_json(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError
     return parse_json(read_bytes(path, limit=limit, error=error), str(path), error=error)
 
 
-def parse_json(text: str | bytes, where: str, *, error: type[TernarizeError] = CheckpointError) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    *,
+    error: type[TernarizeError] = CheckpointError,
+    hint: str = "fetch the file again",
+) -> Any:
     """The value of a JSON text.
 
     Args:
         text: UTF-8 if bytes.
         where: what messages call the text: a file, or a file and a line.
         error: the class of error that is raised.
+        hint: what to do about a text that is no JSON.
 
     Raises:
         TernarizeError (of the class `error`): the text is not UTF-8, is no JSON, or is nested deeper than MAX_DEPTH.
@@ -106,7 +135,7 @@ def parse_json(text: str | bytes, where: str, *, error: type[TernarizeError] = C
         why = f"it is nested more than {MAX_DEPTH} levels deep"
     except ValueError as e:  # no UTF-8, no JSON, or a number of thousands of digits
         why = str(e)
-    raise error(f"{where} is not valid JSON: {why}", hint="fetch the file again")
+    raise error(f"{where} is not valid JSON: {why}", hint=hint)
 
 
 def _deeper(value: Any, levels: int) -> bool:
@@ -140,3 +169,72 @@ def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError]) -> Iter
                 hint="one text per line; is this a text file?",
             )
         yield line
+
+
+def walk(folder: Path, error: type[TernarizeError]) -> Iterator[Path]:
+    """The regular files in a folder and below it, links to such files included, in no order.
+
+    Hidden files and folders, special files and links that lead nowhere are left out. Links to folders are not followed.
+
+    Raises:
+        TernarizeError (of the class `error`): a folder can't be read, or they are nested deeper than MAX_FOLDERS.
+    """
+    folders = [(folder, 0)]
+    while folders:
+        here, level = folders.pop()
+        if level > MAX_FOLDERS:
+            raise error(f"{folder} holds folders more than {MAX_FOLDERS} levels deep", hint="pass a folder inside it")
+        try:
+            with os.scandir(here) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+            inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError as e:
+            raise error(f"{here} can't be read: {e.strerror}", hint="check the permissions of the folder") from e
+        folders += ((Path(entry.path), level + 1) for entry in inner)
+        yield from (Path(entry.path) for entry in entries if os.path.isfile(entry.path))
+
+
+def user_path(path: str | Path) -> Path:
+    """A path with `~` expanded; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
+def utf8_name(path: str | Path) -> str:
+    r"""A file's name that can be written as UTF-8: bytes that are none become `\xff`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as messages show it: Python's `repr`, cut after `limit` characters."""
+    text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= limit + 2 else f"{text[:limit]}…"
+
+
+class Held:
+    """Counts texts that are kept in memory, so that a small file that unpacks to a large one is refused.
+
+    Args:
+        where: what messages call the source of the texts.
+        error: the class of error that is raised.
+    """
+
+    def __init__(self, where: str, error: type[TernarizeError]) -> None:
+        self._where, self._error = where, error
+        self._bytes = 0
+
+    def add(self, text: str) -> None:
+        """Counts one more text.
+
+        Raises:
+            TernarizeError (of the class `error`): the texts take more than MAX_HELD bytes.
+        """
+        self._bytes += sys.getsizeof(text) + 8
+        if self._bytes > MAX_HELD:
+            raise self._error(
+                f"{self._where} holds more than {MAX_HELD:,} bytes of text, which are half of the memory here",
+                hint="a smaller file; all of this one is kept in memory",
+            )
+
+    def drop(self, text: str) -> None:
+        """Counts one text less."""
+        self._bytes -= sys.getsizeof(text) + 8

@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path, PurePosixPath
 
+from ternarize_cli.bounds import MAX_FOLDERS, read_bytes
+from ternarize_cli.errors import CheckpointError
+
 __all__ = ["PER_PACKAGE", "DocEntry", "collect", "is_held_out", "retrieval_pairs", "training_sentences"]
 
 PER_PACKAGE = 800
@@ -39,6 +42,7 @@ _SKIPPED = re.compile(
     r"(tests?|testing|conftest|idle_test|site-packages|dist-packages|vendor(ed)?|extern(al)?|lib2to3|idlelib|"
     r"pydoc_data|turtledemo|encodings|ensurepip|[Tt]est_.*|.*_test|.*[^\w].*)"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +169,12 @@ def _packages(root: Path) -> Iterator[list[_Source]]:
 
 
 def _python_files(root: Path, below: PurePosixPath) -> list[PurePosixPath]:
-    """Outermost first, then by name."""
+    """Outermost first, then by name; names that are not UTF-8, and what lies very deep, are left out."""
     found = []
     for folder, folders, names in os.walk(root / below):
-        folders[:] = [name for name in folders if not _skipped(name) and name != "__pycache__"]
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        deep = len(relative.parts) >= MAX_FOLDERS
+        folders[:] = [name for name in folders if not (deep or _skipped(name) or name == "__pycache__")]
         found += [relative / name for name in names if name.endswith(".py") and not _skipped(name[:-3])]
     return sorted(found, key=lambda path: (len(path.parts), path))
 
@@ -206,9 +211,10 @@ class _Exports:
 
 
 def _source(path: Path) -> bytes:
+    """What a file says; nothing if it can't be read, or is larger than what is parsed of a whole package."""
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_bytes(path, limit=_BYTES_PER_PACKAGE)
+    except CheckpointError:
         return b""
 
 
@@ -275,6 +281,8 @@ def _entry(
     name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, file: PurePosixPath
 ) -> Iterator[DocEntry]:
     docstring = ast.get_docstring(node, clean=False)
+    if docstring and _SURROGATE.search(docstring):  # halves of pairs, written as escapes, can't be encoded
+        return
     paragraphs = _paragraphs(docstring) if docstring else []
     if not paragraphs or len(" ".join(paragraphs).split()) < _MIN_SUMMARY_WORDS:
         return

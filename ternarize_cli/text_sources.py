@@ -6,6 +6,7 @@ for training (`anchor` and `positive`, `query` and `answer`, …) every one of t
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli import vision
+from ternarize_cli.bounds import MAX_LINE, require_regular, user_path
 from ternarize_cli.errors import DataError
 from ternarize_cli.images import is_images
 from ternarize_cli.texts import STDIN, read_texts, text_files
 
-__all__ = ["PAIRED", "is_hub_id", "kind_of", "texts_of"]
+__all__ = ["PAIRED", "is_hub_id", "kind_of", "parquet_rows", "texts_of"]
 
 PAIRED = (
     *("anchor", "query", "question", "sentence", "sentence1", "sentence2", "premise", "hypothesis"),
@@ -26,6 +28,7 @@ PAIRED = (
 """Columns and fields that hold the texts of pairs and triples, by the names that training sets use."""
 
 _SHUFFLED, _HEAD = 10_000, 100
+_ROWS = 1024
 _TABLES = (".parquet",)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -45,14 +48,14 @@ def kind_of(folder: Path, sources: Sequence[str | Path], *, stdin: bool = False)
     reads = vision.modalities(folder)
     kinds = {}
     for source in sources:
-        path = Path(source).expanduser()
+        path = user_path(source)
         if str(source) == STDIN and stdin:
             kinds[STDIN] = "text"
             continue
         if str(source) == STDIN:
             raise DataError("calibration does not read stdin", hint="write the texts to a file")
-        if not str(source) or not (path.exists() or is_hub_id(source)):
-            name = str(source) or "an empty name"
+        if not str(source) or not (os.path.exists(path) or is_hub_id(source)):
+            name = str(source)[:200] or "an empty name"
             raise DataError(f"{name} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
         image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path, also=_TABLES)))
         kinds[str(source)] = "image" if image else "text"
@@ -67,7 +70,9 @@ def kind_of(folder: Path, sources: Sequence[str | Path], *, stdin: bool = False)
 def is_hub_id(source: str | Path) -> bool:
     """Whether a source is to be fetched from the hub."""
     path = Path(source)
-    return bool(_HUB_ID.fullmatch(str(source))) and not (path.exists() or path.suffix or path.parent.exists())
+    if not _HUB_ID.fullmatch(str(source)) or path.suffix:
+        return False
+    return not (os.path.exists(path) or os.path.exists(path.parent))
 
 
 def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False) -> Iterator[str]:
@@ -82,14 +87,14 @@ def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False)
     Raises:
         DataError: it can't be read or holds no texts.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = user_path(source)
+    if os.path.isdir(path):
         files = text_files(path, also=_TABLES)
         if not files:
             raise DataError(f"{source} holds no texts", hint="files named *.txt, *.jsonl or *.parquet, or images")
         for file in files:
             yield from texts_of(file, count, seed, paired=paired)
-    elif path.is_file() and path.suffix.lower() == ".parquet":
+    elif path.suffix.lower() == ".parquet" and os.path.exists(path):
         yield from _parquet(path, paired)
     elif str(source) != STDIN and is_hub_id(source):
         yield from islice(_hub_dataset(str(source), count, seed, paired), count)
@@ -97,7 +102,16 @@ def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False)
         yield from (document.text for document in read_texts(source, also=PAIRED if paired else ()))
 
 
-def _parquet(path: Path, paired: bool) -> Iterator[str]:
+def parquet_rows(path: Path, also: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, columns of texts only.
+
+    Args:
+        path: the file.
+        also: names of further columns, of any type.
+
+    Raises:
+        DataError: it is no regular file, is damaged, has no column of texts, or holds a text longer than MAX_LINE.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -105,19 +119,31 @@ def _parquet(path: Path, paired: bool) -> Iterator[str]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
+    require_regular(path, DataError)
     try:
         file = pq.ParquetFile(path)
-        names = [field.name for field in file.schema_arrow if is_text(field.type)]
-        if not names:
-            found = ", ".join(file.schema_arrow.names)
+        texts = [field.name for field in file.schema_arrow if is_text(field.type)]
+        if not texts:
+            found = ", ".join(file.schema_arrow.names)[:200]
             raise DataError(f"{path} has no column of texts: {found}", hint="a column named `text`")
-        head = next(file.iter_batches(batch_size=_HEAD, columns=names), None) if file.metadata.num_rows else None
-        columns = _columns(head.to_pylist() if head is not None else [], paired) or names[:1]
-        for batch in file.iter_batches(columns=columns):
+        columns = [name for name in file.schema_arrow.names if name in texts or name in also]
+        for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             for row in batch.to_pylist():
-                yield from filter(None, (row[name] for name in columns))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+                if any(isinstance(value, str) and len(value) > MAX_LINE for value in row.values()):
+                    raise DataError(f"{path} holds a text longer than the {MAX_LINE:,} bytes that a line may have")
+                yield row
+    except DataError:
+        raise
+    except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
         raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+
+
+def _parquet(path: Path, paired: bool) -> Iterator[str]:
+    rows = parquet_rows(path)
+    head = list(islice(rows, _HEAD))
+    columns = _columns(head, paired) or list(head[0] if head else ())[:1]
+    for row in chain(head, rows):
+        yield from filter(None, (row[name] for name in columns))
 
 
 def _hub_dataset(name: str, count: int, seed: int, paired: bool = False) -> Iterator[str]:

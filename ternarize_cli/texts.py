@@ -6,22 +6,26 @@ optionally `title`, which goes in front of the text with a blank between, as mte
 `.ndjson` are JSONL and `.txt` is plain; of any other name, and of stdin, the first line decides: JSONL starts with `{`.
 Either may be compressed, with `.gz` after its name.
 
-Everything streams: a file may be larger than memory.
+Everything streams: a file may be larger than memory, or be a pipe. What bounds it is the longest line (`bounds`).
 """
 
 import gzip
 import json
 import os
+import random
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+from ternarize_cli.bounds import Held, lines_of, parse_json, user_path, walk
 from ternarize_cli.errors import DataError
 
-__all__ = ["STDIN", "Document", "read_lines", "read_texts", "source_name", "text_files"]
+__all__ = ["STDIN", "Document", "drawn", "open_stdin", "read_lines", "read_texts", "source_name", "text_files"]
 
 STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
@@ -58,39 +62,82 @@ def read_texts(
         on_bad: told of a line that can't be used, which is then skipped instead of an error.
 
     Raises:
-        DataError: at once when the file is missing or a folder; while reading when a line is not UTF-8, not JSON or
-            has no usable text (the message names file and line); at the end when there was no text at all.
+        DataError: at once when the file is missing or a folder; while reading when a line is too long, not UTF-8, not
+            JSON or has no usable text (the message names file and line), or when the system can't read on; at the end
+            when there was no text at all.
     """
     name = source_name(path)
     form = _Form(None, tuple(also), prefix, on_bad)
-    if name == "stdin":
-        return _read(_stdin(), name, form)
-    file = Path(path).expanduser()
-    if file.is_dir():
+    if str(path) == STDIN:
+        stream = open_stdin()
+        return _open(lambda: nullcontext(stream), name, form)
+    file = user_path(path)
+    if os.path.isdir(file):
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
-    if not os.access(file, os.R_OK):
-        why = "no permission" if file.exists() else "there is no such file"
-        raise DataError(f"{path} can't be read: {why}", hint="check the path; - reads from stdin")
-    return _open(file, name, replace(form, jsonl=_JSONL.get(_suffix(file))))
+    if "\0" in str(file) or not os.access(file, os.R_OK):
+        why = "no permission" if os.path.exists(file) else "there is no such file"
+        raise DataError(f"{str(path)[:200]} can't be read: {why}", hint="check the path; - reads from stdin")
+    opened = partial(gzip.open if file.suffix.lower() == ".gz" else open, file, "rb")
+    return _open(opened, name, replace(form, jsonl=_JSONL.get(_suffix(file))))
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
     """All texts of several files, in order and without their ids.
 
     Raises:
-        DataError: as `read_texts`, for any of the files.
+        DataError: as `read_texts`, for any of the files, or they don't fit in memory.
     """
-    return [document.text for path in paths for document in read_texts(path)]
+    texts = []
+    for path in paths:
+        held = Held(source_name(path), DataError)
+        for document in read_texts(path):
+            held.add(document.text)
+            texts.append(document.text)
+    return texts
+
+
+def drawn(texts: Iterable[str], count: int, seed: int, where: str) -> list[str]:
+    """A uniform sample of texts without holding all of them (reservoir sampling), in random order.
+
+    Args:
+        texts: read to their end.
+        count: at most so many are drawn.
+        seed: draws them.
+        where: what messages call their source.
+
+    Raises:
+        DataError: the sample does not fit in memory.
+    """
+    rng, held = random.Random(seed), Held(where, DataError)
+    kept: list[str] = []
+    for i, text in enumerate(texts):
+        if i < count:
+            kept.append(text)
+        elif (place := rng.randrange(i + 1)) < count:
+            held.drop(kept[place])
+            kept[place] = text
+        else:
+            continue
+        held.add(text)
+    rng.shuffle(kept)
+    return kept
 
 
 def text_files(folder: Path, also: Collection[str] = ()) -> list[Path]:
-    """The files of texts in a folder and below it, by their names, sorted; `also` are further suffixes."""
-    files = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(p for p in files if p.is_file() and (_suffix(p) in _JSONL or p.suffix.lower() in also))
+    """The files of texts in a folder and below it, by their names, sorted; `also` are further suffixes.
+
+    Raises:
+        DataError: as `bounds.walk`.
+    """
+    return sorted(p for p in walk(folder, DataError) if _suffix(p) in _JSONL or p.suffix.lower() in also)
 
 
-def _stdin() -> IO[bytes]:
-    """stdin with a buffer of its own: a thread may be waiting in it when Python ends and closes `sys.stdin`."""
+def open_stdin() -> IO[bytes]:
+    """stdin with a buffer of its own: a thread may be waiting in it when Python ends and closes `sys.stdin`.
+
+    Raises:
+        DataError: stdin is closed.
+    """
     if sys.stdin is None:
         raise DataError("stdin is closed", hint="pass a file, or write to stdin")
     try:
@@ -115,21 +162,19 @@ class _Form:
     on_bad: Callable[[DataError], None] | None
 
 
-def _open(file: Path, name: str, form: _Form) -> Iterator[Document]:
-    if file.suffix.lower() != ".gz":
-        with file.open("rb") as stream:
-            yield from _read(stream, name, form)
-        return
+def _open(opened: Callable[[], AbstractContextManager[IO[bytes]]], name: str, form: _Form) -> Iterator[Document]:
     try:
-        with gzip.open(file) as stream:
+        with opened() as stream:
             yield from _read(stream, name, form)
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise DataError(f"{name} can't be unpacked: {e}", hint="fetch the file again") from e
+    except OSError as e:
+        raise DataError(f"{name} can't be read: {e.strerror or e}", hint="pass a file of texts, or a pipe") from e
 
 
-def _read(stream: Iterable[bytes], name: str, form: _Form) -> Iterator[Document]:
+def _read(stream: IO[bytes], name: str, form: _Form) -> Iterator[Document]:
     jsonl, found = form.jsonl, False
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(lines_of(stream, name, DataError), start=1):
         try:
             line = _decoded(raw.removeprefix(_BOM) if number == 1 else raw, f"{name} line {number}")
             if not line:
@@ -163,10 +208,7 @@ def _decoded(raw: bytes, where: str) -> str:
 
 
 def _from_json(line: str, where: str, number: str, also: Sequence[str]) -> Iterator[Document]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise DataError(f"{where}: not JSON ({e}): {_short(line)}", hint='a line looks like {"text": "…"}') from e
+    record = parse_json(line, where, error=DataError, hint='a line looks like {"text": "…"}')
     text = record.get("text") if isinstance(record, dict) else None
     if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, also)))):
         for other in others:

@@ -76,7 +76,7 @@ def test_a_folder_is_no_file_of_texts(tmp_path):
         ("a.txt", b"\n  \n", "a.txt holds no text"),
         ("a.jsonl", b"\n", "a.jsonl holds no text"),
         ("a.txt", b"fine\nna\xefve\n", "a.txt line 2: not UTF-8 text (byte 3 is 0xef)"),
-        ("a.jsonl", b'{"text": "a"}\nnot json\n', "a.jsonl line 2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\nnot json\n', "a.jsonl line 2 is not valid JSON"),
         ("a.jsonl", b'{"text": "a"}\n\n["b"]\n', "a.jsonl line 3: no `text` field"),
         ("a.jsonl", b'{"body": "a"}\n', "a.jsonl line 1: no `text` field"),
         ("a.jsonl", b'{"text": 5}\n', "a.jsonl line 1: `text` is 5, not a string"),
