@@ -2,20 +2,23 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ternarize_cli import bounds, config_numbers, integrity
 from ternarize_cli.errors import CheckpointError
+from ternarize_cli.folder_check import LOADING, check_folder
+from ternarize_cli.model_files import copy_companions
 from ternarize_cli.naming import names_in_model, split_fused
 from ternarize_cli.scheme import METHOD, Artifact
-from ternarize_cli.weights import DTYPES, INDEX_FILES, Shard, open_shards
+from ternarize_cli.weights import DTYPES, Shard, open_shards
 
 __all__ = [
     "artifact_of",
+    "brings_code",
     "check_tensors",
     "copy_companions",
     "names_in_model",
@@ -29,8 +32,6 @@ __all__ = [
 ]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_FOREIGN = ("*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth", "*.ckpt", "*.tflite", "*.py", "*.gguf")
-_FOREIGN_FOLDERS = ("onnx", "openvino", "coreml", "__pycache__")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -47,10 +48,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises CheckpointError if the file holds none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-        raise CheckpointError(f"{path} is not valid JSON: {e}", hint="fetch the file again") from e
+    values = bounds.read_json(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object", hint="fetch the file again")
     return values
@@ -90,18 +88,18 @@ def skeleton(folder: Path) -> Any:
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 
     values = read_config(folder)
-    if "auto_map" in values and not _known(values.get("model_type")):
-        raise CheckpointError(
-            f"{folder} brings its own model code, which is never run", hint="use a model that transformers has"
-        )
+    _check_own_code(values, folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **LOADING)
+        config_numbers.check_built(config, folder / "config.json")
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         text_encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
         encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
         with torch.device("meta"):
             return (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
+    except (CheckpointError, MemoryError):
+        raise
     except Exception as e:  # whatever a config with wrong values sets off in a model's constructor
         text = " ".join(str(e).split())[:240]
         raise CheckpointError(
@@ -109,24 +107,57 @@ def skeleton(folder: Path) -> Any:
         ) from e
 
 
-def _known(model_type: Any) -> bool:
-    from transformers import CONFIG_MAPPING
+def brings_code(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json names model code of its own (`auto_map`)."""
+    return bool(config.get("auto_map"))
 
-    return model_type in CONFIG_MAPPING
+
+def _check_own_code(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a model whose class only its own code has; of another, notes that its own code is not run."""
+    import transformers
+
+    if not brings_code(config):
+        return
+    named = config.get("architectures") or []
+    missing = [name for name in named if not (isinstance(name, str) and hasattr(transformers, name))]
+    if config.get("model_type") not in transformers.CONFIG_MAPPING or missing:
+        raise CheckpointError(
+            f"{folder} brings its own model code (auto_map in config.json), which is never run, and transformers has "
+            f"no class {missing[0] if missing else config.get('model_type')}",
+            hint="use a model that transformers has",
+        )
+    integrity.note_once(
+        f"{folder} names model code of its own (auto_map), which is not run; the class of transformers for "
+        f"{config.get('model_type')} takes its place"
+    )
 
 
-def validate(folder: Path, *, allow_pickle: bool = False) -> Artifact | None:
-    """Checks that a folder's files are complete and readable, and an artifact's config well-formed.
+def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = False) -> Artifact | None:
+    """Checks a folder before anything in it is loaded: what its configs ask for, its weights files, and its digest.
 
     The content of packed tensors (codes, scales) is checked by the plug-in when they are loaded.
 
+    Args:
+        folder: a model of any stage.
+        allow_pickle: let pickled weights pass.
+        always_verify: compare a packed model with its digest whatever TERNARIZE_VERIFY says.
+
+    Returns:
+        The artifact's description; None for a full-precision model.
+
     Raises:
-        CheckpointError, FormatError: what is wrong, and where.
+        CheckpointError: a file is missing, damaged, or asks for something that is not taken from a folder.
+        FormatError: the artifact's description breaks the format, or a packed model is not what its digest says.
     """
+    config = check_folder(folder, allow_pickle=allow_pickle)
     artifact = artifact_of(folder)
+    if artifact is not None and artifact.stage == "packed":
+        integrity.verify(folder, always=always_verify)
     with open_shards(folder, allow_pickle=allow_pickle) as shards:
-        if not any(shard.keys() for shard in shards):
+        count = sum(len(shard.keys()) for shard in shards)
+        if not count:
             raise CheckpointError(f"{shards[0].path} holds no tensors", hint="fetch the file again")
+    config_numbers.check_layers(config, folder / "config.json", count)
     return artifact
 
 
@@ -134,12 +165,18 @@ def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointErr
     """Checks that the files hold every tensor of a model, in its shape and kind, from their headers alone.
 
     Only what transformers itself expects to be absent may be: a pooler that no module of ours stands for, tied tensors,
-    those a model lists as ignorable, and, in a class around the encoder, the layers beside it.
+    those a model lists as ignorable, and, in a class around the encoder, the layers beside it. Tensors that the model
+    has no place for are passed over (heads of a pre-training task), unless they belong to its layers: then config.json
+    describes another model than the one that was saved.
 
     Args:
         model: the skeleton, with the modules of an artifact in place.
         shards: the opened files.
-        error: what is raised.
+        error: the class of error that is raised.
+
+    Raises:
+        CheckpointError (of the class `error`): a tensor is missing, has another shape or dtype, or belongs to layers
+            that the model does not have; the message names it.
     """
     from ternarize_cli.anatomy import names_in_encoder
     from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
@@ -147,7 +184,13 @@ def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointErr
     state = model.state_dict(keep_vars=True)
     found: set[str] = set()
     for shard in shards:
-        for key, name in names_in_model(model, shard.keys()).items():
+        names = names_in_model(model, shard.keys())
+        if surplus := _surplus(model, (key for key in shard.keys() if names.get(key) not in state)):  # noqa: SIM118
+            raise error(
+                f"the model that config.json describes has no place for the tensor {surplus} in its layers",
+                hint="config.json and the weights are of different models: fetch or make the model again",
+            )
+        for key, name in names.items():
             wanted = state.get(name)
             if wanted is None:
                 continue
@@ -173,6 +216,26 @@ def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointErr
             raise error(f"the tensor {name} is missing", hint="the model is incomplete: fetch or make it again")
 
 
+_BUFFERS = re.compile(
+    r"(\.|^)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids|attn_mask|\w*relative_position_index|embed_positions)$"
+)
+"""Buffers that earlier versions of transformers stored in layers; their values follow from the config."""
+
+
+def _surplus(model: Any, keys: Iterable[str]) -> str | None:
+    """The first of the keys that names a tensor of a layer; None if all are outside the layers."""
+    lists = [re.escape(name) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        return None
+    base = re.escape(getattr(model, "base_model_prefix", "") or "model")
+    layer = re.compile(rf"({base}\.)?({'|'.join(lists)})\.\d+\.")
+    ignorable = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    for key in keys:
+        if layer.match(key) and not _BUFFERS.search(key) and not any(p.search(key) for p in ignorable):
+            return key
+    return None
+
+
 def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
     """Writes config.json with the artifact's description, and names us as a requirement to sentence-transformers.
 
@@ -190,19 +253,3 @@ def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
     version = artifact.tool_version
     settings["requirements"] = {**settings.get("requirements", {}), "ternarize-cli": {"specifier": f">={version}"}}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copies all that is not the encoder's weights: tokenizer, processors, pooling and other modules, model card.
-
-    Pickles, other frameworks' weights, code and hidden files stay behind.
-    """
-    for entry in sorted(source.iterdir()):
-        name = entry.name
-        if name.startswith(".") or name in INDEX_FILES or any(entry.match(p) for p in _FOREIGN):
-            continue
-        if entry.is_dir() and name not in _FOREIGN_FOLDERS:
-            ignore = shutil.ignore_patterns(*_FOREIGN, ".*", *_FOREIGN_FOLDERS)
-            shutil.copytree(entry, folder / name, ignore=ignore)
-        elif entry.is_file() and entry.suffix != ".safetensors":
-            shutil.copyfile(entry, folder / name)

@@ -15,6 +15,7 @@ tensors have other names or shapes.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ternarize_cli import surgery
+from ternarize_cli import integrity, surgery
 from ternarize_cli.checkpoint import check_tensors
 from ternarize_cli.errors import FormatError
+from ternarize_cli.folder_check import check_folder
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
 from ternarize_cli.scheme import METHOD, Artifact
-from ternarize_cli.weights import open_files
+from ternarize_cli.weights import all_finite, open_files
 
 __all__ = ["TernarizeConfig", "TernarizeQuantizer", "quiet_libraries"]
 
@@ -51,7 +53,7 @@ class TernarizeConfig(QuantizationConfigMixin):
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """The dict for config.json."""
+        """The dict for config.json, without a digest: what is saved again has other bytes than what was packed."""
         return self.artifact.to_dict()
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -75,8 +77,10 @@ class TernarizeQuantizer(HfQuantizer):
         if "sentence_transformers" in sys.modules:
             _extend_dense()
         dtype = kwargs.get("dtype")
+        paths = [Path(path) for path in kwargs.get("checkpoint_files") or []]
+        _check_before_loading(paths, self.artifact)
         surgery.replace(model, self.artifact, dtype if isinstance(dtype, torch.dtype) else None)
-        with open_files(kwargs.get("checkpoint_files") or []) as shards:
+        with open_files(paths) as shards:
             check_tensors(model, shards, FormatError)
         return model
 
@@ -102,8 +106,30 @@ class TernarizeQuantizer(HfQuantizer):
         return self.is_trainable
 
 
+def _check_before_loading(paths: list[Path], artifact: Artifact) -> None:
+    """Checks the folder that an artifact is loaded from, and a packed model's digest.
+
+    Raises:
+        CheckpointError: as `folder_check.check_folder` and `integrity.verify`, or a weights file is a pickle.
+    """
+    for path in paths:
+        if path.suffix != ".safetensors":
+            raise FormatError(f"{path} is no safetensors file, and artifacts of ternarize have no others")
+    for folder in {path.parent for path in paths}:
+        check_folder(folder)
+        if artifact.stage == "packed":
+            integrity.verify(folder)
+
+
 def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
-    """Raises FormatError, naming the tensor, for codes or scales that are none."""
+    """Checks a model that was loaded from an artifact.
+
+    Raises:
+        FormatError: a code is invalid, a scale is negative, or a value is not finite; the message names the tensor.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not tensor.is_meta and not all_finite(tensor.detach()):
+            raise FormatError(f"{prefix}{name}: a value is not finite", hint="fetch or make the model again")
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | PackedEmbedding):
             module.check(prefix + name)

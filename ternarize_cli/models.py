@@ -145,25 +145,32 @@ def load_encoder(
     from sentence_transformers import SentenceTransformer
 
     from ternarize_cli import checkpoint, defaults, hf, kernels, vision
+    from ternarize_cli.folder_check import LOADING, loading_arguments
+    from ternarize_cli.loaded_check import check_full_precision, check_loaded
 
     if threads is not None:
         if threads > 4 * (os.cpu_count() or 1):
             raise InputError(f"--threads {threads} is far more than the {os.cpu_count()} cores of this machine")
         torch.set_num_threads(threads)
     device = checked_device(device)
-    checkpoint.validate(folder, allow_pickle=allow_pickle)
+    artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
+    if artifact is None:
+        check_full_precision(folder, allow_pickle=allow_pickle)
     hf.quiet_libraries()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
         if not (folder / "modules.json").is_file() and vision.modalities(folder) == {"image"}:
-            encoder = SentenceTransformer(modules=vision.image_modules(folder), device=device)
+            modules = vision.image_modules(folder, allow_pickle=allow_pickle)
+            encoder = SentenceTransformer(modules=modules, device=device)
         else:
-            encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+            arguments = loading_arguments(allow_pickle=allow_pickle)
+            encoder = SentenceTransformer(str(folder), device=device, **LOADING, **arguments)
             if not (folder / "modules.json").is_file() and hasattr(encoder[-1], "pooling_mode"):
                 encoder[-1].pooling_mode = defaults.pooling_mode(folder)
         tokenizer = encoder.tokenizer
         if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
             defaults.pad_tokenizer(tokenizer, folder)
+        check_loaded(encoder, folder)
     except (TernarizeError, OSError, MemoryError) as e:
         if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
             raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e

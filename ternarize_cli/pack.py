@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ternarize_cli import checkpoint, files, surgery, tables, ternary, weights
+from ternarize_cli import checkpoint, files, integrity, surgery, tables, ternary, weights
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear, check_scale
 from ternarize_cli.packing import Codec, codec_for
@@ -77,6 +77,7 @@ def pack(
             if known is not None:
                 totals += _pack_part(part, known, layout, partial, track)
                 part.write_config(partial, replace(known, stage="packed", codec=layout.name))
+        integrity.seal(partial)
     return PackReport(
         artifact=artifact,
         bytes_source=totals["source"],

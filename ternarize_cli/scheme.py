@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 METHOD = "ternarize"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written; version 1, which had no digest, is read, too."""
+_READ_VERSIONS = (1, 2)
 STAGES = ("latent", "packed")
 RULES = ("optimal", "absmean")
 GRANULARITIES = ("row", "tensor", "group")
@@ -180,15 +182,19 @@ class Artifact:
         if values.get("quant_method") != METHOD:
             raise FormatError(f"quant_method is {values.get('quant_method')!r}, not {METHOD!r}")
         version = values.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if version not in _READ_VERSIONS or not isinstance(version, int) or isinstance(version, bool):
             raise FormatError(
-                f"format_version is {version!r}; this ternarize reads version {FORMAT_VERSION}",
+                f"format_version is {version!r}; this ternarize reads versions 1 to {FORMAT_VERSION}",
                 hint="pip install -U ternarize-cli",
             )
+        known = {f.name for f in (*fields(cls), *fields(Scheme))} - {"scheme"}
+        known |= {"quant_method", "format_version", "digest"}
+        if unknown := sorted(values.keys() - known):
+            raise FormatError(f"quantization_config has unknown keys: {', '.join(map(repr, unknown))}")
         if values.get("stage") not in STAGES:
             raise FormatError(f"stage is {values.get('stage')!r}; it must be one of {', '.join(STAGES)}")
         levels, codec = values.get("levels"), values.get("codec")
-        if levels not in tuple(LEVELS):
+        if levels not in tuple(LEVELS):  # a tuple takes values that can't be hashed
             raise FormatError(f"levels is {levels!r}; it must be one of {', '.join(LEVELS)}")
         if values["stage"] == "packed" and codec not in CODECS[levels]:
             raise FormatError(f"codec is {codec!r}; a packed {levels} model has {' or '.join(CODECS[levels])}")
@@ -203,8 +209,11 @@ class Artifact:
         missing = [k for k in [*own, *(f.name for f in fields(Scheme)), "modules_to_not_convert"] if k not in values]
         if missing:
             raise FormatError(f"quantization_config lacks {', '.join(missing)}")
-        if not isinstance(values["seed"], int):
+        if not isinstance(values["seed"], int) or isinstance(values["seed"], bool):
             raise FormatError(f"quantization_config: seed is {values['seed']!r}; it must be a whole number")
+        for key in ("tool_version", "source", "source_sha256"):
+            if not isinstance(values[key], str):
+                raise FormatError(f"quantization_config: {key} is {values[key]!r}; it must be text")
         try:
             scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
             calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None

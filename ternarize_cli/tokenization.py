@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ternarize_cli import checkpoint
 from ternarize_cli.errors import CheckpointError, DataError
+from ternarize_cli.folder_check import LOADING
 from ternarize_cli.texts import STDIN, read_texts, text_files
 
 __all__ = ["batches", "corpus_files", "encode", "inputs", "load_tokenizer", "teacher_ids", "words"]
@@ -34,7 +35,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
     except Exception as e:  # whatever damaged tokenizer files set off
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
         raise CheckpointError(f"the tokenizer of {folder} can't be loaded: {text}", hint="fetch the files again") from e

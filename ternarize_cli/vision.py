@@ -91,8 +91,12 @@ def _gives_pooler_output(model: Any) -> bool:
     )
 
 
-def image_modules(folder: Path) -> "list[Module]":
+def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]":
     """The sentence-transformers modules for a plain transformers folder of an image encoder.
+
+    Args:
+        folder: the model.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
 
     Raises:
         CheckpointError: the folder has no image processor.
@@ -100,15 +104,14 @@ def image_modules(folder: Path) -> "list[Module]":
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
+    from ternarize_cli.folder_check import loading_arguments
+
     if not has_processor(folder):
         raise CheckpointError(
             f"{folder} has no image processor ({_PROCESSOR_FILES[0]})",
             hint="copy the file over from the model's source: it says how images are resized and normalised",
         )
-    local = {"local_files_only": True}
-    transformer = Transformer(
-        str(folder), model_kwargs=dict(local), processor_kwargs=dict(local), config_kwargs=dict(local)
-    )
+    transformer = Transformer(str(folder), **loading_arguments(allow_pickle=allow_pickle))
     pooling = image_pooling(transformer.model)
     if pooling == "pooler_output":
         transformer.modality_config = {"image": {"method": "forward", "method_output_name": pooling}}

@@ -30,6 +30,7 @@ from ternarize_cli import checkpoint, files
 from ternarize_cli.bench import inputs
 from ternarize_cli.bench.measure import Point
 from ternarize_cli.errors import OutputExistsError, TernarizeError
+from ternarize_cli.folder_check import LOADING
 
 __all__ = ["bytes_of", "kept", "onnx_export", "quiet", "transformer"]
 
@@ -43,7 +44,7 @@ def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any
         settings: more of transformers' own, for `from_pretrained`.
     """
     model = type(checkpoint.skeleton(folder))
-    return model.from_pretrained(folder, dtype=dtype, local_files_only=True, **settings).eval()
+    return model.from_pretrained(folder, dtype=dtype, **LOADING, **settings).eval()
 
 
 def onnx_export(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ternarize_cli import checkpoint, vision
 from ternarize_cli.bench.measure import Point
+from ternarize_cli.folder_check import LOADING
 
 __all__ = ["Batch", "image_shape", "names", "random_batch", "random_images", "random_tokens"]
 
@@ -40,12 +41,12 @@ def image_shape(folder: Path) -> tuple[int, int, int] | None:
     from PIL import Image
     from transformers import AutoConfig, AutoImageProcessor
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **LOADING)
     size = config.image_size
     high, wide = size if isinstance(size, list | tuple) else (size, size)
     if not vision.has_processor(folder):
         return getattr(config, "num_channels", 3), high, wide
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    processor = AutoImageProcessor.from_pretrained(folder, **LOADING)
     channels, high, wide = processor(Image.new("RGB", (wide, high)), return_tensors="pt")["pixel_values"].shape[1:]
     return channels, high, wide
 

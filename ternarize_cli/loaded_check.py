@@ -1,0 +1,66 @@
+"""What is looked at when a model is loaded: its tensors beforehand, its modules afterwards.
+
+transformers fills in what a file lacks with random values and leaves out what the model has no place for, both without
+an error. `check_full_precision` finds these from the headers of the files, before anything is read; artifacts of ours
+are checked by the plug-in (`hf`). `check_loaded` looks at the running encoder: every value is finite, and the widths of
+its modules fit each other.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ternarize_cli import checkpoint
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.parts import parts_of
+from ternarize_cli.weights import all_finite
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["check_full_precision", "check_loaded"]
+
+_WIDTH = ("embedding_dimension", "word_embedding_dimension", "in_features", "dimension")
+"""What modules call the width of the vectors that they take."""
+
+
+def check_full_precision(folder: Path, *, allow_pickle: bool = False) -> None:
+    """Checks that a full-precision folder holds what its encoder and its Dense modules need, and no layers beyond.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or belongs to a layer that config.json does not have.
+    """
+    for part in parts_of(folder):
+        model = part.skeleton()
+        with part.open_source(model, allow_pickle=allow_pickle) as shards:
+            checkpoint.check_tensors(model, shards)
+
+
+def check_loaded(encoder: "SentenceTransformer", folder: Path) -> None:
+    """Checks a running encoder.
+
+    Raises:
+        CheckpointError: a weight or bias is not finite, a module takes vectors of another width than the one before it
+            gives, or vectors come from a pooler whose weights the file lacks.
+    """
+    for name, tensor in encoder.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not all_finite(tensor.detach()):
+            raise CheckpointError(f"{folder}: {name} holds a value that is not finite", hint="fetch the model again")
+    width: int | None = None
+    for position, module in enumerate(encoder):
+        takes = next((n for key in _WIDTH if isinstance(n := getattr(module, key, None), int)), None)
+        if position and width is not None and takes is not None and takes != width:
+            raise CheckpointError(
+                f"{folder}: the module {type(module).__name__} takes vectors of {takes} numbers, and the one before it "
+                f"gives {width}",
+                hint="the configs of the modules are of different models: fetch the whole model again",
+            )
+        width = _width_of(module) or width
+
+
+def _width_of(module: Any) -> int | None:
+    """The width of the vectors that a module gives; None if it does not say."""
+    asked = getattr(module, "get_embedding_dimension", None)
+    given = asked() if asked is not None else None
+    return given if isinstance(given, int) else None
