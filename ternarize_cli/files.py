@@ -1,9 +1,9 @@
 """Outputs that are either whole or absent.
 
-Work goes into a hidden sibling `.NAME.partial`, is synced to disk and renamed. Killed at any moment, nothing
-half-written stands under the final name, and an output that was there before is still there. Where `--force` replaces
-a folder, the old and the new one change places in one system call (Linux), so that there is no moment without either.
-A lock on the partial folder keeps two runs from writing the same output; the system drops it with the process.
+Work is done in a hidden folder `.NAME.partial` beside the output (`workplace`), is synced to disk and renamed. Killed
+at any moment, nothing half-written stands under the final name, and an output that was there before is still there.
+Where `--force` replaces a folder, the old and the new one change places in one system call (Linux), so that there is no
+moment without either. A lock keeps two runs from writing the same output; the system drops it with the process.
 """
 
 import ctypes
@@ -11,13 +11,14 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ternarize_cli.caches import cache_folder
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
+from ternarize_cli.workplace import Workplace, held, partial_path, recover, remove
 
 __all__ = [
     "atomic_file",
@@ -39,21 +40,10 @@ _OURS = ("config.json", "index.json", "documentation.jsonl")
 """By these --force knows a folder that it may replace: a model, an index, a demo."""
 
 
-def cache_folder(kind: str) -> Path:
-    """Where results are kept: `kind` in TERNARIZE_CACHE, or else in `ternarize` under XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("TERNARIZE_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(own) if own else (Path(shared) if shared else Path("~/.cache")) / "ternarize"
-    return folder.expanduser() / kind
-
-
-def partial_path(output: Path) -> Path:
-    """Where work towards `output` is done: `.NAME.partial` beside it."""
-    return output.parent / f".{output.name}.partial"
-
-
 def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), folder: bool = True) -> None:
     """Refuses an output that can't be written or would destroy something, before any work is done.
+
+    What a killed run has left beside the output is removed where nothing could go on from it.
 
     Args:
         output: the file or folder to write.
@@ -63,13 +53,14 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
 
     Raises:
         OutputExistsError: it exists and may not be replaced, or it is the working folder or holds it.
-        InputError: it overlaps an input.
+        InputError: it overlaps an input, or something that ternarize did not make is where the work would be done.
         OutputError: its parent is missing or not writable.
     """
     resolved, here = output.resolve(), Path.cwd()
     if resolved == here or resolved in here.parents:
         raise OutputExistsError(f"{output} is the working folder or holds it; it can't be the output", hint="-o NAME")
     check_apart(output, inputs)
+    recover(output)
     if output.exists() or output.is_symlink():
         if not force:
             raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another output")
@@ -77,6 +68,10 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
             kind = "folder" if output.is_dir() else "file"
             raise OutputExistsError(
                 f"{output} is a {kind}, which --force does not replace", hint="name another with -o"
+            )
+        if output.exists() and not output.is_dir() and not output.is_file():
+            raise OutputExistsError(
+                f"{output} is a device or a pipe, which --force does not replace", hint="name another with -o"
             )
         if folder and any(output.iterdir()) and not any((output / name).is_file() for name in _OURS):
             raise OutputExistsError(
@@ -120,20 +115,23 @@ def atomic_folder(
             output, or when the disk is full (the old output is then still in place).
     """
     check_output(output, force=force, inputs=inputs)
-    partial = partial_path(output)
-    with _locked(partial, output, folder=True):
-        if not resume:
-            empty(partial)
+    with _working(output) as place:
         try:
-            with _reporting_disk(output):
-                yield partial
-                _sync_tree(partial)
-                check_output(output, force=force, inputs=inputs)
-                _put_in_place(partial, output)
+            if resume and os.path.lexists(place.work):
+                place.check_work()
+            else:
+                remove(place.work)
+                place.work.mkdir()
+            yield place.work
+            _sync_tree(place.work)
+            check_output(output, force=force, inputs=inputs)
+            _put_in_place(place)
         except BaseException:
-            if not (resume or keep) or not any(partial.iterdir()):
-                shutil.rmtree(partial, ignore_errors=True)
+            place.settle()
+            if not (resume or keep) or not place.work.is_dir() or not any(place.work.iterdir()):
+                place.close()
             raise
+        place.close()
 
 
 @contextmanager
@@ -144,18 +142,24 @@ def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
         OutputExistsError, OutputError: as `atomic_folder`.
     """
     check_output(output, force=force, folder=False)
-    partial = partial_path(output)
-    with _locked(partial, output, folder=False):
+    with _working(output) as place:
         try:
-            with _reporting_disk(output):
-                yield partial
-                _sync(partial)
-                check_output(output, force=force, folder=False)
-                partial.replace(output)
-                _sync(output.parent)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+            remove(place.work)
+            place.work.touch(exist_ok=False)
+            yield place.work
+            _sync(place.work)
+            check_output(output, force=force, folder=False)
+            place.work.replace(output)
+            _sync(output.parent)
+        finally:
+            place.close()
+
+
+@contextmanager
+def _working(output: Path) -> Iterator[Workplace]:
+    """The workplace of an output; errors that the disk is to blame for name the output."""
+    with _reporting_disk(output), held(output) as place:
+        yield place
 
 
 @contextmanager
@@ -171,24 +175,6 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     busy = OutputError(f"another process is changing {folder}", hint="wait for it")
     descriptor = _lock(folder, lambda: os.open(folder, os.O_RDONLY), busy, wait=wait)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(partial: Path, output: Path, *, folder: bool) -> Iterator[None]:
-    """Makes the partial file or folder and holds a lock on it, so that one process at a time writes an output."""
-
-    def make() -> int:
-        with _reporting_disk(output):
-            if folder:
-                partial.mkdir(exist_ok=True)
-            return os.open(partial, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
-
-    busy = OutputError(f"another process is writing {output}", hint="wait for it, or name another output")
-    descriptor = _lock(partial, make, busy)
     try:
         yield
     finally:
@@ -229,22 +215,21 @@ def _reporting_disk(output: Path) -> Iterator[None]:
             raise OutputError(
                 f"the disk is full: {output} was not written", hint="free some space or name another place with -o"
             ) from e
-        if isinstance(e, PermissionError | IsADirectoryError) or (isinstance(e, OSError) and e.errno == errno.EROFS):
+        refused = isinstance(e, OSError) and e.errno in (errno.EROFS, errno.ENAMETOOLONG)
+        if isinstance(e, PermissionError | IsADirectoryError) or refused:
             raise OutputError(f"can't write {output}: {e.strerror}", hint="name a writable place with -o") from e
         raise
 
 
-def _put_in_place(partial: Path, output: Path) -> None:
+def _put_in_place(place: Workplace) -> None:
+    partial, output = place.work, place.output
     if not (output.exists() or output.is_symlink()):
         partial.rename(output)
-    elif output.is_dir() and not output.is_symlink() and _exchange(partial, output):
-        shutil.rmtree(partial)
     else:
-        old = output.parent / f".{output.name}.old"
-        remove(old)
-        output.rename(old)
-        partial.rename(output)
-        remove(old)
+        place.note_placing()
+        if output.is_symlink() or not _exchange(partial, output):
+            output.rename(place.old)
+            partial.rename(output)
     _sync(output.parent)
 
 
@@ -256,14 +241,6 @@ def _exchange(a: Path, b: Path) -> bool:
     if renameat2 is None:
         return False
     return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
-
-
-def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder and all in it; a file or link may be missing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def empty(folder: Path) -> None:

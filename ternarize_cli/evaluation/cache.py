@@ -16,11 +16,13 @@ they move the last digits of a vector.
                          values, gold, vectors: the arrays there are
 
 JSON and npz both keep a float64 to the last bit, neither runs code when it is read (no pickles), and the checksums of
-the zip format tell a damaged file, which counts as absent. Entries appear whole or not at all (`files.atomic_file`).
+the zip format tell a damaged file, which counts as absent. Entries appear whole or not at all, and those that others
+could have written are refused (`caches`).
 """
 
 import hashlib
 import json
+import logging
 import platform
 import zipfile
 import zlib
@@ -32,11 +34,13 @@ from typing import Any
 import numpy as np
 
 import ternarize_cli
-from ternarize_cli.errors import TernarizeError
+from ternarize_cli.caches import cache_folder, check_own, keep_file
 from ternarize_cli.evaluation.samples import Samples, Score
-from ternarize_cli.files import atomic_file, cache_folder, tree_hash
+from ternarize_cli.files import tree_hash
 
 __all__ = ["ScoreCache", "score_key"]
+
+_LOG = logging.getLogger(__name__)
 
 _LIBRARIES = ("mteb", "torch", "transformers", "sentence-transformers", "scikit-learn", "numpy")
 
@@ -87,11 +91,22 @@ class ScoreCache:
     """Scores in a folder, one file each; the folder is made when the first score comes."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` None: `scores` among what is kept (`files.cache_folder`)."""
+        """`folder` None: `scores` among what is kept (`caches.cache_folder`).
+
+        Raises:
+            InputError: the cache is there, and others can write to it.
+        """
         self.folder = cache_folder("scores") if folder is None else folder
+        self._told = False
 
     def get(self, key: str) -> Score | None:
-        """The score, equal to the last bit to the one that was put; None if there is none or its file is damaged."""
+        """The score, equal to the last bit to the one that was put; None if there is none or its file is damaged.
+
+        Raises:
+            InputError: the file or its folder is of another user, or others can write to it.
+        """
+        if not all(check_own(path) for path in (self.folder, self._path(key))):
+            return None
         try:
             with self._path(key).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
@@ -103,7 +118,11 @@ class ScoreCache:
             return None
 
     def put(self, key: str, score: Score) -> bool:
-        """Keeps a score. False if it can't be written, or another process is writing it: an evaluation goes on."""
+        """Keeps a score; False if it can't be written, which is said once: an evaluation goes on without.
+
+        Raises:
+            InputError: the folder is there, and others can write to it.
+        """
         samples = score.samples
         header = {
             "task": score.task,
@@ -118,11 +137,13 @@ class ScoreCache:
             "gold": samples.gold if samples else None,
             "vectors": score.vectors,
         }
+        found = {name: array for name, array in arrays.items() if array is not None}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(self._path(key), force=True) as partial, partial.open("wb") as file:
-                np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-        except (OSError, TernarizeError):
+            keep_file(self._path(key), lambda stream: np.savez(stream, **found))
+        except OSError as e:
+            if not self._told:
+                _LOG.warning("scores can't be kept in %s, and are computed in every run: %s", self.folder, e.strerror)
+            self._told = True
             return False
         return True
 

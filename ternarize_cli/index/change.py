@@ -9,6 +9,7 @@ Adding and compacting write a new folder beside the index and change its place w
 that runs, or a kill, sees the index before or after.
 """
 
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from ternarize_cli.index.format import (
     write_info,
 )
 from ternarize_cli.index.truth import Truth, read_truth
+from ternarize_cli.workplace import discard, recover
 
 __all__ = [
     "ChangeReport",
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 _SHOWN = 3
+_DEAD = re.compile(r"deleted-\d+\.bin")
+_DEAD_WORK = re.compile(r"\.(deleted-\d+\.bin|index\.json)\.partial")
 
 
 @dataclass(frozen=True)
@@ -159,10 +163,22 @@ def shown(ids: list[str]) -> str:
 
 @contextmanager
 def for_change(folder: Path) -> Iterator[IndexInfo]:
-    """The record of an index that no other process changes meanwhile."""
+    """The record of an index that no other process changes meanwhile; what a killed change has left is removed."""
+    recover(folder)
     read_info(folder)
     with files.locked_folder(folder):
-        yield read_info(folder)
+        info = read_info(folder)
+        _clear(folder, info)
+        yield info
+
+
+def _clear(folder: Path, info: IndexInfo) -> None:
+    """Removes what killed deletions have left in an index: files of dead rows that its record does not name."""
+    for path in folder.iterdir():
+        if _DEAD.fullmatch(path.name) and path.name != info.deleted_file:
+            path.unlink(missing_ok=True)
+        elif found := _DEAD_WORK.fullmatch(path.name):
+            discard(folder / found[1])
 
 
 @contextmanager

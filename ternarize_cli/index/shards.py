@@ -11,14 +11,13 @@ whole files (or half a record) can't count as finished work. Each shard has a re
 many machines can write to one folder without talking to each other.
 """
 
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from ternarize_cli.files import sha256
 from ternarize_cli.index.records import checked, signed
+from ternarize_cli.whole_files import put_file, sweep
 
 __all__ = ["ShardFiles"]
 
@@ -36,13 +35,13 @@ class ShardFiles:
 
     def put(self, shard: int, contents: Mapping[str, Callable[[IO[bytes]], None]], **record: Any) -> None:
         """Writes the files of a shard, by suffix, and then its record."""
-        digests = {suffix: self._write(self.path(shard, suffix), write) for suffix, write in contents.items()}
+        digests = {suffix: put_file(self.path(shard, suffix), write) for suffix, write in contents.items()}
         self.amend(shard, {"files": digests, **record})
 
     def amend(self, shard: int, record: dict[str, Any]) -> None:
         """Replaces the record of a finished shard; its files stay."""
         text = signed(record).encode()
-        self._write(self.path(shard, ".json"), lambda stream: stream.write(text))
+        put_file(self.path(shard, ".json"), lambda stream: stream.write(text))
 
     def record(self, shard: int) -> dict[str, Any] | None:
         """The record of a finished shard; None if there is none, or it or a file is not what was written."""
@@ -68,16 +67,6 @@ class ShardFiles:
         """The shards that have a record, whole or not."""
         return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
 
-    def _write(self, path: Path, write: Callable[[IO[bytes]], Any]) -> str:
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            with partial.open("wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            digest = sha256(partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        return digest
+    def sweep(self) -> None:
+        """Removes what killed jobs have left of files that they were writing; those of jobs that run stay."""
+        sweep(self.folder)

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ternarize_cli.index.records import signed
 from ternarize_cli.index.shards import ShardFiles
 from ternarize_cli.index.vector_folder import DTYPES, RECORD, VectorRecord, chained, read_record
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.whole_files import put_file
 
 __all__ = [
     "Shard",
@@ -148,6 +148,7 @@ def open_shards(folder: Path, record: VectorRecord) -> ShardFiles:
         _agree(folder, record)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"can't write to {folder}: no permission", hint="name a writable place with -o")
+        files.sweep()
     except OSError as e:
         raise OutputError(f"can't write to {folder}: {e.strerror}", hint="name a writable place with -o") from e
     return files
@@ -239,9 +240,8 @@ def _agree(folder: Path, record: VectorRecord) -> None:
         # another job may be writing the record just now
         if any(p.name != RECORD and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
             raise InputError(f"{folder} holds other files, and no vectors of ternarize", hint="name another with -o")
-        partial = folder / f"{RECORD}.{uuid.uuid4().hex}.partial"
-        partial.write_text(signed(dataclasses.asdict(record), indent=2), encoding="utf-8")
-        partial.replace(path)
+        text = signed(dataclasses.asdict(record), indent=2).encode()
+        put_file(path, lambda stream: stream.write(text))
     there = read_record(folder)
     differs = [
         f"{field.name} is {getattr(there, field.name)!r} there and {getattr(record, field.name)!r} now"

@@ -2,9 +2,9 @@
 
     ~/.cache/ternarize/bitblas/CARD-smXX-bitblasV-nvccV-V-N/int8-3072x768.so, .json        (or TERNARIZE_CACHE)
 
-A library is read only if its digest is the recorded one, since loading a damaged one can end the process. Files are
-written beside their place and renamed, the digest last; of two processes that write the same kernel one wins, and what
-does not fit together is built anew.
+A library is read only if its digest is the recorded one, since loading a damaged one can end the process, and if
+nobody else could have put it there (`caches`). Files appear whole, the digest last; of two processes that write the
+same kernel one wins, and what does not fit together is built anew.
 """
 
 import atexit
@@ -17,7 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ternarize_cli import __version__
-from ternarize_cli.files import cache_folder, sha256
+from ternarize_cli.caches import cache_folder, check_own, keep_file
+from ternarize_cli.errors import InputError
+from ternarize_cli.files import sha256
 from ternarize_cli.kernels.bitblas import toolchain
 
 __all__ = ["find", "folder", "keep", "unwritable", "workshop"]
@@ -29,43 +31,56 @@ _LOG = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Where kernels of this card and these versions are."""
+    """Where kernels of this card and these versions are.
+
+    Raises:
+        InputError: others can write to the cache.
+    """
     return cache_folder("bitblas") / f"{toolchain.card()}-{toolchain.versions()}-{__version__}-{_RECIPE}"
 
 
 def unwritable() -> str | None:
     """Why kernels can't be kept, which makes every start a slow one; None if they can."""
-    place = cache_folder("bitblas")
+    try:
+        place = wanted = cache_folder("bitblas")
+    except InputError as e:
+        return f"{e} ({e.hint})"
     while not place.exists() and place != place.parent:
         place = place.parent
     if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         return None
-    return f"bitblas can't keep its kernels in {cache_folder('bitblas')}, and builds them at every start"
+    return f"bitblas can't keep its kernels in {wanted}, and builds them at every start"
 
 
 def find(name: str) -> Path | None:
-    """The library of that name, if it is there and whole."""
+    """The library of that name, if it is there and whole.
+
+    Raises:
+        InputError: the library, or a folder it is in, is of another user, or others can write to it.
+    """
     library = folder() / f"{name}.so"
+    record = library.with_suffix(".json")
+    if not all(check_own(path) for path in (library.parent, library, record)):
+        return None
     try:
-        recorded = json.loads(library.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+        recorded = json.loads(record.read_text(encoding="utf-8"))["sha256"]
         return library if sha256(library) == recorded else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def keep(name: str, built: Path) -> Path:
-    """Moves a library that was just built to its place; returns where it is, which is `built` if it can't be kept."""
+    """Copies a library that was just built to its place; returns where it is: `built` if it can't be kept.
+
+    Raises:
+        InputError: others can write to the cache.
+    """
     library = folder() / f"{name}.so"
+    record = json.dumps({"sha256": sha256(built)}).encode()
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        record = json.dumps({"sha256": sha256(built)})
-        for target in (library, library.with_suffix(".json")):
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            if target is library:
-                shutil.copyfile(built, partial)
-            else:
-                partial.write_text(record, encoding="utf-8")
-            partial.replace(target)
+        with built.open("rb") as content:
+            keep_file(library, lambda stream: shutil.copyfileobj(content, stream))
+        keep_file(library.with_suffix(".json"), lambda stream: stream.write(record))
     except OSError as e:
         _LOG.warning("bitblas: the kernel %s can't be kept: %s", name, e)
         return built

@@ -1,12 +1,13 @@
 """Which of several ways is the fastest on this card: measured once, then remembered.
 
 Times are those of a CUDA graph of the call, as short kernels take longer to start than to run. What was found is kept
-in a file (~/.cache/ternarize/gpu/CARD-….json; see `files.cache_folder`), so that only the first process of a
+in a file (~/.cache/ternarize/gpu/CARD-….json; see `caches.cache_folder`), so that only the first process of a
 machine measures; another version of Triton or of this package measures anew. TERNARIZE_TUNE=0 measures nothing and
 takes the first way.
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,11 +17,13 @@ from typing import Any, TypeVar, cast
 import torch
 
 from ternarize_cli import __version__
-from ternarize_cli.files import cache_folder
+from ternarize_cli.caches import cache_folder, check_own, keep_file
 
 __all__ = ["Choices", "bucket", "fastest", "found"]
 
 Way = TypeVar("Way")
+
+_LOG = logging.getLogger(__name__)
 
 
 def bucket(rows: int) -> int:
@@ -37,8 +40,11 @@ class _Found:
         card = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
         self.path = cache_folder("gpu") / f"{card}-triton{triton.__version__}-{__version__}.json"
         self.best = self._read()
+        self._kept = True
 
     def _read(self) -> dict[str, str]:
+        if not all(check_own(path) for path in (self.path.parent, self.path)):
+            return {}
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
             return {str(key): str(name) for key, name in known.items()}
@@ -47,13 +53,13 @@ class _Found:
 
     def add(self, key: str, name: str) -> None:
         self.best = self._read() | self.best | {key: name}  # other processes add, too
+        content = json.dumps(self.best, indent=1, sort_keys=True).encode()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            new = self.path.with_suffix(f".{os.getpid()}.partial")
-            new.write_text(json.dumps(self.best, indent=1, sort_keys=True), encoding="utf-8")
-            new.replace(self.path)
-        except OSError:  # a read-only home: it is measured anew next time
-            pass
+            keep_file(self.path, lambda stream: stream.write(content))
+        except OSError as e:
+            if self._kept:
+                _LOG.warning("what is fastest on this card can't be kept, and is measured in every run: %s", e)
+            self._kept = False
 
 
 @cache
