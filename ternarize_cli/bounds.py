@@ -149,23 +149,26 @@ def _deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError]) -> Iterator[bytes]:
+def lines_of(
+    stream: IO[bytes], where: str, error: type[TernarizeError], *, limit: int = MAX_LINE
+) -> Iterator[bytes]:
     """The lines of a stream, with their line breaks.
 
     Args:
         stream: opened for reading bytes.
         where: what messages call it.
         error: the class of error that is raised.
+        limit: bytes of a line at most.
 
     Raises:
-        TernarizeError (of the class `error`): a line has more than MAX_LINE bytes.
+        TernarizeError (of the class `error`): a line has more than `limit` bytes.
     """
     number = 0
-    while line := stream.readline(MAX_LINE + 1):
+    while line := stream.readline(limit + 1):
         number += 1
-        if len(line) > MAX_LINE:
+        if len(line) > limit:
             raise error(
-                f"{where} line {number} is longer than the {MAX_LINE:,} bytes that a line may have",
+                f"{where} line {number} is longer than the {limit:,} bytes that a line may have",
                 hint="one text per line; is this a text file?",
             )
         yield line

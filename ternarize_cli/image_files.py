@@ -1,6 +1,7 @@
 """IDX, CIFAR and Parquet: files that hold many images.
 
-IDX, big-endian, as MNIST introduced it; a `.gz` of either is unpacked into memory, anything else is memory-mapped:
+IDX, big-endian, as MNIST introduced it; a `.gz` of either is unpacked into memory, as far as its header says and not
+beyond 4 GiB, anything else is memory-mapped:
 
     images   00 00 08 03   count u32   height u32   width u32   count · height · width bytes, row by row
     labels   00 00 08 01   count u32   count bytes
@@ -15,17 +16,21 @@ Parquet files are read one row group at a time.
 """
 
 import gzip
-import json
 import re
+import struct
 import zlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
+from itertools import accumulate
+from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ternarize_cli.bounds import parse_json, read_bytes, require_regular, shown
 from ternarize_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,6 +51,10 @@ __all__ = [
 _CIFAR = re.compile(r"(?:data_batch_\d+|test_batch|train|test)\.bin")
 _CIFAR_NAMES = (("batches.meta.txt", 1), ("fine_label_names.txt", 2))
 IDX_IMAGES = re.compile(r"(?:(.+)-)?images[-.]idx3-ubyte(?:\.gz)?")
+_MAX_NAMES = 1 << 20
+_MAX_UNPACKED = 4 << 30
+_DEFLATE = 1032
+"""How many times as large as its compressed form a text is at most (https://zlib.net/zlib_tech.html)."""
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
@@ -102,32 +111,48 @@ def open_idx(path: Path) -> PixelFile:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as stream:
-                content: np.ndarray = np.frombuffer(stream.read(), np.uint8)
-        else:
-            content = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path} can't be read: {e}", hint="fetch the file again") from e
     header = 4 + 4 * dimensions
-    magic = bytes(content[:4])
-    if magic != bytes([0, 0, 8, dimensions]):
+    size = require_regular(path, DataError).st_size
+    packed = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            begin = stream.read(header)
+            shape = _idx_shape(path, begin, dimensions)
+            expected = int(np.prod(shape, dtype=object))
+            if packed and expected <= min(_MAX_UNPACKED, size * _DEFLATE):
+                content: np.ndarray = np.frombuffer(stream.read(expected + 1), np.uint8)
+            else:
+                content = np.empty(0, np.uint8)
+        if not packed and size > header:
+            content = np.memmap(path, np.uint8, mode="r", offset=header)
+    except (OSError, EOFError, zlib.error, ValueError) as e:
+        raise DataError(f"{path} can't be read: {e}", hint="fetch the file again") from e
+    if packed and expected > _MAX_UNPACKED:
+        raise DataError(
+            f"{path}: {expected:,} bytes are more than the {_MAX_UNPACKED:,} that are unpacked into memory",
+            hint=f"gunzip -k {path.name}",
+        )
+    if len(content) != expected or not expected:
+        described = " × ".join(map(str, shape))
+        follow = "more" if packed and len(content) > expected else f"{len(content)}"
+        follow = "fewer" if packed and expected > size * _DEFLATE else follow
+        raise DataError(
+            f"{path}: the header says {described} = {expected} bytes, {follow} follow", hint="fetch the file again"
+        )
+    return content.reshape(shape)
+
+
+def _idx_shape(path: Path, begin: bytes, dimensions: int) -> tuple[int, ...]:
+    """What the first bytes of an IDX file say of its array."""
+    wanted = bytes([0, 0, 8, dimensions])
+    if begin[:4] != wanted:
         raise DataError(
             f"{path} is no IDX file of {'images' if dimensions == 3 else 'labels'}: it starts with "
-            f"{magic.hex(' ') or 'nothing'}, not {bytes([0, 0, 8, dimensions]).hex(' ')}"
+            f"{begin[:4].hex(' ') or 'nothing'}, not {wanted.hex(' ')}"
         )
-    if len(content) < header:
-        raise DataError(f"{path} is cut off within its header: {len(content)} bytes", hint="fetch the file again")
-    shape = tuple(int(n) for n in np.frombuffer(content[4:header].tobytes(), ">u4"))
-    expected = int(np.prod(shape, dtype=object))
-    if len(content) - header != expected or not expected:
-        described = " × ".join(map(str, shape))
-        raise DataError(
-            f"{path}: the header says {described} = {expected} bytes, {len(content) - header} follow",
-            hint="fetch the file again",
-        )
-    return content[header:].reshape(shape)
+    if len(begin) < 4 + 4 * dimensions:
+        raise DataError(f"{path} is cut off within its header: {len(begin)} bytes", hint="fetch the file again")
+    return struct.unpack(f">{dimensions}I", begin[4:])
 
 
 def is_cifar(path: Path) -> bool:
@@ -142,8 +167,8 @@ def open_cifar(path: Path) -> PixelFile:
         DataError: it is cut off, or has a label without a name.
     """
     names_file, width = next((path.with_name(name), n) for name, n in _CIFAR_NAMES if path.with_name(name).is_file())
-    names = names_file.read_text(encoding="utf-8").split()
-    size = path.stat().st_size
+    names = read_bytes(names_file, limit=_MAX_NAMES, error=DataError).decode(errors="backslashreplace").split()
+    size = require_regular(path, DataError).st_size
     if size == 0 or size % (width + 3072):
         raise DataError(f"{path}: {size} bytes are no records of {width + 3072}", hint="fetch the file again")
     records: np.ndarray = np.memmap(path, np.uint8, mode="r").reshape(-1, width + 3072)
@@ -168,10 +193,9 @@ def image_columns(path: Path) -> tuple[str, str | None] | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    require_regular(path, DataError)
+    with _arrow(path):
         schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path} is no Parquet file: {e}", hint="fetch the file again") from e
     label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
     for column in schema:
         kind = column.type
@@ -197,18 +221,43 @@ class ParquetFile:
         return self.groups[-1]
 
     def read(self, row: int) -> Path | IO[bytes]:
-        """The encoded image, or the file that the row names."""
-        group = next(i for i in range(len(self.groups)) if row < self.groups[i + 1])
-        if self._loaded[0] != group:
-            self._loaded = group, self._file.read_row_group(group, columns=[self.column]).column(0)
-        value = self._loaded[1][row - self.groups[group]].as_py()
+        """The encoded image, or the file that the row names.
+
+        Raises:
+            DataError: the row can't be read or holds no image, or the file lies outside the Parquet file's folder.
+        """
+        group = bisect_right(self.groups, row) - 1
+        with _arrow(self.path):
+            if self._loaded[0] != group:
+                self._loaded = group, self._file.read_row_group(group, columns=[self.column]).column(0)
+            value = self._loaded[1][row - self.groups[group]].as_py()
         if isinstance(value, dict):
-            if value["bytes"] is None and value["path"]:
-                return self.path.parent / value["path"]
-            value = value["bytes"]
-        if value is None:
+            name = value.get("path")
+            if value.get("bytes") is None and isinstance(name, str) and name:
+                return self._beside(name, row)
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
             raise DataError(f"{self.path}, row {row}: there is no image in the column {self.column!r}")
         return BytesIO(value)
+
+    def _beside(self, name: str, row: int) -> Path:
+        """A file in the Parquet file's folder."""
+        inner = PurePath(name)
+        if inner.is_absolute() or ".." in inner.parts or "\0" in name:
+            raise DataError(
+                f"{self.path}, row {row}: {shown(name)} leads out of the Parquet file's folder",
+                hint="paths of images begin there; `bytes` keeps the images in the file itself",
+            )
+        return self.path.parent / inner
+
+
+@contextmanager
+def _arrow(path: Path) -> Iterator[None]:
+    """Whatever a damaged Parquet file sets off in Arrow becomes a DataError."""
+    try:
+        yield
+    except Exception as e:
+        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
 
 
 def open_parquet(path: Path) -> ParquetFile:
@@ -223,15 +272,22 @@ def open_parquet(path: Path) -> ParquetFile:
     if columns is None:
         raise DataError(f"{path} has no column of images", hint="a struct of bytes and path, or bytes named `image`")
     image, label = columns
-    file = pq.ParquetFile(path)
-    groups = [0]
-    for i in range(file.num_row_groups):
-        groups.append(groups[-1] + file.metadata.row_group(i).num_rows)
+    values = None
+    with _arrow(path):
+        file = pq.ParquetFile(path)
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        groups = [0, *accumulate(counts)]
+        size = path.stat().st_size
+        if min(counts, default=0) < 0 or groups[-1] > size:
+            raise ValueError(f"{groups[-1]} images in {size} bytes")
+        if label is not None:
+            values = file.read(columns=[label]).column(0).to_pylist()
     if groups[-1] == 0:
         raise DataError(f"{path} holds no rows")
     labels = None
-    if label is not None:
-        values = file.read(columns=[label]).column(0).to_pylist()
+    if values is not None:
+        if len(values) != groups[-1]:
+            raise DataError(f"{path} has {len(values)} labels in the column {label!r} for {groups[-1]} images")
         if None in values:
             raise DataError(f"{path}, row {values.index(None)}: there is no label in the column {label!r}")
         names = _class_names(file.schema_arrow, label)
@@ -239,11 +295,11 @@ def open_parquet(path: Path) -> ParquetFile:
     return ParquetFile(path, labels, image, groups, file)
 
 
-def _class_names(schema: Any, label: str) -> list[str]:
+def _class_names(schema: Any, label: str | None) -> list[str]:
     """What the `datasets` library calls the classes of a label column, from the metadata it writes."""
     try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, TypeError, json.JSONDecodeError):
+        written = (schema.metadata or {}).get(b"huggingface", b"{}")
+        names = parse_json(written, "", error=DataError)["info"]["features"][label]["names"]
+    except (KeyError, TypeError, IndexError, DataError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []

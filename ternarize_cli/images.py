@@ -12,9 +12,11 @@ A folder may hold a part to learn from and a part to test on: folders `train/` a
 takes the training part, so that what is learned or calibrated on leaves the test part unseen.
 
 An `Images` is a sequence that decodes an image when it is asked for and keeps none; nothing is copied to a cache.
-Images come out as RGB, upright (EXIF), 16-bit greys scaled to 8 bits.
+Images come out as RGB, upright (EXIF), 16-bit greys scaled to 8 bits; of an animation comes the first frame. An image
+of more than MAX_PIXELS, and formats that need another program to be read (PostScript), are refused.
 """
 
+import os
 import random
 import re
 import warnings
@@ -22,10 +24,12 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, overload
 
+from ternarize_cli.bounds import require_regular, user_path, utf8_name
 from ternarize_cli.errors import DataError
 from ternarize_cli.image_files import (
     IDX_IMAGES,
@@ -40,8 +44,12 @@ from ternarize_cli.image_files import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Images", "is_images", "read_images", "read_labelled", "read_parts"]
+__all__ = ["MAX_PIXELS", "Images", "is_images", "read_images", "read_labelled", "read_parts"]
 
+MAX_PIXELS = 89_478_485
+"""Pixels of an image at most; what Pillow warns of by default."""
+_MAX_ENCODED = 1 << 30
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -109,10 +117,10 @@ class Images(Sequence["Image"]):
 
 def is_images(path: str | Path) -> bool:
     """Whether `path` holds images, judged by names (and a Parquet file's columns); it need not exist."""
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = user_path(path)
+    if os.path.isdir(path):
         return bool(_layout(path))
-    return path.is_file() and (path.suffix.lower() in _SUFFIXES or _is_idx(path) or is_cifar(path) or _is_table(path))
+    return os.path.isfile(path) and (path.suffix.lower() in _SUFFIXES or _is_idx(path) or is_cifar(path) or _is_table(path))
 
 
 def read_images(path: str | Path, *, limit: int | None = None, seed: int | None = None) -> Images:
@@ -164,9 +172,9 @@ def read_parts(path: str | Path) -> dict[str, Images]:
         DataError: nothing is there, it holds no images, or a file is damaged; the message names file and value. An
             image that can't be decoded is found when it is asked for.
     """
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise DataError(f"there is no file or folder {path}", hint=_LAYOUTS)
+    root = user_path(path)
+    if not os.path.exists(root):
+        raise DataError(f"there is no file or folder {str(path)[:200]}", hint=_LAYOUTS)
     parts = _layout(root) if root.is_dir() else {"": [root]} if is_images(root) else {}
     if not parts:
         raise DataError(f"{path} holds no images", hint=_LAYOUTS)
@@ -197,9 +205,10 @@ def _is_table(file: Path) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Image files in a folder and one folder down."""
+    """Image files in a folder and one folder down; pipes, devices and folders are none, whatever their names."""
     found = (p for p in [*folder.glob("*"), *folder.glob("*/*")] if p.suffix.lower() in _SUFFIXES)
-    return sorted(p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
+    found = (p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
+    return sorted(p for p in found if p.is_file() or not p.exists())  # a link that leads nowhere is named when it is read
 
 
 def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
@@ -248,8 +257,8 @@ def _open_pictures(root: Path, files: list[Path]) -> Images:
         raise DataError(f"{bare[0]} lies beside the folders that give the labels", hint="move it into one of them")
     return Images(
         path=root,
-        ids=[str(p.relative_to(base)) for p in files],
-        labels=None if bare else [p.parent.name for p in files],
+        ids=[utf8_name(p.relative_to(base)) for p in files],
+        labels=None if bare else [utf8_name(p.parent.name) for p in files],
         decode=lambda row: _rgb(files[row], str(files[row])),
         rows=range(len(files)),
     )
@@ -259,16 +268,33 @@ def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        if isinstance(source, Path) and (size := require_regular(source, DataError).st_size) > _MAX_ENCODED:
+            raise ValueError(f"it has {size:,} bytes, more than the {_MAX_ENCODED:,} that are read")
         with (
             warnings.catch_warnings(action="ignore"),  # about a palette's transparency, a size, a damaged EXIF block
-            source if isinstance(source, Image.Image) else Image.open(source) as opened,
+            source if isinstance(source, Image.Image) else Image.open(source, formats=_formats()) as opened,
         ):
+            wide, high = opened.size
+            if wide * high > MAX_PIXELS:
+                raise ValueError(f"its {wide:,} × {high:,} pixels are more than the {MAX_PIXELS:,} that are read")
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):  # PIL would clip the greys at 255
                 image = image.point(lambda value: value / 256).convert("L")
             return image.convert("RGB")
-    except MemoryError:
+    except DataError:
         raise
     except Exception as e:  # whatever a damaged file sets off in a decoder
-        what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else str(e)
+        if isinstance(e, Image.DecompressionBombError):
+            what = f"it has more than the {MAX_PIXELS:,} pixels that are read"
+        else:
+            what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else str(e) or repr(e)
         raise DataError(f"{name} can't be read: {what}", hint="mend or remove it") from e
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow can read."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)

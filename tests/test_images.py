@@ -242,7 +242,7 @@ def test_damaged_parquet_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.parquet, row 0: there is no label in the column 'label'"):
         read_images(tmp_path)
     (tmp_path / "x.parquet").write_text("no table")
-    with pytest.raises(DataError, match=r"x\.parquet is no Parquet file"):
+    with pytest.raises(DataError, match=r"x\.parquet can't be read as Parquet"):
         read_images(tmp_path)
 
 

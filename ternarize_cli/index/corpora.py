@@ -10,7 +10,6 @@ Everything is read as it is needed, but for the ids, of which 8 bytes each are k
 """
 
 import hashlib
-import json
 import logging
 import os
 from array import array
@@ -22,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from ternarize_cli.bounds import lines_of, require_regular, shown, user_path, utf8_name
 from ternarize_cli.errors import DataError
 from ternarize_cli.images import Images, is_images, read_parts
-from ternarize_cli.text_sources import is_hub_id
+from ternarize_cli.text_sources import is_hub_id, parquet_rows
 from ternarize_cli.texts import STDIN, Document, read_texts, source_name, text_files
 
 __all__ = ["Corpus", "Skipped", "open_corpus", "unique"]
@@ -94,17 +94,20 @@ def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False,
         DataError: as `texts.read_texts` and `images.read_parts`; a Parquet file or dataset can't be read or has no
             column of texts.
     """
-    path, skipped = Path(source).expanduser(), Skipped()
+    path, skipped = user_path(source), Skipped()
     on_bad = skipped if skip_bad else None
-    tables = text_files(path, also=(".parquet",)) if path.is_dir() and source != STDIN else []
-    if source != STDIN and (is_images(path) or (path.is_dir() and not tables)):
+    folder, table = os.path.isdir(path), path.suffix.lower() == ".parquet" and os.path.exists(path)
+    if table and not folder:
+        require_regular(path, DataError)
+    tables = text_files(path, also=(".parquet",)) if folder and source != STDIN else []
+    if source != STDIN and (is_images(path) or (folder and not tables)):
         parts = list(read_parts(path).values())
         ids = [identity for part in parts for identity in part.ids]
         return Corpus(source, _images(parts, on_bad), "image", len(ids), skipped, ids)
     count: int | None = None
-    if path.is_dir() and source != STDIN:
+    if folder and source != STDIN:
         items, count = _folder(path, tables, on_bad), _sum(map(_lines, tables))
-    elif path.suffix.lower() == ".parquet" and path.is_file():
+    elif table:
         items, count = _rows(_parquet(path), source, on_bad, prefix=prefix), _lines(path)
     elif source != STDIN and is_hub_id(source):
         items = _rows(_hub(source), source, on_bad, prefix=prefix)
@@ -175,7 +178,7 @@ def _images(parts: list[Images], on_bad: _OnBad) -> Iterator[tuple[str, Any]]:
 
 def _folder(folder: Path, files: list[Path], on_bad: _OnBad) -> Iterator[tuple[str, str]]:
     for file in files:
-        name = os.fsencode(file.relative_to(folder)).decode(errors="backslashreplace")  # what is not UTF-8 is no id
+        name = utf8_name(file.relative_to(folder))
         if file.suffix.lower() == ".parquet":
             yield from _rows(_parquet(file), str(file), on_bad, prefix=f"{name}:")
         else:
@@ -183,14 +186,7 @@ def _folder(folder: Path, files: list[Path], on_bad: _OnBad) -> Iterator[tuple[s
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+    return parquet_rows(path, also=("_id", "id", "title"))
 
 
 def _hub(name: str) -> Iterator[dict[str, Any]]:
@@ -216,21 +212,22 @@ def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: _OnBad, *, prefix: 
             if isinstance(value, str) and column not in ("_id", "id"):
                 lengths[column] = lengths.get(column, 0) + len(value)
     if not lengths:
-        columns = ", ".join(head[0]) if head else "no rows"
+        columns = ", ".join(head[0])[:200] if head else "no rows"
         raise DataError(f"{name} has no column of texts: {columns}", hint="a column named `text`")
     column = "text" if "text" in lengths else max(lengths, key=lengths.__getitem__)
     for number, row in enumerate(chain(head, rows), start=1):
         value, identity = row.get(column), row.get("_id", row.get("id"))
         if not isinstance(value, str) or isinstance(identity, dict | list):
             error = DataError(
-                f"{name}, row {number}: {column!r} is {json.dumps(value, default=str)[:60]}, not a string",
+                f"{name}, row {number}: {column!r} is {shown(value)}, not a string",
                 hint="--skip-bad leaves such rows out",
             )
             if on_bad is None:
                 raise error
             on_bad(error)
             continue
-        text = f"{row.get('title') or ''} {value}".strip()
+        title = row.get("title")
+        text = f"{title if isinstance(title, str) else ''} {value}".strip()
         yield (f"{prefix}{number}" if identity is None else str(identity)), text
 
 
@@ -239,14 +236,14 @@ def _lines(path: Path) -> int | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if path.suffix.lower() == ".gz" or not path.is_file():
+    if path.suffix.lower() == ".gz" or not os.path.isfile(path):
         return None
     try:
         if path.suffix.lower() == ".parquet":
             return int(pq.read_metadata(path).num_rows)
         with path.open("rb") as stream:
-            return sum(1 for line in stream if not line.isspace())
-    except (OSError, pa.ArrowException):
+            return sum(1 for line in lines_of(stream, str(path), DataError) if not line.isspace())
+    except (OSError, DataError, pa.ArrowException):  # whoever reads it will say so
         return None
 
 

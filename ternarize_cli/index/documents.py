@@ -4,20 +4,24 @@ Images have an empty text; their id says where they came from.
 """
 
 import json
-import sys
 import weakref
 from array import array
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ternarize_cli.bounds import MAX_LINE, Held, lines_of, parse_json, require_regular, user_path
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.format import DOCUMENTS, OFFSETS
-from ternarize_cli.texts import STDIN
+from ternarize_cli.texts import STDIN, open_stdin, source_name
 
 __all__ = ["Documents", "read_documents", "read_ids", "rows_of", "write_documents"]
+
+_MAX_DOCUMENT = 8 * MAX_LINE
+"""Bytes of a line of documents.jsonl: in JSON a byte of a text can take six."""
 
 
 def write_documents(
@@ -45,45 +49,58 @@ def write_documents(
 
 
 def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Id and text of each document, in order."""
-    with (folder / DOCUMENTS).open(encoding="utf-8") as lines:
-        try:
-            for line in lines:
-                yield _parsed(line)
-        except ValueError as e:  # of UTF-8, too
-            raise _damaged(folder / DOCUMENTS) from e
+    """Id and text of each document, in order.
+
+    Raises:
+        DataError: documents.jsonl is damaged.
+    """
+    path = folder / DOCUMENTS
+    require_regular(path, DataError)
+    with path.open("rb") as stream:
+        for line in lines_of(stream, str(path), DataError, limit=_MAX_DOCUMENT):
+            yield _parsed(line, path)
 
 
 def read_ids(sources: Iterable[str]) -> list[str]:
     """Ids from files, one per line and as they are, `-` being stdin; empty lines are none.
 
     Raises:
-        DataError: a file can't be read, or is not UTF-8.
+        DataError: a file can't be read, is not UTF-8, has a line that is too long, or ids that don't fit in memory.
     """
     ids: list[str] = []
     for source in sources:
+        name = source_name(source)
+        held = Held(name, DataError)
         try:
-            content = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
-            lines = (line.removesuffix("\r") for line in content.decode().split("\n"))
-            ids += [line for line in lines if line]
+            with nullcontext(open_stdin()) if source == STDIN else user_path(source).open("rb") as stream:
+                for number, raw in enumerate(lines_of(stream, name, DataError), start=1):
+                    line = raw.decode().removesuffix("\n").removesuffix("\r")
+                    held.add(line)
+                    ids += [line] if line else []
         except UnicodeDecodeError as e:
-            raise DataError(f"{source} is not UTF-8 text: {e}", hint="one id per line") from e
-        except OSError as e:
-            raise DataError(
-                f"{source} can't be read: {e.strerror}", hint="a file of ids, one per line; - is stdin"
-            ) from e
+            raise DataError(f"{name} line {number} is not UTF-8 text: {e.reason}", hint="one id per line") from e
+        except (OSError, ValueError) as e:  # ValueError: of a NUL in the name
+            why = getattr(e, "strerror", None) or e
+            raise DataError(f"{name} can't be read: {why}", hint="a file of ids, one per line; - is stdin") from e
     return ids
 
 
 class Documents:
-    """The documents of an open index, whatever takes their place meanwhile."""
+    """The documents of an open index, whatever takes their place meanwhile.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stream = (folder / DOCUMENTS).open("rb")
+        self._path, offsets = folder / DOCUMENTS, folder / OFFSETS
+        size = require_regular(offsets, DataError).st_size
+        require_regular(self._path, DataError)
+        if size % 8:
+            raise _damaged(offsets)
+        self._stream = self._path.open("rb")
         weakref.finalize(self, self._stream.close)
-        offsets = folder / OFFSETS
-        self._offsets = np.memmap(offsets, "<i8", "r") if offsets.stat().st_size else np.empty(0, "<i8")
+        self._offsets = np.memmap(offsets, "<i8", "r") if size else np.empty(0, "<i8")
 
     def of_rows(self, rows: Collection[int]) -> dict[int, tuple[str, str]]:
         """Row → id and text.
@@ -95,9 +112,9 @@ class Documents:
         for row in sorted(rows):
             try:
                 self._stream.seek(int(self._offsets[row]))
-                found[row] = _parsed(self._stream.readline())
-            except (ValueError, OSError) as e:  # a place that is none in the file
-                raise _damaged(self._folder / DOCUMENTS, self._folder / OFFSETS) from e
+                found[row] = _parsed(self._stream.readline(_MAX_DOCUMENT), self._path)
+            except (DataError, ValueError, IndexError, OSError) as e:  # a place that is none in the file
+                raise _damaged(self._path, self._path.with_name(OFFSETS)) from e
         return found
 
 
@@ -109,17 +126,15 @@ def rows_of(folder: Path, ids: Collection[str], dead: np.ndarray) -> dict[str, i
     }
 
 
-def _parsed(line: str | bytes) -> tuple[str, str]:
-    """Id and text.
-
-    Raises:
-        ValueError: the line is not one of documents.jsonl.
-    """
-    record = json.loads(line)
+def _parsed(line: bytes, path: Path) -> tuple[str, str]:
+    """Id and text of a line of documents.jsonl."""
     try:
-        return record["id"], record["text"]
-    except (TypeError, KeyError) as e:
-        raise ValueError(str(e)) from e
+        record = parse_json(line, str(path), error=DataError)
+        found = record["id"], record["text"]
+        "".join(found).encode()  # strings, without halves of surrogate pairs
+    except (DataError, TypeError, KeyError, UnicodeEncodeError) as e:
+        raise _damaged(path) from e
+    return found
 
 
 def _damaged(*paths: Path) -> DataError:

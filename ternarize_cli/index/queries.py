@@ -1,9 +1,11 @@
 """What an index is asked: texts from arguments and files, or images."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import user_path, utf8_name
 from ternarize_cli.errors import InputError
 from ternarize_cli.images import read_parts
 from ternarize_cli.texts import read_lines
@@ -38,6 +40,7 @@ def read_queries(
     pictures: list[Any] = []
     for source in images:
         for part in read_parts(source).values():
-            names += [source] if Path(source).is_file() and len(part) == 1 else [f"{source}/{i}" for i in part.ids]
+            shown, alone = utf8_name(source), len(part) == 1 and os.path.isfile(user_path(source))
+            names += [shown] if alone else [f"{shown}/{i}" for i in part.ids]
             pictures += list(part)
     return names, pictures

@@ -4,7 +4,7 @@ They are found while the vectors are at hand, by comparing each query with all o
 documents drawn at random; such a document does not count as its own neighbour.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
 
+from ternarize_cli.arrays import read_npz
 from ternarize_cli.errors import DataError
 
 __all__ = ["DEPTH", "QUERIES", "Truth", "find_truth", "read_truth", "recall", "without_own"]
@@ -21,6 +22,7 @@ QUERIES = 1000
 DEPTH = 100
 """How many neighbours of each query are kept."""
 _ENOUGH = 10
+_ARRAYS = {"queries": (np.float32, 2), "own": (np.int64, 1), "neighbours": (np.int64, 2), "scores": (np.float32, 2)}
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,43 @@ class Truth:
         return Truth(self.queries[kept], np.where(np.isin(self.own, dead), -1, self.own)[kept], rows, scores)
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path, *, count: int | None = None, dim: int | None = None) -> Truth:
     """Reads what `Truth.write` wrote.
 
+    Args:
+        path: the file.
+        count: of the index's vectors, whose rows the neighbours are; None: as many as the file says.
+        dim: of the index's vectors, and so of the queries; None: whatever the file says.
+
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or its arrays are not those of queries and neighbours in such an index.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return Truth(stored["queries"], stored["own"], stored["neighbours"], stored["scores"])
-    except (OSError, ValueError, KeyError, EOFError) as e:
-        raise DataError(f"{path} is damaged: {e}", hint="build the index again") from e
+    found = read_npz(path, DataError, _ARRAYS)
+    wrong = _fault(found, np.iinfo(np.int64).max if count is None else count, dim)
+    if wrong is not None:
+        raise DataError(f"{path} is damaged: {wrong}", hint="build the index again")
+    return Truth(**found)
+
+
+def _fault(found: Mapping[str, np.ndarray], count: int, dim: int | None) -> str | None:
+    """What is wrong with the arrays of a truth file."""
+    queries, own, neighbours = found["queries"], found["own"], found["neighbours"]
+    for name, (dtype, dimensions) in _ARRAYS.items():
+        array = found[name]
+        if array.dtype != dtype or array.ndim != dimensions:
+            return f"{name} is {array.dtype} of {array.ndim} dimensions, not {np.dtype(dtype)} of {dimensions}"
+        if len(array) != len(queries):
+            return f"{name} has {len(array)} rows for {len(queries)} queries"
+    if neighbours.shape != found["scores"].shape:
+        return f"{neighbours.shape} neighbours have {found['scores'].shape} scores"
+    if dim is not None and len(queries) and queries.shape[1] != dim:
+        return f"queries have {queries.shape[1]} dimensions, not {dim}"
+    if not np.isfinite(queries).all() or not np.isfinite(found["scores"]).all():
+        return "a query or a score is not finite"
+    for name, rows, least in (("own", own, -1), ("neighbours", neighbours, 0)):
+        if rows.size and not least <= rows.min() <= rows.max() < count:
+            return f"{name} has rows from {rows.min()} to {rows.max()} of {count} vectors"
+    return None
 
 
 def find_truth(
