@@ -14,13 +14,15 @@ is known; reading gives vectors of length 1 again.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ternarize_cli.arrays import read_npy
+from ternarize_cli.bounds import MAX_TOKENIZER, read_json, require_regular, shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
 from ternarize_cli.index.records import read_signed
@@ -32,6 +34,12 @@ RECORD = "vectors.json"
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 FORMATS = ("parquet", "npy")
 _VERSION = 2
+_AGAIN = "run the same `ternarize encode` again: it does what is missing"
+_DAMAGED = "remove the file and run the same `ternarize encode` again"
+_REMAKE = "remove the folder and encode again"
+_KINDS = {"dim": int, "shard_size": int, "normalized": bool}
+_SHARD_KINDS = {"files": dict, "rows": int, "of": str, "chain": str, "last": bool}
+_MAX_DIM, _MAX_ROWS = 1 << 20, 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,29 @@ def read_record(folder: Path) -> VectorRecord:
     path = folder / RECORD
     if not path.is_file():
         raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
-    return VectorRecord(**read_signed(path, _VERSION, "vector folder", "remove the folder and encode again"))
+    found = read_signed(path, _VERSION, "vector folder", _REMAKE)
+    wrong = _fault(found)
+    if wrong is not None:
+        raise DataError(f"{path} is damaged: {wrong}", hint=_REMAKE)
+    return VectorRecord(**found)
+
+
+def _fault(found: Mapping[str, Any]) -> str | None:
+    """What is wrong with the fields of a record of vectors."""
+    names = {field.name for field in fields(VectorRecord)}
+    if names != found.keys():
+        return f"its fields are {', '.join(sorted(found))[:300]}"
+    for name in names - {"format_version"}:
+        value, kind = found[name], _KINDS.get(name, str)
+        if type(value) is not kind and not (value is None and name.endswith("_prompt")):
+            return f"{name} is {shown(value)}"
+    for name, known in (("dtype", DTYPES), ("format", FORMATS), ("kind", ("text", "image"))):
+        if found[name] not in known:
+            return f"{name} is {shown(found[name])}, not one of {', '.join(known)}"
+    for name, largest in (("dim", _MAX_DIM), ("shard_size", _MAX_ROWS)):
+        if not 0 < found[name] <= largest:
+            return f"{name} is {found[name]}, not from 1 to {largest:,}"
+    return None
 
 
 class VectorFolder:
@@ -77,15 +107,10 @@ class VectorFolder:
     def __init__(self, folder: Path) -> None:
         self.record = read_record(folder)
         self._files = ShardFiles(folder)
-        again = "run the same `ternarize encode` again: it does what is missing"
         self.shards = self.count = 0
         chain = ""
         while True:
-            found = self._files.record(self.shards)
-            if found is None:
-                path = self._files.path(self.shards, f".{self.record.format}")
-                what = "or its record is damaged" if path.exists() else "is missing"
-                raise DataError(f"{path} {what}", hint=again)
+            found = self._shard(self.shards)
             chain = chained(chain, found["of"])
             if found["chain"] != chain:
                 raise DataError(
@@ -97,37 +122,83 @@ class VectorFolder:
                 break
             if found["rows"] != self.record.shard_size:
                 wrong = self._files.path(self.shards - 1, ".json")
-                raise DataError(f"{wrong} has {found['rows']} rows, not {self.record.shard_size}", hint=again)
+                raise DataError(f"{wrong} has {found['rows']} rows, not {self.record.shard_size}", hint=_AGAIN)
+
+    def _shard(self, shard: int) -> dict[str, Any]:
+        """The record of a shard, whose files are whole."""
+        suffixes = [".npy", ".ids"] if self.record.format == "npy" else [".parquet"]
+        for path in (self._files.path(shard, suffix) for suffix in (".json", *suffixes)):
+            if path.exists():  # a pipe would be waited for
+                require_regular(path, DataError)
+        found = self._files.record(shard)
+        if found is None:
+            path = self._files.path(shard, suffixes[0])
+            what = "or its record is damaged" if path.exists() else "is missing"
+            raise DataError(f"{path} {what}", hint=_AGAIN)
+        path = self._files.path(shard, ".json")
+        for name, kind in _SHARD_KINDS.items():
+            if type(found.get(name)) is not kind:
+                raise DataError(f"{path} is damaged: {name} is {shown(found.get(name))}", hint=_DAMAGED)
+        if found["files"].keys() != set(suffixes):
+            raise DataError(f"{path} is damaged: its files are {shown(list(found['files']))}", hint=_DAMAGED)
+        if not 0 < found["rows"] <= self.record.shard_size:
+            raise DataError(f"{path} has {found['rows']} rows, not {self.record.shard_size} at most", hint=_AGAIN)
+        return found
+
+    def _count(self, shard: int) -> int:
+        """The rows of a shard."""
+        return min(self.record.shard_size, self.count - shard * self.record.shard_size)
 
     def ids(self) -> Iterator[str]:
-        """The ids of all vectors, in order."""
+        """The ids of all vectors, in order.
+
+        Raises:
+            DataError: a file of ids is damaged, or holds another number of them than its record says.
+        """
         for shard in range(self.shards):
             if self.record.format == "npy":
-                yield from json.loads(self._files.path(shard, ".ids").read_text(encoding="utf-8"))
+                path = self._files.path(shard, ".ids")
+                ids = read_json(path, limit=MAX_TOKENIZER, error=DataError)
             else:
-                import pyarrow.parquet as pq
-
-                yield from pq.read_table(self._files.path(shard, ".parquet"), columns=["id"])["id"].to_pylist()
+                path = self._files.path(shard, ".parquet")
+                ids = _column(path, "id", self._count(shard), _is_string).to_pylist()
+            try:
+                "".join(ids).encode()
+                fits = isinstance(ids, list) and len(ids) == self._count(shard)
+            except (TypeError, UnicodeEncodeError):  # others than strings, or halves of surrogate pairs
+                fits = False
+            if not fits:
+                raise DataError(f"{path} does not hold {self._count(shard)} ids", hint=_DAMAGED)
+            yield from ids
 
     def load(self, shard: int) -> np.ndarray:
         """A shard's vectors, float32 `[rows, dim]`.
 
         Raises:
-            DataError: they have another width than the folder's record says.
+            DataError: the file is damaged, or its vectors are not as many, not as wide, or of another type than the
+                folder's record says; a number is not finite.
         """
+        expected = self._count(shard), self.record.dim
         if self.record.format == "npy":
-            numbers = np.load(self._files.path(shard, ".npy"))
+            path = self._files.path(shard, ".npy")
+            numbers = read_npy(path, DataError)
         else:
-            import pyarrow.parquet as pq
-
-            column = pq.read_table(self._files.path(shard, ".parquet"), columns=["vector"])["vector"].combine_chunks()
-            numbers = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            path = self._files.path(shard, ".parquet")
+            numbers = _numbers(path, expected[0])
         if numbers.ndim != 2 or numbers.shape[1] != self.record.dim:
             raise DataError(
-                f"shard {shard} has vectors of {numbers.shape[-1]}, and {RECORD} says {self.record.dim}",
+                f"shard {shard} has vectors of {numbers.shape[-1] if numbers.ndim else 'nothing'}, and {RECORD} says {self.record.dim}",
                 hint=f"{RECORD} was edited, or is another folder's: put back the one that was written with the vectors",
             )
+        if numbers.shape != expected or numbers.dtype != DTYPES[self.record.dtype]:
+            raise DataError(
+                f"{path} holds {len(numbers)} vectors of {numbers.dtype}, its records say {expected[0]} of "
+                f"{self.record.dtype}",
+                hint=_DAMAGED,
+            )
         vectors = numbers.astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{path} holds a number that is not finite", hint=_DAMAGED)
         if self.record.dtype == "int8":
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors
@@ -141,3 +212,46 @@ class VectorFolder:
 def chained(before: str, digest: str) -> str:
     """`Shard.chain` of a shard with `digest`, after one whose chain is `before`."""
     return hashlib.sha256((before + digest).encode()).hexdigest()
+
+
+def _column(path: Path, name: str, rows: int, fits: Callable[[Any], bool]) -> Any:
+    """A column of a shard's Parquet file, as an Arrow array.
+
+    Raises:
+        DataError: the file is damaged, has no such column or one of a type that does not fit, or another number of rows.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        kind = file.schema_arrow.field(name).type
+        if file.metadata.num_rows != rows or not fits(kind):
+            raise ValueError(f"{name!r} has {file.metadata.num_rows} rows of {kind}, its record says {rows}")
+        column = file.read(columns=[name])[name].combine_chunks()
+        column.validate(full=True)
+        if len(column) != rows or column.null_count:
+            raise ValueError(f"{name!r} has {len(column) - column.null_count} values in {rows} rows")
+    except Exception as e:  # whatever a damaged file sets off in Arrow
+        raise DataError(f"{path} can't be read as Parquet: {e}", hint=_DAMAGED) from e
+    return column
+
+
+def _is_string(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind))
+
+
+def _is_vector(kind: Any) -> bool:
+    """Whether the length of the lists is part of their type, as it is in what `ternarize encode` writes."""
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(kind):
+        return False
+    return bool(pa.types.is_floating(kind.value_type) or pa.types.is_int8(kind.value_type))
+
+
+def _numbers(path: Path, rows: int) -> np.ndarray:
+    """The vectors of a shard's Parquet file: `[rows, their length]`."""
+    column = _column(path, "vector", rows, _is_vector)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(rows, column.type.list_size)
