@@ -88,7 +88,7 @@ GOOD_QUERY = {"_id": "q", "text": "cat", "relevant": ["d1"]}
     ("file", "content", "message"),
     [
         ("corpus.jsonl", "", r"corpus\.jsonl is empty"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id": \n', r"corpus\.jsonl, line 2: not JSON"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id": \n', r"corpus\.jsonl, line 2 is not valid JSON"),
         ("corpus.jsonl", '["d1", "a"]\n', "line 1: .* is not a JSON object"),
         ("corpus.jsonl", '{"text": "a"}\n', 'line 1: the object has no "_id"'),
         ("corpus.jsonl", '{"_id": "d1"}\n', "line 1: the object 'd1' has no \"text\""),
@@ -251,7 +251,7 @@ def test_a_wrong_task_file_is_refused_with_the_nearest_name(
     ("name", "content", "message"),
     [
         ("task.json", '{"type": "sts",\n "path": "a", "path": "b"}', "line 2: 'path' is there twice"),
-        ("task.json", '{"type": "sts",\n}', "line 2: not JSON"),
+        ("task.json", '{"type": "sts",\n}', "task.json is not valid JSON: .* line 2"),
         ("task.json", "[]", "holds no JSON object"),
         ("task.yaml", "type: sts", "is neither .toml nor .json"),
     ],

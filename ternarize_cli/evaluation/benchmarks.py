@@ -18,6 +18,7 @@ A task whose data are missing is reported and the others go on.
 
 import difflib
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ from mteb.languages import ISO_TO_LANGUAGE
 from mteb.languages.iso_mappings import _get_iso1_to_iso3
 from mteb.results import TaskResult
 
+from ternarize_cli.bounds import user_path
 from ternarize_cli.errors import DataError, InputError, OutputError, TernarizeError
 from ternarize_cli.evaluation.cache import ScoreCache
 from ternarize_cli.evaluation.encoder import LocalEncoder, quiet_mteb
@@ -76,7 +78,7 @@ def choose(
     names = [benchmark] if isinstance(benchmark, str) else list(benchmark or ())
     codes = [code for language in languages for code in _codes(language)]
     types = [_known(kind, get_args(TaskType), "type of task") for kind in task_types]
-    if data_root is not None and not data_root.expanduser().is_dir():
+    if data_root is not None and not os.path.isdir(user_path(data_root)):
         raise DataError(f"--data-root {data_root} is no folder", hint="it holds <organisation>/<data set>/ with files")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on tasks that are in beta, one line each

@@ -24,8 +24,6 @@ import hashlib
 import json
 import logging
 import platform
-import zipfile
-import zlib
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +32,10 @@ from typing import Any
 import numpy as np
 
 import ternarize_cli
+from ternarize_cli.arrays import read_npz
+from ternarize_cli.bounds import parse_json
 from ternarize_cli.caches import cache_folder, check_own, keep_file
+from ternarize_cli.errors import TernarizeError
 from ternarize_cli.evaluation.samples import Samples, Score
 from ternarize_cli.files import tree_hash
 
@@ -108,13 +109,12 @@ class ScoreCache:
         if not all(check_own(path) for path in (self.folder, self._path(key))):
             return None
         try:
-            with self._path(key).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            header = json.loads(arrays.pop("header").tobytes())
+            arrays = read_npz(self._path(key), TernarizeError, ["header"], ["values", "gold", "vectors"])
+            header = parse_json(arrays.pop("header").tobytes(), key, error=TernarizeError)
             statistic = header.pop("statistic")
             samples = Samples(statistic, arrays["values"], arrays.get("gold")) if statistic else None
             return Score(**header, samples=samples, vectors=arrays.get("vectors"))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error):
+        except (TernarizeError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, key: str, score: Score) -> bool:

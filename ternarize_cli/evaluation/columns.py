@@ -15,10 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import require_regular
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.lines import json_objects, lines
 
 __all__ = ["read_columns"]
+
+_ROWS = 1024
 
 
 def read_columns(
@@ -98,18 +101,20 @@ def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    require_regular(path, DataError)
     number = 0
     try:
         file = pq.ParquetFile(path)
         _check_columns(columns, file.schema_arrow.names, str(path))
-        for batch in file.iter_batches(columns=list(columns)):
+        for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
             for row in batch.to_pylist():
                 yield f"{path}, row {number}", [row[name] for name in columns]
                 number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    except DataError:
+        raise
+    except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
         raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
 
 
@@ -118,5 +123,7 @@ def _check_columns(wanted: Sequence[str], found: Sequence[str], where: str) -> N
     if missing is None:
         return
     near = difflib.get_close_matches(missing, found, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise DataError(f"{where}: there is no column {missing!r}", hint=f"{hint}columns: {', '.join(found[:12])}")
+    hint = f"did you mean {near[0][:60]!r}? " if near else ""
+    raise DataError(
+        f"{where}: there is no column {missing!r}", hint=f"{hint}columns: {', '.join(name[:60] for name in found[:12])}"
+    )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ternarize_cli.bounds import utf8_name
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.inside import Inside, Layer
@@ -133,7 +134,9 @@ def _joined(parts: Sequence[Images]) -> Images:
         part = bisect_right(ends, row)
         return parts[part][row - ends[part]]  # from the end of the part
 
-    names = [f"{images.path.name}/{name}" if len(parts) > 1 else name for images in parts for name in images.ids]
+    names = [
+        f"{utf8_name(images.path.name)}/{name}" if len(parts) > 1 else name for images in parts for name in images.ids
+    ]
     return Images(parts[0].path, names, None, decode, range(ends[-1]))
 
 

@@ -13,6 +13,7 @@ is the sha256 of its files, so that no result on other data passes for one on th
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from huggingface_hub import snapshot_download
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
+from ternarize_cli.bounds import user_path
 from ternarize_cli.errors import DataError, TernarizeError
 from ternarize_cli.files import tree_hash
 
@@ -74,7 +76,7 @@ def stand_in(task: AbsTask, root: Path) -> AbsTask:
     if isinstance(task, AbsTaskAggregate):
         parts = [stand_in(part, root) for part in task.metadata.tasks]
         return _changed(task, tasks=parts)
-    folder = root.expanduser().resolve() / task.metadata.dataset["path"]
+    folder = Path(os.path.realpath(user_path(root))) / task.metadata.dataset["path"]
     if not folder.is_dir():
         return task
     digest = tree_hash(folder, lambda path: not any(part.startswith(".") for part in path.parts))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ternarize_cli.bounds import shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.columns import read_columns
 from ternarize_cli.evaluation.lines import digest_of, filled, readable_file
@@ -70,7 +71,7 @@ def read_labels(
         alone = next((label for label, count in Counter(labels).items() if count == 1), None)
         if alone is not None:
             raise DataError(
-                f"{path}: the label {alone!r} has only one text",
+                f"{path}: the label {shown(alone)} has only one text",
                 hint="each label needs two texts or more: one to learn from, one to test",
             )
         return Labels(name, path, digest_of([path], *chosen), texts, labels)
@@ -79,7 +80,7 @@ def read_labels(
     _check_several(train, known)
     if strange := sorted(set(labels) - set(known)):
         raise DataError(
-            f"{path}: the label {strange[0]!r} is not in {train}", hint="each label has texts to learn from"
+            f"{path}: the label {shown(strange[0])} is not in {train}", hint="each label has texts to learn from"
         )
     return Labels(name, path, digest_of([train, path], *chosen), learned + texts, known + labels, len(learned))
 
@@ -126,4 +127,4 @@ def _read(path: Path, label: str | None, text: str | None) -> tuple[list[str], l
 
 def _check_several(path: Path, labels: list[str]) -> None:
     if len(set(labels)) == 1:
-        raise DataError(f"{path}: every text has the label {labels[0]!r}", hint="two labels or more are needed")
+        raise DataError(f"{path}: every text has the label {shown(labels[0])}", hint="two labels or more are needed")

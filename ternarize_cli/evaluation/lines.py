@@ -7,29 +7,37 @@ it, so a file of several encodings is refused, too: nobody can tell what its tex
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import lines_of, parse_json, require_regular, shown, user_path
 from ternarize_cli.errors import DataError
 from ternarize_cli.files import sha256
 
-__all__ = ["digest_of", "filled", "json_objects", "json_records", "lines", "readable_file"]
+__all__ = ["check_encodable", "digest_of", "filled", "json_objects", "json_records", "lines", "readable_file"]
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_RECORD = '{"_id": "1", "text": "…"}'
 
 
 def readable_file(path: Path) -> Path:
     """`path` with `~` expanded.
 
     Raises:
-        DataError: it is no file.
+        DataError: it is no regular file, or can't be read. A pipe is none: files are read more than once.
     """
-    path = path.expanduser()
-    if path.is_dir():
+    path = user_path(path)
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder; a file is needed", hint="a folder is what --retrieval takes")
-    if not path.is_file():
-        raise DataError(f"there is no file {path}", hint="check the path")
+    if not os.path.exists(path):
+        raise DataError(f"there is no file {str(path)[:200]}", hint="check the path")
+    require_regular(path, DataError)
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} can't be read: no permission", hint="check the permissions of the file")
     return path
 
 
@@ -44,10 +52,11 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers, from 1, and lines with their endings.
 
     Raises:
-        DataError: a line is not UTF-8, or holds a NUL, which no text has but all UTF-16 files of Latin letters.
+        DataError: a line is longer than `bounds.MAX_LINE`, is not UTF-8, or holds a NUL, which no text has but all
+            UTF-16 files of Latin letters.
     """
     with path.open("rb") as f:
-        for number, raw in enumerate(f, start=1):
+        for number, raw in enumerate(lines_of(f, f"{path},", DataError), start=1):
             where = f"{path}, line {number}"
             if number == 1 and raw.startswith(_UTF_16):
                 raise DataError(f"{where}: this is UTF-16, not UTF-8", hint=f"iconv -f utf-16 -t utf-8 {path.name}")
@@ -72,28 +81,37 @@ def filled(text: object, what: str, where: str) -> str:
     if text is None or (isinstance(text, str) and not text.strip()):
         raise DataError(f"{where}: the {what} is empty")
     if not isinstance(text, str):
-        raise DataError(f"{where}: the {what} is {text!r}, not a text")
+        raise DataError(f"{where}: the {what} is {shown(text)}, not a text")
     return text
+
+
+def check_encodable(value: object, where: str) -> None:
+    """Checks that the strings in a JSON value can be written as UTF-8.
+
+    Raises:
+        DataError: one holds half of a surrogate pair.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: half of a surrogate pair in {ascii(e.object[e.start : e.start + 20])}") from e
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and objects of a JSONL file; blank lines are skipped.
 
     Raises:
-        DataError: a line is no JSON object.
+        DataError: a line is no JSON object, or holds half of a surrogate pair.
     """
     for number, line in lines(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise DataError(
-                f"{where}: not JSON: {e.msg} at column {e.colno}", hint="one JSON object on each line"
-            ) from e
+        record = parse_json(line, where, error=DataError, hint="one JSON object on each line")
         if not isinstance(record, dict):
-            raise DataError(f"{where}: {line.strip()[:40]!r} is not a JSON object", hint='{"_id": "1", "text": "…"}')
+            raise DataError(f"{where}: {line.strip()[:40]!r} is not a JSON object", hint=_RECORD)
+        if _SURROGATE.search(line):
+            check_encodable(record, where)
         yield number, record
 
 
@@ -110,14 +128,12 @@ def json_records(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
         if isinstance(key, int) and not isinstance(key, bool):
             key = str(key)
         if not isinstance(key, str) or not key:
-            raise DataError(f'{where}: the object has no "_id" that is a text', hint='{"_id": "1", "text": "…"}')
+            raise DataError(f'{where}: the object has no "_id" that is a text', hint=_RECORD)
         if not isinstance(text, str):
-            raise DataError(
-                f'{where}: the object {key!r} has no "text" that is a text', hint='{"_id": "1", "text": "…"}'
-            )
+            raise DataError(f'{where}: the object {shown(key)} has no "text" that is a text', hint=_RECORD)
         if key in found:
             raise DataError(
-                f"{where}: the id {key!r} is there already, on line {found[key][0]}", hint="make ids unique"
+                f"{where}: the id {shown(key)} is there already, on line {found[key][0]}", hint="make ids unique"
             )
         found[key] = number, record
     if not found:

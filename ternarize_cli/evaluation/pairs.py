@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ternarize_cli.bounds import shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.columns import read_columns
 from ternarize_cli.evaluation.lines import digest_of, filled, lines, readable_file
@@ -100,11 +101,11 @@ def _open(path: Path, **names: str | None) -> tuple[Path, list[str], Any]:
 def _score(value: object, where: str) -> float:
     try:
         score = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         hint = "name the columns of the header in a task file" if where.endswith("line 1") else "a number such as 4.5"
-        raise DataError(f"{where}: the score {value!r} is not a number", hint=hint) from None
+        raise DataError(f"{where}: the score {shown(value)} is not a number", hint=hint) from None
     if not math.isfinite(score):
-        raise DataError(f"{where}: the score {value!r} is not a finite number")
+        raise DataError(f"{where}: the score {shown(value)} is not a finite number")
     return score
 
 
@@ -128,7 +129,9 @@ def read_labelled_pairs(
         second.append(filled(row[1], "second text", where))
         number = _NUMBERS.get(str(row[2]).strip().lower())
         if number is None:
-            raise DataError(f"{where}: the label {row[2]!r} is neither 0 nor 1", hint="1: the texts belong together")
+            raise DataError(
+                f"{where}: the label {shown(row[2])} is neither 0 nor 1", hint="1: the texts belong together"
+            )
         labels.append(number)
     if len(set(labels)) == 1:
         raise DataError(f"{path}: every pair has the label {labels[0]}", hint="pairs of both labels, 0 and 1")

@@ -15,12 +15,14 @@ without a meaning: scores that are all equal have no rank correlation, and a lab
 learned and tested.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import user_path, utf8_name
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Clusters, Labels, read_clusters, read_labels
 from ternarize_cli.evaluation.neighbours import QUERIES, LabelledImages, read_labelled_images
@@ -121,8 +123,8 @@ def _names(tasks: Sequence[TaskFile]) -> list[str]:
     refuse_twice(given)
     taken, names = set(given), []
     for task in tasks:
-        path = task.file.expanduser().resolve()
-        base = name = task.name or (path.name if path.is_dir() else path.stem) or "task"
+        path = Path(os.path.realpath(user_path(task.file)))
+        base = name = task.name or utf8_name(path.name if os.path.isdir(path) else path.stem) or "task"
         count = 1
         while name in taken and task.name is None:
             count += 1

@@ -12,15 +12,18 @@ zero whatever a model does, so it is refused.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ternarize_cli.bounds import shown, user_path
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.evaluation.lines import digest_of, filled, json_records, lines, readable_file
 
 __all__ = ["Retrieval", "read_retrieval"]
 
+_LARGEST = 1_000_000
 _HEADER = ["query-id", "corpus-id", "score"]
 _Records = dict[str, tuple[int, dict[str, Any]]]
 
@@ -56,20 +59,20 @@ def read_retrieval(folder: Path, name: str, where: str | None = None, split: str
         DataError: a file is missing or wrong; the message names file and line.
         InputError: `where` has no `=`.
     """
-    folder = folder.expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
+    folder = user_path(folder)
+    if not os.path.isdir(folder):
+        what = "is a file" if os.path.exists(folder) else "does not exist"
         raise DataError(f"{folder} {what}; retrieval needs a folder with corpus.jsonl and queries.jsonl")
     corpus_file, queries_file = readable_file(folder / "corpus.jsonl"), readable_file(folder / "queries.jsonl")
     qrels_file = folder / "qrels" / f"{split}.tsv"
     others = ", ".join(sorted(file.stem for file in folder.glob("qrels/*.tsv")))
-    if split != "test" and not qrels_file.is_file():
+    if split != "test" and not os.path.exists(qrels_file):
         raise DataError(f"there is no file {qrels_file}", hint=f"splits of this folder: {others or 'none'}")
     documents = json_records(corpus_file)
     queries = json_records(queries_file)
     kept = queries if where is None else _matching(queries, where, queries_file)
-    if qrels_file.is_file():
-        judged = _qrels(qrels_file, queries, documents)
+    if os.path.exists(qrels_file):
+        judged = _qrels(readable_file(qrels_file), queries, documents)
         relevant = {query: grades for query, grades in judged.items() if query in kept}
         _check_answered(relevant, qrels_file)
     else:
@@ -77,7 +80,9 @@ def read_retrieval(folder: Path, name: str, where: str | None = None, split: str
     return Retrieval(
         name=name,
         path=folder,
-        sha256=digest_of([file for file in (corpus_file, queries_file, qrels_file) if file.is_file()], where or ""),
+        sha256=digest_of(
+            [file for file in (corpus_file, queries_file, qrels_file) if os.path.exists(file)], where or ""
+        ),
         corpus=[_document(corpus_file, key, *documents[key]) for key in documents],
         queries={
             q: filled(kept[q][1]["text"], "query", f"{queries_file}, line {kept[q][0]}") for q in kept if q in relevant
@@ -89,7 +94,7 @@ def read_retrieval(folder: Path, name: str, where: str | None = None, split: str
 def _document(path: Path, key: str, line: int, record: dict[str, Any]) -> dict[str, str]:
     title = record.get("title") or ""
     if not isinstance(title, str):
-        raise DataError(f'{path}, line {line}: the "title" of {key!r} is not a text')
+        raise DataError(f'{path}, line {line}: the "title" of {shown(key)} is not a text')
     return {"id": key, "title": title, "text": record["text"]}
 
 
@@ -116,14 +121,14 @@ def _check_answered(relevant: dict[str, dict[str, int]], path: Path) -> None:
     silent = [query for query, grades in relevant.items() if max(grades.values()) <= 0]
     if silent:
         raise DataError(
-            f"{path}: the query {silent[0]!r} has no relevant document ({len(silent)} of {len(relevant)} have none)",
+            f"{path}: the query {shown(silent[0])} has no relevant document ({len(silent)} of {len(relevant)} have none)",
             hint="grades above 0 are relevant; delete the judgements of queries that nothing answers",
         )
 
 
 def _inline(path: Path, line: int, query: dict[str, Any], documents: _Records, splits: str) -> dict[str, int]:
     ids = query.get("relevant")
-    where = f"{path}, line {line}: the query {query['_id']!r}"
+    where = f"{path}, line {line}: the query {shown(query['_id'])}"
     if ids is None:
         raise DataError(
             f'{where} has no "relevant" ids, and there is no {path.parent / "qrels" / "test.tsv"}',
@@ -132,12 +137,12 @@ def _inline(path: Path, line: int, query: dict[str, Any], documents: _Records, s
             else 'add "relevant": ["id of a document"] to each query, or qrels/test.tsv as BEIR has it',
         )
     if not isinstance(ids, list) or not all(isinstance(i, str | int) and not isinstance(i, bool) for i in ids):
-        raise DataError(f'{where}: "relevant" is {ids!r}, not a list of document ids')
+        raise DataError(f'{where}: "relevant" is {shown(ids)}, not a list of document ids')
     if not ids:
         raise DataError(f"{where} has no relevant document", hint="delete the query or name a document in its list")
     for i in ids:
         if str(i) not in documents:
-            raise DataError(f"{where}: its relevant id {str(i)!r} is not in the corpus", hint="check corpus.jsonl")
+            raise DataError(f"{where}: its relevant id {shown(str(i))} is not in the corpus", hint="check corpus.jsonl")
     return {str(i): 1 for i in ids}
 
 
@@ -159,16 +164,18 @@ def _qrels(path: Path, queries: _Records, documents: _Records) -> dict[str, dict
             )
         query, document, score = row
         if query not in queries:
-            raise DataError(f"{where}: the query {query!r} is not in queries.jsonl")
+            raise DataError(f"{where}: the query {shown(query)} is not in queries.jsonl")
         if document not in documents:
-            raise DataError(f"{where}: the document {document!r} is not in the corpus", hint="check corpus.jsonl")
+            raise DataError(f"{where}: the document {shown(document)} is not in the corpus", hint="check corpus.jsonl")
         grades = judged.setdefault(query, {})
         if document in grades:
-            raise DataError(f"{where}: {query!r} and {document!r} are judged twice")
+            raise DataError(f"{where}: {shown(query)} and {shown(document)} are judged twice")
         try:
             grades[document] = int(score)
         except ValueError:
-            raise DataError(f"{where}: the score {score!r} is not a whole number") from None
+            raise DataError(f"{where}: the score {shown(score)} is not a whole number") from None
+        if abs(grades[document]) > _LARGEST:
+            raise DataError(f"{where}: the score {shown(score)} is no grade", hint="grades are small whole numbers")
     if not judged:
         raise DataError(f"{path} holds no judgement", hint="each line is: query-id TAB corpus-id TAB score")
     return judged

@@ -10,7 +10,6 @@ items together give MTEB's main score, except that MTEB rounds those of retrieva
     average_precision    a pair of sentences                     the model's similarity; gold is 1 or 0
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,15 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, f1_score
 
+from ternarize_cli.bounds import read_json
+from ternarize_cli.errors import TernarizeError
+
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
 __all__ = ["Samples", "Score", "samples_of"]
+
+_MAX_PREDICTIONS = 16 << 30
 
 
 def _spearman(values: np.ndarray, gold: np.ndarray) -> float:
@@ -121,7 +125,7 @@ def samples_of(
     file = predictions / task.prediction_file_name
     if task.dataset is None or not file.is_file():
         return None
-    written = json.loads(file.read_text(encoding="utf-8"))
+    written = read_json(file, limit=_MAX_PREDICTIONS, error=TernarizeError)
     found = written.get(subset, written.get("parallel", {})).get(split)
     data = task.dataset.get(subset, task.dataset)
     if found is None or split not in data:

@@ -23,13 +23,15 @@ import difflib
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import parse_json, read_bytes, shown, user_path
 from ternarize_cli.errors import DataError
-from ternarize_cli.evaluation.lines import lines, readable_file
+from ternarize_cli.evaluation.lines import check_encodable, lines, readable_file
 
 __all__ = ["TaskFile", "read_task_file"]
 
@@ -45,6 +47,7 @@ _OPTIONS: dict[str, dict[str, type]] = {
     "zero-shot": {"limit": int, "template": str, "labels": dict},
 }
 _ALWAYS: dict[str, type] = {"type": str, "name": str, "path": Path}
+_MAX_BYTES = 1 << 20
 _KINDS = {str: "a text", Path: "a path", int: "a whole number above 0", dict: "a table of texts"}
 
 
@@ -71,30 +74,33 @@ def read_task_file(file: Path) -> TaskFile:
     """Reads and checks a task file.
 
     Raises:
-        DataError: it is missing or neither TOML nor JSON, a key or the type is unknown or missing, or a value is of
+        DataError: it is missing, larger than a megabyte, or neither TOML nor JSON, a key or the type is unknown or missing, or a value is of
             another kind; the message names file, line and value.
     """
     file = readable_file(file)
+    read_bytes(file, limit=_MAX_BYTES, error=DataError)
     text = "".join(line for _, line in lines(file))
     content = _parse(file, text)
     kind = content.get("type")
     if not isinstance(kind, str) or kind not in _OPTIONS:
         if kind is None:
             raise DataError(f'{file}: there is no "type"', hint=f"one of: {', '.join(_OPTIONS)}")
-        raise DataError(f"{_where(file, text, 'type')}: there is no task type {kind!r}", hint=_near(kind, _OPTIONS))
+        raise DataError(
+            f"{_where(file, text, 'type')}: there is no task type {shown(kind)}", hint=_near(kind, _OPTIONS)
+        )
     known = _ALWAYS | _OPTIONS[kind]
     for key, value in content.items():
         where = _where(file, text, key)
         if key not in known:
-            raise DataError(f"{where}: a task of the type {kind} has no {key!r}", hint=_near(key, known))
+            raise DataError(f"{where}: a task of the type {kind} has no {shown(key)}", hint=_near(key, known))
         if not _fits(value, known[key]):
-            raise DataError(f"{where}: {key} is {value!r}, not {_KINDS[known[key]]}")
+            raise DataError(f"{where}: {key} is {shown(value)}, not {_KINDS[known[key]]}")
     if "path" not in content:
         raise DataError(f'{file}: there is no "path"', hint='path = "the file or folder of the data"')
     name = content.get("name")
     if name is not None and (re.search(r"[/=\\]|\s$|^\s", name) or not name.isprintable()):
-        raise DataError(f"{_where(file, text, 'name')}: the name {name!r} can't be one", hint="no /, \\ or =")
-    values = {k: file.parent / Path(v).expanduser() if known[k] is Path else v for k, v in content.items()}
+        raise DataError(f"{_where(file, text, 'name')}: the name {shown(name)} can't be one", hint="no /, \\ or =")
+    values = {k: file.parent / user_path(v) if known[k] is Path else v for k, v in content.items()}
     return TaskFile(file, kind, name, values["path"], {k: v for k, v in values.items() if k not in _ALWAYS})
 
 
@@ -102,26 +108,24 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
     if file.suffix.lower() == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as e:
+        except (ValueError, RecursionError) as e:  # no TOML, a number of thousands of digits, or lists in lists
             raise DataError(f"{file} is not valid TOML: {e}") from e
     if file.suffix.lower() != ".json":
         raise DataError(
             f"{file} is neither .toml nor .json", hint='type = "sts" and path = "pairs.csv" in a .toml file'
         )
-    try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: _once(file, text, pairs))
-    except json.JSONDecodeError as e:
-        raise DataError(f"{file}, line {e.lineno}: not JSON: {e.msg} at column {e.colno}") from e
+    content = parse_json(text, str(file), error=DataError, hint='{"type": "sts", "path": "pairs.csv"}')
     if not isinstance(content, dict):
         raise DataError(f"{file} holds no JSON object", hint='{"type": "sts", "path": "pairs.csv"}')
+    check_encodable(content, str(file))
+    json.loads(text, object_pairs_hook=lambda pairs: _once(file, text, pairs))
     return content
 
 
-def _once(file: Path, text: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, _ in pairs:
-        if sum(key == other for other, _ in pairs) > 1:
-            raise DataError(f"{_where(file, text, key)}: {key!r} is there twice")
-    return dict(pairs)
+def _once(file: Path, text: str, pairs: list[tuple[str, Any]]) -> None:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise DataError(f"{_where(file, text, key)}: {shown(key)} is there twice")
 
 
 def _where(file: Path, text: str, key: str) -> str:
