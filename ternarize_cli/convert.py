@@ -7,7 +7,7 @@ are dropped, and tensors that the source lacks are never invented. The Dense mod
 are converted like the encoder (`parts`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ternarize_cli import __version__, checkpoint, defaults, files, ternary, vocabulary, weights
 from ternarize_cli.calibrate import Calibrated, Calibration, calibrate_folder
 from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.model_files import module_folders
 from ternarize_cli.models import model_name
 from ternarize_cli.packing import codec_for
 from ternarize_cli.progress import Track, silent
@@ -142,6 +143,7 @@ def convert(
     layers: list[LayerReport] = []
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
+        _unpickle_modules(source, partial, {one.part.subfolder for one in sources})
         notes = defaults.complete(source, partial)
         count = sum(len(part.keys) for part in sources)
         pending = iter(track(range(count), "ternarising", count))
@@ -161,6 +163,23 @@ def convert(
         notes=tuple(notes),
         vocabulary=chosen,
     )
+
+
+def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) -> None:
+    """Writes the pickled weights of modules that stay as they are (LayerNorm, LSTM, …) as safetensors.
+
+    Args:
+        source: a folder whose pickles may be read.
+        output: the folder that holds a copy of its companion files.
+        converted: folders of modules whose weights are written elsewhere.
+    """
+    for where in module_folders(source):
+        pickled, safe = source / where / "pytorch_model.bin", source / where / "model.safetensors"
+        if where in converted or not pickled.is_file() or safe.is_file():
+            continue
+        with weights.open_files([pickled]) as shards:
+            tensors = {key: shard.get(key) for shard in shards for key in shard.keys()}  # noqa: SIM118
+        weights.ShardWriter(output / where).write(safe.name, tensors)
 
 
 def _write(

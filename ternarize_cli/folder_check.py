@@ -27,7 +27,7 @@ from ternarize_cli.config_numbers import check_numbers
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.model_files import model_files, module_folders, part_folders
 
-__all__ = ["LOADING", "check_folder", "loading_arguments"]
+__all__ = ["LOADING", "check_folder", "loading_arguments", "refuse_adapter"]
 
 LOADING: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """What every loader of transformers is told about a folder: no hub, no code."""
@@ -49,6 +49,7 @@ _CLASSES = {
     *("SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding", "LogitScore", "MultiVectorMask", "TokenPooling"),
     *("CSRSparsity", "IDF"),
 }
+_ACTIVATION = re.compile(r"torch\.nn\.(modules\.(activation|linear)\.)?[A-Z]\w*")
 _SENTENCE_KEYS = {
     *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"),
     *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion"),
@@ -88,11 +89,7 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
         CheckpointError: a file is missing, damaged, too large or no regular file, or asks for something that is not in
             the lists of this module; the message names file, key and value.
     """
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json), which changes the model when it is loaded",
-            hint="merge it first: PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(DIR)",
-        )
+    refuse_adapter(folder)
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     files = model_files(folder)
@@ -103,6 +100,19 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     for where in part_folders(folder):
         _check_part(folder / where)
     return config
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuses a folder with an adapter, such as LoRA's, which loaders would put on a model from wherever it says.
+
+    Raises:
+        CheckpointError: the folder holds adapter_config.json.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json) for another model, and not the model that it makes",
+            hint="merge it first: PeftModel.from_pretrained(BASE, …).merge_and_unload().save_pretrained(DIR)",
+        )
 
 
 def loading_arguments(*, allow_pickle: bool) -> dict[str, Any]:
@@ -200,10 +210,21 @@ def _check_part(folder: Path) -> None:
             _check_processor(_object(path), path)
         elif path.name in ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
             _object(path, MAX_TOKENIZER)
+        elif path.name == "config.json" and "activation_function" in (values := _object(path)):
+            _check_activation(values["activation_function"], path)
         elif path.name == "wordembedding_config.json":
             kind = _object(path).get("tokenizer_class")
             if not isinstance(kind, str) or not _MODULE.fullmatch(kind):
                 raise CheckpointError(f"{path}: tokenizer_class is {kind!r}, no class of sentence-transformers")
+
+
+def _check_activation(name: Any, path: Path) -> None:
+    """Refuses an activation that is no class of torch.nn: sentence-transformers imports it by its dotted name."""
+    if name is not None and not (isinstance(name, str) and _ACTIVATION.fullmatch(name)):
+        raise CheckpointError(
+            f"{path}: activation_function is {name!r}, no activation of torch.nn",
+            hint='such as "torch.nn.modules.activation.Tanh"',
+        )
 
 
 def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:

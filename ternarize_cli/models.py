@@ -39,9 +39,12 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
     text = os.fspath(model)
     if text.startswith("package:"):
         return _package_folder(text.removeprefix("package:"))
+    from ternarize_cli.folder_check import refuse_adapter
+
     folder = Path(text).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            refuse_adapter(folder)
             raise CheckpointError(
                 f"{text} is no model folder: it has no config.json",
                 hint="pass the folder that holds config.json and model.safetensors",

@@ -19,11 +19,15 @@ from torch import nn
 
 from ternarize_cli import checkpoint
 from ternarize_cli.anatomy import weighted
+from ternarize_cli.bounds import read_json
 from ternarize_cli.errors import CheckpointError
+from ternarize_cli.model_files import module_folders
 from ternarize_cli.scheme import Artifact
 from ternarize_cli.weights import Shard, open_shards
 
 __all__ = ["Part", "parts_of"]
+
+_WIDEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,9 @@ def parts_of(folder: Path) -> list[Part]:
     """
     found = [Part(folder)]
     path = folder / "modules.json"
-    if not path.is_file():
+    if not module_folders(folder):
         return found
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        kinds = [(str(m["path"]), str(m["type"])) for m in modules]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path} lists no modules: {e}", hint="fetch the file again") from e
+    kinds = [(str(m["path"]), str(m.get("type"))) for m in read_json(path)]
     for index, (where, kind) in enumerate(kinds):
         if kind.startswith("sentence_transformers.") and kind.endswith(".Dense") and where:
             if Path(where).name != where or not (folder / where / "config.json").is_file():
@@ -117,11 +117,11 @@ def parts_of(folder: Path) -> list[Part]:
 def _dense(folder: Path) -> nn.Module:
     config = checkpoint.read_config(folder)
     sizes = config.get("in_features"), config.get("out_features")
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not all(isinstance(size, int) and 0 < size < _WIDEST for size in sizes):
         raise CheckpointError(f"{folder / 'config.json'} gives no in_features and out_features", hint="fetch it again")
     module = nn.Module()
     with torch.device("meta"):
-        module.linear = nn.Linear(*sizes, bias=config.get("bias", True))  # type: ignore[arg-type]
+        module.linear = nn.Linear(*sizes, bias=bool(config.get("bias", True)))  # type: ignore[arg-type]
         if config.get("use_residual") and sizes[0] != sizes[1]:
             module.residual = nn.Linear(*sizes, bias=False)  # type: ignore[arg-type]
     return module

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ternarize_cli.bounds import MAX_TOKENIZER, read_json
 from ternarize_cli.errors import CheckpointError
 
 __all__ = [
@@ -125,14 +126,13 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
 
 def _indexed(folder: Path, index: str) -> list[Path]:
-    try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()), key=str)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{folder / index} is no shard index: {e}", hint="fetch the file again") from e
-    if not names or not all(isinstance(name, str) for name in names):
+    values = read_json(folder / index, limit=MAX_TOKENIZER)
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{folder / index} names no shards", hint="fetch the file again")
+    names, suffix = sorted(set(places.values())), ".safetensors" if index == INDEX else ".bin"
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if Path(name).name != name or Path(name).suffix != suffix or not (folder / name).is_file():
             raise CheckpointError(f"{folder / index} names the shard {name}, which is not there", hint="fetch it again")
     return [folder / name for name in names]
 

@@ -22,6 +22,7 @@ from ternarize_cli import kernels
 from ternarize_cli.convert import ConversionReport, convert
 from ternarize_cli.errors import CheckpointError, FormatError, InputError
 from ternarize_cli.inspect import inspect
+from ternarize_cli.integrity import seal
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear
 from ternarize_cli.models import load_encoder, pooling_note
 from ternarize_cli.pack import pack
@@ -419,6 +420,9 @@ def test_a_packed_encoder_loads_under_a_class_with_a_new_head(kind: str, tmp_pat
     tensors = load_file(packed / "model.safetensors")
     del tensors["encoder.layer.0.output.dense.weight_scale"]
     save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FormatError, match="is not what was packed"):
+        getattr(hf, kind).from_pretrained(packed)
+    seal(packed)
     with pytest.raises(FormatError, match=r"bert\.encoder\.layer\.0\.output\.dense\.weight_scale is missing"):
         getattr(hf, kind).from_pretrained(packed)
 
@@ -508,9 +512,11 @@ def test_a_damaged_dense_module_is_named(with_dense: Path, tmp_path: Path) -> No
         ("linear.weight", tensors["linear.weight"][:3], r"linear\.weight is \[3, 8\]"),
     ):
         save_file(tensors | {key: value.contiguous()}, path, metadata={"format": "pt"})
+        seal(packed)
         with pytest.raises(FormatError, match=message):
             load_encoder(packed)
     save_file({k: v for k, v in tensors.items() if k != "linear.weight_scale"}, path, metadata={"format": "pt"})
+    seal(packed)
     with pytest.raises(FormatError, match=r"linear\.weight_scale is missing"):
         load_encoder(packed)
 
