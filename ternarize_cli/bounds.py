@@ -149,9 +149,7 @@ def _deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def lines_of(
-    stream: IO[bytes], where: str, error: type[TernarizeError], *, limit: int = MAX_LINE
-) -> Iterator[bytes]:
+def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError], *, limit: int = MAX_LINE) -> Iterator[bytes]:
     """The lines of a stream, with their line breaks.
 
     Args:

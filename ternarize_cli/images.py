@@ -120,7 +120,9 @@ def is_images(path: str | Path) -> bool:
     path = user_path(path)
     if os.path.isdir(path):
         return bool(_layout(path))
-    return os.path.isfile(path) and (path.suffix.lower() in _SUFFIXES or _is_idx(path) or is_cifar(path) or _is_table(path))
+    return os.path.isfile(path) and (
+        path.suffix.lower() in _SUFFIXES or _is_idx(path) or is_cifar(path) or _is_table(path)
+    )
 
 
 def read_images(path: str | Path, *, limit: int | None = None, seed: int | None = None) -> Images:
@@ -208,7 +210,7 @@ def _pictures(folder: Path) -> list[Path]:
     """Image files in a folder and one folder down; pipes, devices and folders are none, whatever their names."""
     found = (p for p in [*folder.glob("*"), *folder.glob("*/*")] if p.suffix.lower() in _SUFFIXES)
     found = (p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
-    return sorted(p for p in found if p.is_file() or not p.exists())  # a link that leads nowhere is named when it is read
+    return sorted(p for p in found if p.is_file() or not p.exists())  # a dead link is named when it is read
 
 
 def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:

@@ -4,6 +4,7 @@ sentence-transformers puts a prompt before a text, and the two may grow together
 its first words once more behind each of the model's prompts.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli import checkpoint
+from ternarize_cli.bounds import require_regular, shown, user_path
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.folder_check import LOADING
 from ternarize_cli.texts import STDIN, read_texts, text_files
@@ -53,12 +55,14 @@ def corpus_files(paths: Iterable[str | Path]) -> Iterator[Path]:
     """The files of a corpus; a folder stands for every .txt, .jsonl and .ndjson in it, compressed or not.
 
     Raises:
-        DataError: stdin, which can't be read twice, or a folder without such files.
+        DataError: stdin or a pipe, which can't be read twice, a missing file, or a folder without such files.
     """
-    for path in (Path(p).expanduser() for p in paths):
+    for path in map(user_path, paths):
         if str(path) == STDIN:
             raise DataError("the corpus of a vocabulary can't be stdin: it is read twice", hint="write it to a file")
-        if not path.is_dir():
+        if not os.path.isdir(path):
+            if os.path.exists(path):  # else `read_texts` says that it is missing
+                require_regular(path, DataError)
             yield path
             continue
         found = text_files(path)
@@ -72,8 +76,13 @@ def inputs(model: Path, files: Iterable[Path]) -> Iterator[str]:
 
     Raises:
         DataError: as `texts.read_texts`.
+        CheckpointError: the model's prompts are no texts.
     """
-    prompts = dict.fromkeys((_settings(model, "config_sentence_transformers.json").get("prompts") or {}).values())
+    name = "config_sentence_transformers.json"
+    named = _settings(model, name).get("prompts") or {}
+    if not isinstance(named, dict) or not all(isinstance(prompt, str) for prompt in named.values()):
+        raise CheckpointError(f"{model / name}: prompts are {shown(named)}, not texts", hint="fetch the file again")
+    prompts = dict.fromkeys(named.values())
     for file in files:
         for document in read_texts(file):
             yield document.text

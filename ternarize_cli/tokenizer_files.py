@@ -26,6 +26,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import MAX_TOKENIZER, read_bytes, read_json
 from ternarize_cli.errors import CheckpointError
 
 __all__ = ["KINDS", "TokenizerFile"]
@@ -67,10 +68,10 @@ class TokenizerFile:
         if kind not in KINDS:
             raise CheckpointError(f"{path}: a tokenizer of type {kind} can't be trimmed, only {', '.join(KINDS)}")
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path, limit=MAX_TOKENIZER)
             vocab = state["model"]["vocab"]
             ids = {entry[0]: i for i, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError) as e:
+        except (KeyError, TypeError, IndexError, ValueError) as e:
             raise CheckpointError(f"{path} is no tokenizer: {e!r}", hint="fetch the file again") from e
         return cls(state, kind, ids)
 
@@ -153,23 +154,24 @@ class TokenizerFile:
         """Rewrites the files beside tokenizer.json; yields the names of those dropped."""
         settings = folder / "tokenizer_config.json"
         if settings.is_file():
-            values = json.loads(settings.read_text(encoding="utf-8"))
-            if decoder := values.get("added_tokens_decoder"):
-                values["added_tokens_decoder"] = {str(new[int(i)]): t for i, t in decoder.items() if int(i) in new}
+            values = _object(settings)
+            if isinstance(decoder := values.get("added_tokens_decoder"), dict) and decoder:
+                kept = {str(i): str(to) for i, to in new.items()}
+                values["added_tokens_decoder"] = {kept[i]: token for i, token in decoder.items() if i in kept}
                 _write_json(settings, values)
         if (added := folder / "added_tokens.json").is_file():
-            _write_json(added, _renumbered(json.loads(added.read_text(encoding="utf-8")), new))
+            _write_json(added, _renumbered(_object(added), new))
         if (words := folder / "vocab.txt").is_file():
-            lines = words.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            lines = _lines(words)
             if all(self.ids.get(line) == i for i, line in enumerate(lines)):
                 words.write_text("".join(f"{line}\n" for i, line in enumerate(lines) if i in new), encoding="utf-8")
             else:
                 words.unlink()
                 yield words.name
         if (words := folder / "vocab.json").is_file():
-            _write_json(words, _renumbered(json.loads(words.read_text(encoding="utf-8")), new), indent=None)
+            _write_json(words, _renumbered(_object(words), new), indent=None)
         if (merges := folder / "merges.txt").is_file():
-            lines = merges.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            lines = _lines(merges)
             kept = [x for x in lines if x.startswith("#version") or self._made(tuple(x.split(" ")), new)]
             merges.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         for pattern in _FOREIGN:
@@ -220,8 +222,32 @@ class TokenizerFile:
             yield parts[i]
 
 
-def _renumbered(ids: Mapping[str, int], new: Mapping[int, int]) -> dict[str, int]:
-    return {token: new[i] for token, i in ids.items() if i in new}
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is damaged or too large, or holds something else.
+    """
+    values = read_json(path, limit=MAX_TOKENIZER)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object", hint="fetch the file again")
+    return values
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        CheckpointError: the file is too large, or not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit=MAX_TOKENIZER).decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"{path} is not UTF-8 text: {e.reason}", hint="fetch the file again") from e
+
+
+def _renumbered(ids: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, int]:
+    return {token: new[i] for token, i in ids.items() if isinstance(i, int) and i in new}
 
 
 def _map_processor(processor: Any, change: Callable[[int], int]) -> Any:

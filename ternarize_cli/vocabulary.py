@@ -155,7 +155,7 @@ def write(vocabulary: Vocabulary, model: Any, folder: Path) -> list[str]:
     for name in ("config.json", "generation_config.json"):
         if not (folder / name).is_file():
             continue
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        values = checkpoint.read_json(folder / name)
         for key, value in {**_token_ids(model.config.to_dict()), **_token_ids(values)}.items():
             moved = [new.get(i, i) for i in value] if isinstance(value, list) else new.get(value, value)
             if key in values or moved != value:
@@ -264,7 +264,8 @@ def _check_positions(model: Any, table: nn.Embedding, ids: Sequence[int]) -> Non
 
 def _token_ids(config: dict[str, Any]) -> dict[str, Any]:
     """The entries of a config that name tokens, such as pad_token_id."""
-    return {k: v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int | list)}
+    found = {k: v for k, v in config.items() if k.endswith("_token_id")}
+    return {k: v for k, v in found.items() if all(type(i) is int for i in (v if isinstance(v, list) else [v]))}
 
 
 def _named_ids(model: Any) -> Iterator[int]:

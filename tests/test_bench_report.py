@@ -333,7 +333,7 @@ def test_compare_prints_a_table_or_one_json_object(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,median_ms\n", "it is not JSON"),
+        ("name,median_ms\n", "it is not valid JSON"),
         ("[1]", "it has no rows and machine"),
         ('{"rows": [], "machine": {}}', "it has no rows and machine"),
         ('{"rows": [{"name": "a", "batch": 1, "tokens": 2}], "machine": {}}', "row 0 has no median_ms"),

@@ -5,18 +5,20 @@ texts if there is one. Each is set against the first file. A ratio of two median
 taken under the same conditions, so whatever differs there is a warning.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli.bench.cells import Table, point_title, three_digits, timing
+from ternarize_cli.bounds import parse_json, read_bytes, shown
 from ternarize_cli.errors import InputError
 
 __all__ = ["Comparison", "Line", "compare", "comparison_table"]
 
-_NUMBERS = ("batch", "tokens", "median_ms", "p10_ms", "p90_ms")
+_NUMBERS = {"batch": int, "tokens": int, "median_ms": int | float, "p10_ms": int | float, "p90_ms": int | float}
+_WORDS = ("lengths", "image", "encoded")
+_LARGEST = 1e12
 _FACTS = {
     "cpu": "the CPUs",
     "isa": "the instruction sets",
@@ -109,8 +111,8 @@ def comparison_table(comparison: Comparison) -> Table:
     lines = []
     for line in comparison.lines:
         cells = [line.name, point_title(vars(line)), line.shown[0]]
-        for shown, ratio in zip(line.shown[1:], line.speed_up[1:], strict=True):
-            cells += [shown, "" if ratio is None else f"{three_digits(ratio)}x"]
+        for time, ratio in zip(line.shown[1:], line.speed_up[1:], strict=True):
+            cells += [time, "" if ratio is None else f"{three_digits(ratio)}x"]
         lines.append(cells)
     titles = [f"{name}: {model}" for name, model in zip(names, comparison.models, strict=True)]
     title = comparison.models[0] if len(set(comparison.models)) == 1 else ", ".join(titles)
@@ -120,20 +122,25 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def _read(path: Path) -> dict[str, Any]:
     hint = f"ternarize bench MODEL --json > {path.name} writes one"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path} can't be read: {e.strerror}", hint=hint) from e
-    except ValueError as e:  # not JSON, or not UTF-8
-        raise InputError(f"{path} is no report of bench: it is not JSON", hint=hint) from e
+    content = read_bytes(path, error=InputError)
+    report = parse_json(content, f"{path} is no report of bench: it", error=InputError, hint=hint)
     rows = report.get("rows") if isinstance(report, dict) else None
     if not isinstance(rows, list) or not rows or not isinstance(report.get("machine"), dict):
         raise InputError(f"{path} is no report of bench: it has no rows and machine", hint=hint)
     for number, row in enumerate(rows):
-        whole = isinstance(row, dict) and isinstance(row.get("name"), str)
-        lacking = [key for key in _NUMBERS if not whole or not isinstance(row.get(key), int | float)]
-        if lacking:
-            raise InputError(f"{path} is no report of bench: row {number} has no {lacking[0]}", hint=hint)
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise InputError(f"{path} is no report of bench: row {number} has no name", hint=hint)
+        for key, kind in _NUMBERS.items():
+            value = row.get(key)
+            if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value <= _LARGEST:  # NaN is not
+                raise InputError(
+                    f"{path} is no report of bench: row {number} has no {key}, but {shown(value)}", hint=hint
+                )
+        for key in _WORDS:
+            if not isinstance(row.get(key), str | None):
+                raise InputError(
+                    f"{path} is no report of bench: row {number} has the {key} {shown(row[key])}", hint=hint
+                )
     return report
 
 

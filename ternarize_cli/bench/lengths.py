@@ -11,14 +11,13 @@ timed in turn for every candidate, which gives two rates:
 Each batch has been seen before it is timed, so runtimes that prepare kernels for a shape have done so.
 """
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ternarize_cli import models
-from ternarize_cli.texts import read_texts
+from ternarize_cli.texts import drawn, read_texts, source_name
 
 __all__ = ["BATCHES", "draw", "padded_batches"]
 
@@ -31,17 +30,9 @@ def draw(path: str | Path, seed: int) -> list[str]:
     """Up to 10,000 texts of a file in random order, drawn without holding all of them (reservoir sampling).
 
     Raises:
-        DataError: as `texts.read_texts`.
+        DataError: as `texts.read_texts`, or the texts drawn don't fit in memory.
     """
-    rng = random.Random(seed)
-    kept: list[str] = []
-    for i, document in enumerate(read_texts(path)):
-        if i < _KEPT:
-            kept.append(document.text)
-        elif (place := rng.randrange(i + 1)) < _KEPT:
-            kept[place] = document.text
-    rng.shuffle(kept)
-    return kept
+    return drawn((document.text for document in read_texts(path)), _KEPT, seed, source_name(path))
 
 
 def padded_batches(

@@ -6,7 +6,7 @@ to texts joined to longer ones, of up to the model's full length. The model's pr
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from ternarize_cli.errors import DataError
 from ternarize_cli.images import read_images
 from ternarize_cli.models import prompts_of
 from ternarize_cli.text_sources import kind_of, texts_of
+from ternarize_cli.texts import drawn
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -93,9 +94,9 @@ def make_batches(
     limit = min(encoder.max_seq_length or _LONGEST, _LONGEST)
     texts: list[tuple[int, str]] = []
     for source in sources:
-        drawn = list(dict.fromkeys(_draw(texts_of(source, share, seed), share, seed)))
-        _check_count(len(drawn), fewest, "distinct texts", source)
-        texts += _of_all_lengths(encoder, drawn, tokens // len(sources), limit, seed)
+        chosen = list(dict.fromkeys(drawn(texts_of(source, share, seed), share, seed, str(source))))
+        _check_count(len(chosen), fewest, "distinct texts", source)
+        texts += _of_all_lengths(encoder, chosen, tokens // len(sources), limit, seed)
     texts.sort(key=lambda pair: -pair[0])
     batches, start = [], 0
     while start < len(texts):
@@ -111,19 +112,6 @@ def _check_count(count: int, fewest: int, what: str, source: str | Path) -> None
             f"{source} holds {count} {what}; calibration needs at least {fewest}",
             hint=f"{'hundreds' if what == 'images' else 'thousands'}, like those the model will see",
         )
-
-
-def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """A uniform sample without holding all texts (reservoir sampling), in random order."""
-    rng = random.Random(seed)
-    kept: list[str] = []
-    for i, text in enumerate(texts):
-        if i < count:
-            kept.append(text)
-        elif (place := rng.randrange(i + 1)) < count:
-            kept[place] = text
-    rng.shuffle(kept)
-    return kept
 
 
 def _of_all_lengths(

@@ -184,7 +184,7 @@ class ImageCorpus:
     def digest(self) -> str:
         """As `Corpus`: by the images' names and places, not their pixels."""
         names = "\n".join(f"{part.path} {name}" for part in self.parts for name in part.ids)
-        return hashlib.sha256(names.encode() + self.chosen.tobytes()).hexdigest()
+        return hashlib.sha256(names.encode(errors="backslashreplace") + self.chosen.tobytes()).hexdigest()
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
         """What `pixels.preparation` makes, such as pixel_values `[images, 3, height, width]`.

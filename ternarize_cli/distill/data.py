@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ternarize_cli.bounds import Held
 from ternarize_cli.distill.corpus import Corpus, ImageCorpus, TextCorpus
 from ternarize_cli.distill.order import Mixture
 from ternarize_cli.distill.pixels import preparation
@@ -76,16 +77,19 @@ def read_corpus(
         seed: draws what is held out, and from hub datasets.
 
     Raises:
-        DataError: a source can't be read, or there are fewer than 20 different texts or images.
+        DataError: a source can't be read, the texts don't fit in memory, or there are fewer than 20 different texts
+            or images.
         CheckpointError: the model does not read them.
     """
     if kind_of(folder, sources.paths, stdin=True) == "image":
         return _split(_images(encoder, sources, seed), sources, seed, "images")
     texts: dict[str, int] = {}
+    held = Held("the data to train on", DataError)
     for number, path in enumerate(sources.paths):
         taken = 0
         for text in track(texts_of(path, sources.most, seed, paired=True), f"reading {path}"):
             if text not in texts:
+                held.add(text)
                 texts[text] = number
                 taken += 1
             if taken >= sources.most:

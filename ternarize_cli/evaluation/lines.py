@@ -94,7 +94,7 @@ def check_encodable(value: object, where: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"{where}: half of a surrogate pair in {ascii(e.object[e.start : e.start + 20])}") from e
+        raise DataError(f"{where}: half of a surrogate pair in {e.object[e.start : e.start + 20]!a}") from e
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -121,7 +121,8 @@ def _check_answered(relevant: dict[str, dict[str, int]], path: Path) -> None:
     silent = [query for query, grades in relevant.items() if max(grades.values()) <= 0]
     if silent:
         raise DataError(
-            f"{path}: the query {shown(silent[0])} has no relevant document ({len(silent)} of {len(relevant)} have none)",
+            f"{path}: the query {shown(silent[0])} has no relevant document "
+            f"({len(silent)} of {len(relevant)} have none)",
             hint="grades above 0 are relevant; delete the judgements of queries that nothing answers",
         )
 

@@ -74,8 +74,8 @@ def read_task_file(file: Path) -> TaskFile:
     """Reads and checks a task file.
 
     Raises:
-        DataError: it is missing, larger than a megabyte, or neither TOML nor JSON, a key or the type is unknown or missing, or a value is of
-            another kind; the message names file, line and value.
+        DataError: it is missing, larger than a megabyte, or neither TOML nor JSON, a key or the type is unknown or
+            missing, or a value is of another kind; the message names file, line and value.
     """
     file = readable_file(file)
     read_bytes(file, limit=_MAX_BYTES, error=DataError)
