@@ -35,6 +35,7 @@ __all__ = [
     "tree_hash",
 ]
 
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl")
 """By these --force knows a folder that it may replace: a model, an index, a demo."""
@@ -215,8 +216,7 @@ def _reporting_disk(output: Path) -> Iterator[None]:
             raise OutputError(
                 f"the disk is full: {output} was not written", hint="free some space or name another place with -o"
             ) from e
-        refused = isinstance(e, OSError) and e.errno in (errno.EROFS, errno.ENAMETOOLONG)
-        if isinstance(e, PermissionError | IsADirectoryError) or refused:
+        if isinstance(e, OSError) and e.errno in _REFUSED:
             raise OutputError(f"can't write {output}: {e.strerror}", hint="name a writable place with -o") from e
         raise
 

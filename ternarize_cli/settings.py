@@ -10,6 +10,9 @@ parser's default map. The file has one table per command, and keys that several 
     factory = "HNSW32"            # ternarize index build --factory
 
 In the environment the same values are TERNARIZE_SEED, TERNARIZE_CONVERT_RULE, TERNARIZE_INDEX_BUILD_FACTORY.
+
+A `ternarize.toml` that merely lies in the working folder may have come with somebody else's files, so it can't set what
+loosens safety (`GUARDED`); a file that was named by --config or TERNARIZE_CONFIG can.
 """
 
 import tomllib
@@ -19,9 +22,11 @@ from typing import Any
 
 from ternarize_cli.errors import SettingsError
 
-__all__ = ["FILE_NAME", "default_map", "read_settings"]
+__all__ = ["FILE_NAME", "GUARDED", "check_guarded", "default_map", "read_settings"]
 
 FILE_NAME = "ternarize.toml"
+GUARDED = frozenset({"allow_pickle", "ray_address"})
+"""Options that let files of others run code, or send data to a machine: pickles, and a Ray cluster."""
 
 
 def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:
@@ -43,6 +48,28 @@ def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:
         raise SettingsError(f"the settings file {path} can't be read: {e}") from e
     except tomllib.TOMLDecodeError as e:
         raise SettingsError(f"{path} is not valid TOML: {e}") from e
+
+
+def check_guarded(content: Mapping[str, Any], where: str) -> None:
+    """Checks that a file that nobody named sets none of GUARDED, in whatever table.
+
+    Args:
+        content: the parsed file, or one of its tables.
+        where: the file (and table) that messages name.
+
+    Raises:
+        SettingsError: it does.
+    """
+    for key, value in content.items():
+        option = _option(key)
+        if option in GUARDED and value is not False:
+            flag = f"--{option.replace('_', '-')}"
+            raise SettingsError(
+                f"{where} sets {key}, which is not taken from a file that merely lies in the working folder",
+                hint=f"{flag}, TERNARIZE_COMMAND_{option.upper()} in the environment, or --config {FILE_NAME}",
+            )
+        if isinstance(value, dict):
+            check_guarded(value, f"{where} [{key}]")
 
 
 def default_map(

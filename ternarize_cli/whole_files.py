@@ -41,8 +41,8 @@ def put_file(path: Path, write: Callable[[IO[bytes]], Any], *, mode: int = 0o666
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            with partial.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
             partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

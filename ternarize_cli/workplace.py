@@ -11,7 +11,6 @@ and the new one not yet in its place, it is put back; what is left of a change o
 work that was not finished is removed or taken up, as the run wants. No link is followed and none is kept.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -207,7 +206,8 @@ def _open(output: Path, *, make: bool) -> int:
                 continue  # another process has just removed it
             raise
         except OSError as e:
-            if e.errno in (errno.ENOTDIR, errno.ELOOP) or (e.errno == errno.EACCES and not _is_own(holder.lstat())):
+            other = _status(holder)
+            if other is not None and (not stat.S_ISDIR(other.st_mode) or not _is_own(other)):
                 raise _strange(holder) from e
             raise
         try:
@@ -264,6 +264,13 @@ def _strange(holder: Path) -> InputError:
 
 def _is_own(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid()
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def _is_there(path: Path) -> bool:

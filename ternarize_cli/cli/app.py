@@ -1,7 +1,5 @@
 """The application: its commands, the settings file, and what an error looks like."""
 
-import errno
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,21 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ternarize_cli import __version__
-from ternarize_cli.errors import TernarizeError
+from ternarize_cli import __version__, signals
+from ternarize_cli.cli import streams
+from ternarize_cli.cli.failures import Failure, debugging, explained
 
 __all__ = ["app"]
 
 
-def _debugging() -> bool:
-    return os.environ.get("TERNARIZE_DEBUG", "") not in ("", "0")
-
-
-def _fail(message: str, hint: str | None, code: int) -> typer.Exit:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"  try: {hint}", file=sys.stderr)
-    return typer.Exit(code)
+def _fail(failure: Failure) -> typer.Exit:
+    streams.tell(f"error: {failure.message}")
+    if failure.hint:
+        streams.tell(f"  try: {failure.hint}")
+    return typer.Exit(failure.code)
 
 
 def _hide_environment(command: Any) -> None:
@@ -46,34 +41,19 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
+            streams.flush()
             return result
         except (typer.Exit, typer.Abort, typer.TyperException):
             raise
-        except TernarizeError as e:
-            if _debugging():
-                raise
-            raise _fail(str(e), e.hint, e.exit_code) from e
         except KeyboardInterrupt as e:
-            raise _fail("interrupted", None, 130) from e
-        except BrokenPipeError as e:  # `ternarize … | head`: the reader has seen enough, and nothing failed
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from e
-        except OSError as e:
-            if _debugging():
-                raise
-            where = f": {e.filename}" if e.filename else ""
-            hint = "free some space or write elsewhere" if e.errno == errno.ENOSPC else None
-            raise _fail(f"{e.strerror or e}{where}", hint, 1) from e
+            raise _fail(Failure(str(e) or "interrupted", None, signals.exit_code(e))) from e
         except Exception as e:
-            if _debugging():
+            if isinstance(e, BrokenPipeError) and streams.is_unread(sys.stdout):
+                streams.silence(sys.stdout)  # `ternarize … | head`: the reader has seen enough, and nothing failed
+                raise typer.Exit(0) from e
+            if debugging():
                 raise
-            text = " ".join(str(e).split())
-            raise _fail(
-                f"unexpected {type(e).__name__}: {text[:300]}",
-                "run again with TERNARIZE_DEBUG=1 for the traceback, and report it",
-                1,
-            ) from e
+            raise _fail(explained(e)) from e
 
 
 app = typer.Typer(
@@ -123,9 +103,11 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    from ternarize_cli.settings import default_map, read_settings
+    from ternarize_cli.settings import check_guarded, default_map, read_settings
 
     path, content = read_settings(config)
+    if path is not None and config is None:
+        check_guarded(content, str(path))
     if path is not None:
         ctx.default_map = _lists(default_map(content, _options(ctx.command), str(path)), ctx.command)
 

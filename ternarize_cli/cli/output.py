@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from ternarize_cli.cli.streams import tell
+
 __all__ = ["SCHEMA_VERSION", "Output", "counted", "duration", "megabytes"]
 
 SCHEMA_VERSION = 1
@@ -47,7 +49,7 @@ class Output:
     def note(self, text: str) -> None:
         """A line on stderr about what is going on."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            tell(text)
 
     def hint(self, text: str) -> None:
         """What the user may want to do next, on stderr."""
@@ -55,7 +57,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Something the user must know, on stderr, in every mode."""
-        print(f"warning: {text}", file=sys.stderr)
+        tell(f"warning: {text}")
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
         """A table on stdout; the first column is left-aligned, the others right-aligned. Silent in JSON mode."""
@@ -64,6 +66,10 @@ class Output:
         from rich import box
         from rich.console import Console
         from rich.table import Table
+
+        class Paper(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # the application knows what to do
 
         table = Table(
             caption=caption or None,
@@ -74,7 +80,7 @@ class Output:
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
-        console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+        console = Paper(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
         console.print(title, style="bold", soft_wrap=True)
         console.print(table)
 
@@ -86,7 +92,13 @@ class Output:
     def result(self, payload: dict[str, Any]) -> None:
         """The machine-readable result: printed in JSON mode only."""
         if self.json_mode:
-            print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, ensure_ascii=False, allow_nan=False))
+            values = {"schema_version": SCHEMA_VERSION, **payload}
+            text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+            try:
+                text.encode(sys.stdout.encoding or "utf-8")
+            except UnicodeEncodeError:  # stdout has no such characters, or a file's name is not UTF-8
+                text = json.dumps(values, allow_nan=False)
+            print(text)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """A progress bar on stderr for `items`, drawn on a terminal once two seconds have passed."""

@@ -7,7 +7,6 @@ stopped goes on from there with `resume`. Under `accelerate launch` every proces
 import json
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ternarize_cli import __version__, checkpoint, files, models
+from ternarize_cli import __version__, checkpoint, files, models, signals
 from ternarize_cli.convert import convert
 from ternarize_cli.distill import saved
 from ternarize_cli.distill.batches import Batches
@@ -106,7 +105,8 @@ def distill(
             missing, damaged, or of a run with other settings or by a version that trains otherwise.
         DataError, InputError: as `data.read_corpus` and `Trainer`.
         TernarizeError: the loss stopped being finite (the last checkpoint stays), or the teacher's vectors are not.
-        KeyboardInterrupt: interrupted; a checkpoint was written.
+        KeyboardInterrupt: interrupted by Ctrl-C, or a signal that `signals.listen` listens for; a checkpoint was
+            written.
         OutputError, OutputExistsError: the output can't be written.
     """
     from accelerate import Accelerator
@@ -165,9 +165,7 @@ def distill(
             trainer.load_state(saved.load(partial, key))
             resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
-        finished = _train(trainer, partial, key, journal, on_step)
-        if not finished:
-            raise KeyboardInterrupt
+        _train(trainer, partial, key, journal, on_step)
         if not trainer.is_finite():
             raise TernarizeError("the weights are not finite, or too large", hint="a lower --learning-rate")
         after = trainer.held_out()
@@ -254,8 +252,12 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
 
 def _train(
     trainer: Trainer, partial: Path, key: str, journal: Journal | None, on_step: Callable[[Progress], None]
-) -> bool:
-    """Trains, with a checkpoint now and then and when it is interrupted; False if it was."""
+) -> None:
+    """Trains, with a checkpoint now and then and when it is interrupted.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+    """
     last = time.monotonic()
 
     def step(progress: Progress) -> None:
@@ -268,32 +270,12 @@ def _train(
             saved.save(partial, key, trainer.state())
             last = time.monotonic()
 
-    with _interruptible() as interrupted:
-        finished = trainer.run(step, interrupted)
+    with signals.noted() as came:
+        finished = trainer.run(step, lambda: came() is not None)
     if journal is not None and trainer.is_finite():
         saved.save(partial, key, trainer.state())
-    return finished
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether Ctrl-C was pressed; a second one interrupts at once."""
-    pressed = False
-
-    def press(number: int, frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    old = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, old)
+    if not finished:
+        raise signals.ending(came() or signal.SIGINT)
 
 
 def _write(

@@ -1,0 +1,109 @@
+"""What an exception says to the user: a sentence, the next thing to try, and the exit code."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ternarize_cli.errors import TernarizeError
+
+__all__ = ["Failure", "debugging", "explained"]
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "out of memory",
+    "std::bad_alloc",
+    "failed to map segment",
+)
+_NO_FILES = "too many open files"
+
+
+class Failure(NamedTuple):
+    """How a command ends."""
+
+    message: str
+    hint: str | None
+    code: int
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted: TERNARIZE_DEBUG=1."""
+    return os.environ.get("TERNARIZE_DEBUG", "") not in ("", "0")
+
+
+def explained(error: Exception) -> Failure:
+    """The failure that an exception means, whatever library raised it."""
+    if isinstance(error, TernarizeError):
+        return Failure(str(error), error.hint, error.exit_code)
+    texts = [f"{type(e).__name__}: {e}".lower() for e in _chain(error)]
+    if any(_NO_FILES in text for text in texts):
+        return Failure(f"too many open files: {_limit()}", "ulimit -n 1024, and run it again", 1)
+    if any("outofmemoryerror" in text or "cuda out of memory" in text for text in texts):
+        return Failure("the memory of the GPU is full", "a smaller --batch-size, or --device cpu", 1)
+    if any(isinstance(e, MemoryError) for e in _chain(error)) or any(n in t for n in _NO_MEMORY for t in texts):
+        return Failure(
+            "there is not enough memory",
+            "a smaller --batch-size, fewer --threads or --calibration-tokens, or a machine with more",
+            1,
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return Failure(
+            f"{error.object[:200]!a} can't be written: it has characters that {error.encoding} has not",
+            "rename the file so that its name is UTF-8, or set PYTHONUTF8=1",
+            1,
+        )
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return Failure(f"{error.strerror or error}{where}", _next_thing(error), 1)
+    text = " ".join(str(error).split())
+    strange = [argument for argument in sys.argv if not _is_utf8(argument)]
+    if strange:
+        return Failure(
+            f"the name {strange[0]!a} is not UTF-8, and a library can't work with it: {text[:100]}",
+            "rename it, or give a link to it with another name",
+            2,
+        )
+    return Failure(
+        f"unexpected {type(error).__name__}: {text[:300]}",
+        "run again with TERNARIZE_DEBUG=1 for the traceback, and report it",
+        1,
+    )
+
+
+def _next_thing(error: OSError) -> str | None:
+    if error.errno == errno.ENOSPC:
+        return "free some space or write elsewhere"
+    if "mteb" in str(error.filename):
+        return "set MTEB_CACHE to a folder that can be written"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR) and ".cache" in str(error.filename):
+        return "set HF_HOME, TERNARIZE_CACHE and MTEB_CACHE to folders that can be written"
+    return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what led to it."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _limit() -> str:
+    if sys.platform == "win32":
+        return "the system allows no more"
+    import resource
+
+    return f"a process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here"
