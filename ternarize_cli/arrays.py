@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from ternarize_cli.bounds import require_regular
+from ternarize_cli.bounds import reason, require_regular
 from ternarize_cli.errors import TernarizeError
 
 __all__ = ["read_npy", "read_npz"]
@@ -41,7 +41,7 @@ def read_npy(path: Path, error: type[TernarizeError]) -> np.ndarray:
         with path.open("rb") as stream:
             return _array(stream, size)
     except _DAMAGE as e:
-        raise error(f"{path} is no array of numbers: {e}", hint="make or fetch the file again") from e
+        raise error(f"{path} is no array of numbers: {reason(e)}", hint="make or fetch the file again") from e
 
 
 def read_npz(
@@ -73,7 +73,7 @@ def read_npz(
                 with stored.open(info) as stream:
                     arrays[name] = _array(stream, info.file_size)
     except _DAMAGE as e:
-        raise error(f"{path} is damaged: {e}", hint="make the file again") from e
+        raise error(f"{path} is damaged: {reason(e)}", hint="make the file again") from e
     return arrays
 
 

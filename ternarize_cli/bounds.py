@@ -33,6 +33,7 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_json",
+    "reason",
     "require_regular",
     "shown",
     "user_path",
@@ -134,7 +135,7 @@ def parse_json(
     except RecursionError:
         why = f"it is nested more than {MAX_DEPTH} levels deep"
     except ValueError as e:  # no UTF-8, no JSON, or a number of thousands of digits
-        why = str(e)
+        why = reason(e)
     raise error(f"{where} is not valid JSON: {why}", hint=hint)
 
 
@@ -209,6 +210,11 @@ def shown(value: object, limit: int = 80) -> str:
     """A value as messages show it: Python's `repr`, cut after `limit` characters."""
     text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= limit + 2 else f"{text[:limit]}…"
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """What a library's error says, in one line of at most `limit` characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 class Held:

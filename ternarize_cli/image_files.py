@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ternarize_cli.bounds import parse_json, read_bytes, require_regular, shown
+from ternarize_cli.bounds import parse_json, read_bytes, reason, require_regular, shown
 from ternarize_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _arrow(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
 
 
 def open_parquet(path: Path) -> ParquetFile:

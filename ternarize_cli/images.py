@@ -29,7 +29,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, overload
 
-from ternarize_cli.bounds import require_regular, user_path, utf8_name
+from ternarize_cli.bounds import reason, require_regular, user_path, utf8_name
 from ternarize_cli.errors import DataError
 from ternarize_cli.image_files import (
     IDX_IMAGES,
@@ -289,7 +289,7 @@ def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
         if isinstance(e, Image.DecompressionBombError):
             what = f"it has more than the {MAX_PIXELS:,} pixels that are read"
         else:
-            what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else str(e) or repr(e)
+            what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else reason(e)
         raise DataError(f"{name} can't be read: {what}", hint="mend or remove it") from e
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli import vision
-from ternarize_cli.bounds import MAX_LINE, require_regular, user_path
+from ternarize_cli.bounds import MAX_LINE, reason, require_regular, user_path
 from ternarize_cli.errors import DataError
 from ternarize_cli.images import is_images
 from ternarize_cli.texts import STDIN, read_texts, text_files
@@ -135,7 +135,7 @@ def parquet_rows(path: Path, also: Sequence[str] = ()) -> Iterator[dict[str, Any
     except DataError:
         raise
     except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
-        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
 
 
 def _parquet(path: Path, paired: bool) -> Iterator[str]:

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from ternarize_cli.bounds import Held, lines_of, parse_json, user_path, walk
 from ternarize_cli.errors import DataError
@@ -77,8 +77,7 @@ def read_texts(
     if "\0" in str(file) or not os.access(file, os.R_OK):
         why = "no permission" if os.path.exists(file) else "there is no such file"
         raise DataError(f"{str(path)[:200]} can't be read: {why}", hint="check the path; - reads from stdin")
-    opened = partial(gzip.open if file.suffix.lower() == ".gz" else open, file, "rb")
-    return _open(opened, name, replace(form, jsonl=_JSONL.get(_suffix(file))))
+    return _open(partial(_stream, file), name, replace(form, jsonl=_JSONL.get(_suffix(file))))
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -144,6 +143,11 @@ def open_stdin() -> IO[bytes]:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except (AttributeError, OSError):  # no file: a stream that another program put in its place
         return sys.stdin.buffer
+
+
+def _stream(file: Path) -> IO[bytes]:
+    """A file's bytes, unpacked if it is compressed."""
+    return cast(IO[bytes], gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _suffix(file: Path) -> str:

@@ -156,8 +156,8 @@ class TokenizerFile:
         if settings.is_file():
             values = _object(settings)
             if isinstance(decoder := values.get("added_tokens_decoder"), dict) and decoder:
-                kept = {str(i): str(to) for i, to in new.items()}
-                values["added_tokens_decoder"] = {kept[i]: token for i, token in decoder.items() if i in kept}
+                moved = {str(i): str(to) for i, to in new.items()}
+                values["added_tokens_decoder"] = {moved[i]: token for i, token in decoder.items() if i in moved}
                 _write_json(settings, values)
         if (added := folder / "added_tokens.json").is_file():
             _write_json(added, _renumbered(_object(added), new))

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bounds import require_regular
+from ternarize_cli.bounds import reason, require_regular, shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.lines import json_objects, lines
 
@@ -115,7 +115,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any
     except DataError:
         raise
     except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
-        raise DataError(f"{path} can't be read as Parquet: {e}", hint="fetch the file again") from e
+        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
 
 
 def _check_columns(wanted: Sequence[str], found: Sequence[str], where: str) -> None:
@@ -125,5 +125,6 @@ def _check_columns(wanted: Sequence[str], found: Sequence[str], where: str) -> N
     near = difflib.get_close_matches(missing, found, n=1)
     hint = f"did you mean {near[0][:60]!r}? " if near else ""
     raise DataError(
-        f"{where}: there is no column {missing!r}", hint=f"{hint}columns: {', '.join(name[:60] for name in found[:12])}"
+        f"{where}: there is no column {shown(missing)}",
+        hint=f"{hint}columns: {', '.join(name[:60] for name in found[:12])}",
     )

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bounds import parse_json, read_bytes, shown, user_path
+from ternarize_cli.bounds import parse_json, read_bytes, reason, shown, user_path
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.lines import check_encodable, lines, readable_file
 
@@ -109,7 +109,7 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
         try:
             return tomllib.loads(text)
         except (ValueError, RecursionError) as e:  # no TOML, a number of thousands of digits, or lists in lists
-            raise DataError(f"{file} is not valid TOML: {e}") from e
+            raise DataError(f"{file} is not valid TOML: {reason(e)}") from e
     if file.suffix.lower() != ".json":
         raise DataError(
             f"{file} is neither .toml nor .json", hint='type = "sts" and path = "pairs.csv" in a .toml file'

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ternarize_cli.arrays import read_npy
-from ternarize_cli.bounds import MAX_TOKENIZER, read_json, require_regular, shown
+from ternarize_cli.bounds import MAX_TOKENIZER, read_json, reason, require_regular, shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
 from ternarize_cli.index.records import read_signed
@@ -68,6 +68,7 @@ def read_record(folder: Path) -> VectorRecord:
     path = folder / RECORD
     if not path.is_file():
         raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
+    read_json(path, error=DataError)  # within bounds, which `read_signed` does not know
     found = read_signed(path, _VERSION, "vector folder", _REMAKE)
     wrong = _fault(found)
     if wrong is not None:
@@ -127,18 +128,23 @@ class VectorFolder:
     def _shard(self, shard: int) -> dict[str, Any]:
         """The record of a shard, whose files are whole."""
         suffixes = [".npy", ".ids"] if self.record.format == "npy" else [".parquet"]
-        for path in (self._files.path(shard, suffix) for suffix in (".json", *suffixes)):
+        for path in (self._files.path(shard, suffix) for suffix in suffixes):
             if path.exists():  # a pipe would be waited for
                 require_regular(path, DataError)
-        found = self._files.record(shard)
+        try:
+            read_json(self._files.path(shard, ".json"), error=DataError)
+            found = self._files.record(shard)
+        except DataError:
+            found = None
         if found is None:
             path = self._files.path(shard, suffixes[0])
             what = "or its record is damaged" if path.exists() else "is missing"
             raise DataError(f"{path} {what}", hint=_AGAIN)
         path = self._files.path(shard, ".json")
         for name, kind in _SHARD_KINDS.items():
-            if type(found.get(name)) is not kind:
-                raise DataError(f"{path} is damaged: {name} is {shown(found.get(name))}", hint=_DAMAGED)
+            value = found.get(name)
+            if type(value) is not kind or (isinstance(value, str) and not value.isascii()):
+                raise DataError(f"{path} is damaged: {name} is {shown(value)}", hint=_DAMAGED)
         if found["files"].keys() != set(suffixes):
             raise DataError(f"{path} is damaged: its files are {shown(list(found['files']))}", hint=_DAMAGED)
         if not 0 < found["rows"] <= self.record.shard_size:
@@ -232,7 +238,7 @@ def _column(path: Path, name: str, rows: int, fits: Callable[[Any], bool]) -> An
         if len(column) != rows or column.null_count:
             raise ValueError(f"{name!r} has {len(column) - column.null_count} values in {rows} rows")
     except Exception as e:  # whatever a damaged file sets off in Arrow
-        raise DataError(f"{path} can't be read as Parquet: {e}", hint=_DAMAGED) from e
+        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint=_DAMAGED) from e
     return column
 
 
