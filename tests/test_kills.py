@@ -1,17 +1,26 @@
-"""kill -9 at any moment: nothing under the final name but a whole output, and the old one survives."""
+"""kill -9 at any moment: nothing under the final name but a whole output, and the old one survives.
 
+TERNARIZE_KILLS=20 kills each command that writes 20 times instead of twice.
+"""
+
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import WORDS, save_tiny_bert
 
 from ternarize_cli import checkpoint, files
 from ternarize_cli.convert import convert
+from ternarize_cli.index.build import IndexOptions, build_index
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -86,3 +95,41 @@ def test_a_killed_distillation_leaves_no_half_output(tiny_bert: Path, tmp_path: 
     process.kill()
     process.wait()
     assert not out.exists()
+
+
+@pytest.fixture
+def prepared(tiny_bert: Path, tmp_path: Path, run: Callable[..., Any]) -> Path:
+    """A model, texts, and an index with deleted documents, for `killing`."""
+    folder = tmp_path / "prepared"
+    shutil.copytree(tiny_bert, folder / "m")
+    convert(folder / "m", folder / "latent")
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=8)) for _ in range(300)]
+    (folder / "texts.txt").write_text("\n".join(texts))
+    (folder / "sts.csv").write_text(
+        "\n".join(f"{a},{b},{len(a) % 6}" for a, b in zip(texts[:40], texts[40:80], strict=True))
+    )
+    (folder / "docs.jsonl").write_text("\n".join(json.dumps({"id": f"d{i}", "text": t}) for i, t in enumerate(texts)))
+    (folder / "more.jsonl").write_text(
+        "\n".join(json.dumps({"id": f"d{i * 7}", "text": t}) for i, t in enumerate(texts))
+    )
+    build_index(
+        str(folder / "docs.jsonl"), folder / "ix", model=str(folder / "m"), options=IndexOptions(factory="flat")
+    )
+    assert run("index", "delete", folder / "ix", "d3", "d4").exit_code == 0
+    return folder
+
+
+def test_commands_killed_at_random_leave_whole_outputs_and_the_next_run_nothing_else(prepared: Path) -> None:
+    kills = int(os.environ.get("TERNARIZE_KILLS", "2"))
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(prepared.parent), str(kills), "1"],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {name: faults for name, trial in found.items() if (faults := trial["faults"])} == {}
+    assert sum(trial["alive"] for trial in found.values()) > len(found) * kills / 2
