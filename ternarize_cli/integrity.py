@@ -27,7 +27,7 @@ from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.files import sha256
 from ternarize_cli.model_files import is_snapshot, model_files
 
-__all__ = ["note_once", "seal", "verify", "verifying"]
+__all__ = ["note_once", "seal", "state_of", "verify", "verifying"]
 
 _CONFIG = "config.json"
 _verified: dict[Path, object] = {}
@@ -82,7 +82,7 @@ def verify(folder: Path, *, always: bool = False) -> None:
         return
     wanted = _parsed(digest, folder)
     names = [name for name in model_files(folder) if name != _CONFIG]
-    state = [(name, _state(folder / name)) for name in [_CONFIG, *names]]
+    state = [(name, state_of(folder / name)) for name in [_CONFIG, *names]]
     if _verified.get(folder.resolve()) == state:
         return
     hint = "the model is damaged or was changed: fetch or pack it again"
@@ -117,8 +117,8 @@ def _digest_of(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written to or replaced."""
+def state_of(path: Path) -> tuple[int, int, int]:
+    """Size, time of change and number of a file: what changes when it is written to or replaced."""
     try:
         found = path.stat()
     except OSError as e:

@@ -14,7 +14,7 @@ import pytest
 from conftest import WORDS, save_tiny_bert
 
 from ternarize_cli.files import partial_path
-from ternarize_cli.index.format import StoredFile, read_info, write_info
+from ternarize_cli.index.format import StoredFile, read_info, stored_file, write_info
 
 
 def _texts(count: int) -> list[str]:
@@ -230,8 +230,7 @@ def _exchange(folder):
     other.add(np.ones((3, 32), dtype=np.float32))
     info = read_info(folder)
     faiss.write_index(other, str(folder / "index.faiss"))
-    size = (folder / "index.faiss").stat().st_size
-    write_info(folder, replace(info, files={**info.files, "index.faiss": StoredFile(size, "")}))
+    write_info(folder, replace(info, files={**info.files, "index.faiss": stored_file(folder / "index.faiss")}))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from ternarize_cli.index.corpora import Skipped, open_corpus, unique
 from ternarize_cli.index.documents import read_documents, write_documents
 from ternarize_cli.index.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
 from ternarize_cli.index.encoders import TextEncoder
+from ternarize_cli.index.faiss_file import trust
 from ternarize_cli.index.fill import METRICS, Plan, check_metric, fill, plan
 from ternarize_cli.index.format import (
     DOCUMENTS,
@@ -250,6 +251,7 @@ def _index(
         preset=made.preset,
         files={name: stored_file(partial / name) for name in names},
     )
+    trust(info.faiss_digests)
     return info, note
 
 

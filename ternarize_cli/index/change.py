@@ -24,7 +24,8 @@ from ternarize_cli import files
 from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.index.corpora import Skipped
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
-from ternarize_cli.index.fill import levels, silent_faiss
+from ternarize_cli.index.faiss_file import read_faiss, trust
+from ternarize_cli.index.fill import levels
 from ternarize_cli.index.format import (
     DOCUMENTS,
     FAISS_INDEX,
@@ -200,12 +201,8 @@ def changed_folder(folder: Path, info: IndexInfo, *, documents: bool = True) -> 
         for name in (*((DOCUMENTS, OFFSETS) if documents else ()), *({LISTS} & info.files.keys())):
             shutil.copyfile(folder / name, partial / name)
         shutil.copyfile(folder / FAISS_INDEX, partial / FAISS_INDEX)
-        try:
-            with silent_faiss():
-                index = faiss.read_index(str(partial / FAISS_INDEX), faiss.IO_FLAG_ONDISK_SAME_DIR)
-        except (RuntimeError, MemoryError) as e:
-            raise DataError(f"{folder / FAISS_INDEX} is damaged", hint="build the index again") from e
-        yield partial, index
+        lists = partial / LISTS if LISTS in info.files else None
+        yield partial, read_faiss(partial / FAISS_INDEX, info.faiss_digests, lists, writable=True)
 
 
 def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead: np.ndarray) -> IndexInfo:
@@ -215,6 +212,7 @@ def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead:
     names = (DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, *({LISTS} & info.files.keys()))
     stored = {name: stored_file(partial / name) for name in names}
     info = _with_dead(partial, replace(info, count=count, files=stored, deleted=0), dead)
+    trust(info.faiss_digests)
     write_info(partial, info)
     return info
 

@@ -8,22 +8,25 @@
     deleted-N.bin     rows that are deleted, if any are: int64, little-endian, rising
     index.json        how the vectors were made, so that queries are encoded alike: the fields of `IndexInfo`
 
-Sizes and digests of the others stand in the last, and a digest of itself (`records`). Opening an index compares the
-sizes; `ternarize index info`, and what changes an index, compare the digests too. The name of deleted-N.bin, where N
-counts its rows, changes with its content, so that a deletion takes effect when index.json is replaced.
+Sizes and digests of the others stand in the last, and a checksum of itself (`records`). Opening an index compares all
+digests before FAISS sees a byte, unless TERNARIZE_VERIFY is 0; `ternarize index info`, and what changes an index, do so
+always. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a deletion takes effect
+when index.json is replaced.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ternarize_cli import files
+from ternarize_cli import files, integrity
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
-from ternarize_cli.index.records import read_signed, signed
+from ternarize_cli.index.records import check_types, read_signed, signed
 
 __all__ = [
     "DOCUMENTS",
@@ -38,13 +41,17 @@ __all__ = [
     "read_deleted",
     "read_info",
     "stored_file",
+    "verify_files",
     "write_info",
 ]
 
 FAISS_INDEX, DOCUMENTS, INFO = "index.faiss", "documents.jsonl", "index.json"
 OFFSETS, TRUTH, LISTS = "offsets.bin", "truth.npz", "index.ivfdata"
 _VERSION = 4
-_AGAIN = "build it again: ternarize index build"
+_AGAIN = "build the index again: ternarize index build"
+_DELETED = re.compile(r"deleted-\d+\.bin")
+_MOST_ROWS, _WIDEST = 1 << 40, 1 << 20
+_verified: dict[Path, object] = {}
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,11 @@ class IndexInfo(Origin):
         return self.count - self.deleted
 
     @property
+    def faiss_digests(self) -> tuple[str, ...]:
+        """The sha256 of the files that FAISS reads."""
+        return tuple(self.files[name].sha256 for name in (FAISS_INDEX, LISTS) if name in self.files)
+
+    @property
     def deleted_file(self) -> str | None:
         """The name of the file of deleted rows; None without any."""
         return f"deleted-{self.deleted}.bin" if self.deleted else None
@@ -95,8 +107,18 @@ def stored_file(path: Path) -> StoredFile:
 
 
 def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
-    """int64 `[deleted]`: the rows that are deleted, rising."""
-    return np.fromfile(folder / info.deleted_file, "<i8") if info.deleted_file else np.empty(0, "<i8")
+    """int64 `[deleted]`: the rows that are deleted, rising.
+
+    Raises:
+        DataError: the file holds another number of rows, or they are not rising or not rows of the index.
+    """
+    if info.deleted_file is None:
+        return np.empty(0, "<i8")
+    dead = np.fromfile(folder / info.deleted_file, "<i8")
+    rising = bool((np.diff(dead) > 0).all())
+    if len(dead) != info.deleted or not rising or not 0 <= dead[0] <= dead[-1] < info.count:
+        raise DataError(f"{folder / info.deleted_file} is damaged", hint=_AGAIN)
+    return dead
 
 
 def write_info(folder: Path, info: IndexInfo) -> None:
@@ -136,7 +158,13 @@ def _read_info(folder: Path) -> IndexInfo:
         what = "is no index: it has no index.json" if folder.is_dir() else "is not there"
         raise DataError(f"{folder} {what}", hint="pass the folder that `ternarize index build` wrote")
     content = read_signed(path, _VERSION, "index", _AGAIN)
+    check_types(content, IndexInfo, path, _AGAIN)
+    for name, file in content["files"].items():
+        check_types(file, StoredFile, path, _AGAIN)
+        if name not in (FAISS_INDEX, DOCUMENTS, OFFSETS, TRUTH, LISTS) and not _DELETED.fullmatch(name):
+            raise DataError(f"{path} names a file {name!r}, which no index has", hint=_AGAIN)
     info = IndexInfo(**{**content, "files": {name: StoredFile(**file) for name, file in content["files"].items()}})
+    _check_values(info, path)
     for name in {FAISS_INDEX: 0, DOCUMENTS: 0, OFFSETS: 0, TRUTH: 0, **info.files}:
         expected = info.files.get(name)
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
@@ -147,12 +175,56 @@ def _read_info(folder: Path) -> IndexInfo:
     return info
 
 
+def _check_values(info: IndexInfo, path: Path) -> None:
+    """Refuses a record whose numbers no index has, or that don't belong together."""
+    wrong = {
+        "dim": not 0 < info.dim <= _WIDEST,
+        "count": not 0 <= info.count <= _MOST_ROWS,
+        "deleted": not 0 <= info.deleted <= info.count,
+        "metric": info.metric not in ("ip", "l2"),
+        "kind": info.kind not in ("text", "image"),
+        "search": not all(0 < value <= _MOST_ROWS for value in info.search.values()),
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise DataError(f"{path}: {name} is {getattr(info, name)!r}, which no index has", hint=_AGAIN)
+    sizes = {OFFSETS: 8 * info.count, **({info.deleted_file: 8 * info.deleted} if info.deleted_file else {})}
+    for name, size in sizes.items():
+        if name not in info.files or info.files[name].bytes != size:
+            raise DataError(f"{path}: {name} has not the {size} bytes that {info.count} rows take", hint=_AGAIN)
+
+
+def verify_files(folder: Path, info: IndexInfo, names: Collection[str]) -> None:
+    """Compares files of an index with their digests, unless TERNARIZE_VERIFY is 0.
+
+    Files that were verified in this process and have not been written to since are not read again.
+
+    Args:
+        folder: the index.
+        info: its record.
+        names: of the files; those that the record does not have are passed over.
+
+    Raises:
+        DataError: one has changed.
+    """
+    if not integrity.verifying():
+        integrity.note_once(f"{folder} is opened without verifying its digests (TERNARIZE_VERIFY=0)")
+        return
+    states = {name: (integrity.state_of(folder / name), info.files[name]) for name in names if name in info.files}
+    wanted = [name for name, state in states.items() if _verified.get((folder / name).resolve()) != state]
+    check_files(folder, info, wanted)
+    _verified.update({(folder / name).resolve(): states[name] for name in wanted})
+
+
 def check_files(folder: Path, info: IndexInfo, names: Collection[str] | None = None) -> None:
     """Compares files of an index, all or those of some names, with the digests in its record.
 
     Raises:
         DataError: one has changed.
     """
-    for name, file in info.files.items():
-        if (names is None or name in names) and files.sha256(folder / name) != file.sha256:
+    wanted = [name for name in info.files if names is None or name in names]
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing leaves Python's lock to others
+        digests = list(pool.map(files.sha256, [folder / name for name in wanted]))
+    for name, digest in zip(wanted, digests, strict=True):
+        if digest != info.files[name].sha256:
             raise DataError(f"{folder / name} is damaged: its sha256 has changed", hint=_AGAIN)

@@ -7,6 +7,7 @@ answered from documents that the teacher encoded, without encoding them again.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +21,18 @@ from ternarize_cli import files, vision
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
 from ternarize_cli.index.documents import Documents
 from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
-from ternarize_cli.index.fill import silent_faiss
+from ternarize_cli.index.faiss_file import read_faiss
+from ternarize_cli.index.fill import METRICS
 from ternarize_cli.index.format import (
     DOCUMENTS,
     FAISS_INDEX,
     LISTS,
+    OFFSETS,
     IndexInfo,
     check_files,
     read_deleted,
     read_info,
+    verify_files,
 )
 
 __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
@@ -36,6 +40,7 @@ __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index",
 KNOBS = {"nprobe": "--nprobe", "efSearch": "--ef-search", "k_factor_rf": "--refine"}
 """What can be set of an index, by FAISS's names, and the flags for it."""
 _MORE, _AT_ONCE = 16, 1024
+_AGAIN = "build the index again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Searcher:
                 if name in asked:
                     raise
                 raise DataError(f"{folder} was tuned as another kind of index", hint="ternarize index tune") from e
-        model_folder, self.student = model_for(self.info, model, asymmetric)
+        model_folder, self.student = model_for(folder, self.info, model, asymmetric)
         encoder = replace(encoder, normalize=self.info.normalized or None)
         self.encode = open_model(model_folder, self.info.kind, encoder, role="query").encode
         if self.encode.dim != self.info.dim:
@@ -133,6 +138,7 @@ def _opened(folder: Path) -> tuple[IndexInfo, faiss.Index, np.ndarray, Documents
     while True:
         info = read_info(folder)
         try:
+            verify_files(folder, info, (DOCUMENTS, OFFSETS, info.deleted_file or OFFSETS))
             parts = open_index(folder, info), read_deleted(folder, info), Documents(folder)
         except (DataError, OSError):
             if read_info(folder) == info:
@@ -159,6 +165,8 @@ def search_live(index: faiss.Index, vectors: np.ndarray, k: int, dead: np.ndarra
     asked = k if not len(dead) else min(k + _MORE, index.ntotal)
     while True:
         scores, rows = index.search(vectors, asked)
+        if rows.max(initial=-1) >= index.ntotal:
+            raise DataError("the index is damaged: a search found a row that it does not have", hint=_AGAIN)
         live = (rows >= 0) & ~np.isin(rows, dead)
         if asked == index.ntotal or not len(dead) or ((live.sum(axis=1) >= k) | (rows[:, -1] < 0)).all():
             break
@@ -189,9 +197,7 @@ def check_index(folder: Path) -> IndexInfo:
     info = read_info(folder)
     check_files(folder, info)
     open_index(folder, info)
-    dead = read_deleted(folder, info)
-    if len(dead) != info.deleted or (len(dead) and not 0 <= dead[0] <= dead[-1] < info.count):
-        raise DataError(f"{folder / (info.deleted_file or '')} is damaged", hint="build the index again")
+    read_deleted(folder, info)
     with (folder / DOCUMENTS).open("rb") as stream:
         lines = sum(1 for _ in stream)
     if lines != info.count:
@@ -208,29 +214,39 @@ def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
         DataError: it is damaged, or not what the record says.
     """
     path = folder / FAISS_INDEX
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY if LISTS in info.files else faiss.IO_FLAG_MMAP_IFC
-    try:
-        with silent_faiss():
-            index = faiss.read_index(str(path), flags)
-    except (RuntimeError, MemoryError) as e:
-        raise DataError(f"{path} is damaged: FAISS can't read it", hint="build the index again") from e
+    verify_files(folder, info, (FAISS_INDEX, LISTS))
+    index = read_faiss(path, info.faiss_digests, folder / LISTS if LISTS in info.files else None)
+    if index.metric_type != METRICS[info.metric]:
+        raise DataError(f"{path} has another metric than {info.metric}, which index.json says", hint=_AGAIN)
     if (index.ntotal, index.d) != (info.count, info.dim):
         raise DataError(
             f"{path} holds {index.ntotal} vectors of {index.d} dimensions; index.json says {info.count} of {info.dim}",
-            hint="build the index again",
+            hint=_AGAIN,
         )
     return index
 
 
-def model_for(info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Path, bool]:
+def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Path, bool]:
     """The folder of the model that encodes queries, and whether it is another than the one that made the index.
 
+    Args:
+        index: the index's folder; info: its record.
+        model: MODEL as the user named it; None takes the one that the record names, if it may be opened unasked
+            (`Origin.is_own`).
+        asymmetric: take any model.
+
     Raises:
-        InputError: it is not the model that made the index, nor a student of it.
+        InputError: it is not the model that made the index, nor a student of it; or the record names a folder that
+            has to be confirmed.
         ModelNotFoundError: it is gone.
     """
     resolve = image_folder if info.kind == "image" else text_folder
     if model is None:
+        if not info.is_own(index):
+            raise InputError(
+                f"{index} was not made here, and says that its model is {info.model} in {info.model_path}",
+                hint=f"if you trust that folder: --model {shlex.quote(info.model_path)}",
+            )
         folder = Path(info.model_path)
         if not folder.is_dir():
             try:

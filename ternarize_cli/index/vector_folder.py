@@ -15,7 +15,7 @@ is known; reading gives vectors of length 1 again.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ternarize_cli.arrays import read_npy
 from ternarize_cli.bounds import MAX_TOKENIZER, read_json, reason, require_regular, shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
-from ternarize_cli.index.records import read_signed
+from ternarize_cli.index.records import check_types, read_signed
 from ternarize_cli.index.shards import ShardFiles
 
 __all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chained", "read_record"]
@@ -37,7 +37,6 @@ _VERSION = 2
 _AGAIN = "run the same `ternarize encode` again: it does what is missing"
 _DAMAGED = "remove the file and run the same `ternarize encode` again"
 _REMAKE = "remove the folder and encode again"
-_KINDS = {"dim": int, "shard_size": int, "normalized": bool}
 _SHARD_KINDS = {"files": dict, "rows": int, "of": str, "chain": str, "last": bool}
 _MAX_DIM, _MAX_ROWS = 1 << 20, 1 << 31
 
@@ -68,8 +67,8 @@ def read_record(folder: Path) -> VectorRecord:
     path = folder / RECORD
     if not path.is_file():
         raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
-    read_json(path, error=DataError)  # within bounds, which `read_signed` does not know
     found = read_signed(path, _VERSION, "vector folder", _REMAKE)
+    check_types(found, VectorRecord, path, _REMAKE)
     wrong = _fault(found)
     if wrong is not None:
         raise DataError(f"{path} is damaged: {wrong}", hint=_REMAKE)
@@ -78,13 +77,6 @@ def read_record(folder: Path) -> VectorRecord:
 
 def _fault(found: Mapping[str, Any]) -> str | None:
     """What is wrong with the fields of a record of vectors."""
-    names = {field.name for field in fields(VectorRecord)}
-    if names != found.keys():
-        return f"its fields are {', '.join(sorted(found))[:300]}"
-    for name in names - {"format_version"}:
-        value, kind = found[name], _KINDS.get(name, str)
-        if type(value) is not kind and not (value is None and name.endswith("_prompt")):
-            return f"{name} is {shown(value)}"
     for name, known in (("dtype", DTYPES), ("format", FORMATS), ("kind", ("text", "image"))):
         if found[name] not in known:
             return f"{name} is {shown(found[name])}, not one of {', '.join(known)}"

@@ -82,7 +82,7 @@ def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRec
         dtype=options.dtype,
         format=options.format,
         shard_size=options.size or _SIZES[opened.kind],
-    )
+    ).sealed()
 
 
 def encode_to_folder(

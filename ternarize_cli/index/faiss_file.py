@@ -1,0 +1,277 @@
+"""Reads index.faiss, whoever wrote it.
+
+FAISS reads a binary format of its own, in C++, and believes what stands there: a number that is wrong sends a search
+through memory that is not the index's. An index folder may come from anybody, and its digests only tell that it is what
+its author wrote. So
+
+- reading is held to the size of the file (FAISS's own limits on what it allocates and how often it loops), maps files
+  read-only, and finds lists only beside the index, where its record names them;
+- what was read is checked: dimensions from level to level, rows, sizes of lists within their file, and numbers of rows
+  in graphs and lists (`check_structure`);
+- a file that this user's ternarize did not write is first read, checked and searched in a process of its own, which may
+  crash, hang or run out of memory without harm. What passes is remembered by its sha256 in the cache (`trust`), so
+  this costs half a second once for each file.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from ternarize_cli.caches import cache_folder, check_own, keep_file
+from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.index.fill import levels, silent_faiss
+from ternarize_cli.integrity import verifying
+
+__all__ = ["check_structure", "read_faiss", "trust"]
+
+_AGAIN = "build the index again"
+_TIMEOUT = 120
+_ROOM = 4 << 30
+"""Bytes that the process of its own may take beside three times the file."""
+_LEAST = 1 << 20
+_QUERIES, _NEIGHBOURS = 16, 10
+
+
+def read_faiss(path: Path, digests: tuple[str, ...], lists: Path | None, *, writable: bool = False) -> faiss.Index:
+    """The FAISS index in a file; its vectors stay on disk and are read as searches touch them.
+
+    Args:
+        path: the file, whose digest was verified.
+        digests: sha256 of the file and, where there is one, of the file of lists.
+        lists: the file of lists that the index's record names, beside the index; None without any.
+        writable: read it into memory, to be changed; lists stay in their file, and are written to.
+
+    Raises:
+        DataError: it is damaged, or asks for what no index has.
+    """
+    trusted = _is_trusted(digests)
+    if not trusted:
+        _try_apart(path, lists)
+    index = _read(path, lists, writable=writable)
+    if not trusted:
+        check_structure(index, path, lists)
+        trust(digests)
+    return index
+
+
+def trust(digests: tuple[str, ...]) -> None:
+    """Remembers that files with these sha256 were written by this user's ternarize, or passed all checks."""
+    with suppress(OSError, InputError):  # without a cache they are checked again the next time
+        keep_file(_stamp(digests), lambda stream: stream.write(faiss.__version__.encode()))
+
+
+def _is_trusted(digests: tuple[str, ...]) -> bool:
+    if not verifying():  # then nobody knows whether the files are the ones of these digests
+        return False
+    try:
+        stamp = _stamp(digests)
+        return check_own(stamp) and stamp.read_text(encoding="utf-8") == faiss.__version__
+    except (OSError, InputError, ValueError):
+        return False
+
+
+def _stamp(digests: tuple[str, ...]) -> Path:
+    return cache_folder("indexes") / "-".join(digest[:32] for digest in digests)
+
+
+def _read(path: Path, lists: Path | None, *, writable: bool = False) -> faiss.Index:
+    """Reads the file, and checks where its lists are before anything looks into them."""
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR
+    if not writable:
+        flags |= faiss.IO_FLAG_READ_ONLY | (0 if lists else faiss.IO_FLAG_MMAP_IFC)
+    size = path.stat().st_size + (lists.stat().st_size if lists else 0)
+    try:
+        with silent_faiss(), _limits(max(size, _LEAST)):
+            index = faiss.read_index(str(path), flags)
+    except (RuntimeError, MemoryError) as e:
+        raise DataError(f"{path} is damaged: FAISS can't read it", hint=_AGAIN) from e
+    _check_place_of_lists(index, path, lists)
+    return index
+
+
+@contextmanager
+def _limits(size: int) -> Iterator[None]:
+    """FAISS's limits for reading: no vector has more bytes than the file, no loop more rounds than it has bytes."""
+    before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    faiss.set_deserialization_vector_byte_limit(size)
+    faiss.set_deserialization_loop_limit(size)
+    try:
+        yield
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before[0])
+        faiss.set_deserialization_loop_limit(before[1])
+
+
+def _check_place_of_lists(index: faiss.Index, path: Path, lists: Path | None) -> None:
+    """Checks that lists on disk lie in the file that the record names, and each within that file."""
+    for level in levels(index):
+        if not isinstance(level, faiss.IndexIVF):
+            continue
+        inverted = faiss.downcast_InvertedLists(level.invlists)
+        if not isinstance(inverted, faiss.OnDiskInvertedLists):
+            continue
+        if lists is None or Path(inverted.filename).resolve() != lists.resolve():
+            raise _damaged(path, f"it keeps lists in {inverted.filename}, which its record does not name")
+        size, row = lists.stat().st_size, inverted.code_size + 8
+        if inverted.totsize > size or inverted.nlist != level.nlist:
+            raise _damaged(path, f"its lists take {inverted.totsize} bytes, and {lists.name} has {size}")
+        for number in range(inverted.nlist):
+            one = inverted.lists.at(number)
+            if one.size > one.capacity or (one.capacity and one.offset + one.capacity * row > size):
+                raise _damaged(path, f"list {number} does not lie within {lists.name}")
+
+
+def check_structure(index: faiss.Index, path: Path, lists: Path | None) -> None:
+    """Checks an index that was read: levels fit each other, and every number of a row is one.
+
+    Args:
+        index: it.
+        path: its file, for messages; lists: as `read_faiss`.
+
+    Raises:
+        DataError: it does not fit together.
+    """
+    _check_place_of_lists(index, path, lists)
+    count, dim = index.ntotal, index.d
+    for level in levels(index):
+        if level.ntotal != count or level.d != dim:
+            raise _damaged(path, f"a level has {level.ntotal} rows of {level.d}, the one around it {count} of {dim}")
+        if isinstance(level, faiss.IndexPreTransform):
+            dim = _check_chain(level, path)
+        elif isinstance(level, faiss.IndexRefine):
+            refine = faiss.downcast_index(level.refine_index)
+            if (refine.ntotal, refine.d) != (count, dim):
+                raise _damaged(path, f"it refines {count} rows of {dim} by {refine.ntotal} of {refine.d}")
+            _check_codes(refine, path)
+        _check_codes(level, path)
+        if isinstance(level, faiss.IndexIVF):
+            _check_lists(level, path)
+        graph = getattr(level, "hnsw", None)
+        if graph is not None:
+            _check_storage(level, path)
+            _check_rows(_ints(graph.neighbors), count, path)
+            if not -1 <= graph.entry_point < max(count, 1) or graph.levels.size() != count:
+                raise _damaged(path, "its graph has an entry or levels that are none")
+        if isinstance(level, faiss.IndexNSG) and level.is_built:
+            _check_storage(level, path)
+            nsg = level.nsg.get_final_graph()
+            if count != nsg.N or not 0 <= level.nsg.enterpoint < max(count, 1):
+                raise _damaged(path, f"its graph is over {nsg.N} rows, and {count} are stored")
+            _check_rows(faiss.rev_swig_ptr(nsg.data, nsg.N * nsg.K), count, path)
+
+
+def _check_chain(level: Any, path: Path) -> int:
+    """Checks that transforms take what the ones before them give; returns the last width."""
+    width = level.d
+    for position in range(level.chain.size()):
+        step = faiss.downcast_VectorTransform(level.chain.at(position))
+        if step.d_in != width:
+            raise _damaged(path, f"a transform takes vectors of {step.d_in}, and gets {width}")
+        matrix = getattr(step, "A", None)
+        if isinstance(step, faiss.LinearTransform) and matrix is not None and matrix.size() != step.d_in * step.d_out:
+            raise _damaged(path, f"a matrix has {matrix.size()} numbers, not {step.d_in} × {step.d_out}")
+        width = step.d_out
+    return int(width)
+
+
+def _check_codes(level: Any, path: Path) -> None:
+    if isinstance(level, faiss.IndexFlatCodes) and level.codes.size() != level.ntotal * level.code_size:
+        raise _damaged(path, f"{level.ntotal} rows of {level.code_size} bytes are not {level.codes.size()} bytes")
+
+
+def _check_storage(level: Any, path: Path) -> None:
+    storage = faiss.downcast_index(level.storage)
+    if (storage.ntotal, storage.d) != (level.ntotal, level.d):
+        raise _damaged(path, f"its graph is over {level.ntotal} rows, and {storage.ntotal} are stored")
+    _check_codes(storage, path)
+
+
+def _check_lists(level: Any, path: Path) -> None:
+    inverted = faiss.downcast_InvertedLists(level.invlists)
+    quantizer = faiss.downcast_index(level.quantizer)
+    if quantizer.ntotal != level.nlist or quantizer.d != level.d or inverted.nlist != level.nlist:
+        raise _damaged(path, f"it has {level.nlist} lists and {quantizer.ntotal} centroids of {quantizer.d}")
+    _check_codes(quantizer, path)
+    if hasattr(quantizer, "hnsw"):
+        _check_storage(quantizer, path)
+        _check_rows(_ints(quantizer.hnsw.neighbors), quantizer.ntotal, path)
+    total = 0
+    for number in range(level.nlist):
+        size = inverted.list_size(number)
+        total += size
+        if total > level.ntotal:
+            break
+        if size:
+            ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
+            if int(ids.min()) < 0 or int(ids.max()) >= level.ntotal:
+                raise _damaged(path, f"list {number} names a row that is none")
+    if total != level.ntotal:
+        raise _damaged(path, f"its lists hold other rows than the {level.ntotal} that it counts")
+
+
+def _ints(vector: Any) -> np.ndarray:
+    """int32 `[n]`: the numbers of a vector of FAISS, without a copy."""
+    size = vector.size()
+    return faiss.rev_swig_ptr(vector.data(), size) if size else np.empty(0, np.int32)
+
+
+def _check_rows(rows: np.ndarray, count: int, path: Path) -> None:
+    if len(rows) and (int(rows.min()) < -1 or int(rows.max()) >= count):
+        raise _damaged(path, "its graph names a row that is none")
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged: {why}", hint=_AGAIN)
+
+
+def _try_apart(path: Path, lists: Path | None) -> None:
+    """Reads, checks and searches the file in a process of its own.
+
+    Raises:
+        DataError: that process found a fault, crashed, took too long or too much memory.
+    """
+    command = [sys.executable, "-P", "-m", "ternarize_cli.index.faiss_file", str(path.resolve())]
+    command += [str(lists.resolve())] if lists else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    try:
+        ended = subprocess.run(command, capture_output=True, env=environment, timeout=_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as e:
+        raise _damaged(path, f"FAISS did not come to an end with it in {_TIMEOUT} seconds") from e
+    if ended.returncode == 2:
+        raise _damaged(path, ended.stderr.decode(errors="replace").strip().splitlines()[-1])
+    if ended.returncode != 0:
+        raise _damaged(path, "FAISS crashes on it, or needs far more memory than it has bytes")
+
+
+def _apart(path: Path, lists: Path | None) -> None:
+    """What the process of its own does: all that a search may do, with the lists of many clusters."""
+    try:
+        import resource
+
+        limit = 3 * path.stat().st_size + (lists.stat().st_size if lists else 0) + _ROOM
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):  # not on this system: then without
+        pass
+    index = _read(path, lists)
+    check_structure(index, path, lists)
+    queries = np.random.default_rng(0).standard_normal((_QUERIES, index.d)).astype(np.float32)
+    _, rows = index.search(queries, min(_NEIGHBOURS, max(index.ntotal, 1)))
+    if rows.min(initial=-1) < -1 or rows.max(initial=-1) >= max(index.ntotal, 1):
+        raise _damaged(path, "a search finds rows that it does not have")
+
+
+if __name__ == "__main__":
+    _path, *_lists = (Path(argument) for argument in sys.argv[1:])
+    try:
+        _apart(_path, _lists[0] if _lists else None)
+    except DataError as error:
+        print(str(error).partition(" is damaged: ")[2] or error, file=sys.stderr)
+        sys.exit(2)
