@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ternarize_cli import checkpoint, vision
 from ternarize_cli.errors import InputError
 from ternarize_cli.folder_check import LOADING
+from ternarize_cli.library_output import library_output
 
 __all__ = ["complete", "pad_tokenizer", "pooling_mode"]
 
@@ -61,7 +62,8 @@ def complete(source: Path, folder: Path) -> list[str]:
     if "pad_token" not in _json(settings) and "pad_token" not in _json(folder / "special_tokens_map.json"):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
+        with library_output(to_stderr=True):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
         if tokenizer.pad_token is None:
             token = pad_tokenizer(tokenizer, source)
             values = _json(settings) | {"pad_token": token}

@@ -145,10 +145,9 @@ def load_encoder(
         UnavailableError: the backend or device can't run here.
     """
     import torch
-    from sentence_transformers import SentenceTransformer
 
-    from ternarize_cli import checkpoint, defaults, hf, kernels, vision
-    from ternarize_cli.folder_check import LOADING, loading_arguments
+    from ternarize_cli import checkpoint, hf, kernels
+    from ternarize_cli.library_output import library_output
     from ternarize_cli.loaded_check import check_full_precision, check_loaded
 
     if threads is not None:
@@ -162,17 +161,8 @@ def load_encoder(
     hf.quiet_libraries()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        if not (folder / "modules.json").is_file() and vision.modalities(folder) == {"image"}:
-            modules = vision.image_modules(folder, allow_pickle=allow_pickle)
-            encoder = SentenceTransformer(modules=modules, device=device)
-        else:
-            arguments = loading_arguments(allow_pickle=allow_pickle)
-            encoder = SentenceTransformer(str(folder), device=device, **LOADING, **arguments)
-            if not (folder / "modules.json").is_file() and hasattr(encoder[-1], "pooling_mode"):
-                encoder[-1].pooling_mode = defaults.pooling_mode(folder)
-        tokenizer = encoder.tokenizer
-        if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
-            defaults.pad_tokenizer(tokenizer, folder)
+        with library_output(to_stderr=True):
+            encoder = _opened(folder, device, allow_pickle)
         check_loaded(encoder, folder)
     except (TernarizeError, OSError, MemoryError) as e:
         if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
@@ -183,6 +173,24 @@ def load_encoder(
         raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
     encoder.eval()
     kernels.use_backend(encoder, backend)
+    return encoder
+
+
+def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransformer":
+    """The encoder in a folder that was checked, with the pooling and the padding token that the folder leaves open."""
+    from sentence_transformers import SentenceTransformer
+
+    from ternarize_cli import defaults, vision
+    from ternarize_cli.folder_check import LOADING, loading_arguments
+
+    if not (folder / "modules.json").is_file() and vision.modalities(folder) == {"image"}:
+        return SentenceTransformer(modules=vision.image_modules(folder, allow_pickle=allow_pickle), device=device)
+    encoder = SentenceTransformer(str(folder), device=device, **LOADING, **loading_arguments(allow_pickle=allow_pickle))
+    if not (folder / "modules.json").is_file() and hasattr(encoder[-1], "pooling_mode"):
+        encoder[-1].pooling_mode = defaults.pooling_mode(folder)
+    tokenizer = encoder.tokenizer
+    if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
+        defaults.pad_tokenizer(tokenizer, folder)
     return encoder
 
 

@@ -18,6 +18,7 @@ from ternarize_cli import checkpoint
 from ternarize_cli.bounds import require_regular, shown, user_path
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.folder_check import LOADING
+from ternarize_cli.library_output import library_output
 from ternarize_cli.texts import STDIN, read_texts, text_files
 
 __all__ = ["batches", "corpus_files", "encode", "inputs", "load_tokenizer", "teacher_ids", "words"]
@@ -37,7 +38,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
+        with library_output(to_stderr=True):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
     except Exception as e:  # whatever damaged tokenizer files set off
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
         raise CheckpointError(f"the tokenizer of {folder} can't be loaded: {text}", hint="fetch the files again") from e

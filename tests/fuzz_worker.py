@@ -2,10 +2,11 @@
 
     python fuzz_worker.py SEED KIND FOLDER FIRST END [KIND FOLDER FIRST END …]
 
-Prints a JSON line a case: its kind, folder and number, what was done, how it ended, seconds, and the memory of the process in MB. A case
-ends as "same" (opened, the same answer), "refused" (an error of ours), "other" (opened, and answers differ where
-nothing was verified), or in a fault: "different" (opened, verified, and answers differ) or "undesigned" (an error that
-is none of ours). A crash ends the process, and so does the alarm after 20 seconds; `test_fuzz` goes on with the next.
+Prints a JSON line a case: its kind, folder and number, what was done, how it ended, seconds, and the memory of the
+process in MB. A case ends as "same" (opened, the same answer), "refused" (an error of ours), "other" (opened, and
+answers differ where nothing was verified), or in a fault: "different" (opened, verified, and answers differ) or
+"undesigned" (an error that is none of ours). A crash ends the process, and so does the alarm after 20 seconds;
+`test_fuzz` goes on with the next.
 
 KIND: packed, sealed (packed, and sealed again after the damage), latent, full, index, signed (an index whose digests
 are written anew after the damage).

@@ -55,7 +55,8 @@ def faults(jobs: list[tuple[str, Path, int]]) -> list[str]:
     left = [[kind, str(folder), 0, count] for kind, folder, count in jobs if count]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TERNARIZE_CACHE": str(jobs[0][1].parent / "cache")}
     while left:
-        command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), SEED, *map(str, sum(left, []))]
+        command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), SEED]
+        command += [str(argument) for job in left for argument in job]
         last: dict[str, Any] = {}
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -63,6 +64,7 @@ def faults(jobs: list[tuple[str, Path, int]]) -> list[str]:
             assert worker.stdout is not None
             assert worker.stderr is not None
             for line in worker.stdout:
+                assert line.startswith("{"), f"something is printed to stdout: {line!r}, after {last}"
                 last = json.loads(line)
                 if "ended" in last:
                     ends[last["kind"], last["ended"]] += 1

@@ -18,11 +18,12 @@ from ternarize_cli.index.change import ChangeReport, changed_folder, finish, for
 from ternarize_cli.index.corpora import open_corpus, unique
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
 from ternarize_cli.index.encode import EncoderOptions, encoded, open_model
-from ternarize_cli.index.fill import METRICS, silent_faiss
+from ternarize_cli.index.fill import METRICS
 from ternarize_cli.index.format import TRUTH, IndexInfo, read_deleted
 from ternarize_cli.index.search import model_for
 from ternarize_cli.index.truth import Truth, find_truth, read_truth
 from ternarize_cli.index.vector_folder import RECORD, VectorFolder
+from ternarize_cli.library_output import library_output
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import STDIN
 
@@ -136,7 +137,7 @@ class _Addition:
     def add(self, parts: Iterable[tuple[list[str], np.ndarray]]) -> Iterator[str]:
         """Adds vectors and yields their ids."""
         for ids, vectors in parts:
-            with silent_faiss():  # it says how it makes room in lists on disk
+            with library_output(to_stderr=False):  # it says how it makes room in lists on disk
                 self._index.add(vectors)
             self._truth.add(vectors, self._info.count + self._truth.rows)
             yield from ids

@@ -73,7 +73,7 @@ def read_ids(sources: Iterable[str]) -> list[str]:
         held = Held(name, DataError)
         try:
             with nullcontext(open_stdin()) if source == STDIN else user_path(source).open("rb") as stream:
-                for number, raw in enumerate(lines_of(stream, name, DataError), start=1):
+                for number, raw in enumerate(lines_of(stream, name, DataError), start=1):  # noqa: B007
                     line = raw.decode().removesuffix("\n").removesuffix("\r")
                     held.add(line)
                     ids += [line] if line else []

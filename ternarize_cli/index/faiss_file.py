@@ -26,8 +26,9 @@ import numpy as np
 
 from ternarize_cli.caches import cache_folder, check_own, keep_file
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.index.fill import levels, silent_faiss
+from ternarize_cli.index.fill import levels
 from ternarize_cli.integrity import verifying
+from ternarize_cli.library_output import library_output
 
 __all__ = ["check_structure", "read_faiss", "trust"]
 
@@ -88,7 +89,7 @@ def _read(path: Path, lists: Path | None, *, writable: bool = False) -> faiss.In
         flags |= faiss.IO_FLAG_READ_ONLY | (0 if lists else faiss.IO_FLAG_MMAP_IFC)
     size = path.stat().st_size + (lists.stat().st_size if lists else 0)
     try:
-        with silent_faiss(), _limits(max(size, _LEAST)):
+        with library_output(to_stderr=False), _limits(max(size, _LEAST)):
             index = faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError) as e:
         raise DataError(f"{path} is damaged: FAISS can't read it", hint=_AGAIN) from e
@@ -114,7 +115,7 @@ def _check_place_of_lists(index: faiss.Index, path: Path, lists: Path | None) ->
     for level in levels(index):
         if not isinstance(level, faiss.IndexIVF):
             continue
-        inverted = faiss.downcast_InvertedLists(level.invlists)
+        inverted = _inverted_lists(level, path)
         if not isinstance(inverted, faiss.OnDiskInvertedLists):
             continue
         if lists is None or Path(inverted.filename).resolve() != lists.resolve():
@@ -122,8 +123,9 @@ def _check_place_of_lists(index: faiss.Index, path: Path, lists: Path | None) ->
         size, row = lists.stat().st_size, inverted.code_size + 8
         if inverted.totsize > size or inverted.nlist != level.nlist:
             raise _damaged(path, f"its lists take {inverted.totsize} bytes, and {lists.name} has {size}")
+        places: Any = inverted.lists  # FAISS's types take it for a list
         for number in range(inverted.nlist):
-            one = inverted.lists.at(number)
+            one = places.at(number)
             if one.size > one.capacity or (one.capacity and one.offset + one.capacity * row > size):
                 raise _damaged(path, f"list {number} does not lie within {lists.name}")
 
@@ -159,12 +161,9 @@ def check_structure(index: faiss.Index, path: Path, lists: Path | None) -> None:
             _check_rows(_ints(graph.neighbors), count, path)
             if not -1 <= graph.entry_point < max(count, 1) or graph.levels.size() != count:
                 raise _damaged(path, "its graph has an entry or levels that are none")
-        if isinstance(level, faiss.IndexNSG) and level.is_built:
+        if isinstance(level, faiss.IndexNSG):
             _check_storage(level, path)
-            nsg = level.nsg.get_final_graph()
-            if count != nsg.N or not 0 <= level.nsg.enterpoint < max(count, 1):
-                raise _damaged(path, f"its graph is over {nsg.N} rows, and {count} are stored")
-            _check_rows(faiss.rev_swig_ptr(nsg.data, nsg.N * nsg.K), count, path)
+            _check_nsg(level, path)
 
 
 def _check_chain(level: Any, path: Path) -> int:
@@ -194,7 +193,7 @@ def _check_storage(level: Any, path: Path) -> None:
 
 
 def _check_lists(level: Any, path: Path) -> None:
-    inverted = faiss.downcast_InvertedLists(level.invlists)
+    inverted = _inverted_lists(level, path)
     quantizer = faiss.downcast_index(level.quantizer)
     if quantizer.ntotal != level.nlist or quantizer.d != level.d or inverted.nlist != level.nlist:
         raise _damaged(path, f"it has {level.nlist} lists and {quantizer.ntotal} centroids of {quantizer.d}")
@@ -214,6 +213,21 @@ def _check_lists(level: Any, path: Path) -> None:
                 raise _damaged(path, f"list {number} names a row that is none")
     if total != level.ntotal:
         raise _damaged(path, f"its lists hold other rows than the {level.ntotal} that it counts")
+
+
+def _inverted_lists(level: Any, path: Path) -> Any:
+    if level.invlists is None:
+        raise _damaged(path, "it has no lists")
+    return faiss.downcast_InvertedLists(level.invlists)
+
+
+def _check_nsg(level: Any, path: Path) -> None:
+    if not level.is_built:
+        return
+    graph = level.nsg.get_final_graph()
+    if graph.N != level.ntotal or not 0 <= level.nsg.enterpoint < max(level.ntotal, 1):
+        raise _damaged(path, f"its graph is over {graph.N} rows, and {level.ntotal} are stored")
+    _check_rows(faiss.rev_swig_ptr(graph.data, graph.N * graph.K), level.ntotal, path)
 
 
 def _ints(vector: Any) -> np.ndarray:

@@ -5,8 +5,6 @@ merged into one file (`faiss.contrib.ondisk`); memory holds a block and the cent
 The lists, and so the answers, are those of an index that was filled in memory.
 """
 
-import ctypes
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +19,10 @@ from faiss.contrib.ondisk import merge_ondisk
 from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import FAISS_INDEX, LISTS
 from ternarize_cli.index.presets import factory_of
+from ternarize_cli.library_output import library_output
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "quiet_clusterings", "silent_faiss"]
+__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "quiet_clusterings"]
 
 METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 _TRAINING_ROWS = 65_536
@@ -143,22 +142,6 @@ def levels(index: faiss.Index) -> Iterator[faiss.Index]:
             return
 
 
-@contextmanager
-def silent_faiss() -> Iterator[None]:
-    """Drops what FAISS prints to stdout about files of lists; what goes wrong, it raises."""
-    flush = ctypes.CDLL(None).fflush
-    flush(None)
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        flush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Track) -> None:
     inner = faiss.extract_index_ivf(index)
     blocks: list[Path] = []
@@ -172,7 +155,7 @@ def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Tra
             faiss.write_index(inner, str(blocks[-1]))
             index.reset()
             held = 0
-    with silent_faiss():
+    with library_output(to_stderr=False):
         merge_ondisk(index, [str(block) for block in blocks], str(folder / LISTS), shift_ids=True)
     for level in levels(index):
         level.ntotal = vectors.count

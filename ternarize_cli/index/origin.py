@@ -2,8 +2,8 @@
 
 The record names the model's folder, so that a search can open it without being told. An index may come from anybody,
 though, and then that path is a stranger's word. So the path carries a seal: an HMAC-SHA256 of model, path and content
-hash under a key that lies in this user's cache. A path whose seal does not fit was not recorded here, and is opened only
-where the user is looking anyway (`is_own`).
+hash under a key that lies in this user's cache. A path whose seal does not fit was not recorded here, and is opened
+only where the user is looking anyway (`is_own`).
 """
 
 import hashlib
@@ -56,8 +56,8 @@ class Origin:
     def is_own(self, folder: Path) -> bool:
         """Whether the model's path may be opened unasked.
 
-        It may if this user's ternarize recorded it, or if it lies in the folder of the vectors, in the folder that holds
-        that one, or in the working folder.
+        It may if this user's ternarize recorded it, or if it lies in the folder of the vectors, in the folder that
+        holds that one, or in the working folder.
 
         Args:
             folder: of the vectors or the index.

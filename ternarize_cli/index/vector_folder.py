@@ -184,8 +184,9 @@ class VectorFolder:
             path = self._files.path(shard, ".parquet")
             numbers = _numbers(path, expected[0])
         if numbers.ndim != 2 or numbers.shape[1] != self.record.dim:
+            width = numbers.shape[-1] if numbers.ndim else "nothing"
             raise DataError(
-                f"shard {shard} has vectors of {numbers.shape[-1] if numbers.ndim else 'nothing'}, and {RECORD} says {self.record.dim}",
+                f"shard {shard} has vectors of {width}, and {RECORD} says {self.record.dim}",
                 hint=f"{RECORD} was edited, or is another folder's: put back the one that was written with the vectors",
             )
         if numbers.shape != expected or numbers.dtype != DTYPES[self.record.dtype]:
@@ -216,7 +217,8 @@ def _column(path: Path, name: str, rows: int, fits: Callable[[Any], bool]) -> An
     """A column of a shard's Parquet file, as an Arrow array.
 
     Raises:
-        DataError: the file is damaged, has no such column or one of a type that does not fit, or another number of rows.
+        DataError: the file is damaged, has no such column or one of a type that does not fit, or has another number of
+            rows.
     """
     import pyarrow.parquet as pq
 
