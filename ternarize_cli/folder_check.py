@@ -98,7 +98,7 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     _check_config(config, folder / "config.json")
     _check_pickles(folder, files, allow_pickle)
     for where in part_folders(folder):
-        _check_part(folder / where)
+        _check_part(folder / where, is_module=bool(where))
     return config
 
 
@@ -124,8 +124,8 @@ def loading_arguments(*, allow_pickle: bool) -> dict[str, Any]:
     return {"model_kwargs": weights, "processor_kwargs": dict(LOADING), "config_kwargs": dict(LOADING)}
 
 
-def _object(path: Path, limit: int | None = None) -> dict[str, Any]:
-    values = read_json(path) if limit is None else read_json(path, limit=limit)
+def _object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object", hint="fetch the file again")
     return values
@@ -197,7 +197,7 @@ def _check_pickles(folder: Path, files: Iterable[str], allow_pickle: bool) -> No
             )
 
 
-def _check_part(folder: Path) -> None:
+def _check_part(folder: Path, *, is_module: bool) -> None:
     """Checks the files beside the weights in the model's folder or in that of a module."""
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("sentence_") and path.name.endswith("_config.json"):
@@ -208,10 +208,14 @@ def _check_part(folder: Path) -> None:
             _check_tokenizer(_object(path), path)
         elif path.name in ("preprocessor_config.json", "processor_config.json"):
             _check_processor(_object(path), path)
-        elif path.name in ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
-            _object(path, MAX_TOKENIZER)
-        elif path.name == "config.json" and "activation_function" in (values := _object(path)):
-            _check_activation(values["activation_function"], path)
+        elif path.name in ("special_tokens_map.json", "added_tokens.json"):
+            _object(path)
+        elif (
+            path.stat().st_size > MAX_TOKENIZER
+        ):  # such as tokenizer.json, which the tokenizers library parses strictly
+            raise CheckpointError(f"{path} has more than {MAX_TOKENIZER:,} bytes", hint="fetch the file again")
+        elif path.name == "config.json" and is_module:
+            _check_activation(_object(path).get("activation_function"), path)
         elif path.name == "wordembedding_config.json":
             kind = _object(path).get("tokenizer_class")
             if not isinstance(kind, str) or not _MODULE.fullmatch(kind):

@@ -118,7 +118,7 @@ class _Addition:
     def __init__(self, folder: Path, info: IndexInfo, index: faiss.Index, *, replace_known: bool) -> None:
         self._folder, self._info, self._index, self._replace = folder, info, index, replace_known
         self._dead = read_deleted(folder, info)
-        self._truth = _Truth(read_truth(folder / TRUTH), METRICS[info.metric])
+        self._truth = _Truth(read_truth(folder / TRUTH, count=info.count, dim=info.dim), METRICS[info.metric])
 
     def expect(self, ids: list[str]) -> None:
         """Refuses ids that are there, before anything is encoded, unless they are to be replaced.

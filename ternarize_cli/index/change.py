@@ -150,7 +150,8 @@ def _compacted(folder: Path, partial: Path, index: faiss.Index, info: IndexInfo,
     live = ((identity, text) for row, (identity, text) in enumerate(read_documents(folder)) if keep[row])
     for _ in write_documents(live, partial):
         pass
-    truth, new = read_truth(folder / TRUTH).without(dead), np.cumsum(keep) - 1
+    truth = read_truth(folder / TRUTH, count=info.count, dim=info.dim).without(dead)
+    new = np.cumsum(keep) - 1
     own = np.where(truth.own >= 0, new[truth.own], -1)
     Truth(truth.queries, own, new[truth.neighbours], truth.scores).write(partial / TRUTH)
     return finish(partial, index, info, info.live, dead[:0])

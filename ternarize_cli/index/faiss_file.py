@@ -225,7 +225,7 @@ def _check_nsg(level: Any, path: Path) -> None:
     if not level.is_built:
         return
     graph = level.nsg.get_final_graph()
-    if graph.N != level.ntotal or not 0 <= level.nsg.enterpoint < max(level.ntotal, 1):
+    if level.ntotal != graph.N or not 0 <= level.nsg.enterpoint < max(level.ntotal, 1):
         raise _damaged(path, f"its graph is over {graph.N} rows, and {level.ntotal} are stored")
     _check_rows(faiss.rev_swig_ptr(graph.data, graph.N * graph.K), level.ntotal, path)
 

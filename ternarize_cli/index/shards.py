@@ -11,15 +11,20 @@ whole files (or half a record) can't count as finished work. Each shard has a re
 many machines can write to one folder without talking to each other.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ternarize_cli.bounds import read_bytes, require_regular
+from ternarize_cli.errors import DataError
 from ternarize_cli.files import sha256
 from ternarize_cli.index.records import checked, signed
 from ternarize_cli.whole_files import put_file, sweep
 
 __all__ = ["ShardFiles"]
+
+_SUFFIX = re.compile(r"\.[a-z]{2,10}")
 
 
 class ShardFiles:
@@ -46,11 +51,18 @@ class ShardFiles:
     def record(self, shard: int) -> dict[str, Any] | None:
         """The record of a finished shard; None if there is none, or it or a file is not what was written."""
         try:
-            found = checked(self.path(shard, ".json").read_text(encoding="utf-8"))
-            whole = all(sha256(self.path(shard, suffix)) == digest for suffix, digest in found["files"].items())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            found = checked(read_bytes(self.path(shard, ".json"), error=DataError).decode())
+            whole = all(self._is_whole(shard, suffix, digest) for suffix, digest in found["files"].items())
+        except (DataError, OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         return found if whole else None
+
+    def _is_whole(self, shard: int, suffix: str, digest: str) -> bool:
+        if not _SUFFIX.fullmatch(suffix):  # what a record names may be anything
+            return False
+        path = self.path(shard, suffix)
+        require_regular(path, DataError)
+        return sha256(path) == digest
 
     def remove(self, shard: int) -> None:
         """Deletes a shard: its record first."""

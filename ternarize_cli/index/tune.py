@@ -112,7 +112,7 @@ def tune_index(
     info = read_info(folder)
     dead = read_deleted(folder, info)
     check_files(folder, info, {TRUTH})
-    truth = read_truth(folder / TRUTH).without(dead)
+    truth = read_truth(folder / TRUTH, count=info.count, dim=info.dim).without(dead)
     k = min(k, truth.neighbours.shape[1])
     if not k:
         raise InputError(
