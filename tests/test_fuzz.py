@@ -86,10 +86,12 @@ def faults(jobs: list[tuple[str, Path, int]]) -> list[str]:
 def test_damaged_models_end_in_words(folders: Path) -> None:
     sources = {"sealed": "packed"}
     jobs = [(kind, folders / sources.get(kind, kind), round(COUNT * share)) for kind, share in MODELS.items()]
-    assert faults(jobs) == []
+    found = faults(jobs)
+    assert not found, "\n".join(found)
 
 
 def test_damaged_indexes_end_in_words(folders: Path) -> None:
     each = {kind: max(1, round(COUNT * share / len(FACTORIES))) for kind, share in INDEXES.items()}
     jobs = [(kind, folders / factory, count) for factory in FACTORIES for kind, count in each.items()]
-    assert faults(jobs) == []
+    found = faults(jobs)
+    assert not found, "\n".join(found)

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ternarize_cli import files, integrity
+from ternarize_cli.bounds import read_bytes
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
 from ternarize_cli.index.records import check_types, read_signed, signed
@@ -137,18 +138,18 @@ def read_info(folder: Path) -> IndexInfo:
         try:
             return _read_info(folder)
         except DataError:  # unless another process has just changed the index
-            before = _text_of(folder)
+            before = _content_of(folder)
             try:
                 return _read_info(folder)
             except DataError:
-                if _text_of(folder) == before:
+                if _content_of(folder) == before:
                     raise
 
 
-def _text_of(folder: Path) -> str | None:
+def _content_of(folder: Path) -> bytes | None:
     try:
-        return (folder / INFO).read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return read_bytes(folder / INFO, error=DataError)
+    except DataError:
         return None
 
 
