@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.bounds import shown
 from ternarize_cli.errors import CheckpointError
 
 __all__ = ["check_built", "check_layers", "check_numbers"]
@@ -49,7 +50,7 @@ def check_numbers(config: Mapping[str, Any], path: Path) -> None:
         elif _EPSILON.fullmatch(key) and value is not None:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not 0 <= value < 1:
-                raise CheckpointError(f"{path}: {key} is {value!r}; it is a small positive number", hint=_AGAIN)
+                raise CheckpointError(f"{path}: {key} is {shown(value)}; it is a small positive number", hint=_AGAIN)
 
 
 _AGAIN = "fetch the file again"
@@ -60,7 +61,9 @@ def _check_count(path: Path, key: str, value: Any, most: int, lowest: int = 1) -
         if one is None:
             continue
         if isinstance(one, bool) or not isinstance(one, int) or not lowest <= one <= most:
-            raise CheckpointError(f"{path}: {key} is {value!r}; it is a whole number from 1 to {most:,}", hint=_AGAIN)
+            raise CheckpointError(
+                f"{path}: {key} is {shown(value)}; it is a whole number from 1 to {most:,}", hint=_AGAIN
+            )
 
 
 def check_layers(config: Mapping[str, Any], path: Path, tensors: int) -> None:

@@ -12,8 +12,8 @@
     ├── GateMissedError              3   a quality gate was missed
     └── UnavailableError             4   an optional dependency or a required device is missing
 
-A message says what happened with which value; `hint` says what to do next. Catch `TernarizeError` for all of them.
-An interrupt (Ctrl-C) ends a command with 130.
+A message says what happened with which value, in at most 2,000 characters; `hint` says what to do next. Catch
+`TernarizeError` for all of them. An interrupt (Ctrl-C) ends a command with 130, SIGTERM with 143 and SIGHUP with 129.
 """
 
 __all__ = [
@@ -31,13 +31,16 @@ __all__ = [
 ]
 
 
+_LONGEST = 2000
+
+
 class TernarizeError(Exception):
     """Base of all errors raised on purpose. `hint`, when given, is the next thing to try."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…")
         self.hint = hint
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bounds import MAX_TOKENIZER, read_json
+from ternarize_cli.bounds import MAX_TOKENIZER, read_json, shown
 from ternarize_cli.config_numbers import check_numbers
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.model_files import model_files, module_folders, part_folders
@@ -142,12 +142,12 @@ def _check_modules(folder: Path) -> None:
         known = _MODULE.fullmatch(kind) if isinstance(kind, str) else None
         if known is None or known["name"] not in _CLASSES:
             raise CheckpointError(
-                f"{path} names the module class {kind!r}, which is not one of sentence-transformers; the model brings "
-                "its own code, and that is never run",
+                f"{path} names the module class {shown(kind)}, which is not one of sentence-transformers; the model "
+                "brings its own code, and that is never run",
                 hint="use a model whose modules sentence-transformers has",
             )
         if not isinstance(name, str) or name in names:
-            raise CheckpointError(f"{path}: a module's name is {name!r}; names are text, each one once")
+            raise CheckpointError(f"{path}: a module's name is {shown(name)}; names are text, each one once")
         names.add(name)
         kwargs = module.get("kwargs", [])
         if not isinstance(kwargs, list) or not all(isinstance(key, str) for key in kwargs):
@@ -159,7 +159,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     for key, why in _REFUSED_IN_CONFIG.items():
         if config.get(key):
             raise CheckpointError(
-                f"{path}: {key} is {config[key]!r}, which {why}; that is not taken from a model folder",
+                f"{path}: {key} is {shown(config[key])}, which {why}; that is not taken from a model folder",
                 hint=f"take {key} out of the file",
             )
     _check_choices(config, path)
@@ -177,7 +177,7 @@ def _check_choices(values: Mapping[str, Any], path: Path) -> None:
             for value in asked.values() if isinstance(asked, dict) else [asked]:
                 if not (value is None or isinstance(value, str)) or value not in known:
                     raise CheckpointError(
-                        f"{path}: {key} is {value!r}; known are {', '.join(v for v in known if v)}",
+                        f"{path}: {key} is {shown(value)}; known are {', '.join(v for v in known if v)}",
                         hint=f"take {key} out of the file",
                     )
 
@@ -219,14 +219,14 @@ def _check_part(folder: Path, *, is_module: bool) -> None:
         elif path.name == "wordembedding_config.json":
             kind = _object(path).get("tokenizer_class")
             if not isinstance(kind, str) or not _MODULE.fullmatch(kind):
-                raise CheckpointError(f"{path}: tokenizer_class is {kind!r}, no class of sentence-transformers")
+                raise CheckpointError(f"{path}: tokenizer_class is {shown(kind)}, no class of sentence-transformers")
 
 
 def _check_activation(name: Any, path: Path) -> None:
     """Refuses an activation that is no class of torch.nn: sentence-transformers imports it by its dotted name."""
     if name is not None and not (isinstance(name, str) and _ACTIVATION.fullmatch(name)):
         raise CheckpointError(
-            f"{path}: activation_function is {name!r}, no activation of torch.nn",
+            f"{path}: activation_function is {shown(name)}, no activation of torch.nn",
             hint='such as "torch.nn.modules.activation.Tanh"',
         )
 
@@ -237,34 +237,34 @@ def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
             _check_arguments(key, value, path)
         elif key not in _SENTENCE_KEYS:
             raise CheckpointError(
-                f"{path}: {key} is {value!r}; this key is not known, and is not passed on to a loader",
+                f"{path}: {key} is {shown(value)}; this key is not known, and is not passed on to a loader",
                 hint=f"take {key} out of the file",
             )
     length = values.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 1 << 31):
-        raise CheckpointError(f"{path}: max_seq_length is {length!r}; it is a whole number of tokens, or null")
+        raise CheckpointError(f"{path}: max_seq_length is {shown(length)}; it is a whole number of tokens, or null")
     if values.get("transformer_task", _TASKS[0]) not in _TASKS:
-        raise CheckpointError(f"{path}: transformer_task is {values['transformer_task']!r}; known are {_TASKS}")
+        raise CheckpointError(f"{path}: transformer_task is {shown(values['transformer_task'])}; known are {_TASKS}")
     kinds = values.get("modality_config", {})
     if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
         raise CheckpointError(f"{path}: modality_config is no object of objects", hint="fetch the file again")
     for kind in kinds.values():
         method = kind.get("method", "forward")
         if not isinstance(method, str) or not _METHOD.fullmatch(method):
-            raise CheckpointError(f"{path}: modality_config names the method {method!r}, which no encoder has")
+            raise CheckpointError(f"{path}: modality_config names the method {shown(method)}, which no encoder has")
 
 
 def _check_arguments(key: str, given: Any, path: Path) -> None:
     """Checks keyword arguments for transformers' loaders."""
     known = _ARGUMENTS[_ARGUMENT_KEYS[key]]
     if not isinstance(given, dict):
-        raise CheckpointError(f"{path}: {key} is {given!r}, no object", hint="fetch the file again")
+        raise CheckpointError(f"{path}: {key} is {shown(given)}, no object", hint="fetch the file again")
     for name, value in given.items():
         if name == "trust_remote_code":  # sentence-transformers drops it, and so do we
             continue
         if name not in known:
             raise CheckpointError(
-                f"{path}: {key} passes {name}={value!r} to a loader of transformers, which is not taken from a folder",
+                f"{path}: {key} passes {name}={shown(value)} to a loader of transformers; a folder may not do that",
                 hint=f"take {name} out of {key} in the file",
             )
     _check_choices(given, path)
@@ -276,10 +276,10 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: prompts are no object of texts", hint="fetch the file again")
     for key in ("default_prompt_name", "similarity_fn_name", "model_type"):
         if not isinstance(values.get(key), str | None):
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}, no text", hint="fetch the file again")
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}, no text", hint="fetch the file again")
     for key in ("requirements", "__version__"):
         if not isinstance(values.get(key, {}), dict):
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}, no object", hint="fetch the file again")
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}, no object", hint="fetch the file again")
 
 
 def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
@@ -289,14 +289,15 @@ def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
             target, root = (path.parent / value).resolve(), path.parent.resolve()
             if root not in target.parents:
                 raise CheckpointError(
-                    f"{path}: {key} is {value!r}, a file outside the model's folder", hint=f"take {key} out of the file"
+                    f"{path}: {key} is {shown(value)}, a file outside the model's folder",
+                    hint=f"take {key} out of the file",
                 )
     length = values.get("model_max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length > 0):
-        raise CheckpointError(f"{path}: model_max_length is {length!r}; it is a number of tokens")
+        raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it is a number of tokens")
     for key in ("padding_side", "truncation_side"):
         if values.get(key, "right") not in ("left", "right"):
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}; it is left or right")
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}; it is left or right")
 
 
 def _check_processor(values: Mapping[str, Any], path: Path) -> None:

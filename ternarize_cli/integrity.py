@@ -49,7 +49,7 @@ def note_once(text: str) -> None:
 def seal(folder: Path) -> None:
     """Writes the digest of a packed model into its config.json; call it when all its files are in place."""
     path = folder / _CONFIG
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     config["quantization_config"].pop("digest", None)
     files = {name: sha256(folder / name) for name in model_files(folder) if name != _CONFIG}
     config["quantization_config"]["digest"] = {"config": _digest_of(config), "files": files}

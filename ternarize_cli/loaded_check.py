@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ternarize_cli import checkpoint
+from ternarize_cli.bounds import shown
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.parts import parts_of
 from ternarize_cli.weights import all_finite
@@ -42,7 +43,7 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path) -> None:
 
     Raises:
         CheckpointError: a weight or bias is not finite, a module takes vectors of another width than the one before it
-            gives, or vectors come from a pooler whose weights the file lacks.
+            gives, no module makes one vector of a text, or the tokenizer has a token that the word table does not have.
     """
     for name, tensor in encoder.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not all_finite(tensor.detach()):
@@ -57,6 +58,37 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path) -> None:
                 hint="the configs of the modules are of different models: fetch the whole model again",
             )
         width = _width_of(module) or width
+    _check_pooling(encoder, folder)
+    _check_vocabulary(encoder, folder)
+
+
+def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
+    """Refuses a transformer that gives token embeddings, and no module behind it that pools them."""
+    names = [type(module).__name__ for module in encoder]
+    tokens = getattr(encoder[0], "module_output_name", None) == "token_embeddings"
+    if tokens and not any(name.endswith("Pooling") and name != "WeightedLayerPooling" for name in names):
+        raise CheckpointError(
+            f"{folder}: none of its modules ({', '.join(names)}) makes one vector of a text's token embeddings",
+            hint="modules.json lacks the Pooling module: fetch the file again",
+        )
+
+
+def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
+    """Refuses a tokenizer with ids beyond the word table."""
+    table = getattr(getattr(encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)
+    tokenizer = encoder.tokenizer
+    try:
+        rows, count = getattr(table(), "num_embeddings", None), len(tokenizer)
+    except (TypeError, NotImplementedError):  # no table of words, or a tokenizer that can't be counted
+        return
+    if rows is None or count <= rows:
+        return
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if highest >= rows:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has the token {shown(token)} with id {highest}, its word table {rows} rows",
+            hint="the tokenizer is another model's: fetch the whole model again",
+        )
 
 
 def _width_of(module: Any) -> int | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ternarize_cli.bounds import read_json, require_regular
+from ternarize_cli.bounds import read_json, require_regular, shown
 from ternarize_cli.errors import CheckpointError
 
 __all__ = ["copy_companions", "is_snapshot", "model_files", "module_folders", "part_folders"]
@@ -65,7 +65,7 @@ def module_folders(folder: Path) -> list[str]:
         where = module.get("path")
         if not isinstance(where, str) or not _stays_inside(where):
             raise CheckpointError(
-                f"{path} names the folder {where!r}, which is not inside the model's folder",
+                f"{path} names the folder {shown(where)}, which is not inside the model's folder",
                 hint="fetch the whole model again; the paths of modules are relative, without ..",
             )
         if where.strip("/"):

@@ -19,6 +19,7 @@ A weight is its code times its scale for every grid. Ternary is the default and 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ternarize_cli.bounds import shown
 from ternarize_cli.errors import FormatError, InputError
 
 __all__ = [
@@ -105,7 +106,7 @@ class Scheme:
         kind, _, size = text.partition(":")
         if kind == "group" and size.isdecimal():
             return kind, int(size)
-        raise InputError(f"granularity {text!r} is unknown", hint="row, tensor, or group:N such as group:64")
+        raise InputError(f"granularity {shown(text)} is unknown", hint="row, tensor, or group:N such as group:64")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class CalibrationData:
         kind, samples, tokens = (known.get(key) for key in ("kind", "samples", "tokens"))
         if kind in ("text", "image") and isinstance(samples, int) and isinstance(tokens, int | None):
             return cls(kind, samples, tokens)
-        raise FormatError(f"quantization_config: calibration is {values!r}; it has a kind, samples and tokens")
+        raise FormatError(f"quantization_config: calibration is {shown(values)}; it has a kind, samples and tokens")
 
 
 @dataclass(frozen=True)
@@ -180,40 +181,40 @@ class Artifact:
             FormatError: another method, an unknown version, stage, level or codec, or a missing or mistyped key.
         """
         if values.get("quant_method") != METHOD:
-            raise FormatError(f"quant_method is {values.get('quant_method')!r}, not {METHOD!r}")
+            raise FormatError(f"quant_method is {shown(values.get('quant_method'))}, not {METHOD!r}")
         version = values.get("format_version")
         if version not in _READ_VERSIONS or not isinstance(version, int) or isinstance(version, bool):
             raise FormatError(
-                f"format_version is {version!r}; this ternarize reads versions 1 to {FORMAT_VERSION}",
+                f"format_version is {shown(version)}; this ternarize reads versions 1 to {FORMAT_VERSION}",
                 hint="pip install -U ternarize-cli",
             )
         known = {f.name for f in (*fields(cls), *fields(Scheme))} - {"scheme"}
         known |= {"quant_method", "format_version", "digest"}
         if unknown := sorted(values.keys() - known):
-            raise FormatError(f"quantization_config has unknown keys: {', '.join(map(repr, unknown))}")
+            raise FormatError(f"quantization_config has unknown keys: {', '.join(map(shown, unknown[:3]))}")
         if values.get("stage") not in STAGES:
-            raise FormatError(f"stage is {values.get('stage')!r}; it must be one of {', '.join(STAGES)}")
+            raise FormatError(f"stage is {shown(values.get('stage'))}; it must be one of {', '.join(STAGES)}")
         levels, codec = values.get("levels"), values.get("codec")
         if levels not in tuple(LEVELS):  # a tuple takes values that can't be hashed
-            raise FormatError(f"levels is {levels!r}; it must be one of {', '.join(LEVELS)}")
+            raise FormatError(f"levels is {shown(levels)}; it must be one of {', '.join(LEVELS)}")
         if values["stage"] == "packed" and codec not in CODECS[levels]:
-            raise FormatError(f"codec is {codec!r}; a packed {levels} model has {' or '.join(CODECS[levels])}")
+            raise FormatError(f"codec is {shown(codec)}; a packed {levels} model has {' or '.join(CODECS[levels])}")
         if values["stage"] == "latent" and codec is not None:
-            raise FormatError(f"codec is {codec!r}; a ternary checkpoint that is not packed has none")
+            raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
         apart = ("scheme", "modules_to_not_convert", "added_biases", "calibration")
         own = [f.name for f in fields(cls) if f.name not in apart]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise FormatError(f"quantization_config: {key} is {names!r}; it must be a list of names")
+                raise FormatError(f"quantization_config: {key} is {shown(names)}; it must be a list of names")
         missing = [k for k in [*own, *(f.name for f in fields(Scheme)), "modules_to_not_convert"] if k not in values]
         if missing:
             raise FormatError(f"quantization_config lacks {', '.join(missing)}")
         if not isinstance(values["seed"], int) or isinstance(values["seed"], bool):
-            raise FormatError(f"quantization_config: seed is {values['seed']!r}; it must be a whole number")
+            raise FormatError(f"quantization_config: seed is {shown(values['seed'])}; it must be a whole number")
         for key in ("tool_version", "source", "source_sha256"):
             if not isinstance(values[key], str):
-                raise FormatError(f"quantization_config: {key} is {values[key]!r}; it must be text")
+                raise FormatError(f"quantization_config: {key} is {shown(values[key])}; it must be text")
         try:
             scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
             calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
@@ -230,4 +231,4 @@ class Artifact:
 
 def _one_of(what: str, value: object, known: tuple[object, ...]) -> None:
     if value not in known:
-        raise InputError(f"{what} is {value!r}", hint=f"one of {', '.join(map(str, known))}")
+        raise InputError(f"{what} is {shown(value)}", hint=f"one of {', '.join(map(str, known))}")

@@ -100,7 +100,7 @@ def ended(answer: Callable[[Path], Any], folder: Path, expected: Any, verified: 
     try:
         found = answer(folder)
     except TernarizeError as e:
-        return ("refused", str(e)) if len(str(e)) < 2000 else ("undesigned", f"a message of {len(str(e))} characters")
+        return ("refused", str(e)) if len(str(e)) <= 2001 else ("undesigned", f"a message of {len(str(e))} characters")
     except OSError as e:  # the command line says these in words
         return ("refused", str(e)) if e.errno is not None else ("undesigned", repr(e))
     except Exception as e:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ternarize_cli import files, integrity
-from ternarize_cli.bounds import read_bytes
+from ternarize_cli.bounds import read_bytes, shown
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.origin import Origin
 from ternarize_cli.index.records import check_types, read_signed, signed
@@ -163,7 +163,7 @@ def _read_info(folder: Path) -> IndexInfo:
     for name, file in content["files"].items():
         check_types(file, StoredFile, path, _AGAIN)
         if name not in (FAISS_INDEX, DOCUMENTS, OFFSETS, TRUTH, LISTS) and not _DELETED.fullmatch(name):
-            raise DataError(f"{path} names a file {name!r}, which no index has", hint=_AGAIN)
+            raise DataError(f"{path} names a file {shown(name)}, which no index has", hint=_AGAIN)
     info = IndexInfo(**{**content, "files": {name: StoredFile(**file) for name, file in content["files"].items()}})
     _check_values(info, path)
     for name in {FAISS_INDEX: 0, DOCUMENTS: 0, OFFSETS: 0, TRUTH: 0, **info.files}:
@@ -188,7 +188,7 @@ def _check_values(info: IndexInfo, path: Path) -> None:
     }
     for name, is_wrong in wrong.items():
         if is_wrong:
-            raise DataError(f"{path}: {name} is {getattr(info, name)!r}, which no index has", hint=_AGAIN)
+            raise DataError(f"{path}: {name} is {shown(getattr(info, name))}, which no index has", hint=_AGAIN)
     sizes = {OFFSETS: 8 * info.count, **({info.deleted_file: 8 * info.deleted} if info.deleted_file else {})}
     for name, size in sizes.items():
         if name not in info.files or info.files[name].bytes != size:
