@@ -251,7 +251,7 @@ def _index(
         preset=made.preset,
         files={name: stored_file(partial / name) for name in names},
     )
-    trust(info.faiss_digests)
+    trust(info.faiss_digests, partial / FAISS_INDEX, partial / LISTS if options.on_disk else None)
     return info, note
 
 

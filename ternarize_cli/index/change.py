@@ -213,7 +213,7 @@ def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead:
     names = (DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, *({LISTS} & info.files.keys()))
     stored = {name: stored_file(partial / name) for name in names}
     info = _with_dead(partial, replace(info, count=count, files=stored, deleted=0), dead)
-    trust(info.faiss_digests)
+    trust(info.faiss_digests, partial / FAISS_INDEX, partial / LISTS if LISTS in stored else None)
     write_info(partial, info)
     return info
 

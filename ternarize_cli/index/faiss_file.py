@@ -9,10 +9,11 @@ its author wrote. So
 - what was read is checked: dimensions from level to level, rows, sizes of lists within their file, and numbers of rows
   in graphs and lists (`check_structure`);
 - a file that this user's ternarize did not write is first read, checked and searched in a process of its own, which may
-  crash, hang or run out of memory without harm. What passes is remembered by its sha256 in the cache (`trust`), so
-  this costs half a second once for each file.
+  crash, hang or run out of memory without harm. What passes is remembered in the cache (`trust`), by its sha256 and by
+  its inode and times of change, so this costs half a second once for each file.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -33,7 +34,8 @@ from ternarize_cli.library_output import library_output
 __all__ = ["check_structure", "read_faiss", "trust"]
 
 _AGAIN = "build the index again"
-_TIMEOUT = 120
+_SECONDS, _BYTES_A_SECOND = 120, 10 << 20
+"""How long the process of its own may take: so many seconds, and a second for so many bytes."""
 _ROOM = 4 << 30
 """Bytes that the process of its own may take beside three times the file."""
 _LEAST = 1 << 20
@@ -52,34 +54,44 @@ def read_faiss(path: Path, digests: tuple[str, ...], lists: Path | None, *, writ
     Raises:
         DataError: it is damaged, or asks for what no index has.
     """
-    trusted = _is_trusted(digests)
+    stamps = _stamps(digests, path, lists)
+    trusted = _is_kept(stamps[0 if verifying() else 1])  # unverified, nobody knows whether these digests are the file's
     if not trusted:
         _try_apart(path, lists)
     index = _read(path, lists, writable=writable)
     if not trusted:
         check_structure(index, path, lists)
-        trust(digests)
+    if verifying():
+        trust(digests, path, lists)
     return index
 
 
-def trust(digests: tuple[str, ...]) -> None:
-    """Remembers that files with these sha256 were written by this user's ternarize, or passed all checks."""
+def trust(digests: tuple[str, ...], path: Path, lists: Path | None) -> None:
+    """Remembers that files were written by this user's ternarize, or passed all checks.
+
+    Args:
+        digests: the sha256 of each.
+        path, lists: the files as they are now, which have these digests.
+    """
     with suppress(OSError, InputError):  # without a cache they are checked again the next time
-        keep_file(_stamp(digests), lambda stream: stream.write(faiss.__version__.encode()))
+        for stamp in _stamps(digests, path, lists):
+            if not _is_kept(stamp):
+                keep_file(cache_folder("indexes") / stamp, lambda stream: stream.write(faiss.__version__.encode()))
 
 
-def _is_trusted(digests: tuple[str, ...]) -> bool:
-    if not verifying():  # then nobody knows whether the files are the ones of these digests
-        return False
+def _is_kept(stamp: str) -> bool:
     try:
-        stamp = _stamp(digests)
-        return check_own(stamp) and stamp.read_text(encoding="utf-8") == faiss.__version__
+        path = cache_folder("indexes") / stamp
+        return check_own(path) and path.read_text(encoding="utf-8") == faiss.__version__
     except (OSError, InputError, ValueError):
         return False
 
 
-def _stamp(digests: tuple[str, ...]) -> Path:
-    return cache_folder("indexes") / "-".join(digest[:32] for digest in digests)
+def _stamps(digests: tuple[str, ...], path: Path, lists: Path | None) -> tuple[str, str]:
+    """Names of the files in the cache that stand for contents with these digests, and for the files as they are now."""
+    states = [one.stat() for one in (path, lists) if one is not None]
+    state = repr([(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states])
+    return "-".join(digest[:32] for digest in digests), hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
 def _read(path: Path, lists: Path | None, *, writable: bool = False) -> faiss.Index:
@@ -87,7 +99,7 @@ def _read(path: Path, lists: Path | None, *, writable: bool = False) -> faiss.In
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR
     if not writable:
         flags |= faiss.IO_FLAG_READ_ONLY | (0 if lists else faiss.IO_FLAG_MMAP_IFC)
-    size = path.stat().st_size + (lists.stat().st_size if lists else 0)
+    size = _size(path, lists)
     try:
         with library_output(to_stderr=False), _limits(max(size, _LEAST)):
             index = faiss.read_index(str(path), flags)
@@ -95,6 +107,10 @@ def _read(path: Path, lists: Path | None, *, writable: bool = False) -> faiss.In
         raise DataError(f"{path} is damaged: FAISS can't read it", hint=_AGAIN) from e
     _check_place_of_lists(index, path, lists)
     return index
+
+
+def _size(path: Path, lists: Path | None) -> int:
+    return path.stat().st_size + (lists.stat().st_size if lists else 0)
 
 
 @contextmanager
@@ -254,10 +270,11 @@ def _try_apart(path: Path, lists: Path | None) -> None:
     command = [sys.executable, "-P", "-m", "ternarize_cli.index.faiss_file", str(path.resolve())]
     command += [str(lists.resolve())] if lists else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    seconds = _SECONDS + _size(path, lists) // _BYTES_A_SECOND
     try:
-        ended = subprocess.run(command, capture_output=True, env=environment, timeout=_TIMEOUT, check=False)
+        ended = subprocess.run(command, capture_output=True, env=environment, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as e:
-        raise _damaged(path, f"FAISS did not come to an end with it in {_TIMEOUT} seconds") from e
+        raise _damaged(path, f"FAISS did not come to an end with it in {seconds} seconds") from e
     if ended.returncode == 2:
         raise _damaged(path, ended.stderr.decode(errors="replace").strip().splitlines()[-1])
     if ended.returncode != 0:
@@ -269,7 +286,7 @@ def _apart(path: Path, lists: Path | None) -> None:
     try:
         import resource
 
-        limit = 3 * path.stat().st_size + (lists.stat().st_size if lists else 0) + _ROOM
+        limit = 3 * _size(path, lists) + _ROOM
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, ValueError, OSError):  # not on this system: then without
