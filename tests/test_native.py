@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ternarize_cli import kernels, models
 from ternarize_cli.convert import convert
-from ternarize_cli.errors import UnavailableError
+from ternarize_cli.errors import CheckpointError, FormatError, UnavailableError
 from ternarize_cli.kernels import native, whole
+from ternarize_cli.kernels.native import interface
 from ternarize_cli.kernels.native.encoder import NativeForward
-from ternarize_cli.kernels.native.library import Library, PackedCodes, library
+from ternarize_cli.kernels.native.library import Encoder, Library, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.pack import pack
 from ternarize_cli.scheme import Scheme
@@ -261,6 +262,115 @@ def test_values_that_are_not_finite_stay_so(lib: Library) -> None:
     x[1, 3], x[2, 69] = float("nan"), float("inf")
     made = lib.linear(packed(lib, layer), x)
     assert made.isnan().any(dim=1).tolist() == [False, True, True, False]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scales_and_biases_that_are_not_finite_stay_so(lib: Library, value: float) -> None:
+    layer = random_layer(40, 70, Scheme())
+    layer.weight_scale.flatten()[3], layer.bias[39] = value, value
+    finite = lib.linear(packed(lib, layer), torch.randn(5, 70)).isfinite()
+    assert finite.all(dim=0).tolist() == [i not in (3, 39) for i in range(40)]
+
+
+def test_what_does_not_fit_a_linear_is_refused_in_words(lib: Library) -> None:
+    layer = random_layer(40, 70, Scheme())
+    w, scale = packed(lib, layer), layer.weight_scale.float().flatten()
+    for x in (torch.zeros(2, 71), torch.zeros(2, 70, dtype=torch.float64), torch.zeros(2, 2, 70)):
+        with pytest.raises(ValueError, match="x should be float32 \\[2, 70\\]"):
+            lib.linear(w, x)
+    with pytest.raises(FormatError, match="scale and bias of a linear of 40 outputs have the shapes \\[39\\]"):
+        PackedCodes(lib, layer.codec, layer.weight, 70, scale[:39], None)
+    for inputs, why in (
+        (69 * 64, "the bytes of a row"),
+        (0, "1 to 4,194,304 inputs"),
+        (1 << 40, "1 to 4,194,304 inputs"),
+    ):
+        with pytest.raises(FormatError, match=why):
+            PackedCodes(lib, layer.codec, layer.weight, inputs, scale, None)
+    with pytest.raises(FormatError, match="uint8"):
+        lib.packed(layer.codec, layer.weight.int(), 70)
+    w.linear.blocks = 10_000
+    with pytest.raises(FormatError, match="blocks of a linear don't fit its inputs"):
+        lib.linear(w, torch.zeros(2, 70))
+
+
+def test_ids_and_sequences_that_are_not_there_are_refused_in_words(lib: Library) -> None:
+    table, scale, ids = torch.ones(5, 8, dtype=torch.int8), torch.ones(5), torch.tensor([0, 4, 2])
+    norm = torch.ones(8), torch.zeros(8), 1e-5
+    assert lib.embed([(table, scale)], [ids], norm).shape == (3, 8)
+    for wrong in (5, -1, 1 << 40, -(1 << 63)):
+        with pytest.raises(FormatError, match="an id is no row of its table"):
+            lib.embed([(table, scale)], [torch.tensor([0, wrong, 2])], norm)
+    for gain, bias, eps in ((norm[0][:7], norm[1], 1e-5), (norm[0], norm[1].double(), 1e-5)):
+        with pytest.raises(ValueError, match="of a norm should be float32 \\[8\\]"):
+            lib.embed([(table, scale)], [ids], (gain, bias, eps))
+    with pytest.raises(FormatError, match="epsilon of a layer norm"):
+        lib.embed([(table, scale)], [ids], (*norm[:2], float("nan")))
+    encoder = Encoder(0, 8, 2, 8, False, 1e-5, None)
+    x = torch.zeros(3, 8)
+    lib.encode(encoder, torch.tensor([0, 1, 3], dtype=torch.int32), x)
+    for starts, why in (
+        ([0, 2, 1], "ends before it starts"),
+        ([1, 3], "starts at 0"),
+        ([0, 4], "behind the last token"),
+    ):
+        with pytest.raises(FormatError, match=why):
+            lib.encode(encoder, torch.tensor(starts, dtype=torch.int32), x)
+    encoder.heads = 3
+    with pytest.raises(FormatError, match="heads don't divide the width"):
+        lib.encode(encoder, torch.tensor([0, 3], dtype=torch.int32), x)
+
+
+@pytest.mark.parametrize("heads", [0, -1, 3, 1 << 40, "4", None, 2.0])
+def test_heads_that_do_not_divide_the_width_are_refused_in_words(model: Any, heads: object) -> None:
+    object.__setattr__(model.config, "num_attention_heads", heads)
+    with pytest.raises(CheckpointError, match=r"num_attention_heads is .*does not divide the width"):
+        model(input_ids=torch.tensor([[2, 7, 8, 3]]))
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-5, float("nan"), float("inf"), 1.0, 1e-60, None])
+def test_an_epsilon_that_is_none_is_refused_in_words(model: Any, eps: Any) -> None:
+    for m in model.encoder.modules():
+        if isinstance(m, nn.LayerNorm):
+            m.eps = eps
+    with pytest.raises(CheckpointError, match="layer_norm_eps is"):
+        model(input_ids=torch.tensor([[2, 7, 8, 3]]))
+
+
+@torch.inference_mode()
+def test_norms_that_lie_at_odd_addresses_run(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    expected = model(input_ids=ids).last_hidden_state
+    for m in model.modules():
+        if isinstance(m, nn.LayerNorm):
+            content = bytearray(b"\0" + m.weight.detach().numpy().tobytes())
+            m.weight = nn.Parameter(torch.frombuffer(content, dtype=torch.float32, offset=1), requires_grad=False)
+            assert m.weight.data_ptr() % 4
+    kernels.use_backend(model, "reference")
+    kernels.use_backend(model, "native")
+    assert torch.equal(model(input_ids=ids).last_hidden_state, expected)
+
+
+def test_heads_wider_than_the_library_takes_go_through_the_modules(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr("ternarize_cli.kernels.native.encoder.MAX_HEAD", 4)
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+
+
+def test_linears_larger_than_the_library_takes_run_elsewhere() -> None:
+    layer = random_layer(8, 16, Scheme())
+    layer.in_features = interface.MAX_INPUTS + 1
+    assert "4,194,304 inputs are the most" in str(native.Native().refuses(layer))
+
+
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interface, "INTERFACE", interface.INTERFACE + 1)
+    library.cache_clear()
+    try:
+        with pytest.raises(UnavailableError, match="built from another version of ternarize"):
+            library()
+    finally:
+        library.cache_clear()
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels import Kernel, register
+from ternarize_cli.kernels.native.interface import MAX_INPUTS, MAX_OUTPUTS
 from ternarize_cli.kernels.native.library import PackedCodes, library
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Native:
             return f"the model is on {layer.weight.device}, and native runs on the CPU"
         if layer.scheme.activation_bits != 8:
             return "its activations are not int8"
+        if layer.in_features > MAX_INPUTS or layer.out_features > MAX_OUTPUTS:
+            return f"it is {layer.in_features:,} × {layer.out_features:,}, and {MAX_INPUTS:,} inputs are the most"
         return None
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
@@ -63,10 +66,10 @@ class Native:
 
     def whole(self, model: nn.Module) -> str | None:
         """Lets a whole model run in one call, or says why it can't and runs its linears only."""
-        from ternarize_cli.kernels.native.encoder import NativeForward
+        from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal
         from ternarize_cli.kernels.whole import refusal
 
-        reason = refusal(model)
+        reason = refusal(model) or head_refusal(model)
         if reason is None:
             model.forward = NativeForward(model)
         return reason

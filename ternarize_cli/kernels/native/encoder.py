@@ -1,11 +1,14 @@
 """Whole encoders in one call of the library, on real tokens only."""
 
 import ctypes
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.kernels.native.interface import MAX_HEAD
 from ternarize_cli.kernels.native.library import Encoder, Layer, Library, PackedCodes, library
 from ternarize_cli.kernels.whole import (
     WholeForward,
@@ -18,7 +21,15 @@ from ternarize_cli.kernels.whole import (
 )
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["NativeForward"]
+__all__ = ["NativeForward", "head_refusal"]
+
+
+def head_refusal(model: Any) -> str | None:
+    """Why the attention of a model whose blocks are known does not run in the library, in words; None if it does."""
+    width, heads = linears_of(blocks_of(model)[0])[0].in_features, model.config.num_attention_heads
+    if isinstance(heads, int) and heads > 0 and width // heads > MAX_HEAD:
+        return f"its heads are {width // heads:,} wide, and {MAX_HEAD:,} is the most"
+    return None
 
 
 class NativeForward(WholeForward):
@@ -34,17 +45,26 @@ class _Stack:
     """A model's blocks and, where they are int8, its embedding tables, in the library's form."""
 
     def __init__(self, model: Any) -> None:
+        """Lays a model's weights out for the library.
+
+        Raises:
+            CheckpointError: the heads or the epsilon of its config don't fit the tensors (FormatError if the linears
+                don't fit each other).
+        """
         self._lib: Library = library()
         self._model = model
         self._kept: list[Any] = []
         blocks = blocks_of(model)
-        config = model.config
-        layers = (Layer * len(blocks))(*(self._layer(block) for block in blocks))
-        inner, eps = linears_of(blocks[0])[4].out_features, norms_of(blocks[0])[0].eps
-        before = norm_first(blocks[0])
-        self._encoder = Encoder(len(blocks), config.hidden_size, config.num_attention_heads, inner, before, eps, layers)
+        width, inner = linears_of(blocks[0])[0].in_features, linears_of(blocks[0])[4].out_features
+        heads, eps = _heads(model.config, width), _epsilon([norm for block in blocks for norm in norms_of(block)])
+        layers = (Layer * len(blocks))(*(self._layer(block, width) for block in blocks))
+        self._encoder = Encoder(len(blocks), width, heads, inner, norm_first(blocks[0]), eps, layers)
         self._kept.append(layers)
         self._tables = tables_of(model.embeddings)
+        if self._tables is not None:
+            self._tables = [(table, _aligned(scale)) for table, scale in self._tables]
+            norm = model.embeddings.LayerNorm
+            self._norm = (*_norm_tensors(norm, width), _epsilon([norm]))
         self._lib.trim()
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
@@ -59,8 +79,7 @@ class _Stack:
             x = self._model.embeddings(input_ids=ids, token_type_ids=types).float()
             x = x.flatten(0, 1) if full else x[real]
         else:
-            norm = self._model.embeddings.LayerNorm
-            x = self._lib.embed(self._tables, rows, (norm.weight, norm.bias, norm.eps))
+            x = self._lib.embed(self._tables, rows, self._norm)
         starts = torch.zeros(batch + 1, dtype=torch.int32, device="cpu")
         starts[1:] = real.sum(dim=1).cumsum(dim=0)
         x = x.contiguous()
@@ -79,11 +98,11 @@ class _Stack:
         self._lib.encode(self._encoder, starts, made)
         return self._model.layernorm(made.view(x.shape))
 
-    def _layer(self, block: nn.Module) -> Layer:
+    def _layer(self, block: nn.Module, width: int) -> Layer:
         q, k, v, output, up, down = linears_of(block)
         first, second = norms_of(block)
         by = layer_scales(block)
-        norms = [t.detach().float().contiguous() for m in (first, second) for t in (m.weight, m.bias)]
+        norms = [t for norm in (first, second) for t in _norm_tensors(norm, width)]
         self._kept.append(norms)
         return Layer(
             self._packed([q, k, v], None),
@@ -105,6 +124,40 @@ class _Stack:
         for m in layers:
             self._lib.rest(m.weight)
         return made.linear
+
+
+def _heads(config: Any, width: int) -> int:
+    heads = config.num_attention_heads
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
+        raise CheckpointError(
+            f"num_attention_heads is {heads!r}, which does not divide the width {width}", hint="fetch the model again"
+        )
+    return heads
+
+
+def _epsilon(norms: list[nn.LayerNorm]) -> float:
+    found = {norm.eps for norm in norms}
+    eps = next(iter(found))
+    if len(found) > 1 or not isinstance(eps, float) or not math.isfinite(eps) or not 1e-37 < eps < 1:
+        values = ", ".join(repr(value) for value in found)
+        raise CheckpointError(
+            f"layer_norm_eps is {values}; it is one small positive number", hint="fetch the model again"
+        )
+    return eps
+
+
+def _norm_tensors(norm: nn.LayerNorm, width: int) -> tuple[Tensor, Tensor]:
+    if norm.weight.shape != (width,) or norm.bias.shape != (width,):
+        raise CheckpointError(
+            f"a layer norm is {list(norm.weight.shape)} wide in a model of width {width}", hint="fetch the model again"
+        )
+    gain, bias = (_aligned(t.detach().float().contiguous()) for t in (norm.weight, norm.bias))
+    return gain, bias
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """A tensor that can be read where it lies: one that is mapped from a file may begin anywhere."""
+    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
 def _are_rows_of(tables: list[tuple[Tensor, Tensor]], ids: list[Tensor]) -> bool:

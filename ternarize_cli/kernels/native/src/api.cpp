@@ -1,5 +1,8 @@
-// The C interface. Every function returns 0, or -1 where memory ran out.
+// The C interface. The functions that work (tz_pack, tz_rest, tz_linear, tz_embed, tz_encode) return 0 where they have done
+// so, kNoMemory where memory ran out, and kRefused where an argument is invalid: nothing was read or written then, and
+// tz_why says what is wrong.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -7,15 +10,15 @@
 #if defined(__linux__)
 #include <malloc.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
-#include "encoder.h"
+#include "arguments.h"
 #include "threads.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -79,17 +82,30 @@ const std::vector<const Kernels*>& available() {
   return found;
 }
 
+constexpr int kNoMemory = -1, kRefused = -2;
+constexpr int kInterface = 2;  // counts the changes of this file's functions and structures
+
+thread_local const char* why = "";
+
 template <class Work>
 int guarded(Work work) {
   try {
     work();
     return 0;
-  } catch (const std::bad_alloc&) {
-    return -1;
+  } catch (const Refused& refused) {
+    why = refused.why;
+    return kRefused;
+  } catch (...) {  // std::bad_alloc, or std::length_error of a vector
+    return kNoMemory;
   }
 }
 
-int padded(int n, int step) { return (n + step - 1) / step * step; }
+const Kernels& kernels_of(int isa) {
+  require(within(isa, 0, static_cast<int64_t>(available().size()) - 1), "there is no such instruction set");
+  return *available()[isa];
+}
+
+int64_t packed_bytes(int outputs, int inputs) { return parts(outputs, kPanel) * parts(inputs, kBlock) * 2 * kTile; }
 
 struct Scratch {
   std::vector<uint8_t> bytes;
@@ -106,58 +122,83 @@ using namespace tz;
 
 extern "C" {
 
-// The name of the i-th instruction set, best first; null behind the last one.
+// The number of this interface; another number means a library of another version.
+TZ_EXPORT int tz_interface() { return kInterface; }
+
+// What was wrong with the arguments of the last call on this thread that returned kRefused.
+TZ_EXPORT const char* tz_why() { return why; }
+
+// The name of the i-th instruction set, best first; null where there is none.
 TZ_EXPORT const char* tz_instruction_set(int i) {
-  return i < static_cast<int>(available().size()) ? available()[i]->name : nullptr;
+  return within(i, 0, static_cast<int64_t>(available().size()) - 1) ? available()[i]->name : nullptr;
 }
 
-// Bytes that a linear takes, packed.
+// Bytes that a linear takes, packed; kRefused for a linear that can't be.
 TZ_EXPORT int64_t tz_packed_bytes(int outputs, int inputs) {
-  return static_cast<int64_t>(padded(outputs, kPanel) / kPanel) * (padded(inputs, kBlock) / kBlock) * 2 * kTile;
+  const int code = guarded([&] { check_sizes(outputs, inputs); });
+  return code ? code : packed_bytes(outputs, inputs);
 }
 
 // From the packed format: rows of `width` bytes, each `count` digits 0, 1, 2 in a positional system, the first one lowest
-// (codec 2bit: radix 4, 4 digits; base3: radix 3, 5 digits). Digits behind `inputs` are ignored. packed: tz_packed_bytes.
-TZ_EXPORT void tz_pack(const uint8_t* rows, int width, int radix, int count, int outputs, int inputs, uint8_t* packed,
-                       int threads) {
-  const int blocks = padded(inputs, kBlock) / kBlock;
-  uint8_t digits[256][8] = {};
-  for (int byte = 0; byte < 256; ++byte)
-    for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = rest % radix & 3;
-  parallel(threads, [&](int rank, int size) {
-    std::vector<uint8_t> line(static_cast<size_t>(width) * count + 8 + kBlock);
-    const int panels = padded(outputs, kPanel) / kPanel;
-    const int first = share(panels, rank, size), last = share(panels, rank + 1, size);
-    uint8_t* start = packed + static_cast<size_t>(first) * blocks * 2 * kTile;
-    std::memset(start, 0, static_cast<size_t>(last - first) * blocks * 2 * kTile);
-    for (int n = first * kPanel; n < std::min(last * kPanel, outputs); ++n) {
-      for (int i = 0; i < width; ++i)
-        std::memcpy(&line[static_cast<size_t>(i) * count], digits[rows[static_cast<size_t>(n) * width + i]], 8);
-      std::fill(line.begin() + inputs, line.end(), 1);
-      for (int block = 0; block < blocks; ++block) {
-        uint8_t* tile = packed + ((static_cast<size_t>(n / kPanel) * blocks + block) * 2 + n % kPanel / 16) * kTile;
-        const uint8_t* from = &line[static_cast<size_t>(block) * kBlock];
-        for (int chunk = 0; chunk < 4; ++chunk)
-          for (int k = 0; k < 4; ++k) {
-            const uint8_t* d = from + chunk * 16 + k;
-            tile[chunk * 64 + n % 16 * 4 + k] = static_cast<uint8_t>(d[0] | d[4] << 2 | d[8] << 4 | d[12] << 6);
-          }
+// (codec 2bit: radix 4, 4 digits; base3: radix 3, 5 digits). Digits behind `inputs` are ignored. packed: `room` bytes,
+// tz_packed_bytes of them.
+TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int outputs, int inputs, uint8_t* packed,
+                      int64_t room, int threads) {
+  return guarded([&] {
+    check_threads(threads);
+    check_sizes(outputs, inputs);
+    require((radix == 4 && count == 4) || (radix == 3 && count == 5), "there is no codec of this radix and count");
+    require(width == parts(inputs, count), "the bytes of a row don't fit its inputs");
+    require(room == packed_bytes(outputs, inputs), "the room for packed codes doesn't fit them");
+    require(rows && packed, "there are no rows, or no room for them");
+    const size_t blocks = parts(inputs, kBlock);
+    uint8_t digits[256][8] = {};
+    for (int byte = 0; byte < 256; ++byte)
+      for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = rest % radix & 3;
+    std::atomic<bool> failed{false};
+    parallel(threads, [&](int rank, int size) {
+      std::vector<uint8_t> line;
+      try {
+        line.resize(static_cast<size_t>(width) * count + 8 + kBlock);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+        return;
       }
-    }
+      const int panels = static_cast<int>(parts(outputs, kPanel));
+      const int first = share(panels, rank, size), last = share(panels, rank + 1, size);
+      uint8_t* start = packed + static_cast<size_t>(first) * blocks * 2 * kTile;
+      std::memset(start, 0, static_cast<size_t>(last - first) * blocks * 2 * kTile);
+      for (int n = first * kPanel; n < std::min(last * kPanel, outputs); ++n) {
+        for (int i = 0; i < width; ++i)
+          std::memcpy(&line[static_cast<size_t>(i) * count], digits[rows[static_cast<size_t>(n) * width + i]], 8);
+        std::fill(line.begin() + inputs, line.end(), 1);
+        for (size_t block = 0; block < blocks; ++block) {
+          uint8_t* tile = packed + ((n / kPanel * blocks + block) * 2 + n % kPanel / 16) * kTile;
+          const uint8_t* from = &line[block * kBlock];
+          for (int chunk = 0; chunk < 4; ++chunk)
+            for (int k = 0; k < 4; ++k) {
+              const uint8_t* d = from + chunk * 16 + k;
+              tile[chunk * 64 + n % 16 * 4 + k] = static_cast<uint8_t>(d[0] | d[4] << 2 | d[8] << 4 | d[12] << 6);
+            }
+        }
+      }
+    });
+    if (failed) throw std::bad_alloc();
   });
 }
 
-// Tells the kernel that these bytes are not needed for now: pages of a mapped file leave memory and come back when they are
-// read, others stay.
-TZ_EXPORT void tz_rest(const void* start, int64_t bytes) {
+// Tells the kernel that these bytes are not needed for now, where it can be told so. Pages of a mapped file leave memory and
+// are read again when they are needed; other pages go to swap, and stay where there is none.
+TZ_EXPORT int tz_rest(const void* start, int64_t bytes) {
+  return guarded([&] {
+    require(bytes >= 0 && (start || !bytes), "there are no such bytes");
+    require(static_cast<uint64_t>(bytes) <= UINTPTR_MAX - reinterpret_cast<uintptr_t>(start), "there are no such bytes");
 #if defined(__linux__) && defined(MADV_PAGEOUT)
-  const uintptr_t page = 4096, from = (reinterpret_cast<uintptr_t>(start) + page - 1) / page * page;
-  const uintptr_t until = (reinterpret_cast<uintptr_t>(start) + bytes) / page * page;
-  if (from < until) madvise(reinterpret_cast<void*>(from), until - from, MADV_PAGEOUT);
-#else
-  (void)start;
-  (void)bytes;
+    const uintptr_t page = sysconf(_SC_PAGESIZE), begin = reinterpret_cast<uintptr_t>(start);
+    const uintptr_t from = begin / page * page + (begin % page ? page : 0), until = (begin + bytes) / page * page;
+    if (from < until) madvise(reinterpret_cast<void*>(from), until - from, MADV_PAGEOUT);  // no harm where it fails
 #endif
+  });
 }
 
 // Gives memory that was freed back to the system.
@@ -170,7 +211,15 @@ TZ_EXPORT void tz_trim() {
 // x: [rows][inputs] → y: [rows][outputs]; or, where y is null, sums: int32 [rows][outputs] without scales.
 TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, float* y, int32_t* sums, int threads) {
   return guarded([&] {
-    const Kernels& k = *available()[isa];
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    require_array(w, "there is no linear, or it is not aligned");
+    check(*w);
+    require(within(rows, 0, kMostRows), "there are 0 to 268,435,456 rows");
+    if (!rows) return;
+    require_array(x, "there is no input, or it is not aligned");
+    require(!y != !sums, "either products or sums are asked for");
+    y ? require_array(y, "the output is not aligned") : require_array(sums, "the output is not aligned");
     Scratch q(Activations::bytes(rows, w->blocks)), scratch(gemm_scratch(w->blocks) * threads);
     std::vector<float> t(rows);
     std::vector<int32_t> taken(rows);
@@ -187,11 +236,33 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
   });
 }
 
-// x = norm(words[ids] + types[kinds] + positions[places]), each an int8 table with a scale a row; [rows][width].
-TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const* scales, const int64_t* const* ids, int count,
-             int rows, int width, const float* gain, const float* bias, float eps, float* x, int threads) {
-  const Kernels& k = *available()[isa];
+// x = norm(the sum of table[id] over `count` tables), each an int8 table of table_rows rows with a scale a row; ids: for each
+// table one a row of x; [rows][width]. Where gain is null, there is no norm.
+TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const* scales, const int64_t* table_rows,
+                       const int64_t* const* ids, int count, int rows, int width, const float* gain, const float* bias,
+                       float eps, float* x, int threads) {
   return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    require(within(count, 1, kMostTables), "an embedding is the sum of 1 to 16 tables");
+    require(within(rows, 0, kMostRows), "there are 0 to 268,435,456 rows");
+    require(within(width, 1, kMostInputs), "an embedding is 1 to 4,194,304 wide");
+    if (!rows) return;
+    require_array(tables, "there are no tables");
+    require_array(scales, "there are no scales of tables");
+    require_array(table_rows, "there are no counts of rows");
+    require_array(ids, "there are no ids");
+    require_array(x, "there is no output, or it is not aligned");
+    for (int i = 0; i < count; ++i) {
+      require_array(tables[i], "a table is missing");
+      require_array(scales[i], "the scales of a table are missing, or not aligned");
+      check_ids(ids[i], rows, table_rows[i]);
+    }
+    if (gain) {
+      require_array(gain, "the gain of a layer norm is not aligned");
+      require_array(bias, "a layer norm has no bias, or it is not aligned");
+      check_eps(eps);
+    }
     // one thread or all: OpenMP ends the others of a larger team, and must start them anew for the next
     parallel(rows < 128 ? 1 : threads, [&](int rank, int size) {
       const int first = share(rows, rank, size), mine = share(rows, rank + 1, size) - first;
@@ -202,9 +273,19 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
   });
 }
 
-// See encoder.h.
-TZ_EXPORT int tz_encode(int isa, const Encoder* encoder, const int32_t* starts, int sequences, float* x, int threads) {
-  return guarded([&] { encode(*encoder, *available()[isa], starts, sequences, x, threads); });
+// See encoder.h. tokens: rows of x.
+TZ_EXPORT int tz_encode(int isa, const Encoder* encoder, const int32_t* starts, int sequences, float* x, int tokens,
+                        int threads) {
+  return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    require_array(encoder, "there is no encoder, or it is not aligned");
+    check(*encoder);
+    check_starts(*encoder, starts, sequences, tokens);
+    if (!tokens) return;
+    require_array(x, "there is no input, or it is not aligned");
+    encode(*encoder, k, starts, sequences, x, threads);
+  });
 }
 
 }  // extern "C"

@@ -66,8 +66,8 @@ struct Buffers {
   Activations narrow;
 
   static size_t bytes(const Encoder& e, size_t tokens) {
-    const size_t rows = up_to(tokens, kRows) + kRows;
-    return rows * (3 * e.width * 4 + e.width * 4 + up_to(e.width, kBlock) + 8) + 8 * 64;
+    const size_t rows = up_to(tokens, kRows) + kRows, width = e.width;
+    return rows * (3 * width * 4 + width * 4 + up_to(width, kBlock) + 8) + 8 * 64;
   }
 
   Buffers(const Encoder& e, int tokens, bool half, Arena& arena) {
@@ -132,8 +132,9 @@ struct Member {
     const int head = e.width / e.heads;
     const size_t stride = 3 * static_cast<size_t>(e.width);
     const float scale = 1.0f / std::sqrt(static_cast<float>(head));
-    for (int i = by_rows ? 0 : rank; i < sequences * e.heads; i += by_rows ? 1 : size) {
-      const int sequence = i / e.heads, column = i % e.heads * head;
+    const int64_t all = static_cast<int64_t>(sequences) * e.heads;
+    for (int64_t i = by_rows ? 0 : rank; i < all; i += by_rows ? 1 : size) {
+      const int sequence = static_cast<int>(i / e.heads), column = static_cast<int>(i % e.heads) * head;
       const int at = starts[sequence] - starts[0], length = starts[sequence + 1] - starts[sequence];
       const int first = std::max(from - at, 0), last = std::min(until - at, length);
       if (first >= last) continue;

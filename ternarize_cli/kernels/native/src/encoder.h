@@ -19,6 +19,7 @@ extern "C" struct Encoder {
 };
 
 // Runs all blocks over sequences that lie end to end, without padding, in place.
+// Nothing is checked here: what the C interface is handed goes through arguments.h first.
 //   starts: sequences + 1 rows, where each sequence begins and the last one ends
 //   x: [starts[sequences]][width], what the blocks take; becomes what they give
 void encode(const Encoder& encoder, const Kernels& kernels, const int32_t* starts, int sequences, float* x, int threads);

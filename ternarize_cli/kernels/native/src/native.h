@@ -56,7 +56,7 @@ struct Activations {
   int8_t* row(int i) const { return q + (static_cast<size_t>(i / 16) * blocks * 16 + i % 16) * kBlock; }
   // From a row on that is a multiple of 16.
   Activations from(int i) const { return {row(i), t + i, sums + i, blocks}; }
-  static size_t bytes(int rows, int blocks) { return static_cast<size_t>(rows + kRows - 1) / kRows * kRows * blocks * kBlock; }
+  static size_t bytes(size_t rows, int blocks) { return (rows + kRows - 1) / kRows * kRows * blocks * kBlock; }
 };
 
 // One instruction set.

@@ -165,6 +165,7 @@ inline Floats exp_of_negative(Floats x) {
 inline uint16_t to_half(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
+  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);  // rounding could carry a NaN into the sign
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 

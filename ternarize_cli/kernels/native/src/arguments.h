@@ -1,0 +1,111 @@
+// What the C interface takes, and how it refuses the rest. Sizes and pointers may come from a model that is damaged, or made
+// to do harm: they are held against each other, and against the limits below, before anything reads or writes through
+// them. Every check is of a size, a pointer, a place where a sequence starts, or an id; none looks at weights or vectors.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "encoder.h"
+
+namespace tz {
+
+constexpr int kMostThreads = 1024;
+constexpr int kMostInputs = 1 << 22;   // of a linear: the sum of so many products fits 32 bits
+constexpr int kMostOutputs = 1 << 24;
+constexpr int kMostLayers = 4096;
+constexpr int kMostHead = 4096;        // width of a head
+constexpr int kMostRows = 1 << 28;     // tokens in a call
+constexpr int kMostLength = 1 << 24;   // tokens in a sequence
+constexpr int64_t kMostKeys = 1 << 30; // numbers in the keys of a head and a sequence: attention counts them in 32 bits
+constexpr int kMostTables = 16;        // that an embedding is the sum of
+
+// Thrown where arguments are invalid.
+struct Refused {
+  const char* why;
+};
+
+inline void require(bool holds, const char* why) {
+  if (!holds) throw Refused{why};
+}
+
+inline bool within(int64_t n, int64_t least, int64_t most) { return least <= n && n <= most; }
+
+// A pointer to an array whose elements can be read where they lie.
+template <class T>
+void require_array(const T* start, const char* why) {
+  require(start && reinterpret_cast<uintptr_t>(start) % alignof(T) == 0, why);
+}
+
+inline int64_t parts(int64_t n, int64_t step) { return (n + step - 1) / step; }
+
+inline void check_threads(int threads) { require(within(threads, 1, kMostThreads), "threads are 1 to 1024"); }
+
+inline void check_eps(float eps) {
+  require(std::isfinite(eps) && eps > 0 && eps < 1, "the epsilon of a layer norm lies between 0 and 1");
+}
+
+inline void check_sizes(int outputs, int inputs) {
+  require(within(inputs, 1, kMostInputs), "a linear has 1 to 4,194,304 inputs");
+  require(within(outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");
+}
+
+inline void check(const Linear& w) {
+  check_sizes(w.outputs, w.inputs);
+  require(w.blocks == parts(w.inputs, kBlock), "the blocks of a linear don't fit its inputs");
+  require(w.panels == parts(w.outputs, kPanel), "the panels of a linear don't fit its outputs");
+  require_array(w.codes, "a linear has no codes");
+  require_array(w.scale, "a linear has no scales, or they are not aligned");
+  require_array(w.bias, "a linear has no bias, or it is not aligned");
+}
+
+inline void check(const Linear& w, int64_t inputs, int64_t outputs) {
+  require(w.inputs == inputs && w.outputs == outputs, "a linear doesn't fit the width of the encoder");
+  check(w);
+}
+
+inline void check(const Encoder& e) {
+  require(within(e.layers, 0, kMostLayers), "an encoder has 0 to 4096 layers");
+  require(within(e.width, 1, kMostInputs), "an encoder is 1 to 4,194,304 wide");
+  require(within(e.inner, 1, kMostInputs), "a feed-forward is 1 to 4,194,304 wide");
+  require(within(e.heads, 1, e.width) && e.width % e.heads == 0, "the heads don't divide the width");
+  require(e.width / e.heads <= kMostHead, "a head is at most 4096 wide");
+  require(e.norm_first == 0 || e.norm_first == 1, "norms come first (1) or not (0)");
+  check_eps(e.eps);
+  if (e.layers) require_array(e.layer, "an encoder has no layers, or they are not aligned");
+  for (int i = 0; i < e.layers; ++i) {
+    const Layer& layer = e.layer[i];
+    check(layer.qkv, e.width, 3 * static_cast<int64_t>(e.width));
+    check(layer.output, e.width, e.width);
+    check(layer.up, e.width, e.inner);
+    check(layer.down, e.inner, e.width);
+    for (const float* norm : {layer.first_gain, layer.first_bias, layer.second_gain, layer.second_bias})
+      require_array(norm, "a layer norm has no gain or bias, or they are not aligned");
+  }
+}
+
+// Sequences of an encoder, in `tokens` rows.
+inline void check_starts(const Encoder& e, const int32_t* starts, int sequences, int tokens) {
+  require(within(sequences, 0, kMostRows), "there are 0 to 268,435,456 sequences");
+  require(within(tokens, 0, kMostRows), "there are 0 to 268,435,456 tokens");
+  require_array(starts, "there are no starts of sequences, or they are not aligned");
+  require(starts[0] == 0, "the first sequence starts at 0");
+  const int64_t head = parts(e.width / e.heads, 32) * 32;
+  const int64_t longest = std::min<int64_t>(kMostLength, kMostKeys / head / 32 * 32);
+  for (int i = 0; i < sequences; ++i) {
+    require(starts[i] <= starts[i + 1] && starts[i + 1] <= tokens, "a sequence ends before it starts, or behind the last token");
+    require(starts[i + 1] - starts[i] <= longest, "a sequence has too many tokens");
+  }
+  require(starts[sequences] == tokens, "the last sequence ends at the last token");
+}
+
+// Ids of `rows` tokens, each a row of a table of `table_rows`.
+inline void check_ids(const int64_t* ids, int rows, int64_t table_rows) {
+  require(table_rows > 0, "a table has no rows");
+  require_array(ids, "there are no ids, or they are not aligned");
+  // a negative id is a large one
+  uint64_t most = 0;
+  for (int i = 0; i < rows; ++i) most = std::max(most, static_cast<uint64_t>(ids[i]));
+  require(most < static_cast<uint64_t>(table_rows), "an id is no row of its table");
+}
+
+}  // namespace tz
