@@ -47,7 +47,10 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path) -> None:
     """
     for name, tensor in encoder.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not all_finite(tensor.detach()):
-            raise CheckpointError(f"{folder}: {name} holds a value that is not finite", hint="fetch the model again")
+            tensor_name = name.removeprefix("0.model.")
+            raise CheckpointError(
+                f"{folder}: {tensor_name} holds a value that is not finite", hint="fetch the model again"
+            )
     width: int | None = None
     for position, module in enumerate(encoder):
         takes = next((n for key in _WIDTH if isinstance(n := getattr(module, key, None), int)), None)

@@ -175,7 +175,7 @@ def test_a_teacher_whose_vectors_are_not_numbers_is_named(tiny_bert: Path, laten
     weights = load_file(teacher / "model.safetensors")
     weights["encoder.layer.0.attention.self.query.bias"][:] = float("nan")
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TernarizeError, match="the teacher gives embeddings that are not finite"):
+    with pytest.raises(TernarizeError, match="bias holds a value that is not finite"):
         distill(latent, teacher, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), threads=1)
 
 
