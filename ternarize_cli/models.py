@@ -19,7 +19,7 @@ from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["checked_device", "load_encoder", "model_name", "pooling_note", "prompts_of", "resolve"]
+__all__ = ["checked_device", "checked_threads", "load_encoder", "model_name", "pooling_note", "prompts_of", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
@@ -122,6 +122,19 @@ def pooling_note(folder: Path) -> str | None:
     return f"{folder} is a plain transformers folder (no modules.json): {how}"
 
 
+def checked_threads(threads: int) -> int:
+    """A number of CPU threads, checked before any library makes as many: far too many would end the process.
+
+    Raises:
+        InputError: it is below 1, or more than four for each core of this machine.
+    """
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= 4 * cores:
+        why = f"far more than the {cores} cores of this machine" if threads > 0 else "no number of threads"
+        raise InputError(f"--threads {threads} is {why}", hint=f"--threads {cores}; at most {4 * cores}")
+    return threads
+
+
 def load_encoder(
     folder: Path,
     *,
@@ -141,7 +154,7 @@ def load_encoder(
 
     Raises:
         CheckpointError: the folder's files are missing or damaged (FormatError if the artifact is ours).
-        InputError: no such device or backend, or far too many threads.
+        InputError: no such device or backend, or a number of threads that `checked_threads` refuses.
         UnavailableError: the backend or device can't run here.
     """
     import torch
@@ -151,9 +164,7 @@ def load_encoder(
     from ternarize_cli.loaded_check import check_full_precision, check_loaded
 
     if threads is not None:
-        if threads > 4 * (os.cpu_count() or 1):
-            raise InputError(f"--threads {threads} is far more than the {os.cpu_count()} cores of this machine")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(checked_threads(threads))
     device = checked_device(device)
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
     if artifact is None:

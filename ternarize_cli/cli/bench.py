@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ternarize_cli.bounds import shown
 from ternarize_cli.cli.options import AllowPickle, Force, Json, Quiet, Seed, Threads
 from ternarize_cli.errors import InputError
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from ternarize_cli.cli.output import Output
 
 __all__ = ["register"]
+
+_MOST = 1_000_000
+"""The largest batch, length and number of calls."""
 
 
 def register(app: typer.Typer) -> None:
@@ -97,8 +101,10 @@ def _bench(
             help="Instead of all that: encode these texts, from strings to vectors, as users of each runtime do.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls per candidate and point.")] = 50,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed calls before.")] = 2,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, max=_MOST, help="Timed calls per candidate and point.")
+    ] = 50,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, max=_MOST, help="Untimed calls before.")] = 2,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.0, help="Time budget per point; cuts the repeats, not below three.")
     ] = 10.0,
@@ -240,8 +246,9 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     """`1,8` → (1, 8)."""
     pieces = [piece.strip() for piece in text.split(",")]
     for piece in pieces:
-        if not piece.isdecimal() or int(piece) < 1:
+        if not piece.isdecimal() or len(piece) > 9 or not 1 <= int(piece) <= _MOST:
             raise InputError(
-                f"{option} {text}: {piece!r} is no positive number", hint=f"numbers with commas between: {option} 1,8"
+                f"{option} {shown(text)}: {shown(piece)} is no positive number up to {_MOST:,}",
+                hint=f"numbers with commas between: {option} 1,8",
             )
     return tuple(dict.fromkeys(int(piece) for piece in pieces))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ternarize_cli.cli.options import (
+    MANY,
     AllowPickle,
     Device,
     Force,
@@ -34,9 +35,11 @@ def convert(
     ] = None,
     granularity: Annotated[str, typer.Option(help="What shares a scale: row, tensor, or group:N inputs.")] = "row",
     activations: Annotated[
-        int, typer.Option(help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
+        int, typer.Option(min=1, max=32, help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
     ] = 8,
-    table_bits: Annotated[int, typer.Option(help="Width of embedding tables when packed: 4, 8, 16 or 32.")] = 8,
+    table_bits: Annotated[
+        int, typer.Option(min=1, max=32, help="Width of embedding tables when packed: 4, 8, 16 or 32.")
+    ] = 8,
     levels: Annotated[
         str, typer.Option(help="Grid of the weights: ternary, binary, int2 (four levels) or int4.")
     ] = "ternary",
@@ -56,11 +59,13 @@ def convert(
     ] = None,
     calibration_samples: Annotated[
         int | None,
-        typer.Option(min=16, help="At most so many, over all sources; default 8192 texts or 256 images."),
+        typer.Option(min=16, max=MANY, help="At most so many, over all sources; default 8192 texts or 256 images."),
     ] = None,
     calibration_tokens: Annotated[
         int | None,
-        typer.Option(min=1000, help="About so many tokens of text, default 120000; time and memory grow with it."),
+        typer.Option(
+            min=1000, max=MANY, help="About so many tokens of text, default 120000; time and memory grow with it."
+        ),
     ] = None,
     device: Device = None,
     threads: Threads = None,

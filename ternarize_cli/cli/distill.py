@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.cli.options import Device, Force, Json, OutputFolder, Quiet, Seed, Threads
+from ternarize_cli.cli.options import MANY, MAX_BATCH, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
 from ternarize_cli.cli.output import Output, counted, duration
 
 if TYPE_CHECKING:
@@ -35,22 +35,25 @@ def distill(
     ] = None,
     output: OutputFolder = None,
     minutes: Annotated[float | None, typer.Option(help="Budget of training time; 10 if no other budget.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget in steps instead: reproducible to the byte.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(max=MANY, help="Budget in steps instead: reproducible to the byte.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget in passes over the data instead.")] = None,
     recipe: Annotated[str, typer.Option(help="full, or paper (output error only, as published).")] = "full",
     loss: Annotated[
         list[str] | None, typer.Option("--loss", metavar="PART=WEIGHT", help="Weigh a part of the loss; 0: leave out.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Texts or images per step and process; default 64, on a GPU 256.")
+        int | None,
+        typer.Option(min=1, max=MAX_BATCH, help="Texts or images per step and process; default 64, on a GPU 256."),
     ] = None,
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="Halve batches that don't fit the GPU, and accumulate more.")
     ] = False,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches to a step.")] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, max=10_000, help="Batches to a step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 3e-4,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens per text; default: the model's limit, up to 512.")
+        int | None, typer.Option(min=2, max=1_000_000, help="Tokens per text; default: the model's limit, up to 512.")
     ] = None,
     joined: Annotated[
         float | None, typer.Option(help="Share of tokens in texts joined to longer ones; default .1.")
@@ -58,7 +61,9 @@ def distill(
     weight: Annotated[
         list[float] | None, typer.Option("--weight", help="How often a --data is seen, one for each; default: once.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=20, help="At most so many texts or images from a --data.")] = 2_000_000,
+    samples: Annotated[
+        int, typer.Option(min=20, max=MANY, help="At most so many texts or images from a --data.")
+    ] = 2_000_000,
     cache_teacher: Annotated[
         Path | None,
         typer.Option(

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Backend, Device, Force, Json, ModelArgument, Quiet, Threads
+from ternarize_cli.cli.options import (
+    MANY,
+    MAX_BATCH,
+    AllowPickle,
+    Backend,
+    Device,
+    Force,
+    Json,
+    ModelArgument,
+    Quiet,
+    Threads,
+)
 from ternarize_cli.cli.output import Output, counted, duration
 
 if TYPE_CHECKING:
@@ -50,13 +61,14 @@ def encode(
         typer.Option("--shard", metavar="I/N", help="Only every N-th shard from the I-th, for N jobs; the first is 1."),
     ] = None,
     shard_size: Annotated[
-        int | None, typer.Option("--shard-size", min=1, help="Rows of a shard; default: 8,192 texts, 1,024 images.")
+        int | None,
+        typer.Option("--shard-size", min=1, max=MANY, help="Rows of a shard; default: 8,192 texts, 1,024 images."),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", metavar="fp32|fp16|int8", help="Numbers in shards.")] = "fp32",
     engine: Annotated[
         str, typer.Option("--engine", metavar="local|ray", help="Who encodes shards: this process, or Ray's workers.")
     ] = "local",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Ray: how many workers.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=10_000, help="Ray: how many workers.")] = 1,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", metavar="ADDRESS", help="Ray: a running cluster; default: one on this machine."),
@@ -66,6 +78,7 @@ def encode(
         typer.Option(
             "--batch-size",
             min=1,
+            max=MAX_BATCH,
             help="Texts or images per forward pass; default: texts of like length that make 8,192 tokens, 32 images.",
         ),
     ] = None,
@@ -163,7 +176,7 @@ def _part(shard: str | None) -> tuple[int, int]:
 
     if shard is None:
         return 1, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise InputError(f"--shard {shard}: I/N with I from 1 to N", hint="--shard 1/8 is the first of eight jobs")
     return int(found[1]), int(found[2])

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Backend, Device, Force, Json, ModelArgument, Quiet, Seed, Threads
+from ternarize_cli.cli.options import (
+    MANY,
+    MAX_BATCH,
+    AllowPickle,
+    Backend,
+    Device,
+    Force,
+    Json,
+    ModelArgument,
+    Quiet,
+    Seed,
+    Threads,
+)
 from ternarize_cli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -84,6 +96,7 @@ def evaluate(
         typer.Option(
             "--limit",
             metavar="N",
+            max=MANY,
             help="At most N test images and 5 N to learn from of each --images, the same number of each label; "
             "default: 200.",
         ),
@@ -168,7 +181,9 @@ def evaluate(
     backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts or images encoded at once.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Texts or images encoded at once.")
+    ] = 32,
     seed: Seed = 0,
     allow_pickle: AllowPickle = False,
     force: Force = False,

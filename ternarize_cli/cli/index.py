@@ -7,7 +7,7 @@ import typer
 
 from ternarize_cli.cli import index_change, index_search, index_tune
 from ternarize_cli.cli.index_options import BatchSize, Index, refuse_unused
-from ternarize_cli.cli.options import Backend, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
+from ternarize_cli.cli.options import MANY, Backend, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
 
 if TYPE_CHECKING:
     from ternarize_cli.index.format import IndexInfo
@@ -73,7 +73,10 @@ def build(
     shard_size: Annotated[
         int | None,
         typer.Option(
-            "--shard-size", min=1, help="Rows per shard that --resume keeps; default: 8,192 texts, 1,024 images."
+            "--shard-size",
+            min=1,
+            max=MANY,
+            help="Rows per shard that --resume keeps; default: 8,192 texts, 1,024 images.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed.")] = False,

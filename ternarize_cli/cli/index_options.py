@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
+from ternarize_cli.cli.options import MAX_BATCH
+
 __all__ = ["BatchSize", "Index", "refuse_unused"]
 
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Texts per forward pass; default: as many as make 8,192 tokens."),
+    typer.Option(
+        "--batch-size", min=1, max=MAX_BATCH, help="Texts per forward pass; default: as many as make 8,192 tokens."
+    ),
 ]
 Index = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `index build` wrote.")]
 

@@ -21,7 +21,7 @@ def search(
         list[str] | None,
         typer.Option("--image", metavar="FILE|DIR", help="Images to look for, in an index of images; again for more."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Answers per query.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=1_000_000, help="Answers per query.")] = 10,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", metavar="MODEL", help="The index's own model elsewhere, or a student of it."),
@@ -29,11 +29,17 @@ def search(
     asymmetric: Annotated[
         bool, typer.Option("--asymmetric", help="Encode queries with --model, whatever it is.")
     ] = False,
-    nprobe: Annotated[int | None, typer.Option("--nprobe", min=1, help="IVF: clusters to look into.")] = None,
-    ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: candidates to keep.")] = None,
+    nprobe: Annotated[
+        int | None, typer.Option("--nprobe", min=1, max=10_000_000, help="IVF: clusters to look into.")
+    ] = None,
+    ef_search: Annotated[
+        int | None, typer.Option("--ef-search", min=1, max=1_000_000, help="HNSW: candidates to keep.")
+    ] = None,
     refine: Annotated[
         float | None,
-        typer.Option("--refine", min=1, help="Indexes that refine: rank so many times -k candidates by int8 vectors."),
+        typer.Option(
+            "--refine", min=1, max=1000, help="Indexes that refine: rank so many times -k candidates by int8 vectors."
+        ),
     ] = None,
     batch_size: BatchSize = None,
     backend: Backend = "auto",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ternarize_cli.cli.index_options import Index
-from ternarize_cli.cli.options import Backend, Device, Force, Json, Quiet, Threads
+from ternarize_cli.cli.options import MANY, Backend, Device, Force, Json, Quiet, Threads
 
 __all__ = ["compare", "tune"]
 
@@ -14,7 +14,7 @@ __all__ = ["compare", "tune"]
 def tune(
     index: Index,
     recall: Annotated[float, typer.Option("--recall", min=0, max=1, help="Recall@k to reach.")] = 0.95,
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours per query.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=MANY, help="Neighbours per query.")] = 10,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the index as it is.")] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw recall over speed.")] = None,
     threads: Threads = None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.cli.options import AllowPickle, Device, Force, Json, ModelArgument, Quiet, Threads
+from ternarize_cli.cli.options import MANY, AllowPickle, Device, Force, Json, ModelArgument, Quiet, Threads
 from ternarize_cli.cli.output import Output, megabytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def inspect(
         typer.Option("--images", metavar="PATH", help="With --beta: images (a folder, IDX, Parquet); adds the cosine."),
     ] = None,
     image_limit: Annotated[
-        int, typer.Option("--image-limit", min=1, help="Images used at most, the first ones.")
+        int, typer.Option("--image-limit", min=1, max=MANY, help="Images used at most, the first ones.")
     ] = 256,
     force: Force = False,
     allow_pickle: AllowPickle = False,

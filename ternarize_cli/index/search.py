@@ -34,6 +34,7 @@ from ternarize_cli.index.format import (
     read_info,
     verify_files,
 )
+from ternarize_cli.models import checked_threads
 
 __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
 
@@ -73,7 +74,8 @@ class Searcher:
 
     Raises:
         DataError: the index is damaged.
-        InputError: the model is gone or can't search this index, or the index has no such knob.
+        InputError: the model is gone or can't search this index, the index has no such knob, or the number of threads
+            is out of range.
     """
 
     def __init__(
@@ -86,9 +88,9 @@ class Searcher:
         encoder: EncoderOptions = EncoderOptions(),
     ) -> None:
         self.seconds: dict[str, float] = {}
-        self.info, self._index, self._dead, self._documents = _opened(folder)
         if encoder.threads is not None:
-            faiss.omp_set_num_threads(encoder.threads)
+            faiss.omp_set_num_threads(checked_threads(encoder.threads))
+        self.info, self._index, self._dead, self._documents = _opened(folder)
         asked = {name: value for name, value in (settings or {}).items() if value is not None}
         for name, value in {**self.info.search, **asked}.items():
             try:

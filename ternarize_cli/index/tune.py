@@ -22,6 +22,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import TRUTH, IndexInfo, check_files, read_deleted, read_info, write_info
 from ternarize_cli.index.search import open_index, search_live, set_knob
 from ternarize_cli.index.truth import DEPTH, Truth, read_truth, recall, without_own
+from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
 
 __all__ = ["Measured", "TuneReport", "tune_index"]
@@ -98,17 +99,19 @@ def tune_index(
         folder: as `build_index` wrote it.
         target: recall@k that is wanted.
         k: neighbours per query, at most `truth.DEPTH`.
-        threads: CPU threads.
+        threads: CPU threads, as `models.checked_threads` takes them.
         write: store the chosen setting.
         track: progress.
 
     Raises:
         DataError: the index is damaged.
-        InputError: the index was built anew meanwhile; `k` is out of range; or there are too few documents to tell
-            neighbours from others.
+        InputError: the index was built anew meanwhile; `k` or `threads` is out of range; or there are too few documents
+            to tell neighbours from others.
     """
     if not 0 < k <= DEPTH:
         raise InputError(f"-k is {k}; between 1 and {DEPTH} neighbours of each query are known")
+    if threads is not None:
+        faiss.omp_set_num_threads(checked_threads(threads))
     info = read_info(folder)
     dead = read_deleted(folder, info)
     check_files(folder, info, {TRUTH})
@@ -120,8 +123,6 @@ def tune_index(
             hint="build it again of more",
         )
     index = open_index(folder, info)
-    if threads is not None:
-        faiss.omp_set_num_threads(threads)
     measured: list[Measured] = []
     with Watch() as watch:
         for settings in track(_sweep(index, info, measured, target), "tuning"):
