@@ -248,7 +248,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     for piece in pieces:
         if not piece.isdecimal() or len(piece) > 9 or not 1 <= int(piece) <= _MOST:
             raise InputError(
-                f"{option} {shown(text)}: {shown(piece)} is no positive number up to {_MOST:,}",
+                f"{option} {text[:80]}: {shown(piece)} is no positive number up to {_MOST:,}",
                 hint=f"numbers with commas between: {option} 1,8",
             )
     return tuple(dict.fromkeys(int(piece) for piece in pieces))
