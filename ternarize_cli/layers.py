@@ -88,6 +88,7 @@ class SimulatedEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids `[...]` → `[..., dim]`."""
+        _check_ids(ids, self.num_embeddings)
         rows = super().forward(ids)
         if self.training and self.table_bits == 8:
             return ternary.straight_through(_rounded_rows(rows.detach()), rows)
@@ -263,12 +264,24 @@ class PackedEmbedding(Packed):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids `[...]` → `[..., dim]`."""
+        _check_ids(ids, self.num_embeddings)
         codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
         return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"{self.num_embeddings}, {self.embedding_dim}, int{self.table_bits}"
+
+
+def _check_ids(ids: Tensor, rows: int) -> None:
+    """Says in words that an id is beyond a table; on a GPU, where looking would cost a wait, torch says it later."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+        return
+    if int(ids.max()) >= rows or int(ids.min()) < 0:
+        raise FormatError(
+            f"an id is beyond a table of {rows} rows: the tokenizer is another model's, or the text is too long",
+            hint="fetch or make the model again",
+        )
 
 
 def check_scale(scale: Tensor, name: str) -> None:

@@ -38,8 +38,14 @@ def check_full_precision(folder: Path, *, allow_pickle: bool = False) -> None:
             checkpoint.check_tensors(model, shards)
 
 
-def check_loaded(encoder: "SentenceTransformer", folder: Path) -> None:
+def check_loaded(encoder: "SentenceTransformer", folder: Path, *, vocabulary: bool) -> None:
     """Checks a running encoder.
+
+    Args:
+        encoder: the model, loaded.
+        folder: where it was loaded from, for messages.
+        vocabulary: whether to look for tokens beyond the word table, which takes time where there are many. The tables
+            of artifacts say so themselves when such a token comes.
 
     Raises:
         CheckpointError: a weight or bias is not finite, a module takes vectors of another width than the one before it
@@ -62,7 +68,8 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path) -> None:
             )
         width = _width_of(module) or width
     _check_pooling(encoder, folder)
-    _check_vocabulary(encoder, folder)
+    if vocabulary:
+        _check_vocabulary(encoder, folder)
 
 
 def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
@@ -77,17 +84,17 @@ def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
 
 
 def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
-    """Refuses a tokenizer with ids beyond the word table."""
+    """Refuses a tokenizer with an id beyond the word table."""
     table = getattr(getattr(encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)
     tokenizer = encoder.tokenizer
     try:
-        rows, count = getattr(table(), "num_embeddings", None), len(tokenizer)
-    except (TypeError, NotImplementedError):  # no table of words, or a tokenizer that can't be counted
+        rows = getattr(table(), "num_embeddings", None)
+    except NotImplementedError:  # no table of words
         return
-    if rows is None or count <= rows:
+    if rows is None or not hasattr(tokenizer, "get_vocab"):
         return
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if highest >= rows:
+    if not 0 <= highest < rows:
         raise CheckpointError(
             f"{folder}: its tokenizer has the token {shown(token)} with id {highest}, its word table {rows} rows",
             hint="the tokenizer is another model's: fetch the whole model again",

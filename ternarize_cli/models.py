@@ -174,7 +174,7 @@ def load_encoder(
     try:
         with library_output(to_stderr=True):
             encoder = _opened(folder, device, allow_pickle)
-        check_loaded(encoder, folder)
+        check_loaded(encoder, folder, vocabulary=artifact is None)
     except (TernarizeError, OSError, MemoryError) as e:
         if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
             raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e

@@ -145,7 +145,7 @@ def _edit_json(files: Files, name: str, draw: random.Random) -> str:
         values = json.loads(files[name])  # type: ignore[arg-type]
     except ValueError:
         return "no JSON"
-    places = list(_places(values))
+    places = list(_places(values)) if isinstance(values, dict | list) else []
     if not places:
         return "nothing to edit"
     holder, key = draw.choice(places)
