@@ -133,13 +133,18 @@ def held(output: Path) -> Iterator[Workplace]:
         OutputError: another process works there.
         OSError: the folder can't be made.
     """
-    descriptor = _open(output, make=True)
     try:
-        place = Workplace(output)
-        place.settle()
-        yield place
-    finally:
-        os.close(descriptor)
+        descriptor = _open(output, make=True)
+        try:
+            place = Workplace(output)
+            place.settle()
+            yield place
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with suppress(InputError):  # which is what is raised already
+            recover(output)  # a signal may come between any two of our calls
+        raise
 
 
 def recover(output: Path) -> None:
