@@ -120,6 +120,10 @@ class Cases:
         for name in ("blocks", "panels"):
             size = getattr(w, name)
             field(call, w, name, *({*ODD, size - 1, size + 1} - {size}))
+        for inputs in (0, -64, (1 << 22) + 1, INT_MAX - 63):
+            call.changes.append(lambda n=inputs: (setattr(w, "inputs", n), setattr(w, "blocks", -(-n // 64)))[0])
+        for outputs in (0, -32, (1 << 24) + 1, INT_MAX - 31):
+            call.changes.append(lambda n=outputs: (setattr(w, "outputs", n), setattr(w, "panels", -(-n // 32)))[0])
         field(call, w, "codes", None)
         field(call, w, "scale", None, w.scale + 1, w.scale + 2)
         field(call, w, "bias", None, w.bias + 1, w.bias + 2)
@@ -204,6 +208,7 @@ class Cases:
             if call.arguments["gain"] is not None:
                 call.set_to("eps", *EPSILONS)
                 call.place("bias")
+                call.set_to("gain", call.arguments["gain"] + 1, call.arguments["gain"] + 2)
             for i in range(count):
                 for name, array in arrays.items():
                     call.changes.append(lambda a=array, i=i: a.__setitem__(i, None))
@@ -252,10 +257,14 @@ class Cases:
         field(call, e, "heads", *(n for n in {*ODD, width + 1} if n < 1 or width % n))
         field(call, e, "norm_first", -1, 2, INT_MAX)
         field(call, e, "eps", *EPSILONS)
+        for name in ("width", "inner"):
+            field(call, e, name, *(n for n in ODD if not 0 < n <= 1 << 22))
         if layers:
             field(call, e, "width", *({*ODD, width + 1, width - 1} - {width}))
             field(call, e, "inner", *({*ODD, inner + 1, inner - 1} - {inner}))
             field(call, e, "layer", ctypes.POINTER(self.interface.Layer)())
+        else:
+            call.changes.append(lambda: (setattr(e, "width", 8192), setattr(e, "heads", 1))[0])
         call.set_to("encoder", None)
         call.place("starts")
         call.numbers("sequences", lambda n: 0 <= n <= 1 << 28)
