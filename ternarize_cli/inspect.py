@@ -149,12 +149,12 @@ class _Counter:
 
 
 def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
-    """Reads a model folder of any stage; a packed model's codes and scales are checked on the way.
+    """Reads a model folder of any stage; a packed model's digest, codes and scales are checked on the way.
 
     Raises:
         CheckpointError, FormatError: as reading it would.
     """
-    artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
+    artifact = checkpoint.validate(folder, allow_pickle=allow_pickle, always_verify=True)
     survey = _Survey(artifact)
     modules: list[TensorInfo] = []
     architecture, parameters, size = "", 0, 0

@@ -421,6 +421,8 @@ def test_verification_can_be_left_out_and_says_so(
     monkeypatch.setenv("TERNARIZE_VERIFY", "0")
     load_encoder(packed)
     assert "without verifying its digest" in caplog.text
+    with pytest.raises(FormatError, match="is not what was packed"):
+        inspect(packed)
 
 
 def test_a_ternary_checkpoint_has_no_digest(packed: Path) -> None:
