@@ -171,12 +171,14 @@ inline uint16_t to_half(float x) {
 
 inline void put_half(uint16_t* to, Floats y, int count) {
 #if defined(__AVX512BF16__)
-  if (count >= kLanes) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)y));
-    return;
-  }
-#endif
+  const __m256i made = (__m256i)_mm512_cvtneps_pbh((__m512)y);
+  if (count >= kLanes)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), made);
+  else
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), made);
+#else
   for (int j = 0; j < std::min(count, kLanes); ++j) to[j] = to_half(y[j]);
+#endif
 }
 
 // What `Then` says, for up to a vector of outputs of a row.
