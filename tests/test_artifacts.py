@@ -15,6 +15,7 @@ from ternarize_cli import checkpoint, files, kernels, weights
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputError, OutputExistsError
 from ternarize_cli.inspect import inspect
+from ternarize_cli.integrity import seal
 from ternarize_cli.models import load_encoder
 from ternarize_cli.pack import pack
 from ternarize_cli.packing import codec_for
@@ -34,7 +35,14 @@ def packed(tiny_bert: Path, tmp_path: Path) -> Path:
 def change_tensor(folder: Path, key: str, change: Callable[[torch.Tensor], Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[key] = change(tensors[key])
+    save_tensors(folder, tensors)
+
+
+def save_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a model's tensors and, where it is a packed one, the digest of its files that a forger would write."""
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if checkpoint.stage(folder) == "packed":
+        seal(folder)
 
 
 def change_config(folder: Path, **values: Any) -> None:
@@ -292,7 +300,7 @@ def test_a_scale_that_is_no_scale_is_named(packed: Path, bad: float) -> None:
 def test_a_missing_tensor_is_named(packed: Path) -> None:
     tensors = load_file(packed / "model.safetensors")
     del tensors["encoder.layer.0.output.dense.weight_scale"]
-    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(packed, tensors)
     with pytest.raises(FormatError, match=r"the tensor encoder\.layer\.0\.output\.dense\.weight_scale is missing"):
         load_encoder(packed)
 
@@ -300,6 +308,9 @@ def test_a_missing_tensor_is_named(packed: Path) -> None:
 def test_a_truncated_file_is_refused(packed: Path, tmp_path: Path) -> None:
     weights = packed / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="is not what was packed"):
+        load_encoder(packed)
+    seal(packed)
     with pytest.raises(CheckpointError, match="damaged or cut off"):
         load_encoder(packed)
 
@@ -440,7 +451,7 @@ def test_a_source_that_lacks_a_tensor_is_refused(tmp_path: Path, key: str) -> No
 def test_a_packed_model_that_lacks_a_norm_is_refused(packed: Path) -> None:
     tensors = load_file(packed / "model.safetensors")
     del tensors["embeddings.LayerNorm.bias"]
-    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(packed, tensors)
     with pytest.raises(FormatError, match=r"the tensor embeddings\.LayerNorm\.bias is missing"):
         load_encoder(packed)
     with pytest.raises(FormatError, match=r"embeddings\.LayerNorm\.bias"):

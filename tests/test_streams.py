@@ -139,6 +139,16 @@ def test_a_cause_counts_and_an_error_of_ours_says_what_it_says() -> None:
     assert explained(ValueError("odd")).message == "unexpected ValueError: odd"
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no /proc")
+def test_a_home_that_can_not_be_written_says_what_to_set(here: Path) -> None:
+    (here / "sts.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
+    done = shell("ternarize eval m --sts sts.csv --no-cache", cwd=here, HOME="/proc/nope")
+    assert done.returncode == 1
+    assert b"MTEB_CACHE" in done.stderr
+    done = shell("ternarize eval m --sts sts.csv --no-cache", cwd=here, HOME="/proc/nope", MTEB_CACHE=str(here / "c"))
+    assert done.returncode == 0, done.stderr
+
+
 # ---- settings
 
 

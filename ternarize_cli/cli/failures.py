@@ -19,6 +19,7 @@ _NO_MEMORY = (
     "failed to map segment",
 )
 _NO_FILES = "too many open files"
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 class Failure(NamedTuple):
@@ -76,10 +77,8 @@ def explained(error: Exception) -> Failure:
 def _next_thing(error: OSError) -> str | None:
     if error.errno == errno.ENOSPC:
         return "free some space or write elsewhere"
-    if "mteb" in str(error.filename):
-        return "set MTEB_CACHE to a folder that can be written"
-    if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR) and ".cache" in str(error.filename):
-        return "set HF_HOME, TERNARIZE_CACHE and MTEB_CACHE to folders that can be written"
+    if error.errno in _UNWRITABLE and (".cache" in str(error.filename) or error.filename == os.path.expanduser("~")):
+        return "set MTEB_CACHE, HF_HOME and TERNARIZE_CACHE to folders that can be written"
     return None
 
 
