@@ -217,3 +217,9 @@ def test_a_stranger_s_index_shows_the_model_that_it_names(
 def test_a_copied_index_needs_no_model_named_again(build: Callable[..., Path], tmp_path: Path) -> None:
     shutil.copytree(build(), tmp_path / "elsewhere")
     assert Searcher(tmp_path / "elsewhere").search(["the cat"], 1)
+
+
+def test_a_name_that_faiss_can_t_be_told_is_said_before_the_work(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("the cat\n")
+    with pytest.raises(InputError, match="FAISS takes names in UTF-8 only"):
+        build_index(str(tmp_path / "corpus.txt"), tmp_path / "\udcff", model=str(model))

@@ -25,7 +25,7 @@ from ternarize_cli.index.corpora import Skipped, open_corpus, unique
 from ternarize_cli.index.documents import read_documents, write_documents
 from ternarize_cli.index.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
 from ternarize_cli.index.encoders import TextEncoder
-from ternarize_cli.index.faiss_file import trust
+from ternarize_cli.index.faiss_file import check_name, trust
 from ternarize_cli.index.fill import METRICS, Plan, check_metric, fill, plan
 from ternarize_cli.index.format import (
     DOCUMENTS,
@@ -135,6 +135,7 @@ def build_index(
         TernarizeError: as `encode.open_model` and `files.atomic_folder`.
     """
     options.check()
+    check_name(output)
     source = open_corpus(corpus, skip_bad=skip_bad, documents=True)
     if queries is not None and source.kind != "text":
         raise InputError("--queries takes texts, and the corpus is of images", hint="leave --queries out")

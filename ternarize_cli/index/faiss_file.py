@@ -25,13 +25,14 @@ from typing import Any
 import faiss
 import numpy as np
 
+from ternarize_cli.bounds import utf8_name
 from ternarize_cli.caches import cache_folder, check_own, keep_file
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.index.fill import levels
 from ternarize_cli.integrity import verifying
 from ternarize_cli.library_output import library_output
 
-__all__ = ["check_structure", "read_faiss", "trust"]
+__all__ = ["check_name", "check_structure", "read_faiss", "trust"]
 
 _AGAIN = "build the index again"
 _SECONDS, _BYTES_A_SECOND = 120, 10 << 20
@@ -53,7 +54,9 @@ def read_faiss(path: Path, digests: tuple[str, ...], lists: Path | None, *, writ
 
     Raises:
         DataError: it is damaged, or asks for what no index has.
+        InputError: its path is not UTF-8.
     """
+    check_name(path)
     stamps = _stamps(digests, path, lists)
     trusted = _is_kept(stamps[0 if verifying() else 1])  # unverified, nobody knows whether these digests are the file's
     if not trusted:
@@ -64,6 +67,20 @@ def read_faiss(path: Path, digests: tuple[str, ...], lists: Path | None, *, writ
     if verifying():
         trust(digests, path, lists)
     return index
+
+
+def check_name(folder: Path) -> None:
+    """Refuses a folder whose name FAISS can't be told.
+
+    Raises:
+        InputError: its path is not UTF-8.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as e:
+        raise InputError(
+            f"FAISS takes names in UTF-8 only, and {utf8_name(folder)} is none", hint="another name for the index"
+        ) from e
 
 
 def trust(digests: tuple[str, ...], path: Path, lists: Path | None) -> None:
