@@ -33,6 +33,7 @@ from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.bitblas import operators
+from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import source_name
 
@@ -150,7 +151,7 @@ def benchmark(
         say(f"others are using {before.others:.0f}% of a core before the start" + (f": {culprits}" if culprits else ""))
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(plan.threads or threads)
+        torch.set_num_threads(checked_threads(plan.threads) if plan.threads else threads)
         with (
             gpu.on(device),
             prepare(

@@ -24,6 +24,7 @@ from ternarize_cli.index.search import model_for
 from ternarize_cli.index.truth import Truth, find_truth, read_truth
 from ternarize_cli.index.vector_folder import RECORD, VectorFolder
 from ternarize_cli.library_output import library_output
+from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import STDIN
 
@@ -59,7 +60,7 @@ def add_documents(
         TernarizeError: as `encode.open_model` and `files.atomic_folder`.
     """
     if encoder.threads is not None:
-        faiss.omp_set_num_threads(encoder.threads)
+        faiss.omp_set_num_threads(checked_threads(encoder.threads))
     with for_change(folder) as info:
         if (Path(corpus) / RECORD).is_file():
             return _add_vectors(folder, info, corpus, replace_known=replace_known, track=track)

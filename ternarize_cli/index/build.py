@@ -40,6 +40,7 @@ from ternarize_cli.index.format import (
 from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.index.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
 from ternarize_cli.index.vector_shards import ShardOptions, encode_to_folder, record_of
+from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.texts import STDIN, read_lines
 
@@ -157,7 +158,7 @@ def build_index(
         asked = None if queries is None else read_lines([queries])
         opened = open_model(folder, source.kind, encoder, role="document")
         if encoder.threads is not None:
-            faiss.omp_set_num_threads(encoder.threads)
+            faiss.omp_set_num_threads(checked_threads(encoder.threads))
         record = record_of(model, opened, ShardOptions("npy", "fp32", shard_size))
         _planned(options, record, count)
         discarded = _discard(partial / _SHARDS, record)
@@ -195,7 +196,7 @@ def index_vectors(
     options.check()
     files.check_output(output, force=force, inputs=[vectors])
     if threads is not None:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(checked_threads(threads))
     source = VectorFolder(vectors)
     with files.atomic_folder(output, force=force, inputs=[vectors]) as partial:
         items = ((identity, "") for identity in track(source.ids(), "reading", source.count))

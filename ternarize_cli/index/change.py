@@ -40,6 +40,7 @@ from ternarize_cli.index.format import (
     write_info,
 )
 from ternarize_cli.index.truth import Truth, read_truth
+from ternarize_cli.models import checked_threads
 from ternarize_cli.workplace import discard, recover
 
 __all__ = [
@@ -122,7 +123,7 @@ def compact_index(folder: Path, *, threads: int | None = None) -> ChangeReport:
         TernarizeError: as `files.atomic_folder`.
     """
     if threads is not None:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(checked_threads(threads))
     with for_change(folder) as info:
         dead = read_deleted(folder, info)
         if not len(dead):

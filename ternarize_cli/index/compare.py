@@ -25,6 +25,7 @@ from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.fill import quiet_clusterings
 from ternarize_cli.index.presets import clusters
 from ternarize_cli.index.truth import recall
+from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def compare_indexes(
         TernarizeError: as `models.load_encoder`.
     """
     if threads is not None:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(checked_threads(threads))
     texts = [f"{row['title']} {row['text']}".strip() if row["title"] else row["text"] for row in data.corpus]
     queries = list(data.queries.values())
     vectors, costs = {}, []
