@@ -196,7 +196,7 @@ import ternarize_cli.index.build  # noqa: F401  (imported once; each child only 
 from ternarize_cli.__main__ import main
 
 out, draw, killed = Path(sys.argv[-1]), random.Random(7), 0
-shards = out.parent / f".{out.name}.partial" / "vectors"
+shards = out.parent / f".{out.name}.partial" / out.name / "vectors"
 for _ in range(10):
     before = len(list(shards.glob("*.json")))
     child = os.fork()

@@ -29,8 +29,9 @@ import ternarize_cli.hf  # noqa: F401  (lets transformers open packed models)
 from ternarize_cli import checkpoint, files
 from ternarize_cli.bench import inputs
 from ternarize_cli.bench.measure import Point
+from ternarize_cli.caches import made_folder
 from ternarize_cli.errors import OutputExistsError, TernarizeError
-from ternarize_cli.folder_check import LOADING
+from ternarize_cli.folder_check import LOADING, check_folder
 
 __all__ = ["bytes_of", "kept", "onnx_export", "quiet", "transformer"]
 
@@ -43,6 +44,7 @@ def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any
         dtype: of its floating-point weights; "auto" leaves them as they were saved.
         settings: more of transformers' own, for `from_pretrained`.
     """
+    check_folder(folder, allow_pickle=True)  # the caller has asked about pickles
     model = type(checkpoint.skeleton(folder))
     return model.from_pretrained(folder, dtype=dtype, **LOADING, **settings).eval()
 
@@ -110,7 +112,7 @@ def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path]
     digest = hashlib.sha256(json.dumps([decides, recipe], sort_keys=True).encode()).hexdigest()
     place = files.cache_folder("rivals") / f"{files.content_hash(folder)[:24]}-{what}-{digest[:12]}"
     if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(place.parent)
         with contextlib.suppress(OutputExistsError), files.atomic_folder(place) as partial:
             make(partial)
     return place

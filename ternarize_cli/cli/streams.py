@@ -21,7 +21,8 @@ _PLAIN = {"×": "x", "→": "->", "–": "-", "−": "-", "─": "-", "…": "..
 def prepare() -> None:
     """Opens /dev/null for streams that are closed, and makes every character writable to the others.
 
-    A file that is opened later would get the number of a closed stream, and what a library says would go into it.
+    A file that is opened later would get the number of a closed stream, and what a library says would go into it. A closed
+    stdin stays None for Python, so that a command that reads it can say so (`texts.open_stdin`).
     """
     for number in range(3):
         try:
@@ -29,8 +30,6 @@ def prepare() -> None:
         except OSError:
             with suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         sys.stdout = _Closed(open(os.devnull, "wb"), encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:

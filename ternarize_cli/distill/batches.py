@@ -215,6 +215,7 @@ def _forked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _serve(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: the one that trains ends this one, and so does its death."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach all processes of a terminal or service: the one that trains ends this one, and so does its death."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a process left over would hold the output's lock
