@@ -21,8 +21,8 @@ _PLAIN = {"×": "x", "→": "->", "–": "-", "−": "-", "─": "-", "…": "..
 def prepare() -> None:
     """Opens /dev/null for streams that are closed, and makes every character writable to the others.
 
-    A file that is opened later would get the number of a closed stream, and what a library says would go into it. A closed
-    stdin stays None for Python, so that a command that reads it can say so (`texts.open_stdin`).
+    A file that is opened later would get the number of a closed stream, and what a library says would go into it. A
+    closed stdin stays None for Python, so that a command that reads it can say so (`texts.open_stdin`).
     """
     for number in range(3):
         try:
