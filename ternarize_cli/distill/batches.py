@@ -215,7 +215,7 @@ def _forked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _serve(worker: int) -> None:
-    """Ignores signals, which reach all processes of a terminal or service: the one that trains ends this one."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    """Ignores what reaches all processes of a terminal: the one that trains ends this one, or its death does."""
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a process left over would hold the output's lock

@@ -81,7 +81,7 @@ def read_ids(sources: Iterable[str]) -> list[str]:
             raise DataError(f"{name} line {number} is not UTF-8 text: {e.reason}", hint="one id per line") from e
         except (OSError, ValueError) as e:  # ValueError: of a NUL in the name
             why = getattr(e, "strerror", None) or e
-            raise DataError(f"{name} can't be read: {why}", hint="a file of ids, one per line; - is stdin") from e
+            raise DataError(f"{name[:200]} can't be read: {why}", hint="a file of ids, one per line; - is stdin") from e
     return ids
 
 
