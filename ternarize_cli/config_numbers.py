@@ -27,7 +27,7 @@ _WIDTHS = re.compile(
 )
 _EPSILON = re.compile(r"\w*(_eps|_epsilon)|eps|epsilon")
 _MOST = {"layers": 4096, "heads": 4096, "width": 1 << 24}
-_WITHOUT = ("max_position_embeddings", "n_inner", "type_vocab_size")
+_WITHOUT = ("max_position_embeddings", "n_inner", "type_vocab_size", "projection_dim", "embedding_size", "head_dim")
 """Widths that some families set to 0, -1 or null where there is no such table or part."""
 _SHARED = 64
 """Layers that may share one set of tensors, as ALBERT's do."""
@@ -41,7 +41,7 @@ def check_numbers(config: Mapping[str, Any], path: Path) -> None:
     """
     for key, value in config.items():
         if _LAYERS.fullmatch(key):
-            _check_count(path, key, value, _MOST["layers"])
+            _check_count(path, key, value, _MOST["layers"], lowest=0)  # of an encoder's decoder, such as T5's
         elif _HEADS.fullmatch(key):
             _check_count(path, key, value, _MOST["heads"])
         elif _WIDTHS.fullmatch(key):
@@ -106,7 +106,7 @@ def check_built(config: Any, path: Path) -> None:
     if heads < 1 or heads > width:
         raise CheckpointError(f"{path}: num_attention_heads is {heads}, of a width of {width}", hint=_AGAIN)
     has_head_width = any(
-        isinstance(getattr(config, key, None), int) for key in ("head_dim", "d_kv", "attention_head_size")
+        isinstance(getattr(config, key, None), int) for key in ("head_dim", "d_kv", "d_head", "attention_head_size")
     )
     if not has_head_width and width % heads:
         raise CheckpointError(

@@ -25,7 +25,7 @@ from typing import Any
 from ternarize_cli.bounds import MAX_TOKENIZER, read_json, shown
 from ternarize_cli.config_numbers import check_numbers
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.model_files import model_files, module_folders, part_folders
+from ternarize_cli.model_files import contained, model_files, module_folders, part_folders
 
 __all__ = ["LOADING", "check_folder", "loading_arguments", "refuse_adapter"]
 
@@ -60,7 +60,10 @@ _ARGUMENTS = {
         *("model_max_length", "padding_side", "truncation_side", "use_fast", "do_lower_case", "max_length", "padding"),
         *("truncation", "add_eos_token", "add_bos_token", "clean_up_tokenization_spaces", "min_pixels", "max_pixels"),
     },
-    "config": {*_ATTENTION_KEYS, *_DTYPE_KEYS, "num_labels", "use_cache", "is_causal", "use_bidirectional_attention"},
+    "config": {
+        *(*_ATTENTION_KEYS, *_DTYPE_KEYS, "num_labels", "use_cache", "is_causal", "use_bidirectional_attention"),
+        *("unpad_inputs", "use_memory_efficient_attention"),
+    },
 }
 _ARGUMENT_KEYS = {
     "model_args": "model",
@@ -72,7 +75,8 @@ _ARGUMENT_KEYS = {
 }
 _TASKS = ("feature-extraction", "fill-mask", "sequence-classification", "text-generation", "retrieval", "any-to-any")
 _METHOD = re.compile(r"forward|get_(text|image|audio|video)_features")
-_LARGEST_IMAGE = 16_384
+_LARGEST_SIDE, _LARGEST_IMAGE = 16_384, 1 << 26
+"""Pixels of a side and of an image; some processors count the latter under `shortest_edge` and `longest_edge`."""
 
 
 def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
             )
     _check_choices(config, path)
     for key, value in config.items():
-        if isinstance(value, dict) and key != "quantization_config":
+        if isinstance(value, dict) and key not in ("quantization_config", "label2id", "id2label"):
             _check_config(value, path)
     check_numbers(config, path)
 
@@ -235,7 +239,7 @@ def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
     for key, value in values.items():
         if key in _ARGUMENT_KEYS:
             _check_arguments(key, value, path)
-        elif key not in _SENTENCE_KEYS:
+        elif key not in _SENTENCE_KEYS and value is not None:
             raise CheckpointError(
                 f"{path}: {key} is {shown(value)}; this key is not known, and is not passed on to a loader",
                 hint=f"take {key} out of the file",
@@ -285,13 +289,12 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
 def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
     """Refuses a vocabulary outside the folder; the paths of the author's own machine, which are not here, pass."""
     for key, value in values.items():
-        if key.endswith("_file") and isinstance(value, str) and (path.parent / value).exists():
-            target, root = (path.parent / value).resolve(), path.parent.resolve()
-            if root not in target.parents:
-                raise CheckpointError(
-                    f"{path}: {key} is {shown(value)}, a file outside the model's folder",
-                    hint=f"take {key} out of the file",
-                )
+        named = path.parent / value if key.endswith("_file") and isinstance(value, str) else None
+        if named is not None and named.exists() and not contained(path.parent, named):
+            raise CheckpointError(
+                f"{path}: {key} is {shown(value)}, a file outside the model's folder",
+                hint=f"take {key} out of the file",
+            )
     length = values.get("model_max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length > 0):
         raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it is a number of tokens")
@@ -310,9 +313,10 @@ def _check_processor(values: Mapping[str, Any], path: Path) -> None:
                 continue
             if not math.isfinite(number):
                 raise CheckpointError(f"{path}: {key} is {number}, which is not finite", hint="fetch the file again")
-            sized = key in ("height", "width", "shortest_edge", "longest_edge", "size", "crop_size")
-            if sized and not 0 < number <= _LARGEST_IMAGE:
+            sides = dict.fromkeys(("height", "width", "size", "crop_size"), _LARGEST_SIDE)
+            most = {**sides, "shortest_edge": _LARGEST_IMAGE, "longest_edge": _LARGEST_IMAGE}.get(key)
+            if most is not None and not 0 < number <= most:
                 raise CheckpointError(
-                    f"{path}: {key} is {number}; images have 1 to {_LARGEST_IMAGE:,} pixels a side",
+                    f"{path}: {key} is {number}; it is a number of pixels from 1 to {most:,}",
                     hint="fetch the file again",
                 )

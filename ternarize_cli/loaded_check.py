@@ -84,16 +84,23 @@ def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
 
 
 def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
-    """Refuses a tokenizer with an id beyond the word table."""
+    """Refuses a tokenizer with an id beyond the word table, among its own words or what it puts around every text.
+
+    Other tokens that were added may lie beyond: Gemma's stands for an image, and a model of texts has no row for it.
+    """
     table = getattr(getattr(encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)
     tokenizer = encoder.tokenizer
     try:
         rows = getattr(table(), "num_embeddings", None)
     except NotImplementedError:  # no table of words
         return
-    if rows is None or not hasattr(tokenizer, "get_vocab"):
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if rows is None or backend is None:
         return
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    known = {name: i for name, i in tokenizer.special_tokens_map.items() if isinstance(i, str)}
+    always = {token: tokenizer.convert_tokens_to_ids(token) for token in known.values()}
+    ids = {**backend.get_vocab(with_added_tokens=False), **{t: i for t, i in always.items() if isinstance(i, int)}}
+    token, highest = max(ids.items(), key=lambda item: item[1], default=("", 0))
     if not 0 <= highest < rows:
         raise CheckpointError(
             f"{folder}: its tokenizer has the token {shown(token)} with id {highest}, its word table {rows} rows",

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from ternarize_cli.bounds import read_json, require_regular, shown
 from ternarize_cli.errors import CheckpointError
 
-__all__ = ["copy_companions", "is_snapshot", "model_files", "module_folders", "part_folders"]
+__all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module_folders", "part_folders"]
 
 _CONFIGS = (
     *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
@@ -105,7 +105,7 @@ def copy_companions(source: Path, folder: Path) -> None:
         if name == "config.json" or name.endswith((".bin", ".bin.index.json")):
             continue
         path = source / name
-        if not _contained(source, path):
+        if not contained(source, path):
             raise CheckpointError(
                 f"{path} is a link to a place outside the model's folder, and is not copied",
                 hint="put the file itself in its place",
@@ -181,7 +181,7 @@ def _cards(folder: Path) -> Iterator[str]:
     """Cards that are plain files of the folder; what else has such a name stays behind."""
     for name in _entries(folder, "", _CARDS):
         path = folder / name
-        if path.exists() and stat.S_ISREG(path.stat().st_mode) and _contained(folder, path):
+        if path.exists() and stat.S_ISREG(path.stat().st_mode) and contained(folder, path):
             yield name
 
 
@@ -190,7 +190,7 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _contained(folder: Path, path: Path) -> bool:
+def contained(folder: Path, path: Path) -> bool:
     """Whether a path leads to a file in the folder, or to a blob of the hub cache that the folder is a snapshot in."""
     root, target = folder.resolve(), path.resolve()
     roots = [root, root.parent.parent / "blobs"] if is_snapshot(folder) else [root]

@@ -81,6 +81,7 @@ def test_what_sentence_bert_config_may_ask_for_is_a_list(folder: Path, key: str,
     "values",
     [
         {"max_seq_length": 32, "do_lower_case": False},
+        {"tokenizer_name_or_path": None, "config_args": {"unpad_inputs": False}, "tokenizer_args": {}},
         {"max_seq_length": None, "model_args": {"trust_remote_code": True, "torch_dtype": "float32"}},
         {"processor_kwargs": {"padding_side": "right"}},
         {"model_kwargs": {"attn_implementation": "eager"}},
@@ -250,6 +251,58 @@ def test_images_are_not_made_larger_than_memory(tiny_vit: Path, tmp_path: Path, 
     edit(copy / "preprocessor_config.json", size={"width": 8, key: value})
     with pytest.raises(CheckpointError, match=f"{key} is"):
         load_encoder(copy)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"projection_dim": 0, "head_dim": None, "n_inner": None, "classifier_dropout": None},
+        {
+            "position_embedding_type": "absolute",
+            "use_cache": True,
+            "torch_dtype": "float32",
+            "transformers_version": "4",
+        },
+        {"id2label": {"0": "dim"}, "label2id": {"dim": 0}, "num_decoder_layers": 0, "depths": [2, 2, 6, 2]},
+        {"_name_or_path": "owner/name", "gradient_checkpointing": False, "attn_implementation": None},
+    ],
+)
+def test_what_published_configs_say_is_taken(folder: Path, values: dict[str, Any]) -> None:
+    edit(folder / "config.json", **values)
+    assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
+
+
+def test_a_tokenizer_config_of_its_author_s_machine_is_taken(folder: Path) -> None:
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_file="/home/author/.cache/tokenizer.json",
+        special_tokens_map_file="tokenizer.json",
+        model_max_length=1000000000000000019884624838656,
+    )
+    assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
+    edit(folder / "tokenizer_config.json", vocab_file="/etc/hostname")
+    with pytest.raises(CheckpointError, match="a file outside the model's folder"):
+        load_encoder(folder)
+
+
+def test_a_tokenizer_may_have_tokens_that_no_text_needs(folder: Path, run: Callable[..., Any]) -> None:
+    """EmbeddingGemma's tokenizer has one more token than its table has rows."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    added = {"content": "<image>", "id": len(tokenizer["model"]["vocab"]), "special": True, "single_word": False}
+    tokenizer["added_tokens"].append(added | {"lstrip": False, "rstrip": False, "normalized": False})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
+    said = run("encode", folder, "-", input="the cat\nthe <image> cat\n")
+    assert said.exit_code == 2
+    assert "the text 'the <image> cat' has a token with id" in said.stderr
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["cat"] = 5000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="the token 'cat' with id 5000"):
+        load_encoder(folder)
 
 
 # pickles

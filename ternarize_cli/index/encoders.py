@@ -272,6 +272,7 @@ def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, 
     """The vectors of a chunk, row by row: float32 `[rows, dim]`."""
     found, order = [], []
     for rows, features in prepared.batches:
+        _check_ids(encoder, rows, features, prepared.name)
         vectors = encoder(batch_to_device(dict(features), encoder.device), **task)["sentence_embedding"]
         vectors = truncate_embeddings(vectors, encoder.truncate_dim)
         found.append(torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors)
@@ -279,6 +280,22 @@ def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, 
     made = torch.cat(found).float().cpu().numpy()[np.argsort(order)]
     _check_finite(made, prepared.name)
     return made
+
+
+def _check_ids(
+    encoder: SentenceTransformer, rows: list[int], features: dict[str, Any], name: Callable[[int], str]
+) -> None:
+    """Refuses a text with a token that the word table has no row for: Gemma's token of images, say."""
+    ids, transformer = features.get("input_ids"), getattr(encoder[0], "auto_model", None)
+    if not isinstance(ids, torch.Tensor) or not ids.numel() or transformer is None:
+        return
+    count = getattr(transformer.get_input_embeddings(), "num_embeddings", None)
+    if count is not None and int(ids.max()) >= count:
+        row = int(ids.max(dim=-1).values.argmax()) if ids.ndim == 2 else 0
+        raise InputError(
+            f"{name(rows[row])} has a token with id {int(ids.max())}, and the model's word table has {count} rows",
+            hint="leave that token out of the text, or fetch the model again: its tokenizer may be another's",
+        )
 
 
 def _shown(texts: list[str]) -> Callable[[int], str]:
