@@ -69,11 +69,12 @@ def seal(folder: Path) -> None:
 
 def sign(folder: Path) -> None:
     """Writes digests and checksum of an index anew, where its record can be read."""
+    from ternarize_cli.bounds import read_json
     from ternarize_cli.files import sha256
     from ternarize_cli.index.records import signed
 
     try:
-        record = json.loads((folder / "index.json").read_text())
+        record = read_json(folder / "index.json")
         record.pop("record_sha256", None)
         for name, file in record["files"].items():
             if (folder / name).is_file() and not (folder / name).is_symlink():

@@ -143,7 +143,7 @@ def _replace(files: Files, name: str, draw: random.Random) -> str:
 def _edit_json(files: Files, name: str, draw: random.Random) -> str:
     try:
         values = json.loads(files[name])  # type: ignore[arg-type]
-    except ValueError:
+    except (ValueError, RecursionError):
         return "no JSON"
     places = list(_places(values)) if isinstance(values, dict | list) else []
     if not places:
@@ -185,7 +185,7 @@ def _edit_header(files: Files, name: str, draw: random.Random) -> str:
     try:
         (size,) = struct.unpack("<Q", content[:8])
         header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, RecursionError, AttributeError):
         return "damaged already"
     keys = sorted(key for key in header if key != "__metadata__")
     key, other = draw.choice(keys), draw.choice(keys)

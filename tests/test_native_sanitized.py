@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import ternarize_cli
-
 CASES = int(os.environ.get("TERNARIZE_FUZZ", "4000"))
 FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))
-SOURCE = Path(ternarize_cli.__file__).parent / "kernels" / "native"
+SOURCE = Path(__file__).parents[1] / "ternarize_cli" / "kernels" / "native"
+"""Of the repository: an installed package has no sources of the library."""
 FLAGS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
 pytestmark = pytest.mark.slow
 

@@ -35,7 +35,7 @@ from ternarize_cli.library_output import library_output
 __all__ = ["check_name", "check_structure", "read_faiss", "trust"]
 
 _AGAIN = "build the index again"
-_SECONDS, _BYTES_A_SECOND = 120, 10 << 20
+_SECONDS, _BYTES_A_SECOND = 15, 10 << 20
 """How long the process of its own may take: so many seconds, and a second for so many bytes."""
 _ROOM = 4 << 30
 """Bytes that the process of its own may take beside three times the file."""
