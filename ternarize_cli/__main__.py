@@ -13,9 +13,9 @@ def main() -> None:
     streams.prepare()
     code: object = 1
     try:
-        with signals.listen() as came:
+        with signals.listen():
             code = _run()
-            if code == 130 and (number := came()):  # while options were parsed, where all interrupts are one
+            if code == 130 and (number := signals.received()):  # while options were parsed: all interrupts are one
                 code = 128 + number
     except KeyboardInterrupt as e:  # before or after the application itself listens for one
         streams.tell(f"error: {e or 'interrupted'}")

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
-__all__ = ["Ended", "ending", "exit_code", "listen", "noted"]
+__all__ = ["Ended", "ending", "exit_code", "listen", "noted", "received"]
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+_received: int | None = None
 
 
 class Ended(KeyboardInterrupt):
@@ -41,24 +42,35 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def listen() -> Iterator[Callable[[], int | None]]:
-    """Makes the signals raise `Ended` while the body runs, except those that are ignored.
+def listen() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP raise `Ended` while the body runs, except those that are ignored.
 
-    Yields what tells which was the last that came, None if none did.
+    Ctrl-C raises KeyboardInterrupt as ever. Each of the three is remembered (`received`).
     """
+    global _received
     process = os.getpid()
-    came: int | None = None
+    _received = None
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = number
-        if os.getpid() == process:
-            raise Ended(number)
+        global _received
+        if os.getpid() == process or number == signal.SIGINT:
+            _received = number
+            raise ending(number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    with _handled([n for n in _ENDING if signal.getsignal(n) is signal.SIG_DFL], end):
-        yield lambda: came
+    ours = [n for n in _ENDING if signal.getsignal(n) is signal.SIG_DFL]
+    with _handled([n for n in (signal.SIGINT,) if signal.getsignal(n) is signal.default_int_handler] + ours, end):
+        yield
+
+
+def received() -> int | None:
+    """The number of the last signal that came while `listen` listened; None if none did.
+
+    An exception that a signal raises may arrive as another one: where it falls into a library's own clean-up, such as
+    between taking a lock and noting that it is taken, what fails there hides it.
+    """
+    return _received
 
 
 @contextmanager

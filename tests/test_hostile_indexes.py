@@ -201,7 +201,7 @@ def test_a_stranger_s_index_shows_the_model_that_it_names(
     index = build()
     assert Searcher(index).search(["the cat"], 1)  # this user's ternarize recorded the path
     edit(index, path_seal="0" * 64)
-    with pytest.raises(InputError, match=f"was not made here, and says that its model is .* in {model}") as raised:
+    with pytest.raises(InputError, match=f"was not made here, and says that its model is .* in '{model}'") as raised:
         Searcher(index)
     assert raised.value.hint is not None
     assert f"--model {model}" in raised.value.hint
@@ -209,9 +209,37 @@ def test_a_stranger_s_index_shows_the_model_that_it_names(
     monkeypatch.chdir(model.parent)
     assert Searcher(index).search(["the cat"], 1)  # it lies in the working folder
     monkeypatch.chdir(tmp_path)
-    edit(index, model_path="/")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("/", "no-such", str(tmp_path / "no-such"), "loop/x", "a\0b", "\ud800", "", str(tmp_path.parent)):
+        edit(index, model_path=path, model=str(model))
+        with pytest.raises(InputError, match="was not made here"):
+            Searcher(index)
+    edit(index, path_seal="é", model_path="/")
     with pytest.raises(InputError, match="was not made here"):
         Searcher(index)
+
+
+def test_a_stranger_s_words_steer_no_terminal(build: Callable[..., Path], run: Callable[..., Any]) -> None:
+    index = build()
+    steering = "/x\x1b[2J\x1b]0;hi\x07y\nhint: --model good" + "a" * 5000
+    edit(index, model_path=steering, model="m\x1b[31m", corpus="c\x1b[31m")
+    for command in (("search", index, "the cat"), ("info", index)):
+        said = run("index", *command)
+        assert not {"\x1b", "\x07"} & set(said.stderr + said.stdout)
+        assert "\nhint: --model good" not in said.stderr
+        assert len(said.stderr) < 1500
+
+
+def test_a_student_s_record_is_read_within_bounds(build: Callable[..., Path], tmp_path: Path) -> None:
+    index, other = build(), save_tiny_bert(tmp_path / "other", seed=3)
+    for content in ("[" * 200_000, "[1]", "", None):
+        (other / "distillation.json").unlink(missing_ok=True)
+        if content is None:
+            os.mkfifo(other / "distillation.json")
+        else:
+            (other / "distillation.json").write_text(content)
+        with pytest.raises(InputError, match="is not the model that made this index"):
+            Searcher(index, model=str(other))
 
 
 def test_a_copied_index_needs_no_model_named_again(build: Callable[..., Path], tmp_path: Path) -> None:

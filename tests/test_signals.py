@@ -52,6 +52,27 @@ def test_a_signal_removes_what_was_begun(tiny_bert: Path, tmp_path: Path, number
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", list(NAMES), ids=lambda n: n.name)
+def test_a_signal_is_told_where_a_library_s_own_clean_up_fails_on_it(number: signal.Signals) -> None:
+    script = f"""
+import os, sys
+from ternarize_cli.__main__ import main
+from ternarize_cli.cli.app import app
+
+def work():
+    try:
+        os.kill(os.getpid(), {int(number)})
+    finally:
+        raise RuntimeError("release unlocked lock")
+
+app.command("work")(work)
+sys.argv = ["ternarize", "work"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + number, f"error: {NAMES[number]}\n")
+
+
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(tiny_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "v.npy"
     process = start("encode", tiny_bert, "-", "-o", out, ignoring=signal.SIGHUP)

@@ -21,6 +21,10 @@ def _fail(failure: Failure) -> typer.Exit:
     return typer.Exit(failure.code)
 
 
+def _interrupted(error: KeyboardInterrupt) -> Failure:
+    return Failure(str(error) or "interrupted", None, signals.exit_code(error))
+
+
 def _hide_environment(command: Any) -> None:
     """One sentence below the help says how options are set in the environment; a line for each would drown it."""
     for parameter in command.params:
@@ -46,8 +50,10 @@ class _Group(TyperGroup):
         except (typer.Exit, typer.Abort, typer.TyperException):
             raise
         except KeyboardInterrupt as e:
-            raise _fail(Failure(str(e) or "interrupted", None, signals.exit_code(e))) from e
+            raise _fail(_interrupted(e)) from e
         except Exception as e:
+            if number := signals.received():  # it fell into a library's own clean-up, which then failed
+                raise _fail(_interrupted(signals.ending(number))) from e
             if isinstance(e, BrokenPipeError) and streams.is_unread(sys.stdout):
                 streams.silence(sys.stdout)  # `ternarize … | head`: the reader has seen enough, and nothing failed
                 raise typer.Exit(0) from e

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ternarize_cli.cli.streams import tell
+from ternarize_cli.cli.streams import tell, visible
 
 __all__ = ["SCHEMA_VERSION", "Output", "counted", "duration", "megabytes"]
 
@@ -79,15 +79,15 @@ class Output:
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(visible(str(cell)) for cell in row))
         console = Paper(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
-        console.print(title, style="bold", soft_wrap=True)
+        console.print(visible(title), style="bold", soft_wrap=True)
         console.print(table)
 
     def text(self, text: str) -> None:
         """A line of the result on stdout. Silent in JSON mode."""
         if not self.json_mode:
-            print(text)
+            print(visible(text))
 
     def result(self, payload: dict[str, Any]) -> None:
         """The machine-readable result: printed in JSON mode only."""

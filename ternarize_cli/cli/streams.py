@@ -8,13 +8,15 @@ import codecs
 import errno
 import io
 import os
+import re
 import select
 import sys
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["flush", "is_unread", "prepare", "silence", "tell"]
+__all__ = ["flush", "is_unread", "prepare", "silence", "tell", "visible"]
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PLAIN = {"×": "x", "→": "->", "–": "-", "−": "-", "─": "-", "…": "...", "·": "-", "±": "+-", "≤": "<=", "≥": ">="}
 
 
@@ -56,10 +58,15 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     return plain, error.end
 
 
+def visible(text: str) -> str:
+    """A text for a terminal: signs that would move its cursor, change its colours or turn the direction are escaped."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def tell(text: str) -> None:
     """A line on stderr; if it can't be written there, stderr is silent from then on."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         silence(sys.stderr)
 

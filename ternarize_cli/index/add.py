@@ -13,8 +13,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from ternarize_cli.bounds import shown
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.index.change import ChangeReport, changed_folder, finish, for_change, shown
+from ternarize_cli.index.change import ChangeReport, changed_folder, finish, for_change, shown_ids
 from ternarize_cli.index.corpora import open_corpus, unique
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
 from ternarize_cli.index.encode import EncoderOptions, encoded, open_model
@@ -71,7 +72,7 @@ def add_documents(
         if student:
             raise InputError(
                 f"{model} is a student of the model that made this index: it may ask, but its documents don't fit",
-                hint=f"add with {info.model}",
+                hint=f"add with {shown(info.model)}",
             )
         opened = open_model(where, info.kind, replace(encoder, normalize=info.normalized or None), role="document")
         with changed_folder(folder, info) as (partial, index):
@@ -130,7 +131,7 @@ class _Addition:
         known = {} if self._replace else self._known(ids)
         if known:
             raise DataError(
-                f"{self._folder} has documents {shown(list(known))} already",
+                f"{self._folder} has documents {shown_ids(list(known))} already",
                 hint="texts without ids are called FILE:LINE, so others need ids of their own; --replace puts these in "
                 "the place of those that have their ids",
             )
@@ -189,7 +190,7 @@ def _check_vectors(info: IndexInfo, corpus: str, vectors: VectorFolder) -> None:
     record = vectors.record
     if (record.model_sha256, record.normalized) != (info.model_sha256, info.normalized):
         raise InputError(
-            f"the vectors in {corpus} are of another model than the index's ({record.model}, {info.model})",
+            f"the vectors in {corpus} are of the model {shown(record.model)}, not of the index's, {shown(info.model)}",
             hint="encode with the index's model",
         )
 

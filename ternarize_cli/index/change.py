@@ -27,6 +27,7 @@ from ternarize_cli.index.documents import read_documents, rows_of, write_documen
 from ternarize_cli.index.faiss_file import read_faiss, trust
 from ternarize_cli.index.fill import levels
 from ternarize_cli.index.format import (
+    DELETED,
     DOCUMENTS,
     FAISS_INDEX,
     LISTS,
@@ -50,11 +51,10 @@ __all__ = [
     "delete_documents",
     "finish",
     "for_change",
-    "shown",
+    "shown_ids",
 ]
 
 _SHOWN = 3
-_DEAD = re.compile(r"deleted-\d+\.bin")
 _DEAD_WORK = re.compile(r"\.(deleted-\d+\.bin|index\.json)\.partial")
 
 
@@ -98,7 +98,7 @@ def delete_documents(folder: Path, ids: Collection[str], *, missing_ok: bool = F
         missing = [identity for identity in dict.fromkeys(ids) if identity not in found]
         if missing and not missing_ok:
             raise DataError(
-                f"{folder} has no documents {shown(missing)}; nothing was deleted", hint="--missing-ok skips them"
+                f"{folder} has no documents {shown_ids(missing)}; nothing was deleted", hint="--missing-ok skips them"
             )
         if found:
             with _writing(folder):
@@ -158,7 +158,7 @@ def _compacted(folder: Path, partial: Path, index: faiss.Index, info: IndexInfo,
     return finish(partial, index, info, info.live, dead[:0])
 
 
-def shown(ids: list[str]) -> str:
+def shown_ids(ids: list[str]) -> str:
     """The first few ids, for messages."""
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return ", ".join(map(repr, ids[:_SHOWN])) + more
@@ -178,7 +178,7 @@ def for_change(folder: Path) -> Iterator[IndexInfo]:
 def _clear(folder: Path, info: IndexInfo) -> None:
     """Removes what killed deletions have left in an index: files of dead rows that its record does not name."""
     for path in folder.iterdir():
-        if _DEAD.fullmatch(path.name) and path.name != info.deleted_file:
+        if DELETED.fullmatch(path.name) and path.name != info.deleted_file:
             path.unlink(missing_ok=True)
         elif found := _DEAD_WORK.fullmatch(path.name):
             discard(folder / found[1])

@@ -30,6 +30,7 @@ from ternarize_cli.index.origin import Origin
 from ternarize_cli.index.records import check_types, read_signed, signed
 
 __all__ = [
+    "DELETED",
     "DOCUMENTS",
     "FAISS_INDEX",
     "INFO",
@@ -50,7 +51,8 @@ FAISS_INDEX, DOCUMENTS, INFO = "index.faiss", "documents.jsonl", "index.json"
 OFFSETS, TRUTH, LISTS = "offsets.bin", "truth.npz", "index.ivfdata"
 _VERSION = 4
 _AGAIN = "build the index again: ternarize index build"
-_DELETED = re.compile(r"deleted-\d+\.bin")
+DELETED = re.compile(r"deleted-\d+\.bin")
+"""Names of the file that says which documents are deleted; the number counts deletions."""
 _MOST_ROWS, _WIDEST = 1 << 40, 1 << 20
 _verified: dict[Path, object] = {}
 
@@ -162,7 +164,7 @@ def _read_info(folder: Path) -> IndexInfo:
     check_types(content, IndexInfo, path, _AGAIN)
     for name, file in content["files"].items():
         check_types(file, StoredFile, path, _AGAIN)
-        if name not in (FAISS_INDEX, DOCUMENTS, OFFSETS, TRUTH, LISTS) and not _DELETED.fullmatch(name):
+        if name not in (FAISS_INDEX, DOCUMENTS, OFFSETS, TRUTH, LISTS) and not DELETED.fullmatch(name):
             raise DataError(f"{path} names a file {shown(name)}, which no index has", hint=_AGAIN)
     info = IndexInfo(**{**content, "files": {name: StoredFile(**file) for name, file in content["files"].items()}})
     _check_values(info, path)

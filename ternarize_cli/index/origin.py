@@ -2,8 +2,8 @@
 
 The record names the model's folder, so that a search can open it without being told. An index may come from anybody,
 though, and then that path is a stranger's word. So the path carries a seal: an HMAC-SHA256 of model, path and content
-hash under a key that lies in this user's cache. A path whose seal does not fit was not recorded here, and is opened
-only where the user is looking anyway (`is_own`).
+hash under a key that lies in this user's cache (`is_sealed`). A path whose seal does not fit was not recorded here, and
+is opened unasked only in the folder of the index or in the working folder (`is_near`).
 """
 
 import hashlib
@@ -53,24 +53,29 @@ class Origin:
         key = _key(make=True)
         return self if key is None else replace(self, path_seal=self._seal(key))
 
-    def is_own(self, folder: Path) -> bool:
-        """Whether the model's path may be opened unasked.
+    def is_sealed(self) -> bool:
+        """Whether this user's ternarize recorded the model's path."""
+        key = _key(make=False)
+        given = self.path_seal.encode(errors="surrogatepass")
+        return key is not None and hmac.compare_digest(self._seal(key).encode(), given)
 
-        It may if this user's ternarize recorded it, or if it lies in the folder of the vectors, in the folder that
-        holds that one, or in the working folder.
+    def is_near(self, folder: Path) -> bool:
+        """Whether the model's path is that of a folder in the folder of the vectors or in the working folder.
 
         Args:
             folder: of the vectors or the index.
         """
-        key = _key(make=False)
-        if key is not None and hmac.compare_digest(self._seal(key), self.path_seal):
-            return True
-        target, near = Path(self.model_path).resolve(), folder.resolve()
-        return any(place in target.parents for place in (near, near.parent, Path.cwd()) if place != place.parent)
+        try:
+            named = Path(self.model_path)
+            target, places = named.resolve(), (folder.resolve(), Path.cwd())
+            there = named.is_absolute() and target.is_dir()
+        except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
+            return False
+        return there and any(place in target.parents for place in places if place != place.parent)
 
     def _seal(self, key: bytes) -> str:
         text = "\0".join((self.model, self.model_path, self.model_sha256))
-        return hmac.new(key, text.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()
+        return hmac.new(key, text.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes | None:

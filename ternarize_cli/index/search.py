@@ -6,7 +6,6 @@ The one exception is a student of that model: its vectors are made to lie where 
 answered from documents that the teacher encoded, without encoding them again.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import faiss
 import numpy as np
 
 from ternarize_cli import files, vision
+from ternarize_cli.bounds import read_json, shown
 from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
 from ternarize_cli.index.documents import Documents
 from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
@@ -42,6 +42,7 @@ KNOBS = {"nprobe": "--nprobe", "efSearch": "--ef-search", "k_factor_rf": "--refi
 """What can be set of an index, by FAISS's names, and the flags for it."""
 _MORE, _AT_ONCE = 16, 1024
 _AGAIN = "build the index again"
+_LONGEST_NAME = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,7 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
     Args:
         index: the index's folder; info: its record.
         model: MODEL as the user named it; None takes the one that the record names, if it may be opened unasked
-            (`Origin.is_own`).
+            (`Origin.is_sealed`, `Origin.is_near`).
         asymmetric: take any model.
 
     Raises:
@@ -243,26 +244,14 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
         ModelNotFoundError: it is gone.
     """
     resolve = image_folder if info.kind == "image" else text_folder
+    name = shown(info.model, _LONGEST_NAME)
     if model is None:
-        if not info.is_own(index):
-            raise InputError(
-                f"{index} was not made here, and says that its model is {info.model} in {info.model_path}",
-                hint=f"if you trust that folder: --model {shlex.quote(info.model_path)}",
-            )
-        folder = Path(info.model_path)
-        if not folder.is_dir():
-            try:
-                folder = resolve(info.model)
-            except (ModelNotFoundError, CheckpointError) as e:
-                raise ModelNotFoundError(
-                    f"the model that made this index is gone: {info.model} (was {info.model_path})",
-                    hint="if it moved: --model FOLDER",
-                ) from e
-        vision.require(folder, info.kind, info.model)
-        what = f"the model {info.model} has changed since the index was built"
+        folder = _recorded_model(index, info)
+        vision.require(folder, info.kind, name)
+        what = f"the model {name} has changed since the index was built"
     else:
         folder = resolve(model)
-        what = f"{model} is not the model that made this index ({info.model})"
+        what = f"{model} is not the model that made this index ({name})"
     found = files.content_hash(folder)
     if found == info.model_sha256:
         return folder, False
@@ -274,10 +263,32 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
     )
 
 
-def _teacher_of(folder: Path) -> str | None:
-    """The content hash of the model that a student was distilled from."""
+def _recorded_model(index: Path, info: IndexInfo) -> Path:
+    """The folder of the model that an index names, if it may be opened without being named by the user."""
+    name, where = shown(info.model, _LONGEST_NAME), shown(info.model_path, _LONGEST_NAME)
+    sealed = info.is_sealed()
+    if not sealed and not info.is_near(index):
+        plain = info.model_path.isprintable() and len(info.model_path) < _LONGEST_NAME
+        raise InputError(
+            f"{index} was not made here, and says that its model is {name} in {where}",
+            hint=f"if you trust that folder: --model {shlex.quote(info.model_path) if plain else 'FOLDER'}",
+        )
+    folder = Path(info.model_path)
+    if folder.is_dir():
+        return folder
     try:
-        record = json.loads((folder / "distillation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return (image_folder if info.kind == "image" else text_folder)(info.model)
+    except (ModelNotFoundError, CheckpointError) as e:
+        raise ModelNotFoundError(
+            f"the model that made this index is gone: {name} (was in {where})", hint="if it moved: --model FOLDER"
+        ) from e
+
+
+def _teacher_of(folder: Path) -> str | None:
+    """The content hash of the model that a student was distilled from; None where no readable record says so."""
+    path = folder / "distillation.json"
+    try:
+        record = read_json(path, error=DataError) if path.exists() else None
+    except DataError:
         return None
     return record.get("teacher_sha256") if isinstance(record, dict) else None
