@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ternarize_cli import bounds, config_numbers, integrity
+from ternarize_cli import bounds, config_check, integrity
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.folder_check import LOADING, check_folder
 from ternarize_cli.model_files import copy_companions
@@ -91,7 +91,7 @@ def skeleton(folder: Path) -> Any:
     _check_own_code(values, folder)
     try:
         config = AutoConfig.from_pretrained(folder, **LOADING)
-        config_numbers.check_built(config, folder / "config.json")
+        config_check.check_built(config, folder / "config.json")
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         text_encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
@@ -157,7 +157,7 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
         count = sum(len(shard.keys()) for shard in shards)
         if not count:
             raise CheckpointError(f"{shards[0].path} holds no tensors", hint="fetch the file again")
-    config_numbers.check_layers(config, folder / "config.json", count)
+    config_check.check_layers(config, folder / "config.json", count)
     return artifact
 
 

@@ -85,14 +85,12 @@ def verify(folder: Path, *, always: bool = False) -> None:
     state = [(name, state_of(folder / name)) for name in [_CONFIG, *names]]
     if _verified.get(folder.resolve()) == state:
         return
-    hint = "the model is damaged or was changed: fetch or pack it again"
+    hint = "if it is damaged, fetch it again; to change it, change the checkpoint and pack that again"
     if _digest_of(config) != digest["config"]:
         raise FormatError(f"{folder / _CONFIG} is not what was packed: its digest differs", hint=hint)
     for name in names:
         if name not in wanted:
-            raise FormatError(
-                f"{folder / name} was added after the model was packed", hint=f"{hint}, or remove the file"
-            )
+            raise FormatError(f"{folder / name} was added after the model was packed", hint=f"remove the file; {hint}")
     missing = sorted(wanted.keys() - set(names))
     if missing and not is_snapshot(folder):
         raise FormatError(f"{folder / missing[0]} is missing; it was there when the model was packed", hint=hint)

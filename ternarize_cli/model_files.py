@@ -15,12 +15,13 @@ that cache. Folders that are links are not entered.
 """
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ternarize_cli.bounds import read_json, require_regular, shown
+from ternarize_cli.bounds import MAX_TOKENIZER, read_json, require_regular, shown
 from ternarize_cli.errors import CheckpointError
 
 __all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module_folders", "part_folders"]
@@ -40,7 +41,7 @@ _WEIGHTS = (
     *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
 )
 _CARDS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "distillation.json", "metrics.jsonl")
-_MODULE = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "*.npz")
+_MODULE = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", "*.npz")
 _TEMPLATES = ("chat_templates", "additional_chat_templates")
 _DEEP = 3
 """Levels of folders below a module's own that are looked into: a router keeps its modules in folders of their own."""
@@ -108,7 +109,7 @@ def copy_companions(source: Path, folder: Path) -> None:
         if not contained(source, path):
             raise CheckpointError(
                 f"{path} is a link to a place outside the model's folder, and is not copied",
-                hint="put the file itself in its place",
+                hint=f"if you trust it, use a copy with the files themselves: cp -rL {shlex.quote(str(source))} COPY",
             )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +130,16 @@ def part_folders(folder: Path) -> list[str]:
 
 
 def is_snapshot(folder: Path) -> bool:
-    """Whether a folder is a snapshot in a hub cache, where files are links to blobs and may have been left out."""
-    return folder.resolve().parent.name == "snapshots"
+    """Whether a folder is in a snapshot of a hub cache, where files are links to blobs and may have been left out."""
+    return _blobs(folder) is not None
+
+
+def _blobs(folder: Path) -> Path | None:
+    """The folder of blobs that the snapshot with this folder links to: MODEL/blobs for MODEL/snapshots/REVISION/…."""
+    for parent in folder.resolve().parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            return parent.parent / "blobs"
+    return None
 
 
 def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
@@ -169,19 +178,20 @@ def _below(folder: Path, where: str, levels: int) -> Iterator[str]:
 
 
 def _entries(folder: Path, where: str, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Names in a folder that match a pattern and are no folders; with `where/` in front."""
+    """Names in a folder that match a pattern, with `where/` in front; folders and links that lead nowhere are none."""
     prefix = f"{where}/" if where else ""
     for name in sorted(os.listdir(folder / where)):
         matching = not name.startswith(".") and any(fnmatchcase(name, pattern) for pattern in patterns)
-        if matching and not (folder / where / name).is_dir():
+        if matching and not os.path.isdir(path := folder / where / name) and os.path.exists(path):
             yield prefix + name
 
 
 def _cards(folder: Path) -> Iterator[str]:
-    """Cards that are plain files of the folder; what else has such a name stays behind."""
+    """Cards that are plain files of the folder, of MAX_TOKENIZER bytes at most; others of such names stay behind."""
     for name in _entries(folder, "", _CARDS):
         path = folder / name
-        if path.exists() and stat.S_ISREG(path.stat().st_mode) and contained(folder, path):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_TOKENIZER and contained(folder, path):
             yield name
 
 
@@ -192,6 +202,5 @@ def _is_folder(path: Path) -> bool:
 
 def contained(folder: Path, path: Path) -> bool:
     """Whether a path leads to a file in the folder, or to a blob of the hub cache that the folder is a snapshot in."""
-    root, target = folder.resolve(), path.resolve()
-    roots = [root, root.parent.parent / "blobs"] if is_snapshot(folder) else [root]
-    return any(allowed in target.parents for allowed in roots)
+    target = path.resolve()
+    return any(allowed in target.parents for allowed in (folder.resolve(), _blobs(folder)) if allowed is not None)

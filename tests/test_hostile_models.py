@@ -11,7 +11,7 @@ import torch
 from conftest import save_tiny_bert
 from safetensors.torch import load_file, save_file
 
-from ternarize_cli import models
+from ternarize_cli import bounds, models
 from ternarize_cli.convert import convert
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.inspect import inspect
@@ -62,6 +62,7 @@ def test_arguments_for_a_loader_run_no_code(folder: Path, tmp_path: Path, key: s
     [
         ("model_args", {"gguf_file": "x.gguf"}, "passes gguf_file='x.gguf'"),
         ("tokenizer_args", {"tokenizer_file": "/etc/passwd"}, "passes tokenizer_file"),
+        ("model_args", {"device_map": "auto"}, "passes device_map='auto'"),
         ("config_args", {"transformers_weights": "other.safetensors"}, "passes transformers_weights"),
         ("model_kwargs", {"attn_implementation": "owner/kernel"}, "attn_implementation is 'owner/kernel'"),
         ("tokenizer_name_or_path", "owner/tokenizer", "tokenizer_name_or_path is 'owner/tokenizer'"),
@@ -84,7 +85,8 @@ def test_what_sentence_bert_config_may_ask_for_is_a_list(folder: Path, key: str,
         {"tokenizer_name_or_path": None, "config_args": {"unpad_inputs": False}, "tokenizer_args": {}},
         {"max_seq_length": None, "model_args": {"trust_remote_code": True, "torch_dtype": "float32"}},
         {"processor_kwargs": {"padding_side": "right"}},
-        {"model_kwargs": {"attn_implementation": "eager"}},
+        {"model_kwargs": {"attn_implementation": "eager", "device_map": "cpu"}, "backend": "torch"},
+        {"config_args": {"attention_dropout": 0.1}},
     ],
 )
 def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, Any]) -> None:
@@ -98,13 +100,15 @@ def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, 
         ({"transformers_weights": "other.safetensors"}, "transformers_weights is 'other.safetensors'"),
         ({"attn_implementation": "owner/kernel"}, "attn_implementation is 'owner/kernel'"),
         ({"_attn_implementation": "owner/kernel"}, "_attn_implementation is 'owner/kernel'"),
+        ({"attn_implementation": "flash_attention_2"}, "the package flash_attn is not installed"),
         ({"dtype": "load"}, "dtype is 'load'"),
         ({"text_config": {"attn_implementation": "owner/kernel"}}, "attn_implementation"),
+        ({"text_config": {"num_hidden_layers": 1_000_000}}, "num_hidden_layers is 1000000"),
         ({"use_pretrained_backbone": True}, "use_pretrained_backbone"),
         ({"num_attention_heads": -1}, "num_attention_heads is -1"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, which does not divide"),
-        ({"num_attention_heads": 4.0}, "num_attention_heads is 4.0"),
+        ({"num_attention_heads": 4.5}, "num_attention_heads is 4.5"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
         ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000"),
         ({"num_hidden_layers": 2000}, "num_hidden_layers is 2000, and the weights files hold"),
@@ -146,6 +150,43 @@ def test_modules_are_those_of_sentence_transformers(folder: Path, kind: object, 
     for use in (load_encoder, lambda where: convert(where, where.parent / "out")):
         with pytest.raises(CheckpointError, match=message):
             use(folder)
+
+
+@pytest.mark.parametrize("kind", ["models.Transformer", "sparse_encoder.models.MLMTransformer", "models.CLIPModel"])
+def test_an_encoder_lies_in_the_model_s_own_folder(folder: Path, kind: str) -> None:
+    """Else nothing of what its config asks for, and none of its tensors, would have been looked at."""
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0] |= {"type": f"sentence_transformers.{kind}", "path": "0_Transformer"}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "0_Transformer").mkdir()
+    edit(folder / "0_Transformer" / "config.json", **json.loads((folder / "config.json").read_text()))
+    write(folder / "0_Transformer", {"x": torch.zeros(1)})
+    for use in (load_encoder, lambda where: convert(where, where.parent / "out")):
+        with pytest.raises(CheckpointError, match=r"takes it from the model's own folder|whose module is a Transformer"):
+            use(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("os.system", "names the module class 'os.system'"),
+        ("sentence_transformers.models.Transformer", "a Router with encoders of its own"),
+        (["x"], "names the module class"),
+    ],
+)
+@pytest.mark.parametrize("name", ["router_config.json", "config.json"])
+def test_the_parts_of_a_router_are_checked_as_modules_are(folder: Path, kind: object, message: str, name: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 9, "name": "9", "path": "9_Router", "type": "sentence_transformers.models.Router"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "9_Router").mkdir()
+    edit(folder / "9_Router" / name, types={"query_0": kind}, structure={"query": ["query_0"]}, parameters={})
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(folder)
+    modules[-1]["path"] = ""
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match="puts the module 9"):
+        load_encoder(folder)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "1_Pooling/../../outside", "a\0b", 3])
@@ -265,6 +306,8 @@ def test_images_are_not_made_larger_than_memory(tiny_vit: Path, tmp_path: Path, 
         },
         {"id2label": {"0": "dim"}, "label2id": {"dim": 0}, "num_decoder_layers": 0, "depths": [2, 2, 6, 2]},
         {"_name_or_path": "owner/name", "gradient_checkpointing": False, "attn_implementation": None},
+        {"task_specific_params": {"summarization": {"num_heads": 0, "dim": "x", "d_model": -1}}, "router_eps": 1},
+        {"label_smoothing_epsilon": 2, "dim": -1, "num_channels": 0, "text_config": {"vocab_size": -1, "d_kv": 64.0}},
     ],
 )
 def test_what_published_configs_say_is_taken(folder: Path, values: dict[str, Any]) -> None:
@@ -280,7 +323,15 @@ def test_a_tokenizer_config_of_its_author_s_machine_is_taken(folder: Path) -> No
         model_max_length=1000000000000000019884624838656,
     )
     assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
-    edit(folder / "tokenizer_config.json", vocab_file="/etc/hostname")
+    other = folder.parent / "author" / "tokenizer.json"
+    other.parent.mkdir()
+    other.write_bytes((folder / "tokenizer.json").read_bytes())  # what the folder's was copied from
+    edit(folder / "tokenizer_config.json", tokenizer_file=str(other), special_tokens_map_file="/etc/hostname")
+    assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
+    other.write_text("{}")
+    with pytest.raises(CheckpointError, match="a file outside the model's folder"):
+        load_encoder(folder)
+    edit(folder / "tokenizer_config.json", tokenizer_file=None, vocab_file="/etc/hostname")
     with pytest.raises(CheckpointError, match="a file outside the model's folder"):
         load_encoder(folder)
 
@@ -322,6 +373,32 @@ def test_a_pickled_module_follows_allow_pickle(folder: Path) -> None:
     convert(folder, folder.parent / "out", allow_pickle=True)
     assert (folder.parent / "out" / "3_LayerNorm" / "model.safetensors").is_file()
     assert load_encoder(folder.parent / "out").encode(["the cat"]).shape == expected.shape
+
+
+def test_leftovers_of_training_in_a_module_s_folder_are_no_weights(folder: Path) -> None:
+    torch.save(Bomb(folder.parent / "ran"), folder / "1_Pooling" / "training_args.bin")
+    (folder / "vocab.txt").unlink(missing_ok=True)
+    (folder / "vocab.txt").symlink_to("../../blobs/no-such")
+    assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
+    convert(folder, folder.parent / "out")
+    assert sorted(p.name for p in (folder.parent / "out" / "1_Pooling").iterdir()) == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "chat_template.jinja", "1_Pooling/words.txt"])
+def test_files_beside_the_weights_have_bounds(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    os.truncate(folder / name, bounds.MAX_TOKENIZER + 1)
+    for use in (load_encoder, lambda where: convert(where, where.parent / "out")):
+        with pytest.raises(CheckpointError, match="has more than 536,870,912 bytes"):
+            use(folder)
+
+
+def test_a_card_without_end_stays_behind(folder: Path) -> None:
+    (folder / "README.md").touch()
+    os.truncate(folder / "README.md", bounds.MAX_TOKENIZER + 1)
+    convert(folder, folder.parent / "out")
+    card = folder.parent / "out" / "README.md"
+    assert not card.exists() or card.stat().st_size < 1 << 20
 
 
 def test_an_index_of_shards_names_no_pickles(folder: Path) -> None:
@@ -374,9 +451,10 @@ def test_folders_that_are_links_are_not_entered(folder: Path) -> None:
         convert(folder, folder.parent / "again")
 
 
-def test_a_snapshot_of_a_hub_cache_is_converted_and_copied(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", ["", "encoders/en"])
+def test_a_snapshot_of_a_hub_cache_is_converted_and_copied(folder: Path, tmp_path: Path, inside: str) -> None:
     repository = tmp_path / "models--owner--name"
-    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40) / inside, repository / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for number, path in enumerate(p for p in folder.rglob("*") if p.is_file()):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli import __version__
+from ternarize_cli.bounds import lines_of, parse_json, read_bytes
 from ternarize_cli.distill.training import Progress
+from ternarize_cli.errors import DataError
 
 __all__ = ["METRICS", "Journal", "read_metrics"]
 
@@ -46,7 +48,7 @@ class Journal:
         """Puts the metrics and a model card into the folder that was made."""
         (partial / METRICS).rename(made / METRICS)
         card = made / "README.md"
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = read_bytes(card).decode(errors="replace") if card.is_file() else ""
         before, found, after = text.partition(_CARD)
         rest = re.search(r"^## ", after, re.MULTILINE) if found else None
         following = f"\n{after[rest.start() :]}" if rest else ""
@@ -58,11 +60,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    with path.open("rb") as stream:
+        for line in lines_of(stream, str(path), DataError):
+            try:
+                lines.append(parse_json(line, str(path), error=DataError))
+            except DataError:
+                break
     return lines
 
 
