@@ -2,8 +2,8 @@
 
 import sys
 
-from ternarize_cli import signals
 from ternarize_cli.cli import streams
+from ternarize_cli.storage import signals
 
 __all__ = ["main"]
 

@@ -28,6 +28,8 @@ __all__ = [
     "SettingsError",
     "TernarizeError",
     "UnavailableError",
+    "reason",
+    "shown",
 ]
 
 
@@ -88,3 +90,14 @@ class UnavailableError(TernarizeError):
     """An optional dependency or a required device is missing."""
 
     exit_code = 4
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as messages show it: Python's `repr`, cut after `limit` characters."""
+    text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= limit + 2 else f"{text[:limit]}…"
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """What a library's error says, in one line of at most `limit` characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

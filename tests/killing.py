@@ -26,10 +26,10 @@ import ternarize_cli.evaluation.run
 import ternarize_cli.hf
 import ternarize_cli.index.add
 import ternarize_cli.index.build
-import ternarize_cli.index.vector_shards  # noqa: F401
+import ternarize_cli.vectors.vector_shards  # noqa: F401
 from ternarize_cli.__main__ import main
 from ternarize_cli.index.format import check_files, read_info
-from ternarize_cli.index.vector_folder import VectorFolder
+from ternarize_cli.vectors.vector_folder import VectorFolder
 
 CALIBRATION = ("--calibrate", "texts.txt", "--calibration-tokens", "1000")
 TRAINING = ("--steps", "3", "--batch-size", "8", "--save-every", "0", "--max-length", "16")

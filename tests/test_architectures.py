@@ -19,14 +19,14 @@ from transformers import AutoModel
 
 import ternarize_cli.hf
 from ternarize_cli import kernels
-from ternarize_cli.convert import ConversionReport, convert
+from ternarize_cli.compress.convert import ConversionReport, convert
+from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders.loading import load_encoder, pooling_note
 from ternarize_cli.errors import CheckpointError, FormatError, InputError
-from ternarize_cli.inspect import inspect
-from ternarize_cli.integrity import seal
+from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear
-from ternarize_cli.models import load_encoder, pooling_note
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.model_folder.integrity import seal
 
 SENTENCES = ["the cat on the house", "a dog by the river", "write the file", "big red index of stone and light"]
 WORDS = 64

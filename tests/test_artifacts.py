@@ -11,15 +11,17 @@ import torch
 from conftest import save_tiny_bert
 from safetensors.torch import load_file, save_file
 
-from ternarize_cli import checkpoint, files, kernels, weights
-from ternarize_cli.convert import convert
+from ternarize_cli import kernels
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputError, OutputExistsError
-from ternarize_cli.inspect import inspect
-from ternarize_cli.integrity import seal
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
-from ternarize_cli.packing import codec_for
-from ternarize_cli.scheme import CODECS, Scheme
+from ternarize_cli.format.codecs import codec_for
+from ternarize_cli.format.scheme import CODECS, Scheme
+from ternarize_cli.model_folder.integrity import seal
+from ternarize_cli.storage import files, weights
 
 SENTENCES = ["the cat on the house", "a dog by the river", "write the file", "big red index of stone and light"]
 

@@ -10,20 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from ternarize_cli import checkpoint, kernels
-from ternarize_cli.bench import baselines, machine, run
+from ternarize_cli import kernels
+from ternarize_cli.bench import run
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
-from ternarize_cli.bench.inputs import random_tokens
-from ternarize_cli.bench.measure import MIN_ROUNDS, Point, summarise, time_interleaved, turns
+from ternarize_cli.bench.model_bytes import storage
 from ternarize_cli.bench.probe import Memory, peak_bytes, probe
 from ternarize_cli.bench.report import latency_table, machine_line, size_table, tables
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.bench.shapes import Shape
-from ternarize_cli.bench.storage import storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.engines import baselines
+from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, TernarizeError
-from ternarize_cli.pack import pack
+from ternarize_cli.measuring import machine
+from ternarize_cli.measuring.timing import MIN_ROUNDS, Point, summarise, time_interleaved, turns
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--no-memory")

@@ -13,26 +13,28 @@ from conftest import save_tiny_bert
 from torch import nn
 
 from ternarize_cli import kernels
-from ternarize_cli.bench import baselines, choices, choose, energy, exports, gpu
-from ternarize_cli.bench.baselines import forward_of
+from ternarize_cli.bench import chosen_kernels, participants
 from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
-from ternarize_cli.bench.compiled import fixed_shapes
-from ternarize_cli.bench.inputs import random_tokens
-from ternarize_cli.bench.int8 import Int8Linear, replace_linears
-from ternarize_cli.bench.measure import Point, time_interleaved
-from ternarize_cli.bench.nvml import Nvml
+from ternarize_cli.bench.model_bytes import Storage, storage
 from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.probe import Memory, device_weights
 from ternarize_cli.bench.report import latency_table, machine_line, process_table
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.bench.shapes import Shape
-from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.engines import baselines, exports
+from ternarize_cli.engines.baselines import forward_of
+from ternarize_cli.engines.compiled import fixed_shapes
+from ternarize_cli.engines.inputs import random_tokens
+from ternarize_cli.engines.int8 import Int8Linear, replace_linears
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.gpu import tuning
-from ternarize_cli.pack import pack
+from ternarize_cli.measuring import energy, gpu
+from ternarize_cli.measuring.nvml import Nvml
+from ternarize_cli.measuring.timing import Point, time_interleaved
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 CUDA_ONLY = (
@@ -83,17 +85,17 @@ def test_a_backend_of_the_other_device_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "checked_device", lambda device: device)
+    monkeypatch.setattr(participants, "checked_device", lambda device: device)
     monkeypatch.setattr(kernels.require("onednn"), "device", "cuda")
     for name in ("triton", "scaled_mm", "bitblas"):
         monkeypatch.setattr(kernels._REGISTRY[name], "missing", lambda: "it was taken out")
-    chosen, device = choose.choose_backends((), "cuda:1")
+    chosen, device = participants.choose_backends((), "cuda:1")
     assert (chosen, device) == (["reference", "onednn"], "cuda:1")
-    assert choose.choose_backends(("auto", "reference"), "cuda") == (
+    assert participants.choose_backends(("auto", "reference"), "cuda") == (
         ["auto", "reference"],
         "cuda",
     )
-    assert choose.choose_backends(("reference", "onednn"), None)[1] == "cuda"
+    assert participants.choose_backends(("reference", "onednn"), None)[1] == "cuda"
 
 
 # Two clocks.
@@ -151,9 +153,9 @@ def test_a_gpu_without_tf32_says_so() -> None:
 
 
 def test_defaults_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose.choose_rivals(None, "cpu", texts=False) == (["torch-fp32", "torch-bf16"], [])
+    assert participants.choose_rivals(None, "cpu", texts=False) == (["torch-fp32", "torch-bf16"], [])
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    chosen, left_out = choose.choose_rivals(None, "cuda", texts=False)
+    chosen, left_out = participants.choose_rivals(None, "cuda", texts=False)
     assert chosen == ["torch-fp32", "torch-fp16"]
     assert left_out == ["left out: torch-fp16-compiled can't run here: Triton finds no C compiler; install gcc"]
 
@@ -335,17 +337,17 @@ def test_energy_has_a_column_where_it_was_measured(report: Report) -> None:
 
 def test_a_report_says_which_kernels_a_backend_took(packed: Path) -> None:
     forward, _ = Candidate("reference", BACKEND, packed, "cpu").load()
-    assert choices.choices_of(forward) == {}
+    assert chosen_kernels.choices_of(forward) == {}
     made = tuning.Choices()
     made.of("int8", (100, 32, 64), lambda rows: ["fast", "slow"], lambda way: None)
     forward.model.stack = [made]
-    found = choices.choices_of(forward)
+    found = chosen_kernels.choices_of(forward)
     assert found == {"int8 128 x 32 -> 64": "fast"}
-    (note,) = choices.notes({"auto": found, "reference": {}}, {"auto": "triton", "reference": "reference"})
+    (note,) = chosen_kernels.notes({"auto": found, "reference": {}}, {"auto": "triton", "reference": "reference"})
     assert note.startswith("auto (triton) took the fastest of several kernels")
     assert note.endswith("int8 128 x 32 -> 64: fast")
     many = {f"int8 {2**i} x 32 -> 64": "fast" for i in range(20)}
-    (note,) = choices.notes({"triton": many}, {"triton": "triton"})
+    (note,) = chosen_kernels.notes({"triton": many}, {"triton": "triton"})
     assert note.endswith("took the fastest of several kernels for each of 20 products: --json lists them under choices")
 
 
@@ -367,9 +369,9 @@ def test_what_bitblas_built_and_what_it_found(
 def test_whole_texts_are_not_given_to_rivals_of_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnavailableError, match="torch-int8 runs forward passes, and --text encodes texts"):
-        choose.choose_rivals(("torch-int8",), "cuda", texts=True)
-    assert choose.choose_rivals(None, "cuda", texts=True)[0] == ["torch-fp32", "torch-fp16"]
-    assert not {*CUDA_ONLY} & {*choose.choose_rivals(("all",), "cuda", texts=True)[0]}
+        participants.choose_rivals(("torch-int8",), "cuda", texts=True)
+    assert participants.choose_rivals(None, "cuda", texts=True)[0] == ["torch-fp32", "torch-fp16"]
+    assert not {*CUDA_ONLY} & {*participants.choose_rivals(("all",), "cuda", texts=True)[0]}
 
 
 def test_int8_is_computed_from_elements_and_rows(packed: Path) -> None:

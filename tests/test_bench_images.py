@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ternarize_cli import checkpoint
-from ternarize_cli.bench import baselines
 from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
-from ternarize_cli.bench.inputs import image_shape, random_batch
-from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import probe
 from ternarize_cli.bench.report import latency_table
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.bench.shapes import SHAPES, Shape
 from ternarize_cli.bench.subject import prepare
-from ternarize_cli.convert import convert
-from ternarize_cli.pack import pack
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.engines import baselines
+from ternarize_cli.engines.inputs import image_shape, random_batch
+from ternarize_cli.measuring.timing import Point
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGES = TINY | {"image_size": 16, "patch_size": 4}

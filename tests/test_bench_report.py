@@ -13,20 +13,21 @@ import pytest
 import torch
 from conftest import save_tiny_bert
 
-from ternarize_cli.bench import baselines, lengths
+from ternarize_cli.bench import lengths
 from ternarize_cli.bench import run as running
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
-from ternarize_cli.bench.compare import compare, comparison_table
-from ternarize_cli.bench.formats import csv_text, markdown_text
 from ternarize_cli.bench.html import latency_figure, write_html
-from ternarize_cli.bench.inputs import random_tokens
-from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import Memory
 from ternarize_cli.bench.report import latency_table, size_table
+from ternarize_cli.bench.report_comparison import compare, comparison_table
+from ternarize_cli.bench.report_files import csv_text, markdown_text
 from ternarize_cli.bench.rows import Feed, rate, time_feed
 from ternarize_cli.bench.run import Plan, Report, benchmark
 from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.engines import baselines
+from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.measuring.timing import Point
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 

@@ -12,12 +12,12 @@ import pytest
 
 from ternarize_cli.bench.cells import point_title
 from ternarize_cli.bench.end_to_end import count_tokens, mean_cosine
-from ternarize_cli.bench.formats import csv_text
 from ternarize_cli.bench.report import tables
+from ternarize_cli.bench.report_files import csv_text
 from ternarize_cli.bench.run import Plan, Report, benchmark
-from ternarize_cli.convert import convert
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders.loading import load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,15 @@ from test_kernels import random_layer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternarize_cli import kernels, models
-from ternarize_cli.convert import convert
+from ternarize_cli import kernels
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import loading
+from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.kernels.bitblas import BitBlas, _scaled, kept, operators, toolchain
 from ternarize_cli.kernels.bitblas.generate import mended
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
 from ternarize_cli.kernels.bitblas.operators import Operator, Shape
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
 
 REASON = BitBlas().missing()
 needs_bitblas = pytest.mark.skipif(REASON is not None, reason=f"bitblas can't run here: {REASON}")
@@ -268,7 +269,7 @@ def test_whole_encoders_give_nearly_what_the_reference_gives(tmp_path: Path, sav
 
     convert(save(tmp_path / "model"), tmp_path / "ternary", Scheme())
     pack(tmp_path / "ternary", tmp_path / "packed")
-    model: Any = models.load_encoder(tmp_path / "packed", backend="reference", device="cpu")[0].auto_model
+    model: Any = loading.load_encoder(tmp_path / "packed", backend="reference", device="cpu")[0].auto_model
     width, inner = model.config.hidden_size, model.config.intermediate_size
     wanted = {(3 * width, width), (width, width), (inner, width), (width, inner)}
     assert {(shape.outputs, shape.inputs) for shape in shapes_of(model)} == {Shape.of(*w, "int8")[:2] for w in wanted}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ternarize_cli import bounds
 from ternarize_cli.errors import CheckpointError, DataError
+from ternarize_cli.storage import bounds
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "[" * 65 + "]" * 65, '{"a": ' * 65 + "1" + "}" * 65])

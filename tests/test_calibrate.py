@@ -9,15 +9,15 @@ import torch
 from conftest import WORDS, save_tiny_bert, save_word_tokenizer
 from torch import Tensor, nn
 
-from ternarize_cli import ternary
-from ternarize_cli.calibrate import Calibrated, Recipe, calibrate, make_batches
-from ternarize_cli.calibrate.lockstep import drive, intercepted
-from ternarize_cli.calibrate.moments import Batch, Moments
-from ternarize_cli.calibrate.residuals import find_residuals, norms_of
-from ternarize_cli.calibrate.solve import latent_weight, solve
+from ternarize_cli.arithmetic import ternary
+from ternarize_cli.compress.calibrate import Calibrated, Recipe, calibrate, make_batches
+from ternarize_cli.compress.calibrate.lockstep import drive, intercepted
+from ternarize_cli.compress.calibrate.moments import Batch, Moments
+from ternarize_cli.compress.calibrate.residuals import find_residuals, norms_of
+from ternarize_cli.compress.calibrate.solve import latent_weight, solve
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError
-from ternarize_cli.models import load_encoder
-from ternarize_cli.scheme import CalibrationData, Scheme
+from ternarize_cli.format.scheme import CalibrationData, Scheme
 
 ALL_LEVELS = ("ternary", "binary", "int2", "int4")
 ALL_GRANULARITIES = [("row", None), ("tensor", None), ("group", 16)]

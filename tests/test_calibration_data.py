@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ternarize_cli.calibrate import make_batches
+from ternarize_cli.compress.calibrate import make_batches
+from ternarize_cli.data.text_sources import _hub_dataset
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
-from ternarize_cli.models import load_encoder
-from ternarize_cli.text_sources import _hub_dataset
 
 
 def test_unusable_calibration_data_is_refused(tmp_path: Path, run: Callable, tiny_bert: Path, corpus: Path) -> None:

@@ -15,9 +15,9 @@ from conftest import WORDS, save_tiny_bert
 from typer.main import get_command
 
 from ternarize_cli.cli.app import app
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.index.build import IndexOptions, build_index
-from ternarize_cli.pack import pack
 
 COUNT = int(os.environ.get("TERNARIZE_FUZZ", "120"))
 SEED = os.environ.get("TERNARIZE_FUZZ_SEED", "0")

@@ -13,23 +13,16 @@ from conftest import WORDS, add_dense, save_tiny_bert
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ternarize_cli import checkpoint
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
-from ternarize_cli.distill.losses import (
-    PARTS,
-    RECIPES,
-    Outputs,
-    loss_parts,
-    masked_mse,
-    similarity_divergence,
-)
+from ternarize_cli.distill.losses import PARTS, RECIPES, Outputs, loss_parts, masked_mse, similarity_divergence
 from ternarize_cli.distill.trainer import Trainer
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError
+from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.layers import TernaryLinear
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
 
 Run = Callable[..., Any]
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.data import Sources, read_corpus
-from ternarize_cli.distill.training import Training
+from ternarize_cli.distill.options import Training
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
-from ternarize_cli.models import load_encoder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes make batches only where a fork is safe"),

@@ -14,14 +14,14 @@ import torch
 from conftest import WORDS, save_tiny_bert, save_tiny_vit
 from PIL import Image
 
-from ternarize_cli.batching import width_of
+from ternarize_cli.data.images import read_images
+from ternarize_cli.data.length_buckets import width_of
+from ternarize_cli.distill.batch_sampler import Mixture, Piece, Plan, epoch
 from ternarize_cli.distill.corpus import Corpus, ImageCorpus
 from ternarize_cli.distill.data import Sources, mixture_of, read_corpus
-from ternarize_cli.distill.order import Mixture, Piece, Plan, epoch
 from ternarize_cli.distill.pixels import finished, preparation
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, DataError, InputError
-from ternarize_cli.images import read_images
-from ternarize_cli.models import load_encoder
 
 LENGTHS = np.random.default_rng(0).integers(2, 60, size=500)
 

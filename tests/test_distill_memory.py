@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import WORDS
 
-from ternarize_cli import cuda_graphs
-from ternarize_cli.convert import convert
+from ternarize_cli.arithmetic import cuda_graphs
+from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import loop
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.trainer import Trainer
-from ternarize_cli.models import load_encoder
+from ternarize_cli.encoders.loading import load_encoder
 
 Run = Callable[..., Any]
 POOLED = ("--loss", "hidden=0", "--joined", 0)

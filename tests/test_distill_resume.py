@@ -14,10 +14,10 @@ import pytest
 from conftest import WORDS
 from safetensors.torch import load_file
 
-from ternarize_cli import files
-from ternarize_cli.convert import convert
-from ternarize_cli.distill import Sources, Training, distill, saved
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.distill import Sources, Training, checkpointing, distill
 from ternarize_cli.errors import CheckpointError, OutputExistsError
+from ternarize_cli.storage import files
 
 Run = Callable[..., Any]
 STEPS = 100
@@ -108,7 +108,7 @@ def test_only_the_same_run_is_resumed(
     with pytest.raises(OutputExistsError, match="left a checkpoint"):
         distill(work / "latent", tiny_bert, data, out, training())
     with monkeypatch.context() as patch:
-        patch.setattr(saved, "REVISION", 0)
+        patch.setattr(checkpointing, "REVISION", 0)
         with pytest.raises(CheckpointError, match="another version of ternarize") as caught:
             distill(work / "latent", tiny_bert, data, out, training(), resume=True)
         assert caught.value.hint == "--force without --resume starts anew"

@@ -10,13 +10,13 @@ import torch
 from conftest import add_dense, save_tiny_bert
 from safetensors.torch import load_file, save_file
 
-import ternarize_cli.dry_run as module
-from ternarize_cli.convert import convert
-from ternarize_cli.dry_run import dry_run
+import ternarize_cli.compress.dry_run as module
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.dry_run import dry_run
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import CODECS, Scheme
-from ternarize_cli.weights import Shard
+from ternarize_cli.format.scheme import CODECS, Scheme
+from ternarize_cli.storage.weights import Shard
 
 Run = Callable[..., Any]
 

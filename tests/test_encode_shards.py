@@ -10,8 +10,8 @@ import pytest
 from conftest import WORDS
 
 from ternarize_cli.errors import DataError
-from ternarize_cli.index.records import signed
-from ternarize_cli.index.vector_folder import VectorFolder, read_record
+from ternarize_cli.storage.checksummed import signed
+from ternarize_cli.vectors.vector_folder import VectorFolder, read_record
 
 
 def _texts(count: int) -> list[str]:
@@ -161,7 +161,7 @@ _KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 
-import ternarize_cli.index.vector_shards  # noqa: F401  (imported once; each child only encodes)
+import ternarize_cli.vectors.vector_shards  # noqa: F401  (imported once; each child only encodes)
 from ternarize_cli.__main__ import main
 
 out, draw, killed = Path(sys.argv[-1]), random.Random(5), 0

@@ -22,14 +22,14 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import AutoTokenizer
 
 from ternarize_cli import kernels
-from ternarize_cli.batching import by_length, width_of
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.data.length_buckets import by_length, width_of
+from ternarize_cli.data.prefetch import ReadAhead, overlapped
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
-from ternarize_cli.index.ahead import ReadAhead, overlapped
-from ternarize_cli.index.encode import encoded
-from ternarize_cli.index.encoders import BUDGET, TextEncoder
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
+from ternarize_cli.vectors.batch_encoder import BUDGET, TextEncoder
+from ternarize_cli.vectors.encode import encoded
 
 
 def _texts(count: int) -> list[str]:
@@ -133,7 +133,7 @@ def test_a_model_without_masks_is_encoded_too(tiny_bert):
 
 
 def test_items_are_read_two_chunks_ahead_and_no_further(tiny_bert, monkeypatch):
-    monkeypatch.setattr("ternarize_cli.index.encoders.CHUNK", 8)
+    monkeypatch.setattr("ternarize_cli.vectors.batch_encoder.CHUNK", 8)
     pulled = 0
 
     def items() -> Iterator[tuple[str, str]]:

@@ -12,10 +12,10 @@ from test_evaluation_metrics import cosines, load, make_sentences
 from test_evaluation_reading import write_pairs, write_retrieval
 from test_images import make_labels, make_pixels, write_folder
 
+from ternarize_cli.data.images import read_labelled
 from ternarize_cli.errors import GateMissedError, InputError
 from ternarize_cli.evaluation.gates import check, parse_gates
 from ternarize_cli.evaluation.reading import read_tasks
-from ternarize_cli.images import read_labelled
 
 Run = Callable[..., Any]
 
@@ -100,7 +100,7 @@ def taught(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_compares_with_a_teacher(run: Run, tiny_bert: Path, other_bert: Path, taught: Path) -> None:
     from scipy.stats import spearmanr
 
-    from ternarize_cli.files import content_hash
+    from ternarize_cli.storage.files import content_hash
 
     (data,) = read_tasks(sts=[taught])
     expected = spearmanr(cosines(load(other_bert), data.first, data.second), data.scores)[0]
@@ -278,7 +278,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_eval_of_images_prints_neighbours_accuracy_and_cosine(run: Run, tiny_vit: Path, pictures: Path) -> None:
-    from ternarize_cli.models import load_encoder
+    from ternarize_cli.encoders.loading import load_encoder
 
     other = save_tiny_vit(pictures.parent / "other-vit", seed=1)
     result = run("eval", other, "--against", tiny_vit, "--images", pictures, "--json", "-q")

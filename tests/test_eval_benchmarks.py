@@ -78,8 +78,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def encoder(tiny_bert: Path) -> Encoder:
+    from ternarize_cli.encoders.loading import load_encoder
     from ternarize_cli.evaluation.encoder import LocalEncoder
-    from ternarize_cli.models import load_encoder
 
     return lambda: LocalEncoder(load_encoder(tiny_bert, device="cpu"), name="tiny-bert", content_hash="c" * 64)
 
@@ -343,10 +343,10 @@ def test_a_hub_that_is_out_of_reach_is_asked_once(encoder: Encoder, monkeypatch:
 
 
 def test_the_meta_of_a_packed_model_says_what_it_weighs(run: Any, tiny_bert: Path, tmp_path: Path) -> None:
+    from ternarize_cli.compress.inspect import inspect
+    from ternarize_cli.encoders.loading import load_encoder
     from ternarize_cli.evaluation.model_meta import model_meta
-    from ternarize_cli.files import content_hash
-    from ternarize_cli.inspect import inspect
-    from ternarize_cli.models import load_encoder
+    from ternarize_cli.storage.files import content_hash
 
     run("convert", tiny_bert, "-o", tmp_path / "latent", "-q")
     run("pack", tmp_path / "latent", "-o", tmp_path / "packed", "-q")
@@ -370,8 +370,8 @@ def test_the_meta_of_a_packed_model_says_what_it_weighs(run: Any, tiny_bert: Pat
 
 
 def test_the_meta_of_an_image_model_knows_no_tokens(tiny_vit: Path) -> None:
+    from ternarize_cli.encoders.loading import load_encoder
     from ternarize_cli.evaluation.model_meta import model_meta
-    from ternarize_cli.models import load_encoder
 
     meta = model_meta(tiny_vit, "tiny-vit", "d" * 64, load_encoder(tiny_vit, device="cpu"))
     assert (meta.modalities, meta.max_tokens, meta.n_embedding_parameters, meta.embed_dim) == (

@@ -11,17 +11,17 @@ from conftest import WORDS, save_tiny_bert, save_tiny_vit
 from test_architectures import IMAGE_FAMILIES, TEXT_FAMILIES, save_family, save_processor, save_text, stages
 from test_images import make_labels, make_pixels, write_folder
 
+from ternarize_cli.data.images import Images, read_images
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.evaluation.diagnose import Diagnosis, Layer, diagnose, inputs_of
 from ternarize_cli.evaluation.reading import read_tasks
-from ternarize_cli.evaluation.similarity import (
+from ternarize_cli.measuring.similarity import (
     LinearCKA,
     attention_divergence,
     first_component,
     mean_cosine,
     neighbour_overlap,
 )
-from ternarize_cli.images import Images, read_images
 
 
 def make_texts(count: int = 40, seed: int = 0) -> list[str]:
@@ -170,8 +170,8 @@ def test_numbers_are_those_of_the_models_own_outputs(tiny_bert: Path, tmp_path: 
 
 
 def test_ternary_and_packed_students_are_diagnosed(tiny_bert: Path, tmp_path: Path) -> None:
-    from ternarize_cli.convert import convert
-    from ternarize_cli.pack import pack
+    from ternarize_cli.compress.convert import convert
+    from ternarize_cli.compress.pack import pack
 
     convert(tiny_bert, tmp_path / "ternary")
     pack(tmp_path / "ternary", tmp_path / "packed")
@@ -228,7 +228,7 @@ def test_many_tokens_are_taken_a_few_inputs_at_a_time(tiny_bert: Path, monkeypat
 def test_a_trimmed_student_is_compared_with_the_teacher_on_its_own_tokens(tiny_bert: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from ternarize_cli.convert import convert
+    from ternarize_cli.compress.convert import convert
 
     texts = make_texts(12)
     (tmp_path / "corpus.txt").write_text("\n".join(texts[:6]))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ternarize_cli.bench import machine
 from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
 from ternarize_cli.evaluation.compare import Comparison, Evaluation, compare
 from ternarize_cli.evaluation.pareto import frontier, pareto_figure, points
 from ternarize_cli.evaluation.report import check_report, plot_pareto, write_report
 from ternarize_cli.evaluation.samples import Samples, Score
+from ternarize_cli.measuring import machine
 
 DATA = {"pairs": "ab" * 32, "a & <b>": "cd" * 32}
 

@@ -13,14 +13,13 @@ from conftest import WORDS, add_dense, save_tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from ternarize_cli.bench import baselines, exports, onnx
-from ternarize_cli.bench.inputs import random_tokens
-from ternarize_cli.bench.measure import Point
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.engines import baselines, exports, onnx, rivals
+from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
-from ternarize_cli.evaluation import rivals
 from ternarize_cli.evaluation.costs import latency
-from ternarize_cli.models import load_encoder
+from ternarize_cli.measuring.timing import Point
 
 TEXTS = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(40)]
 CALIBRATION = [" ".join(WORDS[i % 40 : i % 40 + 3 + i % 9]) for i in range(60)]

@@ -13,9 +13,9 @@ from test_evaluation_metrics import load, local, make_sentences
 from test_evaluation_reading import write_jsonl, write_pairs, write_retrieval, write_task
 from test_images import make_labels, make_pixels, write_folder, write_idx
 
+from ternarize_cli.data.images import read_labelled, read_parts
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.reading import TaskData, read_tasks
-from ternarize_cli.images import read_labelled, read_parts
 
 Scored = Callable[..., tuple[float, Any, Any]]
 
@@ -210,8 +210,8 @@ def test_images_are_scored_by_neighbours_and_by_a_linear_probe_over_one_encoding
 ) -> None:
     from sklearn.linear_model import LogisticRegression
 
+    from ternarize_cli.encoders.loading import load_encoder
     from ternarize_cli.evaluation.tasks import metric_name
-    from ternarize_cli.models import load_encoder
 
     encoded: list[int] = []
 
@@ -272,7 +272,7 @@ ZERO_SHOT = 'type = "zero-shot"\npath = "pictures"\nlimit = 18\ntemplate = "a {}
 
 
 def test_zero_shot_gives_an_image_the_label_of_the_nearest_text(pictures: Path, tmp_path: Path, scored: Scored) -> None:
-    from ternarize_cli.models import load_encoder
+    from ternarize_cli.encoders.loading import load_encoder
 
     names = {"0": "red", "1": "green", "2": "small dog"}
     table = ZERO_SHOT + "[labels]\n" + "".join(f'{label} = "{name}"\n' for label, name in names.items())

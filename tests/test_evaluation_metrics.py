@@ -11,9 +11,9 @@ from conftest import WORDS
 from test_evaluation_reading import write_jsonl, write_pairs, write_retrieval
 from test_images import make_pixels, write_idx
 
+from ternarize_cli.data.images import read_labelled
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.evaluation.reading import read_tasks
-from ternarize_cli.images import read_labelled
 
 
 def make_sentences() -> list[str]:
@@ -110,7 +110,7 @@ def test_classification_learns_what_is_separable_and_not_what_is_random(tiny_ber
 def test_images_get_the_label_of_most_of_their_nearest_neighbours(tiny_vit: Path, tmp_path: Path) -> None:
     from collections import Counter
 
-    from ternarize_cli.models import load_encoder
+    from ternarize_cli.encoders.loading import load_encoder
 
     labels = {"train": [i // 2 % 3 for i in range(24)], "test": [i % 3 for i in range(9)]}
     for part, numbers in labels.items():

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from conftest import WORDS, save_tiny_bert
 
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.index.build import IndexOptions, build_index
-from ternarize_cli.pack import pack
 
 COUNT = int(os.environ.get("TERNARIZE_FUZZ", "60"))
 SEED = os.environ.get("TERNARIZE_FUZZ_SEED", "0")

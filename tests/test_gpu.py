@@ -15,12 +15,13 @@ from test_kernels import random_layer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternarize_cli import kernels, models
-from ternarize_cli.convert import convert
+from ternarize_cli import kernels
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import loading
 from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -293,7 +294,7 @@ def packed(tmp_path: Path, save: Callable[..., Path], **settings: Any) -> Any:
     """The transformers model of a tiny packed encoder on the device, run by `reference`; no bias or norm is trivial."""
     convert(save(tmp_path / "model", **settings), tmp_path / "ternary", Scheme())
     pack(tmp_path / "ternary", tmp_path / "packed")
-    model = models.load_encoder(tmp_path / "packed", backend="reference", device=DEVICE)[0].auto_model
+    model = loading.load_encoder(tmp_path / "packed", backend="reference", device=DEVICE)[0].auto_model
     generator = seeded(9)
     for module in model.modules():
         if isinstance(module, PackedLinear) and module.bias is not None:

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 import ternarize_cli.hf
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.layers import PackedLinear, TernaryLinear
-from ternarize_cli.pack import pack
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = [

@@ -18,16 +18,16 @@ import pytest
 from conftest import WORDS
 from PIL import Image
 
-from ternarize_cli import bounds
+from ternarize_cli.data.corpora import open_corpus
+from ternarize_cli.data.images import is_images, read_images, read_parts
+from ternarize_cli.data.text_sources import texts_of
+from ternarize_cli.data.texts import drawn, read_lines, read_texts, text_files
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.reading import read_tasks
-from ternarize_cli.images import is_images, read_images, read_parts
-from ternarize_cli.index.corpora import open_corpus
 from ternarize_cli.index.documents import Documents, read_documents, read_ids
 from ternarize_cli.index.truth import read_truth
-from ternarize_cli.text_sources import texts_of
-from ternarize_cli.texts import drawn, read_lines, read_texts, text_files
-from ternarize_cli.tokenization import corpus_files
+from ternarize_cli.storage import bounds
+from ternarize_cli.tokenizers.tokenization import corpus_files
 
 LONG = bounds.MAX_LINE + 1
 

@@ -22,19 +22,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ternarize_cli.arrays import read_npy
-from ternarize_cli.bench.compare import compare, comparison_table
+from ternarize_cli.bench.report_comparison import compare, comparison_table
+from ternarize_cli.data.corpora import open_corpus
+from ternarize_cli.data.images import read_images, read_parts
+from ternarize_cli.data.text_sources import texts_of
+from ternarize_cli.data.texts import read_texts
 from ternarize_cli.errors import DataError, TernarizeError
 from ternarize_cli.evaluation.reading import read_tasks
-from ternarize_cli.files import sha256
-from ternarize_cli.images import read_images, read_parts
-from ternarize_cli.index.corpora import open_corpus
 from ternarize_cli.index.documents import Documents, read_documents, read_ids, write_documents
-from ternarize_cli.index.records import signed
 from ternarize_cli.index.truth import Truth, read_truth
-from ternarize_cli.index.vector_folder import VectorFolder, VectorRecord, chained
-from ternarize_cli.text_sources import texts_of
-from ternarize_cli.texts import read_texts
+from ternarize_cli.storage.arrays import read_npy
+from ternarize_cli.storage.checksummed import signed
+from ternarize_cli.storage.files import sha256
+from ternarize_cli.vectors.vector_folder import VectorFolder, VectorRecord, chained
 
 CASES = int(os.environ.get("TERNARIZE_FUZZ", "120"))
 FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))

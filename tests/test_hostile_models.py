@@ -11,13 +11,14 @@ import torch
 from conftest import save_tiny_bert
 from safetensors.torch import load_file, save_file
 
-from ternarize_cli import bounds, models
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import loading
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError
-from ternarize_cli.inspect import inspect
-from ternarize_cli.integrity import seal
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
+from ternarize_cli.model_folder.integrity import seal
+from ternarize_cli.storage import bounds
 
 
 @pytest.fixture
@@ -162,7 +163,9 @@ def test_an_encoder_lies_in_the_model_s_own_folder(folder: Path, kind: str) -> N
     edit(folder / "0_Transformer" / "config.json", **json.loads((folder / "config.json").read_text()))
     write(folder / "0_Transformer", {"x": torch.zeros(1)})
     for use in (load_encoder, lambda where: convert(where, where.parent / "out")):
-        with pytest.raises(CheckpointError, match=r"takes it from the model's own folder|whose module is a Transformer"):
+        with pytest.raises(
+            CheckpointError, match=r"takes it from the model's own folder|whose module is a Transformer"
+        ):
             use(folder)
 
 
@@ -255,7 +258,7 @@ def test_an_adapter_is_named_and_not_loaded(folder: Path) -> None:
             use(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="holds an adapter"):
-        models.resolve(folder)
+        loading.resolve(folder)
 
 
 def test_own_code_beside_a_class_of_transformers_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

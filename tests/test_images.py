@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ternarize_cli.data.images import is_images, read_images, read_labelled, read_parts
 from ternarize_cli.errors import DataError
-from ternarize_cli.images import is_images, read_images, read_labelled, read_parts
 
 
 def make_pixels(count: int, seed: int = 0) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import WORDS, save_tiny_bert
 
-from ternarize_cli.files import partial_path
 from ternarize_cli.index.format import StoredFile, read_info, stored_file, write_info
+from ternarize_cli.storage.files import partial_path
 
 
 def _texts(count: int) -> list[str]:

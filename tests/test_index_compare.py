@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, save_tiny_bert
 
-from ternarize_cli.index.compare import ndcg, precision
+from ternarize_cli.evaluation.index_comparison import ndcg, precision
 
 
 @pytest.fixture

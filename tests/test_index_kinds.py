@@ -44,10 +44,10 @@ def build(run, tiny_bert, corpus, tmp_path):
 @pytest.fixture(scope="module")
 def vectors(tiny_bert):
     """What the tiny encoder makes of the corpus, and of a few of its texts with a word more."""
-    from ternarize_cli import models
-    from ternarize_cli.index.encoders import TextEncoder
+    from ternarize_cli.encoders import loading
+    from ternarize_cli.vectors.batch_encoder import TextEncoder
 
-    encoder = models.load_encoder(tiny_bert, device="cpu")
+    encoder = loading.load_encoder(tiny_bert, device="cpu")
     documents = TextEncoder(encoder, role="document", normalize=True)(_texts())
     return documents, TextEncoder(encoder, role="query", normalize=True)([text + " cat" for text in _texts(50)])
 

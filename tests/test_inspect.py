@@ -13,12 +13,13 @@ from conftest import add_dense, save_tiny_bert
 from PIL import Image
 from safetensors.torch import load_file
 
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.inspect import Histogram, inspect
+from ternarize_cli.compress.inspection_figures import histogram_bars, plot_inspection
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
-from ternarize_cli.inspect import Histogram, inspect
-from ternarize_cli.pack import pack
-from ternarize_cli.plots import bars, check_plot, histogram_bars, plot_inspection
-from ternarize_cli.scheme import Scheme
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.measuring.figures import bars, check_plot
 
 Run = Callable[..., Any]
 

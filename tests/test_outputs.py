@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ternarize_cli import caches, files
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 from ternarize_cli.evaluation.cache import ScoreCache
 from ternarize_cli.kernels.bitblas import kept, toolchain
-from ternarize_cli.whole_files import put_file, sweep
-from ternarize_cli.workplace import MARKER, discard, held, holder_path, partial_path
+from ternarize_cli.storage import caches, files
+from ternarize_cli.storage.whole_files import put_file, sweep
+from ternarize_cli.storage.workplace import MARKER, discard, held, holder_path, partial_path
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 

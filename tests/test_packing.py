@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.packing import ALL_CODECS, Codec, codec_for
-from ternarize_cli.scheme import CODECS, LEVELS
+from ternarize_cli.format.codecs import ALL_CODECS, Codec, codec_for
+from ternarize_cli.format.scheme import CODECS, LEVELS
 
 TWO_BIT, BASE3 = codec_for("ternary"), codec_for("ternary", "base3")
 

@@ -11,9 +11,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ternarize_cli import kernels
-from ternarize_cli.convert import convert
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders.loading import load_encoder
 
 pytestmark = pytest.mark.real
 

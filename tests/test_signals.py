@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import WORDS
 
-from ternarize_cli import files
-from ternarize_cli.convert import convert
-from ternarize_cli.workplace import holder_path
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.storage import files
+from ternarize_cli.storage.workplace import holder_path
 
 NAMES = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP", signal.SIGINT: "interrupted"}
 

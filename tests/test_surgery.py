@@ -20,10 +20,10 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from ternarize_cli import anatomy, checkpoint, surgery
+from ternarize_cli.encoders import anatomy, checkpoint, module_replacement
 from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.layers import TernaryLinear
-from ternarize_cli.scheme import Artifact, Scheme
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 MODELS = [
@@ -49,16 +49,16 @@ def test_every_linear_is_planned_and_replaced(kind: type[PreTrainedModel], confi
     with torch.device("meta"):
         model = kind(config)  # type: ignore[arg-type]
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    plan = surgery.plan(model, Scheme(), present=present(model))
+    plan = module_replacement.plan(model, Scheme(), present=present(model))
     assert list(plan.linears) == linears
     assert plan.kept == {}
-    surgery.replace(model, Artifact(stage="latent"))
+    module_replacement.replace(model, Artifact(stage="latent"))
     assert [n for n, m in model.named_modules() if isinstance(m, TernaryLinear)] == linears
 
 
 def test_skip_patterns_keep_modules_and_say_why() -> None:
     model = small_bert()
-    plan = surgery.plan(model, Scheme(), present=present(model), skip=["pooler*", "*word_embeddings"])
+    plan = module_replacement.plan(model, Scheme(), present=present(model), skip=["pooler*", "*word_embeddings"])
     assert plan.kept == {"embeddings.word_embeddings": "--skip *word_embeddings", "pooler.dense": "--skip pooler*"}
     assert "pooler.dense" not in plan.linears
 
@@ -66,19 +66,19 @@ def test_skip_patterns_keep_modules_and_say_why() -> None:
 def test_a_skip_pattern_without_a_match_is_wrong_usage() -> None:
     model = small_bert()
     with pytest.raises(InputError, match="'poler' matches no linear"):
-        surgery.plan(model, Scheme(), present=present(model), skip=["poler"])
+        module_replacement.plan(model, Scheme(), present=present(model), skip=["poler"])
 
 
 def test_a_pooler_that_the_source_lacks_is_left_alone() -> None:
     model = small_bert()
     names = {n for n in present(model) if not n.startswith("pooler")}
-    plan = surgery.plan(model, Scheme(), present=names)
+    plan = module_replacement.plan(model, Scheme(), present=names)
     assert plan.kept == {"pooler.dense": "not in the source"}
 
 
 def test_children_of_multihead_attention_are_left_alone() -> None:
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
-    plan = surgery.plan(model, Scheme(), present=present(model))
+    plan = module_replacement.plan(model, Scheme(), present=present(model))
     assert plan.linears == ("1",)
     assert "nn.MultiheadAttention" in plan.kept["0.out_proj"]
 
@@ -86,12 +86,12 @@ def test_children_of_multihead_attention_are_left_alone() -> None:
 def test_groups_that_do_not_divide_a_width_name_the_layer() -> None:
     model = small_bert()
     with pytest.raises(InputError, match=r"encoder\.layer\.0\.attention\.self\.query: groups of 5 do not divide 16"):
-        surgery.plan(model, Scheme(granularity="group", group_size=5), present=present(model))
+        module_replacement.plan(model, Scheme(granularity="group", group_size=5), present=present(model))
 
 
 def test_a_model_without_linears_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"nothing to ternarise"):
-        surgery.plan(nn.Sequential(nn.Conv2d(1, 1, 1)), Scheme(), present={"0.weight"})
+        module_replacement.plan(nn.Sequential(nn.Conv2d(1, 1, 1)), Scheme(), present={"0.weight"})
 
 
 def test_names_match_inside_a_larger_model() -> None:
@@ -101,7 +101,7 @@ def test_names_match_inside_a_larger_model() -> None:
     assert names["bert.pooler.dense"] == "pooler.dense"
     assert "classifier" not in names
     assert all(name == own for name, own in anatomy.names_in_encoder(small_bert()).items())
-    surgery.replace(larger, Artifact(stage="latent", modules_to_not_convert=("pooler.dense",)))
+    module_replacement.replace(larger, Artifact(stage="latent", modules_to_not_convert=("pooler.dense",)))
     kept = [n for n, m in larger.named_modules() if type(m) is nn.Linear]
     assert kept == ["bert.pooler.dense", "classifier"]
 
@@ -114,7 +114,7 @@ def test_added_biases_are_made_and_found(stage: str) -> None:
     name = "layers.0.mlp.Wo"
     assert model.get_submodule(name).bias is None
     codec = "2bit" if stage == "packed" else None
-    surgery.replace(model, Artifact(stage=stage, codec=codec, added_biases=(name,)))
+    module_replacement.replace(model, Artifact(stage=stage, codec=codec, added_biases=(name,)))
     assert model.get_submodule(name).bias.shape == (16,)
     assert model.get_submodule("layers.0.attn.Wo").bias is None
     assert checkpoint.names_in_model(model, [f"{name}.bias"]) == {f"{name}.bias": f"{name}.bias"}
@@ -122,7 +122,7 @@ def test_added_biases_are_made_and_found(stage: str) -> None:
 
 def test_little_linears_stay() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1))
-    plan = surgery.plan(model, Scheme(), present=present(model))
+    plan = module_replacement.plan(model, Scheme(), present=present(model))
     assert plan.linears == ("0",)
     assert plan.kept == {"1": "1 × 16 is too small to gain by it"}
 
@@ -130,9 +130,9 @@ def test_little_linears_stay() -> None:
 def test_a_module_used_twice_is_replaced_once_everywhere() -> None:
     model = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.Sequential(nn.ReLU())})
     model["b"].append(model["a"])
-    plan = surgery.plan(model, Scheme(), present=present(model))
+    plan = module_replacement.plan(model, Scheme(), present=present(model))
     assert plan.linears == ("a",)
-    surgery.replace(model, Artifact(stage="latent"))
+    module_replacement.replace(model, Artifact(stage="latent"))
     assert isinstance(model["a"], TernaryLinear)
     assert "b.1.weight" not in model.state_dict()
 
@@ -142,7 +142,7 @@ def test_a_weight_that_is_table_and_linear_at_once_stays() -> None:
         {"table": nn.Embedding(16, 16), "head": nn.Linear(16, 16, bias=False), "x": nn.Linear(16, 16)}
     )
     model["head"].weight = model["table"].weight
-    plan = surgery.plan(model, Scheme(), present=present(model))
+    plan = module_replacement.plan(model, Scheme(), present=present(model))
     assert (plan.linears, plan.tables) == (("x",), ())
     assert set(plan.kept) == {"table", "head"}
     assert "share one weight" in plan.kept["table"]
@@ -157,7 +157,7 @@ class Offset(nn.Embedding):
 
 def test_a_subclass_that_computes_something_else_stays() -> None:
     model = nn.Sequential(Offset(16, 16), nn.Linear(16, 16))
-    plan = surgery.plan(model, Scheme(), present=present(model))
+    plan = module_replacement.plan(model, Scheme(), present=present(model))
     assert plan.tables == ()
     assert plan.kept == {"0": "its class Offset does more than look up rows"}
 
@@ -166,6 +166,6 @@ def test_what_is_neither_linear_nor_table_is_in_the_plan_with_what_becomes_of_it
     config = ViTConfig(image_size=64, patch_size=16, hidden_size=96, num_hidden_layers=1, num_attention_heads=2)
     with torch.device("meta"):
         model = ViTModel(config)
-    others = surgery.plan(model, Scheme(), present=present(model)).others
+    others = module_replacement.plan(model, Scheme(), present=present(model)).others
     assert others["embeddings.patch_embeddings.projection.weight"] == "of a Conv2d: float16 when packed"
     assert others["3 × LayerNorm"] == "small (576 weights), as in the source"

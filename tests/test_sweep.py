@@ -11,13 +11,13 @@ from conftest import add_dense, save_modules, save_tiny_bert, save_word_tokenize
 from PIL import Image
 from safetensors.torch import load_file
 
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.evaluation.beta_sweep import parse_betas, sweep
 from ternarize_cli.evaluation.reading import Pairs, read_pairs
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
-from ternarize_cli.scheme import Scheme
-from ternarize_cli.sweep import parse_betas, sweep
+from ternarize_cli.format.scheme import Scheme
 
 Run = Callable[..., Any]
 PAIRS = """the cat by the river,a mouse by the river,3
@@ -162,7 +162,7 @@ def test_a_row_does_not_depend_on_the_others(tiny_bert: Path, pairs: Pairs) -> N
 
 
 def test_images_give_the_cosine_of_the_packed_model(tiny_vit: Path, tmp_path: Path, pictures: Path) -> None:
-    from ternarize_cli.images import read_images
+    from ternarize_cli.data.images import read_images
 
     images = read_images(pictures)
     found = sweep(tiny_vit, (2.0,), images=images, batch_size=2)
@@ -185,7 +185,7 @@ def test_only_a_full_precision_model_can_be_swept(tiny_bert: Path, tmp_path: Pat
 def test_pairs_are_for_text_and_images_for_image_models(
     tiny_bert: Path, tiny_vit: Path, pairs: Pairs, pictures: Path
 ) -> None:
-    from ternarize_cli.images import read_images
+    from ternarize_cli.data.images import read_images
 
     with pytest.raises(CheckpointError, match="reads images, not text"):
         sweep(tiny_vit, (2.0,), pairs=pairs)

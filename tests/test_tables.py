@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ternarize_cli import tables
+from ternarize_cli.arithmetic import tables
 
 
 @pytest.mark.parametrize("bits", [4, 8])

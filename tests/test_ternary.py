@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ternarize_cli import ternary
+from ternarize_cli.arithmetic import ternary
 from ternarize_cli.errors import InputError
-from ternarize_cli.scheme import LEVELS, Scheme
+from ternarize_cli.format.scheme import LEVELS, Scheme
 
 ROW, TENSOR = Scheme(), Scheme(granularity="tensor")
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from ternarize_cli.data.texts import Document, read_lines, read_texts
 from ternarize_cli.errors import DataError
-from ternarize_cli.texts import Document, read_lines, read_texts
 
 
 def _file(folder: Path, name: str, content: str | bytes) -> Path:

@@ -22,7 +22,8 @@ from transformers import (
     ViTConfig,
 )
 
-from ternarize_cli import models, vision
+from ternarize_cli.encoders import loading, vision
+from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -66,14 +67,14 @@ def by_hand(model: Any, images: list[Image.Image]) -> Any:
 def test_the_vector_of_an_image_is_that_of_its_family(family: str, tmp_path: Path) -> None:
     config, pooling = FAMILIES[family]
     model, images = save(tmp_path, config), make_images()
-    assert vision.modalities(tmp_path) == {"image"}
+    assert modalities_of(tmp_path) == {"image"}
     assert vision.image_pooling(model) == pooling
     output = by_hand(model, images)
     expected = output.last_hidden_state[:, 0] if pooling == "cls" else output.pooler_output
-    encoder = models.load_encoder(tmp_path, device="cpu")
+    encoder = loading.load_encoder(tmp_path, device="cpu")
     np.testing.assert_allclose(encoder.encode(images, batch_size=2), expected.numpy(), atol=2e-5)
     np.testing.assert_array_equal(encoder.encode(images), encoder.encode(images))
-    note = models.pooling_note(tmp_path)
+    note = loading.pooling_note(tmp_path)
     assert note is not None
     assert ("CLS token" if pooling == "cls" else "pooler_output") in note
 
@@ -88,18 +89,18 @@ def test_the_poolers_of_swin_and_dinov2_are_mean_and_cls(tmp_path: Path) -> None
 
 def test_clip_reads_both_and_bert_reads_text(tiny_bert: Path, tmp_path: Path) -> None:
     CLIPConfig().save_pretrained(tmp_path)
-    assert vision.modalities(tmp_path) == {"text", "image"}
-    assert vision.modalities(tiny_bert) == {"text"}
-    vision.require(tmp_path, "image", "clip")
+    assert modalities_of(tmp_path) == {"text", "image"}
+    assert modalities_of(tiny_bert) == {"text"}
+    require_modality(tmp_path, "image", "clip")
     with pytest.raises(CheckpointError, match="bert reads text, not images"):
-        vision.require(tiny_bert, "image", "bert")
+        require_modality(tiny_bert, "image", "bert")
 
 
 def test_an_image_encoder_without_a_processor_is_refused(tmp_path: Path) -> None:
     save(tmp_path, FAMILIES["vit"][0])
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no image processor \(preprocessor_config.json\)"):
-        models.load_encoder(tmp_path, device="cpu")
+        loading.load_encoder(tmp_path, device="cpu")
 
 
 def test_latent_and_packed_models_encode_images_alike(run: Any, tiny_vit: Path, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_latent_and_packed_models_encode_images_alike(run: Any, tiny_vit: Path, 
     assert json.loads((packed / "preprocessor_config.json").read_text())["size"] == {"height": 8, "width": 8}
     images = make_images()
     teacher, student, frozen = (
-        models.load_encoder(f, device="cpu", backend=b).encode(images)
+        loading.load_encoder(f, device="cpu", backend=b).encode(images)
         for f, b in ((tiny_vit, "auto"), (latent, "auto"), (packed, "reference"))
     )
     np.testing.assert_allclose(frozen, student, atol=1e-5)

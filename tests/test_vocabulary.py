@@ -25,12 +25,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, DataError, TernarizeError
-from ternarize_cli.models import load_encoder
-from ternarize_cli.pack import pack
-from ternarize_cli.tokenizer_files import TokenizerFile
+from ternarize_cli.tokenizers.tokenizer_files import TokenizerFile
 
 SPECIALS = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>", "mask": "<mask>"}
 USED = WORDS[::3]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ternarize_cli import checkpoint, kernels
-from ternarize_cli.bench import baselines, exports
-from ternarize_cli.bench.baselines import Forward
+from ternarize_cli import kernels
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.engines import baselines, exports
+from ternarize_cli.engines.baselines import Forward
 
 __all__ = ["BACKEND", "RIVAL", "Candidate", "relative_l2"]
 

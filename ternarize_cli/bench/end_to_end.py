@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ternarize_cli import kernels, models
-from ternarize_cli.bench import machine
+from ternarize_cli import kernels
 from ternarize_cli.bench.candidates import RIVAL, Candidate
-from ternarize_cli.bench.measure import time_interleaved
 from ternarize_cli.bench.rows import Row, timed_rows
 from ternarize_cli.bench.subject import Subject
-from ternarize_cli.evaluation import rivals
+from ternarize_cli.encoders import loading
+from ternarize_cli.engines import rivals
+from ternarize_cli.measuring import machine
+from ternarize_cli.measuring.timing import time_interleaved
 from ternarize_cli.progress import Track
 
 if TYPE_CHECKING:
@@ -118,5 +119,5 @@ def _load(candidate: Candidate, texts: Sequence[str]) -> "tuple[SentenceTransfor
     if candidate.kind == RIVAL:
         made = rivals.make(candidate.name, candidate.folder, device=candidate.device, calibration=texts)
         return made.encoder, candidate.name
-    encoder = models.load_encoder(candidate.folder, device=candidate.device)
+    encoder = loading.load_encoder(candidate.folder, device=candidate.device)
     return encoder, kernels.use_backend(encoder, candidate.name)

@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from ternarize_cli import kernels
-from ternarize_cli.bench import machine
 from ternarize_cli.errors import UnavailableError
+from ternarize_cli.measuring import machine
 
 __all__ = ["Disk", "Extra", "disks", "examine", "extras", "hub", "instruction_sets"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ternarize_cli.bench.growth import BATCH, TOKENS, Growth
 from ternarize_cli.bench.run import Report
-from ternarize_cli.plots import new_figure
+from ternarize_cli.measuring.figures import new_figure
 
 __all__ = ["growth_figure"]
 

@@ -10,14 +10,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bench import page
 from ternarize_cli.bench.candidates import BACKEND
 from ternarize_cli.bench.cells import Table, points, three_digits
 from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
-from ternarize_cli.plots import BLUE, GREY, ORANGE, new_figure
+from ternarize_cli.measuring import page
+from ternarize_cli.measuring.figures import BLUE, GREY, ORANGE, new_figure
 
 __all__ = ["latency_figure", "write_html"]
 

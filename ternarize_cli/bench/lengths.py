@@ -16,8 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ternarize_cli import models
-from ternarize_cli.texts import drawn, read_texts, source_name
+from ternarize_cli.data.texts import drawn, read_texts, source_name
+from ternarize_cli.encoders import loading
 
 __all__ = ["BATCHES", "draw", "padded_batches"]
 
@@ -50,7 +50,7 @@ def padded_batches(
     Returns:
         size → ids and mask of each batch, both int64 [size, its longest text].
     """
-    encoder = models.load_encoder(model, device="cpu")
+    encoder = loading.load_encoder(model, device="cpu")
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for size in sizes:
         found[size] = []

@@ -6,11 +6,11 @@ slowest way to run an encoder on a GPU with tensor cores, so that users gain wha
 
 from collections.abc import Sequence
 
-from ternarize_cli.bench import gpu
 from ternarize_cli.bench.candidates import BACKEND
 from ternarize_cli.bench.cells import Table, points, title_of
+from ternarize_cli.bench.model_bytes import Storage
 from ternarize_cli.bench.rows import Row
-from ternarize_cli.bench.storage import Storage
+from ternarize_cli.measuring import gpu
 
 __all__ = ["paper_tables"]
 

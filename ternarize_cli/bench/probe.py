@@ -38,13 +38,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from ternarize_cli.bench import gpu
-from ternarize_cli.bench.baselines import Forward
+from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.bench.candidates import Candidate
-from ternarize_cli.bench.inputs import Batch, random_batch
-from ternarize_cli.bench.measure import Point
-from ternarize_cli.cuda_graphs import Graphs
+from ternarize_cli.engines.baselines import Forward
+from ternarize_cli.engines.inputs import Batch, random_batch
 from ternarize_cli.errors import TernarizeError
+from ternarize_cli.measuring import gpu
+from ternarize_cli.measuring.timing import Point
 
 __all__ = ["Memory", "device_weights", "peak_bytes", "probe"]
 
@@ -128,12 +128,12 @@ def peak_bytes() -> int:
 def _measure(request: str) -> dict[str, float]:
     import sentence_transformers  # noqa: F401  (counted as an import for every candidate)
 
-    from ternarize_cli import hf
+    from ternarize_cli.encoders import transformers_plugin
 
     values = json.loads(request)
     fields = values["candidate"]
     candidate, point = Candidate(**{**fields, "folder": Path(fields["folder"])}), Point(**values["point"])
-    hf.quiet_libraries()
+    transformers_plugin.quiet_libraries()
     torch.set_num_threads(values["threads"])
     device = candidate.device
     path = candidate.prepare()

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ternarize_cli.bench.baselines import Forward
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
-from ternarize_cli.bench.inputs import Batch
-from ternarize_cli.bench.measure import Watch, summarise, time_interleaved
+from ternarize_cli.engines.baselines import Forward
+from ternarize_cli.engines.inputs import Batch
+from ternarize_cli.measuring.timing import Watch, summarise, time_interleaved
 
 __all__ = ["Feed", "Row", "in_turn", "rate", "time_feed", "timed_rows"]
 

@@ -16,26 +16,29 @@ from typing import Any
 
 import torch
 
-from ternarize_cli import checkpoint, vision
-from ternarize_cli.bench import baselines, choices, energy, gpu, machine
-from ternarize_cli.bench.baselines import Forward
+from ternarize_cli.bench import chosen_kernels
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
-from ternarize_cli.bench.choose import choose_backends, choose_rivals
 from ternarize_cli.bench.end_to_end import time_texts
 from ternarize_cli.bench.growth import Growth, growths
-from ternarize_cli.bench.inputs import random_batch
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
-from ternarize_cli.bench.measure import Point
+from ternarize_cli.bench.model_bytes import Storage, storage
+from ternarize_cli.bench.participants import choose_backends, choose_rivals
 from ternarize_cli.bench.probe import Memory, probe
 from ternarize_cli.bench.rows import Feed, Row, in_turn, time_feed
 from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape
-from ternarize_cli.bench.storage import Storage, storage
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
+from ternarize_cli.data.texts import source_name
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.loading import checked_threads
+from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.engines import baselines
+from ternarize_cli.engines.baselines import Forward
+from ternarize_cli.engines.inputs import random_batch
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.bitblas import operators
-from ternarize_cli.models import checked_threads
+from ternarize_cli.measuring import energy, gpu, machine
+from ternarize_cli.measuring.timing import Point
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import source_name
 
 __all__ = ["DEFAULT_TOKENS", "Plan", "Report", "benchmark"]
 
@@ -89,7 +92,7 @@ class Plan:
 class Report:
     """What `benchmark` found; `machine` is `machine.facts` with the load around the measurement.
 
-    `choices`: of each backend the kernels that it chose for the shapes that came up (`choices.choices_of`).
+    `choices`: of each backend the kernels that it chose for the shapes that came up (`chosen_kernels.choices_of`).
     """
 
     model: str
@@ -202,7 +205,7 @@ def benchmark(
             }
             busy = machine.is_busy(before.others, during)
             ran = {row.name: row.ran for row in rows}
-            explained = choices.notes(chosen, ran)
+            explained = chosen_kernels.notes(chosen, ran)
             if "bitblas" in ran.values():
                 explained.append(f"kernels of bitblas: {operators.statistics}")
             for note in explained:
@@ -225,7 +228,7 @@ def benchmark(
 
 def _check_inputs(folder: Path, plan: Plan) -> None:
     """Refuses a plan that the model can't be fed with."""
-    if vision.modalities(folder) == {"image"}:
+    if modalities_of(folder) == {"image"}:
         for option, value in {"--tokens": plan.tokens, "--lengths": plan.lengths, "--text": plan.text}.items():
             if value is not None:
                 raise InputError(
@@ -287,5 +290,5 @@ def _time(
                 used = {name: energy.per_pass(in_turn(run, feed.batches), meter) for name, run in forwards.items()}
                 timed = [replace(row, joules=used[row.name]) for row in timed]
             rows += timed
-    found = {c.name: choices.choices_of(forwards[c.name]) for c in candidates if c.kind == BACKEND}
+    found = {c.name: chosen_kernels.choices_of(forwards[c.name]) for c in candidates if c.kind == BACKEND}
     return rows, watch.others, {name: made for name, made in found.items() if made}

@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli import checkpoint, hf, models, vision, weights
-from ternarize_cli.bench.inputs import image_shape
 from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape, random_model
-from ternarize_cli.convert import convert
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import checkpoint, loading, transformers_plugin
+from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.encoders.module_replacement import dequantize
+from ternarize_cli.engines.inputs import image_shape
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.pack import pack
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.surgery import dequantize
+from ternarize_cli.storage import weights
 
 __all__ = ["Subject", "max_tokens", "prepare"]
 
@@ -86,16 +88,16 @@ def prepare(
         notes.append(text)
         say(text)
 
-    hf.quiet_libraries()
+    transformers_plugin.quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="ternarize-bench-") as name:
         work = Path(name)
         if model is None:
             note(f"no MODEL was given: measuring a {_told(shape)}")
             title, source = f"random {_told(shape).split()[0]}", random_model(work / "random", shape, seed)
         else:
-            title, source = models.model_name(model), models.resolve(model, allow_pickle=allow_pickle)
+            title, source = loading.model_name(model), loading.resolve(model, allow_pickle=allow_pickle)
             _require_encoder(source)
-        original = None if teacher is None else models.resolve(teacher, allow_pickle=allow_pickle)
+        original = None if teacher is None else loading.resolve(teacher, allow_pickle=allow_pickle)
         if original is not None:
             _require_same_shape(original, source, title)
         check(source)
@@ -136,7 +138,7 @@ def _told(shape: Shape) -> str:
 
 def _require_encoder(folder: Path) -> None:
     """Refuses what is fed neither token ids nor pixels alone."""
-    reads = vision.modalities(folder)
+    reads = modalities_of(folder)
     if len(reads) > 1:
         raise InputError(
             f"{folder} reads texts and images, and bench measures encoders of one of them",
@@ -179,7 +181,7 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def _write_twin(packed: Path, folder: Path) -> Path:
-    encoder = models.load_encoder(packed, backend="reference", device="cpu")
+    encoder = loading.load_encoder(packed, backend="reference", device="cpu")
     state = dequantize(encoder[0].auto_model).state_dict()
     folder.mkdir()
     checkpoint.copy_companions(packed, folder)

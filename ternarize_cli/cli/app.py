@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ternarize_cli import __version__, signals
+from ternarize_cli import __version__
 from ternarize_cli.cli import streams
 from ternarize_cli.cli.failures import Failure, debugging, explained
+from ternarize_cli.storage import signals
 
 __all__ = ["app"]
 
@@ -109,7 +110,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    from ternarize_cli.settings import check_guarded, default_map, read_settings
+    from ternarize_cli.cli.settings import check_guarded, default_map, read_settings
 
     path, content = read_settings(config)
     if path is not None and config is None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.bounds import shown
 from ternarize_cli.cli.options import AllowPickle, Force, Json, Quiet, Seed, Threads
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import InputError, shown
 
 if TYPE_CHECKING:
     from ternarize_cli.cli.output import Output
@@ -179,8 +178,8 @@ def _bench(
     batches = _numbers(("1,8" if text is None else "32") if batch is None else batch, "--batch")
     numbers = None if tokens is None else _numbers(tokens, "--tokens")
 
-    from ternarize_cli.bench.formats import Outputs
     from ternarize_cli.bench.report import machine_line, tables
+    from ternarize_cli.bench.report_files import Outputs
     from ternarize_cli.bench.run import Plan, benchmark
     from ternarize_cli.bench.shapes import DEFAULT, require
 
@@ -232,7 +231,7 @@ def _bench(
 
 
 def _compare(out: "Output", paths: list[Path]) -> None:
-    from ternarize_cli.bench.compare import compare, comparison_table
+    from ternarize_cli.bench.report_comparison import compare, comparison_table
 
     found = compare(paths)
     table = comparison_table(found)

@@ -18,6 +18,7 @@ from ternarize_cli.cli.options import (
     Threads,
 )
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.encoders.modalities import modalities_of
 
 __all__ = ["register"]
 
@@ -83,12 +84,11 @@ def convert(
     MODEL becomes a ternary checkpoint in ./NAME-ternary. It trains (`ternarize distill`),
     evaluates as it is, and packs (`ternarize pack`).
     """
-    from ternarize_cli import vision
-    from ternarize_cli.calibrate import DEFAULT_TOKENS, Calibration
-    from ternarize_cli.convert import convert as run
-    from ternarize_cli.models import model_name, pooling_note, resolve
-    from ternarize_cli.packing import codec_for
-    from ternarize_cli.scheme import Scheme
+    from ternarize_cli.compress.calibrate import DEFAULT_TOKENS, Calibration
+    from ternarize_cli.compress.convert import convert as run
+    from ternarize_cli.encoders.loading import model_name, pooling_note, resolve
+    from ternarize_cli.format.codecs import codec_for
+    from ternarize_cli.format.scheme import Scheme
 
     out = Output(json_mode=json, quiet=quiet)
     kind, group_size = Scheme.parse_granularity(granularity)
@@ -108,7 +108,7 @@ def convert(
         out.note(f"note: {note}")
     if dry_run:
         from ternarize_cli.cli.dry_run import print_plan
-        from ternarize_cli.dry_run import dry_run as plan
+        from ternarize_cli.compress.dry_run import dry_run as plan
 
         planned = plan(
             source,
@@ -179,7 +179,7 @@ def convert(
             f"are {megabytes(kept.bytes_after)}; the corpus is split as before"
         )
     out.text(f"wrote {target}")
-    if "image" in vision.modalities(source):
+    if "image" in modalities_of(source):
         out.hint(f"ternarize pack {target}, and eval the packed model with --against {model} --images PATH")
     elif calibrate:
         out.hint(f"ternarize pack {target}, and eval the packed model with --against {model}")

@@ -11,7 +11,7 @@ from ternarize_cli.cli.options import Force, Json, Quiet, Seed, Threads
 from ternarize_cli.cli.output import Output, counted, duration, megabytes
 
 if TYPE_CHECKING:
-    from ternarize_cli.demo import DemoReport
+    from ternarize_cli.cli.demo_pipeline import DemoReport
 
 __all__ = ["register"]
 
@@ -32,7 +32,7 @@ def demo(
     Compresses all-MiniLM-L6-v2 and searches your Python's documentation with it.
     Needs the extra: pip install 'ternarize-cli[demo]'. Nothing is downloaded when it runs.
     """
-    from ternarize_cli.demo import demo as run
+    from ternarize_cli.cli.demo_pipeline import demo as run
 
     out = Output(json_mode=json, quiet=quiet)
 

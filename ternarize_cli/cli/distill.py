@@ -89,18 +89,19 @@ def distill(
     result is in ./NAME-distilled. A full-precision STUDENT is made ternary first, and is its own teacher. Ctrl-C stops
     after the step, and --resume goes on; `accelerate launch -m ternarize_cli distill …` uses several GPUs.
     """
-    from ternarize_cli import plots
-    from ternarize_cli.checkpoint import artifact_of
     from ternarize_cli.distill import Sources, Training
     from ternarize_cli.distill import distill as run
     from ternarize_cli.distill.journal import METRICS, read_metrics
+    from ternarize_cli.distill.training_figure import plot_training
+    from ternarize_cli.encoders.checkpoint import artifact_of
+    from ternarize_cli.encoders.loading import model_name, resolve
     from ternarize_cli.errors import InputError
-    from ternarize_cli.files import content_hash
-    from ternarize_cli.models import model_name, resolve
+    from ternarize_cli.measuring import figures
+    from ternarize_cli.storage.files import content_hash
 
     out = Output(json_mode=json, quiet=quiet)
     if plot is not None:
-        plots.check_plot(plot, force=force)
+        figures.check_plot(plot, force=force)
     minutes, steps, epochs = _budget(context, minutes, steps, epochs)
     training = Training(
         minutes=minutes,
@@ -160,7 +161,7 @@ def distill(
     if report.cosine_after < report.cosine_before:
         out.warn("training has made the model worse; try a lower --learning-rate, such as 1e-5, or more data")
     if plot is not None:
-        plots.plot_training(read_metrics(target / METRICS), model_name(student), plot, force=force)
+        plot_training(read_metrics(target / METRICS), model_name(student), plot, force=force)
         out.text(f"wrote {plot}")
     out.text(f"wrote {target}")
     out.hint(f"ternarize eval {target}" if pack else f"ternarize pack {target}")
@@ -183,8 +184,8 @@ class _Meter(ExitStack):
 
 @contextmanager
 def _hint_on_interrupt(out: Output, target: Path) -> Iterator[None]:
-    from ternarize_cli.distill.saved import has_checkpoint
-    from ternarize_cli.files import partial_path
+    from ternarize_cli.distill.checkpointing import has_checkpoint
+    from ternarize_cli.storage.files import partial_path
 
     try:
         yield

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 from ternarize_cli.cli.output import Output, megabytes
 
 if TYPE_CHECKING:
-    from ternarize_cli.dry_run import DryRun, Group
-    from ternarize_cli.scheme import Scheme
+    from ternarize_cli.compress.dry_run import DryRun, Group
+    from ternarize_cli.format.scheme import Scheme
 
 __all__ = ["print_plan"]
 
 
 def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target: Path, *, calibrating: bool) -> None:
     """Prints the plan, or gives it as the JSON result; `target` is where `convert` would write."""
-    from ternarize_cli.models import model_name
-    from ternarize_cli.packing import codec_for
+    from ternarize_cli.encoders.loading import model_name
+    from ternarize_cli.format.codecs import codec_for
 
     linears = [(g.name, g.count, *_sizes(g)) for g in plan.linears]
     count = sum(g.count for g in plan.linears)

@@ -21,8 +21,8 @@ from ternarize_cli.cli.options import (
 from ternarize_cli.cli.output import Output, counted, duration
 
 if TYPE_CHECKING:
-    from ternarize_cli.index.encode import EncoderOptions
-    from ternarize_cli.index.vector_shards import ShardOptions
+    from ternarize_cli.vectors.encode import EncoderOptions
+    from ternarize_cli.vectors.vector_shards import ShardOptions
 
 __all__ = ["register"]
 
@@ -112,12 +112,13 @@ def encode(
     import sys
     import time
 
-    from ternarize_cli import files, models
+    from ternarize_cli.data.corpora import open_corpus
+    from ternarize_cli.encoders import loading
     from ternarize_cli.errors import InputError
-    from ternarize_cli.index.corpora import open_corpus
-    from ternarize_cli.index.encode import LINGER, EncoderOptions, encode_to_file, encode_to_stream, open_model
-    from ternarize_cli.index.vector_shards import ShardOptions
-    from ternarize_cli.index.vectors import file_format
+    from ternarize_cli.storage import files
+    from ternarize_cli.vectors.encode import LINGER, EncoderOptions, encode_to_file, encode_to_stream, open_model
+    from ternarize_cli.vectors.vector_files import file_format
+    from ternarize_cli.vectors.vector_shards import ShardOptions
 
     out = Output(json_mode=json, quiet=quiet)
     options = EncoderOptions(backend, device, threads, batch_size, normalize, prompt_name, allow_pickle)
@@ -139,7 +140,7 @@ def encode(
         raise InputError(f"{kind} can't go to this stdout", hint="-o FILE")
     corpus = open_corpus(source, skip_bad=skip_bad)
     opened = open_model(model, corpus.kind, options)
-    if note := models.pooling_note(opened.folder):
+    if note := loading.pooling_note(opened.folder):
         out.note(note)
     encoder, items = opened.encode, corpus.items
     started = time.perf_counter()
@@ -195,8 +196,8 @@ class _Job:
     def check(self) -> None:
         """Refuses what does not go together."""
         from ternarize_cli.errors import InputError
-        from ternarize_cli.index.ray_engine import require_ray
-        from ternarize_cli.index.vector_folder import DTYPES, FORMATS
+        from ternarize_cli.vectors.ray_engine import require_ray
+        from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS
 
         if self.shards.format not in FORMATS:
             raise InputError(f"shards are {' or '.join(FORMATS)}, not {self.shards.format}", hint="--format parquet")
@@ -226,13 +227,13 @@ def _encode_shards(
     import os
     import time
 
-    from ternarize_cli import files
+    from ternarize_cli.data.corpora import open_corpus, unique
+    from ternarize_cli.data.texts import STDIN
     from ternarize_cli.errors import InputError
-    from ternarize_cli.index.corpora import open_corpus, unique
-    from ternarize_cli.index.encode import open_model
-    from ternarize_cli.index.ray_engine import encode_with_ray
-    from ternarize_cli.index.vector_shards import encode_to_folder, record_of
-    from ternarize_cli.texts import STDIN
+    from ternarize_cli.storage import files
+    from ternarize_cli.vectors.encode import open_model
+    from ternarize_cli.vectors.ray_engine import encode_with_ray
+    from ternarize_cli.vectors.vector_shards import encode_to_folder, record_of
 
     if output is None:
         raise InputError("shards need a folder", hint="-o DIR")

@@ -195,14 +195,14 @@ def evaluate(
     The metrics are MTEB's. --against sets the scores beside those of the full-precision model, with 95% intervals.
     """
     from ternarize_cli.cli.evaluation_output import payload, show
+    from ternarize_cli.encoders.loading import pooling_note, resolve
     from ternarize_cli.errors import InputError
     from ternarize_cli.evaluation.gates import check, parse_gates
     from ternarize_cli.evaluation.perturb import kinds_in, perturbed
     from ternarize_cli.evaluation.reading import read_tasks, refuse_twice
     from ternarize_cli.evaluation.report import check_report
-    from ternarize_cli.files import check_output
-    from ternarize_cli.models import pooling_note, resolve
-    from ternarize_cli.plots import check_plot
+    from ternarize_cli.measuring.figures import check_plot
+    from ternarize_cli.storage.files import check_output
 
     out = Output(json_mode=json, quiet=quiet)
     of_mteb = bool(tasks or benchmark or languages or task_types)

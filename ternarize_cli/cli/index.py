@@ -90,10 +90,10 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Encode a corpus and write an index folder; default output: CORPUS's name with -index."""
-    from ternarize_cli import files
     from ternarize_cli.cli.output import Output, counted, megabytes
     from ternarize_cli.errors import InputError
-    from ternarize_cli.index.vector_folder import RECORD
+    from ternarize_cli.storage import files
+    from ternarize_cli.vectors.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
     if output is None:
@@ -114,7 +114,7 @@ def build(
         raise InputError(f"{what} a model", hint="--model MODEL")
 
     from ternarize_cli.index.build import IndexOptions, build_index, index_vectors
-    from ternarize_cli.index.encode import EncoderOptions
+    from ternarize_cli.vectors.encode import EncoderOptions
 
     budget = None if memory is None or memory > _NO_LIMIT else round(1e9 * memory)
     options = IndexOptions(factory, metric, budget, on_disk, seed)

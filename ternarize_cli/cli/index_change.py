@@ -45,8 +45,8 @@ def add(
     """Encode documents and add them to an index. A kill leaves the index as it was."""
     from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.index.add import add_documents
-    from ternarize_cli.index.encode import EncoderOptions
-    from ternarize_cli.index.vector_folder import RECORD
+    from ternarize_cli.vectors.encode import EncoderOptions
+    from ternarize_cli.vectors.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
     if corpus != "-" and (Path(corpus) / RECORD).is_file():

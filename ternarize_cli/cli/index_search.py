@@ -58,10 +58,10 @@ def search(
     if asymmetric and model is None:
         raise InputError("--asymmetric needs the model that encodes queries", hint="--model MODEL")
 
-    from ternarize_cli.index.encode import EncoderOptions
     from ternarize_cli.index.format import read_info
     from ternarize_cli.index.queries import read_queries
     from ternarize_cli.index.search import Searcher
+    from ternarize_cli.vectors.encode import EncoderOptions
 
     names, asked = read_queries(read_info(index).kind, index, query or [], queries, image or [])
     searcher = Searcher(

@@ -23,18 +23,18 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Measure recall and speed at all settings, and store the fastest that finds enough."""
-    from ternarize_cli import plots
     from ternarize_cli.cli.output import Output, counted
+    from ternarize_cli.measuring import figures
 
     out = Output(json_mode=json, quiet=quiet)
     if plot is not None:
-        plots.check_plot(plot, force=force)
+        figures.check_plot(plot, force=force)
 
     import dataclasses
 
-    from ternarize_cli.bench.machine import is_busy
     from ternarize_cli.index.tune import tune_index
     from ternarize_cli.index.tune_figure import plot_tuning
+    from ternarize_cli.measuring.machine import is_busy
 
     report = tune_index(index, target=recall, k=k, threads=threads, write=not dry_run, track=out.track)
     rows = [
@@ -103,7 +103,7 @@ def compare(
     out = Output(json_mode=json, quiet=quiet)
     read = read_retrieval(data, data.name)
 
-    from ternarize_cli.index.compare import compare_indexes
+    from ternarize_cli.evaluation.index_comparison import compare_indexes
 
     report = compare_indexes(read, model, teacher, backend=backend, device=device, threads=threads, track=out.track)
     asked = f"{report.queries} queries, {counted(report.threads, 'thread')}"

@@ -9,7 +9,7 @@ from ternarize_cli.cli.options import MANY, AllowPickle, Device, Force, Json, Mo
 from ternarize_cli.cli.output import Output, megabytes
 
 if TYPE_CHECKING:
-    from ternarize_cli.inspect import Inspection, TensorInfo
+    from ternarize_cli.compress.inspect import Inspection, TensorInfo
 
 __all__ = ["register"]
 
@@ -72,7 +72,7 @@ def inspect(
         raise InputError("--histogram shows a model as it is, --beta what it would become", hint="--beta … --plot FILE")
     if sts is not None and images is not None:
         raise InputError("--sts and --images together: a model reads one or the other", hint="leave one away")
-    from ternarize_cli.cli.sweep import run_sweep
+    from ternarize_cli.cli.beta_sweep import run_sweep
 
     run_sweep(
         out,
@@ -91,9 +91,10 @@ def inspect(
 
 
 def _inspect(out: Output, model: str, histogram: bool, plot: Path | None, force: bool, allow_pickle: bool) -> None:
-    from ternarize_cli.inspect import inspect as run
-    from ternarize_cli.models import model_name, resolve
-    from ternarize_cli.plots import check_plot, plot_inspection
+    from ternarize_cli.compress.inspect import inspect as run
+    from ternarize_cli.compress.inspection_figures import plot_inspection
+    from ternarize_cli.encoders.loading import model_name, resolve
+    from ternarize_cli.measuring.figures import check_plot
 
     if plot is not None:
         check_plot(plot, force=force)
@@ -187,7 +188,8 @@ def _short(value: float | None) -> str:
 def _histograms(out: Output, found: "Inspection") -> None:
     import shutil
 
-    from ternarize_cli.plots import bars, histogram_bars
+    from ternarize_cli.compress.inspection_figures import histogram_bars
+    from ternarize_cli.measuring.figures import bars
 
     width = min(shutil.get_terminal_size().columns, 100)
     if found.codes is not None:

@@ -29,7 +29,7 @@ MAX_BATCH = 1_000_000
 def _checked(threads: int | None) -> int | None:
     if threads is None:
         return None
-    from ternarize_cli.models import checked_threads
+    from ternarize_cli.encoders.loading import checked_threads
 
     return checked_threads(threads)
 

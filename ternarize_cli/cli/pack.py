@@ -26,9 +26,9 @@ def pack(
 
     STUDENT becomes ./NAME-packed.
     """
-    from ternarize_cli.models import model_name, resolve
-    from ternarize_cli.pack import pack as run
-    from ternarize_cli.packing import codec_for
+    from ternarize_cli.compress.pack import pack as run
+    from ternarize_cli.encoders.loading import model_name, resolve
+    from ternarize_cli.format.codecs import codec_for
 
     out = Output(json_mode=json, quiet=quiet)
     source = resolve(student)

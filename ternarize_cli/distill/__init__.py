@@ -2,6 +2,6 @@
 
 from ternarize_cli.distill.data import Sources
 from ternarize_cli.distill.loop import DistillReport, distill
-from ternarize_cli.distill.training import Progress, Training
+from ternarize_cli.distill.options import Progress, Training
 
 __all__ = ["DistillReport", "Progress", "Sources", "Training", "distill"]

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ternarize_cli.distill.batch_sampler import Piece, Plan, epoch
 from ternarize_cli.distill.corpus import Corpus, ImageCorpus
 from ternarize_cli.distill.data import Sources, mixture_of
-from ternarize_cli.distill.order import Piece, Plan, epoch
+from ternarize_cli.distill.options import Training
 from ternarize_cli.distill.pair import TAUGHT
-from ternarize_cli.distill.training import Training
 from ternarize_cli.errors import TernarizeError
 
 __all__ = ["Batches"]

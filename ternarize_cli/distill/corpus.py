@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from ternarize_cli.batching import width_of
-from ternarize_cli.distill.order import Piece
-from ternarize_cli.images import Images
+from ternarize_cli.data.images import Images
+from ternarize_cli.data.length_buckets import width_of
+from ternarize_cli.distill.batch_sampler import Piece
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ternarize_cli.bounds import Held
+from ternarize_cli.data.images import read_images
+from ternarize_cli.data.text_sources import texts_of
+from ternarize_cli.distill.batch_sampler import Mixture
 from ternarize_cli.distill.corpus import Corpus, ImageCorpus, TextCorpus
-from ternarize_cli.distill.order import Mixture
 from ternarize_cli.distill.pixels import preparation
+from ternarize_cli.encoders.loading import prompts_of
+from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.images import read_images
-from ternarize_cli.models import prompts_of
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.text_sources import kind_of, texts_of
+from ternarize_cli.storage.bounds import Held
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -81,7 +82,7 @@ def read_corpus(
             or images.
         CheckpointError: the model does not read them.
     """
-    if kind_of(folder, sources.paths, stdin=True) == "image":
+    if modality_of_sources(folder, sources.paths, stdin=True) == "image":
         return _split(_images(encoder, sources, seed), sources, seed, "images")
     texts: dict[str, int] = {}
     held = Held("the data to train on", DataError)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ternarize_cli.distill.batch_sampler import Piece
 from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.losses import Outputs
-from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import TernarizeError
 

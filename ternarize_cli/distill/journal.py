@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli import __version__
-from ternarize_cli.bounds import lines_of, parse_json, read_bytes
-from ternarize_cli.distill.training import Progress
+from ternarize_cli.distill.options import Progress
 from ternarize_cli.errors import DataError
+from ternarize_cli.storage.bounds import lines_of, parse_json, read_bytes
 
 __all__ = ["METRICS", "Journal", "read_metrics"]
 

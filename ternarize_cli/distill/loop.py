@@ -17,25 +17,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from ternarize_cli import __version__, checkpoint, files, models, signals
-from ternarize_cli.convert import convert
-from ternarize_cli.distill import saved
+from ternarize_cli import __version__
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.distill import checkpointing
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.corpus import Corpus
 from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.losses import OF_STATES
+from ternarize_cli.distill.options import Progress, Training
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
-from ternarize_cli.distill.training import Progress, Training
+from ternarize_cli.encoders import checkpoint, loading
+from ternarize_cli.encoders.modalities import modality_of_sources
+from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, InputError, OutputExistsError, TernarizeError
-from ternarize_cli.pack import pack
-from ternarize_cli.parts import parts_of
+from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.scheme import Scheme
-from ternarize_cli.text_sources import kind_of
+from ternarize_cli.storage import files, signals
 
 __all__ = ["DistillReport", "distill"]
 
@@ -96,7 +98,7 @@ def distill(
         packed: pack the trained student, with the default codec, instead of writing a checkpoint that trains on.
         cache: keep the teacher's embeddings in this folder; for losses of embeddings only, and texts as they are.
         resume: go on from the checkpoint that an earlier run to this output left.
-        device, threads: as `models.load_encoder`.
+        device, threads: as `loading.load_encoder`.
         on_step: called after steps, in the main process.
         track: progress of reading.
 
@@ -114,8 +116,8 @@ def distill(
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
     _check(student, teacher)
-    kind = kind_of(student, sources.paths, stdin=True)
-    device = models.checked_device(device)
+    kind = modality_of_sources(student, sources.paths, stdin=True)
+    device = loading.checked_device(device)
     training = training.on(device)
     if cache is not None:
         _check_cacheable(kind, training)
@@ -133,8 +135,8 @@ def distill(
             on.wait_for_everyone()
         name = str(on.device)
         pair = Pair(
-            models.load_encoder(started_from, device=name, threads=threads),
-            models.load_encoder(teacher, device=name),
+            loading.load_encoder(started_from, device=name, threads=threads),
+            loading.load_encoder(teacher, device=name),
             tables=training.chosen.tables > 0,
         )
         corpus, held = read_corpus(
@@ -159,10 +161,10 @@ def distill(
             training = training.halved()
         before = trainer.held_out()
         others = (corpus.digest, held.digest, sources.weights, on.num_processes)
-        key = saved.key((student, teacher), training, *others)
+        key = checkpointing.key((student, teacher), training, *others)
         resumed_at = 0
         if resume:
-            trainer.load_state(saved.load(partial, key))
+            trainer.load_state(checkpointing.load(partial, key))
             resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         _train(trainer, partial, key, journal, on_step)
@@ -232,7 +234,7 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
     """
     partial = files.partial_path(output)
     if on.is_main_process:
-        if saved.has_checkpoint(partial) and not (resume or force):
+        if checkpointing.has_checkpoint(partial) and not (resume or force):
             raise OutputExistsError(
                 f"an earlier run to {output} was stopped and left a checkpoint",
                 hint="--resume goes on from it, --force starts anew",
@@ -242,7 +244,7 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
             try:
                 yield partial
             except BaseException:
-                if not saved.has_checkpoint(partial):
+                if not checkpointing.has_checkpoint(partial):
                     files.empty(partial)
                 raise
     else:
@@ -267,13 +269,13 @@ def _train(
         journal.add(progress)
         on_step(progress)
         if progress.done < 1 and time.monotonic() - last >= trainer.training.save_every and trainer.is_finite():
-            saved.save(partial, key, trainer.state())
+            checkpointing.save(partial, key, trainer.state())
             last = time.monotonic()
 
     with signals.noted() as came:
         finished = trainer.run(step, lambda: came() is not None)
     if journal is not None and trainer.is_finite():
-        saved.save(partial, key, trainer.state())
+        checkpointing.save(partial, key, trainer.state())
     if not finished:
         raise signals.ending(came() or signal.SIGINT)
 
@@ -297,12 +299,12 @@ def _write(
     checkpoint.copy_companions(student, made)
     for part in parts_of(student):
         module = pair.student[part.index] if part.subfolder else pair.student[0].auto_model
-        saved.write_tensors(part, made, module)
+        checkpointing.write_tensors(part, made, module)
         own = part.artifact()
         if own is not None:
             part.write_config(made, replace(own, tool_version=__version__))
     record = {
-        "teacher": models.model_name(teacher),
+        "teacher": loading.model_name(teacher),
         "teacher_sha256": files.content_hash(teacher),
         "data": [str(path) for path in sources.paths],
         "weights": sources.weights,
@@ -316,4 +318,4 @@ def _write(
         made = partial / "packed"
     (made / "distillation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     Journal.finish(partial, made, record)
-    saved.replace_contents(partial, made)
+    checkpointing.replace_contents(partial, made)

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ternarize_cli.arithmetic.elementwise import fused
 from ternarize_cli.errors import InputError
-from ternarize_cli.fusion import fused
 
 __all__ = [
     "OF_STATES",

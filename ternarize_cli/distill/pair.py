@@ -12,7 +12,7 @@ from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.layers import PackedLinear, SimulatedEmbedding, TernaryLinear
-from ternarize_cli.tokenization import teacher_ids
+from ternarize_cli.tokenizers.tokenization import teacher_ids
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ternarize_cli import files
+from ternarize_cli.distill.batch_sampler import Piece
 from ternarize_cli.distill.corpus import Corpus
-from ternarize_cli.distill.order import Piece
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage import files
 
 __all__ = ["cached_vectors"]
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternarize_cli.cuda_graphs import Graphs, own_stream
+from ternarize_cli.arithmetic.cuda_graphs import Graphs, own_stream
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.losses import loss_parts
+from ternarize_cli.distill.options import Progress, Training
 from ternarize_cli.distill.pair import Pair
-from ternarize_cli.distill.training import Progress, Training
 from ternarize_cli.errors import InputError, TernarizeError
 
 __all__ = ["Trainer"]

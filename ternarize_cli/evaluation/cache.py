@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 
 import ternarize_cli
-from ternarize_cli.arrays import read_npz
-from ternarize_cli.bounds import parse_json
-from ternarize_cli.caches import cache_folder, check_own, keep_file
 from ternarize_cli.errors import TernarizeError
 from ternarize_cli.evaluation.samples import Samples, Score
-from ternarize_cli.files import tree_hash
+from ternarize_cli.storage.arrays import read_npz
+from ternarize_cli.storage.bounds import parse_json
+from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.files import tree_hash
 
 __all__ = ["ScoreCache", "score_key"]
 

@@ -6,11 +6,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ternarize_cli import vision
+from ternarize_cli.encoders.loading import load_encoder, model_name, resolve
+from ternarize_cli.encoders.modalities import require_modality
 from ternarize_cli.evaluation.reading import TaskData
-from ternarize_cli.files import content_hash
-from ternarize_cli.models import load_encoder, model_name, resolve
-from ternarize_cli.weights import bytes_on_disk
+from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.weights import bytes_on_disk
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -72,7 +72,7 @@ def candidate(
     """
     folder = resolve(model, allow_pickle=allow_pickle)
     for modality in sorted({modality for task in tasks for modality in task.modalities}):
-        vision.require(folder, modality, model)
+        require_modality(folder, modality, model)
     load = partial(load_encoder, folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
     weight = bytes_on_disk(folder, allow_pickle=allow_pickle)
     return Candidate(model_name(model), content_hash(folder), weight, load, backend, folder)

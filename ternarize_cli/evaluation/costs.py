@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ternarize_cli.bench.measure import summarise, time_interleaved
+from ternarize_cli.measuring.timing import summarise, time_interleaved
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

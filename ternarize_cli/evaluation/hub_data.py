@@ -26,9 +26,9 @@ from huggingface_hub import snapshot_download
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-from ternarize_cli.bounds import user_path
 from ternarize_cli.errors import DataError, TernarizeError
-from ternarize_cli.files import tree_hash
+from ternarize_cli.storage.bounds import user_path
+from ternarize_cli.storage.files import tree_hash
 
 __all__ = ["Missing", "fresh", "load", "one_line", "patience", "splits_of", "stand_in"]
 

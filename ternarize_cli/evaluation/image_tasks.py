@@ -15,10 +15,10 @@ from mteb.abstasks import AbsTaskClassification, AbsTaskZeroShotClassification
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from ternarize_cli.data.images import Images
 from ternarize_cli.evaluation.local_task import LocalTask
 from ternarize_cli.evaluation.neighbours import NEIGHBOURS, LabelledImages
 from ternarize_cli.evaluation.zero_shot import ZeroShot
-from ternarize_cli.images import Images
 
 __all__ = ["LocalImageClassification", "LocalZeroShot"]
 

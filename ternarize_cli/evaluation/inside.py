@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ternarize_cli.distill.pair import Pair, blocks_of
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.evaluation.similarity import LinearCKA, Mean, attention_divergence
+from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_divergence
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

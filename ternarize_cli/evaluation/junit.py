@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from ternarize_cli.evaluation.gates import Gate, missed
-from ternarize_cli.files import atomic_file
+from ternarize_cli.storage.files import atomic_file
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ternarize_cli.bounds import shown
-from ternarize_cli.errors import DataError
-from ternarize_cli.evaluation.columns import read_columns
-from ternarize_cli.evaluation.lines import digest_of, filled, readable_file
+from ternarize_cli.data.columns import read_columns
+from ternarize_cli.data.lines import digest_of, filled, readable_file
+from ternarize_cli.errors import DataError, shown
 
 __all__ = ["Clusters", "Labels", "halves", "read_clusters", "read_labels"]
 

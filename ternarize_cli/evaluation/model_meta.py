@@ -11,11 +11,11 @@ from typing import Any
 from mteb.models import ModelMeta
 from sentence_transformers import SentenceTransformer
 
-from ternarize_cli import checkpoint
-from ternarize_cli.anatomy import word_tables
-from ternarize_cli.inspect import parameter_count
-from ternarize_cli.parts import parts_of
-from ternarize_cli.weights import bytes_on_disk
+from ternarize_cli.compress.inspect import parameter_count
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.anatomy import word_tables
+from ternarize_cli.encoders.parts import parts_of
+from ternarize_cli.storage.weights import bytes_on_disk
 
 __all__ = ["model_meta"]
 

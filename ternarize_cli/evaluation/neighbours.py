@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ternarize_cli.data.images import Images, read_parts
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.images import Images, read_parts
 
 __all__ = [
     "NEIGHBOURS",

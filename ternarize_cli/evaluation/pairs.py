@@ -13,10 +13,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ternarize_cli.bounds import shown
-from ternarize_cli.errors import DataError
-from ternarize_cli.evaluation.columns import read_columns
-from ternarize_cli.evaluation.lines import digest_of, filled, lines, readable_file
+from ternarize_cli.data.columns import read_columns
+from ternarize_cli.data.lines import digest_of, filled, lines, readable_file
+from ternarize_cli.errors import DataError, shown
 
 __all__ = ["Bitext", "LabelledPairs", "Pairs", "read_bitext", "read_labelled_pairs", "read_pairs"]
 

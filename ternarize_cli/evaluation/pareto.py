@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ternarize_cli.plots import BLUE, GREEN, GREY, ORANGE, new_figure
+from ternarize_cli.measuring.figures import BLUE, GREEN, GREY, ORANGE, new_figure
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation

@@ -22,21 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bounds import user_path, utf8_name
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Clusters, Labels, read_clusters, read_labels
 from ternarize_cli.evaluation.neighbours import QUERIES, LabelledImages, read_labelled_images
-from ternarize_cli.evaluation.pairs import (
-    Bitext,
-    LabelledPairs,
-    Pairs,
-    read_bitext,
-    read_labelled_pairs,
-    read_pairs,
-)
+from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs, read_bitext, read_labelled_pairs, read_pairs
 from ternarize_cli.evaluation.retrieval import Retrieval, read_retrieval
 from ternarize_cli.evaluation.task_files import TaskFile, read_task_file
 from ternarize_cli.evaluation.zero_shot import ZeroShot, read_zero_shot
+from ternarize_cli.storage.bounds import user_path, utf8_name
 
 __all__ = ["Labels", "Pairs", "TaskData", "read_labels", "read_pairs", "read_tasks", "refuse_twice"]
 

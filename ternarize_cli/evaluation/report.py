@@ -10,10 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternarize_cli import plots
-from ternarize_cli.bench import page
 from ternarize_cli.bench.report import machine_line
 from ternarize_cli.evaluation.pareto import pareto_figure
+from ternarize_cli.measuring import figures, page
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
@@ -39,10 +38,10 @@ def plot_pareto(path: Path, comparison: "Comparison", *, force: bool = False) ->
     """Draws quality against bytes and latency (`pareto`) into a .png, .svg or .pdf.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `plots.check_plot`.
+        InputError, UnavailableError, OutputExistsError, OutputError: as `figures.check_plot`.
     """
-    plots.check_plot(path, force=force)
-    plots.save_figure(pareto_figure(comparison, _title(comparison)), path, force=force)
+    figures.check_plot(path, force=force)
+    figures.save_figure(pareto_figure(comparison, _title(comparison)), path, force=force)
 
 
 def write_report(

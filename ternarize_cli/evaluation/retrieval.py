@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ternarize_cli.bounds import shown, user_path
-from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.evaluation.lines import digest_of, filled, json_records, lines, readable_file
+from ternarize_cli.data.lines import digest_of, filled, json_records, lines, readable_file
+from ternarize_cli.errors import DataError, InputError, shown
+from ternarize_cli.storage.bounds import user_path
 
 __all__ = ["Retrieval", "read_retrieval"]
 

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from mteb.abstasks import AbsTask
 
-from ternarize_cli import models, vision
-from ternarize_cli.bench import baselines, machine
 from ternarize_cli.bench import candidates as bench
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
-from ternarize_cli.bench.measure import Point
 from ternarize_cli.bench.probe import probe
+from ternarize_cli.encoders import loading
+from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.engines import baselines, rivals
 from ternarize_cli.errors import InputError
-from ternarize_cli.evaluation import rivals
 from ternarize_cli.evaluation.benchmarks import Missing, score_benchmark
 from ternarize_cli.evaluation.cache import ScoreCache, score_key
 from ternarize_cli.evaluation.candidates import Candidate, candidate
@@ -31,6 +30,8 @@ from ternarize_cli.evaluation.diagnose import Diagnosis, diagnose, inputs_of
 from ternarize_cli.evaluation.encoder import LocalEncoder
 from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.evaluation.reading import TaskData
+from ternarize_cli.measuring import machine
+from ternarize_cli.measuring.timing import Point
 from ternarize_cli.progress import Track, silent
 
 __all__ = ["Plan", "Report", "run"]
@@ -50,7 +51,7 @@ class Plan:
         costs, diagnose: whether to measure time and memory of the models, and to say where information is lost.
         cached: whether scores that are known are taken from the cache.
         backend: of `model`; the others run on what is best for them.
-        device, threads, allow_pickle: as `models.load_encoder` takes them.
+        device, threads, allow_pickle: as `loading.load_encoder` takes them.
         batch_size: texts or images encoded at once.
         seed: of splits, draws and the bootstrap.
     """
@@ -195,7 +196,9 @@ def _scores(
             wrapped.append(LocalEncoder(model.encoder, name=name, content_hash=digest, track=track, meta=meta))
         return wrapped[0]
 
-    key = partial(score_key, model=model.content_hash, backend=model.backend, device=models.checked_device(plan.device))
+    key = partial(
+        score_key, model=model.content_hash, backend=model.backend, device=loading.checked_device(plan.device)
+    )
     found = {}
     for data in plan.tasks:
         plain = {
@@ -219,14 +222,14 @@ def _memory(plan: Plan, model: Candidate, measured: dict[bench.Candidate, int]) 
 
     `measured` keeps what was found: vectors are made smaller by the teacher itself.
     """
-    if "text" not in vision.modalities(model.folder):
+    if "text" not in modalities_of(model.folder):
         return None
     kind, name = (RIVAL, model.backend) if model.backend in baselines.names() else (BACKEND, model.backend)
     if model.is_rival and kind == BACKEND:  # the teacher, with other vectors
         name = "auto"
     if name == "openvino-int8":  # made and kept before, so that its making is not measured
         baselines.require(name).build(model.folder, "cpu")
-    subject = bench.Candidate(name, kind, model.folder, models.checked_device(plan.device))
+    subject = bench.Candidate(name, kind, model.folder, loading.checked_device(plan.device))
     if subject not in measured:
         threads = plan.threads or torch.get_num_threads()
         measured[subject] = probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=plan.seed).model_bytes

@@ -21,8 +21,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, f1_score
 
-from ternarize_cli.bounds import read_json
 from ternarize_cli.errors import TernarizeError
+from ternarize_cli.storage.bounds import read_json
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

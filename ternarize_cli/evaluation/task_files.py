@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bounds import parse_json, read_bytes, reason, shown, user_path
-from ternarize_cli.errors import DataError
-from ternarize_cli.evaluation.lines import check_encodable, lines, readable_file
+from ternarize_cli.data.lines import check_encodable, lines, readable_file
+from ternarize_cli.errors import DataError, reason, shown
+from ternarize_cli.storage.bounds import parse_json, read_bytes, user_path
 
 __all__ = ["TaskFile", "read_task_file"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ternarize_cli.data.images import Images
 from ternarize_cli.errors import DataError
 from ternarize_cli.evaluation.neighbours import QUERIES, decodable, labelled_parts
-from ternarize_cli.images import Images
 
 __all__ = ["TEMPLATE", "ZeroShot", "read_zero_shot"]
 

@@ -13,21 +13,20 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ternarize_cli.bounds import shown
-from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.data.corpora import open_corpus, unique
+from ternarize_cli.data.texts import STDIN
+from ternarize_cli.encoders.loading import checked_threads
+from ternarize_cli.errors import DataError, InputError, shown
 from ternarize_cli.index.change import ChangeReport, changed_folder, finish, for_change, shown_ids
-from ternarize_cli.index.corpora import open_corpus, unique
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
-from ternarize_cli.index.encode import EncoderOptions, encoded, open_model
 from ternarize_cli.index.fill import METRICS
 from ternarize_cli.index.format import TRUTH, IndexInfo, read_deleted
 from ternarize_cli.index.search import model_for
 from ternarize_cli.index.truth import Truth, find_truth, read_truth
-from ternarize_cli.index.vector_folder import RECORD, VectorFolder
-from ternarize_cli.library_output import library_output
-from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import STDIN
+from ternarize_cli.storage.library_output import library_output
+from ternarize_cli.vectors.encode import EncoderOptions, encoded, open_model
+from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder
 
 __all__ = ["add_documents"]
 

@@ -19,30 +19,22 @@ from typing import Any
 import faiss
 import numpy as np
 
-from ternarize_cli import __version__, files
+from ternarize_cli import __version__
+from ternarize_cli.data.corpora import Skipped, open_corpus, unique
+from ternarize_cli.data.texts import STDIN, read_lines
+from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.errors import DataError, InputError
-from ternarize_cli.index.corpora import Skipped, open_corpus, unique
 from ternarize_cli.index.documents import read_documents, write_documents
-from ternarize_cli.index.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
-from ternarize_cli.index.encoders import TextEncoder
 from ternarize_cli.index.faiss_file import check_name, trust
 from ternarize_cli.index.fill import METRICS, Plan, check_metric, fill, plan
-from ternarize_cli.index.format import (
-    DOCUMENTS,
-    FAISS_INDEX,
-    LISTS,
-    OFFSETS,
-    TRUTH,
-    IndexInfo,
-    stored_file,
-    write_info,
-)
+from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, OFFSETS, TRUTH, IndexInfo, stored_file, write_info
 from ternarize_cli.index.truth import QUERIES, find_truth
-from ternarize_cli.index.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
-from ternarize_cli.index.vector_shards import ShardOptions, encode_to_folder, record_of
-from ternarize_cli.models import checked_threads
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.texts import STDIN, read_lines
+from ternarize_cli.storage import files
+from ternarize_cli.vectors.batch_encoder import TextEncoder
+from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
+from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
+from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
 __all__ = ["DEFAULT_FACTORY", "BuildReport", "IndexOptions", "build_index", "index_vectors"]
 

@@ -20,9 +20,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from ternarize_cli import files
+from ternarize_cli.data.corpora import Skipped
+from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.errors import DataError, InputError, OutputError
-from ternarize_cli.index.corpora import Skipped
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
 from ternarize_cli.index.faiss_file import read_faiss, trust
 from ternarize_cli.index.fill import levels
@@ -41,8 +41,8 @@ from ternarize_cli.index.format import (
     write_info,
 )
 from ternarize_cli.index.truth import Truth, read_truth
-from ternarize_cli.models import checked_threads
-from ternarize_cli.workplace import discard, recover
+from ternarize_cli.storage import files
+from ternarize_cli.storage.workplace import discard, recover
 
 __all__ = [
     "ChangeReport",

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ternarize_cli.bounds import MAX_LINE, Held, lines_of, parse_json, require_regular, user_path
+from ternarize_cli.data.texts import STDIN, open_stdin, source_name
 from ternarize_cli.errors import DataError
 from ternarize_cli.index.format import DOCUMENTS, OFFSETS
-from ternarize_cli.texts import STDIN, open_stdin, source_name
+from ternarize_cli.storage.bounds import MAX_LINE, Held, lines_of, parse_json, require_regular, user_path
 
 __all__ = ["Documents", "read_documents", "read_ids", "rows_of", "write_documents"]
 

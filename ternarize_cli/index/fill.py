@@ -19,8 +19,8 @@ from faiss.contrib.ondisk import merge_ondisk
 from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import FAISS_INDEX, LISTS
 from ternarize_cli.index.presets import factory_of
-from ternarize_cli.library_output import library_output
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage.library_output import library_output
 
 __all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "quiet_clusterings"]
 

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ternarize_cli import files, integrity
-from ternarize_cli.bounds import read_bytes, shown
-from ternarize_cli.errors import DataError
-from ternarize_cli.index.origin import Origin
-from ternarize_cli.index.records import check_types, read_signed, signed
+from ternarize_cli.errors import DataError, shown
+from ternarize_cli.model_folder import integrity
+from ternarize_cli.storage import files
+from ternarize_cli.storage.bounds import read_bytes
+from ternarize_cli.storage.checksummed import check_types, read_signed, signed
+from ternarize_cli.vectors.origin import Origin
 
 __all__ = [
     "DELETED",

@@ -17,7 +17,7 @@ import math
 
 from ternarize_cli.errors import InputError
 
-__all__ = ["PRESETS", "bytes_of", "clusters", "compares_directions", "factory_of"]
+__all__ = ["PRESETS", "bytes_of", "clusters", "factory_of"]
 
 PRESETS = ("auto", "flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh")
 _FEW = 10_000
@@ -26,11 +26,6 @@ _MANY_CLUSTERS = 16_384
 _HAMMING = ("binary", "lsh")  # FAISS has these for euclidean distance only: the same order, for vectors of length 1
 _LINKS = 32
 _PQ_CODES = 16
-
-
-def compares_directions(similarity: str | None) -> bool:
-    """Whether a model's similarity, by sentence-transformers' name, is that of vectors of length 1."""
-    return similarity not in ("dot", "euclidean")
 
 
 def clusters(count: int) -> int:

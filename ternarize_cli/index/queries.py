@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bounds import user_path, utf8_name
+from ternarize_cli.data.images import read_parts
+from ternarize_cli.data.texts import read_lines
 from ternarize_cli.errors import InputError
-from ternarize_cli.images import read_parts
-from ternarize_cli.texts import read_lines
+from ternarize_cli.storage.bounds import user_path, utf8_name
 
 __all__ = ["read_queries"]
 

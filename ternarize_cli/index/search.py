@@ -16,11 +16,10 @@ from typing import Any
 import faiss
 import numpy as np
 
-from ternarize_cli import files, vision
-from ternarize_cli.bounds import read_json, shown
-from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError
+from ternarize_cli.encoders.loading import checked_threads
+from ternarize_cli.encoders.modalities import require_modality
+from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError, shown
 from ternarize_cli.index.documents import Documents
-from ternarize_cli.index.encode import EncoderOptions, image_folder, open_model, text_folder
 from ternarize_cli.index.faiss_file import read_faiss
 from ternarize_cli.index.fill import METRICS
 from ternarize_cli.index.format import (
@@ -34,7 +33,9 @@ from ternarize_cli.index.format import (
     read_info,
     verify_files,
 )
-from ternarize_cli.models import checked_threads
+from ternarize_cli.storage import files
+from ternarize_cli.storage.bounds import read_json
+from ternarize_cli.vectors.encode import EncoderOptions, image_folder, open_model, text_folder
 
 __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
 
@@ -247,7 +248,7 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
     name = shown(info.model, _LONGEST_NAME)
     if model is None:
         folder = _recorded_model(index, info)
-        vision.require(folder, info.kind, name)
+        require_modality(folder, info.kind, name)
         what = f"the model {name} has changed since the index was built"
     else:
         folder = resolve(model)

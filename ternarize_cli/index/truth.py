@@ -12,8 +12,8 @@ import faiss
 import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
 
-from ternarize_cli.arrays import read_npz
 from ternarize_cli.errors import DataError
+from ternarize_cli.storage.arrays import read_npz
 
 __all__ = ["DEPTH", "QUERIES", "Truth", "find_truth", "read_truth", "recall", "without_own"]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ternarize_cli import files
-from ternarize_cli.bench.machine import Watch
+from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import TRUTH, IndexInfo, check_files, read_deleted, read_info, write_info
 from ternarize_cli.index.search import open_index, search_live, set_knob
 from ternarize_cli.index.truth import DEPTH, Truth, read_truth, recall, without_own
-from ternarize_cli.models import checked_threads
+from ternarize_cli.measuring.machine import Watch
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage import files
 
 __all__ = ["Measured", "TuneReport", "tune_index"]
 

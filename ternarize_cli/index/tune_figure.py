@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ternarize_cli import plots
 from ternarize_cli.index.tune import TuneReport
+from ternarize_cli.measuring import figures
 
 __all__ = ["plot_tuning"]
 
@@ -12,9 +12,9 @@ def plot_tuning(report: TuneReport, target: float, path: Path, *, force: bool = 
     """Draws recall@k over queries per second, a point a setting; needs the extra `plot`.
 
     Raises:
-        UnavailableError, OutputError: as `plots.save_figure`.
+        UnavailableError, OutputError: as `figures.save_figure`.
     """
-    figure = plots.new_figure(f"{report.info.factory}, {report.info.count:,} vectors", width=7, height=4.5)
+    figure = figures.new_figure(f"{report.info.factory}, {report.info.count:,} vectors", width=7, height=4.5)
     axis = figure.subplots()
     axis.scatter([m.per_second for m in report.measured], [m.recall for m in report.measured], s=18)
     axis.scatter([report.chosen.per_second], [report.chosen.recall], s=80, facecolors="none", edgecolors="tab:red")
@@ -22,4 +22,4 @@ def plot_tuning(report: TuneReport, target: float, path: Path, *, force: bool = 
     axis.set_xscale("log")
     axis.set_xlabel(f"queries per second, {report.threads} threads")
     axis.set_ylabel(f"recall@{report.k}")
-    plots.save_figure(figure, path, force=force)
+    figures.save_figure(figure, path, force=force)

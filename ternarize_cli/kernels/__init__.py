@@ -9,14 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ternarize_cli.errors import InputError, UnavailableError
-
-if TYPE_CHECKING:
-    from ternarize_cli.layers import PackedLinear
+from ternarize_cli.layers import PackedLinear
 
 __all__ = ["Backend", "BackendInfo", "describe", "names", "prepare", "register", "require", "use_backend"]
 
@@ -45,13 +43,13 @@ class Backend(Protocol):
     def missing(self) -> str | None:
         """Why this machine can't run it, in words; None if it can."""
 
-    def refuses(self, layer: "PackedLinear") -> str | None:
+    def refuses(self, layer: PackedLinear) -> str | None:
         """Why it can't run this layer (its activations, device, shape); None if it can.
 
         Levels and granularities are declared and need not be looked at.
         """
 
-    def prepare(self, layer: "PackedLinear") -> Kernel:
+    def prepare(self, layer: PackedLinear) -> Kernel:
         """A function from `[..., in]` to `[..., out]` for a layer that is not refused."""
 
     # One that runs whole encoders has `whole(model) -> str | None`, too: see `native.Native`.
@@ -109,7 +107,7 @@ def require(name: str) -> Backend:
     return _REGISTRY[name]
 
 
-def _refusal(backend: Backend, layer: "PackedLinear") -> str | None:
+def _refusal(backend: Backend, layer: PackedLinear) -> str | None:
     """Why a backend can't run a layer: what it declares, then what it says itself."""
     levels, granularity = layer.scheme.levels, layer.scheme.granularity
     if levels not in backend.levels:
@@ -121,7 +119,7 @@ def _refusal(backend: Backend, layer: "PackedLinear") -> str | None:
     return backend.refuses(layer)
 
 
-def prepare(layer: "PackedLinear") -> tuple[str, Kernel]:
+def prepare(layer: PackedLinear) -> tuple[str, Kernel]:
     """Prepares a layer on the backend it asks for; returns the backend's name and the kernel.
 
     Raises:
@@ -156,8 +154,6 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         InputError: no such backend, or a backend was named for a model that is not packed.
         UnavailableError: it can't run here or can't run this model.
     """
-    from ternarize_cli.layers import PackedLinear
-
     if name != "auto":
         require(name)
     layers = [m for m in encoder.modules() if isinstance(m, PackedLinear)]
@@ -175,8 +171,6 @@ def use_backend(encoder: nn.Module, name: str) -> str:
 
 def _runs_whole(model: nn.Module) -> bool:
     """Lets the backend of all packed layers of a model run it as a whole, where it can."""
-    from ternarize_cli.layers import PackedLinear
-
     model.__dict__.pop("forward", None)  # an earlier backend's
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
     if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "whole"):
@@ -184,5 +178,6 @@ def _runs_whole(model: nn.Module) -> bool:
     return backend.whole(model) is None
 
 
+PackedLinear.prepare = staticmethod(prepare)
 for _module in ("reference", "onednn", "native", "bitblas", "triton", "scaled_mm"):
     import_module(f"{__name__}.{_module}")

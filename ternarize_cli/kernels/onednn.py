@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ternarize_cli.arithmetic.ternary import quantize_tokens
+from ternarize_cli.format.scheme import LEVELS
 from ternarize_cli.kernels import Kernel, register
-from ternarize_cli.scheme import LEVELS
-from ternarize_cli.ternary import quantize_tokens
 
 if TYPE_CHECKING:
     from ternarize_cli.layers import PackedLinear

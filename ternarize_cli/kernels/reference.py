@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ternarize_cli.arithmetic.ternary import ternary_linear
+from ternarize_cli.format.scheme import GRANULARITIES, LEVELS
 from ternarize_cli.kernels import Kernel, register
-from ternarize_cli.scheme import GRANULARITIES, LEVELS
-from ternarize_cli.ternary import ternary_linear
 
 if TYPE_CHECKING:
     from ternarize_cli.layers import PackedLinear

@@ -61,9 +61,9 @@ class ScaledMm:
 
     def whole(self, model: nn.Module) -> str | None:
         """Lets a whole model run, or says why it can't and runs its linears only."""
+        from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
         from ternarize_cli.kernels.gpu.e4m3 import E4m3
         from ternarize_cli.kernels.gpu.encoder import run_whole
-        from ternarize_cli.kernels.whole import blocks_of, linears_of
 
         reason = run_whole(model, self.name, E4m3)
         if reason is None:

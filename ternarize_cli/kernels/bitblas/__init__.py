@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ternarize_cli.arithmetic.ternary import quantize_tokens
 from ternarize_cli.kernels import Kernel, register
-from ternarize_cli.ternary import quantize_tokens
 
 if TYPE_CHECKING:
     from ternarize_cli.kernels.bitblas.operators import Shape

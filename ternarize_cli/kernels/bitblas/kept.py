@@ -17,10 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from ternarize_cli import __version__
-from ternarize_cli.caches import cache_folder, check_own, keep_file
 from ternarize_cli.errors import InputError
-from ternarize_cli.files import sha256
 from ternarize_cli.kernels.bitblas import toolchain
+from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.files import sha256
 
 __all__ = ["find", "folder", "keep", "unwritable", "workshop"]
 

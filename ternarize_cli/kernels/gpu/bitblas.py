@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.bitblas.layout import lay_out
 from ternarize_cli.kernels.bitblas.operators import Operator, Shape
+from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
 from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.products import Joined
-from ternarize_cli.kernels.whole import blocks_of, linears_of
 
 __all__ = ["BitBlasProducts", "finish", "shapes_of"]
 

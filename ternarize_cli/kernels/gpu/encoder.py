@@ -17,15 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ternarize_cli.batching import width_of
-from ternarize_cli.cuda_graphs import Graphs
+from ternarize_cli.arithmetic.cuda_graphs import Graphs
+from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import InputError
-from ternarize_cli.kernels.gpu import fused
-from ternarize_cli.kernels.gpu.attention import attention
-from ternarize_cli.kernels.gpu.e4m3 import E4m3
-from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
-from ternarize_cli.kernels.gpu.products import Joined, Products
-from ternarize_cli.kernels.whole import (
+from ternarize_cli.kernels.fused_encoder import (
     WholeForward,
     blocks_of,
     layer_scales,
@@ -35,6 +30,11 @@ from ternarize_cli.kernels.whole import (
     refusal,
     tables_of,
 )
+from ternarize_cli.kernels.gpu import fused
+from ternarize_cli.kernels.gpu.attention import attention
+from ternarize_cli.kernels.gpu.e4m3 import E4m3
+from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
+from ternarize_cli.kernels.gpu.products import Joined, Products
 
 __all__ = ["GpuForward", "GpuStack", "run_whole"]
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from ternarize_cli import __version__
-from ternarize_cli.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
 
 __all__ = ["Choices", "bucket", "fastest", "found"]
 

@@ -66,8 +66,8 @@ class Native:
 
     def whole(self, model: nn.Module) -> str | None:
         """Lets a whole model run in one call, or says why it can't and runs its linears only."""
+        from ternarize_cli.kernels.fused_encoder import refusal
         from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal
-        from ternarize_cli.kernels.whole import refusal
 
         reason = refusal(model) or head_refusal(model)
         if reason is None:

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.kernels.native.interface import MAX_HEAD
-from ternarize_cli.kernels.native.library import Encoder, Layer, Library, PackedCodes, library
-from ternarize_cli.kernels.whole import (
+from ternarize_cli.kernels.fused_encoder import (
     WholeForward,
     blocks_of,
     layer_scales,
@@ -19,6 +17,8 @@ from ternarize_cli.kernels.whole import (
     norms_of,
     tables_of,
 )
+from ternarize_cli.kernels.native.interface import MAX_HEAD
+from ternarize_cli.kernels.native.library import Encoder, Layer, Library, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 
 __all__ = ["NativeForward", "head_refusal"]

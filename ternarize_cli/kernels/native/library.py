@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.errors import FormatError, UnavailableError
+from ternarize_cli.format.codecs import Codec
 from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, Layer, Linear, declare
-from ternarize_cli.packing import Codec
 
 __all__ = ["Encoder", "Layer", "Library", "Linear", "PackedCodes", "library"]
 

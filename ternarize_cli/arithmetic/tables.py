@@ -1,0 +1,104 @@
+"""Embedding tables in 8 or 4 bits: how their rows are rounded, and how the rounded rows lie in the packed file.
+
+**8 bits**: each row has a scale max|row| / 127 and int8 codes, stored as they are.
+
+**4 bits**: a row is cut into groups of 32 values (the last may be shorter), each with a scale that nearly minimises the
+squared error of its codes -8 … 7 (`ternary.int4_scale`). Two codes lie in a byte, the first in the low nibble, as
+value + 8: the layout of the codec `4bit`. With the scales that is 4.5 bits a value.
+
+Scales are float16 before the codes are taken, so a table rounded in training is the packed one bit for bit. Only the
+encoder's input embedding goes down to 4 bits (`surgery.replace`): position and type tables are small, and every token
+adds them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternarize_cli.arithmetic.ternary import INT8_MAX, int4_scale, round_to_levels
+from ternarize_cli.format.codecs import codec_for
+
+__all__ = [
+    "GROUP",
+    "check_codes",
+    "pack_codes",
+    "quantize_table",
+    "restore_rows",
+    "round_rows",
+    "stored_shapes",
+    "unpack_codes",
+]
+
+GROUP = 32
+_NIBBLES = codec_for("int4")
+_CHUNK = 1 << 18  # values rounded at a time
+
+
+def stored_shapes(rows: int, dim: int, bits: int) -> tuple[tuple[int, int], torch.dtype, tuple[int, int]]:
+    """Shape and dtype of a stored table, and the shape of its float16 scales."""
+    if bits == 4:
+        return (rows, _NIBBLES.width(dim)), torch.uint8, (rows, -(-dim // GROUP))
+    return (rows, dim), torch.int8, (rows, 1)
+
+
+def quantize_table(table: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Rounds rows; each row on its own, whatever rows are beside it.
+
+    Args:
+        table: `[rows, dim]` float.
+        bits: 8 or 4.
+
+    Returns:
+        codes: int8 `[rows, dim]`; scale: float16, `[rows, 1]` for 8 bits and `[rows, ceil(dim / 32)]` for 4.
+    """
+    rows = max(1, _CHUNK // max(1, table.shape[1]))
+    parts = [_quantize(chunk.float(), bits) for chunk in table.split(rows)]
+    return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
+
+
+def _quantize(table: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    if bits == 4:
+        groups = F.pad(table, (0, -table.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+        scale = int4_scale(groups.flatten(0, 1)).half().view(groups.shape[:2])
+    else:
+        scale = (table.abs().amax(dim=1, keepdim=True) / INT8_MAX).half()
+    wide = _expand(scale.float(), table.shape[1])
+    ratio = table / wide.clamp_min(torch.finfo(torch.float32).tiny)
+    codes = round_to_levels(ratio, "int4") if bits == 4 else ratio.round_().clamp_(-INT8_MAX, INT8_MAX)
+    return codes.mul_(wide > 0).to(torch.int8), scale
+
+
+def restore_rows(codes: Tensor, scale: Tensor) -> Tensor:
+    """float32 `[..., dim]` of codes `[..., dim]` and the scales of their rows `[..., scales]`."""
+    return codes.float() * _expand(scale.float(), codes.shape[-1])
+
+
+def round_rows(rows: Tensor, bits: int) -> Tensor:
+    """Rows `[..., dim]` as a packed table of 4, 8, 16 or 32 bits gives them back, in their own dtype."""
+    if bits == 32:
+        return rows
+    if bits == 16:
+        return rows.half().to(rows.dtype)
+    flat = rows.reshape(-1, rows.shape[-1])
+    codes, scale = _quantize(flat.float(), 8) if bits == 8 else quantize_table(flat, bits)
+    return restore_rows(codes, scale).view_as(rows).to(rows.dtype)
+
+
+def _expand(scale: Tensor, dim: int) -> Tensor:
+    return scale if scale.shape[-1] == 1 else scale.repeat_interleave(GROUP, dim=-1)[..., :dim]
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Codes `[rows, dim]` as they are stored."""
+    return _NIBBLES.pack(codes) if bits == 4 else codes.to(torch.int8)
+
+
+def unpack_codes(stored: Tensor, dim: int, bits: int) -> Tensor:
+    """Stored rows `[..., width]` → int8 codes `[..., dim]`."""
+    return _NIBBLES.decode(stored)[..., :dim] if bits == 4 else stored
+
+
+def check_codes(stored: Tensor, dim: int, bits: int) -> None:
+    """Raises ValueError if 4-bit rows have another dtype or width, or a last nibble that is no zero."""
+    if bits == 4:
+        _NIBBLES.unpack(stored, dim)

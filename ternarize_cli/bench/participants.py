@@ -1,0 +1,88 @@
+"""Who takes part in a benchmark, and on which device: names are checked before any model is built."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ternarize_cli import kernels
+from ternarize_cli.encoders.loading import checked_device
+from ternarize_cli.engines import baselines
+from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.measuring import gpu
+
+__all__ = ["DEFAULT_GPU_RIVALS", "DEFAULT_RIVALS", "choose_backends", "choose_rivals"]
+
+DEFAULT_RIVALS = ("torch-fp32", "torch-bf16")
+DEFAULT_GPU_RIVALS = ("torch-fp32", "torch-fp16", "torch-fp16-compiled")
+
+
+def choose_backends(backends: Sequence[str], device: str | None) -> tuple[list[str], str]:
+    """The backends to run and the one device they share.
+
+    Args:
+        backends: as the user named them; none: all that run on the device.
+        device: as the user named it; None: a GPU if a backend runs nowhere else, else the CPU.
+
+    Raises:
+        InputError: no such backend or device, or they don't go together.
+        UnavailableError: a backend or the device is not to be had here.
+    """
+    known = {info.name: info for info in kernels.describe()}
+    for name in backends:
+        if name != "auto":
+            kernels.require(name)
+    device = None if device is None else checked_device(device)
+    devices = {name: known[name].device for name in backends if name != "auto"}
+    on_gpu = [name for name, kind in devices.items() if kind == "cuda"]
+    on_cpu = [name for name, kind in devices.items() if kind == "cpu"]
+    if on_gpu and on_cpu:
+        raise InputError(
+            f"{on_gpu[0]} runs on a GPU and {on_cpu[0]} on the CPU; one run has one device",
+            hint="bench them in two runs",
+        )
+    device = device or ("cuda" if on_gpu else "cpu")
+    kind = torch.device(device).type
+    for name in on_cpu if kind == "cuda" else on_gpu:
+        raise InputError(
+            f"{name} does not run on {device}", hint="--device cuda" if kind == "cpu" else "leave --device out"
+        )
+    able = [info.name for info in known.values() if info.available and info.device in ("any", kind)]
+    return list(dict.fromkeys(backends or able)), device
+
+
+def choose_rivals(rivals: Sequence[str] | None, device: str, *, texts: bool) -> tuple[list[str], list[str]]:
+    """The rivals to run, "all" spelled out, and a note for each that is left out.
+
+    Args:
+        rivals: as the user named them; None: the defaults of the device, as far as they can run.
+        device: torch device.
+        texts: whole texts are encoded, which rivals that are there for GPUs alone can't.
+
+    Raises:
+        InputError: no such rival, or not one for whole texts, or "none" beside others.
+        UnavailableError: one can't run here.
+    """
+    if rivals is None and not gpu.is_gpu(device):
+        rivals = DEFAULT_RIVALS
+    if rivals is not None and baselines.NONE in rivals and len(rivals) > 1:
+        raise InputError("--against none stands alone", hint="leave out the other rivals, or none")
+    chosen: list[str] = []
+    notes: list[str] = []
+    for name in rivals if rivals is not None else DEFAULT_GPU_RIVALS:
+        if name == baselines.ALL:
+            there, reasons = baselines.available(device)
+            chosen += [rival for rival in there if not (texts and baselines.require(rival, device).cuda_only)]
+            notes += [f"left out: {reason}" for reason in reasons]
+            continue
+        if name == baselines.NONE:
+            continue
+        try:
+            entry = baselines.require(name, device)
+            if texts and entry.cuda_only:
+                raise UnavailableError(f"{name} runs forward passes, and --text encodes texts", hint="leave it out")
+            chosen.append(name)
+        except UnavailableError as e:
+            if rivals is not None:
+                raise
+            notes.append(f"left out: {e}")
+    return list(dict.fromkeys(chosen)), notes

@@ -1,0 +1,337 @@
+"""The demo's text: the documentation strings of this Python and of the packages beside it.
+
+They are English prose about one subject, they are on every machine that runs us, and each is a small retrieval task by
+itself: the summary line is a query, the rest of the docstring its answer. Files are parsed with `ast`; nothing is
+imported or run.
+
+What is read, in an order that depends only on what is installed: the standard library, then every package in turn, one
+file of each, its outermost modules first, at most `PER_PACKAGE` docstrings from each, so that the giants (torch,
+transformers, sympy) don't drown the rest; files with little documentation for their size are not worth parsing. Names
+are the ones people use: what a package's `__init__` imports from a
+private module is named after the package (`numpy/lib/_function_base_impl.py` → `numpy.average`); whatever else is
+private, and tests, are left out.
+
+One file in ten is held out, chosen by a checksum of its path, so that no sentence of a held-out file and no neighbour
+of it is trained on.
+"""
+
+import ast
+import os
+import re
+import sysconfig
+import time
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from inspect import cleandoc
+from pathlib import Path, PurePosixPath
+
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.storage.bounds import MAX_FOLDERS, read_bytes
+
+__all__ = ["PER_PACKAGE", "DocEntry", "collect", "is_held_out", "retrieval_pairs", "training_sentences"]
+
+PER_PACKAGE = 800
+_BYTES_PER_PACKAGE = 2_000_000
+_DOCUMENTED_SHARE = 0.15
+_HELD_OUT_OF = 10
+_MIN_SUMMARY_WORDS, _MIN_BODY_WORDS, _MIN_SENTENCE_WORDS = 3, 8, 4
+_PASSAGE_CHARACTERS = 600
+_SKIPPED = re.compile(
+    r"(tests?|testing|conftest|idle_test|site-packages|dist-packages|vendor(ed)?|extern(al)?|lib2to3|idlelib|"
+    r"pydoc_data|turtledemo|encodings|ensurepip|[Tt]est_.*|.*_test|.*[^\w].*)"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class DocEntry:
+    """One documented module, class or function.
+
+    `name` is qualified (`json.dumps`), `file` is its source below the library's root (`json/__init__.py`), `summary`
+    the first paragraph on one line, `body` the other paragraphs ("" if there are none), `text` both.
+    """
+
+    name: str
+    file: str
+    summary: str
+    body: str
+    text: str
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether summary and body both say enough to be a query and its answer."""
+        return len(self.summary.split()) >= _MIN_SUMMARY_WORDS and len(self.body.split()) >= _MIN_BODY_WORDS
+
+
+def collect(limit_seconds: float | None = None, max_files: int | None = None) -> list[DocEntry]:
+    """Reads the docstrings of the standard library and of the installed packages.
+
+    Args:
+        limit_seconds: stop after that time; what was read until then is a prefix of the whole.
+        max_files: stop after that many files.
+
+    Returns:
+        Entries in reading order, each name and each text once.
+    """
+    started = time.monotonic()
+    paths = sysconfig.get_paths()
+    site = {Path(paths["purelib"]), Path(paths["platlib"])}
+    files = list(_interleaved([_standard_library(Path(paths["stdlib"]))]))
+    files += _interleaved([package for root in sorted(site) for package in _packages(root)])
+    exports = _Exports()
+    taken: dict[str, int] = {}
+    parsed: dict[str, int] = {}
+    names: set[str] = set()
+    texts: set[str] = set()
+    entries = []
+    for root, file, package in files[:max_files]:
+        if limit_seconds is not None and time.monotonic() - started > limit_seconds:
+            break
+        if package and (taken.get(package, 0) >= PER_PACKAGE or parsed.get(package, 0) >= _BYTES_PER_PACKAGE):
+            continue
+        source = _source(root / file)
+        owners = _owners(root, file, source, exports)
+        if not owners or not _is_documented(source):
+            continue
+        parsed[package] = parsed.get(package, 0) + len(source)
+        for entry in _read(source, file, owners):
+            if entry.name not in names and entry.text not in texts:
+                names.add(entry.name)
+                texts.add(entry.text)
+                taken[package] = taken.get(package, 0) + 1
+                entries.append(entry)
+    return entries
+
+
+def is_held_out(entry: DocEntry) -> bool:
+    """Whether the entry's file is one of the tenth that is never trained on."""
+    return zlib.crc32(entry.file.encode()) % _HELD_OUT_OF == 0
+
+
+def training_sentences(entries: Iterable[DocEntry]) -> list[str]:
+    """Text to distill on: sentences, and the openings of longer docstrings in one piece; each once.
+
+    Comes from files that are not held out, and leaves out what a held-out entry also says, word for word.
+    """
+    entries = list(entries)
+    withheld = {piece for entry in entries if is_held_out(entry) for piece in _pieces(entry)}
+    pieces = (piece for entry in entries if not is_held_out(entry) for piece in _pieces(entry))
+    return [piece for piece in dict.fromkeys(pieces) if piece not in withheld]
+
+
+def retrieval_pairs(entries: Iterable[DocEntry], limit: int | None = None) -> list[tuple[str, str]]:
+    """Held-out pairs (query, document): summary and body of an entry, in an order that mixes the packages.
+
+    A summary or body that several entries share has no single right answer; such entries are left out.
+    """
+    held_out = [entry for entry in entries if is_held_out(entry) and entry.is_pair]
+    summaries, bodies = _counts(e.summary for e in held_out), _counts(e.body for e in held_out)
+    unique = [e for e in held_out if summaries[e.summary] == bodies[e.body] == 1]
+    unique.sort(key=lambda e: (zlib.crc32(e.name.encode()), e.name))
+    return [(e.summary, e.body) for e in unique[:limit]]
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def _pieces(entry: DocEntry) -> Iterator[str]:
+    paragraphs = [entry.summary, *entry.body.split("\n\n")]
+    for paragraph in paragraphs:
+        for sentence in re.split(r"(?<=[.!?:]) +(?=[A-Z`\"'(])", " ".join(paragraph.split())):
+            if len(sentence.split()) >= _MIN_SENTENCE_WORDS:
+                yield sentence
+    if entry.is_pair:
+        yield " ".join(entry.body.split())[:_PASSAGE_CHARACTERS].rsplit(" ", 1)[0]
+
+
+# --- which files ---------------------------------------------------------------------------------------------------
+
+_Source = tuple[Path, PurePosixPath, str]  # root, file below it, package for the cap ("" for the standard library)
+
+
+def _standard_library(root: Path) -> list[_Source]:
+    return [(root, file, "") for file in _python_files(root, PurePosixPath())]
+
+
+def _packages(root: Path) -> Iterator[list[_Source]]:
+    if not root.is_dir():
+        return
+    for entry in sorted(root.iterdir()):
+        if (entry / "__init__.py").is_file() and not _skipped(entry.name):
+            files = _python_files(root, PurePosixPath(entry.name))
+            yield [(root, file, entry.name) for file in files]
+
+
+def _python_files(root: Path, below: PurePosixPath) -> list[PurePosixPath]:
+    """Outermost first, then by name; names that are not UTF-8, and what lies very deep, are left out."""
+    found = []
+    for folder, folders, names in os.walk(root / below):
+        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        deep = len(relative.parts) >= MAX_FOLDERS
+        folders[:] = [name for name in folders if not (deep or _skipped(name) or name == "__pycache__")]
+        found += [relative / name for name in names if name.endswith(".py") and not _skipped(name[:-3])]
+    return sorted(found, key=lambda path: (len(path.parts), path))
+
+
+def _skipped(name: str) -> bool:
+    return _SKIPPED.fullmatch(name) is not None
+
+
+def _interleaved(groups: list[list[_Source]]) -> Iterator[_Source]:
+    for i in range(max(map(len, groups), default=0)):
+        yield from (group[i] for group in groups if i < len(group))
+
+
+# --- what a file documents -----------------------------------------------------------------------------------------
+
+
+class _Exports:
+    """What the `__init__` files of packages import: name → it is public there; `*.module` for star imports."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, frozenset[str]] = {}
+
+    def of(self, package: Path) -> frozenset[str]:
+        if package not in self._known:
+            source = _source(package / "__init__.py")
+            tree = _parse(source) if b"import" in source else None
+            names = set()
+            for node in ast.walk(tree) if tree else ():
+                if isinstance(node, ast.ImportFrom):
+                    module = (node.module or "").rpartition(".")[2]
+                    names |= {f"*.{module}" if a.name == "*" else a.asname or a.name for a in node.names}
+            self._known[package] = frozenset(names)
+        return self._known[package]
+
+
+def _source(path: Path) -> bytes:
+    """What a file says; nothing if it can't be read, or is larger than what is parsed of a whole package."""
+    try:
+        return read_bytes(path, limit=_BYTES_PER_PACKAGE)
+    except CheckpointError:
+        return b""
+
+
+def _is_documented(source: bytes) -> bool:
+    """A guess without parsing: how much of the file stands between triple quotes. Generated code doesn't count."""
+    if b"generated by" in source[:200]:
+        return False
+    return sum(map(len, source.split(b'"""')[1::2])) > _DOCUMENTED_SHARE * len(source)
+
+
+def _parse(source: bytes) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _owners(root: Path, file: PurePosixPath, source: bytes, exports: _Exports) -> dict[str, str]:
+    """For each top-level name of a file that is public somewhere: the module or package that it is known under."""
+    parts = file.with_suffix("").parts
+    if parts[-1] == "__init__":
+        parts = parts[:-1]
+    if parts[-1] == "__main__" or parts[0].startswith("_"):
+        return {}
+    names = [name.decode() for name in re.findall(rb"^(?:class|def|async def) ([A-Za-z]\w*)", source, re.MULTILINE)]
+    private = next((i for i, part in enumerate(parts) if part.startswith("_")), None)
+    if private is None:
+        return dict.fromkeys(["", *names], ".".join(parts))
+    owners: dict[str, str] = {}
+    for i in range(1, private + 1):  # the innermost public package wins
+        exported = exports.of(root.joinpath(*parts[:i]))
+        known = names if f"*.{parts[-1]}" in exported else [name for name in names if name in exported]
+        owners |= dict.fromkeys(known, ".".join(parts[:i]))
+    return owners
+
+
+def _read(source: bytes, file: PurePosixPath, owners: dict[str, str]) -> Iterator[DocEntry]:
+    tree = _parse(source)
+    if tree is None:
+        return
+    if "" in owners:
+        yield from _entry(owners[""], tree, file)
+    for node in tree.body:
+        if getattr(node, "name", "_") in owners:
+            yield from _documented(node, owners[node.name], file)  # type: ignore[attr-defined]
+
+
+def _documented(node: ast.AST, owner: str, file: PurePosixPath) -> Iterator[DocEntry]:
+    """A public function or class and its public methods."""
+    if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+        return
+    if node.name.lower().startswith("test"):
+        return
+    name = f"{owner}.{node.name}"
+    yield from _entry(name, node, file)
+    if isinstance(node, ast.ClassDef):
+        for child in node.body:
+            yield from _documented(child, name, file)
+
+
+def _entry(
+    name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, file: PurePosixPath
+) -> Iterator[DocEntry]:
+    docstring = ast.get_docstring(node, clean=False)
+    if docstring and _SURROGATE.search(docstring):  # halves of pairs, written as escapes, can't be encoded
+        return
+    paragraphs = _paragraphs(docstring) if docstring else []
+    if not paragraphs or len(" ".join(paragraphs).split()) < _MIN_SUMMARY_WORDS:
+        return
+    summary = " ".join(paragraphs[0].split())
+    body = _without("\n\n".join(paragraphs[1:]), summary)
+    yield DocEntry(name, file.as_posix(), summary, body, f"{summary}\n\n{body}".strip())
+
+
+def _without(body: str, summary: str) -> str:
+    """The body may repeat its summary, broken into lines differently; a query must not find itself."""
+    if summary in " ".join(body.split()):
+        body = re.sub(r"\s+".join(map(re.escape, summary.split())), "", body)
+    return body.strip()
+
+
+# --- from docstring to prose ---------------------------------------------------------------------------------------
+
+_INLINE = [
+    (re.compile(r":[\w:+-]+:`(?:~|!)?(?:[^`<]*<)?([^`<>]+)>?`"), r"\1"),  # :func:`~os.path.join`, :ref:`title <label>`
+    (re.compile(r"\[`~?([^`\]]+)`\](?:\([^)]*\))?"), r"\1"),  # [`~Trainer.train`]
+    (re.compile(r"`{1,2}([^`\n]*[^`\s])`{1,2}_{0,2}"), r"\1"),
+    (re.compile(r"\*\*([^*\n]+)\*\*"), r"\1"),
+    (re.compile(r"^:(?:param|type|arg|keyword|raises?)\s+([^:\n]+):", re.MULTILINE), r"\1:"),
+    (re.compile(r"^:(?:returns?|rtype):", re.MULTILINE), "Returns:"),
+    (re.compile(r"</?[A-Za-z][^>\n]{0,60}>"), ""),
+]
+_DROPPED_LINE = re.compile(r"\s*(?:[-=~^*#+]{3,}|\.\. (?!note|warning|seealso|tip|important).*|:[\w-]+:|```.*)\s*")
+_EMPTIED = re.compile(r"(Examples?|References|Usage):{0,2}")  # a heading whose section is gone
+_ADMONITION = re.compile(r"^\s*\.\. (\w+)::\s*", re.MULTILINE)
+
+
+def _paragraphs(docstring: str) -> list[str]:
+    """The prose of a docstring: examples, underlines, directives and markup removed."""
+    kept, skipping, fenced = [], False, False
+    for line in cleandoc(docstring).splitlines():
+        stripped = line.strip()
+        if stripped.startswith("```"):
+            fenced = not fenced
+            continue
+        if fenced:
+            continue
+        if stripped.startswith(">>>"):
+            skipping = True  # an example goes on, with its output, to the next blank line
+        elif not stripped:
+            skipping = False
+        if not skipping and not _DROPPED_LINE.fullmatch(line):
+            kept.append(stripped)
+    text = _ADMONITION.sub(lambda m: f"{m[1].capitalize()}: ", "\n".join(kept))
+    for pattern, replacement in _INLINE:
+        text = pattern.sub(replacement, text)
+    paragraphs = (paragraph.strip() for paragraph in re.split(r"\n\s*\n", text))
+    return [paragraph for paragraph in paragraphs if re.search(r"\w", paragraph) and not _EMPTIED.fullmatch(paragraph)]

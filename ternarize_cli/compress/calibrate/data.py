@@ -1,0 +1,155 @@
+"""What calibration runs on: texts or images, drawn from the user's sources and made into batches of like length.
+
+Every source gets an equal share of the token budget, so a file of passages counts as much as a file of sentences. A
+model meets texts of all lengths, and the covariances of short and long ones differ: a quarter of a source's share goes
+to texts joined to longer ones, of up to the model's full length. The model's prompts come before them in turn.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ternarize_cli.compress.calibrate.moments import Batch
+from ternarize_cli.data.images import read_images
+from ternarize_cli.data.text_sources import texts_of
+from ternarize_cli.data.texts import drawn
+from ternarize_cli.encoders.loading import prompts_of
+from ternarize_cli.encoders.modalities import modality_of_sources
+from ternarize_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "DEFAULT_TOKENS", "Features", "make_batches"]
+
+DEFAULT_TEXTS, DEFAULT_TOKENS = 8192, 120_000
+DEFAULT_IMAGES = 256
+_BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
+_FEWEST = 16
+_LONGEST = 512
+_JOINED = 0.25
+
+
+@dataclass(frozen=True)
+class Features:
+    """A batch as the encoder takes it.
+
+    Attributes:
+        values: what its forward pass gets.
+        info: size and padding.
+        tokens: padded length of a text, or of an image's input, for choosing a small batch.
+    """
+
+    values: dict[str, Any]
+    info: Batch
+    tokens: int
+
+    def first(self, count: int) -> "Features":
+        """Its first texts or images; all of them if the values do not tell them apart."""
+        tensors = [value for value in self.values.values() if isinstance(value, Tensor)]
+        if any(value.dim() == 0 or len(value) != self.info.size for value in tensors):
+            return self
+        values = {k: v[:count] if isinstance(v, Tensor) else v for k, v in self.values.items()}
+        mask = None if self.info.mask is None else self.info.mask[:count]
+        return replace(self, values=values, info=Batch(min(count, self.info.size), mask))
+
+
+def make_batches(
+    encoder: "SentenceTransformer",
+    folder: Path,
+    sources: Sequence[str | Path],
+    *,
+    samples: int | None = None,
+    tokens: int = DEFAULT_TOKENS,
+    seed: int = 0,
+) -> list[Features]:
+    """Draws texts or images and makes batches of them, on the encoder's device.
+
+    Args:
+        encoder: loaded from `folder`.
+        sources: files, folders of files, or hub datasets (`owner/name`): all texts, or all images.
+        samples: at most so many texts or images, over all sources; None: `DEFAULT_TEXTS` or `DEFAULT_IMAGES`.
+        tokens: about so many tokens, over all sources (texts only).
+        seed: draws them.
+
+    Raises:
+        DataError, CheckpointError: as `modality_of_sources`; a source can't be read or holds hardly anything.
+    """
+    kind = modality_of_sources(folder, sources)
+    samples = samples or (DEFAULT_IMAGES if kind == "image" else DEFAULT_TEXTS)
+    share = max(1, samples // len(sources))
+    fewest = min(_FEWEST, share)
+    if kind == "image":
+        made = []
+        for source in sources:
+            images = read_images(source, limit=share, seed=seed)
+            _check_count(len(images), fewest, "images", source)
+            for start in range(0, len(images), _BATCH_IMAGES):
+                made.append(_features(encoder, images[start : start + _BATCH_IMAGES]))
+        return made
+    limit = min(encoder.max_seq_length or _LONGEST, _LONGEST)
+    texts: list[tuple[int, str]] = []
+    for source in sources:
+        chosen = list(dict.fromkeys(drawn(texts_of(source, share, seed), share, seed, str(source))))
+        _check_count(len(chosen), fewest, "distinct texts", source)
+        texts += _of_all_lengths(encoder, chosen, tokens // len(sources), limit, seed)
+    texts.sort(key=lambda pair: -pair[0])
+    batches, start = [], 0
+    while start < len(texts):
+        end = start + max(1, _BATCH_TOKENS // texts[start][0])
+        batches.append(_features(encoder, [text for _, text in texts[start:end]]))
+        start = end
+    return batches
+
+
+def _check_count(count: int, fewest: int, what: str, source: str | Path) -> None:
+    if count < fewest:
+        raise DataError(
+            f"{source} holds {count} {what}; calibration needs at least {fewest}",
+            hint=f"{'hundreds' if what == 'images' else 'thousands'}, like those the model will see",
+        )
+
+
+def _of_all_lengths(
+    encoder: "SentenceTransformer", texts: list[str], tokens: int, limit: int, seed: int
+) -> list[tuple[int, str]]:
+    """(tokens, text) pairs within the budget: most of it texts as they are, the rest others joined to any length."""
+    rng = random.Random(seed)
+    made = encoder.tokenizer(texts, truncation=True, max_length=limit, verbose=False)["input_ids"]
+    measured = [(len(ids), text) for ids, text in zip(made, texts, strict=True)]
+    tokens = min(tokens, sum(n for n, _ in measured))
+    special = encoder.tokenizer.num_special_tokens_to_add()
+    plain: list[tuple[int, str]] = []
+    spent = 0
+    while len(plain) < len(measured) and spent < tokens * (1 - _JOINED):
+        plain.append(measured[len(plain)])
+        spent += plain[-1][0]
+    joined: list[tuple[int, str]] = []
+    parts: list[str] = []
+    spent, length, wanted = 0, special, rng.randint(limit // 4, limit)
+    rest = measured[len(plain) :]
+    for i, (n, text) in enumerate(rest, start=1):
+        if spent >= tokens * _JOINED:
+            break
+        parts.append(text)
+        length += n - special
+        if length >= wanted or i == len(rest):
+            joined.append((min(length, limit), " ".join(parts)))
+            spent += joined[-1][0]
+            parts, length, wanted = [], special, rng.randint(limit // 4, limit)
+    prompts = prompts_of(encoder)
+    return [(n, prompts[i % len(prompts)] + text) for pairs in (plain, joined) for i, (n, text) in enumerate(pairs)]
+
+
+def _features(encoder: "SentenceTransformer", inputs: Sequence[Any]) -> Features:
+    made = encoder.preprocess(list(inputs))
+    values = {k: v.to(encoder.device) if isinstance(v, Tensor) else v for k, v in made.items()}
+    mask = values.get("attention_mask")
+    mask = mask.bool() if isinstance(mask, Tensor) and not torch.all(mask) else None
+    widths = [v.shape[1] for v in values.values() if isinstance(v, Tensor) and v.dim() > 1]
+    return Features(values, Batch(len(inputs), mask), max(widths, default=1))

@@ -1,0 +1,172 @@
+"""`pack`: a ternary checkpoint becomes a packed model.
+
+Codes go into the bits of a codec, scales into float16, embedding tables into the scheme's width, other large tensors
+into float16; names, small tensors and all companion files stay. Nothing is random: the same checkpoint gives the same
+bytes.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.encoders import checkpoint, module_replacement
+from ternarize_cli.encoders.parts import Part, parts_of
+from ternarize_cli.errors import CheckpointError, FormatError
+from ternarize_cli.format.codecs import Codec, codec_for
+from ternarize_cli.format.scheme import Artifact
+from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear, check_scale
+from ternarize_cli.model_folder import integrity
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage import files, weights
+
+__all__ = ["PackReport", "pack"]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What `pack` wrote.
+
+    Attributes:
+        artifact: the packed model's description.
+        bytes_source: weights files of the checkpoint; bytes_packed: of the packed model.
+        bytes_linears, bytes_tables, bytes_other: the packed bytes by kind (file headers not counted).
+        zeros: fraction of codes that are 0, over all linears.
+    """
+
+    artifact: Artifact
+    bytes_source: int
+    bytes_packed: int
+    bytes_linears: int
+    bytes_tables: int
+    bytes_other: int
+    zeros: float
+
+
+def pack(
+    source: Path, output: Path, *, codec: str | None = None, force: bool = False, track: Track = silent
+) -> PackReport:
+    """Writes the packed model of the ternary checkpoint `source` to `output`, atomically.
+
+    Args:
+        source: a ternary checkpoint.
+        output: the folder to write.
+        codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
+        force: replace an existing output.
+        track: progress over tensors.
+
+    Raises:
+        InputError: the codec does not hold the checkpoint's levels.
+        CheckpointError: `source` is full precision or packed already, or damaged.
+        FormatError: a scale is not finite or negative, or does not fit float16.
+        OutputError, OutputExistsError: the output can't be written.
+    """
+    files.check_output(output, force=force, inputs=[source])
+    latent = checkpoint.validate(source)
+    if latent is None:
+        raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {source}")
+    if latent.stage != "latent":
+        raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {source}")
+    layout = codec_for(latent.scheme.levels, codec)
+    artifact = replace(latent, stage="packed", codec=layout.name)
+    totals: Counter[str] = Counter()
+    with files.atomic_folder(output, force=force, inputs=[source]) as partial:
+        checkpoint.copy_companions(source, partial)
+        for part in parts_of(source):
+            known = part.artifact()
+            if known is not None:
+                totals += _pack_part(part, known, layout, partial, track)
+                part.write_config(partial, replace(known, stage="packed", codec=layout.name))
+        integrity.seal(partial)
+    return PackReport(
+        artifact=artifact,
+        bytes_source=totals["source"],
+        bytes_packed=totals["packed"],
+        bytes_linears=totals["linear"],
+        bytes_tables=totals["table"],
+        bytes_other=totals["other"],
+        zeros=totals["zeros"] / max(totals["codes"], 1),
+    )
+
+
+def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track: Track) -> Counter[str]:
+    """Packs the encoder or a Dense module; returns bytes by kind and the numbers of codes and of zeros."""
+    model = part.skeleton()
+    module_replacement.replace(model, latent)
+    linears = {n: module.transposed for n, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    table_bits = {n: module.table_bits for n, module in model.named_modules() if isinstance(module, SimulatedEmbedding)}
+    totals: Counter[str] = Counter()
+    with weights.open_shards(part.path) as shards:
+        checkpoint.check_tensors(model, shards, FormatError)
+        keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
+        names = checkpoint.names_in_model(model, keys)
+        by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
+        writer = weights.ShardWriter(output / part.subfolder)
+        pending = iter(track(keys, f"packing {part.subfolder}".strip(), len(keys)))
+        for shard in shards:
+            with writer.shard(shard.name) as out:
+                for key in shard.keys():  # noqa: SIM118
+                    next(pending)
+                    module, _, leaf = names.get(key, key).rpartition(".")
+                    if leaf == "weight" and module in linears:
+                        scale = by_key[f"{key}_scale"].get(f"{key}_scale")
+                        weight = shard.get(key)
+                        new, codes = _packed_linear(key, weight.T if linears[module] else weight, scale, layout)
+                        totals["zeros"] += int((codes == 0).sum())
+                        totals["codes"] += codes.numel()
+                        kind = "linear"
+                    elif leaf == "weight_scale" and module in linears:
+                        continue
+                    elif leaf == "weight" and module in table_bits:
+                        new, kind = _packed_table(key, shard.get(key), table_bits[module]), "table"
+                    else:
+                        kept = module_replacement.kept_by(module, latent)
+                        new, kind = {key: _other(key, shard.get(key), keep=kept)}, "other"
+                    for name, tensor in new.items():
+                        out.add(name, tensor)
+                    totals[kind] += sum(t.numel() * t.element_size() for t in new.values())
+        writer.finish()
+    totals["packed"] = writer.bytes
+    totals["source"] = weights.bytes_on_disk(part.path)
+    return totals
+
+
+def _packed_linear(key: str, weight: Tensor, scale: Tensor, codec: Codec) -> tuple[dict[str, Tensor], Tensor]:
+    if not torch.isfinite(weight).all():
+        raise FormatError(f"{key}: a weight is not finite", hint="convert or distill again")
+    check_scale(scale, f"{key}_scale")
+    half = scale.half()
+    check_scale(half, f"{key}_scale as float16")
+    codes = ternary.codes_of(weight.float(), scale.float(), codec.levels)
+    return {key: codec.pack(codes), f"{key}_scale": half}, codes
+
+
+def _packed_table(key: str, table: Tensor, bits: int) -> dict[str, Tensor]:
+    if not weights.all_finite(table):
+        raise FormatError(f"{key}: a value is not finite", hint="convert or distill again")
+    if bits == 32:
+        return {key: table.float()}
+    if bits == 16:
+        half = table.half()
+        _check_finite(half, key)
+        return {key: half}
+    codes, scale = tables.quantize_table(table, bits)
+    check_scale(scale, f"{key}_scale as float16")
+    return {key: tables.pack_codes(codes, bits), f"{key}_scale": scale}
+
+
+def _other(key: str, tensor: Tensor, *, keep: bool) -> Tensor:
+    if keep or not tensor.is_floating_point() or tensor.numel() <= module_replacement.HALF_ABOVE:
+        return tensor
+    half = tensor.half()
+    _check_finite(half, key)
+    return half
+
+
+def _check_finite(tensor: Tensor, key: str) -> None:
+    """Raises FormatError if a float16 tensor overflowed or its source was not finite."""
+    if not torch.isfinite(tensor).all():
+        raise FormatError(f"{key}: a value is not finite or does not fit float16", hint="--table-bits 32 or --skip")

@@ -1,0 +1,1 @@
+"""Texts, images and tables of rows, from wherever users keep them, and in batches."""

@@ -1,0 +1,130 @@
+"""Rows of the columns that a task needs, from the files that labelled texts are kept in.
+
+    .csv        commas; a field with a comma or a quote stands in quotes, a quote inside them is written twice
+    .tsv        tabs; quotes mean nothing, as in GLUE and BEIR
+    .jsonl      one object on each line
+    .parquet    columns of texts and numbers
+
+A CSV or TSV has a header if its first line holds every column that is asked for. Without one the columns are taken by
+their position, unless the user named them: a name that is not there is a mistake then.
+"""
+
+import csv
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.data.lines import json_objects, lines
+from ternarize_cli.errors import DataError, reason, shown
+from ternarize_cli.storage.bounds import require_regular
+
+__all__ = ["read_columns"]
+
+_ROWS = 1024
+
+
+def read_columns(
+    path: Path, columns: Sequence[str], *, named: bool = False, separator: str = ","
+) -> Iterator[tuple[str, list[Any]]]:
+    """Where each row is, as messages name it, and its values in the order of `columns`; blank lines are skipped.
+
+    Args:
+        path: a file.
+        columns: their names, in the order that a file without header has.
+        named: the user chose the names, so a CSV or TSV must have them in its header.
+        separator: of a file whose name ends neither in .csv nor in .tsv.
+
+    Raises:
+        DataError: a column is missing, a row is damaged, or there is no row; the message names file and line.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        rows = _jsonl(path, columns)
+    elif suffix == ".parquet":
+        rows = _parquet(path, columns)
+    elif (separator := {".csv": ",", ".tsv": "\t"}.get(suffix, separator)) == ",":
+        rows = _chosen(_csv(path), columns, named, "comma")
+    else:
+        rows = _chosen(_tsv(path), columns, named, "tab")
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path} is empty", hint=f"each row has: {', '.join(columns)}")
+
+
+def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
+    reader = csv.reader((text for _, text in lines(path)), strict=True)
+    line = 1  # a quoted field may hold line breaks: this is where the row starts
+    try:
+        for row in reader:
+            if row:
+                yield f"{path}, line {line}", row
+            line = reader.line_num + 1
+    except csv.Error as e:
+        raise DataError(f"{path}, line {line}: not valid CSV: {e}", hint="write a quote inside quotes twice") from e
+
+
+def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for number, line in lines(path):
+        if line.strip():
+            yield f"{path}, line {number}", line.rstrip("\r\n").split("\t")
+
+
+def _chosen(
+    rows: Iterator[tuple[str, list[str]]], columns: Sequence[str], named: bool, separator: str
+) -> Iterator[tuple[str, list[Any]]]:
+    """The columns asked for, by the header's names or by position."""
+    places: list[int] | None = None
+    width = len(columns)
+    for i, (where, row) in enumerate(rows):
+        if i == 0 and (named or set(columns) <= set(row)):
+            _check_columns(columns, row, where)
+            places, width = [row.index(name) for name in columns], len(row)
+            continue
+        if len(row) != width:
+            raise DataError(
+                f"{where}: {len(row)} column{'s' if len(row) != 1 else ''} where {width} are needed"
+                + (f": {f' {separator} '.join(columns)}" if places is None else ", as many as the header has"),
+                hint='put a text that holds a comma in double quotes: "a, b"' if separator == "comma" else None,
+            )
+        yield where, [row[place] for place in places] if places is not None else list(row)
+
+
+def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    for number, record in json_objects(path):
+        where = f"{path}, line {number}"
+        _check_columns(columns, list(record), where)
+        yield where, [record[name] for name in columns]
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    import pyarrow.parquet as pq
+
+    require_regular(path, DataError)
+    number = 0
+    try:
+        file = pq.ParquetFile(path)
+        _check_columns(columns, file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+            for row in batch.to_pylist():
+                yield f"{path}, row {number}", [row[name] for name in columns]
+                number += 1
+    except DataError:
+        raise
+    except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
+        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
+
+
+def _check_columns(wanted: Sequence[str], found: Sequence[str], where: str) -> None:
+    missing = next((name for name in wanted if name not in found), None)
+    if missing is None:
+        return
+    near = difflib.get_close_matches(missing, found, n=1)
+    hint = f"did you mean {near[0][:60]!r}? " if near else ""
+    raise DataError(
+        f"{where}: there is no column {shown(missing)}",
+        hint=f"{hint}columns: {', '.join(name[:60] for name in found[:12])}",
+    )

@@ -1,0 +1,302 @@
+"""Images, with or without labels, from the places where they are usually kept.
+
+    folder of image files     DIR/cat/1.jpg, DIR/dog/2.png: the subfolder is the label (the layout of ImageNet);
+                              DIR/1.jpg: no labels
+    IDX (MNIST and its kin)   NAME-images-idx3-ubyte[.gz] and, beside it, NAME-labels-idx1-ubyte[.gz]
+    CIFAR-10, CIFAR-100       the binary version: data_batch_1.bin, … or train.bin, with the file of the classes' names
+    Parquet                   a column of images as the `datasets` library writes it (a struct of bytes and path) or
+                              of plain bytes, and a column `label`; one file or a folder of them
+
+A folder may hold a part to learn from and a part to test on: folders `train/` and `test/`, IDX pairs `train-…` and
+`t10k-…`, files `train-*.parquet` and `test-*.parquet` (in `data/` too). `read_parts` tells them apart; `read_images`
+takes the training part, so that what is learned or calibrated on leaves the test part unseen.
+
+An `Images` is a sequence that decodes an image when it is asked for and keeps none; nothing is copied to a cache.
+Images come out as RGB, upright (EXIF), 16-bit greys scaled to 8 bits; of an animation comes the first frame. An image
+of more than MAX_PIXELS, and formats that need another program to be read (PostScript), are refused.
+"""
+
+import os
+import random
+import re
+import warnings
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, overload
+
+from ternarize_cli.data.image_files import (
+    IDX_IMAGES,
+    ImageFile,
+    image_columns,
+    is_cifar,
+    open_cifar,
+    open_idx,
+    open_parquet,
+)
+from ternarize_cli.errors import DataError, reason
+from ternarize_cli.storage.bounds import require_regular, user_path, utf8_name
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MAX_PIXELS", "Images", "is_images", "read_images", "read_labelled", "read_parts"]
+
+MAX_PIXELS = 89_478_485
+"""Pixels of an image at most; what Pillow warns of by default."""
+_MAX_ENCODED = 1 << 30
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "t10k"), "test"),
+}
+_LAYOUTS = (
+    "a folder of .jpg or .png files (in one subfolder per label), IDX files, CIFAR's binary version, or Parquet files"
+)
+
+
+@dataclass(frozen=True)
+class Images(Sequence["Image"]):
+    """RGB images that are decoded one by one, when asked for.
+
+    Attributes:
+        path: where they come from.
+        ids: how results and messages name each: a path below `path`, or a row number.
+        labels: one for each image; None if the source has none.
+        decode: row of the source → image; raises DataError for one that can't be read.
+        rows: the rows of the source that are in this sequence, in order.
+    """
+
+    path: Path
+    ids: Sequence[str]
+    labels: Sequence[str] | None
+    decode: Callable[[int], "Image"]
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> "Image": ...
+    @overload
+    def __getitem__(self, index: slice) -> "Images": ...
+    def __getitem__(self, index: int | slice) -> "Image | Images":
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        return self.decode(self.rows[index])
+
+    def take(self, chosen: Sequence[int]) -> "Images":
+        """The images at these places, as another sequence."""
+        labels = None if self.labels is None else [self.labels[i] for i in chosen]
+        return replace(self, ids=[self.ids[i] for i in chosen], labels=labels, rows=[self.rows[i] for i in chosen])
+
+    def sample(self, count: int, seed: int) -> "Images":
+        """At most `count` images, drawn by the seed and kept in the source's order.
+
+        Labels are drawn in turn, so that each has the same number of images as far as they reach.
+        """
+        if count >= len(self):
+            return self
+        order = list(range(len(self)))
+        random.Random(seed).shuffle(order)
+        if self.labels is not None:
+            turns: dict[str, int] = defaultdict(int)
+            turn = {}
+            for i in order:
+                turn[i] = turns[self.labels[i]]
+                turns[self.labels[i]] += 1
+            order.sort(key=turn.__getitem__)
+        return self.take(sorted(order[:count]))
+
+
+def is_images(path: str | Path) -> bool:
+    """Whether `path` holds images, judged by names (and a Parquet file's columns); it need not exist."""
+    path = user_path(path)
+    if os.path.isdir(path):
+        return bool(_layout(path))
+    return os.path.isfile(path) and (
+        path.suffix.lower() in _SUFFIXES or _is_idx(path) or is_cifar(path) or _is_table(path)
+    )
+
+
+def read_images(path: str | Path, *, limit: int | None = None, seed: int | None = None) -> Images:
+    """The images to learn from or to calibrate on: those of the training part, where there is one.
+
+    Args:
+        path: a file or folder of any of the layouts above.
+        limit: at most so many; None: all.
+        seed: draws which (see `Images.sample`); None: the first ones.
+
+    Raises:
+        DataError: as `read_parts`.
+    """
+    parts = read_parts(path)
+    images = parts.get("train") or next(iter(parts.values()))
+    if limit is None:
+        return images
+    return images[:limit] if seed is None else images.sample(limit, seed)
+
+
+def read_labelled(path: str | Path, split: str | None = None) -> Images:
+    """Images that have labels.
+
+    Args:
+        path: as in `read_images`.
+        split: "train" or "test"; None: a source of one part.
+
+    Raises:
+        DataError: as `read_parts`; there are no labels or there is no such part.
+    """
+    parts = read_parts(path)
+    if split is None and len(parts) > 1:
+        raise DataError(f"{path} has the parts {', '.join(parts)}", hint="name the file or folder of one of them")
+    images = next(iter(parts.values())) if split is None else parts.get(split)
+    if images is None:
+        raise DataError(f"{path} has no {split} part", hint=f"it has: {', '.join(name or 'all' for name in parts)}")
+    if images.labels is None:
+        raise DataError(
+            f"{path} has images without labels",
+            hint="one subfolder per label, a column `label`, or the file of labels beside the IDX file of images",
+        )
+    return images
+
+
+def read_parts(path: str | Path) -> dict[str, Images]:
+    """The parts of a source: `train`, `validation`, `test` as far as they can be told apart, else one that is named "".
+
+    Raises:
+        DataError: nothing is there, it holds no images, or a file is damaged; the message names file and value. An
+            image that can't be decoded is found when it is asked for.
+    """
+    root = user_path(path)
+    if not os.path.exists(root):
+        raise DataError(f"there is no file or folder {str(path)[:200]}", hint=_LAYOUTS)
+    parts = _layout(root) if root.is_dir() else {"": [root]} if is_images(root) else {}
+    if not parts:
+        raise DataError(f"{path} holds no images", hint=_LAYOUTS)
+    return {part: _open(root, part, files) for part, files in parts.items()}
+
+
+def _layout(root: Path) -> dict[str, list[Path]]:
+    """Part → its files, all of them IDX files of images, or of CIFAR, or Parquet files, or image files."""
+    files = sorted(p for p in [*root.glob("*"), *root.glob("data/*")] if p.is_file())
+    for wanted in (_is_idx, is_cifar, _is_table):
+        if found := [p for p in files if wanted(p)]:
+            # CIFAR-10 calls its training part data_batch_1 to 5
+            return _parts((re.sub("^data_batch", "train", p.name), [p]) for p in found)
+    folders = [(p.name, _pictures(p)) for p in sorted(root.glob("*")) if p.is_dir() and not p.name.startswith(".")]
+    folders = [(name, found) for name, found in folders if found]
+    if folders and all(name.lower() in _PARTS for name, _ in folders):
+        return _parts(folders)
+    found = _pictures(root)
+    return {"": found} if found else {}
+
+
+def _is_idx(file: Path) -> bool:
+    return IDX_IMAGES.fullmatch(file.name) is not None
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet" and image_columns(file) is not None
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Image files in a folder and one folder down; pipes, devices and folders are none, whatever their names."""
+    found = (p for p in [*folder.glob("*"), *folder.glob("*/*")] if p.suffix.lower() in _SUFFIXES)
+    found = (p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
+    return sorted(p for p in found if p.is_file() or not p.exists())  # a dead link is named when it is read
+
+
+def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
+    """Gathers files by the part that a word of their name tells; if one name tells none, no name does."""
+    parts: dict[str, list[Path]] = {}
+    for name, files in named:
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        parts.setdefault(next((_PARTS[word] for word in words if word in _PARTS), ""), []).extend(files)
+    if "" in parts:
+        return {"": sorted(file for files in parts.values() for file in files)}
+    return {part: parts[part] for part in dict.fromkeys(_PARTS.values()) if part in parts}
+
+
+def _open(root: Path, part: str, files: list[Path]) -> Images:
+    if files[0].suffix.lower() in _SUFFIXES:
+        return _open_pictures(root, files)
+    opened = open_idx if _is_idx(files[0]) else open_cifar if is_cifar(files[0]) else open_parquet
+    sources: list[ImageFile] = [opened(p) for p in files]
+    ends = list(accumulate(len(source) for source in sources))
+    if len({source.labels is None for source in sources}) == 2:
+        without = next(source.path for source in sources if source.labels is None)
+        raise DataError(f"{without} has no labels, but others beside it have")
+
+    def decode(row: int) -> "Image":
+        file = bisect_right(ends, row)
+        inner = row - (ends[file - 1] if file else 0)
+        return _rgb(sources[file].read(inner), f"{files[file]}, image {inner}")
+
+    return Images(
+        path=root,
+        ids=[f"{part}/{row}" if part else str(row) for row in range(ends[-1])],
+        labels=None if sources[0].labels is None else [label for source in sources for label in source.labels or ()],
+        decode=decode,
+        rows=range(ends[-1]),
+    )
+
+
+def _open_pictures(root: Path, files: list[Path]) -> Images:
+    """The label is the file's folder, unless that is the source itself or one of its parts."""
+    base = root if root.is_dir() else root.parent
+    bare = [p for p in files if p.parent == base or (p.parent.parent == base and p.parent.name.lower() in _PARTS)]
+    # A class may be called "train", too: then there are other classes beside it, and every file is one folder down.
+    if len(bare) < len(files) and all(p.parent.parent == base for p in files):
+        bare = []
+    if 0 < len(bare) < len(files):
+        raise DataError(f"{bare[0]} lies beside the folders that give the labels", hint="move it into one of them")
+    return Images(
+        path=root,
+        ids=[utf8_name(p.relative_to(base)) for p in files],
+        labels=None if bare else [utf8_name(p.parent.name) for p in files],
+        decode=lambda row: _rgb(files[row], str(files[row])),
+        rows=range(len(files)),
+    )
+
+
+def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        if isinstance(source, Path) and (size := require_regular(source, DataError).st_size) > _MAX_ENCODED:
+            raise ValueError(f"it has {size:,} bytes, more than the {_MAX_ENCODED:,} that are read")
+        with (
+            warnings.catch_warnings(action="ignore"),  # about a palette's transparency, a size, a damaged EXIF block
+            source if isinstance(source, Image.Image) else Image.open(source, formats=_formats()) as opened,
+        ):
+            wide, high = opened.size
+            if wide * high > MAX_PIXELS:
+                raise ValueError(f"its {wide:,} × {high:,} pixels are more than the {MAX_PIXELS:,} that are read")
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # PIL would clip the greys at 255
+                image = image.point(lambda value: value / 256).convert("L")
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as e:  # whatever a damaged file sets off in a decoder
+        if isinstance(e, Image.DecompressionBombError):
+            what = f"it has more than the {MAX_PIXELS:,} pixels that are read"
+        else:
+            what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else reason(e)
+        raise DataError(f"{name} can't be read: {what}", hint="mend or remove it") from e
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow can read."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)

@@ -1,0 +1,141 @@
+"""Text files one line at a time, with errors that name file and line.
+
+A line ends at LF or CR LF only, so that texts may hold the other characters Python would split at (U+2028, form feed).
+A byte order mark at the start is dropped. A file in another encoding than UTF-8 is refused at the first line that shows
+it, so a file of several encodings is refused, too: nobody can tell what its texts are.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import DataError, shown
+from ternarize_cli.storage.bounds import lines_of, parse_json, require_regular, user_path
+from ternarize_cli.storage.files import sha256
+
+__all__ = ["check_encodable", "digest_of", "filled", "json_objects", "json_records", "lines", "readable_file"]
+
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_RECORD = '{"_id": "1", "text": "…"}'
+
+
+def readable_file(path: Path) -> Path:
+    """`path` with `~` expanded.
+
+    Raises:
+        DataError: it is no regular file, or can't be read. A pipe is none: files are read more than once.
+    """
+    path = user_path(path)
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder; a file is needed", hint="a folder is what --retrieval takes")
+    if not os.path.exists(path):
+        raise DataError(f"there is no file {str(path)[:200]}", hint="check the path")
+    require_regular(path, DataError)
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} can't be read: no permission", hint="check the permissions of the file")
+    return path
+
+
+def digest_of(paths: Sequence[Path], *choices: str) -> str:
+    """A hash of files and of what is taken from them; that of the file itself if it is one, taken as it is."""
+    if len(paths) == 1 and not choices:
+        return sha256(paths[0])
+    return hashlib.sha256("\n".join([*map(sha256, paths), *choices]).encode()).hexdigest()
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers, from 1, and lines with their endings.
+
+    Raises:
+        DataError: a line is longer than `bounds.MAX_LINE`, is not UTF-8, or holds a NUL, which no text has but all
+            UTF-16 files of Latin letters.
+    """
+    with path.open("rb") as f:
+        for number, raw in enumerate(lines_of(f, f"{path},", DataError), start=1):
+            where = f"{path}, line {number}"
+            if number == 1 and raw.startswith(_UTF_16):
+                raise DataError(f"{where}: this is UTF-16, not UTF-8", hint=f"iconv -f utf-16 -t utf-8 {path.name}")
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as e:
+                raise DataError(
+                    f"{where}: not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})",
+                    hint="convert it, for example: iconv -f latin1 -t utf-8; a file has one encoding",
+                ) from None
+            if "\0" in text:
+                raise DataError(f"{where}: a NUL at column {text.index(chr(0)) + 1}", hint="is the file UTF-16?")
+            yield number, text
+
+
+def filled(text: object, what: str, where: str) -> str:
+    """`text` if it is one and holds more than white space.
+
+    Raises:
+        DataError: it is not, with `where` (file and line) in front.
+    """
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise DataError(f"{where}: the {what} is empty")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the {what} is {shown(text)}, not a text")
+    return text
+
+
+def check_encodable(value: object, where: str) -> None:
+    """Checks that the strings in a JSON value can be written as UTF-8.
+
+    Raises:
+        DataError: one holds half of a surrogate pair.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: half of a surrogate pair in {e.object[e.start : e.start + 20]!a}") from e
+
+
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSONL file; blank lines are skipped.
+
+    Raises:
+        DataError: a line is no JSON object, or holds half of a surrogate pair.
+    """
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        record = parse_json(line, where, error=DataError, hint="one JSON object on each line")
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: {line.strip()[:40]!r} is not a JSON object", hint=_RECORD)
+        if _SURROGATE.search(line):
+            check_encodable(record, where)
+        yield number, record
+
+
+def json_records(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file by their `_id`, each with its line number.
+
+    Raises:
+        DataError: a line is no JSON object with `_id` and `text`, an id is there twice, or there is no line at all.
+    """
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, record in json_objects(path):
+        where = f"{path}, line {number}"
+        key, text = record.get("_id"), record.get("text")
+        if isinstance(key, int) and not isinstance(key, bool):
+            key = str(key)
+        if not isinstance(key, str) or not key:
+            raise DataError(f'{where}: the object has no "_id" that is a text', hint=_RECORD)
+        if not isinstance(text, str):
+            raise DataError(f'{where}: the object {shown(key)} has no "text" that is a text', hint=_RECORD)
+        if key in found:
+            raise DataError(
+                f"{where}: the id {shown(key)} is there already, on line {found[key][0]}", hint="make ids unique"
+            )
+        found[key] = number, record
+    if not found:
+        raise DataError(f"{path} is empty", hint='each line is a JSON object: {"_id": "1", "text": "…"}')
+    return found

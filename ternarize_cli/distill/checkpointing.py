@@ -1,0 +1,103 @@
+"""What distillation keeps on disk: checkpoints to resume from, and the trained tensors.
+
+.NAME.partial/
+  state.pt        the last checkpoint (tensors and plain values only) after its sha256; replaced atomically
+  metrics.jsonl   one line per reading of the losses
+  start/          the student, where it was converted on the fly
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ternarize_cli.distill.losses import REVISION
+from ternarize_cli.distill.options import Training
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.parts import Part
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.storage import files, weights
+
+__all__ = ["has_checkpoint", "key", "load", "replace_contents", "save", "write_tensors"]
+
+STATE = "state.pt"
+_DIGEST = 32
+_MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every")
+
+
+def key(models: Iterable[Path], training: Training, *others: object) -> str:
+    """What must be equal for a run to be resumed: models, settings but for budget and learning rate, and `others`."""
+    settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
+    parts = [*map(files.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def has_checkpoint(partial: Path) -> bool:
+    """Whether a partial folder holds something to resume from."""
+    return (partial / STATE).is_file()
+
+
+def save(partial: Path, run: str, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; killed on the way, the one before it stays."""
+    made = io.BytesIO()
+    torch.save({"key": run, "revision": REVISION, **state}, made)
+    with files.atomic_file(partial / STATE, force=True) as path, path.open("wb") as stream:
+        stream.write(hashlib.sha256(made.getbuffer()).digest())
+        stream.write(made.getbuffer())
+
+
+def load(partial: Path, run: str) -> dict[str, Any]:
+    """Reads the checkpoint in a partial folder; its tensors are on the CPU.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another run or of a version that trains otherwise.
+    """
+    path = partial / STATE
+    if not has_checkpoint(partial):
+        hint = "without --resume training starts anew"
+        raise CheckpointError(f"there is nothing to resume: {partial} holds no checkpoint", hint=hint)
+    again = "--force without --resume starts anew"
+    content = path.read_bytes()
+    digest, content = content[:_DIGEST], content[_DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        raise CheckpointError(f"{path} is damaged: it is not what was written", hint=again)
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if state.pop("revision", None) != REVISION:
+        raise CheckpointError(f"{path} is of another version of ternarize, which trains otherwise", hint=again)
+    if state.pop("key") != run:
+        raise CheckpointError(
+            f"{path} is of a run with other models, data or settings",
+            hint=f"give the options of that run (budget and --learning-rate may differ); {again}",
+        )
+    return state
+
+
+def write_tensors(part: Part, output: Path, trained: nn.Module) -> None:
+    """Writes the trained tensors of a part under the names and into the shards of the checkpoint they came from."""
+    state = trained.state_dict()
+    writer = weights.ShardWriter(output / part.subfolder)
+    with weights.open_shards(part.path) as shards:
+        for shard in shards:
+            keys = shard.keys()
+            names = checkpoint.names_in_model(trained, keys)
+            with writer.shard(shard.name) as out:
+                for name in keys:
+                    out.add(name, state[names[name]] if name in names else shard.get(name))
+    writer.finish()
+
+
+def replace_contents(folder: Path, made: Path) -> None:
+    """Leaves in `folder` what lies in its subfolder `made`, and nothing else."""
+    for path in folder.iterdir():
+        if path != made:
+            files.remove(path)
+    aside = made.rename(folder / f".{made.name}")
+    for path in list(aside.iterdir()):
+        path.rename(folder / path.name)
+    aside.rmdir()

@@ -1,0 +1,247 @@
+"""Model folders: what they are, whether they are whole, and what travels from one to the next."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ternarize_cli.encoders.tensor_names import names_in_model, split_fused
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.format.scheme import METHOD, Artifact
+from ternarize_cli.model_folder import config_check, integrity
+from ternarize_cli.model_folder.folder_check import LOADING, check_folder
+from ternarize_cli.model_folder.model_files import copy_companions
+from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.weights import DTYPES, Shard, open_shards
+
+__all__ = [
+    "artifact_of",
+    "brings_code",
+    "check_tensors",
+    "copy_companions",
+    "names_in_model",
+    "read_config",
+    "skeleton",
+    "split_fused",
+    "stage",
+    "validate",
+    "write_config",
+]
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+    return read_object(path)
+
+
+def artifact_of(folder: Path) -> Artifact | None:
+    """The artifact description in a folder's config; None for a model that is not ours.
+
+    Raises:
+        FormatError: it is ours but breaks the format.
+        CheckpointError: config.json is missing or damaged.
+    """
+    quantization = read_config(folder).get("quantization_config")
+    if quantization is None:
+        return None
+    if not isinstance(quantization, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: quantization_config is no JSON object", hint="fetch it again")
+    if quantization.get("quant_method") != METHOD:
+        return None
+    return Artifact.from_dict(quantization)
+
+
+def stage(folder: Path) -> str | None:
+    """ "latent" or "packed" for an artifact of ours, None for a full-precision model."""
+    artifact = artifact_of(folder)
+    return artifact.stage if artifact else None
+
+
+def skeleton(folder: Path) -> Any:
+    """The encoder that `AutoModel` builds for a folder's config, on the meta device (no memory, no values).
+
+    Of T5 and its kin it is the encoder alone, as in sentence-transformers.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, or the config asks for code from its folder.
+    """
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+
+    values = read_config(folder)
+    _check_own_code(values, folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, **LOADING)
+        config_check.check_built(config, folder / "config.json")
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        text_encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+        encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
+        with torch.device("meta"):
+            return (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as e:  # whatever a config with wrong values sets off in a model's constructor
+        text = " ".join(str(e).split())[:240]
+        raise CheckpointError(
+            f"transformers can't build the model that {folder / 'config.json'} describes: {text}"
+        ) from e
+
+
+def brings_code(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json names model code of its own (`auto_map`)."""
+    return bool(config.get("auto_map"))
+
+
+def _check_own_code(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a model whose class only its own code has; of another, notes that its own code is not run."""
+    import transformers
+
+    if not brings_code(config):
+        return
+    named = config.get("architectures") or []
+    missing = [name for name in named if not (isinstance(name, str) and hasattr(transformers, name))]
+    if config.get("model_type") not in transformers.CONFIG_MAPPING or missing:
+        raise CheckpointError(
+            f"{folder} brings its own model code (auto_map in config.json), which is never run, and transformers has "
+            f"no class {missing[0] if missing else config.get('model_type')}",
+            hint="use a model that transformers has",
+        )
+    integrity.note_once(
+        f"{folder} names model code of its own (auto_map), which is not run; the class of transformers for "
+        f"{config.get('model_type')} takes its place"
+    )
+
+
+def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = False) -> Artifact | None:
+    """Checks a folder before anything in it is loaded: what its configs ask for, its weights files, and its digest.
+
+    The content of packed tensors (codes, scales) is checked by the plug-in when they are loaded.
+
+    Args:
+        folder: a model of any stage.
+        allow_pickle: let pickled weights pass.
+        always_verify: compare a packed model with its digest whatever TERNARIZE_VERIFY says.
+
+    Returns:
+        The artifact's description; None for a full-precision model.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or asks for something that is not taken from a folder.
+        FormatError: the artifact's description breaks the format, or a packed model is not what its digest says.
+    """
+    config = check_folder(folder, allow_pickle=allow_pickle)
+    artifact = artifact_of(folder)
+    if artifact is not None and artifact.stage == "packed":
+        integrity.verify(folder, always=always_verify)
+    with open_shards(folder, allow_pickle=allow_pickle) as shards:
+        count = sum(len(shard.keys()) for shard in shards)
+        if not count:
+            raise CheckpointError(f"{shards[0].path} holds no tensors", hint="fetch the file again")
+    config_check.check_layers(config, folder / "config.json", count)
+    return artifact
+
+
+def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointError] = CheckpointError) -> None:
+    """Checks that the files hold every tensor of a model, in its shape and kind, from their headers alone.
+
+    Only what transformers itself expects to be absent may be: a pooler that no module of ours stands for, tied tensors,
+    those a model lists as ignorable, and, in a class around the encoder, the layers beside it. Tensors that the model
+    has no place for are passed over (heads of a pre-training task), unless they belong to its layers: then config.json
+    describes another model than the one that was saved.
+
+    Args:
+        model: the skeleton, with the modules of an artifact in place.
+        shards: the opened files.
+        error: the class of error that is raised.
+
+    Raises:
+        CheckpointError (of the class `error`): a tensor is missing, has another shape or dtype, or belongs to layers
+            that the model does not have; the message names it.
+    """
+    from ternarize_cli.encoders.anatomy import names_in_encoder
+    from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
+
+    state = model.state_dict(keep_vars=True)
+    found: set[str] = set()
+    for shard in shards:
+        names = names_in_model(model, shard.keys())
+        if surplus := _surplus(model, (key for key in shard.keys() if names.get(key) not in state)):  # noqa: SIM118
+            raise error(
+                f"the model that config.json describes has no place for the tensor {surplus} in its layers",
+                hint="config.json and the weights are of different models: fetch or make the model again",
+            )
+        for key, name in names.items():
+            wanted = state.get(name)
+            if wanted is None:
+                continue
+            found.add(name)
+            if shard.shape(key) != tuple(wanted.shape):
+                raise error(f"{key} is {list(shard.shape(key))}, and config.json makes it {list(wanted.shape)}")
+            exact = wanted.dtype in (torch.uint8, torch.int8)
+            allowed = [n for n, t in DTYPES.items() if t == wanted.dtype] if exact else _FLOATS
+            if (exact or wanted.is_floating_point()) and shard.dtype(key) not in allowed:
+                raise error(f"{key} is {shard.dtype(key)}, not {' or '.join(allowed)}")
+    ours = (TernaryLinear, PackedLinear, SimulatedEmbedding, PackedEmbedding)
+    required = {name for name, module in model.named_modules() if isinstance(module, ours)}
+    held = {id(state[name]) for name in found}
+    encoder = names_in_encoder(model)
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    ignorable = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    for name in state:
+        module = name.rpartition(".")[0]
+        if name in found or id(state[name]) in held or name in tied or module not in encoder:
+            continue
+        optional = "pooler" in name or name.endswith("mask_token") or any(p.search(name) for p in ignorable)
+        if module in required or not optional:
+            raise error(f"the tensor {name} is missing", hint="the model is incomplete: fetch or make it again")
+
+
+_BUFFERS = re.compile(
+    r"(\.|^)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids|attn_mask|\w*relative_position_index|embed_positions)$"
+)
+"""Buffers that earlier versions of transformers stored in layers; their values follow from the config."""
+
+
+def _surplus(model: Any, keys: Iterable[str]) -> str | None:
+    """The first of the keys that names a tensor of a layer; None if all are outside the layers."""
+    lists = [re.escape(name) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        return None
+    base = re.escape(getattr(model, "base_model_prefix", "") or "model")
+    layer = re.compile(rf"({base}\.)?({'|'.join(lists)})\.\d+\.")
+    ignorable = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    for key in keys:
+        if layer.match(key) and not _BUFFERS.search(key) and not any(p.search(key) for p in ignorable):
+            return key
+    return None
+
+
+def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
+    """Writes config.json with the artifact's description, and names us as a requirement to sentence-transformers.
+
+    Call it when the companion files are in place.
+    """
+    config = read_config(source)
+    config.pop("torch_dtype", None)
+    config["dtype"] = "float32"
+    config["quantization_config"] = artifact.to_dict()
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not (folder / "modules.json").is_file():
+        return
+    path = folder / "config_sentence_transformers.json"
+    settings = read_object(path) if path.is_file() else {}
+    version = artifact.tool_version
+    settings["requirements"] = {**settings.get("requirements", {}), "ternarize-cli": {"specifier": f">={version}"}}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

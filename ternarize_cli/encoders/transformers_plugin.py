@@ -1,0 +1,184 @@
+"""The plug-in: `import ternarize_cli.hf`, and transformers and sentence-transformers open our artifacts.
+
+    import ternarize_cli.hf
+    model = AutoModel.from_pretrained("MiniLM-packed")            # or SentenceTransformer("MiniLM-packed")
+
+It registers a quantizer under the method "ternarize". Before the weights are loaded it puts our modules in place of the
+linears and embeddings that the artifact's config names; transformers then loads the tensors by name as for any model.
+Without the plug-in a packed folder can't be mistaken for a dense one: the packed tensor is named `weight` on purpose,
+and its shape does not fit.
+
+A Dense module of sentence-transformers has weights and a config of its own, and loads them itself. Two of its methods
+are extended, when the first artifact is loaded in a process that uses sentence-transformers: they see the description
+in the module's config.json and put our linear in place. Without the plug-in such a module does not load either: its
+tensors have other names or shapes.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+import ternarize_cli.kernels  # noqa: F401  (so that packed layers run)
+from ternarize_cli.encoders import module_replacement
+from ternarize_cli.encoders.checkpoint import check_tensors
+from ternarize_cli.errors import FormatError
+from ternarize_cli.format.scheme import METHOD, Artifact
+from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
+from ternarize_cli.model_folder import integrity
+from ternarize_cli.model_folder.folder_check import check_folder
+from ternarize_cli.storage.weights import all_finite, open_files
+
+__all__ = ["TernarizeConfig", "TernarizeQuantizer", "quiet_libraries"]
+
+
+@register_quantization_config(METHOD)
+class TernarizeConfig(QuantizationConfigMixin):
+    """An artifact's `quantization_config`, as transformers wants to see one; `artifact` holds it parsed.
+
+    Raises:
+        FormatError: as `Artifact.from_dict`.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.quant_method = METHOD
+        self.artifact = Artifact.from_dict({"quant_method": METHOD, **values})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Built from the dict in config.json."""
+        config = cls(**config_dict)
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dict for config.json, without a digest: what is saved again has other bytes than what was packed."""
+        return self.artifact.to_dict()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All of it: an artifact explains itself."""
+        return self.to_dict()
+
+
+@register_quantizer(METHOD)
+class TernarizeQuantizer(HfQuantizer):
+    """Puts our modules in place before loading and checks what was loaded."""
+
+    requires_calibration = False
+    quantization_config: TernarizeConfig
+
+    @property
+    def artifact(self) -> Artifact:
+        """What is being loaded."""
+        return self.quantization_config.artifact
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if "sentence_transformers" in sys.modules:
+            _extend_dense()
+        dtype = kwargs.get("dtype")
+        paths = [Path(path) for path in kwargs.get("checkpoint_files") or []]
+        _check_before_loading(paths, self.artifact)
+        module_replacement.replace(model, self.artifact, dtype if isinstance(dtype, torch.dtype) else None)
+        with open_files(paths) as shards:
+            check_tensors(model, shards, FormatError)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        _check_values(model)
+        return model
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        return module_replacement.dequantize(model).to(dtype or torch.float32)
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """`save_pretrained` writes the artifact again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """A ternary checkpoint trains; a packed model does not."""
+        return self.artifact.stage == "latent"
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Training a ternary checkpoint is quantisation-aware."""
+        return self.is_trainable
+
+
+def _check_before_loading(paths: list[Path], artifact: Artifact) -> None:
+    """Checks the folder that an artifact is loaded from, and a packed model's digest.
+
+    Raises:
+        CheckpointError: as `folder_check.check_folder` and `integrity.verify`, or a weights file is a pickle.
+    """
+    for path in paths:
+        if path.suffix != ".safetensors":
+            raise FormatError(f"{path} is no safetensors file, and artifacts of ternarize have no others")
+    for folder in {path.parent for path in paths}:
+        check_folder(folder)
+        if artifact.stage == "packed":
+            integrity.verify(folder)
+
+
+def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
+    """Checks a model that was loaded from an artifact.
+
+    Raises:
+        FormatError: a code is invalid, a scale is negative, or a value is not finite; the message names the tensor.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not tensor.is_meta and not all_finite(tensor.detach()):
+            raise FormatError(f"{prefix}{name}: a value is not finite", hint="fetch or make the model again")
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            module.check(prefix + name)
+        elif isinstance(module, TernaryLinear):
+            check_scale(module.weight_scale.detach(), f"{prefix}{name}.weight_scale")
+
+
+def _extend_dense() -> None:
+    """Teaches sentence-transformers' Dense to load and save modules that are artifacts; does so once."""
+    from sentence_transformers.base.modules import Dense
+
+    if getattr(Dense, "_reads_ternarize", False):
+        return
+    read_config, read_weights = Dense.load_config.__func__, Dense.load_torch_weights.__func__
+
+    def load_config(cls: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        config: dict[str, Any] = read_config(cls, *args, **kwargs)
+        config.pop("quantization_config", None)  # no argument of Dense
+        return config
+
+    def load_torch_weights(cls: Any, model_name_or_path: str, model: Any = None, **where: Any) -> Any:
+        values = read_config(cls, model_name_or_path, **where).get("quantization_config")
+        if model is None or values is None:
+            return read_weights(cls, model_name_or_path, model=model, **where)
+        artifact = Artifact.from_dict(values)
+        name = where.get("subfolder") or "Dense"
+        path = cls.load_file_path(model_name_or_path, filename="model.safetensors", **where)
+        if path is None:
+            raise FormatError(f"{name} holds no model.safetensors", hint="the model is incomplete: make it again")
+        module_replacement.replace(model, artifact)
+        with open_files([path]) as shards:
+            check_tensors(model, shards, FormatError)
+            tensors = {key: shard.get(key) for shard in shards for key in shard.keys()}  # noqa: SIM118
+        model.load_state_dict(tensors)
+        _check_values(model, f"{name}.")
+        model.quantization_config = artifact.to_dict()
+        model.config_keys = [*cls.config_keys, "quantization_config"]  # so that it is saved again
+        return model
+
+    Dense.load_config = classmethod(load_config)
+    Dense.load_torch_weights = classmethod(load_torch_weights)
+    Dense._reads_ternarize = True
+
+
+def quiet_libraries() -> None:
+    """Turns off the loading bars and load reports that transformers prints on stderr."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

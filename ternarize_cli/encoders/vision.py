@@ -1,0 +1,80 @@
+"""Image encoders: which folders they are, and how patch embeddings become one vector.
+
+sentence-transformers runs them (its Transformer module calls the image processor that the folder names, on PIL images,
+without torchvision), but it would pool the embeddings of any plain folder by their mean. Vision models have a better
+vector, and which one can be seen from how they are built:
+
+    pooler_output                DINOv2: the CLS token after the last LayerNorm. CLIP: the same, after a LayerNorm of
+                                 its own. SigLIP: the attention head. Swin, BEiT: the mean of the patches.
+    CLS token, after LayerNorm   ViT, DeiT: their pooler is a linear with tanh that most checkpoints lack, and that
+                                 transformers then invents at random.
+    mean                         models that have neither
+"""
+
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ternarize_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.modules.module import Module
+
+__all__ = ["has_processor", "image_modules", "image_pooling"]
+
+Pooling = Literal["pooler_output", "cls", "mean"]
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a model folder says how images are resized and normalised."""
+    return any((folder / name).is_file() for name in _PROCESSOR_FILES)
+
+
+def image_pooling(model: Any) -> Pooling:
+    """How the vector of an image is made from a transformers model (meta is fine)."""
+    pooler = getattr(model, "pooler", None)
+    if hasattr(pooler, "dense"):
+        return "cls"
+    if _gives_pooler_output(model):
+        return "pooler_output"
+    return "cls" if any(name.endswith("cls_token") for name, _ in model.named_parameters()) else "mean"
+
+
+def _gives_pooler_output(model: Any) -> bool:
+    try:
+        returned = typing.get_type_hints(type(model).forward).get("return")
+    except NameError:  # an annotation that only type checkers can resolve
+        return False
+    return any(
+        "pooler_output" in getattr(kind, "__dataclass_fields__", ()) for kind in (returned, *typing.get_args(returned))
+    )
+
+
+def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]":
+    """The sentence-transformers modules for a plain transformers folder of an image encoder.
+
+    Args:
+        folder: the model.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+
+    Raises:
+        CheckpointError: the folder has no image processor.
+    """
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+
+    from ternarize_cli.model_folder.folder_check import loading_arguments
+
+    if not has_processor(folder):
+        raise CheckpointError(
+            f"{folder} has no image processor ({_PROCESSOR_FILES[0]})",
+            hint="copy the file over from the model's source: it says how images are resized and normalised",
+        )
+    transformer = Transformer(str(folder), **loading_arguments(allow_pickle=allow_pickle))
+    pooling = image_pooling(transformer.model)
+    if pooling == "pooler_output":
+        transformer.modality_config = {"image": {"method": "forward", "method_output_name": pooling}}
+        transformer.module_output_name = "sentence_embedding"
+        return [transformer]
+    return [transformer, PoolingModule(transformer.get_embedding_dimension(), pooling)]

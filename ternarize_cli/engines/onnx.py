@@ -1,0 +1,83 @@
+"""Rivals run by ONNX Runtime on the CPU: fp32, and int8 by dynamic quantisation.
+
+int8 is what `onnxruntime.quantization.quantize_dynamic` makes of the fp32 export: weights of matrix products as int8
+with a scale per output channel, word tables as int8 with one scale, activations as uint8 with a scale found anew for
+each call. Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
+vectors, with one per channel .993. ONNX Runtime's own graph optimiser, run before it, made nothing faster.
+
+Sessions do not spin (`session.intra_op.allow_spinning` is 0). By default ONNX Runtime's idle threads go on looking for
+work for a while after a call, and take the cores from whoever is timed next; on two busy cores they take them from each
+other, too.
+
+On x86 without VNNI two neighbouring products of uint8 and int8 are added up in 16 bits, which overflow; as its
+documentation advises, weights then use 7 of their 8 bits.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ternarize_cli.engines import exports
+from ternarize_cli.engines.baselines import Forward, rival
+from ternarize_cli.measuring import machine
+
+__all__ = ["forward_of_onnx", "int8_model", "weight_bits"]
+
+
+def weight_bits() -> int:
+    """Bits of an int8 weight that are used on this machine: 7 on x86 without VNNI, else 8."""
+    wide = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine.facts()["isa"])
+    return 7 if platform.machine().lower() in ("x86_64", "amd64") and not wide else 8
+
+
+def int8_model(folder: Path) -> Path:
+    """The model in `folder` as int8 ONNX, made of its fp32 export: the path of `model.onnx` in its own folder."""
+    bits = weight_bits()
+
+    def make(output: Path) -> None:
+        source = exports.onnx_export(folder)
+        with exports.quiet():
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(
+                source,
+                output / "model.onnx",
+                per_channel=True,
+                reduce_range=bits == 7,
+                weight_type=QuantType.QInt8,
+            )
+
+    decides = {name: version(name) for name in ("torch", "transformers", "onnxscript", "onnxruntime")}
+    return exports.kept(folder, "onnx-int8", decides | {"bits": bits}, make) / "model.onnx"
+
+
+def forward_of_onnx(path: Path) -> Forward:
+    """Loads an export into ONNX Runtime, with as many threads as torch uses now."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    names = [entry.name for entry in session.get_inputs()]
+
+    def forward(*batch: Tensor) -> Tensor:
+        fed = {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return forward
+
+
+_SHARED: dict[str, Any] = {"needs": ("onnx", "onnxscript"), "runtime": "onnxruntime", "cpu_only": True}
+
+
+@rival("onnx-int8", "ONNX Runtime, dynamic int8 quantisation, weights per channel", make=int8_model, **_SHARED)
+@rival("onnx-fp32", "ONNX Runtime, fp32", make=exports.onnx_export, **_SHARED)
+def _onnx(path: Path, device: str) -> Forward:
+    return forward_of_onnx(path)

@@ -1,0 +1,294 @@
+"""What else could be made of the teacher: the same encoder in other widths and runtimes, or with smaller vectors.
+
+    name                          what changes                         needs
+    torch-fp32, -bf16, -fp16      the transformer's width              nothing
+    onnx-fp32, -int8              the transformer runs in ONNX Runtime the extra `rivals`
+    openvino-fp32, -bf16, -int8   the transformer runs in OpenVINO     the extra `rivals`
+    vectors-int8, vectors-binary  the vectors' width                   nothing
+    truncate-N                    the vectors' first N numbers         nothing; fair to Matryoshka models only
+
+All are made on the spot. Tokenizer, prompts, pooling, Dense modules and normalisation stay the teacher's; pooling is
+done in fp32. The arithmetic of vectors is that of `sentence_transformers.util.quantize_embeddings`: int8 splits each
+dimension's range, found on calibration texts, into 255 steps; binary keeps the signs. Both are scored as the vectors
+that an index would compare: int8 as the middles of their steps, binary as ±1, whose cosine ranks as Hamming distance
+does.
+"""
+
+import difflib
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.loading import checked_device, load_encoder
+from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.engines import baselines, exports, onnx, openvino
+from ternarize_cli.engines.baselines import Forward
+from ternarize_cli.errors import InputError
+from ternarize_cli.storage import weights
+from ternarize_cli.storage.files import content_hash
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["CALIBRATED", "Made", "fingerprint", "is_rival", "make", "names", "require"]
+
+CALIBRATED = ("openvino-int8", "vectors-int8")
+"""Rivals that need calibration texts."""
+_VECTORS = ("vectors-int8", "vectors-binary")
+_FAMILY = re.compile(r"(torch|onnx|openvino|vectors|truncate)-[\w.]+")
+_TRUNCATE = re.compile(r"truncate-([1-9]\d*)")
+_DTYPES = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16, "torch-fp16": torch.float16}
+_CALIBRATION_TEXTS = 300
+_LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "nncf")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A rival, ready to encode.
+
+    Attributes:
+        encoder: gives its vectors.
+        weights_bytes: what it keeps of the model: files where there are some, else elements times width.
+        vector_bytes: of one vector as an index would store it.
+        note: how it was made, a sentence.
+    """
+
+    encoder: "SentenceTransformer"
+    weights_bytes: int
+    vector_bytes: int
+    note: str
+
+
+def names() -> list[str]:
+    """All rivals; `truncate-N` stands for any number N."""
+    return [*baselines.names(), *_VECTORS, "truncate-N"]
+
+
+def is_rival(name: str) -> bool:
+    """Whether a name means a rival rather than a model: known or not, it looks like one and is no folder."""
+    return _FAMILY.fullmatch(name) is not None and not Path(name).is_dir()
+
+
+def require(name: str) -> None:
+    """Checks that a rival can be made here, before any model is loaded.
+
+    Raises:
+        InputError: there is none of that name.
+        UnavailableError: packages that it needs are not installed.
+    """
+    if name in baselines.names(same_vectors=True):
+        baselines.require(name)
+    elif name not in _VECTORS and not _TRUNCATE.fullmatch(name):
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5) or names()
+        raise InputError(f"there is no rival {name!r}", hint="one of: " + ", ".join(near))
+
+
+def fingerprint(name: str, teacher: Path, calibration: Sequence[Any] | None = None) -> str:
+    """What decides a rival's vectors, as 64 hex digits: the teacher's files, the libraries, the calibration data."""
+    digest = hashlib.sha256(f"{name}\0{content_hash(teacher)}\0".encode())
+    for library in _LIBRARIES:
+        try:
+            digest.update(f"{library} {version(library)}\0".encode())
+        except PackageNotFoundError:
+            continue
+    if name == "onnx-int8":
+        digest.update(f"{onnx.weight_bits()} bits\0".encode())
+    for item in _calibration(name, calibration):
+        digest.update(item.encode() + b"\0" if isinstance(item, str) else item.tobytes())
+    return digest.hexdigest()
+
+
+def make(
+    name: str,
+    teacher: Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    calibration: Sequence[Any] | None = None,
+    allow_pickle: bool = False,
+) -> Made:
+    """Makes a rival of the teacher.
+
+    Args:
+        name: one of `names()`.
+        teacher: a full-precision model's folder.
+        device: torch device; None picks the CPU for other runtimes, else as `models.load_encoder`.
+        threads: CPU threads, of other runtimes too; None leaves torch's number.
+        calibration: texts (or images) that the ranges of int8 are found on; the first 300 count. Only for `CALIBRATED`.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+
+    Raises:
+        InputError: no such rival, no calibration texts where they are needed, a teacher that is not in full precision,
+            or not a text encoder where another runtime is to run it.
+        UnavailableError: packages or instructions that it needs are missing here.
+        TernarizeError: the teacher can't be exported.
+    """
+    require(name)
+    items = _calibration(name, calibration)
+    outside = name.startswith(("onnx-", "openvino-")) or name == "torch-compiled"
+    if name not in _VECTORS and not name.startswith("truncate-"):
+        _require_full_precision(name, teacher, text_only=outside)
+    device = checked_device("cpu" if device is None and outside else device)
+    encoder = load_encoder(teacher, device=device, threads=threads, allow_pickle=allow_pickle)
+    dimension = encoder.get_embedding_dimension() or 0
+    if outside:
+        size, note = _run_outside(name, teacher, encoder, device, items)
+        return Made(encoder, size, 4 * dimension, note)
+    if name in _DTYPES:
+        _narrow(encoder, _DTYPES[name])
+        return Made(encoder, _bytes_in_memory(encoder), 4 * dimension, baselines.require(name).summary)
+    vector_bytes, note = _change_vectors(name, encoder, dimension, items)
+    return Made(encoder, weights.bytes_on_disk(teacher, allow_pickle=allow_pickle), vector_bytes, note)
+
+
+def _calibration(name: str, items: Sequence[Any] | None) -> list[Any]:
+    if name not in CALIBRATED:
+        return []
+    if not items:
+        raise InputError(f"{name} finds its ranges on calibration texts, and there are none")
+    return list(items[:_CALIBRATION_TEXTS])
+
+
+def _require_full_precision(name: str, teacher: Path, *, text_only: bool) -> None:
+    if checkpoint.stage(teacher) is not None:
+        raise InputError(
+            f"{name} is made of a full-precision model, and {teacher} is ternary",
+            hint="--against the full-precision model",
+        )
+    if text_only and "text" not in modalities_of(teacher):
+        raise InputError(f"{name} is made of text encoders only, and {teacher} reads images", hint="torch-bf16")
+
+
+# Other runtimes.
+
+
+class _Outside(nn.Module):
+    """Stands in for the transformer of a sentence-transformers model; what it ignores is constant for single texts."""
+
+    def __init__(self, forward: Forward, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self._run = forward
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self._run(input_ids, attention_mask).float())
+
+
+def _run_outside(
+    name: str, teacher: Path, encoder: "SentenceTransformer", device: str, items: list[str]
+) -> tuple[int, str]:
+    """Puts another runtime in the transformer's place; returns the bytes of weights and how it was made."""
+    transformer = encoder[0]
+    if transformer.modality_config["text"]["method_output_name"] != "last_hidden_state":
+        raise InputError(
+            f"{name} replaces a transformer that gives hidden states, and that of {teacher} gives something else",
+            hint="compare with torch-* rivals instead",
+        )
+    entry = baselines.require(name)
+    note = entry.summary
+    if name == "openvino-int8":
+        features = [transformer.preprocess([text]) for text in items]
+        batches = [(f["input_ids"], f["attention_mask"]) for f in features]
+        path = openvino.int8_model(teacher, batches)
+        forward = openvino.forward_of_openvino(path)
+        note = f"OpenVINO, NNCF int8, calibrated on {len(items)} texts of the task data"
+    else:
+        forward = entry.build(teacher, device)
+        path = entry.prepare(teacher)
+        if name == "onnx-int8" and onnx.weight_bits() == 7:
+            note += ", of 7 bits because this CPU has no VNNI"
+    size = exports.bytes_of(path.parent) if entry.make else weights.bytes_on_disk(teacher)
+    if name == "openvino-bf16":
+        size //= 2
+        note += "; bytes computed"
+    transformer.model = _Outside(forward, transformer.model.config)
+    return size + _bytes_in_memory(encoder), note
+
+
+# Widths of the transformer.
+
+
+def _narrow(encoder: "SentenceTransformer", dtype: torch.dtype) -> None:
+    """Runs the transformer in `dtype`; what goes in and comes out stays as it is."""
+    transformer = encoder[0]
+    transformer.model.to(dtype)
+    for method in {settings["method"] for settings in transformer.modality_config.values()}:
+        setattr(transformer.model, method, _casting(getattr(transformer.model, method), dtype))
+
+
+def _casting(method: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def cast(**inputs: Any) -> Any:
+        output = method(**{key: _floats_as(value, dtype) for key, value in inputs.items()})
+        if isinstance(output, Tensor):
+            return _floats_as(output, torch.float32)
+        for key, value in output.items():
+            output[key] = _floats_as(value, torch.float32)
+        return output
+
+    return cast
+
+
+def _floats_as(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _bytes_in_memory(encoder: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in encoder.parameters())
+
+
+# Vectors.
+
+
+class _Vectors(nn.Module):
+    """The last module of an encoder: changes its vectors, [batch, dim] → [batch, dimension]."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], dimension: int) -> None:
+        super().__init__()
+        self.change = change
+        self.dimension = dimension
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        return features | {"sentence_embedding": self.change(features["sentence_embedding"])}
+
+    def get_embedding_dimension(self) -> int:
+        return self.dimension
+
+
+def _change_vectors(name: str, encoder: "SentenceTransformer", dimension: int, items: list[Any]) -> tuple[int, str]:
+    """Makes an encoder's vectors smaller; returns the bytes of one, and how it was done."""
+    cut, encoder.truncate_dim = encoder.truncate_dim, None
+    if name == "vectors-int8":
+        found = torch.from_numpy(encoder.encode(items, show_progress_bar=False)).float()[:, :cut]
+        start, steps = found.amin(0), (found.amax(0) - found.amin(0)) / 255
+        steps = torch.where(steps == 0, 1.0, steps)
+
+        def to_steps(vectors: Tensor) -> Tensor:
+            low, step = start.to(vectors.device), steps.to(vectors.device)
+            codes = ((vectors[:, :cut].float() - low) / step).floor().clamp(0, 255)
+            return low + (codes + 0.5) * step
+
+        encoder.append(_Vectors(to_steps, dimension))
+        return dimension, f"int8 vectors, {dimension} bytes each; ranges from {len(items)} of the task's items"
+    if name == "vectors-binary":
+        encoder.append(_Vectors(lambda vectors: torch.where(vectors[:, :cut] > 0, 1.0, -1.0), dimension))
+        return math.ceil(dimension / 8), f"the signs of the vectors, {math.ceil(dimension / 8)} bytes each"
+    count = int(name.removeprefix("truncate-"))
+    if count >= dimension:
+        raise InputError(
+            f"{name}: the vectors have {dimension} numbers, so that many can't be kept",
+            hint=f"truncate-{max(1, dimension // 2)}",
+        )
+    encoder.append(_Vectors(lambda vectors: nn.functional.normalize(vectors[:, :count].float(), dim=1), count))
+    return 4 * count, f"the first {count} of {dimension} numbers of each vector, {4 * count} bytes"

@@ -1,0 +1,228 @@
+"""What a ternary encoder costs in search: teacher and student on every kind of index.
+
+The experiment of arXiv 2411.15438 (its FLAT, IVF, LSH and HNSW on CmedqaRetrieval), with encoding and searching timed
+apart, and with the third way to use a student: its queries against documents that the teacher encoded.
+
+    precision@10   relevant documents among the ten found, over ten
+    nDCG@10        Σ gradeᵢ / log₂(i + 1) over the ranks i = 1 … 10, divided by the most that is possible
+    recall@10      share of the ten nearest by exact search, same vectors, that the index finds
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import faiss
+import numpy as np
+
+from ternarize_cli.encoders import loading
+from ternarize_cli.encoders.loading import checked_threads
+from ternarize_cli.errors import InputError
+from ternarize_cli.evaluation.retrieval import Retrieval
+from ternarize_cli.index.fill import quiet_clusterings
+from ternarize_cli.index.presets import clusters
+from ternarize_cli.index.truth import recall
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.vectors.batch_encoder import TextEncoder
+from ternarize_cli.vectors.encode import text_folder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["CompareReport", "EncodingCost", "Row", "compare_indexes", "ndcg", "precision"]
+
+_K = 10
+_ONE_BY_ONE = 100
+_PQ_CODES = 256
+
+
+@dataclass(frozen=True)
+class EncodingCost:
+    """What an encoder takes: documents a second in batches, and milliseconds of one query (median)."""
+
+    model: str
+    documents_per_second: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of index with one pair of encoders.
+
+    Attributes:
+        encoders: "teacher", "student", or "student → teacher": queries by the student, documents by the teacher.
+        index: the paper's name of the kind; factory: the FAISS factory string; settings: as `search.KNOBS`.
+        precision, recall, ndcg: at 10.
+        milliseconds: of searching, one query at a time (median).
+        bytes_per_vector: of the index, as stored.
+    """
+
+    encoders: str
+    index: str
+    factory: str
+    settings: dict[str, float]
+    precision: float
+    recall: float
+    ndcg: float
+    milliseconds: float
+    bytes_per_vector: float
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """All rows, and what encoding takes."""
+
+    documents: int
+    queries: int
+    threads: int
+    encoding: list[EncodingCost]
+    rows: list[Row]
+
+
+def compare_indexes(
+    data: Retrieval,
+    student: str,
+    teacher: str,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    track: Track = silent,
+) -> CompareReport:
+    """Encodes a corpus and its queries with both models, and searches them through each kind of index.
+
+    Args:
+        data: corpus, queries and what answers them.
+        student, teacher: MODEL, compared by cosine.
+        backend: of the student's packed layers.
+        device, threads: as `loading.load_encoder`.
+        track: progress.
+
+    Raises:
+        InputError: the models' vectors differ in width.
+        TernarizeError: as `loading.load_encoder`.
+    """
+    if threads is not None:
+        faiss.omp_set_num_threads(checked_threads(threads))
+    texts = [f"{row['title']} {row['text']}".strip() if row["title"] else row["text"] for row in data.corpus]
+    queries = list(data.queries.values())
+    vectors, costs = {}, []
+    for role, model, on in (("teacher", teacher, "auto"), ("student", student, backend)):
+        encoder = loading.load_encoder(text_folder(model), backend=on, device=device, threads=threads)
+        *vectors[role], cost = _encode(encoder, model, texts, queries, track)
+        costs.append(cost)
+    widths = [vectors[role][0].shape[1] for role in ("teacher", "student")]
+    if widths[0] != widths[1]:
+        raise InputError(f"{teacher} makes vectors of {widths[0]} dimensions and {student} of {widths[1]}")
+    grades = _grades(data)
+    rows = []
+    pairs = (("teacher", "teacher"), ("student", "student"), ("student", "teacher"))
+    for asks, answers in track(pairs, "searching", len(pairs)):
+        documents, asked = vectors[answers][0], vectors[asks][1]
+        exact = _search(_filled("Flat", documents), asked)
+        name = asks if asks == answers else f"{asks} → {answers}"
+        for kind, factory, settings in _kinds(len(documents), widths[0]):
+            index = _filled(factory, documents)
+            for knob, value in settings.items():
+                faiss.ParameterSpace().set_index_parameter(index, knob, value)
+            found = _search(index, asked)
+            rows.append(
+                Row(
+                    name,
+                    kind,
+                    factory,
+                    settings,
+                    precision(found, grades),
+                    recall(found, exact),
+                    ndcg(found, grades),
+                    _milliseconds(index, asked),
+                    len(faiss.serialize_index(index)) / len(documents),
+                )
+            )
+    return CompareReport(len(texts), len(queries), faiss.omp_get_max_threads(), costs, rows)
+
+
+def precision(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> float:
+    """Mean precision of rows `[queries, k]`; `grades[i]` maps the rows that answer query i to their grades."""
+    pairs = zip(found, grades, strict=True)
+    return float(np.mean([sum(int(row) in good for row in rows) / len(rows) for rows, good in pairs]))
+
+
+def ndcg(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> float:
+    """Mean nDCG@k (Järvelin and Kekäläinen 2002) of rows `[queries, k]`; `grades` as in `precision`."""
+    discount = 1 / np.log2(np.arange(found.shape[1]) + 2)
+    each = []
+    for rows, good in zip(found, grades, strict=True):
+        gained = np.array([good.get(int(row), 0) for row in rows])
+        best = np.sort(np.array(list(good.values())))[::-1][: found.shape[1]]
+        each.append(float((gained * discount).sum() / (best * discount[: len(best)]).sum()))
+    return float(np.mean(each))
+
+
+def _encode(
+    encoder: "SentenceTransformer", model: str, texts: list[str], queries: list[str], track: Track
+) -> tuple[np.ndarray, np.ndarray, EncodingCost]:
+    read = TextEncoder(encoder, role="document", normalize=True)
+    ask = TextEncoder(encoder, role="query", normalize=True)
+    read(texts[:8])
+    started, parts = time.perf_counter(), []
+    for start in track(range(0, len(texts), 1024), f"encoding with {model}"):
+        parts.append(read(texts[start : start + 1024]))
+    rate = len(texts) / (time.perf_counter() - started)
+    each = []
+    for query in queries[:_ONE_BY_ONE]:
+        started = time.perf_counter()
+        ask([query])
+        each.append(time.perf_counter() - started)
+    return np.concatenate(parts), ask(queries), EncodingCost(model, rate, 1e3 * statistics.median(each))
+
+
+def _kinds(count: int, dim: int) -> list[tuple[str, str, dict[str, float]]]:
+    """Name, factory string and settings of each kind."""
+    lists = clusters(count)
+    probes = {"nprobe": max(1.0, lists / 8)}
+    kinds: list[tuple[str, str, dict[str, float]]] = [
+        ("FLAT", "Flat", {}),
+        ("IVFFLAT", f"IVF{lists},Flat", probes),
+        ("LSH", f"LSH{2 * dim}r", {}),
+        ("HNSW", "HNSW32", {"efSearch": 64.0}),
+        ("RaBitQ", f"RR{dim},RaBitQ", {}),
+        ("RaBitQ + int8", f"RR{dim},IVF{lists},RaBitQ,Refine(SQ8)", {**probes, "k_factor_rf": 4.0}),
+    ]
+    if dim % 8 == 0 and count >= _PQ_CODES:
+        kinds.insert(4, ("PQ", f"PQ{dim // 8}", {}))
+    return kinds
+
+
+def _filled(factory: str, vectors: np.ndarray) -> faiss.Index:
+    metric = faiss.METRIC_L2 if factory.startswith("LSH") else faiss.METRIC_INNER_PRODUCT
+    index = faiss.index_factory(vectors.shape[1], factory, metric)
+    with quiet_clusterings(index):
+        if not index.is_trained:
+            index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+def _search(index: faiss.Index, queries: np.ndarray) -> np.ndarray:
+    return index.search(queries, min(_K, index.ntotal))[1]
+
+
+def _milliseconds(index: faiss.Index, queries: np.ndarray) -> float:
+    each = []
+    for query in queries[:_ONE_BY_ONE]:
+        started = time.perf_counter()
+        _search(index, query[None])
+        each.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(each)
+
+
+def _grades(data: Retrieval) -> list[dict[int, int]]:
+    """For each query the rows of the documents that answer it, and their grades."""
+    rows = {record["id"]: row for row, record in enumerate(data.corpus)}
+    return [
+        {rows[document]: grade for document, grade in data.relevant[query].items() if grade > 0}
+        for query in data.queries
+    ]

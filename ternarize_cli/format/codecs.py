@@ -1,0 +1,160 @@
+r"""Codecs of packed format version 1: how codes lie in bytes.
+
+Every codec is a positional number system. A code becomes a *digit*, its place in the ascending list of its grid, and
+a byte is the sum of digit_i · radix^i over the codes it holds, the first input lowest:
+
+    codec   radix   codes a byte   digits
+    1bit      2          8         binary:  0 → -1,  1 → +1
+    2bit      4          4         ternary: 0 → -1,  1 → 0,  2 → +1,  3 is invalid
+                                   int2:    0 → -3,  1 → -1,  2 → +1,  3 → +3
+    base3     3          5         ternary: as in 2bit; a byte above 242 = 3⁵ - 1 is invalid
+    4bit     16          2         int4:    value - 8
+
+With a power of two as radix that is a bit field, lowest bits first; `2bit`, byte j of a row:
+
+     bit   7 6   5 4   3 2   1 0
+         ┌─────┬─────┬─────┬─────┐
+         │4j+3 │4j+2 │4j+1 │4j   │
+         └─────┴─────┴─────┴─────┘
+
+A row whose width does not fill its last byte is padded with the digit of a zero weight, or with digit 0 where the grid
+has no zero; other padding is refused, so that equal models have equal bytes. Reading is one look-up a byte, in a table
+of 256 rows.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.format.scheme import CODECS, LEVELS
+
+__all__ = ["ALL_CODECS", "Codec", "codec_for"]
+
+_INVALID = 127
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One layout of one grid's codes.
+
+    Attributes:
+        name: as in the format and on the command line.
+        levels: the grid, a key of `LEVELS`.
+        radix: values that a digit can take.
+        per_byte: codes in a byte.
+    """
+
+    name: str
+    levels: str
+    radix: int
+    per_byte: int
+
+    @property
+    def bits(self) -> float:
+        """Bits of a code."""
+        return 8 / self.per_byte
+
+    @property
+    def padding(self) -> int:
+        """The code that fills the last byte of a row."""
+        return 0 if 0 in LEVELS[self.levels] else LEVELS[self.levels][0]
+
+    def width(self, in_features: int) -> int:
+        """Bytes of one packed row."""
+        return -(-in_features // self.per_byte)
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Codes `[out, in]` of the grid, any dtype → uint8 `[out, width(in)]`."""
+        first, second = LEVELS[self.levels][:2]
+        codes = codes.to(torch.int8)
+        codes = F.pad(codes, (0, -codes.shape[1] % self.per_byte), value=self.padding)
+        digits = ((codes - first) // (second - first)).to(torch.uint8).unflatten(1, (-1, self.per_byte))
+        packed = digits[..., 0].clone()
+        for i in range(1, self.per_byte):
+            packed += digits[..., i] * self.radix**i
+        return packed
+
+    def unpack(self, packed: Tensor, in_features: int) -> Tensor:
+        """uint8 `[out, width(in)]` → int8 codes `[out, in]`.
+
+        Raises:
+            ValueError: wrong dtype or width, an invalid byte or code, or padding of another value.
+        """
+        if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
+            raise ValueError(
+                f"expected uint8 [out, {self.width(in_features)}] for {in_features} inputs, "
+                f"got {str(packed.dtype).removeprefix('torch.')} {list(packed.shape)}"
+            )
+        codes = self.decode(packed)
+        if len(LEVELS[self.levels]) ** self.per_byte < 256 and codes.numel() and codes.amax() == _INVALID:
+            row, column = (int(i) for i in (codes == _INVALID).nonzero()[0])
+            byte = int(packed[row, column // self.per_byte])
+            if byte >= self.radix**self.per_byte:
+                raise ValueError(
+                    f"invalid byte {byte} at row {row}, input {column}; {self.name} ends at "
+                    f"{self.radix**self.per_byte - 1}"
+                )
+            digit = byte // self.radix ** (column % self.per_byte) % self.radix
+            raise ValueError(f"invalid code {digit} at row {row}, input {column}")
+        if (codes[:, in_features:] != self.padding).any():
+            meaning = "zero weights" if self.padding == 0 else "zero bits"
+            raise ValueError(f"the padding at the end of a row is not {meaning}")
+        return codes[:, :in_features].contiguous()
+
+    def check(self, packed: Tensor, in_features: int) -> None:
+        """Raises what `unpack` would raise, without making the codes: a model's are looked at in milliseconds.
+
+        By NumPy, on one thread: torch's threads wait for each other for longer than this takes, on a busy machine for
+        8 ms a layer.
+        """
+        if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
+            self.unpack(packed, in_features)
+        limit, missing = self.radix**self.per_byte, packed.shape[1] * self.per_byte - in_features
+        data = packed.detach().cpu().numpy()
+        if self.radix == 4 and len(LEVELS[self.levels]) == 3:
+            wrong = bool((data & (data >> 1) & 0b01010101).any())  # a digit 3
+        else:
+            wrong = limit < 256 and data.size > 0 and int(data.max()) >= limit
+        if not wrong and missing:
+            last = _codes_of_bytes(self).numpy()[data[:, -1]]
+            wrong = bool((last[:, -missing:] != self.padding).any())
+        if wrong:
+            self.unpack(packed, in_features)
+
+    def decode(self, packed: Tensor) -> Tensor:
+        """uint8 `[..., width]` → int8 codes `[..., width * per_byte]` with the padding, unchecked."""
+        return F.embedding(packed.int(), _codes_of_bytes(self).to(packed.device)).flatten(-2)
+
+
+@cache
+def _codes_of_bytes(codec: Codec) -> Tensor:
+    """int8 `[256, per_byte]`: the codes that each byte holds, `_INVALID` where it holds none."""
+    grid = LEVELS[codec.levels]
+    table = torch.full((256, codec.per_byte), _INVALID, dtype=torch.int8, device="cpu")
+    for byte in range(min(256, codec.radix**codec.per_byte)):
+        for i in range(codec.per_byte):
+            digit = byte // codec.radix**i % codec.radix
+            if digit < len(grid):
+                table[byte, i] = grid[digit]
+    return table
+
+
+_LAYOUTS = {"1bit": (2, 8), "2bit": (4, 4), "base3": (3, 5), "4bit": (16, 2)}
+ALL_CODECS = tuple(Codec(name, levels, *_LAYOUTS[name]) for levels, names in CODECS.items() for name in names)
+"""Every codec of the format; the first of a grid is its default."""
+
+
+def codec_for(levels: str, name: str | None = None) -> Codec:
+    """The codec of a grid that has this name, or the grid's default.
+
+    Raises:
+        InputError: no codec of that name holds this grid.
+    """
+    for codec in ALL_CODECS:
+        if codec.levels == levels and name in (None, codec.name):
+            return codec
+    raise InputError(f"there is no codec {name!r} for {levels} codes", hint=f"one of {', '.join(CODECS[levels])}")

@@ -1,0 +1,233 @@
+"""How a model is ternarised, as one frozen value that travels inside every artifact.
+
+`Scheme` is the part the user chooses; `Provenance` says where an artifact came from. Together they are the
+`quantization_config` of a ternary checkpoint or packed model, so that any artifact explains itself.
+
+`levels` names the grid that weights are rounded to. Stored, a weight takes the bits of its codec and its share of a
+float16 scale (16 bits / group size; next to nothing per row or tensor):
+
+    levels     codes                    codec    bits a weight      in groups of 64 / 16
+    ternary    -1, 0, +1                2bit     2                  2.25 / 3
+                                        base3    1.6                1.85 / 2.6
+    binary     -1, +1                   1bit     1                  1.25 / 2
+    int2       -3, -1, +1, +3           2bit     2                  2.25 / 3
+    int4       -8 … 7                   4bit     4                  4.25 / 5
+
+A weight is its code times its scale for every grid. Ternary is the default and the one with kernels of its own.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ternarize_cli.errors import FormatError, InputError, shown
+
+__all__ = [
+    "CODECS",
+    "FORMAT_VERSION",
+    "GRANULARITIES",
+    "LEVELS",
+    "METHOD",
+    "STAGES",
+    "Artifact",
+    "CalibrationData",
+    "Scheme",
+]
+
+METHOD = "ternarize"
+FORMAT_VERSION = 2
+"""What is written; version 1, which had no digest, is read, too."""
+_READ_VERSIONS = (1, 2)
+STAGES = ("latent", "packed")
+RULES = ("optimal", "absmean")
+GRANULARITIES = ("row", "tensor", "group")
+ACTIVATION_BITS = (8, 16)
+TABLE_BITS = (4, 8, 16, 32)
+LEVELS = {"ternary": (-1, 0, 1), "binary": (-1, 1), "int2": (-3, -1, 1, 3), "int4": tuple(range(-8, 8))}
+"""The codes of each grid, ascending and evenly spaced."""
+CODECS = {"ternary": ("2bit", "base3"), "binary": ("1bit",), "int2": ("2bit",), "int4": ("4bit",)}
+"""The codecs that can hold each grid, the default first."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The choices of `ternarize convert`.
+
+    Attributes:
+        rule: "optimal" (exact least squares) or "absmean" (the paper's `beta * mean|W|`).
+        beta: the paper's threshold parameter; used by "absmean" only.
+        granularity: weights that share a scale: a "row", the whole "tensor", or a "group" of `group_size` inputs.
+        group_size: inputs per group; None unless granularity is "group".
+        activation_bits: 8 quantises each token's activations to int8; 16 leaves them as they are.
+        table_bits: width of embedding tables in the packed model: 8 (a scale per row), 16, 32, or 4 (a scale per 32
+            values; tables that are not the encoder's input embedding, such as positions, stay at 8).
+        levels: the grid of the linears' codes, a key of `LEVELS`. The rule "absmean" is defined for ternary only.
+
+    Raises:
+        InputError: a value outside these.
+    """
+
+    rule: str = "optimal"
+    beta: float = 2.0
+    granularity: str = "row"
+    group_size: int | None = None
+    activation_bits: int = 8
+    table_bits: int = 8
+    levels: str = "ternary"
+
+    def __post_init__(self) -> None:
+        _one_of("rule", self.rule, RULES)
+        _one_of("granularity", self.granularity, GRANULARITIES)
+        _one_of("activation bits", self.activation_bits, ACTIVATION_BITS)
+        _one_of("table bits", self.table_bits, TABLE_BITS)
+        _one_of("levels", self.levels, tuple(LEVELS))
+        if self.rule == "absmean" and self.levels != "ternary":
+            raise InputError(
+                f"the rule absmean gives ternary codes, and levels is {self.levels}", hint="--rule optimal"
+            )
+        if not isinstance(self.beta, int | float) or not 0 < self.beta < 1000:
+            raise InputError(f"beta is {self.beta}; it must be positive", hint="the paper uses --beta 2")
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise InputError(
+                "a group size goes with granularity group, and only with it", hint="--granularity group:64"
+            )
+        if self.group_size is not None and not (isinstance(self.group_size, int) and self.group_size > 0):
+            raise InputError(f"the group size is {self.group_size}; it must be positive", hint="--granularity group:64")
+
+    @classmethod
+    def parse_granularity(cls, text: str) -> tuple[str, int | None]:
+        """`row` → ("row", None); `group:64` → ("group", 64).
+
+        Raises:
+            InputError: anything else than row, tensor or group:N.
+        """
+        if text in ("row", "tensor"):
+            return text, None
+        kind, _, size = text.partition(":")
+        if kind == "group" and size.isdecimal():
+            return kind, int(size)
+        raise InputError(f"granularity {shown(text)} is unknown", hint="row, tensor, or group:N such as group:64")
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What an artifact was calibrated on.
+
+    Attributes:
+        kind: "text" or "image".
+        samples: texts (joined ones count once) or images.
+        tokens: of all texts, prompts included; None for images.
+    """
+
+    kind: str
+    samples: int
+    tokens: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "CalibrationData":
+        """Reads the JSON form; keys that are not known are passed over.
+
+        Raises:
+            FormatError: a key is missing or mistyped.
+        """
+        known = values if isinstance(values, dict) else {}
+        kind, samples, tokens = (known.get(key) for key in ("kind", "samples", "tokens"))
+        if kind in ("text", "image") and isinstance(samples, int) and isinstance(tokens, int | None):
+            return cls(kind, samples, tokens)
+        raise FormatError(f"quantization_config: calibration is {shown(values)}; it has a kind, samples and tokens")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The `quantization_config` of an artifact: its stage, its scheme, and where it came from.
+
+    An artifact that was not calibrated has no `calibration`.
+    """
+
+    stage: str
+    scheme: Scheme = field(default_factory=Scheme)
+    codec: str | None = None
+    modules_to_not_convert: tuple[str, ...] = ()
+    added_biases: tuple[str, ...] = ()
+    tool_version: str = ""
+    source: str = ""
+    source_sha256: str = ""
+    seed: int = 0
+    calibration: CalibrationData | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat JSON form, in a fixed order."""
+        return {
+            "quant_method": METHOD,
+            "stage": self.stage,
+            "format_version": FORMAT_VERSION,
+            "levels": self.scheme.levels,
+            **asdict(self.scheme),
+            "codec": self.codec,
+            "modules_to_not_convert": list(self.modules_to_not_convert),
+            "added_biases": list(self.added_biases),
+            "tool_version": self.tool_version,
+            "source": self.source,
+            "source_sha256": self.source_sha256,
+            "seed": self.seed,
+            **({"calibration": asdict(self.calibration)} if self.calibration else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Artifact":
+        """Reads the flat form strictly.
+
+        Raises:
+            FormatError: another method, an unknown version, stage, level or codec, or a missing or mistyped key.
+        """
+        if values.get("quant_method") != METHOD:
+            raise FormatError(f"quant_method is {shown(values.get('quant_method'))}, not {METHOD!r}")
+        version = values.get("format_version")
+        if version not in _READ_VERSIONS or not isinstance(version, int) or isinstance(version, bool):
+            raise FormatError(
+                f"format_version is {shown(version)}; this ternarize reads versions 1 to {FORMAT_VERSION}",
+                hint="pip install -U ternarize-cli",
+            )
+        known = {f.name for f in (*fields(cls), *fields(Scheme))} - {"scheme"}
+        known |= {"quant_method", "format_version", "digest"}
+        if unknown := sorted(values.keys() - known):
+            raise FormatError(f"quantization_config has unknown keys: {', '.join(map(shown, unknown[:3]))}")
+        if values.get("stage") not in STAGES:
+            raise FormatError(f"stage is {shown(values.get('stage'))}; it must be one of {', '.join(STAGES)}")
+        levels, codec = values.get("levels"), values.get("codec")
+        if levels not in tuple(LEVELS):  # a tuple takes values that can't be hashed
+            raise FormatError(f"levels is {shown(levels)}; it must be one of {', '.join(LEVELS)}")
+        if values["stage"] == "packed" and codec not in CODECS[levels]:
+            raise FormatError(f"codec is {shown(codec)}; a packed {levels} model has {' or '.join(CODECS[levels])}")
+        if values["stage"] == "latent" and codec is not None:
+            raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
+        apart = ("scheme", "modules_to_not_convert", "added_biases", "calibration")
+        own = [f.name for f in fields(cls) if f.name not in apart]
+        for key in ("modules_to_not_convert", "added_biases"):
+            names = values.get(key, [])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise FormatError(f"quantization_config: {key} is {shown(names)}; it must be a list of names")
+        missing = [k for k in [*own, *(f.name for f in fields(Scheme)), "modules_to_not_convert"] if k not in values]
+        if missing:
+            raise FormatError(f"quantization_config lacks {', '.join(missing)}")
+        if not isinstance(values["seed"], int) or isinstance(values["seed"], bool):
+            raise FormatError(f"quantization_config: seed is {shown(values['seed'])}; it must be a whole number")
+        for key in ("tool_version", "source", "source_sha256"):
+            if not isinstance(values[key], str):
+                raise FormatError(f"quantization_config: {key} is {shown(values[key])}; it must be text")
+        try:
+            scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
+            calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
+        except (InputError, TypeError) as e:
+            raise FormatError(f"quantization_config: {e}") from e
+        return cls(
+            scheme=scheme,
+            modules_to_not_convert=tuple(values["modules_to_not_convert"]),
+            added_biases=tuple(values.get("added_biases", ())),
+            calibration=calibration,
+            **{k: values[k] for k in own},
+        )
+
+
+def _one_of(what: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{what} is {shown(value)}", hint=f"one of {', '.join(map(str, known))}")

@@ -1,0 +1,96 @@
+"""Trainable layers, which compute in eval mode what their packed twins compute."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.arithmetic.elementwise import fused
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.layers.checks import check_ids
+
+__all__ = ["SimulatedEmbedding", "TernaryLinear"]
+
+
+class TernaryLinear(nn.Linear):
+    """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`.
+
+    In place of transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as the source has it.
+    """
+
+    weight_scale: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        scheme: Scheme,
+        device: Any = None,
+        dtype: Any = None,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.scheme, self.transposed = scheme, transposed
+        if transposed:
+            self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device, dtype=dtype))
+        shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
+        self.weight_scale = nn.Parameter(torch.ones(shape, device=device, dtype=torch.float32))
+
+    @property
+    def matrix(self) -> Tensor:
+        """The latent weight as `[out, in]`, whichever way it is stored."""
+        return self.weight.T if self.transposed else self.weight
+
+    def codes(self) -> Tensor:
+        """float32 `[out, in]`, the codes of the scheme's grid; no gradient."""
+        return ternary.codes_of(self.matrix.detach().float(), self.weight_scale.detach(), self.scheme.levels)
+
+    @torch.no_grad()
+    def settle(self, margin: float) -> None:
+        """Moves latent weights to within `margin` scales of their codes, which stay.
+
+        Calibration leaves many of them at the very edge between two codes, where the first steps of training would
+        turn them over all at once.
+        """
+        codes, wide = self.codes(), ternary.expand_scale(self.weight_scale, *self.matrix.shape)
+        away = (self.matrix / wide.clamp_min(torch.finfo(torch.float32).tiny) - codes).clamp(-margin, margin)
+        self.matrix.copy_(torch.where(wide > 0, wide * (codes + away), self.matrix))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        bits = self.scheme.activation_bits
+        if not self.training:
+            return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
+        return ternary.trained_linear(
+            x, self.matrix, self.weight_scale, self.bias, self.scheme.levels, activation_bits=bits
+        )
+
+
+class SimulatedEmbedding(nn.Embedding):
+    """A trainable embedding whose rows are rounded as the packed table will be, to `table_bits` of 4, 8, 16 or 32."""
+
+    def __init__(self, rows: int, dim: int, padding_idx: int | None, table_bits: int, **factory: Any) -> None:
+        super().__init__(rows, dim, padding_idx, **factory)
+        self.table_bits = table_bits
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids `[...]` → `[..., dim]`."""
+        check_ids(ids, self.num_embeddings)
+        rows = super().forward(ids)
+        if self.training and self.table_bits == 8:
+            return ternary.straight_through(_rounded_rows(rows.detach()), rows)
+        if self.table_bits == 4:  # the search for scales is slow: once for each id
+            used, place = ids.unique(return_inverse=True)
+            rounded = tables.round_rows(self.weight.detach()[used], 4)[place]
+        elif self.table_bits == 32:
+            return rows
+        else:
+            rounded = tables.round_rows(rows.detach(), self.table_bits)
+        return ternary.straight_through(rounded, rows) if self.training else rounded
+
+
+@fused
+def _rounded_rows(rows: Tensor) -> Tensor:
+    return tables.round_rows(rows, 8)

@@ -1,0 +1,184 @@
+"""Frozen layers in the packed format, run by a kernel backend."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.errors import FormatError, UnavailableError
+from ternarize_cli.format.codecs import codec_for
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.layers.checks import check_ids, check_scale
+
+__all__ = ["Packed", "PackedEmbedding", "PackedLinear"]
+
+
+class Packed(nn.Module):
+    """Keeps the float16 scales of the format when a model is cast: `model.to(torch.bfloat16)` would round them.
+
+    Attributes:
+        generation: how often buffers were loaded or moved; what was prepared from them before is stale.
+        changes: the same, and choices of a backend, of all layers of all models.
+    """
+
+    weight_scale: Tensor
+    generation = 0
+    changes: ClassVar[int] = 0
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        scale = self.weight_scale
+        super()._apply(*args, **kwargs)
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        self._renew()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._renew()
+
+    def _renew(self) -> None:
+        self.generation += 1
+        Packed.changes += 1
+
+
+class PackedLinear(Packed):
+    """A frozen ternary linear in the packed format; a kernel backend runs it.
+
+    Buffers:
+        weight: uint8 `[out, width]` as the codec packs it; weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`;
+            bias: `[out]`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    prepare: ClassVar[Callable[["PackedLinear"], tuple[str, Callable[[Tensor], Tensor]]] | None] = None
+    """Chooses a backend for a layer and prepares it: `kernels.prepare`, put here when `kernels` is imported."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        scheme: Scheme,
+        device: Any = None,
+        dtype: Any = None,
+        codec: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        self.codec = codec_for(scheme.levels, codec)
+        self.transposed = False  # whether the source's weight is [in, out]; ours never is
+        shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
+        width = self.codec.width(in_features)
+        self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float16, device=device))
+        self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
+        self._backend = "auto"
+        self._kernel: Any = None
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that runs this layer; "auto" until it has run."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._backend, self._kernel = name, None
+        Packed.changes += 1
+
+    def codes(self) -> Tensor:
+        """int8 `[out, in]`."""
+        return self.codec.unpack(self.weight, self.in_features)
+
+    def check(self, name: str) -> None:
+        """Raises FormatError, naming the tensor, if the buffers hold an invalid code or a scale that is no scale."""
+        try:
+            self.codec.check(self.weight, self.in_features)
+        except ValueError as e:
+            raise FormatError(f"{name}.weight: {e}") from e
+        check_scale(self.weight_scale, f"{name}.weight_scale")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        self.ensure_kernel()
+        return self._kernel(x)
+
+    def ensure_kernel(self) -> None:
+        """Prepares the backend, if that has not happened since the layer was loaded or moved.
+
+        Raises:
+            UnavailableError: the backend can't run here or can't run this layer.
+        """
+        if self._kernel is None:
+            if (prepare := type(self).prepare) is None:
+                raise UnavailableError("no kernels are loaded", hint="import ternarize_cli.kernels")
+            self._backend, self._kernel = prepare(self)
+
+    def release(self) -> None:
+        """Drops what the backend prepared; it is prepared again when the layer runs on its own."""
+        self._kernel = None
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, levels={self.scheme.levels}, codec={self.codec.name}, backend={self._backend}"
+
+    def _renew(self) -> None:
+        super()._renew()
+        self._kernel = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {**self._buffers, "weight": self.weight.clone()}  # it may be a part of a whole block's
+        # Kernels hold what can't be copied or pickled. The reference has another process import them.
+        return {**self.__dict__, "_buffers": buffers, "_kernel": None, "_prepared_by": type(self).prepare}
+
+
+class PackedEmbedding(Packed):
+    """A frozen embedding table of 8 or 4 bits (see `tables`).
+
+    Buffers:
+        weight: int8 `[rows, dim]`, or uint8 `[rows, ceil(dim/2)]`; weight_scale: float16 `[rows, 1]`, or
+        `[rows, ceil(dim/32)]`.
+    """
+
+    weight: Tensor
+    _like: Tensor
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        padding_idx: int | None,
+        table_bits: int = 8,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
+        self.table_bits = table_bits
+        shape, kind, scales = tables.stored_shapes(rows, dim, table_bits)
+        # carries the dtype of the output, so that casting the model casts it
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
+        self.register_buffer("weight", torch.zeros(shape, dtype=kind, device=device))
+        self.register_buffer("weight_scale", torch.zeros(scales, dtype=torch.float16, device=device))
+
+    def check(self, name: str) -> None:
+        """Raises FormatError, naming the tensor, if the padding is not zero or a scale is no scale."""
+        try:
+            tables.check_codes(self.weight, self.embedding_dim, self.table_bits)
+        except ValueError as e:
+            raise FormatError(f"{name}.weight: {e}") from e
+        check_scale(self.weight_scale, f"{name}.weight_scale")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids `[...]` → `[..., dim]`."""
+        check_ids(ids, self.num_embeddings)
+        codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
+        return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, int{self.table_bits}"

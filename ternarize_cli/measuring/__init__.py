@@ -1,0 +1,1 @@
+"""Timers, facts of the machine, and figures: what benchmarks, indexes and evaluations share."""

@@ -1,0 +1,197 @@
+"""The files beside an encoder's config and weights, checked before a tokenizer, processor or module is made of them.
+
+sentence_bert_config.json             keys and keyword arguments from a list
+config_sentence_transformers.json     prompts and names are text
+tokenizer_config.json                 no vocabulary file outside the folder
+preprocessor_config.json              images of a size that fits memory
+config.json of a module               `module_check`
+every file                            at most MAX_TOKENIZER bytes
+"""
+
+import filecmp
+import math
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import CheckpointError, shown
+from ternarize_cli.model_folder.config_check import ATTENTION_KEYS, DTYPE_KEYS, check_choices
+from ternarize_cli.model_folder.model_files import contained
+from ternarize_cli.model_folder.module_check import check_module_config
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_object, require_regular
+
+__all__ = ["check_companion"]
+
+_ARGUMENTS = {
+    "model": {*ATTENTION_KEYS, *DTYPE_KEYS, "add_pooling_layer", "device_map"},
+    "processor": {
+        *("model_max_length", "padding_side", "truncation_side", "use_fast", "do_lower_case", "max_length", "padding"),
+        *("truncation", "add_eos_token", "add_bos_token", "clean_up_tokenization_spaces", "min_pixels", "max_pixels"),
+    },
+    "config": {
+        *(*ATTENTION_KEYS, *DTYPE_KEYS, "num_labels", "use_cache", "is_causal", "use_bidirectional_attention"),
+        *("unpad_inputs", "use_memory_efficient_attention", "attention_dropout", "hidden_dropout"),
+    },
+}
+_ARGUMENT_KEYS = {
+    "model_args": "model",
+    "model_kwargs": "model",
+    "tokenizer_args": "processor",
+    "processor_kwargs": "processor",
+    "config_args": "config",
+    "config_kwargs": "config",
+}
+_SENTENCE_KEYS = {
+    *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"),
+    *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion"),
+}
+_DROPPED = {"trust_remote_code", "cache_dir", "backend"}
+"""What sentence-transformers drops, or what `folder_check.LOADING` decides."""
+_TASKS = ("feature-extraction", "fill-mask", "sequence-classification", "text-generation", "retrieval", "any-to-any")
+_METHOD = re.compile(r"forward|get_(text|image|audio|video)_features")
+_NOT_OPENED = ("special_tokens_map_file", "tokenizer_config_file", "added_tokens_file", "chat_template_file")
+"""Files of tokenizer_config.json that transformers looks for under their usual names alone."""
+_LARGEST_SIDE, _LARGEST_IMAGE = 16_384, 1 << 26
+_PIXELS = {
+    **dict.fromkeys(("height", "width", "size", "crop_size"), _LARGEST_SIDE),
+    **dict.fromkeys(("shortest_edge", "longest_edge"), _LARGEST_IMAGE),
+}
+"""Pixels of a side at most; the last two also count those of an image."""
+
+
+def check_companion(path: Path, *, is_module: bool) -> None:
+    """Checks one file of a model that holds no weights.
+
+    Args:
+        path: the file, in the folder of the model or of a module.
+        is_module: whether it lies in the folder of a module.
+
+    Raises:
+        CheckpointError: it has more than MAX_TOKENIZER bytes, is damaged, or asks for something that is not in the
+            lists of this module; the message names file, key and value.
+    """
+    if require_regular(path).st_size > MAX_TOKENIZER:  # of tokenizer.json, too, which its library parses strictly
+        raise CheckpointError(f"{path} has more than {MAX_TOKENIZER:,} bytes", hint="fetch the file again")
+    for pattern, check in _CHECKS.items():
+        if fnmatchcase(path.name, pattern):
+            check(read_object(path), path)
+    if is_module and path.name in ("config.json", "router_config.json", "wordembedding_config.json"):
+        check_module_config(read_object(path), path)
+
+
+def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
+    for key, value in values.items():
+        if key in _ARGUMENT_KEYS:
+            _check_arguments(key, value, path)
+        elif key not in _SENTENCE_KEYS | _DROPPED and value is not None:
+            raise CheckpointError(
+                f"{path}: {key} is {shown(value)}; this key is not known, and is not passed on to a loader",
+                hint=f"take {key} out of the file",
+            )
+    length = values.get("max_seq_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 1 << 31):
+        raise CheckpointError(f"{path}: max_seq_length is {shown(length)}; it is a whole number of tokens, or null")
+    if values.get("transformer_task", _TASKS[0]) not in _TASKS:
+        raise CheckpointError(f"{path}: transformer_task is {shown(values['transformer_task'])}; known are {_TASKS}")
+    kinds = values.get("modality_config", {})
+    if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
+        raise CheckpointError(f"{path}: modality_config is no object of objects", hint="fetch the file again")
+    for kind in kinds.values():
+        method = kind.get("method", "forward")
+        if not isinstance(method, str) or not _METHOD.fullmatch(method):
+            raise CheckpointError(f"{path}: modality_config names the method {shown(method)}, which no encoder has")
+
+
+def _check_arguments(key: str, given: Any, path: Path) -> None:
+    """Checks keyword arguments for transformers' loaders."""
+    known = _ARGUMENTS[_ARGUMENT_KEYS[key]]
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{path}: {key} is {shown(given)}, no object", hint="fetch the file again")
+    for name, value in given.items():
+        if name in _DROPPED and name != "backend":
+            continue
+        if name not in known or (name == "device_map" and value not in (None, "cpu")):
+            raise CheckpointError(
+                f"{path}: {key} passes {name}={shown(value)} to a loader of transformers; a folder may not do that",
+                hint=f"take {name} out of {key} in the file",
+            )
+    check_choices(given, path)
+
+
+def _check_settings(values: Mapping[str, Any], path: Path) -> None:
+    prompts = values.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) or p is None for p in prompts.values()):
+        raise CheckpointError(f"{path}: prompts are no object of texts", hint="fetch the file again")
+    for key in ("default_prompt_name", "similarity_fn_name", "model_type"):
+        if not isinstance(values.get(key), str | None):
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}, no text", hint="fetch the file again")
+    for key in ("requirements", "__version__"):
+        if not isinstance(values.get(key), dict | str | None):
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}, no object", hint="fetch the file again")
+
+
+def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
+    for key, value in values.items():
+        if key.endswith("_file") and key not in _NOT_OPENED and isinstance(value, str):
+            _check_vocabulary(key, value, path)
+    length = values.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length > 0):
+        raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it is a number of tokens")
+    for key in ("padding_side", "truncation_side"):
+        if values.get(key, "right") not in ("left", "right"):
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}; it is left or right")
+
+
+def _check_vocabulary(key: str, value: str, path: Path) -> None:
+    """Refuses a vocabulary outside the folder.
+
+    On the author's own machine the path of a config may still lead to the file that the folder's was copied from: a
+    file like one in the folder passes, as does a path that leads nowhere.
+    """
+    folder, named = path.parent, path.parent / value
+    try:
+        if not named.exists() or contained(folder, named):
+            return
+        require_regular(named)
+        own = folder / named.name
+        if own.is_file() and filecmp.cmp(named, own, shallow=False):
+            return
+    except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
+        return
+    except CheckpointError:
+        pass
+    raise CheckpointError(
+        f"{path}: {key} is {shown(value)}, a file outside the model's folder", hint=f"take {key} out of the file"
+    )
+
+
+def _check_processor(values: Mapping[str, Any], path: Path) -> None:
+    """Checks the sizes to which images are brought, and the numbers by which pixels are scaled."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_processor(value, path)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not math.isfinite(number):
+                raise CheckpointError(f"{path}: {key} is {number}, which is not finite", hint="fetch the file again")
+            most = _PIXELS.get(key)
+            if most is not None and not 0 < number <= most:
+                raise CheckpointError(
+                    f"{path}: {key} is {number}; it is a number of pixels from 1 to {most:,}",
+                    hint="fetch the file again",
+                )
+
+
+_CHECKS: Mapping[str, Callable[[dict[str, Any], Path], None]] = {
+    "sentence_*_config.json": _check_sentence_config,
+    "config_sentence_transformers.json": _check_settings,
+    "tokenizer_config.json": _check_tokenizer,
+    "preprocessor_config.json": _check_processor,
+    "processor_config.json": _check_processor,
+    "special_tokens_map.json": lambda values, path: None,
+    "added_tokens.json": lambda values, path: None,
+}
+"""What is checked of the JSON object in a file, by a pattern of its name."""

@@ -1,0 +1,187 @@
+"""What a config.json asks for, checked before transformers builds a model from it.
+
+A config may name kernels and weights of a hub, a million layers, heads that are none, or a table of a billion rows:
+building the model, even without memory for its values, would run foreign code, take for ever, or fail somewhere deep
+inside. First come the keys that loaders act on and the numbers, held against what any encoder has (`check_config`),
+then layers against the tensors that the files hold (`check_layers`) and heads against widths (`check_built`). Widths
+and vocabularies are compared with the shapes of the tensors when the skeleton is there (`checkpoint`).
+"""
+
+import importlib.util
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli.errors import CheckpointError, shown
+
+__all__ = ["ATTENTION_KEYS", "DTYPE_KEYS", "check_built", "check_choices", "check_config", "check_layers"]
+
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+"""Keys by which a config or a keyword argument chooses the code that computes attention."""
+DTYPE_KEYS = ("dtype", "torch_dtype")
+"""Keys by which a config or a keyword argument chooses the dtype of weights."""
+_DTYPES = {"auto", *(f"{p}{t}" for p in ("", "torch.") for t in ("float64", "float32", "float16", "bfloat16"))}
+_REFUSED = {
+    "transformers_weights": "names a weights file for the loader",
+    "use_pretrained_backbone": "asks for another model from a hub",
+    "experts_implementation": "names kernels for the loader",
+    "_experts_implementation": "names kernels for the loader",
+}
+_INNER = re.compile(r"\w+_config|encoder|decoder|question_encoder|generator|trunk|backbone")
+"""Keys under which a config holds that of a part of the model."""
+_LAYERS = re.compile(r"(num_(hidden_|encoder_|decoder_)?layers|n_layers?|encoder_layers|decoder_layers|num_blocks)")
+_HEADS = re.compile(
+    r"(num_(attention|key_value)_heads|num_heads|n_heads?|(encoder|decoder)_attention_heads|num_kv_heads)"
+)
+_WIDTHS = re.compile(
+    r"(hidden_size|intermediate_size|embedding_size|d_model|d_ff|d_kv|dim|hidden_dim|n_embd|n_inner|n_positions|head_dim"
+    r"|vocab_size|type_vocab_size|max_position_embeddings|patch_size|num_channels|projection_dim|embed_dim|n_ctx)"
+)
+_ESSENTIAL = {"hidden_size", "d_model", "num_attention_heads", "num_heads", "n_heads"}
+"""Counts that are 1 or more in every encoder; others are 0 or -1 where there is no such part."""
+_EPSILON = re.compile(r"((layer|rms|group|batch)?_?norm_?)?(eps|epsilon)|layernorm_epsilon|norm_epsilon")
+_MOST_LAYERS, _MOST_HEADS, _WIDEST = 4096, 4096, 1 << 24
+_SHARED = 64
+"""Layers that may share one set of tensors, as ALBERT's do."""
+_AGAIN = "fetch the file again"
+
+
+def check_config(config: Mapping[str, Any], path: Path, *, numbers: bool = True) -> None:
+    """Checks a config and the objects inside it: what they ask a loader for, and the numbers of models and their parts.
+
+    Args:
+        config: config.json, or an object in it.
+        path: config.json, for messages.
+        numbers: whether this is the config of a model or a part, and not a table for training or tasks.
+
+    Raises:
+        CheckpointError: it asks for something that is not taken from a folder, or a count, width or epsilon is no
+            number or none that an encoder can have; the message names key and value.
+    """
+    for key, why in _REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(
+                f"{path}: {key} is {shown(config[key])}, which {why}; that is not taken from a model folder",
+                hint=f"take {key} out of the file",
+            )
+    check_choices(config, path)
+    if numbers:
+        _check_numbers(config, path)
+    for key, value in config.items():
+        if isinstance(value, dict) and key not in ("quantization_config", "label2id", "id2label"):
+            check_config(value, path, numbers=numbers and _INNER.fullmatch(key) is not None)
+
+
+def check_choices(values: Mapping[str, Any], path: Path) -> None:
+    """Checks the keys that choose kernels and dtypes, in a config or among keyword arguments for a loader.
+
+    Raises:
+        CheckpointError: attention names a kernel of a hub, or a package that is not installed and that transformers
+            would replace by one; or the dtype is none that weights have.
+    """
+    for key in ATTENTION_KEYS:
+        for value in _each(values.get(key)):
+            if not isinstance(value, str) or "/" in value or ":" in value:
+                raise CheckpointError(
+                    f"{path}: {key} is {shown(value)}; kernels of a hub are not fetched for a model folder",
+                    hint=f"take {key} out of the file",
+                )
+            if "flash_attention" in value and not importlib.util.find_spec("flash_attn"):
+                raise CheckpointError(
+                    f"{path}: {key} is {shown(value)}, and the package flash_attn is not installed",
+                    hint=f"take {key} out of the file: attention of torch then takes its place",
+                )
+    for key in DTYPE_KEYS:
+        for value in _each(values.get(key)):
+            if not isinstance(value, str) or value not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: {key} is {shown(value)}; known are {', '.join(sorted(_DTYPES))}",
+                    hint=f"take {key} out of the file",
+                )
+
+
+def _each(asked: Any) -> list[Any]:
+    """The values of a choice, which may be given for each part of the model; none where it is null."""
+    return [value for value in (asked.values() if isinstance(asked, dict) else [asked]) if value is not None]
+
+
+def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
+    for key, value in config.items():
+        if _LAYERS.fullmatch(key):
+            _check_count(path, key, value, _MOST_LAYERS)
+        elif _HEADS.fullmatch(key):
+            _check_count(path, key, value, _MOST_HEADS)
+        elif _WIDTHS.fullmatch(key):
+            _check_count(path, key, value, _WIDEST)
+        elif _EPSILON.fullmatch(key) and value is not None:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not 0 <= value < 1:
+                raise CheckpointError(f"{path}: {key} is {shown(value)}; it is a small positive number", hint=_AGAIN)
+
+
+def _check_count(path: Path, key: str, value: Any, most: int) -> None:
+    lowest = 1 if key in _ESSENTIAL else -1
+    for one in value if isinstance(value, list) else [value]:
+        if one is None:
+            continue
+        whole = isinstance(one, int | float) and not isinstance(one, bool) and one == one // 1
+        if not whole or not lowest <= one <= most:
+            least = "from 1 to" if lowest == 1 else "of at most"
+            raise CheckpointError(
+                f"{path}: {key} is {shown(value)}; it is a whole number {least} {most:,}", hint=_AGAIN
+            )
+
+
+def check_layers(config: Mapping[str, Any], path: Path, tensors: int) -> None:
+    """Checks that a config asks for no more layers than its files hold tensors.
+
+    Args:
+        config: config.json or an object in it; objects inside are checked, too.
+        path: config.json, for messages.
+        tensors: how many the files hold.
+
+    Raises:
+        CheckpointError: it asks for more.
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_layers(value, path, tensors)
+        elif _LAYERS.fullmatch(key) and isinstance(value, int) and value > max(tensors, _SHARED):
+            raise CheckpointError(
+                f"{path}: {key} is {value}, and the weights files hold {tensors} tensors in all", hint=_AGAIN
+            )
+
+
+def check_built(config: Any, path: Path) -> None:
+    """Checks the heads of a config that transformers has read against its width.
+
+    Args:
+        config: a `PreTrainedConfig`; those inside it are checked, too.
+        path: config.json, for messages.
+
+    Raises:
+        CheckpointError: the heads don't share the width equally, or the key-value heads the heads.
+    """
+    for name in getattr(config, "sub_configs", None) or ():
+        inner = getattr(config, name, None)
+        if inner is not None and hasattr(inner, "to_dict"):
+            check_built(inner, path)
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if not isinstance(width, int) or not isinstance(heads, int):
+        return
+    if heads < 1 or heads > width:
+        raise CheckpointError(f"{path}: num_attention_heads is {heads}, of a width of {width}", hint=_AGAIN)
+    has_head_width = any(
+        isinstance(getattr(config, key, None), int) for key in ("head_dim", "d_kv", "d_head", "attention_head_size")
+    )
+    if not has_head_width and width % heads:
+        raise CheckpointError(
+            f"{path}: num_attention_heads is {heads}, which does not divide the width {width}", hint=_AGAIN
+        )
+    groups = getattr(config, "num_key_value_heads", None)
+    if isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise CheckpointError(
+            f"{path}: num_key_value_heads is {groups}, which does not divide the {heads} heads", hint=_AGAIN
+        )

@@ -1,0 +1,206 @@
+"""The files that a model folder consists of, told apart from whatever else lies there.
+
+    configs       config.json, modules.json, sentence_bert_config.json, config_sentence_transformers.json, …
+    tokenizer     tokenizer.json, vocab.txt, merges.txt, *.model, …: the names that transformers' tokenizers read
+    processor     preprocessor_config.json, processor_config.json, chat templates
+    weights       model.safetensors, its shards and their index; pytorch_model.bin and its shards
+    modules       the folders that modules.json names, with the files in them
+    cards         README.md, licences, and the record of a distillation: they travel along and decide nothing
+
+Only these are copied to what is made of a model, and all but the cards are what its digest covers (`integrity`). Other
+files of a folder are left where they are: nobody asked for them to travel.
+
+A link is followed only to a file in the same folder, or, where the folder is a snapshot in a hub cache, to a blob of
+that cache. Folders that are links are not entered.
+"""
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from ternarize_cli.errors import CheckpointError, shown
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
+
+__all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module_folders", "part_folders"]
+
+_CONFIGS = (
+    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("generation_config.json", "router_config.json"),
+)
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.*")
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("vocab*.txt", "vocab*.json", "*_vocab.json", "*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes"),
+    *("dict.txt", "byte_maps.json", "emoji.json", "normalizer.json", "prophetnet.tokenizer", "word_*.json"),
+)
+_WEIGHTS = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+)
+_CARDS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "distillation.json", "metrics.jsonl")
+_MODULE = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", "*.npz")
+_TEMPLATES = ("chat_templates", "additional_chat_templates")
+_DEEP = 3
+"""Levels of folders below a module's own that are looked into: a router keeps its modules in folders of their own."""
+_MOST = 10_000
+"""Files of a model at most."""
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The subfolders that modules.json names, each once, as relative paths; an empty list without modules.json.
+
+    Raises:
+        CheckpointError: modules.json is damaged, or names a folder outside the model's.
+    """
+    path = folder / "modules.json"
+    if not os.path.lexists(path):
+        return []
+    listed = read_json(path)
+    if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
+        raise CheckpointError(f"{path} is no list of modules", hint="fetch the file again")
+    found: dict[str, None] = {}
+    for module in listed:
+        where = module.get("path")
+        if not isinstance(where, str) or not _stays_inside(where):
+            raise CheckpointError(
+                f"{path} names the folder {shown(where)}, which is not inside the model's folder",
+                hint="fetch the whole model again; the paths of modules are relative, without ..",
+            )
+        if where.strip("/"):
+            found[str(PurePosixPath(where))] = None
+    return list(found)
+
+
+def _stays_inside(where: str) -> bool:
+    """Whether a relative path names a place inside the folder that it is relative to."""
+    parts = PurePosixPath(where).parts
+    return not where.startswith("/") and ".." not in parts and "\0" not in where and "\\" not in where
+
+
+def model_files(folder: Path) -> list[str]:
+    """The files that decide what a model computes, as relative paths with `/`, sorted; cards are not among them.
+
+    Raises:
+        CheckpointError: modules.json is damaged or names a folder that is a link or lies outside; a file of the model
+            is a pipe, a device or a socket.
+    """
+    return sorted(_found(folder, (*_CONFIGS, *_PROCESSOR, *_TOKENIZER, *_WEIGHTS)))
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies what a model consists of beside the encoder's config and weights, and its cards; contents only, no modes.
+
+    Pickled weights of modules stay behind, as do files that are no part of a model.
+
+    Args:
+        source: a model folder.
+        folder: where the copies go; it exists, and holds none of them.
+
+    Raises:
+        CheckpointError: a file of the model is a link to a place outside the folder, or is no regular file.
+    """
+    for name in sorted({*_found(source, (*_CONFIGS, *_PROCESSOR, *_TOKENIZER)), *_cards(source)}):
+        if name == "config.json" or name.endswith((".bin", ".bin.index.json")):
+            continue
+        path = source / name
+        if not contained(source, path):
+            raise CheckpointError(
+                f"{path} is a link to a place outside the model's folder, and is not copied",
+                hint=f"if you trust it, use a copy with the files themselves: cp -rL {shlex.quote(str(source))} COPY",
+            )
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as stream, target.open("xb") as copy:
+            while chunk := stream.read(1 << 20):
+                copy.write(chunk)
+    for where in module_folders(source):  # modules without files, such as Normalize, have a folder, too
+        (folder / where).mkdir(parents=True, exist_ok=True)
+
+
+def part_folders(folder: Path) -> list[str]:
+    """The folders of a model that hold files of it: "" for its own, then those of its modules and below them.
+
+    Raises:
+        CheckpointError: as `model_files`.
+    """
+    return ["", *dict.fromkeys(str(PurePosixPath(name).parent) for name in model_files(folder) if "/" in name)]
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is in a snapshot of a hub cache, where files are links to blobs and may have been left out."""
+    return _blobs(folder) is not None
+
+
+def _blobs(folder: Path) -> Path | None:
+    """The folder of blobs that the snapshot with this folder links to: MODEL/blobs for MODEL/snapshots/REVISION/…."""
+    for parent in folder.resolve().parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            return parent.parent / "blobs"
+    return None
+
+
+def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
+    """The files of a folder with the given patterns of names, those of its modules, and chat templates."""
+    names = [*_entries(folder, "", patterns), *_of_modules(folder)]
+    if len(names) > _MOST:
+        raise CheckpointError(f"{folder} holds more than {_MOST:,} files of a model", hint="is this a model folder?")
+    for name in names:
+        require_regular(folder / name)
+        yield name
+
+
+def _of_modules(folder: Path) -> Iterator[str]:
+    for where in _TEMPLATES:
+        if _is_folder(folder / where):
+            yield from _entries(folder, where, ("*.jinja",))
+    for where in module_folders(folder):
+        path = folder
+        for part in PurePosixPath(where).parts:
+            path = path / part
+            if path.is_symlink():
+                raise CheckpointError(
+                    f"{path} is a link, where a module's folder belongs", hint="fetch the model again"
+                )
+        yield from _below(folder, where, _DEEP)
+
+
+def _below(folder: Path, where: str, levels: int) -> Iterator[str]:
+    if not _is_folder(folder / where):
+        return
+    yield from _entries(folder, where, _MODULE)
+    if levels:
+        for name in sorted(os.listdir(folder / where)):
+            if not name.startswith("."):
+                yield from _below(folder, f"{where}/{name}", levels - 1)
+
+
+def _entries(folder: Path, where: str, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Names in a folder that match a pattern, with `where/` in front; folders and links that lead nowhere are none."""
+    prefix = f"{where}/" if where else ""
+    for name in sorted(os.listdir(folder / where)):
+        matching = not name.startswith(".") and any(fnmatchcase(name, pattern) for pattern in patterns)
+        if matching and not os.path.isdir(path := folder / where / name) and os.path.exists(path):
+            yield prefix + name
+
+
+def _cards(folder: Path) -> Iterator[str]:
+    """Cards that are plain files of the folder, of MAX_TOKENIZER bytes at most; others of such names stay behind."""
+    for name in _entries(folder, "", _CARDS):
+        path = folder / name
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_TOKENIZER and contained(folder, path):
+            yield name
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether this is a folder and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def contained(folder: Path, path: Path) -> bool:
+    """Whether a path leads to a file in the folder, or to a blob of the hub cache that the folder is a snapshot in."""
+    target = path.resolve()
+    return any(allowed in target.parents for allowed in (folder.resolve(), _blobs(folder)) if allowed is not None)

@@ -1,0 +1,1 @@
+"""Files of ours and of others: whole outputs, work in progress, caches, and bounds on what is read."""

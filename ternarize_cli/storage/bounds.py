@@ -1,0 +1,249 @@
+"""Bounds on what is read from files that somebody else wrote, and readers that keep them.
+
+A file may be a pipe that nobody writes to, a device without an end, a JSON text of a million brackets, or one line of
+many gigabytes. Whatever reads such files goes through the functions here, so that each of these ends in an error that
+names the file, and neither waits for ever nor fills the memory.
+
+    regular files only    a pipe, a device, a socket or a folder is refused without opening it
+    bytes                 MAX_CONFIG for a config, MAX_TOKENIZER for a tokenizer or vocabulary, MAX_LINE for a line
+    depth                 MAX_DEPTH levels of lists and objects in JSON, MAX_FOLDERS of folders
+    memory                MAX_HELD for texts that are kept as a whole: a small .gz may unpack to a large file
+"""
+
+import json
+import os
+import resource
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ternarize_cli.errors import CheckpointError, TernarizeError, reason
+
+__all__ = [
+    "MAX_CONFIG",
+    "MAX_DEPTH",
+    "MAX_FOLDERS",
+    "MAX_HELD",
+    "MAX_LINE",
+    "MAX_TOKENIZER",
+    "Held",
+    "lines_of",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_object",
+    "require_regular",
+    "user_path",
+    "utf8_name",
+    "walk",
+]
+
+MAX_CONFIG = 32 << 20
+"""Bytes of a config or of a list of modules or shards at most."""
+MAX_TOKENIZER = 512 << 20
+"""Bytes of a tokenizer's or vocabulary's file at most; the largest in use have some 35 million."""
+MAX_LINE = 16 << 20
+"""Bytes of a line of text at most."""
+MAX_DEPTH = 64
+"""Levels of lists and objects in JSON at most."""
+MAX_FOLDERS = 64
+"""Levels of folders below a folder of texts at most."""
+
+
+def _half_of_memory() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2
+
+
+MAX_HELD = _half_of_memory()
+"""Bytes of texts at most that are kept in memory as a whole: half of what this machine, or `ulimit -v`, allows."""
+
+
+def require_regular(path: Path, error: type[TernarizeError] = CheckpointError) -> os.stat_result:
+    """Checks that a path is a regular file, or a link to one, without opening it; returns its status.
+
+    Raises:
+        TernarizeError (of the class `error`): it is missing, or a pipe, device, socket or folder.
+    """
+    try:
+        status = path.stat()
+    except OSError as e:
+        raise error(f"{path} can't be read: {e.strerror}", hint="fetch the file again") from e
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise error(f"{path} is {kind}, where a file belongs", hint="put the file in its place")
+    return status
+
+
+def read_bytes(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        TernarizeError (of the class `error`): it is no regular file, larger than `limit`, or can't be read.
+    """
+    size = require_regular(path, error).st_size
+    if size <= limit:
+        try:
+            with path.open("rb") as stream:
+                content = stream.read(limit + 1)
+        except OSError as e:
+            raise error(f"{path} can't be read: {e.strerror}") from e
+        if len(content) <= limit:
+            return content
+    raise error(f"{path} is larger than the {limit:,} bytes that such a file may have", hint="fetch the file again")
+
+
+def read_json(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        TernarizeError (of the class `error`): as `read_bytes` and `parse_json`.
+    """
+    return parse_json(read_bytes(path, limit=limit, error=error), str(path), error=error)
+
+
+def read_object(
+    path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError
+) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        TernarizeError (of the class `error`): as `read_json`, or the file holds another JSON value.
+    """
+    values = read_json(path, limit=limit, error=error)
+    if not isinstance(values, dict):
+        raise error(f"{path} holds no JSON object", hint="fetch the file again")
+    return values
+
+
+def parse_json(
+    text: str | bytes,
+    where: str,
+    *,
+    error: type[TernarizeError] = CheckpointError,
+    hint: str = "fetch the file again",
+) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: UTF-8 if bytes.
+        where: what messages call the text: a file, or a file and a line.
+        error: the class of error that is raised.
+        hint: what to do about a text that is no JSON.
+
+    Raises:
+        TernarizeError (of the class `error`): the text is not UTF-8, is no JSON, or is nested deeper than MAX_DEPTH.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        value = json.loads(text)
+        if not _deeper(value, MAX_DEPTH):
+            return value
+        why = f"it is nested more than {MAX_DEPTH} levels deep"
+    except RecursionError:
+        why = f"it is nested more than {MAX_DEPTH} levels deep"
+    except ValueError as e:  # no UTF-8, no JSON, or a number of thousands of digits
+        why = reason(e)
+    raise error(f"{where} is not valid JSON: {why}", hint=hint)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than `levels` deep."""
+    row = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        inner = (v for one in row for v in (one.values() if isinstance(one, dict) else one))
+        row = [v for v in inner if isinstance(v, dict | list)]
+        if not row:
+            return False
+    return True
+
+
+def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError], *, limit: int = MAX_LINE) -> Iterator[bytes]:
+    """The lines of a stream, with their line breaks.
+
+    Args:
+        stream: opened for reading bytes.
+        where: what messages call it.
+        error: the class of error that is raised.
+        limit: bytes of a line at most.
+
+    Raises:
+        TernarizeError (of the class `error`): a line has more than `limit` bytes.
+    """
+    number = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            raise error(
+                f"{where} line {number} is longer than the {limit:,} bytes that a line may have",
+                hint="one text per line; is this a text file?",
+            )
+        yield line
+
+
+def walk(folder: Path, error: type[TernarizeError]) -> Iterator[Path]:
+    """The regular files in a folder and below it, links to such files included, in no order.
+
+    Hidden files and folders, special files and links that lead nowhere are left out. Links to folders are not followed.
+
+    Raises:
+        TernarizeError (of the class `error`): a folder can't be read, or they are nested deeper than MAX_FOLDERS.
+    """
+    folders = [(folder, 0)]
+    while folders:
+        here, level = folders.pop()
+        if level > MAX_FOLDERS:
+            raise error(f"{folder} holds folders more than {MAX_FOLDERS} levels deep", hint="pass a folder inside it")
+        try:
+            with os.scandir(here) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+            inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError as e:
+            raise error(f"{here} can't be read: {e.strerror}", hint="check the permissions of the folder") from e
+        folders += ((Path(entry.path), level + 1) for entry in inner)
+        yield from (Path(entry.path) for entry in entries if os.path.isfile(entry.path))
+
+
+def user_path(path: str | Path) -> Path:
+    """A path with `~` expanded; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
+def utf8_name(path: str | Path) -> str:
+    r"""A file's name that can be written as UTF-8: bytes that are none become `\xff`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+class Held:
+    """Counts texts that are kept in memory, so that a small file that unpacks to a large one is refused.
+
+    Args:
+        where: what messages call the source of the texts.
+        error: the class of error that is raised.
+    """
+
+    def __init__(self, where: str, error: type[TernarizeError]) -> None:
+        self._where, self._error = where, error
+        self._bytes = 0
+
+    def add(self, text: str) -> None:
+        """Counts one more text.
+
+        Raises:
+            TernarizeError (of the class `error`): the texts take more than MAX_HELD bytes.
+        """
+        self._bytes += sys.getsizeof(text) + 8
+        if self._bytes > MAX_HELD:
+            raise self._error(
+                f"{self._where} holds more than {MAX_HELD:,} bytes of text, which are half of the memory here",
+                hint="a smaller file; all of this one is kept in memory",
+            )
+
+    def drop(self, text: str) -> None:
+        """Counts one text less."""
+        self._bytes -= sys.getsizeof(text) + 8

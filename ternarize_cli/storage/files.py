@@ -1,0 +1,293 @@
+"""Outputs that are either whole or absent.
+
+Work is done in a hidden folder `.NAME.partial` beside the output (`workplace`), is synced to disk and renamed. Killed
+at any moment, nothing half-written stands under the final name, and an output that was there before is still there.
+Where `--force` replaces a folder, the old and the new one change places in one system call (Linux), so that there is no
+moment without either. A lock keeps two runs from writing the same output; the system drops it with the process.
+"""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ternarize_cli.errors import InputError, OutputError, OutputExistsError
+from ternarize_cli.storage.caches import cache_folder
+from ternarize_cli.storage.workplace import Workplace, held, partial_path, recover, remove
+
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "cache_folder",
+    "check_apart",
+    "check_output",
+    "content_hash",
+    "empty",
+    "locked_folder",
+    "partial_path",
+    "remove",
+    "sha256",
+    "tree_hash",
+]
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_OURS = ("config.json", "index.json", "documentation.jsonl")
+"""By these --force knows a folder that it may replace: a model, an index, a demo."""
+
+
+def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), folder: bool = True) -> None:
+    """Refuses an output that can't be written or would destroy something, before any work is done.
+
+    What a killed run has left beside the output is removed where nothing could go on from it.
+
+    Args:
+        output: the file or folder to write.
+        force: whether it may be replaced; a folder only if it is empty or holds something that ternarize writes.
+        inputs: files and folders that are read; the output may be none of them, nor hold or lie in one.
+        folder: whether the output is a folder.
+
+    Raises:
+        OutputExistsError: it exists and may not be replaced, or it is the working folder or holds it.
+        InputError: it overlaps an input, or something that ternarize did not make is where the work would be done.
+        OutputError: its parent is missing or not writable.
+    """
+    resolved, here = output.resolve(), Path.cwd()
+    if resolved == here or resolved in here.parents:
+        raise OutputExistsError(f"{output} is the working folder or holds it; it can't be the output", hint="-o NAME")
+    check_apart(output, inputs)
+    recover(output)
+    if output.exists() or output.is_symlink():
+        if not force:
+            raise OutputExistsError(f"{output} exists already", hint="--force replaces it, or name another output")
+        if output.is_dir() != folder:
+            kind = "folder" if output.is_dir() else "file"
+            raise OutputExistsError(
+                f"{output} is a {kind}, which --force does not replace", hint="name another with -o"
+            )
+        if output.exists() and not output.is_dir() and not output.is_file():
+            raise OutputExistsError(
+                f"{output} is a device or a pipe, which --force does not replace", hint="name another with -o"
+            )
+        if folder and any(output.iterdir()) and not any((output / name).is_file() for name in _OURS):
+            raise OutputExistsError(
+                f"{output} holds other files, and nothing that ternarize wrote; --force does not replace it",
+                hint="name another with -o, or remove it yourself",
+            )
+    parent = output.parent
+    if not parent.is_dir():
+        raise OutputError(f"can't write {output}: there is no folder {parent}", hint=f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"can't write {output}: no permission in {parent}", hint="name a writable place with -o")
+
+
+def check_apart(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuses an output that is an input, or holds or lies in one.
+
+    Raises:
+        InputError: as said.
+    """
+    resolved = output.resolve()
+    for path in inputs:
+        other = path.resolve()
+        if resolved == other or resolved in other.parents or (path.is_dir() and other in resolved.parents):
+            raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
+
+
+@contextmanager
+def atomic_folder(
+    output: Path, *, force: bool = False, resume: bool = False, keep: bool = False, inputs: Sequence[Path] = ()
+) -> Iterator[Path]:
+    """Yields an empty partial folder; when the body ends well it becomes `output`, otherwise it is removed.
+
+    Args:
+        output: the final folder.
+        force, inputs: as `check_output`.
+        resume: keep what an earlier, killed run left in the partial folder, and keep it again if this one fails.
+        keep: keep what is in the partial folder if this run fails, without starting from what was left there.
+
+    Raises:
+        OutputExistsError, InputError, OutputError: as `check_output`; also when another process writes the same
+            output, or when the disk is full (the old output is then still in place).
+    """
+    check_output(output, force=force, inputs=inputs)
+    with _working(output) as place:
+        try:
+            if resume and os.path.lexists(place.work):
+                place.check_work()
+            else:
+                remove(place.work)
+                place.work.mkdir()
+            yield place.work
+            _sync_tree(place.work)
+            check_output(output, force=force, inputs=inputs)
+            _put_in_place(place)
+        except BaseException:
+            place.settle()
+            if not (resume or keep) or not place.work.is_dir() or not any(place.work.iterdir()):
+                place.close()
+            raise
+        place.close()
+
+
+@contextmanager
+def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yields the path of an empty partial file to write; when the body ends well it becomes `output`.
+
+    Raises:
+        OutputExistsError, OutputError: as `atomic_folder`.
+    """
+    check_output(output, force=force, folder=False)
+    with _working(output) as place:
+        try:
+            remove(place.work)
+            place.work.touch(exist_ok=False)
+            yield place.work
+            _sync(place.work)
+            check_output(output, force=force, folder=False)
+            place.work.replace(output)
+            _sync(output.parent)
+        finally:
+            place.close()
+
+
+@contextmanager
+def _working(output: Path) -> Iterator[Workplace]:
+    """The workplace of an output; errors that the disk is to blame for name the output."""
+    with _reporting_disk(output), held(output) as place:
+        yield place
+
+
+@contextmanager
+def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a lock on a folder that is there, so that one process at a time changes it.
+
+    Args:
+        folder: it.
+        wait: for another process that holds it.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    busy = OutputError(f"another process is changing {folder}", hint="wait for it")
+    descriptor = _lock(folder, lambda: os.open(folder, os.O_RDONLY), busy, wait=wait)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, open_it: Callable[[], int], busy: OutputError, *, wait: bool = False) -> int:
+    """Opens what is at a path and locks it; the lock lasts until the descriptor is closed."""
+    while True:
+        descriptor = open_it()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(descriptor)
+            raise busy from e
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # another has put it in place, or something in its place, between our two calls
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _reporting_disk(output: Path) -> Iterator[None]:
+    """Names the output in errors that the disk is to blame for."""
+    try:
+        yield
+    except Exception as e:
+        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+        # safetensors reports a failed write as its own error class with the system's text in it.
+        full = full or "No space left on device" in str(e)
+        if full:
+            raise OutputError(
+                f"the disk is full: {output} was not written", hint="free some space or name another place with -o"
+            ) from e
+        if isinstance(e, OSError) and e.errno in _REFUSED:
+            raise OutputError(f"can't write {output}: {e.strerror}", hint="name a writable place with -o") from e
+        raise
+
+
+def _put_in_place(place: Workplace) -> None:
+    partial, output = place.work, place.output
+    if not (output.exists() or output.is_symlink()):
+        partial.rename(output)
+    else:
+        place.note_placing()
+        if output.is_symlink() or not _exchange(partial, output):
+            output.rename(place.old)
+            partial.rename(output)
+    _sync(output.parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two names in one step; False where the system or file system has no such call."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+
+
+def empty(folder: Path) -> None:
+    """Removes everything in a folder."""
+    for entry in folder.iterdir():
+        remove(entry)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flushes a folder of ours with everything in it to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Flushes one file, or the entries of one folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of one file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def content_hash(folder: Path) -> str:
+    """A digest of everything in a model folder that decides its vectors: weights, configs, tokenizer.
+
+    READMEs, images and hidden files don't count, so editing a model card keeps the hash. Computed as `tree_hash`.
+    """
+    return tree_hash(folder, _counts)
+
+
+def tree_hash(folder: Path, counts: Callable[[Path], bool]) -> str:
+    """The sha256 over `relative/path NUL sha256 newline` of the files that count, in sorted order; 64 hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and counts(p.relative_to(folder))):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _counts(relative: Path) -> bool:
+    return relative.suffix in (".safetensors", ".bin", ".json", ".txt", ".model") and not any(
+        part.startswith(".") for part in relative.parts
+    )

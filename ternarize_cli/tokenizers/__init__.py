@@ -1,0 +1,1 @@
+"""A model's tokenizer, as a function of texts and as files."""

@@ -1,0 +1,321 @@
+"""Lists of texts or images to vectors, as the model wants it.
+
+sentence-transformers' modules do the work: tokenising, pooling, normalising, and the prompts that some models want in
+front of queries or documents. An encoder here adds
+
+- batches by length: a list is tokenised at once, and texts of like length go through the model together, as many as
+  make `BUDGET` tokens, so that short texts share a pass and long ones don't take more memory than they must;
+- a count of tokens, and of the texts that were longer than the model reads, so that it can be said once;
+- preparing apart from the model's work, so that it can be done ahead (`encode`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.util import batch_to_device, truncate_embeddings
+
+from ternarize_cli.data.length_buckets import by_length
+from ternarize_cli.data.prefetch import ReadAhead
+from ternarize_cli.errors import InputError, TernarizeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["BUDGET", "CHUNK", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
+
+CHUNK, _CHARACTERS = 1024, 1 << 20
+"""Texts of a chunk at most, and characters after which it takes no more."""
+BUDGET = 8192
+"""Tokens of a batch at most, padding included: 32 texts of 256, or 512 of 16."""
+_BATCH = 32
+_LONG = 64  # characters a token that a text may have before it is looked at whether its beginning will do
+Role = Literal["text", "query", "document"]
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A chunk as the model takes it.
+
+    Attributes:
+        batches: pairs of rows of the chunk, and the features of these rows.
+        name: how a message names a row of the chunk.
+        tokens: of all texts, with special ones, without padding.
+        truncated: how many texts are longer than the model reads.
+    """
+
+    batches: list[tuple[list[int], dict[str, Any]]]
+    name: Callable[[int], str]
+    tokens: int = 0
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows, _ in self.batches)
+
+
+class TextEncoder:
+    """Encodes lists of texts and keeps count.
+
+    Args:
+        encoder: the running model.
+        role: "query" and "document" use the prompt and the route that the model keeps for them, "text" its default.
+        prompt_name: one of the model's prompts, instead of the role's.
+        normalize: True: vectors of length 1. False: as they leave the pooling, even if the model would normalise them
+            (its last module is then taken off the encoder). None: as the model does.
+        batch_size: texts per forward pass; None: as many of like length as make `BUDGET` tokens.
+
+    Attributes:
+        texts, tokens, truncated: texts encoded, tokens seen by the model (with special ones, without padding), and
+            texts that were longer than `limit` tokens.
+
+    Raises:
+        InputError: the model has no prompt of that name.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        *,
+        role: Role = "text",
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        if prompt_name is not None and prompt_name not in encoder.prompts:
+            known = ", ".join(sorted(encoder.prompts)) or "none"
+            raise InputError(f"the model has no prompt named {prompt_name!r}", hint=f"its prompts: {known}")
+        if normalize is False:
+            _unnormalize(encoder)
+        self.encoder = encoder
+        self.prompt_name = prompt_name or _prompt_name(encoder, role)
+        self.limit: float = encoder.max_seq_length or float("inf")
+        self.texts = self.tokens = self.truncated = 0
+        self._normalize, self._batch_size = bool(normalize), batch_size
+        self._prompt: str | None = encoder.prompts.get(self.prompt_name)
+        self._task = {} if role == "text" else {"task": role}
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Returns float32 `[texts, dim]`, in the order of `texts`.
+
+        Raises:
+            TernarizeError: a vector is not finite; the message shows the text.
+        """
+        return self.forward(self.prepare(texts))
+
+    def prepare(self, texts: list[str]) -> Prepared:
+        """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
+        texts = [self._beginning(text) for text in texts]
+        features = self._features(texts)
+        mask = features.get("attention_mask")
+        if mask is None or len(mask) != len(texts):  # what can't be cut by rows: bags of words, unpadded sequences
+            groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
+            return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
+        real = mask.numpy() != 0
+        lengths = real.sum(axis=1)
+        if self._batch_size:
+            groups = _slices(lengths.tolist(), self._batch_size)
+        else:
+            groups = [group.tolist() for group in by_length(lengths, BUDGET)]
+        return Prepared(
+            [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
+            _shown(texts),
+            int(lengths.sum()),
+            self._count_longer(texts) if lengths.max() >= self.limit else 0,
+        )
+
+    def forward(self, prepared: Prepared) -> np.ndarray:
+        """Returns float32 `[texts, dim]`, in the order of the texts that were prepared.
+
+        Raises:
+            TernarizeError: as `__call__`.
+        """
+        vectors = _forward(self.encoder, prepared, self._normalize, **self._task)
+        self.texts += len(prepared)
+        self.tokens += prepared.tokens
+        self.truncated += prepared.truncated
+        return vectors
+
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+        return self.encoder.get_embedding_dimension() or len(self.encoder.encode("dimension"))
+
+    def chunks(self, items: Iterable[tuple[str, str]], linger: float | None) -> ReadAhead[tuple[str, str]]:
+        """As many texts at a time as are worth having in memory."""
+        count = max(CHUNK, self._batch_size or 0)
+        return ReadAhead(items, count, room=_CHARACTERS, size=lambda item: len(item[1]), linger=linger)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was encoded, in numbers."""
+        return {"count": self.texts, "dim": self.dim, "tokens": self.tokens, "truncated": self.truncated}
+
+    @property
+    def summary(self) -> str:
+        """What was encoded, in words."""
+        return f"{self.texts} texts, {self.tokens} tokens"
+
+    @property
+    def truncation(self) -> str | None:
+        """One sentence about texts that were cut; None if all were read to their end."""
+        if not self.truncated:
+            return None
+        of, are = ("1 text", "is") if self.texts == 1 else (f"{self.truncated} of {self.texts} texts", "are")
+        return f"{of} {are} longer than the {self.limit} tokens this model reads: the rest was cut off"
+
+    def _features(self, texts: list[str]) -> dict[str, Any]:
+        return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
+
+    def _beginning(self, text: str) -> str:
+        """A text, or of a very long one only its beginning, if that alone has more tokens than the model reads.
+
+        Tokenising takes some 300 bytes a character.
+        """
+        if len(text) <= _LONG * self.limit:
+            return text
+        beginning = text[: _LONG * int(self.limit)].rpartition(" ")[0]
+        return beginning if beginning and self._count_longer([beginning]) else text
+
+    def _count_longer(self, texts: list[str]) -> int:
+        """Texts with more tokens than `limit`. A token covers a byte at least, so short texts need no tokenising."""
+        tokenizer = self.encoder.tokenizer
+        prompt = self._prompt or ""
+        room = self.limit - tokenizer.num_special_tokens_to_add()
+        long = [prompt + text for text in texts if len((prompt + text).encode()) > room]
+        # verbose=False: transformers would say by itself, in other words, that a text is long.
+        ids = tokenizer(long, truncation=False, verbose=False, return_attention_mask=False)["input_ids"] if long else []
+        return sum(len(one) > self.limit for one in ids)
+
+
+class ImageEncoder:
+    """Encodes lists of images.
+
+    Args:
+        encoder: the running model.
+        normalize: as `TextEncoder` takes it.
+        batch_size: images per forward pass; None: 32.
+
+    Attributes:
+        images, dim: how many were encoded, and the length of their vectors.
+        prepare, forward, chunks, counts, summary, truncation: as those of `TextEncoder`; decoded images are large: a
+            chunk is a batch.
+    """
+
+    truncation: str | None = None
+
+    def __init__(
+        self, encoder: SentenceTransformer, *, normalize: bool | None = None, batch_size: int | None = None
+    ) -> None:
+        if normalize is False:
+            _unnormalize(encoder)
+        self.encoder = encoder
+        self.images, self.dim = 0, encoder.get_embedding_dimension() or 0
+        self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
+
+    def prepare(self, images: "list[Image]") -> Prepared:
+        """Resizes and scales images as the model wants them."""
+        features = self.encoder.preprocess(images)
+        return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
+
+    def forward(self, prepared: Prepared) -> np.ndarray:
+        """Returns float32 `[images, dim]`, in the order of the images that were prepared.
+
+        Raises:
+            TernarizeError: a vector is not finite; the message says of which image.
+        """
+        vectors = _forward(self.encoder, prepared, self._normalize)
+        self.images += len(prepared)
+        self.dim = vectors.shape[1]
+        return vectors
+
+    def chunks(self, items: "Iterable[tuple[str, Image]]", linger: float | None) -> "ReadAhead[tuple[str, Image]]":
+        """A batch at a time; images are decoded ahead."""
+        return ReadAhead(items, self._batch_size, linger=linger)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was encoded, in numbers."""
+        return {"count": self.images, "dim": self.dim}
+
+    @property
+    def summary(self) -> str:
+        """What was encoded, in words."""
+        return f"{self.images} images"
+
+
+def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """The places of the lengths, longest first, `size` at a time."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
+    """The features of some rows, without the columns that are padding in all of them."""
+    count, width = features["attention_mask"].shape
+    columns = torch.from_numpy(np.flatnonzero(used))
+    cut = {}
+    for name, value in features.items():
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
+            value = value[rows]
+            value = value[:, columns] if value.shape[1:2] == (width,) else value
+        cut[name] = value
+    return cut
+
+
+@torch.inference_mode()
+def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str) -> np.ndarray:
+    """The vectors of a chunk, row by row: float32 `[rows, dim]`."""
+    found, order = [], []
+    for rows, features in prepared.batches:
+        _check_ids(encoder, rows, features, prepared.name)
+        vectors = encoder(batch_to_device(dict(features), encoder.device), **task)["sentence_embedding"]
+        vectors = truncate_embeddings(vectors, encoder.truncate_dim)
+        found.append(torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors)
+        order += rows
+    made = torch.cat(found).float().cpu().numpy()[np.argsort(order)]
+    _check_finite(made, prepared.name)
+    return made
+
+
+def _check_ids(
+    encoder: SentenceTransformer, rows: list[int], features: dict[str, Any], name: Callable[[int], str]
+) -> None:
+    """Refuses a text with a token that the word table has no row for: Gemma's token of images, say."""
+    ids, transformer = features.get("input_ids"), getattr(encoder[0], "auto_model", None)
+    if not isinstance(ids, torch.Tensor) or not ids.numel() or transformer is None:
+        return
+    count = getattr(transformer.get_input_embeddings(), "num_embeddings", None)
+    if count is not None and int(ids.max()) >= count:
+        row = int(ids.max(dim=-1).values.argmax()) if ids.ndim == 2 else 0
+        raise InputError(
+            f"{name(rows[row])} has a token with id {int(ids.max())}, and the model's word table has {count} rows",
+            hint="leave that token out of the text, or fetch the model again: its tokenizer may be another's",
+        )
+
+
+def _shown(texts: list[str]) -> Callable[[int], str]:
+    return lambda row: f"the text {texts[row][:60]!r}"
+
+
+def _unnormalize(encoder: SentenceTransformer) -> None:
+    while len(encoder) > 1 and isinstance(encoder[-1], Normalize):
+        del encoder[len(encoder) - 1]
+
+
+def _check_finite(vectors: np.ndarray, name: Callable[[int], str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise TernarizeError(
+            f"the model gave a vector that is not finite for {name(int(bad[0]))}",
+            hint="ternarize inspect MODEL; a damaged or badly trained model does this",
+        )
+
+
+def _prompt_name(encoder: SentenceTransformer, role: Role) -> str | None:
+    candidates = {"query": ("query",), "document": _DOCUMENT_PROMPTS, "text": ()}[role]
+    return next((name for name in candidates if name in encoder.prompts), encoder.default_prompt_name)

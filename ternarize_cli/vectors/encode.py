@@ -1,0 +1,221 @@
+"""From a file or a stream of texts or images to a file or a stream of vectors.
+
+A chunk at a time, so that a stream of any length encodes in bounded memory and in order. While the model works on one,
+the next is read and prepared (`ahead`).
+"""
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ternarize_cli.data.prefetch import overlapped
+from ternarize_cli.encoders import loading
+from ternarize_cli.encoders.modalities import require_modality
+from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage import files
+from ternarize_cli.vectors.batch_encoder import ImageEncoder, Prepared, Role, TextEncoder
+from ternarize_cli.vectors.vector_files import WRITERS
+
+__all__ = [
+    "LINGER",
+    "EncoderOptions",
+    "OpenModel",
+    "encode_to_file",
+    "encode_to_stream",
+    "encoded",
+    "image_folder",
+    "open_model",
+    "text_folder",
+]
+
+LINGER = 0.05
+"""Seconds that a text from a stream waits for others to share its batch."""
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+)
+
+_BY_LENGTH = ("dot", "euclidean")
+"""Similarities, by sentence-transformers' names, that depend on the length of vectors; the others normalise them."""
+
+
+def text_folder(model: str, *, allow_pickle: bool = False) -> Path:
+    """Resolves MODEL to a folder and makes sure that what is in it reads text.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: as `loading.resolve`; CheckpointError also for a model that reads images
+            only and for one without a tokenizer.
+    """
+    folder = loading.resolve(model, allow_pickle=allow_pickle)
+    require_modality(folder, "text", model)
+    if not any(next(folder.rglob(name), None) for name in (*_TOKENIZER_FILES, "sentencepiece*.model")):
+        raise CheckpointError(
+            f"{model} has no tokenizer, so it can't read text",
+            hint="copy the tokenizer's files (tokenizer.json, …) into the folder",
+        )
+    return folder
+
+
+def image_folder(model: str, *, allow_pickle: bool = False) -> Path:
+    """Resolves MODEL to a folder and makes sure that what is in it reads images.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: as `loading.resolve`; CheckpointError also for one that reads text only.
+    """
+    folder = loading.resolve(model, allow_pickle=allow_pickle)
+    require_modality(folder, "image", model)
+    return folder
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How a model is loaded and used: as `loading.load_encoder` and `TextEncoder` take it.
+
+    `normalize` None: as the model does.
+    """
+
+    backend: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    normalize: bool | None = None
+    prompt_name: str | None = None
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A loaded model.
+
+    Attributes:
+        folder: of the model; kind: "text" or "image", what it reads.
+        encode: what makes vectors.
+        similarity: how the model compares them, by sentence-transformers' name.
+        normalized: whether they have length 1 because they were asked to, or because only directions are compared.
+    """
+
+    folder: Path
+    kind: str
+    encode: TextEncoder | ImageEncoder
+    similarity: str
+    normalized: bool
+
+
+def open_model(model: str | Path, kind: str, options: EncoderOptions, *, role: Role = "text") -> OpenModel:
+    """Loads MODEL for a corpus.
+
+    Args:
+        model: MODEL.
+        kind: "text" or "image", what it is to read.
+        options: how. With a role other than "text" and `normalize` None, vectors get length 1 if the model compares
+            directions.
+        role: as `TextEncoder`.
+
+    Raises:
+        InputError: a prompt is asked for images.
+        TernarizeError: as `text_folder`, `image_folder` and `loading.load_encoder`.
+    """
+    pictures = kind == "image"
+    if pictures and options.prompt_name is not None:
+        raise InputError("--prompt-name is for text, and these are images", hint="leave it out")
+    folder = (image_folder if pictures else text_folder)(str(model), allow_pickle=options.allow_pickle)
+    loaded = loading.load_encoder(
+        folder,
+        backend=options.backend,
+        device=options.device,
+        threads=options.threads,
+        allow_pickle=options.allow_pickle,
+    )
+    similarity = loaded.similarity_fn_name or "cosine"
+    normalized = (similarity not in _BY_LENGTH) if options.normalize is None else options.normalize
+    normalize = options.normalize if role == "text" else normalized or options.normalize
+    encode = (
+        ImageEncoder(loaded, normalize=normalize, batch_size=options.batch_size)
+        if pictures
+        else TextEncoder(
+            loaded,
+            role=role,
+            prompt_name=options.prompt_name,
+            normalize=normalize,
+            batch_size=options.batch_size,
+        )
+    )
+    return OpenModel(folder, kind, encode, similarity, normalized)
+
+
+def encoded(
+    encode: TextEncoder | ImageEncoder, items: Iterable[tuple[str, Any]], *, linger: float | None = None
+) -> Generator[tuple[list[str], np.ndarray], None, None]:
+    """Yields ids and vectors (float32 `[ids, dim]`) in the order of `items`, a chunk at a time.
+
+    Args:
+        encode: what makes vectors of the contents.
+        items: id, and text or image, of each; read in a thread, two chunks and an item ahead of what was yielded.
+        linger: seconds that an item waits for others; None: until a chunk is full.
+
+    Raises:
+        TernarizeError: as `items` and `encode` do, after the vectors of all items before.
+    """
+
+    def prepare(chunk: list[tuple[str, Any]]) -> tuple[list[str], Prepared]:
+        return [identity for identity, _ in chunk], encode.prepare([content for _, content in chunk])
+
+    with closing(overlapped(encode.chunks(items, linger), prepare)) as chunks:
+        for ids, prepared in chunks:
+            yield ids, encode.forward(prepared)
+
+
+def encode_to_stream(
+    encode: TextEncoder | ImageEncoder,
+    items: Iterable[tuple[str, Any]],
+    stream: IO[bytes],
+    kind: str,
+    *,
+    linger: float | None = None,
+    total: int | None = None,
+    track: Track = silent,
+) -> None:
+    """Writes ids and vectors in the order of `items`, a chunk at a time.
+
+    Args:
+        encode, items, linger: as `encoded` takes them.
+        stream: where to.
+        kind: a key of `vectors.WRITERS`.
+        total: how many items there are, if that is known.
+        track: told of each item that was written.
+    """
+    writer = WRITERS[kind](stream)
+
+    def written() -> Generator[str, None, None]:
+        with closing(encoded(encode, items, linger=linger)) as chunks:
+            for ids, vectors in chunks:
+                writer.write(ids, vectors)
+                yield from ids
+
+    with closing(written()) as done:
+        for _ in track(done, "encoding", total):
+            pass
+    writer.close()
+
+
+def encode_to_file(
+    encode: TextEncoder | ImageEncoder,
+    items: Iterable[tuple[str, Any]],
+    output: Path,
+    kind: str,
+    *,
+    force: bool = False,
+    **options: Any,
+) -> None:
+    """As `encode_to_stream`, into a file that appears when it is whole (`files.atomic_file`)."""
+    with files.atomic_file(output, force=force) as partial, partial.open("wb") as stream:
+        encode_to_stream(encode, items, stream, kind, **options)

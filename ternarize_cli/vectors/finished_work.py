@@ -1,0 +1,84 @@
+"""Finished work of a long encoding run, safe against a kill at any moment.
+
+Encoding is a pure function of the model and the texts, so it is cut into numbered shards: shard i is rows
+`[i * size, (i + 1) * size)` of the corpus. A shard is one or more files and a record with their digests:
+
+    000012.npy        data; the suffix says what
+    000012.json       {"files": {".npy": "sha256…"}, …}, with a digest of itself (`records`)
+
+A file appears under its name only when it is whole and synced, and the record after all files, so a record without
+whole files (or half a record) can't count as finished work. Each shard has a record of its own, so that processes on
+many machines can write to one folder without talking to each other.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ternarize_cli.errors import DataError
+from ternarize_cli.storage.bounds import read_bytes, require_regular
+from ternarize_cli.storage.checksummed import checked, signed
+from ternarize_cli.storage.files import sha256
+from ternarize_cli.storage.whole_files import put_file, sweep
+
+__all__ = ["ShardFiles"]
+
+_SUFFIX = re.compile(r"\.[a-z]{2,10}")
+
+
+class ShardFiles:
+    """The shards in `folder`, which is made if it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def path(self, shard: int, suffix: str) -> Path:
+        """Where a file of a shard is."""
+        return self.folder / f"{shard:06d}{suffix}"
+
+    def put(self, shard: int, contents: Mapping[str, Callable[[IO[bytes]], None]], **record: Any) -> None:
+        """Writes the files of a shard, by suffix, and then its record."""
+        digests = {suffix: put_file(self.path(shard, suffix), write) for suffix, write in contents.items()}
+        self.amend(shard, {"files": digests, **record})
+
+    def amend(self, shard: int, record: dict[str, Any]) -> None:
+        """Replaces the record of a finished shard; its files stay."""
+        text = signed(record).encode()
+        put_file(self.path(shard, ".json"), lambda stream: stream.write(text))
+
+    def record(self, shard: int) -> dict[str, Any] | None:
+        """The record of a finished shard; None if there is none, or it or a file is not what was written."""
+        try:
+            found = checked(read_bytes(self.path(shard, ".json"), error=DataError).decode())
+            whole = all(self._is_whole(shard, suffix, digest) for suffix, digest in found["files"].items())
+        except (DataError, OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        return found if whole else None
+
+    def _is_whole(self, shard: int, suffix: str, digest: str) -> bool:
+        if not _SUFFIX.fullmatch(suffix):  # what a record names may be anything
+            return False
+        path = self.path(shard, suffix)
+        require_regular(path, DataError)
+        return sha256(path) == digest
+
+    def remove(self, shard: int) -> None:
+        """Deletes a shard: its record first."""
+        for path in sorted(self.folder.glob(f"{shard:06d}.*"), key=lambda p: p.suffix != ".json"):
+            path.unlink(missing_ok=True)
+
+    def remove_from(self, end: int, part: tuple[int, int] = (1, 1)) -> None:
+        """Deletes every n-th shard, beginning with the i-th (`part`), from number `end` on: of a longer corpus."""
+        for number in self.numbers():
+            if number >= end and number % part[1] == part[0] - 1:
+                self.remove(number)
+
+    def numbers(self) -> list[int]:
+        """The shards that have a record, whole or not."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
+
+    def sweep(self) -> None:
+        """Removes what killed jobs have left of files that they were writing; those of jobs that run stay."""
+        sweep(self.folder)

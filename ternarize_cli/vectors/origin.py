@@ -1,0 +1,90 @@
+"""Where vectors come from: the model that made them, and how. Vector folders and indexes record it alike.
+
+The record names the model's folder, so that a search can open it without being told. An index may come from anybody,
+though, and then that path is a stranger's word. So the path carries a seal: an HMAC-SHA256 of model, path and content
+hash under a key that lies in this user's cache (`is_sealed`). A path whose seal does not fit was not recorded here, and
+is opened unasked only in the folder of the index or in the working folder (`is_near`).
+"""
+
+import hashlib
+import hmac
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+
+__all__ = ["Origin"]
+
+_KEY, _KEY_BYTES = "path.key", 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What made some vectors.
+
+    Attributes:
+        model: MODEL as it was typed; model_path: the folder that it stood for; model_sha256: its content hash.
+        kind: "text" or "image".
+        normalized: whether the vectors were scaled to length 1, which makes the inner product the cosine.
+        document_prompt, query_prompt: names of the model's prompts.
+        path_seal: the seal of `model_path`; empty where there was no cache to keep a key in.
+    """
+
+    model: str
+    model_path: str
+    model_sha256: str
+    kind: str
+    normalized: bool
+    document_prompt: str | None
+    query_prompt: str | None
+    path_seal: str = field(default="", compare=False)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The fields above, for another record of the same vectors."""
+        return {one.name: getattr(self, one.name) for one in fields(Origin)}
+
+    def sealed(self) -> Self:
+        """This record with a seal of this user."""
+        key = _key(make=True)
+        return self if key is None else replace(self, path_seal=self._seal(key))
+
+    def is_sealed(self) -> bool:
+        """Whether this user's ternarize recorded the model's path."""
+        key = _key(make=False)
+        given = self.path_seal.encode(errors="surrogatepass")
+        return key is not None and hmac.compare_digest(self._seal(key).encode(), given)
+
+    def is_near(self, folder: Path) -> bool:
+        """Whether the model's path is that of a folder in the folder of the vectors or in the working folder.
+
+        Args:
+            folder: of the vectors or the index.
+        """
+        try:
+            named = Path(self.model_path)
+            target, places = named.resolve(), (folder.resolve(), Path.cwd())
+            there = named.is_absolute() and target.is_dir()
+        except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
+            return False
+        return there and any(place in target.parents for place in places if place != place.parent)
+
+    def _seal(self, key: bytes) -> str:
+        text = "\0".join((self.model, self.model_path, self.model_sha256))
+        return hmac.new(key, text.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def _key(*, make: bool) -> bytes | None:
+    """This user's key; None if there is none, and none can be made."""
+    with suppress(OSError, InputError):
+        path = cache_folder("indexes") / _KEY
+        if make and not check_own(path):
+            keep_file(path, lambda stream: stream.write(os.urandom(_KEY_BYTES)))
+        if check_own(path):
+            found = path.read_bytes()
+            return found if len(found) == _KEY_BYTES else None
+    return None

@@ -1,0 +1,257 @@
+"""A folder of vectors in numbered shards, written by any number of processes, and read by `index build`.
+
+    vectors.json      what all shards are of: `VectorRecord`, with a digest of itself (`records`)
+    000012.parquet    rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), or
+    000012.npy        the vectors alone, with
+    000012.ids        a JSON array of the ids
+    000012.json       the record (`shards`), with digests of its rows and of all before; the last says that it is
+
+A shard whose record fits what there is to encode is left alone, so the same command goes on where it was killed, does
+again what was damaged, and does what has changed in the corpus.
+
+Numbers are float32, float16, or int8: round(127 · v / max|v|) of vectors of length 1, whose length is not kept since it
+is known; reading gives vectors of length 1 again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ternarize_cli.errors import DataError, reason, shown
+from ternarize_cli.storage.arrays import read_npy
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
+from ternarize_cli.storage.checksummed import check_types, read_signed
+from ternarize_cli.vectors.finished_work import ShardFiles
+from ternarize_cli.vectors.origin import Origin
+
+__all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chained", "read_record"]
+
+RECORD = "vectors.json"
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+FORMATS = ("parquet", "npy")
+_VERSION = 2
+_AGAIN = "run the same `ternarize encode` again: it does what is missing"
+_DAMAGED = "remove the file and run the same `ternarize encode` again"
+_REMAKE = "remove the folder and encode again"
+_SHARD_KINDS = {"files": dict, "rows": int, "of": str, "chain": str, "last": bool}
+_MAX_DIM, _MAX_ROWS = 1 << 20, 1 << 31
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorRecord(Origin):
+    """What the shards of a folder have in common.
+
+    Attributes:
+        dim, similarity: of the vectors, and how the model compares them.
+        dtype, format: keys of `DTYPES` and `FORMATS`; shard_size: rows of all shards but the last.
+    """
+
+    dim: int
+    similarity: str
+    dtype: str
+    format: str
+    shard_size: int
+    format_version: int = _VERSION
+
+
+def read_record(folder: Path) -> VectorRecord:
+    """The record of a folder.
+
+    Raises:
+        DataError: it is missing, damaged, was edited, or is of another version.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
+    found = read_signed(path, _VERSION, "vector folder", _REMAKE)
+    check_types(found, VectorRecord, path, _REMAKE)
+    wrong = _fault(found)
+    if wrong is not None:
+        raise DataError(f"{path} is damaged: {wrong}", hint=_REMAKE)
+    return VectorRecord(**found)
+
+
+def _fault(found: Mapping[str, Any]) -> str | None:
+    """What is wrong with the fields of a record of vectors."""
+    for name, known in (("dtype", DTYPES), ("format", FORMATS), ("kind", ("text", "image"))):
+        if found[name] not in known:
+            return f"{name} is {shown(found[name])}, not one of {', '.join(known)}"
+    for name, largest in (("dim", _MAX_DIM), ("shard_size", _MAX_ROWS)):
+        if not 0 < found[name] <= largest:
+            return f"{name} is {found[name]}, not from 1 to {largest:,}"
+    return None
+
+
+class VectorFolder:
+    """A finished folder of vectors, as `index build` reads it.
+
+    Attributes:
+        record: what the shards are of.
+        shards: how many there are; count: of vectors.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.record = read_record(folder)
+        self._files = ShardFiles(folder)
+        self.shards = self.count = 0
+        chain = ""
+        while True:
+            found = self._shard(self.shards)
+            chain = chained(chain, found["of"])
+            if found["chain"] != chain:
+                raise DataError(
+                    f"{self._files.path(self.shards, '.json')} is of another version of the corpus than those before",
+                    hint="run `ternarize encode` again, all jobs of it, on the corpus as it is now",
+                )
+            self.shards, self.count = self.shards + 1, self.count + found["rows"]
+            if found["last"]:
+                break
+            if found["rows"] != self.record.shard_size:
+                wrong = self._files.path(self.shards - 1, ".json")
+                raise DataError(f"{wrong} has {found['rows']} rows, not {self.record.shard_size}", hint=_AGAIN)
+
+    def _shard(self, shard: int) -> dict[str, Any]:
+        """The record of a shard, whose files are whole."""
+        suffixes = [".npy", ".ids"] if self.record.format == "npy" else [".parquet"]
+        for path in (self._files.path(shard, suffix) for suffix in suffixes):
+            if path.exists():  # a pipe would be waited for
+                require_regular(path, DataError)
+        try:
+            read_json(self._files.path(shard, ".json"), error=DataError)
+            found = self._files.record(shard)
+        except DataError:
+            found = None
+        if found is None:
+            path = self._files.path(shard, suffixes[0])
+            what = "or its record is damaged" if path.exists() else "is missing"
+            raise DataError(f"{path} {what}", hint=_AGAIN)
+        path = self._files.path(shard, ".json")
+        for name, kind in _SHARD_KINDS.items():
+            value = found.get(name)
+            if type(value) is not kind or (isinstance(value, str) and not value.isascii()):
+                raise DataError(f"{path} is damaged: {name} is {shown(value)}", hint=_DAMAGED)
+        if found["files"].keys() != set(suffixes):
+            raise DataError(f"{path} is damaged: its files are {shown(list(found['files']))}", hint=_DAMAGED)
+        if not 0 < found["rows"] <= self.record.shard_size:
+            raise DataError(f"{path} has {found['rows']} rows, not {self.record.shard_size} at most", hint=_AGAIN)
+        return found
+
+    def _count(self, shard: int) -> int:
+        """The rows of a shard."""
+        return min(self.record.shard_size, self.count - shard * self.record.shard_size)
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all vectors, in order.
+
+        Raises:
+            DataError: a file of ids is damaged, or holds another number of them than its record says.
+        """
+        for shard in range(self.shards):
+            if self.record.format == "npy":
+                path = self._files.path(shard, ".ids")
+                ids = read_json(path, limit=MAX_TOKENIZER, error=DataError)
+            else:
+                path = self._files.path(shard, ".parquet")
+                ids = _column(path, "id", self._count(shard), _is_string).to_pylist()
+            try:
+                "".join(ids).encode()
+                fits = isinstance(ids, list) and len(ids) == self._count(shard)
+            except (TypeError, UnicodeEncodeError):  # others than strings, or halves of surrogate pairs
+                fits = False
+            if not fits:
+                raise DataError(f"{path} does not hold {self._count(shard)} ids", hint=_DAMAGED)
+            yield from ids
+
+    def load(self, shard: int) -> np.ndarray:
+        """A shard's vectors, float32 `[rows, dim]`.
+
+        Raises:
+            DataError: the file is damaged, or its vectors are not as many, not as wide, or of another type than the
+                folder's record says; a number is not finite.
+        """
+        expected = self._count(shard), self.record.dim
+        if self.record.format == "npy":
+            path = self._files.path(shard, ".npy")
+            numbers = read_npy(path, DataError)
+        else:
+            path = self._files.path(shard, ".parquet")
+            numbers = _numbers(path, expected[0])
+        if numbers.ndim != 2 or numbers.shape[1] != self.record.dim:
+            width = numbers.shape[-1] if numbers.ndim else "nothing"
+            raise DataError(
+                f"shard {shard} has vectors of {width}, and {RECORD} says {self.record.dim}",
+                hint=f"{RECORD} was edited, or is another folder's: put back the one that was written with the vectors",
+            )
+        if numbers.shape != expected or numbers.dtype != DTYPES[self.record.dtype]:
+            raise DataError(
+                f"{path} holds {len(numbers)} vectors of {numbers.dtype}, its records say {expected[0]} of "
+                f"{self.record.dtype}",
+                hint=_DAMAGED,
+            )
+        vectors = numbers.astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{path} holds a number that is not finite", hint=_DAMAGED)
+        if self.record.dtype == "int8":
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return vectors
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Some vectors, by their numbers in rising order: float32 `[len(rows), dim]`."""
+        shards = rows // self.record.shard_size
+        return np.concatenate([self.load(i)[rows[shards == i] - i * self.record.shard_size] for i in np.unique(shards)])
+
+
+def chained(before: str, digest: str) -> str:
+    """`Shard.chain` of a shard with `digest`, after one whose chain is `before`."""
+    return hashlib.sha256((before + digest).encode()).hexdigest()
+
+
+def _column(path: Path, name: str, rows: int, fits: Callable[[Any], bool]) -> Any:
+    """A column of a shard's Parquet file, as an Arrow array.
+
+    Raises:
+        DataError: the file is damaged, has no such column or one of a type that does not fit, or has another number of
+            rows.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        kind = file.schema_arrow.field(name).type
+        if file.metadata.num_rows != rows or not fits(kind):
+            raise ValueError(f"{name!r} has {file.metadata.num_rows} rows of {kind}, its record says {rows}")
+        column = file.read(columns=[name])[name].combine_chunks()
+        column.validate(full=True)
+        if len(column) != rows or column.null_count:
+            raise ValueError(f"{name!r} has {len(column) - column.null_count} values in {rows} rows")
+    except Exception as e:  # whatever a damaged file sets off in Arrow
+        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint=_DAMAGED) from e
+    return column
+
+
+def _is_string(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind))
+
+
+def _is_vector(kind: Any) -> bool:
+    """Whether the length of the lists is part of their type, as it is in what `ternarize encode` writes."""
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(kind):
+        return False
+    return bool(pa.types.is_floating(kind.value_type) or pa.types.is_int8(kind.value_type))
+
+
+def _numbers(path: Path, rows: int) -> np.ndarray:
+    """The vectors of a shard's Parquet file: `[rows, their length]`."""
+    column = _column(path, "vector", rows, _is_vector)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(rows, column.type.list_size)

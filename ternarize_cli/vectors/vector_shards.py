@@ -1,0 +1,284 @@
+"""Writes vector folders (`vector_folder`): a corpus is cut into shards, and those that are not there yet are encoded.
+
+A shard is there if its record has the digest of the rows that it would hold now. Digests are chained, so that the
+shards of two versions of a corpus are told apart; the last shard's record says that no other follows.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ternarize_cli.errors import DataError, InputError, OutputError
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage.checksummed import signed
+from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.whole_files import put_file
+from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
+from ternarize_cli.vectors.encode import OpenModel, encoded
+from ternarize_cli.vectors.finished_work import ShardFiles
+from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, read_record
+
+__all__ = [
+    "Shard",
+    "ShardOptions",
+    "ShardsReport",
+    "cut",
+    "encode_shard",
+    "encode_to_folder",
+    "open_shards",
+    "record_of",
+]
+
+_SIZES = {"text": 8192, "image": 1024}
+
+
+@dataclass(frozen=True)
+class ShardsReport:
+    """What a process did: shards and rows that it encoded, and shards of its share that were there already."""
+
+    shards: int
+    rows: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """`format` and `dtype` as in `VectorRecord`; `size`: rows, None: 8,192 texts or 1,024 images."""
+
+    format: str = "parquet"
+    dtype: str = "fp32"
+    size: int | None = None
+
+
+def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRecord:
+    """The record of the vectors that an open model will make.
+
+    Raises:
+        InputError: int8 is asked for vectors that are not of length 1.
+    """
+    if options.dtype == "int8" and not opened.normalized:
+        raise InputError("int8 keeps directions only, and these vectors are not of length 1", hint="--dtype fp16")
+    encode = opened.encode
+    text = encode if isinstance(encode, TextEncoder) else None
+    return VectorRecord(
+        model=model,
+        model_path=str(opened.folder.resolve()),
+        model_sha256=content_hash(opened.folder),
+        kind=opened.kind,
+        normalized=opened.normalized,
+        document_prompt=text.prompt_name if text else None,
+        query_prompt=TextEncoder(text.encoder, role="query").prompt_name if text else None,
+        dim=encode.dim,
+        similarity=opened.similarity,
+        dtype=options.dtype,
+        format=options.format,
+        shard_size=options.size or _SIZES[opened.kind],
+    ).sealed()
+
+
+def encode_to_folder(
+    encode: TextEncoder | ImageEncoder,
+    items: Iterable[tuple[str, Any]],
+    folder: Path,
+    record: VectorRecord,
+    *,
+    part: tuple[int, int] = (1, 1),
+    total: int | None = None,
+    track: Track = silent,
+) -> ShardsReport:
+    """Encodes the shards that are not there yet.
+
+    Args:
+        encode: what makes vectors of the contents.
+        items: id, and text or image, of each; all of them, whatever `part` is.
+        folder: made if it is missing, and if there is anything to encode.
+        record: of the vectors; must be the one that is there.
+        part: (i, n): only every n-th shard, beginning with the i-th; the first is 1.
+        total: how many items there are, if that is known.
+        track: told of each item that is encoded, or passed over because it is there or another job's.
+
+    Raises:
+        DataError: there is nothing to encode.
+        InputError: the folder holds vectors of something else.
+        OutputError: it can't be written.
+        TernarizeError: as `items` and `encode` do; shards that are finished stay.
+    """
+    coming = cut(items, record.shard_size)
+    first = next(coming, None)
+    if first is None:
+        raise DataError("there is nothing to encode")
+    files = open_shards(folder, record)
+    shards = rows = reused = end = 0
+
+    def done() -> Generator[object, None, None]:
+        nonlocal shards, rows, reused, end
+        for shard in chain([first], coming):
+            end = shard.number + 1
+            if shard.number % part[1] != part[0] - 1:
+                yield from shard.rows
+            elif (yield from _encoding(encode, files, record, shard)):
+                shards, rows = shards + 1, rows + len(shard.rows)
+            else:
+                reused += 1
+
+    with closing(done()) as passing:
+        for _ in track(passing, "encoding", total):
+            pass
+    files.remove_from(end, part)
+    return ShardsReport(shards, rows, reused)
+
+
+def open_shards(folder: Path, record: VectorRecord) -> ShardFiles:
+    """The shards of a folder, which is made if it is missing.
+
+    Raises:
+        InputError, OutputError: as `encode_to_folder`.
+    """
+    try:
+        files = ShardFiles(folder)
+        _agree(folder, record)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"can't write to {folder}: no permission", hint="name a writable place with -o")
+        files.sweep()
+    except OSError as e:
+        raise OutputError(f"can't write to {folder}: {e.strerror}", hint="name a writable place with -o") from e
+    return files
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's rows, before they are encoded.
+
+    Attributes:
+        number: the first is 0.
+        rows: id and content of each.
+        digest: of the rows; chain: of these and all rows before, which tells shards of one corpus from another's.
+        last: whether no other follows.
+    """
+
+    number: int
+    rows: list[tuple[str, Any]]
+    digest: str
+    chain: str
+    last: bool
+
+
+def encode_shard(encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: Shard) -> bool:
+    """Encodes a shard and writes it; False if its vectors were there already.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    rows = _encoding(encode, files, record, shard)
+    while True:
+        try:
+            next(rows)
+        except StopIteration as end:
+            return bool(end.value)
+
+
+def _encoding(
+    encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: Shard
+) -> Generator[object, None, bool]:
+    """As `encode_shard`; yields once for each row that is done."""
+    try:
+        there = files.record(shard.number)
+        if there is not None and there.get("of") == shard.digest:
+            if (there.get("last"), there.get("chain")) != (shard.last, shard.chain):  # others have changed
+                files.amend(shard.number, {**there, "last": shard.last, "chain": shard.chain})
+            yield from shard.rows
+            return False
+        parts = []
+        with closing(encoded(encode, shard.rows)) as chunks:
+            for ids, vectors in chunks:
+                parts.append(vectors)
+                yield from ids
+        _put(files, shard, np.concatenate(parts), record)
+    except OSError as e:
+        raise OutputError(
+            f"can't write shard {shard.number} to {files.folder}: {e.strerror or e}",
+            hint="make room, or another place with -o; the same command goes on from here",
+        ) from e
+    return True
+
+
+def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[Shard]:
+    """The shards of a corpus, one after the other; an item is read ahead to know the last."""
+    stream, number, so_far = iter(items), 0, ""
+    following = list(islice(stream, 1))
+    while following:
+        rows = following + list(islice(stream, size - 1))
+        following = list(islice(stream, 1))
+        digest = _digest(rows)
+        so_far = chained(so_far, digest)
+        yield Shard(number, rows, digest, so_far, not following)
+        number += 1
+
+
+def _digest(rows: list[tuple[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for identity, content in rows:
+        data = [content.encode()] if isinstance(content, str) else [repr(content.size).encode(), content.tobytes()]
+        for field in (identity.encode(), *data):
+            digest.update(len(field).to_bytes(8, "little") + field)
+    return digest.hexdigest()
+
+
+def _agree(folder: Path, record: VectorRecord) -> None:
+    """Writes the record, or compares it with the one that is there."""
+    path = folder / RECORD
+    if not path.exists():
+        # another job may be writing the record just now
+        if any(p.name != RECORD and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
+            raise InputError(f"{folder} holds other files, and no vectors of ternarize", hint="name another with -o")
+        text = signed(dataclasses.asdict(record), indent=2).encode()
+        put_file(path, lambda stream: stream.write(text))
+    there = read_record(folder)
+    differs = [
+        f"{field.name} is {getattr(there, field.name)!r} there and {getattr(record, field.name)!r} now"
+        for field in dataclasses.fields(record)
+        if field.name not in ("model", "model_path") and getattr(there, field.name) != getattr(record, field.name)
+    ]
+    if differs:
+        raise InputError(
+            f"{folder} holds vectors that were made otherwise: {'; '.join(differs)}",
+            hint="name another folder with -o, or remove this one",
+        )
+
+
+def _put(files: ShardFiles, shard: Shard, vectors: np.ndarray, record: VectorRecord) -> None:
+    ids = [identity for identity, _ in shard.rows]
+    numbers = _as(vectors, record.dtype)
+
+    def parquet(stream: IO[bytes]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        column = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), stream)
+
+    contents = (
+        {".parquet": parquet}
+        if record.format == "parquet"
+        else {
+            ".npy": lambda stream: np.save(stream, numbers),
+            ".ids": lambda stream: stream.write(json.dumps(ids, ensure_ascii=False).encode()),
+        }
+    )
+    files.put(shard.number, contents, rows=len(ids), of=shard.digest, chain=shard.chain, last=shard.last)
+
+
+def _as(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype != "int8":
+        return vectors.astype(DTYPES[dtype])
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    return np.rint(127 * vectors / np.maximum(largest, np.finfo(np.float32).tiny)).astype(np.int8)
