@@ -192,7 +192,7 @@ def test_a_failing_compiler_is_quoted() -> None:
 @pytest.mark.parametrize("rows", [1, 50])
 def test_sums_are_finished_as_the_reference_does(rows: int) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
-    from ternarize_cli.kernels.gpu.bitblas import finish
+    from ternarize_cli.kernels.bitblas.products import finish
     from ternarize_cli.kernels.gpu.fused import Sums
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -264,7 +264,7 @@ def test_an_operator_that_is_wrong_is_refused(activations: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_whole_encoders_give_nearly_what_the_reference_gives(tmp_path: Path, save: Callable[..., Path]) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
-    from ternarize_cli.kernels.gpu.bitblas import BitBlasProducts, shapes_of
+    from ternarize_cli.kernels.bitblas.products import BitBlasProducts, shapes_of
     from ternarize_cli.kernels.gpu.encoder import GpuStack
 
     convert(save(tmp_path / "model"), tmp_path / "ternary", Scheme())

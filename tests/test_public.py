@@ -12,7 +12,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(ternarize_cli.__path__, "ternar
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_lists_its_public_names(name: str) -> None:
-    if name.startswith("ternarize_cli.kernels.gpu."):
+    if name.startswith("ternarize_cli.kernels.gpu.") or name == "ternarize_cli.kernels.bitblas.products":
         pytest.importorskip("triton", reason="the package triton is not installed")
     module = importlib.import_module(name)
     assert module.__doc__, "a module docstring that teaches"

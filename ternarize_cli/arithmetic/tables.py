@@ -7,8 +7,8 @@ squared error of its codes -8 … 7 (`ternary.int4_scale`). Two codes lie in a b
 value + 8: the layout of the codec `4bit`. With the scales that is 4.5 bits a value.
 
 Scales are float16 before the codes are taken, so a table rounded in training is the packed one bit for bit. Only the
-encoder's input embedding goes down to 4 bits (`surgery.replace`): position and type tables are small, and every token
-adds them.
+encoder's input embedding goes down to 4 bits (`module_replacement.replace`): position and type tables are small, and
+every token adds them.
 """
 
 import torch

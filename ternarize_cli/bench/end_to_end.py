@@ -58,7 +58,7 @@ def time_texts(
         texts: what is encoded.
         name: of the file that they are from.
         batches: texts of a batch.
-        repeats, seconds: as for `measure.time_interleaved`; a call encodes all texts.
+        repeats, seconds: as for `timing.time_interleaved`; a call encodes all texts.
         track: progress.
 
     Returns:

@@ -112,7 +112,7 @@ def time_feed(
         candidates: who takes part.
         forwards, ran: of each candidate, by name: what `Candidate.load` returned.
         reference: what backends are compared with.
-        repeats, seconds: as for `measure.time_interleaved`.
+        repeats, seconds: as for `timing.time_interleaved`.
         warmup: untimed calls with each batch before.
         watch: the GPU's clock; None on the CPU.
     """

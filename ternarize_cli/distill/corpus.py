@@ -53,7 +53,12 @@ class Corpus(Protocol):
         """How many prompts there are."""
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the encoder takes once it is on the device and `pixels.finished`; `even` pads to `batching.width_of`."""
+        """What the encoder takes, once it is on the device and went through `pixels.finished`.
+
+        Args:
+            pieces: the inputs of a batch.
+            even: pad texts to `length_buckets.width_of` their longest.
+        """
 
     def take(self, rows: Sequence[int]) -> "Corpus":
         """Some of the texts or images."""

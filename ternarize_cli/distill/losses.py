@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 REVISION = 3
-"""Counts changes of what the recipes mean: a run does not go on under another (`saved`)."""
+"""Counts changes of what the recipes mean: a run does not go on under another (`checkpointing`)."""
 _TEMPERATURE = 0.05
 _HEAD = 64
 _SAME = 0.995

@@ -123,7 +123,7 @@ def make(
     Args:
         name: one of `names()`.
         teacher: a full-precision model's folder.
-        device: torch device; None picks the CPU for other runtimes, else as `models.load_encoder`.
+        device: torch device; None picks the CPU for other runtimes, else as `loading.load_encoder`.
         threads: CPU threads, of other runtimes too; None leaves torch's number.
         calibration: texts (or images) that the ranges of int8 are found on; the first 300 count. Only for `CALIBRATED`.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.

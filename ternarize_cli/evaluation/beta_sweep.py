@@ -136,7 +136,7 @@ def sweep(
         pairs: scored sentence pairs; measures cosine and STS.
         images: measures the cosine. Not together with `pairs`.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
-        device, threads: as `models.load_encoder` takes them.
+        device, threads: as `loading.load_encoder` takes them.
         batch_size: texts or images encoded at once.
         track: progress, over tensors and then over rules.
 

@@ -64,7 +64,7 @@ def candidate(
     Args:
         model: a folder, hub id or `package:NAME`.
         tasks: whose texts or images it must read.
-        backend, device, threads: as `models.load_encoder` takes them.
+        backend, device, threads: as `loading.load_encoder` takes them.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
 
     Raises:

@@ -157,7 +157,7 @@ def diagnose(
     Args:
         student, teacher: folders, hub ids or `package:NAME`; full-precision, ternary or packed.
         inputs: texts or images, two or more; a few hundred are enough.
-        backend, device, threads: as `models.load_encoder` takes them; `backend` is the student's.
+        backend, device, threads: as `loading.load_encoder` takes them; `backend` is the student's.
         batch_size: inputs at once, at most.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
         track: reports progress over batches.

@@ -1,8 +1,6 @@
-"""From a corpus to an index to answers.
+"""From vectors to an index to answers.
 
-`corpora` opens what there is to encode, `encode` turns it into vectors with a model's own prompts and pooling, and
-`vectors` writes them to files. `vector_shards` writes them to a folder of numbered shards (`shards` keeps these safe),
-and `vector_folder` reads such a folder. `build` makes an index folder of one (`fill` is FAISS's part, `documents` the
-texts', `truth` what it is judged by), `format` is what the folder records about itself, `change` adds and deletes
-documents, and `search` opens the folder and answers queries.
+`build` makes an index folder of vectors that `vectors` encoded (`fill` is FAISS's part, `documents` the texts', `truth`
+what it is judged by), `format` is what the folder records about itself, `change` and `add` delete and add documents,
+`tune` finds its settings, and `search` opens the folder and answers queries. FAISS reads files in `faiss_file` alone.
 """

@@ -8,9 +8,9 @@
     deleted-N.bin     rows that are deleted, if any are: int64, little-endian, rising
     index.json        how the vectors were made, so that queries are encoded alike: the fields of `IndexInfo`
 
-Sizes and digests of the others stand in the last, and a checksum of itself (`records`). Opening an index compares all
-digests before FAISS sees a byte, unless TERNARIZE_VERIFY is 0; `ternarize index info`, and what changes an index, do so
-always. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a deletion takes effect
+Sizes and digests of the others stand in the last, and a checksum of itself (`checksummed`). Opening an index compares
+all digests before FAISS sees a byte, unless TERNARIZE_VERIFY is 0; `ternarize index info`, and what changes an index,
+do so always. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a deletion takes effect
 when index.json is replaced.
 """
 

@@ -99,7 +99,7 @@ def tune_index(
         folder: as `build_index` wrote it.
         target: recall@k that is wanted.
         k: neighbours per query, at most `truth.DEPTH`.
-        threads: CPU threads, as `models.checked_threads` takes them.
+        threads: CPU threads, as `loading.checked_threads` takes them.
         write: store the chosen setting.
         track: progress.
 

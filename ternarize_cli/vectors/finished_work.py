@@ -4,7 +4,7 @@ Encoding is a pure function of the model and the texts, so it is cut into number
 `[i * size, (i + 1) * size)` of the corpus. A shard is one or more files and a record with their digests:
 
     000012.npy        data; the suffix says what
-    000012.json       {"files": {".npy": "sha256…"}, …}, with a digest of itself (`records`)
+    000012.json       {"files": {".npy": "sha256…"}, …}, with a digest of itself (`checksummed`)
 
 A file appears under its name only when it is whole and synced, and the record after all files, so a record without
 whole files (or half a record) can't count as finished work. Each shard has a record of its own, so that processes on

@@ -1,10 +1,10 @@
 """A folder of vectors in numbered shards, written by any number of processes, and read by `index build`.
 
-    vectors.json      what all shards are of: `VectorRecord`, with a digest of itself (`records`)
+    vectors.json      what all shards are of: `VectorRecord`, with a digest of itself (`checksummed`)
     000012.parquet    rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), or
     000012.npy        the vectors alone, with
     000012.ids        a JSON array of the ids
-    000012.json       the record (`shards`), with digests of its rows and of all before; the last says that it is
+    000012.json       the record (`finished_work`), with digests of its rows and of all before; the last says that it is
 
 A shard whose record fits what there is to encode is left alone, so the same command goes on where it was killed, does
 again what was damaged, and does what has changed in the corpus.

@@ -29,7 +29,7 @@ class Calibration:
         samples: at most so many texts or images, over all sources; None: the defaults of `make_batches`.
         tokens: about so many tokens of text, over all sources.
         recipe: how codes and scales are found.
-        device, threads: as `models.load_encoder` takes them.
+        device, threads: as `loading.load_encoder` takes them.
     """
 
     sources: tuple[str | Path, ...]

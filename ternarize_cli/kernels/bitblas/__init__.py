@@ -8,7 +8,7 @@
 
 The library (arXiv 2411.15438 uses it) writes a CUDA kernel for a weight shape, and nvcc compiles it, which takes about
 ten seconds the first time. int8 products are exact; float16 ones sum in float32. Encoders of the usual shapes run as a
-whole (`gpu.bitblas`).
+whole (`bitblas.products`).
 """
 
 import importlib.util
@@ -92,7 +92,7 @@ class BitBlas:
         shapes = [_shape(layer) for layer in layers]
         reason = _refusal(layers)
         if reason is None:
-            from ternarize_cli.kernels.gpu.bitblas import BitBlasProducts, shapes_of
+            from ternarize_cli.kernels.bitblas.products import BitBlasProducts, shapes_of
             from ternarize_cli.kernels.gpu.encoder import run_whole
 
             reason = run_whole(model, self.name, BitBlasProducts)

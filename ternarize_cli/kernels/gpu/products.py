@@ -1,9 +1,9 @@
 """The four products of a block: what an encoder asks of them, and what the arithmetics have in common.
 
-module        class              activations      weights in memory                          sums
-gpu.int8      Int8               int8 a token     2 bits, shared with the model's buffers    int32, exact
-gpu.e4m3      E4m3               e4m3 a token     e4m3 (a byte each)                         float32
-gpu.bitblas   BitBlasProducts    int8 a token     2 bits, laid out anew                      int32, exact
+module            class              activations      weights in memory                          sums
+gpu.int8          Int8               int8 a token     2 bits, shared with the model's buffers    int32, exact
+gpu.e4m3          E4m3               e4m3 a token     e4m3 (a byte each)                         float32
+bitblas.products  BitBlasProducts    int8 a token     2 bits, laid out anew                      int32, exact
 """
 
 from collections.abc import Sequence
