@@ -16,6 +16,8 @@ A message says what happened with which value, in at most 2,000 characters; `hin
 `TernarizeError` for all of them. An interrupt (Ctrl-C) ends a command with 130, SIGTERM with 143 and SIGHUP with 129.
 """
 
+import re
+
 __all__ = [
     "CheckpointError",
     "DataError",
@@ -28,12 +30,16 @@ __all__ = [
     "SettingsError",
     "TernarizeError",
     "UnavailableError",
+    "named",
     "reason",
     "shown",
 ]
 
 
 _LONGEST = 2000
+
+
+_PLAIN_NAME = re.compile(r"[\w./-]{1,80}")
 
 
 class TernarizeError(Exception):
@@ -96,6 +102,11 @@ def shown(value: object, limit: int = 80) -> str:
     """A value as messages show it: Python's `repr`, cut after `limit` characters."""
     text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= limit + 2 else f"{text[:limit]}…"
+
+
+def named(name: str) -> str:
+    """A key or name from a file as messages show it: as it is if it is one short word, else as `shown` has it."""
+    return name if _PLAIN_NAME.fullmatch(name) else shown(name)
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

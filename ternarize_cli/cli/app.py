@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 
 def _fail(failure: Failure) -> typer.Exit:
-    streams.tell(f"error: {failure.message}")
+    streams.tell("error: " + failure.message.replace("\n", "\\n"))  # names of strangers' files among them
     if failure.hint:
         streams.tell(f"  try: {failure.hint}")
     return typer.Exit(failure.code)

@@ -31,6 +31,8 @@ __all__ = [
     "write_config",
 ]
 
+_MOST_COMPUTED = 1 << 30
+"""Bytes at most of a model's buffers, which are computed when it is built and are in no file."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -89,7 +91,7 @@ def skeleton(folder: Path) -> Any:
         text_encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
         encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
         with torch.device("meta"):
-            return (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
+            model = (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
     except (CheckpointError, MemoryError):
         raise
     except Exception as e:  # whatever a config with wrong values sets off in a model's constructor
@@ -97,6 +99,13 @@ def skeleton(folder: Path) -> Any:
         raise CheckpointError(
             f"transformers can't build the model that {folder / 'config.json'} describes: {text}"
         ) from e
+    computed = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    if computed > _MOST_COMPUTED:  # such as GPT-Neo's masks, positions × positions
+        raise CheckpointError(
+            f"the model that {folder / 'config.json'} describes fills {computed:,} bytes of memory beside its weights",
+            hint="a smaller max_position_embeddings; is this the config that belongs to the weights?",
+        )
+    return model
 
 
 def brings_code(config: Mapping[str, Any]) -> bool:

@@ -41,11 +41,13 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
     if text.startswith("package:"):
         return _package_folder(text.removeprefix("package:"))
     from ternarize_cli.model_folder.folder_check import refuse_adapter
+    from ternarize_cli.model_folder.module_check import check_modules
 
     folder = Path(text).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             refuse_adapter(folder)
+            check_modules(folder)
             raise CheckpointError(
                 f"{text} is no model folder: it has no config.json",
                 hint="pass the folder that holds config.json and model.safetensors",

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.anatomy import weighted
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, named
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.storage.bounds import read_json
@@ -105,11 +105,14 @@ def parts_of(folder: Path) -> list[Part]:
     path = folder / "modules.json"
     if not module_folders(folder):
         return found
-    kinds = [(str(m["path"]), str(m.get("type"))) for m in read_json(path)]
+    kinds = [(str(PurePosixPath(m["path"])), str(m.get("type"))) for m in read_json(path)]
     for index, (where, kind) in enumerate(kinds):
-        if kind.startswith("sentence_transformers.") and kind.endswith(".Dense") and where:
-            if Path(where).name != where or not (folder / where / "config.json").is_file():
-                raise CheckpointError(f"{path} names {where}, which is not there", hint="fetch the whole model again")
+        if kind.startswith("sentence_transformers.") and kind.endswith(".Dense") and where != ".":
+            if "/" in where or not (folder / where / "config.json").is_file():
+                raise CheckpointError(
+                    f"{path} puts a Dense module in {named(where)}, and the model has no such folder with a config",
+                    hint="fetch the whole model again",
+                )
             found.append(Part(folder, where, index))
     return found
 

@@ -10,8 +10,8 @@
 
 Sizes and digests of the others stand in the last, and a checksum of itself (`checksummed`). Opening an index compares
 all digests before FAISS sees a byte, unless TERNARIZE_VERIFY is 0; `ternarize index info`, and what changes an index,
-do so always. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a deletion takes effect
-when index.json is replaced.
+do so always. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a deletion takes
+effect when index.json is replaced.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.errors import CheckpointError, shown
+from ternarize_cli.errors import CheckpointError, named, shown
 from ternarize_cli.model_folder.config_check import ATTENTION_KEYS, DTYPE_KEYS, check_choices
 from ternarize_cli.model_folder.model_files import contained
 from ternarize_cli.model_folder.module_check import check_module_config
@@ -25,7 +25,7 @@ from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_object, require_reg
 __all__ = ["check_companion"]
 
 _ARGUMENTS = {
-    "model": {*ATTENTION_KEYS, *DTYPE_KEYS, "add_pooling_layer", "device_map"},
+    "model": {*ATTENTION_KEYS, *DTYPE_KEYS, "add_pooling_layer"},
     "processor": {
         *("model_max_length", "padding_side", "truncation_side", "use_fast", "do_lower_case", "max_length", "padding"),
         *("truncation", "add_eos_token", "add_bos_token", "clean_up_tokenization_spaces", "min_pixels", "max_pixels"),
@@ -47,12 +47,20 @@ _SENTENCE_KEYS = {
     *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"),
     *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion"),
 }
-_DROPPED = {"trust_remote_code", "cache_dir", "backend"}
-"""What sentence-transformers drops, or what `folder_check.LOADING` decides."""
+_DROPPED = {"trust_remote_code", "cache_dir", "local_files_only", "revision", "token"}
+"""Keys that sentence-transformers drops, or that say nothing where `folder_check.LOADING` decides."""
+_SAFE = {"use_safetensors": True, "weights_only": True, "low_cpu_mem_usage": True, "device_map": "cpu"}
+"""Keyword arguments that are taken with one value."""
+_LONGEST = 1 << 20
+"""Tokens of a text at most, to which one is cut or padded."""
 _TASKS = ("feature-extraction", "fill-mask", "sequence-classification", "text-generation", "retrieval", "any-to-any")
+_KINDS = ("common", "text", "image")
 _METHOD = re.compile(r"forward|get_(text|image|audio|video)_features")
-_NOT_OPENED = ("special_tokens_map_file", "tokenizer_config_file", "added_tokens_file", "chat_template_file")
-"""Files of tokenizer_config.json that transformers looks for under their usual names alone."""
+_NOT_OPENED = {
+    *("special_tokens_map_file", "tokenizer_config_file", "added_tokens_file", "chat_template_file", "name_or_path"),
+    *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template", "tokenizer_class"),
+}
+"""Keys of tokenizer_config.json whose texts name no file that is read, or are many."""
 _LARGEST_SIDE, _LARGEST_IMAGE = 16_384, 1 << 26
 _PIXELS = {
     **dict.fromkeys(("height", "width", "size", "crop_size"), _LARGEST_SIDE),
@@ -77,46 +85,72 @@ def check_companion(path: Path, *, is_module: bool) -> None:
     for pattern, check in _CHECKS.items():
         if fnmatchcase(path.name, pattern):
             check(read_object(path), path)
-    if is_module and path.name in ("config.json", "router_config.json", "wordembedding_config.json"):
+    if path.name in _OBJECTS:
+        read_object(path)
+    if is_module and path.name == "config.json":
         check_module_config(read_object(path), path)
 
 
 def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
     for key, value in values.items():
         if key in _ARGUMENT_KEYS:
-            _check_arguments(key, value, path)
-        elif key not in _SENTENCE_KEYS | _DROPPED and value is not None:
+            _check_arguments(_ARGUMENT_KEYS[key], key, value, path)
+        elif key not in _SENTENCE_KEYS | _DROPPED | {"backend"} and value is not None:
             raise CheckpointError(
-                f"{path}: {key} is {shown(value)}; this key is not known, and is not passed on to a loader",
-                hint=f"take {key} out of the file",
+                f"{path}: {named(key)} is {shown(value)}; this key is not known, and is not passed on to a loader",
+                hint=f"take {named(key)} out of the file",
             )
     length = values.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 1 << 31):
         raise CheckpointError(f"{path}: max_seq_length is {shown(length)}; it is a whole number of tokens, or null")
     if values.get("transformer_task", _TASKS[0]) not in _TASKS:
         raise CheckpointError(f"{path}: transformer_task is {shown(values['transformer_task'])}; known are {_TASKS}")
-    kinds = values.get("modality_config", {})
-    if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
-        raise CheckpointError(f"{path}: modality_config is no object of objects", hint="fetch the file again")
-    for kind in kinds.values():
-        method = kind.get("method", "forward")
+    for kind, settings in _objects(values, "processing_kwargs", path):
+        if kind not in _KINDS:
+            raise CheckpointError(
+                f"{path}: processing_kwargs are for {named(kind)}; known are {', '.join(_KINDS)}",
+                hint=f"take {named(kind)} out of processing_kwargs in the file",
+            )
+        _check_arguments("processor", f"processing_kwargs of {kind}", settings, path)
+    for kind, settings in _objects(values, "modality_config", path):
+        if kind == "message":
+            raise CheckpointError(
+                f"{path}: modality_config puts all text into a chat template, and ternarize encodes texts as they are",
+                hint="take message out of modality_config in the file",
+            )
+        method = settings.get("method", "forward")
         if not isinstance(method, str) or not _METHOD.fullmatch(method):
             raise CheckpointError(f"{path}: modality_config names the method {shown(method)}, which no encoder has")
 
 
-def _check_arguments(key: str, given: Any, path: Path) -> None:
-    """Checks keyword arguments for transformers' loaders."""
-    known = _ARGUMENTS[_ARGUMENT_KEYS[key]]
+def _objects(values: Mapping[str, Any], key: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What an object of objects holds; nothing where there is none."""
+    found = values.get(key) or {}
+    if not isinstance(found, dict) or not all(isinstance(inner, dict) for inner in found.values()):
+        raise CheckpointError(f"{path}: {key} is no object of objects", hint="fetch the file again")
+    return list(found.items())
+
+
+def _check_arguments(loader: str, key: str, given: Any, path: Path) -> None:
+    """Checks keyword arguments for transformers' loaders; `loader` is a key of `_ARGUMENTS`."""
     if not isinstance(given, dict):
         raise CheckpointError(f"{path}: {key} is {shown(given)}, no object", hint="fetch the file again")
     for name, value in given.items():
-        if name in _DROPPED and name != "backend":
+        if name in _DROPPED or (name in _SAFE and value in (None, _SAFE[name])):
             continue
-        if name not in known or (name == "device_map" and value not in (None, "cpu")):
+        if name not in _ARGUMENTS[loader]:
             raise CheckpointError(
-                f"{path}: {key} passes {name}={shown(value)} to a loader of transformers; a folder may not do that",
-                hint=f"take {name} out of {key} in the file",
+                f"{path}: {key} passes {named(name)}={shown(value)} to transformers; a folder may not do that",
+                hint=f"take {named(name)} out of {key} in the file",
             )
+    length = given.get("max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= _LONGEST):
+        raise CheckpointError(f"{path}: max_length is {shown(length)}; it is a number of tokens up to {_LONGEST:,}")
+    if given.get("padding") not in (None, True, False, "longest", "do_not_pad") and length is None:
+        raise CheckpointError(
+            f"{path}: padding is {shown(given['padding'])}, without a max_length beside it",
+            hint="take padding out of the file",
+        )
     check_choices(given, path)
 
 
@@ -134,37 +168,43 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
 
 def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
     for key, value in values.items():
-        if key.endswith("_file") and key not in _NOT_OPENED and isinstance(value, str):
-            _check_vocabulary(key, value, path)
+        if key not in _NOT_OPENED:
+            for text in _texts(value):
+                _check_not_outside(key, text, path)
     length = values.get("model_max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length > 0):
         raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it is a number of tokens")
     for key in ("padding_side", "truncation_side"):
-        if values.get(key, "right") not in ("left", "right"):
+        if values.get(key) not in (None, "left", "right"):
             raise CheckpointError(f"{path}: {key} is {shown(values[key])}; it is left or right")
 
 
-def _check_vocabulary(key: str, value: str, path: Path) -> None:
-    """Refuses a vocabulary outside the folder.
+def _texts(value: Any) -> list[str]:
+    """The texts in a value: itself, or those in a list or an object."""
+    inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+    return [text for text in inner if isinstance(text, str)]
+
+
+def _check_not_outside(key: str, value: str, path: Path) -> None:
+    """Refuses a text that names a file outside the folder: a tokenizer may read its vocabulary there.
 
     On the author's own machine the path of a config may still lead to the file that the folder's was copied from: a
     file like one in the folder passes, as does a path that leads nowhere.
     """
-    folder, named = path.parent, path.parent / value
-    try:
-        if not named.exists() or contained(folder, named):
-            return
-        require_regular(named)
-        own = folder / named.name
-        if own.is_file() and filecmp.cmp(named, own, shallow=False):
-            return
-    except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
-        return
-    except CheckpointError:
-        pass
-    raise CheckpointError(
-        f"{path}: {key} is {shown(value)}, a file outside the model's folder", hint=f"take {key} out of the file"
-    )
+    folder = path.parent
+    for named_file in (folder / value, Path(value)):
+        try:
+            if not named_file.exists() or named_file.is_dir() or contained(folder, named_file):
+                continue
+            own = folder / named_file.name
+            if named_file.is_file() and own.is_file() and filecmp.cmp(named_file, own, shallow=False):
+                continue
+        except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
+            continue
+        raise CheckpointError(
+            f"{path}: {named(key)} is {shown(value)}, a file outside the model's folder",
+            hint=f"take {named(key)} out of the file",
+        )
 
 
 def _check_processor(values: Mapping[str, Any], path: Path) -> None:
@@ -176,7 +216,9 @@ def _check_processor(values: Mapping[str, Any], path: Path) -> None:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if not math.isfinite(number):
-                raise CheckpointError(f"{path}: {key} is {number}, which is not finite", hint="fetch the file again")
+                raise CheckpointError(
+                    f"{path}: {named(key)} is {number}, which is not finite", hint="fetch the file again"
+                )
             most = _PIXELS.get(key)
             if most is not None and not 0 < number <= most:
                 raise CheckpointError(
@@ -191,7 +233,7 @@ _CHECKS: Mapping[str, Callable[[dict[str, Any], Path], None]] = {
     "tokenizer_config.json": _check_tokenizer,
     "preprocessor_config.json": _check_processor,
     "processor_config.json": _check_processor,
-    "special_tokens_map.json": lambda values, path: None,
-    "added_tokens.json": lambda values, path: None,
 }
 """What is checked of the JSON object in a file, by a pattern of its name."""
+_OBJECTS = ("special_tokens_map.json", "added_tokens.json")
+"""Files that hold a JSON object of which nothing else is checked."""

@@ -42,7 +42,7 @@ _WIDTHS = re.compile(
 _ESSENTIAL = {"hidden_size", "d_model", "num_attention_heads", "num_heads", "n_heads"}
 """Counts that are 1 or more in every encoder; others are 0 or -1 where there is no such part."""
 _EPSILON = re.compile(r"((layer|rms|group|batch)?_?norm_?)?(eps|epsilon)|layernorm_epsilon|norm_epsilon")
-_MOST_LAYERS, _MOST_HEADS, _WIDEST = 4096, 4096, 1 << 24
+_MOST_LAYERS, _MOST_HEADS, _WIDEST, _LONGEST_WINDOW = 4096, 4096, 1 << 24, 1 << 14
 _SHARED = 64
 """Layers that may share one set of tensors, as ALBERT's do."""
 _AGAIN = "fetch the file again"
@@ -66,7 +66,7 @@ def check_config(config: Mapping[str, Any], path: Path, *, numbers: bool = True)
                 f"{path}: {key} is {shown(config[key])}, which {why}; that is not taken from a model folder",
                 hint=f"take {key} out of the file",
             )
-    check_choices(config, path)
+    check_choices(config, path, dtypes=numbers)
     if numbers:
         _check_numbers(config, path)
     for key, value in config.items():
@@ -74,8 +74,13 @@ def check_config(config: Mapping[str, Any], path: Path, *, numbers: bool = True)
             check_config(value, path, numbers=numbers and _INNER.fullmatch(key) is not None)
 
 
-def check_choices(values: Mapping[str, Any], path: Path) -> None:
+def check_choices(values: Mapping[str, Any], path: Path, *, dtypes: bool = True) -> None:
     """Checks the keys that choose kernels and dtypes, in a config or among keyword arguments for a loader.
+
+    Args:
+        values: the config or the arguments.
+        path: the file that they stand in, for messages.
+        dtypes: whether dtypes are looked at, which a loader reads in the config of a model or a part alone.
 
     Raises:
         CheckpointError: attention names a kernel of a hub, or a package that is not installed and that transformers
@@ -93,7 +98,7 @@ def check_choices(values: Mapping[str, Any], path: Path) -> None:
                     f"{path}: {key} is {shown(value)}, and the package flash_attn is not installed",
                     hint=f"take {key} out of the file: attention of torch then takes its place",
                 )
-    for key in DTYPE_KEYS:
+    for key in DTYPE_KEYS if dtypes else ():
         for value in _each(values.get(key)):
             if not isinstance(value, str) or value not in _DTYPES:
                 raise CheckpointError(
@@ -113,6 +118,8 @@ def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
             _check_count(path, key, value, _MOST_LAYERS)
         elif _HEADS.fullmatch(key):
             _check_count(path, key, value, _MOST_HEADS)
+        elif key == "attention_window":  # Longformer pads every text to a multiple of it
+            _check_count(path, key, value, _LONGEST_WINDOW)
         elif _WIDTHS.fullmatch(key):
             _check_count(path, key, value, _WIDEST)
         elif _EPSILON.fullmatch(key) and value is not None:

@@ -46,11 +46,11 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
             taken from a folder; the message names file, key and value.
     """
     refuse_adapter(folder)
+    check_modules(folder)
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     files = model_files(folder)
     config = read_object(folder / "config.json")
-    check_modules(folder)
     check_config(config, folder / "config.json")
     _check_pickles(folder, files, allow_pickle)
     for name in files:

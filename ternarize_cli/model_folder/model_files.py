@@ -10,8 +10,8 @@
 Only these are copied to what is made of a model, and all but the cards are what its digest covers (`integrity`). Other
 files of a folder are left where they are: nobody asked for them to travel.
 
-A link is followed only to a file in the same folder, or, where the folder is a snapshot in a hub cache, to a blob of
-that cache. Folders that are links are not entered.
+A file is copied through a link only from the same folder, or, where the folder is in a snapshot of a hub cache, from
+the blobs of that cache. Folders that are links are not entered.
 """
 
 import os
@@ -28,11 +28,18 @@ __all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module
 
 _CONFIGS = (
     *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("generation_config.json", "router_config.json"),
+    "generation_config.json",
 )
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.*")
 _TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *(
+        "tokenizer.json",
+        "tokenizer.*.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "merges.txt",
+    ),
     *("vocab*.txt", "vocab*.json", "*_vocab.json", "*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes"),
     *("dict.txt", "byte_maps.json", "emoji.json", "normalizer.json", "prophetnet.tokenizer", "word_*.json"),
 )
@@ -44,7 +51,7 @@ _CARDS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "distillat
 _MODULE = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", "*.npz")
 _TEMPLATES = ("chat_templates", "additional_chat_templates")
 _DEEP = 3
-"""Levels of folders below a module's own that are looked into: a router keeps its modules in folders of their own."""
+"""Levels of folders below a module's own that are looked into."""
 _MOST = 10_000
 """Files of a model at most."""
 
@@ -69,7 +76,7 @@ def module_folders(folder: Path) -> list[str]:
                 f"{path} names the folder {shown(where)}, which is not inside the model's folder",
                 hint="fetch the whole model again; the paths of modules are relative, without ..",
             )
-        if where.strip("/"):
+        if PurePosixPath(where).parts:
             found[str(PurePosixPath(where))] = None
     return list(found)
 

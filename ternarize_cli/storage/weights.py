@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, named
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json
 
 __all__ = [
@@ -133,7 +133,9 @@ def _indexed(folder: Path, index: str) -> list[Path]:
     names, suffix = sorted(set(places.values())), ".safetensors" if index == INDEX else ".bin"
     for name in names:
         if Path(name).name != name or Path(name).suffix != suffix or not (folder / name).is_file():
-            raise CheckpointError(f"{folder / index} names the shard {name}, which is not there", hint="fetch it again")
+            raise CheckpointError(
+                f"{folder / index} names the shard {named(name)}, which is not there", hint="fetch it again"
+            )
     return [folder / name for name in names]
 
 
