@@ -259,7 +259,7 @@ def test_a_refused_run_keeps_work_that_could_go_on(tmp_path: Path) -> None:
 _DIE = """
 import os, sys
 from pathlib import Path
-from ternarize_cli import files
+from ternarize_cli.storage import files
 point, exchange, out = sys.argv[1], sys.argv[2] == "exchange", Path(sys.argv[3])
 if not exchange:
     files._exchange = lambda *_: False

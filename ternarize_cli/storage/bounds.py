@@ -12,7 +12,6 @@ names the file, and neither waits for ever nor fills the memory.
 
 import json
 import os
-import resource
 import stat
 import sys
 from collections.abc import Iterator
@@ -53,8 +52,14 @@ MAX_FOLDERS = 64
 
 
 def _half_of_memory() -> int:
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    try:
+        import resource
+    except ImportError:  # Windows, where a process has no such limit
+        import psutil
+
+        return psutil.virtual_memory().total // 2
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2
 
 

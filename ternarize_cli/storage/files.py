@@ -8,7 +8,6 @@ moment without either. A lock keeps two runs from writing the same output; the s
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 from ternarize_cli.storage.caches import cache_folder
+from ternarize_cli.storage.locks import lock, require_locks
 from ternarize_cli.storage.workplace import Workplace, held, partial_path, recover, remove
 
 __all__ = [
@@ -168,32 +168,36 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock on a folder that is there, so that one process at a time changes it.
 
     Args:
-        folder: it.
-        wait: for another process that holds it.
+        folder: the folder; the lock is on itself, so that nothing is added to it.
+        wait: for another process that holds the lock.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process holds the lock, and `wait` is false.
+        UnavailableError: this platform has no locks.
     """
-    busy = OutputError(f"another process is changing {folder}", hint="wait for it")
-    descriptor = _lock(folder, lambda: os.open(folder, os.O_RDONLY), busy, wait=wait)
+    descriptor = _open_locked(folder, wait=wait)
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(path: Path, open_it: Callable[[], int], busy: OutputError, *, wait: bool = False) -> int:
-    """Opens what is at a path and locks it; the lock lasts until the descriptor is closed."""
+def _open_locked(folder: Path, *, wait: bool) -> int:
+    """Opens a folder and locks it; the lock lasts until the descriptor is closed."""
+    require_locks()
     while True:
-        descriptor = open_it()
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, wait=wait)
+            if _is_still(folder, descriptor):
+                return descriptor
         except BlockingIOError as e:
             os.close(descriptor)
-            raise busy from e
-        if _is_still(path, descriptor):
-            return descriptor
-        os.close(descriptor)  # another has put it in place, or something in its place, between our two calls
+            raise OutputError(f"another process is changing {folder}", hint="wait for it") from e
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another process has put something in its place between our two calls
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -4,8 +4,6 @@ A file is written as `NAME.<32 hex digits>.partial`, synced, and renamed. Its wr
 that another process can tell it from what a killed one has left, which `sweep` removes.
 """
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -17,10 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ternarize_cli.storage.locks import is_own, lock_if_possible
+
 __all__ = ["put_file", "sweep"]
 
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+"""Flags by which a link is not followed and a pipe not waited for, as far as the platform has them."""
 _DAY = 24 * 3600.0
 
 
@@ -65,11 +66,11 @@ def sweep(folder: Path) -> None:
 
 def _sweep(path: Path) -> None:
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+    if not stat.S_ISREG(status.st_mode) or not is_own(status):
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDWR | _SAFE)
     try:
-        if _lock(descriptor) or time.time() - status.st_mtime > _DAY:
+        if lock_if_possible(descriptor) or time.time() - status.st_mtime > _DAY:
             path.unlink()
     except BlockingIOError:  # it is being written
         pass
@@ -81,26 +82,9 @@ def _new(path: Path, mode: int) -> tuple[Path, IO[bytes]]:
     """A new partial file, locked."""
     while True:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        stream = os.fdopen(os.open(partial, _FLAGS, mode), "w+b")
+        stream = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, mode), "w+b")
         with suppress(BlockingIOError):  # another process takes it for what a killed one has left
-            _lock(stream.fileno())
+            lock_if_possible(stream.fileno())
             if os.fstat(stream.fileno()).st_nlink:
                 return partial, stream
         stream.close()
-
-
-def _lock(descriptor: int) -> bool:
-    """Locks a file; False where the file system has no locks.
-
-    Raises:
-        BlockingIOError: another process has locked it.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as e:
-        if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            return False
-        raise
-    return True

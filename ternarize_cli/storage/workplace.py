@@ -11,7 +11,6 @@ and the new one not yet in its place, it is put back; what is left of a change o
 work that was not finished is removed or taken up, as the run wants. No link is followed and none is kept.
 """
 
-import fcntl
 import os
 import shutil
 import stat
@@ -19,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ternarize_cli.errors import InputError, OutputError
+from ternarize_cli.errors import InputError, OutputError, UnavailableError
+from ternarize_cli.storage.locks import is_own, lock, require_locks
 
 __all__ = ["MARKER", "Workplace", "discard", "held", "holder_path", "partial_path", "recover", "remove"]
 
@@ -29,7 +29,8 @@ This folder is where ternarize works towards the file or folder that it is named
 it is what a run that was stopped or killed has left. The same command removes it or, with --resume, goes on from it;
 you may delete it.
 """
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
+"""Flags that open a folder and no link. Windows lacks them, and locks: nothing is opened with them there."""
 
 
 def holder_path(output: Path) -> Path:
@@ -103,7 +104,7 @@ class Workplace:
             status = path.lstat()
             if stat.S_ISDIR(status.st_mode):
                 pending += path.iterdir()
-            if not _is_own(status) or not (
+            if not is_own(status) or not (
                 stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
             ):
                 raise InputError(
@@ -131,8 +132,10 @@ def held(output: Path) -> Iterator[Workplace]:
     Raises:
         InputError: something else is in the place of the folder.
         OutputError: another process works there.
+        UnavailableError: this platform has no locks.
         OSError: the folder can't be made.
     """
+    require_locks()
     try:
         descriptor = _open(output, make=True)
         try:
@@ -170,7 +173,7 @@ def discard(output: Path) -> None:
 def _recover(output: Path, *, unfinished: bool) -> None:
     try:
         descriptor = _open(output, make=False)
-    except (OSError, OutputError):
+    except (OSError, OutputError, UnavailableError):
         return
     try:
         place = Workplace(output)
@@ -212,7 +215,7 @@ def _open(output: Path, *, make: bool) -> int:
             raise
         except OSError as e:
             other = _status(holder)
-            if other is not None and (not stat.S_ISDIR(other.st_mode) or not _is_own(other)):
+            if other is not None and (not stat.S_ISDIR(other.st_mode) or not is_own(other)):
                 raise _strange(holder) from e
             raise
         try:
@@ -233,7 +236,7 @@ def _open(output: Path, *, make: bool) -> int:
 
 
 def _lock_marker(folder: int, holder: Path, marker: str, output: Path) -> int:
-    if not _is_own(os.fstat(folder)):
+    if not is_own(os.fstat(folder)):
         raise _strange(holder)
     try:
         status = os.stat(marker, dir_fd=folder, follow_symlinks=False)
@@ -246,11 +249,11 @@ def _lock_marker(folder: int, holder: Path, marker: str, output: Path) -> int:
             with os.fdopen(new, "w") as stream:
                 stream.write(_SENTENCE)
         status = os.stat(marker, dir_fd=folder, follow_symlinks=False)
-    if not stat.S_ISREG(status.st_mode) or not _is_own(status) or status.st_nlink != 1:
+    if not stat.S_ISREG(status.st_mode) or not is_own(status) or status.st_nlink != 1:
         raise _strange(holder)
     descriptor = os.open(marker, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError as e:
         os.close(descriptor)
         raise OutputError(f"another process is writing {output}", hint="wait for it, or name another output") from e
@@ -265,10 +268,6 @@ def _strange(holder: Path) -> InputError:
         f"{holder} is nothing that ternarize made, and it is where the work would be done",
         hint="remove it, or name another output with -o",
     )
-
-
-def _is_own(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid()
 
 
 def _status(path: Path) -> os.stat_result | None:
