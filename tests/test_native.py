@@ -364,16 +364,6 @@ def test_linears_larger_than_the_library_takes_run_elsewhere() -> None:
     assert "4,194,304 inputs are the most" in str(native.Native().refuses(layer))
 
 
-def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interface, "INTERFACE", interface.INTERFACE + 1)
-    library.cache_clear()
-    try:
-        with pytest.raises(UnavailableError, match="built from another version of ternarize"):
-            library()
-    finally:
-        library.cache_clear()
-
-
 @torch.inference_mode()
 def test_other_types_and_training_go_through_the_modules(model: Any) -> None:
     ids = torch.tensor([[2, 7, 8, 3]])

@@ -68,6 +68,7 @@ def test_without_fcntl_what_is_kept_appears_whole(tmp_path: Path) -> None:
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "cache").iterdir()] == [("kept", b"whole")]
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_without_fcntl_and_says_what_is_missing(tiny_vit: Path, tmp_path: Path) -> None:
     begin = "from ternarize_cli.__main__ import main; main()"
     shown = run_without(begin, "inspect", tiny_vit, "--json")

@@ -9,7 +9,18 @@ import ctypes
 
 from ternarize_cli.errors import UnavailableError
 
-__all__ = ["INTERFACE", "MAX_HEAD", "MAX_INPUTS", "MAX_OUTPUTS", "MAX_THREADS", "Encoder", "Layer", "Linear", "declare"]
+__all__ = [
+    "FUNCTIONS",
+    "INTERFACE",
+    "MAX_HEAD",
+    "MAX_INPUTS",
+    "MAX_OUTPUTS",
+    "MAX_THREADS",
+    "Encoder",
+    "Layer",
+    "Linear",
+    "declare",
+]
 
 INTERFACE = 2
 """The number of the interface that is described here."""
@@ -59,7 +70,7 @@ class Encoder(ctypes.Structure):
     ]
 
 
-_FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tz_why": (ctypes.c_char_p, []),
     "tz_instruction_set": (ctypes.c_char_p, [_INT]),
     "tz_packed_bytes": (_LONG, [_INT, _INT]),
@@ -76,7 +87,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     ),
     "tz_encode": (_INT, [_INT, ctypes.POINTER(Encoder), _POINTER, _INT, _POINTER, _INT, _INT]),
 }
-"""For each function what it gives and what it takes."""
+"""For each function but `tz_interface` the type that it returns and those of its arguments."""
 
 
 def declare(c: ctypes.CDLL) -> None:
@@ -92,6 +103,6 @@ def declare(c: ctypes.CDLL) -> None:
         raise UnavailableError(
             "its library was built from another version of ternarize", hint="install ternarize again: pip install ."
         )
-    for name, (result, arguments) in _FUNCTIONS.items():
+    for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(c, name)
         function.restype, function.argtypes = result, arguments

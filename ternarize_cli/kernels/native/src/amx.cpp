@@ -64,7 +64,7 @@ struct Beside {
     for (int i = 0; packed && i < tiles && tile < 2 * w.blocks; ++i, ++tile)
       expand(packed + tile * kTile, expanded + tile * 1024);
     if (sums && row < count) {
-      const int until = std::min(count, row + rows);
+      const int until = min(count, row + rows);
       finish<then>(sums, row, until, w, panel, a, first, to);
       row = until;
     }
@@ -127,7 +127,7 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
     beside.expanded = next;
     beside.tile = 0;
     for (int row = 0; row < rows; row += kRows) {
-      const int count = std::min(kRows, rows - row);
+      const int count = min(kRows, rows - row);
       multiply<then>(now, w, a, row, count, to, beside, c[turn]);
       beside.sums = c[turn];
       beside.row = 0;
@@ -136,7 +136,9 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
       beside.first = row;
       turn ^= 1;
     }
-    std::swap(now, next);
+    uint8_t* const used = now;
+    now = next;
+    next = used;
   }
   finish<then>(beside.sums, 0, beside.count, w, beside.panel, a, beside.first, to);
 }
@@ -214,7 +216,7 @@ inline void half_attention(const void* qkv, size_t stride, int width, int length
     }
 
   for (int row = first; row < last; row += 16) {
-    const int count = std::min(16, last - row);
+    const int count = min(16, last - row);
     for (int i = 0; i < 16; ++i)
       for (int step = 0; step < steps; ++step) {
         const int left = head - step * 32;
@@ -241,7 +243,7 @@ inline void half_attention(const void* qkv, size_t stride, int width, int length
       float* s = scores + static_cast<size_t>(i) * padded;
       uint16_t* p = weights + static_cast<size_t>(i) * padded;
       Floats most = load(s);
-      for (int j = length; j < padded; ++j) s[j] = -INFINITY;
+      for (int j = length; j < padded; ++j) s[j] = -__builtin_inff();
       for (int j = 16; j < padded; j += 16) most = larger(most, load(s + j));
       const Floats shift = all(-max_of(most) * factor);
       Floats sum = all(0.0f);
@@ -268,7 +270,7 @@ inline void half_attention(const void* qkv, size_t stride, int width, int length
           _tile_stored(0, made, 64);
         else
           _tile_stored(1, made, 64);
-        const int left = std::min(16, head - column - half * 16);
+        const int left = min(16, head - column - half * 16);
         const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
         for (int i = 0; i < count; ++i)
           _mm512_mask_storeu_ps(out + (row + i) * out_stride + column + half * 16, kept,

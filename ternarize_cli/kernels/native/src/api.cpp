@@ -1,10 +1,10 @@
-// The C interface. The functions that work (tz_pack, tz_rest, tz_linear, tz_embed, tz_encode) return 0 where they have done
-// so, kNoMemory where memory ran out, and kRefused where an argument is invalid: nothing was read or written then, and
-// tz_why says what is wrong.
+// The C interface. tz_pack, tz_rest, tz_linear, tz_embed and tz_encode return 0 when they have done their work, kNoMemory when
+// memory ran out, and kRefused when an argument is invalid, about which tz_why says what is wrong. Nothing was written unless
+// they return 0: arguments are checked first, and all memory is taken before threads start. tz_packed_bytes returns a size or
+// kRefused; tz_interface, tz_why, tz_instruction_set and tz_trim return what they are named after, or nothing.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <new>
+#include <memory>
 #include <vector>
 
 #if defined(__linux__)
@@ -83,7 +83,7 @@ const std::vector<const Kernels*>& available() {
 }
 
 constexpr int kNoMemory = -1, kRefused = -2;
-constexpr int kInterface = 2;  // counts the changes of this file's functions and structures
+constexpr int kInterface = 2;  // counts changes of functions and structures; INTERFACE in interface.py is its other half
 
 thread_local const char* why = "";
 
@@ -122,7 +122,7 @@ using namespace tz;
 
 extern "C" {
 
-// The number of this interface; another number means a library of another version.
+// kInterface. The one function that every version has: a caller asks it first, and no other function if the number differs.
 TZ_EXPORT int tz_interface() { return kInterface; }
 
 // What was wrong with the arguments of the last call on this thread that returned kRefused.
@@ -155,15 +155,10 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
     uint8_t digits[256][8] = {};
     for (int byte = 0; byte < 256; ++byte)
       for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = rest % radix & 3;
-    std::atomic<bool> failed{false};
+    const size_t length = static_cast<size_t>(width) * count + 8 + kBlock;  // of a line of digits, one for each thread
+    const std::unique_ptr<uint8_t[]> lines(new uint8_t[length * threads]);
     parallel(threads, [&](int rank, int size) {
-      std::vector<uint8_t> line;
-      try {
-        line.resize(static_cast<size_t>(width) * count + 8 + kBlock);
-      } catch (const std::bad_alloc&) {
-        failed = true;
-        return;
-      }
+      uint8_t* line = lines.get() + rank * length;
       const int panels = static_cast<int>(parts(outputs, kPanel));
       const int first = share(panels, rank, size), last = share(panels, rank + 1, size);
       uint8_t* start = packed + static_cast<size_t>(first) * blocks * 2 * kTile;
@@ -171,7 +166,7 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
       for (int n = first * kPanel; n < std::min(last * kPanel, outputs); ++n) {
         for (int i = 0; i < width; ++i)
           std::memcpy(&line[static_cast<size_t>(i) * count], digits[rows[static_cast<size_t>(n) * width + i]], 8);
-        std::fill(line.begin() + inputs, line.end(), 1);
+        std::memset(line + inputs, 1, length - inputs);
         for (size_t block = 0; block < blocks; ++block) {
           uint8_t* tile = packed + ((n / kPanel * blocks + block) * 2 + n % kPanel / 16) * kTile;
           const uint8_t* from = &line[block * kBlock];
@@ -183,12 +178,12 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
         }
       }
     });
-    if (failed) throw std::bad_alloc();
   });
 }
 
-// Tells the kernel that these bytes are not needed for now, where it can be told so. Pages of a mapped file leave memory and
-// are read again when they are needed; other pages go to swap, and stay where there is none.
+// Advises the kernel (MADV_PAGEOUT, Linux 5.4) that the whole pages among these bytes are not needed for now. Their content
+// stays: pages of a mapped file leave memory and are read from the file again, changed and anonymous pages are written to
+// swap first, and stay in memory where there is no swap. Without MADV_PAGEOUT, or where madvise fails, nothing happens.
 TZ_EXPORT int tz_rest(const void* start, int64_t bytes) {
   return guarded([&] {
     require(bytes >= 0 && (start || !bytes), "there are no such bytes");
@@ -196,12 +191,12 @@ TZ_EXPORT int tz_rest(const void* start, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_PAGEOUT)
     const uintptr_t page = sysconf(_SC_PAGESIZE), begin = reinterpret_cast<uintptr_t>(start);
     const uintptr_t from = begin / page * page + (begin % page ? page : 0), until = (begin + bytes) / page * page;
-    if (from < until) madvise(reinterpret_cast<void*>(from), until - from, MADV_PAGEOUT);  // no harm where it fails
+    if (from < until) madvise(reinterpret_cast<void*>(from), until - from, MADV_PAGEOUT);
 #endif
   });
 }
 
-// Gives memory that was freed back to the system.
+// Gives memory that was freed back to the system, with glibc; elsewhere nothing happens.
 TZ_EXPORT void tz_trim() {
 #if defined(__GLIBC__)
   malloc_trim(0);

@@ -26,37 +26,49 @@ constexpr int kLeast = 32;       // tokens that a thread should have to take the
 
 constexpr size_t up_to(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-// Memory that stays with its thread from call to call.
+// Memory that stays with a calling thread from call to call. All of a call is reserved before its threads start, so that none
+// of them allocates; a thread is the first to touch its part, which thereby lies near it.
 class Arena {
  public:
   ~Arena() { std::free(memory_); }
 
-  void reserve(size_t bytes) {
-    if (bytes <= size_) return;
-    std::free(memory_);
-    size_ = 0;
-    memory_ = std::aligned_alloc(64, up_to(bytes, 64));
-    if (!memory_) throw std::bad_alloc();
-    size_ = bytes;
+  // At least `bytes` bytes, aligned to 64.
+  uint8_t* reserve(size_t bytes) {
+    if (bytes > size_) {
+      std::free(memory_);
+      size_ = 0;
+      memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, up_to(bytes, 64)));
+      if (!memory_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return memory_;
   }
 
-  void rewind() { used_ = 0; }
+ private:
+  uint8_t* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Hands out a part of an arena piece by piece, each aligned to 64 bytes.
+class Pieces {
+ public:
+  explicit Pieces(uint8_t* start) : next_(start) {}
 
   template <class T>
   T* take(size_t count) {
-    T* made = reinterpret_cast<T*>(static_cast<uint8_t*>(memory_) + used_);
-    used_ += up_to(count * sizeof(T), 64);
+    T* made = reinterpret_cast<T*>(next_);
+    next_ += up_to(count * sizeof(T), 64);
     return made;
   }
 
  private:
-  void* memory_ = nullptr;
-  size_t size_ = 0, used_ = 0;
+  uint8_t* next_;
 };
 
-Activations activations(Arena& arena, int rows, int width) {
+Activations activations(Pieces& pieces, int rows, int width) {
   const int blocks = static_cast<int>(up_to(width, kBlock) / kBlock);
-  return {arena.take<int8_t>(Activations::bytes(rows, blocks)), arena.take<float>(rows), arena.take<int32_t>(rows), blocks};
+  return {pieces.take<int8_t>(Activations::bytes(rows, blocks)), pieces.take<float>(rows), pieces.take<int32_t>(rows),
+          blocks};
 }
 
 // What a team works in.
@@ -70,15 +82,15 @@ struct Buffers {
     return rows * (3 * width * 4 + width * 4 + up_to(width, kBlock) + 8) + 8 * 64;
   }
 
-  Buffers(const Encoder& e, int tokens, bool half, Arena& arena) {
+  Buffers(const Encoder& e, int tokens, bool half, Pieces pieces) {
     const size_t rows = up_to(tokens, kRows);
-    qkv = half ? static_cast<void*>(arena.take<uint16_t>(rows * 3 * e.width)) : arena.take<float>(rows * 3 * e.width);
-    context = arena.take<float>(rows * e.width);
-    narrow = activations(arena, static_cast<int>(rows), e.width);
+    qkv = half ? static_cast<void*>(pieces.take<uint16_t>(rows * 3 * e.width)) : pieces.take<float>(rows * 3 * e.width);
+    context = pieces.take<float>(rows * e.width);
+    narrow = activations(pieces, static_cast<int>(rows), e.width);
   }
 };
 
-// What the feed-forward works in: of each thread, or of a team that shares outputs.
+// What the feed-forward works in: each thread in its own, or a team that shares outputs in that of its first thread.
 struct Wide {
   float* hidden;  // [kFeedForward][inner]
   Activations q;
@@ -87,9 +99,9 @@ struct Wide {
     return (kFeedForward + kRows) * (static_cast<size_t>(e.inner) * 4 + up_to(e.inner, kBlock) + 8) + 8 * 64;
   }
 
-  Wide(const Encoder& e, Arena& arena)
-      : hidden(arena.take<float>(static_cast<size_t>(kFeedForward) * e.inner)),
-        q(activations(arena, kFeedForward, e.inner)) {}
+  Wide(const Encoder& e, Pieces& pieces)
+      : hidden(pieces.take<float>(static_cast<size_t>(kFeedForward) * e.inner)),
+        q(activations(pieces, kFeedForward, e.inner)) {}
 };
 
 size_t scratch_bytes(const Encoder& e, int longest) {
@@ -206,39 +218,32 @@ struct Member {
   }
 };
 
-thread_local Arena shared, own;
+thread_local Arena arena;
 
-void run_team(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, int longest,
-              int threads) {
+// Bytes of the parts of an arena: what a team shares, for up to `tokens` tokens, and what each of its threads has to itself.
+struct Room {
+  size_t team, thread, scratch;
+
+  Room(const Encoder& e, int tokens, int longest)
+      : team(up_to(Buffers::bytes(e, tokens), 64)),
+        thread(up_to(scratch_bytes(e, longest), 64) + up_to(Wide::bytes(e), 64)),
+        scratch(scratch_bytes(e, longest)) {}
+};
+
+// memory: room.team bytes, and room.thread for each of `threads` threads.
+void run_team(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, const Room& room,
+              uint8_t* memory, int threads) {
   const int tokens = starts[sequences] - starts[0];
-  shared.reserve(Buffers::bytes(e, tokens));
-  shared.rewind();
-  const Buffers buffers(e, tokens, k.half, shared);
-  const size_t bytes = scratch_bytes(e, longest);
-  const auto room = [&] {
-    own.reserve(bytes + 64 + Wide::bytes(e));
-    own.rewind();
-  };
-  room();
-  const Wide first(e, own);  // the calling thread's
-  std::atomic<bool> failed{false};
+  const Buffers buffers(e, tokens, k.half, Pieces(memory));
+  uint8_t* const own = memory + room.team;  // of the first thread; the others' follow
   parallel(threads, [&](int rank, int size) {
     const bool by_rows = size == 1 || tokens >= kLeast * size;
-    Wide wide = first;
-    if (rank) {
-      try {
-        room();
-        if (by_rows) wide = Wide(e, own);
-      } catch (const std::bad_alloc&) {
-        failed = true;
-      }
-    }
-    meet_all(size);
-    if (failed) return;
-    uint8_t* scratch = own.take<uint8_t>(bytes);
+    Pieces pieces(own + rank * room.thread), first(own);
+    uint8_t* scratch = pieces.take<uint8_t>(room.scratch);
+    first.take<uint8_t>(room.scratch);
+    const Wide wide(e, by_rows ? pieces : first);
     Member{e, k, starts, sequences, tokens, x, buffers, wide, scratch, rank, size, by_rows}.run();
   });
-  if (failed) throw std::bad_alloc();
 }
 
 }  // namespace
@@ -261,22 +266,23 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
     if (starts[i + 1] - starts[groups.back()] >= target || i + 1 == sequences) groups.push_back(i + 1);
   const int count = static_cast<int>(groups.size()) - 1;
   // an idle thread costs more than a barrier a stage; and few tokens are not worth reading the weights once a thread
-  if (threads == 1 || count < threads || tokens < kLeast * threads)
-    return run_team(e, k, starts, sequences, x, longest, threads);
+  if (threads == 1 || count < threads || tokens < kLeast * threads) {
+    const Room room(e, tokens, longest);
+    return run_team(e, k, starts, sequences, x, room, arena.reserve(room.team + threads * room.thread), threads);
+  }
+  int most = 0;  // tokens in a group
+  for (int i = 0; i < count; ++i) most = std::max(most, starts[groups[i + 1]] - starts[groups[i]]);
+  const Room room(e, most, longest);
+  const size_t bytes = room.team + room.thread;
+  uint8_t* const memory = arena.reserve(threads * bytes);
   std::atomic<int> next{0};
-  std::atomic<bool> failed{false};
-  parallel(threads, [&](int, int) {
+  parallel(threads, [&](int rank, int) {
     for (int i; (i = next.fetch_add(1)) < count;) {
       const int first = groups[i], last = groups[i + 1];
       float* from = x + static_cast<size_t>(starts[first] - starts[0]) * e.width;
-      try {
-        run_team(e, k, starts + first, last - first, from, longest, 1);
-      } catch (const std::bad_alloc&) {
-        failed = true;
-      }
+      run_team(e, k, starts + first, last - first, from, room, memory + rank * bytes, 1);
     }
   });
-  if (failed) throw std::bad_alloc();
 }
 
 }  // namespace tz

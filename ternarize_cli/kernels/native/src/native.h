@@ -9,9 +9,16 @@
 // 256 bytes, and expanded it is the operand of an AMX or VNNI instruction: 16 rows r of 64 bytes, byte j of which belongs
 // to input 4r + j%4 and output j/4. Packed, byte j of chunk c (64 bytes each) holds the rows 4c .. 4c+3, lowest bits
 // first, so that a shift and a mask of 64 bytes at a time expand it.
+//
+// Files of instruction sets share no inline function with any other file. Each is compiled with flags of its own, the linker
+// keeps one copy of an inline function that several files hold, and a copy with AVX-512 in it would end the process on a
+// processor without. So they take nothing from the standard library but types; what is in ops.h has another name in each of
+// them, and what is shared here is inlined always (TZ_INLINE).
 #pragma once
 #include <cstddef>
 #include <cstdint>
+
+#define TZ_INLINE inline __attribute__((always_inline))
 
 namespace tz {
 
@@ -53,10 +60,10 @@ struct Activations {
   int32_t* sums;  // sum of each row
   int blocks;
 
-  int8_t* row(int i) const { return q + (static_cast<size_t>(i / 16) * blocks * 16 + i % 16) * kBlock; }
+  TZ_INLINE int8_t* row(int i) const { return q + (static_cast<size_t>(i / 16) * blocks * 16 + i % 16) * kBlock; }
   // From a row on that is a multiple of 16.
-  Activations from(int i) const { return {row(i), t + i, sums + i, blocks}; }
-  static size_t bytes(size_t rows, int blocks) { return (rows + kRows - 1) / kRows * kRows * blocks * kBlock; }
+  TZ_INLINE Activations from(int i) const { return {row(i), t + i, sums + i, blocks}; }
+  TZ_INLINE static size_t bytes(size_t rows, int blocks) { return (rows + kRows - 1) / kRows * kRows * blocks * kBlock; }
 };
 
 // One instruction set.
@@ -79,7 +86,7 @@ struct Kernels {
 };
 
 // Bytes of scratch that products and attention need.
-inline size_t gemm_scratch(int blocks) { return static_cast<size_t>(blocks) * 4096; }
+TZ_INLINE size_t gemm_scratch(int blocks) { return static_cast<size_t>(blocks) * 4096; }
 size_t attention_scratch(int length, int head);
 
 const Kernels* scalar_kernels();

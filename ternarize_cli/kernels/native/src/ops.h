@@ -6,10 +6,6 @@
 //     static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch);
 //     static void run(const uint8_t* prepared, int blocks, const int8_t* row, int count, int32_t* c);
 // `run` writes c[rows][kPanel], the sums of digits times activations, of which the first `count` rows matter.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -31,6 +27,17 @@ constexpr int kLanes = 4;
 typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+// What std::min and std::max give, which native.h says why not to use.
+template <class T>
+inline T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}
+
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to even, for |x| < 2^22
 
 inline Floats load(const float* x) { return *reinterpret_cast<const Floats*>(x); }
@@ -65,7 +72,7 @@ inline void store_bytes(int8_t* to, Floats v) {
 // The first `count` floats of a vector, `rest` behind them.
 inline Floats load_some(const float* x, int count, float rest) {
   Floats v = all(rest);
-  std::memcpy(&v, x, count * sizeof(float));
+  __builtin_memcpy(&v, x, count * sizeof(float));
   return v;
 }
 
@@ -106,7 +113,7 @@ inline float sum_of(Floats v) {
 }
 
 inline float max_of(Floats v) {
-  return reduced(v, [](float a, float b) { return std::max(a, b); });
+  return reduced(v, [](float a, float b) { return max(a, b); });
 }
 
 // Goes through `count` floats a vector at a time: body(place, vector, chain); the last one is filled with `rest`. Reductions keep
@@ -127,27 +134,31 @@ inline void store_some(float* x, Floats v, int count) {
   if (count >= kLanes)
     store(x, v);
   else
-    std::memcpy(x, &v, count * sizeof(float));
+    __builtin_memcpy(x, &v, count * sizeof(float));
+}
+
+// c[0] * x^(n - 1) + ... + c[n - 1], by Horner's rule.
+template <int n>
+inline Floats polynomial(const float (&c)[n], Floats x) {
+  Floats p = all(c[0]);
+  for (int i = 1; i < n; ++i) p = madd(p, x, all(c[i]));
+  return p;
 }
 
 // x * (1 + erf(x / sqrt 2)) / 2.
 inline Floats gelu(Floats y) {
 #if defined(TZ_SHORT_GELU)  // a polynomial, to 4e-5: a hundredth of a step of int8, for half of the instructions
   const Floats x = smaller(larger(y, all(-4.4f)), all(4.4f)), u = x * x;
-  Floats p = all(3.57258399e-11f);
-  for (float c : {-3.75659230e-09f, 1.74169544e-07f, -4.72637967e-06f, 8.43085314e-05f, -1.05508454e-03f,
-                  9.64332710e-03f, -6.60768945e-02f, 3.98761853e-01f})
-    p = madd(p, u, all(c));
-  return y * madd(p, x, all(0.5f));
+  constexpr float c[] = {3.57258399e-11f, -3.75659230e-09f, 1.74169544e-07f, -4.72637967e-06f, 8.43085314e-05f,
+                         -1.05508454e-03f, 9.64332710e-03f, -6.60768945e-02f, 3.98761853e-01f};
+  return y * madd(polynomial(c, u), x, all(0.5f));
 #else  // a rational function fitted to erf(x / sqrt 2) on [0, 5.4], to 1.1e-8 before rounding
   const Floats x = smaller(larger(y, all(-5.4f)), all(5.4f)), u = x * x;
-  Floats p = all(4.677366754e-08f);
-  for (float c : {1.271996505e-05f, 3.286377463e-04f, 9.301668295e-03f, 6.674394366e-02f, 7.978844908e-01f})
-    p = madd(p, u, all(c));
-  Floats d = all(1.216591056e-06f);
-  for (float c : {7.239917961e-05f, 1.858965786e-03f, 2.837853703e-02f, 2.503172175e-01f, 1.0f}) d = madd(d, u, all(c));
+  constexpr float p[] = {4.677366754e-08f, 1.271996505e-05f, 3.286377463e-04f, 9.301668295e-03f, 6.674394366e-02f,
+                         7.978844908e-01f};
+  constexpr float d[] = {1.216591056e-06f, 7.239917961e-05f, 1.858965786e-03f, 2.837853703e-02f, 2.503172175e-01f, 1.0f};
   const Floats half = 0.5f * y;
-  return madd(half, quotient(x * p, d), half);
+  return madd(half, quotient(x * polynomial(p, u), polynomial(d, u)), half);
 #endif
 }
 
@@ -157,14 +168,13 @@ inline Floats exp_of_negative(Floats x) {
   const Floats whole = rounded(x * 1.44269504f);
   Floats f = madd(whole, all(-0.693359375f), x);  // ln 2 in two parts
   f = madd(whole, all(2.12194440e-4f), f);
-  Floats p = all(1.0f / 720);
-  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = madd(p, f, all(c));
-  return p * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
+  constexpr float p[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  return polynomial(p, f) * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
 inline uint16_t to_half(float x) {
   uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  __builtin_memcpy(&bits, &x, 4);
   if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);  // rounding could carry a NaN into the sign
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
@@ -177,7 +187,7 @@ inline void put_half(uint16_t* to, Floats y, int count) {
   else
     _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), made);
 #else
-  for (int j = 0; j < std::min(count, kLanes); ++j) to[j] = to_half(y[j]);
+  for (int j = 0; j < min(count, kLanes); ++j) to[j] = to_half(y[j]);
 #endif
 }
 
@@ -186,7 +196,7 @@ template <Then then>
 inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
   const bool whole = count >= kLanes;
   if constexpr (then == Then::kSums) {
-    std::memcpy(to.sums + place, &sums, std::min(count, kLanes) * sizeof(int32_t));
+    __builtin_memcpy(to.sums + place, &sums, min(count, kLanes) * sizeof(int32_t));
   } else if constexpr (then == Then::kHalf) {
     put_half(to.half + place, y, count);
   } else {
@@ -237,7 +247,7 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
     const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.blocks * 2 * kTile;
     const uint8_t* b = Multiply::prepare(codes, w.blocks, scratch);
     for (int row = 0; row < rows; row += Multiply::rows) {
-      const int count = std::min(Multiply::rows, rows - row);
+      const int count = min(Multiply::rows, rows - row);
       Multiply::run(b, w.blocks, a.row(row), count, c);
       finish<then>(c, 0, count, w, panel, a, row, to);
     }
@@ -275,12 +285,12 @@ inline void quantize(const float* x, int first, int last, int width, const Activ
     });
     if (sum_of(zeros) != 0.0f) {  // a value is not finite: neither is what comes of the row
       for (int i = 0; i < to.blocks * kBlock; i += kLanes) put(i, all(0.0f));
-      to.t[row] = NAN;
+      to.t[row] = __builtin_nanf("");
       to.sums[row] = 0;
       continue;
     }
     const float scale = max_of(most) / 127.0f;
-    const float by = std::max(scale, 1.17549435e-38f), inverse = std::min(1.0f / by, 3e38f);
+    const float by = max(scale, 1.17549435e-38f), inverse = min(1.0f / by, 3e38f);
     through(in, width, 0.0f, [&](int i, Floats v, int chain) {
       const Floats exact = v * inverse, whole = rounded(exact);
       farthest[chain] = larger(farthest[chain], magnitude(exact - whole));
@@ -309,7 +319,7 @@ inline void layer_norm(const float* x, int rows, int width, const float* gain, c
     through(in, width, 0.0f, [&](int, Floats v, int chain) { sum[chain] += v; });
     const float mean = sum_of(sum) / width;
     through(in, width, mean, [&](int, Floats v, int chain) { square[chain] = madd(v - mean, v - mean, square[chain]); });
-    const float inverse = 1.0f / std::sqrt(sum_of(square) / width + eps);
+    const float inverse = 1.0f / __builtin_sqrtf(sum_of(square) / width + eps);
     through(in, width, 0.0f, [&](int i, Floats v, int) {
       const int left = width - i;
       const Floats g = left >= kLanes ? load(gain + i) : load_some(gain + i, left, 0.0f);
@@ -344,9 +354,9 @@ inline void attention(const void* qkv, size_t stride, int width, int length, int
   for (int d = 0; d < head; ++d)
     for (int i = 0; i < padded; ++i) keys[d * padded + i] = i < length ? k[i * stride + d] : 0.0f;
   for (int row = first; row < last; row += 4) {
-    const int count = std::min(4, last - row);
+    const int count = min(4, last - row);
     const float* from[4];
-    for (int i = 0; i < 4; ++i) from[i] = q + std::min(row + i, last - 1) * stride;
+    for (int i = 0; i < 4; ++i) from[i] = q + min(row + i, last - 1) * stride;
     for (int j = 0; j < padded; j += 2 * kLanes) {
       Floats left[4] = {}, right[4] = {};
       for (int d = 0; d < head; ++d) {

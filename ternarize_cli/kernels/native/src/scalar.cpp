@@ -1,6 +1,4 @@
 // Any processor: plain loops, which the compiler vectorises for its baseline.
-#include <algorithm>
-
 #include "native.h"
 
 namespace tz {
@@ -18,7 +16,7 @@ struct Multiply {
   }
 
   static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
-    std::fill(c, c + rows * kPanel, 0);
+    for (int i = 0; i < rows * kPanel; ++i) c[i] = 0;
     for (int i = 0; i < count; ++i)
       for (int block = 0; block < blocks; ++block)
         for (int half = 0; half < 2; ++half) {
