@@ -121,7 +121,7 @@ def test_signals_at_any_moment_leave_no_traceback_and_nothing_behind(tiny_bert: 
 def test_a_forked_child_dies_of_the_signal() -> None:
     code = (
         "import os, signal, time\n"
-        "from ternarize_cli import signals\n"
+        "from ternarize_cli.storage import signals\n"
         "with signals.listen():\n"
         "    child = os.fork()\n"
         "    if not child:\n"

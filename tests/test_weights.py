@@ -104,7 +104,7 @@ def test_all_finite_sees_one_bad_value(dtype: torch.dtype) -> None:
 COPY = """
 import resource, sys
 from pathlib import Path
-from ternarize_cli import weights
+from ternarize_cli.storage import weights
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source, target = map(Path, sys.argv[1:])
 writer = weights.ShardWriter(target)

@@ -256,8 +256,8 @@ def library() -> Library:
     path = next((p for folder in native.__path__ if (p := Path(folder) / _NAME).is_file()), None)
     if path is None:
         raise UnavailableError(
-            "its library was not built: no C++ compiler was found at installation",
-            hint="install a C++ compiler and ternarize again",
+            "its library was not built: no C++ compiler was found at installation, or it failed",
+            hint="install a C++ compiler, then ternarize again with pip install -v, which shows its errors",
         )
     try:
         return Library(path)
