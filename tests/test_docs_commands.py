@@ -27,8 +27,13 @@ from typer.testing import CliRunner
 
 from ternarize_cli.cli.app import app
 
-RUN_PAGES = [page for page in PAGES if page.name == "README.md" or page.parent.name == "guide"]
-"""README, the table of contents and the guide."""
+RUN_PAGES = [
+    page
+    for page in PAGES
+    if page == ROOT / "README.md" or page.parent.name == "guide"
+    if any(block.reason is None for block in blocks(page))
+]
+"""README, and the pages of the guide that have something to run."""
 _BENCH = " --no-memory --repeats 3 --warmup 0 --seconds 0.05"
 """What `bench` gets so that it ends in a second."""
 _BUDGETS = (
@@ -204,7 +209,13 @@ def _run_block(block: Block, shell: Shell) -> None:
                 assert _plain(piece) in _plain(said), f"{line}\nshould say: {piece}\nsays: {said}"
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[] if page.name == "README.md" else pytest.mark.slow, id=str(page.relative_to(ROOT)))
+        for page in RUN_PAGES
+    ],
+)
 def test_the_commands_of_a_page_run(
     page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
