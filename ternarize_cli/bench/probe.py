@@ -26,7 +26,6 @@ largest of the process that started this one if that was larger, because the cou
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -121,6 +120,8 @@ def peak_bytes() -> int:
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

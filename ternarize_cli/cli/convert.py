@@ -18,7 +18,6 @@ from ternarize_cli.cli.options import (
     Threads,
 )
 from ternarize_cli.cli.output import Output, megabytes
-from ternarize_cli.encoders.modalities import modalities_of
 
 __all__ = ["register"]
 
@@ -179,6 +178,8 @@ def convert(
             f"are {megabytes(kept.bytes_after)}; the corpus is split as before"
         )
     out.text(f"wrote {target}")
+    from ternarize_cli.encoders.modalities import modalities_of
+
     if "image" in modalities_of(source):
         out.hint(f"ternarize pack {target}, and eval the packed model with --against {model} --images PATH")
     elif calibrate:

@@ -88,7 +88,7 @@ def evaluate(
         typer.Option(
             "--task-file",
             metavar="FILE",
-            help="A task described in TOML or JSON, of these and more types (docs/evaluation.md). Repeatable.",
+            help="A task described in TOML or JSON, of these and more types (docs/guide/evaluate.md). Repeatable.",
         ),
     ] = None,
     limit: Annotated[

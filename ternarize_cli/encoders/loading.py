@@ -14,7 +14,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
 
 if TYPE_CHECKING:
@@ -115,6 +114,7 @@ def pooling_note(folder: Path) -> str | None:
     if (folder / "modules.json").is_file():
         return None
     from ternarize_cli.encoders import checkpoint, defaults, vision
+    from ternarize_cli.encoders.modalities import modalities_of
 
     if modalities_of(folder) == {"image"}:
         chosen = vision.image_pooling(checkpoint.skeleton(folder))
@@ -196,6 +196,7 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
     from sentence_transformers import SentenceTransformer
 
     from ternarize_cli.encoders import defaults, vision
+    from ternarize_cli.encoders.modalities import modalities_of
     from ternarize_cli.model_folder.folder_check import LOADING, loading_arguments
 
     if not (folder / "modules.json").is_file() and modalities_of(folder) == {"image"}:

@@ -2,8 +2,8 @@
 
 {-1, 0, 1} is exact in e4m3, so the fp8 tensor cores of Ada, Hopper and newer multiply ternary weights at twice the rate
 of float16. Activations are rounded to e4m3 with a scale a token instead of int8, which moves vectors about as far as
-leaving them unrounded does (docs/gpu.md). Weights take a byte each. Encoders of the usual shapes run as a whole
-(`gpu.encoder`); of others the linears run, in operations that torch.compile takes without a break.
+leaving them unrounded does (docs/research/gpu.md). Weights take a byte each. Encoders of the usual shapes run as a
+whole (`gpu.encoder`); of others the linears run, in operations that torch.compile takes without a break.
 """
 
 from typing import TYPE_CHECKING

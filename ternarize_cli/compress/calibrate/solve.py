@@ -33,7 +33,7 @@ _MULTIPLES = [3.0 * 0.86**i for i in range(24)]  # down to 0.09
 
 @dataclass(frozen=True)
 class Recipe:
-    """How calibration works; the defaults are what pays (see the ablation in docs/calibration.md).
+    """How calibration works; the defaults are what pays (see the ablation in docs/research/calibration.md).
 
     Attributes:
         regress: how far the target goes from the original weight (0) to the regression W* (1).

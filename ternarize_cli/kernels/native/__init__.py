@@ -2,7 +2,7 @@
 
 `encoder` runs whole models; what it does not cover runs through the ordinary modules with the kernel below. Both give
 the integers of `reference`; the float arithmetic around them is done in another order, so vectors differ by what int8
-rounding makes of a last bit (docs/cpu.md).
+rounding makes of a last bit (docs/research/cpu.md).
 """
 
 from functools import cache
