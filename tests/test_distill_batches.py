@@ -116,7 +116,7 @@ def test_a_damaged_image_is_named(tiny_vit: Path, images: Path, processes: int) 
     (images / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     with pytest.raises(DataError, match=r"^\S*07\.png can't be read: [^\n]*$") as caught:
         list(seen(batches(tiny_vit, images, processes), 3))
-    assert caught.value.hint == "mend or remove it"
+    assert caught.value.hint == "repair or remove the file"
     del caught
     assert ended()
 

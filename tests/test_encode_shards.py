@@ -121,7 +121,7 @@ def test_vectors_of_any_length_get_no_index_of_directions(run, encode, tmp_path)
     encode("--shards", "--no-normalize")
     result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix", "--factory", "binary")
     assert result.exit_code == 2
-    assert "is for vectors of length 1" in result.stderr
+    assert "needs vectors of length 1" in result.stderr
     assert "leave --resume out" in run("index", "build", tmp_path / "v", "--resume").stderr
 
 

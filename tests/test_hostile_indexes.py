@@ -201,7 +201,7 @@ def test_a_stranger_s_index_shows_the_model_that_it_names(
     index = build()
     assert Searcher(index).search(["the cat"], 1)  # this user's ternarize recorded the path
     edit(index, path_seal="0" * 64)
-    with pytest.raises(InputError, match=f"was not made here, and says that its model is .* in '{model}'") as raised:
+    with pytest.raises(InputError, match=f"by this user, and says that its model is .* in '{model}'") as raised:
         Searcher(index)
     assert raised.value.hint is not None
     assert f"--model {model}" in raised.value.hint
@@ -212,10 +212,10 @@ def test_a_stranger_s_index_shows_the_model_that_it_names(
     (tmp_path / "loop").symlink_to("loop")
     for path in ("/", "no-such", str(tmp_path / "no-such"), "loop/x", "a\0b", "\ud800", "", str(tmp_path.parent)):
         edit(index, model_path=path, model=str(model))
-        with pytest.raises(InputError, match="was not made here"):
+        with pytest.raises(InputError, match="was not built by this user"):
             Searcher(index)
     edit(index, path_seal="é", model_path="/")
-    with pytest.raises(InputError, match="was not made here"):
+    with pytest.raises(InputError, match="was not built by this user"):
         Searcher(index)
 
 
@@ -249,5 +249,5 @@ def test_a_copied_index_needs_no_model_named_again(build: Callable[..., Path], t
 
 def test_a_name_that_faiss_can_t_be_told_is_said_before_the_work(model: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("the cat\n")
-    with pytest.raises(InputError, match="FAISS takes names in UTF-8 only"):
+    with pytest.raises(InputError, match="FAISS takes only paths in UTF-8"):
         build_index(str(tmp_path / "corpus.txt"), tmp_path / "\udcff", model=str(model))

@@ -131,8 +131,8 @@ def test_knobs_fit_the_kind_of_index(run, tiny_bert, corpus, index, tmp_path):
     [
         ("Bogus", "could not parse index string Bogus"),
         ("IVF256,Flat", "wants 256 clusters"),
-        ("IVF0,Flat", "with nothing in it"),
-        ("HNSW0", "with nothing in it"),
+        ("IVF0,Flat", "without any part"),
+        ("HNSW0", "without any part"),
         ("PQ7", "should be a multiple"),
         ("PQ8", "should be at least as large as number of clusters"),
         ("IDMap,Flat", "use add_with_ids"),
@@ -344,7 +344,7 @@ def test_info_sees_a_flipped_bit(run, index):
 
 def test_a_folder_that_is_no_index_says_so(run, tmp_path):
     assert "is no index" in run("index", "search", tmp_path, "cat").stderr
-    assert "is not there" in run("index", "info", tmp_path / "none").stderr
+    assert "does not exist" in run("index", "info", tmp_path / "none").stderr
 
 
 def test_the_record_survives_writing_and_reading(index):

@@ -209,7 +209,7 @@ def test_ids_that_come_twice_are_refused(run, tiny_bert, tmp_path):
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
     result = run("index", "build", tmp_path / "c.jsonl", "-m", tiny_bert, "-o", tmp_path / "ix")
     assert result.exit_code == 2
-    assert "texts 1 and 5 have the same id '0'; 1 more ids come again" in result.stderr
+    assert "texts 1 and 5 have the same id '0'; 1 more ids occur twice" in result.stderr
     assert not (tmp_path / "ix").exists()
 
 

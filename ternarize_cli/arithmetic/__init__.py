@@ -1,1 +1,1 @@
-"""Ternary arithmetic on tensors: rules for scales and codes, rounded tables, and GPU kernels of elementwise chains."""
+"""Ternary arithmetic on tensors: rules for scales and codes, quantised tables, and fused elementwise GPU kernels."""

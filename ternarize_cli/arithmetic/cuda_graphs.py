@@ -1,8 +1,10 @@
-"""CUDA graphs: a pass of a small encoder is many short kernels (a training step thousands), and starting them takes
-longer than running them. A batch's kernels are recorded once per shape and then started together.
+"""Records the kernels of a batch as a CUDA graph, so that they are started together.
 
-What is recorded must not depend on values (no `.item()`, no boolean indexing), must find its tensors where they were,
-and must leave its results where they are read: gradients are added to a buffer that stays.
+A forward pass of a small encoder is many short kernels (a training step thousands), and starting them takes longer than
+running them. So they are recorded once for each shape of a batch.
+
+A recorded function must not depend on values (no `.item()`, no boolean indexing), must find its tensors at their old
+addresses, and must write its results to fixed addresses: gradients are added to a buffer that stays.
 """
 
 import warnings
@@ -29,13 +31,13 @@ class _Recorded(Generic[Result]):
 
 
 class Graphs(Generic[Result]):
-    """A function of a batch, recorded when a shape comes up for the second time.
+    """A function of a batch, recorded when a shape occurs for the second time.
 
-    What it returns is overwritten when the shape comes up again.
+    The result is overwritten when a batch of its shape is run again.
     """
 
     def __init__(self, function: Callable[[dict[str, Any]], Result], most: int = _MOST) -> None:
-        """At most so many shapes are recorded; a result's memory is kept for each."""
+        """Records at most `most` shapes; the memory of a result is kept for each."""
         self._function, self._most = function, most
         self._seen: set[Any] = set()
         self._recorded: dict[Any, _Recorded[Result]] = {}
@@ -43,7 +45,7 @@ class Graphs(Generic[Result]):
         self.refused: str | None = None  # why recording was given up
 
     def __call__(self, batch: dict[str, Any]) -> Result:
-        """The function's result."""
+        """Runs the function on a batch, from its graph if there is one."""
         shape = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
         recorded = self._recorded.get(shape)
         if recorded is None and shape in self._seen and not self.refused and len(self._recorded) < self._most:
@@ -65,7 +67,7 @@ class Graphs(Generic[Result]):
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
-        if stream == torch.cuda.default_stream():  # which can't be recorded
+        if stream == torch.cuda.default_stream():  # the default stream can't be recorded
             stream = torch.cuda.Stream()
         try:
             # other threads copy batches meanwhile, which only this mode allows
@@ -83,7 +85,7 @@ class Graphs(Generic[Result]):
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """A stream other than the default one, which can't be recorded; on a CPU nothing."""
+    """Uses a CUDA stream other than the default one, which can't be recorded; does nothing on a CPU."""
     if device.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""Chains of elementwise operations as one GPU kernel."""
+"""Compiles chains of elementwise operations to one GPU kernel."""
 
 import functools
 import warnings
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The same function; on CUDA tensors it is compiled by torch, or runs as it is where that fails.
+    """Wraps a function so that torch compiles it for CUDA tensors; where that fails, it runs uncompiled.
 
-    Compiled divisions may differ in the last bit: not for what must equal the packed format.
+    Compiled divisions may differ in the last bit, so do not use this for values that must equal the packed format.
     """
     compiled = functools.cache(lambda: torch.compile(function, dynamic=True))
     works = True

@@ -1,13 +1,13 @@
-"""Embedding tables in 8 or 4 bits: how their rows are rounded, and how the rounded rows lie in the packed file.
+"""Quantises embedding tables to 8 or 4 bits, and lays out their rows for the packed file.
 
-**8 bits**: each row has a scale max|row| / 127 and int8 codes, stored as they are.
+**8 bits**: each row has a scale max|row| / 127 and int8 codes, stored as int8.
 
 **4 bits**: a row is cut into groups of 32 values (the last may be shorter), each with a scale that nearly minimises the
 squared error of its codes -8 … 7 (`ternary.int4_scale`). Two codes lie in a byte, the first in the low nibble, as
 value + 8: the layout of the codec `4bit`. With the scales that is 4.5 bits a value.
 
 Scales are float16 before the codes are taken, so a table rounded in training is the packed one bit for bit. Only the
-encoder's input embedding goes down to 4 bits (`module_replacement.replace`): position and type tables are small, and
+encoder's input embedding is quantised to 4 bits (`module_replacement.replace`): position and type tables are small, and
 every token adds them.
 """
 
@@ -35,14 +35,14 @@ _CHUNK = 1 << 18  # values rounded at a time
 
 
 def stored_shapes(rows: int, dim: int, bits: int) -> tuple[tuple[int, int], torch.dtype, tuple[int, int]]:
-    """Shape and dtype of a stored table, and the shape of its float16 scales."""
+    """Gives the shape and dtype of a stored table, and the shape of its float16 scales."""
     if bits == 4:
         return (rows, _NIBBLES.width(dim)), torch.uint8, (rows, -(-dim // GROUP))
     return (rows, dim), torch.int8, (rows, 1)
 
 
 def quantize_table(table: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Rounds rows; each row on its own, whatever rows are beside it.
+    """Quantises the rows of a table, each independently of the others.
 
     Args:
         table: `[rows, dim]` float.
@@ -69,12 +69,12 @@ def _quantize(table: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def restore_rows(codes: Tensor, scale: Tensor) -> Tensor:
-    """float32 `[..., dim]` of codes `[..., dim]` and the scales of their rows `[..., scales]`."""
+    """Dequantises codes `[..., dim]` with the scales of their rows `[..., scales]`: float32 `[..., dim]`."""
     return codes.float() * _expand(scale.float(), codes.shape[-1])
 
 
 def round_rows(rows: Tensor, bits: int) -> Tensor:
-    """Rows `[..., dim]` as a packed table of 4, 8, 16 or 32 bits gives them back, in their own dtype."""
+    """Rounds rows `[..., dim]` to the values that a packed table of 4, 8, 16 or 32 bits gives; keeps their dtype."""
     if bits == 32:
         return rows
     if bits == 16:
@@ -89,16 +89,16 @@ def _expand(scale: Tensor, dim: int) -> Tensor:
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes `[rows, dim]` as they are stored."""
+    """Packs int8 codes `[rows, dim]` as the file stores them: int8 `[rows, dim]`, or uint8 `[rows, ceil(dim / 2)]`."""
     return _NIBBLES.pack(codes) if bits == 4 else codes.to(torch.int8)
 
 
 def unpack_codes(stored: Tensor, dim: int, bits: int) -> Tensor:
-    """Stored rows `[..., width]` → int8 codes `[..., dim]`."""
+    """Unpacks stored rows `[..., width]` to int8 codes `[..., dim]`."""
     return _NIBBLES.decode(stored)[..., :dim] if bits == 4 else stored
 
 
 def check_codes(stored: Tensor, dim: int, bits: int) -> None:
-    """Raises ValueError if 4-bit rows have another dtype or width, or a last nibble that is no zero."""
+    """Raises ValueError if 4-bit rows have a wrong dtype or width, or if the unused last nibble is not zero."""
     if bits == 4:
         _NIBBLES.unpack(stored, dim)

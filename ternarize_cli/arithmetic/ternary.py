@@ -50,7 +50,7 @@ __all__ = [
 INT8_MAX = 127
 _TINY = torch.finfo(torch.float32).tiny
 _EXACT_IN_FLOAT32 = 2**24 // (INT8_MAX * max(abs(code) for grid in LEVELS.values() for code in grid))
-_CHUNK = 1 << 18  # weights that a scale search works on at a time
+_CHUNK = 1 << 18  # number of weights that a scale search works on at a time
 _CLIPS = [1.15 * 0.9**i for i in range(24)]
 _REFITS = 20
 
@@ -75,6 +75,7 @@ def scale_of(weight: Tensor, scheme: Scheme) -> Tensor:
 
     Args:
         weight: `[out, in]`, any float dtype.
+        scheme: the scheme, with its rule, granularity and grid.
 
     Returns:
         float32 scales, shaped as `scale_shape` says; 0 for an all-zero block.
@@ -92,7 +93,7 @@ def scale_of(weight: Tensor, scheme: Scheme) -> Tensor:
 
 
 def _block_scale(blocks: Tensor, scheme: Scheme) -> Tensor:
-    """float32 `[n]`, one scale for each row of `blocks` `[n, size]`."""
+    """Computes a scale for each row of `blocks` `[n, size]`: float32 `[n]`."""
     if scheme.levels == "int4":
         return int4_scale(blocks)
     magnitude = blocks.abs().double()
@@ -114,10 +115,10 @@ def int4_scale(blocks: Tensor) -> Tensor:
     """A scale for int4 codes with nearly the least squared error, found by search.
 
     A scale s gives the codes c = clip(round(w/s), -8, 7), and these a better scale ⟨w,c⟩ / ⟨c,c⟩, with error
-    ‖w‖² − ⟨w,c⟩² / ⟨c,c⟩. 24 clipping points between 1.15 and a tenth of the largest magnitude are tried so; the best
+    ‖w‖² − ⟨w,c⟩² / ⟨c,c⟩. 24 clipping points between 1.15 and 0.1 times the largest magnitude are tried; the best
     is refitted until no scale changes any more (at most 20 times). On normal weights the error is 0.3% above the least
-    possible in rows of 384, 2.4% in groups of 16. Sums add halves in a fixed tree, so a block's scale is the same
-    whatever other blocks are beside it.
+    possible in rows of 384, 2.4% in groups of 16. Sums add halves in a fixed tree, so a block's scale does not depend
+    on the other blocks.
 
     Args:
         blocks: `[n, size]`, any float dtype.
@@ -143,14 +144,14 @@ def int4_scale(blocks: Tensor) -> Tensor:
 
 
 def _refitted(w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The best scales `[n, 1]` for the codes that `scale` gives, and ⟨w,c⟩² / ⟨c,c⟩, by which they lessen the error."""
+    """Fits the best scales `[n, 1]` for the codes that `scale` gives; also gives the error's decrease ⟨w,c⟩² / ⟨c,c⟩."""
     codes = round_to_levels(w / scale.clamp_min(_TINY), "int4")
     product, square = _tree_sum(w * codes), _tree_sum(codes * codes).clamp_min(1.0)
     return product / square, product * product / square
 
 
 def _tree_sum(x: Tensor) -> Tensor:
-    """The sum over dimension 1, kept as `[n, 1]`: halves added elementwise, in an order that only the size decides."""
+    """Sums over dimension 1 to `[n, 1]`: adds halves elementwise, in an order that depends only on the size."""
     while x.shape[1] > 1:
         half = x.shape[1] // 2
         pairs = x[:, :half] + x[:, half : 2 * half]
@@ -159,17 +160,17 @@ def _tree_sum(x: Tensor) -> Tensor:
 
 
 def expand_scale(scale: Tensor, out_features: int, in_features: int) -> Tensor:
-    """Scales `[1]`, `[out, 1]` or `[out, in/g]` as a tensor that broadcasts against `[out, in]`."""
+    """Expands scales `[1]`, `[out, 1]` or `[out, in/g]` to a tensor that broadcasts against `[out, in]`."""
     if scale.dim() == 2 and scale.shape[1] > 1:
         return scale.repeat_interleave(in_features // scale.shape[1], dim=1)
     return scale
 
 
 def round_to_levels(x: Tensor, levels: str) -> Tensor:
-    """The nearest code of a grid, as floats shaped like `x`.
+    """Rounds to the nearest code of a grid; gives floats in the shape of `x`.
 
-    A value in the middle between two codes goes to the even one (ternary, int4) or, where all codes are odd, to the
-    larger one (binary, int2). Values beyond the grid go to its end.
+    A value halfway between two codes is rounded to the even one (ternary, int4) or, where all codes are odd, to the
+    larger one (binary, int2). Values beyond the grid are clipped to its ends.
     """
     grid = LEVELS[levels]
     if levels in ("binary", "int2"):
@@ -178,14 +179,14 @@ def round_to_levels(x: Tensor, levels: str) -> Tensor:
 
 
 def codes_of(weight: Tensor, scale: Tensor, levels: str = "ternary") -> Tensor:
-    """`round_to_levels(weight / scale, levels)`, floats `[out, in]`; where the scale is 0, the code of 0."""
+    """Computes `round_to_levels(weight / scale, levels)`: floats `[out, in]`; the code of 0 if the scale is 0."""
     wide = expand_scale(scale, *weight.shape)
     codes = round_to_levels(weight / wide.clamp_min(_TINY), levels)
     return torch.where(wide > 0, codes, round_to_levels(codes.new_zeros(()), levels))
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """The dense weights `codes * scale`, float32 `[out, in]`."""
+    """Computes the dense weights `codes * scale`: float32 `[out, in]`."""
     return codes.float() * expand_scale(scale.float(), *codes.shape)
 
 
@@ -200,21 +201,27 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
-    """`value` forward, the gradient of `smooth` backward (and that of `value` where it has one); shaped alike."""
+    """Gives `value` in the forward pass and passes the gradient to `smooth`, which has the shape of `value`.
+
+    The gradient also goes to `value` if it requires one.
+    """
     return _StraightThrough.apply(value, smooth)
 
 
 def trained_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str = "ternary", *, activation_bits: int = 8
 ) -> Tensor:
-    """A ternary layer in training: dense products of rounded values, gradients as if nothing had been rounded.
+    """Computes a ternary layer in training: dense products of rounded values, gradients as if nothing were rounded.
 
-    The scale's gradient is that of `codes · scale`; the one of the dense weights goes straight through to `weight`.
+    The scale's gradient is that of `codes · scale`; the gradient of the dense weights goes to `weight` unchanged.
 
     Args:
-        x: `[..., in]` float; under autocast products are in its dtype, else in that of `x`.
-        weight: `[out, in]`, latent.
-        scale, bias, activation_bits: as `ternary_linear`.
+        x: `[..., in]` float. Products are in the dtype of autocast if it is on, else in that of `x`.
+        weight: the latent weight, `[out, in]`.
+        scale: `[1]`, `[out, 1]` or `[out, in/g]`.
+        bias: `[out]` or None.
+        levels: name of the grid of codes.
+        activation_bits: 8 rounds activations to int8; 16 multiplies `x` unrounded.
 
     Returns:
         `[..., out]` in the dtype of the products.
@@ -259,7 +266,7 @@ def _dense_weight(weight: Tensor, scale: Tensor, levels: str, dtype: torch.dtype
 
 @fused
 def _weight_gradients(product: Tensor, weight: Tensor, scale: Tensor, levels: str) -> tuple[Tensor, Tensor]:
-    """The gradients of the latent weight and of the scale, from that of the dense weights."""
+    """Computes the gradients of the latent weight and of the scale from the gradient of the dense weights."""
     product = product.float()
     each = product * codes_of(weight.float(), scale, levels)
     if scale.dim() == 2:
@@ -273,7 +280,7 @@ def _column_sums(rows: Tensor) -> Tensor:
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per token.
+    """Quantises activations to symmetric int8, with one scale per token.
 
     Args:
         x: `[..., in]` float.
@@ -294,14 +301,14 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, activation_bits: int = 8) -> Tensor:
-    """The definition of a ternary layer's output.
+    """Computes a ternary layer's output; this function is the definition that every kernel must equal.
 
     Args:
         x: `[..., in]` float.
         codes: `[out, in]`, the codes of any grid, any dtype.
         scale: `[1]`, `[out, 1]` or `[out, in/g]`; used as float32.
         bias: `[out]` or None.
-        activation_bits: 8 multiplies int8 activations exactly; 16 multiplies `x` as it is.
+        activation_bits: 8 multiplies int8 activations exactly; 16 multiplies `x` unrounded.
 
     Returns:
         `[..., out]` in the dtype of `x`.

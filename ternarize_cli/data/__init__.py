@@ -1,1 +1,1 @@
-"""Texts, images and tables of rows, from wherever users keep them, and in batches."""
+"""Reads texts, images and tables of rows from users' files and from the hub, and groups them into batches."""

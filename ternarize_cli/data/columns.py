@@ -1,12 +1,12 @@
-"""Rows of the columns that a task needs, from the files that labelled texts are kept in.
+"""Reads the columns that a task needs from files of labelled texts.
 
     .csv        commas; a field with a comma or a quote stands in quotes, a quote inside them is written twice
     .tsv        tabs; quotes mean nothing, as in GLUE and BEIR
     .jsonl      one object on each line
     .parquet    columns of texts and numbers
 
-A CSV or TSV has a header if its first line holds every column that is asked for. Without one the columns are taken by
-their position, unless the user named them: a name that is not there is a mistake then.
+A CSV or TSV has a header if its first line holds every wanted column. Without a header, columns are taken by their
+position; but if the user named the columns, a missing name is an error.
 """
 
 import csv
@@ -27,13 +27,13 @@ _ROWS = 1024
 def read_columns(
     path: Path, columns: Sequence[str], *, named: bool = False, separator: str = ","
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Where each row is, as messages name it, and its values in the order of `columns`; blank lines are skipped.
+    """Yields, for each row, its place for messages and its values in the order of `columns`; skips blank lines.
 
     Args:
-        path: a file.
-        columns: their names, in the order that a file without header has.
-        named: the user chose the names, so a CSV or TSV must have them in its header.
-        separator: of a file whose name ends neither in .csv nor in .tsv.
+        path: the file.
+        columns: names of the wanted columns, in the order that a file without header has.
+        named: whether the user chose the names; then a CSV or TSV must have them in its header.
+        separator: separator of a file whose name ends neither in .csv nor in .tsv.
 
     Raises:
         DataError: a column is missing, a row is damaged, or there is no row; the message names file and line.
@@ -57,7 +57,7 @@ def read_columns(
 
 def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
     reader = csv.reader((text for _, text in lines(path)), strict=True)
-    line = 1  # a quoted field may hold line breaks: this is where the row starts
+    line = 1  # where the row starts: a quoted field may hold line breaks
     try:
         for row in reader:
             if row:
@@ -76,7 +76,7 @@ def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _chosen(
     rows: Iterator[tuple[str, list[str]]], columns: Sequence[str], named: bool, separator: str
 ) -> Iterator[tuple[str, list[Any]]]:
-    """The columns asked for, by the header's names or by position."""
+    """Selects the wanted columns, by the header's names or by position."""
     places: list[int] | None = None
     width = len(columns)
     for i, (where, row) in enumerate(rows):
@@ -114,7 +114,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any
                 number += 1
     except DataError:
         raise
-    except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
+    except Exception as e:  # a damaged file, or a value without a Python type, can raise any error in Arrow
         raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
 
 

@@ -1,12 +1,13 @@
-"""What there is to encode: texts or images, with their ids, from wherever they are kept.
+"""Opens a corpus: texts or images with their ids, from files, folders or the hub.
 
     -  FILE.txt  FILE.jsonl  [.gz]    texts (`texts.read_texts`)
-    FILE.parquet                      rows with a column `text`, or that with the longest texts; ids from `_id` or `id`
-    DIR of such files                 all of them in order; what has no id is called FILE:LINE
-    images                            as `images.read_parts` finds them, all parts in order
+    FILE.parquet                      rows with a column `text`, or else the one with the longest texts; ids from `_id`
+                                      or `id`
+    DIR of such files                 all files in order; a text without an id gets the id FILE:LINE
+    images                            all parts that `images.read_parts` finds, in order
     OWNER/NAME                        a dataset on the hub (or in its cache): the split `train`, streamed
 
-Everything is read as it is needed, but for the ids, of which 8 bytes each are kept to find those that come twice.
+Rows are read when they are needed. Only 8 bytes of each id stay in memory, to find ids that occur twice.
 """
 
 import hashlib
@@ -35,10 +36,12 @@ _SHOWN = 3
 
 
 class Skipped:
-    """Counts what could not be used, and keeps the first errors.
+    """Counts the rows of a corpus that were left out, and keeps the first errors.
 
     Attributes:
-        count: lines, rows or images that could not be read; empty: texts without a word.
+        count: number of lines, rows or images that could not be read.
+        empty: number of texts without a word.
+        shown: messages of the first errors.
     """
 
     def __init__(self) -> None:
@@ -61,15 +64,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An opened source.
+    """An opened corpus.
 
     Attributes:
-        name: how messages name it.
-        items: id and content (text, or PIL image) of each, once.
+        name: the name of the source in messages.
+        items: an iterator of ids and contents (a text, or a PIL image), which can be read once.
         kind: "text" or "image".
-        count: how many there are at most, where that can be told without reading them; else None.
-        skipped: what was left out so far.
-        ids: of images: they are known before these are decoded; None of texts.
+        count: the most items that there can be; None if that is unknown before they are read.
+        skipped: counts of the items that were left out so far.
+        ids: the ids of images, known before these are decoded; None for texts.
     """
 
     name: str
@@ -81,18 +84,17 @@ class Corpus:
 
 
 def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False, prefix: str = "") -> Corpus:
-    """Opens what is to be encoded.
+    """Opens a corpus.
 
     Args:
-        source: as above.
-        skip_bad: skip lines, rows and images that can't be read, instead of an error.
-        documents: leave out empty texts, which can't be found by what they say; blank lines of plain text are no texts
-            in any case.
-        prefix: in front of ids that are line or row numbers, where a file is the source.
+        source: `-`, a file, a folder or OWNER/NAME; the docstring of this module lists the forms.
+        skip_bad: skip lines, rows and images that can't be read, instead of raising an error.
+        documents: leave out empty texts, which no search can find; blank lines of plain text are always left out.
+        prefix: text in front of ids that are line or row numbers, if the source is a file.
 
     Raises:
-        DataError: as `texts.read_texts` and `images.read_parts`; a Parquet file or dataset can't be read or has no
-            column of texts.
+        DataError: the source is missing, can't be read, or holds neither texts nor images (`texts.read_texts` and
+            `images.read_parts` say more).
     """
     path, skipped = user_path(source), Skipped()
     on_bad = skipped if skip_bad else None
@@ -112,7 +114,7 @@ def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False,
     elif source != STDIN and is_hub_id(source):
         items = _rows(_hub(source), source, on_bad, prefix=prefix)
     else:
-        items = _texts(read_texts(source, prefix=prefix, on_bad=on_bad))  # names a missing file
+        items = _texts(read_texts(source, prefix=prefix, on_bad=on_bad))  # raises the error for a missing file
         count = None if source == STDIN else _lines(path)
     return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)
 
@@ -120,14 +122,15 @@ def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False,
 def unique(
     items: Iterable[tuple[str, Any]], name: str, again: Callable[[], Iterable[tuple[str, Any]]] | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """The items, and after the last an error if two have the same id.
+    """Yields the items, and raises an error after the last one if two have the same id.
 
     Args:
-        items, name: as in `Corpus`.
-        again: the items once more, to tell the id.
+        items: ids and contents.
+        name: the name of the source in messages.
+        again: opens the items a second time, to find the id that occurs twice.
 
     Raises:
-        DataError: as said; the message names the first pair.
+        DataError: two items have the same id; the message names the first such pair.
     """
     ids = array("Q")
     for identity, content in items:
@@ -139,7 +142,7 @@ def unique(
         return
     first = int(firsts[counts > 1].min())
     number, row = int((counts - 1).sum()), int(np.flatnonzero(hashes == hashes[first])[1])
-    more = f"; {number - 1} more ids come again" if number > 1 else ""
+    more = f"; {number - 1} more ids occur twice" if number > 1 else ""
     shown = f" {next(islice(again(), first, None))[0]!r}" if again else ""
     raise DataError(
         f"{name}: texts {first + 1} and {row + 1} have the same id{shown}{more}",
@@ -192,11 +195,11 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 def _hub(name: str) -> Iterator[dict[str, Any]]:
     import datasets
 
-    for library in ("datasets", "huggingface_hub"):  # which announce every retry
+    for library in ("datasets", "huggingface_hub"):  # these log every retry
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         yield from datasets.load_dataset(name, split="train", streaming=True)
-    except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
+    except Exception as e:  # the hub, a proxy or a damaged file can raise any error
         text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise DataError(
             f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
@@ -204,7 +207,7 @@ def _hub(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: _OnBad, *, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Id and text of rows of a table. The column is `text`, or the one with the longest texts in the first rows."""
+    """Yields id and text of each row. The column is `text`, or else that with the longest texts in the first rows."""
     head = list(islice(rows, _HEAD))
     lengths: dict[str, int] = {}
     for row in head:
@@ -213,7 +216,7 @@ def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: _OnBad, *, prefix: 
                 lengths[column] = lengths.get(column, 0) + len(value)
     if not lengths:
         columns = ", ".join(head[0])[:200] if head else "no rows"
-        raise DataError(f"{name} has no column of texts: {columns}", hint="a column named `text`")
+        raise DataError(f"{name} has no column of texts: {columns}", hint="name the column `text`")
     column = "text" if "text" in lengths else max(lengths, key=lengths.__getitem__)
     for number, row in enumerate(chain(head, rows), start=1):
         value, identity = row.get(column), row.get("_id", row.get("id"))
@@ -232,7 +235,7 @@ def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: _OnBad, *, prefix: 
 
 
 def _lines(path: Path) -> int | None:
-    """Lines of a file of texts that are not blank, or rows of a Parquet file; None of a compressed one."""
+    """Counts the lines of a file of texts that are not blank, or the rows of a Parquet file; None if compressed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -243,7 +246,7 @@ def _lines(path: Path) -> int | None:
             return int(pq.read_metadata(path).num_rows)
         with path.open("rb") as stream:
             return sum(1 for line in lines_of(stream, str(path), DataError) if not line.isspace())
-    except (OSError, DataError, pa.ArrowException):  # whoever reads it will say so
+    except (OSError, DataError, pa.ArrowException):  # reading the file raises this error again
         return None
 
 

@@ -1,7 +1,7 @@
-"""IDX, CIFAR and Parquet: files that hold many images.
+"""Reads files that hold many images: IDX, CIFAR and Parquet.
 
-IDX, big-endian, as MNIST introduced it; a `.gz` of either is unpacked into memory, as far as its header says and not
-beyond 4 GiB, anything else is memory-mapped:
+IDX, big-endian, is the format of MNIST. A `.gz` file is unpacked into memory, up to the size that its header says and
+at most 4 GiB; other files are memory-mapped:
 
     images   00 00 08 03   count u32   height u32   width u32   count · height · width bytes, row by row
     labels   00 00 08 01   count u32   count bytes
@@ -10,7 +10,7 @@ CIFAR, the binary version (https://www.cs.toronto.edu/~kriz/cifar.html), is reco
 are in a file beside it, by which it is recognised. The Python version is pickles, which may run code, and is not read:
 
     CIFAR-10     batches.meta.txt         label                        1024 red, 1024 green, 1024 blue, row by row
-    CIFAR-100    fine_label_names.txt     coarse label   fine label    the same
+    CIFAR-100    fine_label_names.txt     coarse label   fine label    1024 red, 1024 green, 1024 blue, row by row
 
 Parquet files are read one row group at a time.
 """
@@ -54,30 +54,30 @@ IDX_IMAGES = re.compile(r"(?:(.+)-)?images[-.]idx3-ubyte(?:\.gz)?")
 _MAX_NAMES = 1 << 20
 _MAX_UNPACKED = 4 << 30
 _DEFLATE = 1032
-"""How many times as large as its compressed form a text is at most (https://zlib.net/zlib_tech.html)."""
+"""The largest ratio of the size of data to its compressed size (https://zlib.net/zlib_tech.html)."""
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 class ImageFile(Protocol):
-    """A file of images: as many as its length, `labels` one for each or None."""
+    """A file of images. Its length is the number of images."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """One label for each image."""
+        """One label for each image; None if the file has no labels."""
 
     def __len__(self) -> int: ...
 
     def read(self, row: int) -> "Path | IO[bytes] | Image":
-        """An image, or what PIL opens as one."""
+        """Reads an image: a PIL image, or a path or stream that PIL can open."""
 
 
 @dataclass(frozen=True)
 class PixelFile:
-    """Images in one array; `pixels`: uint8 `[count, height, width]`, grey, or `[count, height, width, 3]`."""
+    """Images in one array `pixels`: uint8 `[count, height, width]` if grey, or `[count, height, width, 3]` if RGB."""
 
     path: Path
     pixels: np.ndarray = field(repr=False)
@@ -87,7 +87,7 @@ class PixelFile:
         return len(self.pixels)
 
     def read(self, row: int) -> "Image":
-        """An image."""
+        """Makes a PIL image of a row."""
         from PIL import Image
 
         return Image.fromarray(np.ascontiguousarray(self.pixels[row]))
@@ -97,7 +97,7 @@ def open_idx(path: Path) -> PixelFile:
     """Opens an IDX file of images, with its labels if they are beside it.
 
     Raises:
-        DataError: a file is no IDX file of its kind, is cut off or too long, or the counts differ.
+        DataError: a file is no IDX file of images or labels, is cut off or too long, or the counts differ.
     """
     pixels = _read_idx(path, dimensions=3)
     stem = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
@@ -143,7 +143,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _idx_shape(path: Path, begin: bytes, dimensions: int) -> tuple[int, ...]:
-    """What the first bytes of an IDX file say of its array."""
+    """Reads the shape of an IDX file's array from the first bytes of the file."""
     wanted = bytes([0, 0, 8, dimensions])
     if begin[:4] != wanted:
         raise DataError(
@@ -161,10 +161,10 @@ def is_cifar(path: Path) -> bool:
 
 
 def open_cifar(path: Path) -> PixelFile:
-    """Opens a file that `is_cifar`; the label is the class's name (CIFAR-100: of the fine classes).
+    """Opens a file of CIFAR's binary version; labels are names of classes (for CIFAR-100, of the fine classes).
 
     Raises:
-        DataError: it is cut off, or has a label without a name.
+        DataError: the file is cut off, or has a label without a name.
     """
     names_file, width = next((path.with_name(name), n) for name, n in _CIFAR_NAMES if path.with_name(name).is_file())
     names = read_bytes(names_file, limit=_MAX_NAMES, error=DataError).decode(errors="backslashreplace").split()
@@ -183,12 +183,12 @@ def open_cifar(path: Path) -> PixelFile:
 
 
 def image_columns(path: Path) -> tuple[str, str | None] | None:
-    """The columns of images and labels in a Parquet file; None if no column holds images.
+    """Finds the columns of images and labels in a Parquet file; None if no column holds images.
 
-    Images are a struct of `bytes` and `path`, whatever the column's name, or plain bytes named `image` or `img`.
+    Images are a struct of `bytes` and `path` in a column of any name, or plain bytes in a column `image` or `img`.
 
     Raises:
-        DataError: this is no Parquet file.
+        DataError: the file is no Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -208,7 +208,7 @@ def image_columns(path: Path) -> tuple[str, str | None] | None:
 
 @dataclass
 class ParquetFile:
-    """The images of one file; `groups` has the first row of each row group and the number of rows at its end."""
+    """The images of a Parquet file. `groups` lists the first row of each row group, and last the number of rows."""
 
     path: Path
     labels: Sequence[str] | None = field(repr=False)
@@ -221,10 +221,10 @@ class ParquetFile:
         return self.groups[-1]
 
     def read(self, row: int) -> Path | IO[bytes]:
-        """The encoded image, or the file that the row names.
+        """Reads the encoded image of a row, or returns the path of the image file that the row names.
 
         Raises:
-            DataError: the row can't be read or holds no image, or the file lies outside the Parquet file's folder.
+            DataError: the row can't be read or holds no image, or its path is outside the Parquet file's folder.
         """
         group = bisect_right(self.groups, row) - 1
         with _arrow(self.path):
@@ -241,7 +241,7 @@ class ParquetFile:
         return BytesIO(value)
 
     def _beside(self, name: str, row: int) -> Path:
-        """A file in the Parquet file's folder."""
+        """Path of a file in the Parquet file's folder; refuses a name that leads out of it."""
         inner = PurePath(name)
         if inner.is_absolute() or ".." in inner.parts or "\0" in name:
             raise DataError(
@@ -253,7 +253,7 @@ class ParquetFile:
 
 @contextmanager
 def _arrow(path: Path) -> Iterator[None]:
-    """Whatever a damaged Parquet file sets off in Arrow becomes a DataError."""
+    """Turns any error that a damaged Parquet file raises in Arrow into a DataError."""
     try:
         yield
     except Exception as e:
@@ -261,10 +261,10 @@ def _arrow(path: Path) -> Iterator[None]:
 
 
 def open_parquet(path: Path) -> ParquetFile:
-    """Opens a Parquet file that `image_columns` finds images in.
+    """Opens a Parquet file with a column of images.
 
     Raises:
-        DataError: it holds no rows, or a row has no label.
+        DataError: the file has no column of images or no rows, or a row has no label.
     """
     import pyarrow.parquet as pq
 
@@ -296,7 +296,7 @@ def open_parquet(path: Path) -> ParquetFile:
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:
-    """What the `datasets` library calls the classes of a label column, from the metadata it writes."""
+    """Reads the names of the classes of a label column from the metadata that the `datasets` library writes."""
     try:
         written = (schema.metadata or {}).get(b"huggingface", b"{}")
         names = parse_json(written, "", error=DataError)["info"]["features"][label]["names"]

@@ -1,19 +1,20 @@
-"""Images, with or without labels, from the places where they are usually kept.
+"""Opens images, with or without labels, from folders and from files of many images.
 
     folder of image files     DIR/cat/1.jpg, DIR/dog/2.png: the subfolder is the label (the layout of ImageNet);
                               DIR/1.jpg: no labels
-    IDX (MNIST and its kin)   NAME-images-idx3-ubyte[.gz] and, beside it, NAME-labels-idx1-ubyte[.gz]
+    IDX (MNIST and others)    NAME-images-idx3-ubyte[.gz] and, beside it, NAME-labels-idx1-ubyte[.gz]
     CIFAR-10, CIFAR-100       the binary version: data_batch_1.bin, … or train.bin, with the file of the classes' names
     Parquet                   a column of images as the `datasets` library writes it (a struct of bytes and path) or
                               of plain bytes, and a column `label`; one file or a folder of them
 
-A folder may hold a part to learn from and a part to test on: folders `train/` and `test/`, IDX pairs `train-…` and
-`t10k-…`, files `train-*.parquet` and `test-*.parquet` (in `data/` too). `read_parts` tells them apart; `read_images`
-takes the training part, so that what is learned or calibrated on leaves the test part unseen.
+A folder may hold a training part and a test part: folders `train/` and `test/`, IDX pairs `train-…` and `t10k-…`, files
+`train-*.parquet` and `test-*.parquet` (in `data/` too). `read_parts` tells them apart; `read_images` takes the training
+part, so that training and calibration never see the test part.
 
-An `Images` is a sequence that decodes an image when it is asked for and keeps none; nothing is copied to a cache.
-Images come out as RGB, upright (EXIF), 16-bit greys scaled to 8 bits; of an animation comes the first frame. An image
-of more than MAX_PIXELS, and formats that need another program to be read (PostScript), are refused.
+An `Images` is a sequence that decodes an image when it is read and keeps none in memory; nothing is copied to a cache.
+Images are converted to RGB and turned upright (EXIF), 16-bit greys are scaled to 8 bits, and an animation gives its
+first frame. An image of more than MAX_PIXELS, and formats that need another program to be read (PostScript), are
+refused.
 """
 
 import os
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_PIXELS", "Images", "is_images", "read_images", "read_labelled", "read_parts"]
 
 MAX_PIXELS = 89_478_485
-"""Pixels of an image at most; what Pillow warns of by default."""
+"""The most pixels of an image, above which Pillow warns by default."""
 _MAX_ENCODED = 1 << 30
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -63,13 +64,13 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Images(Sequence["Image"]):
-    """RGB images that are decoded one by one, when asked for.
+    """A sequence of RGB images, each decoded when it is read.
 
     Attributes:
-        path: where they come from.
-        ids: how results and messages name each: a path below `path`, or a row number.
-        labels: one for each image; None if the source has none.
-        decode: row of the source → image; raises DataError for one that can't be read.
+        path: the file or folder that the images come from.
+        ids: the name of each image in results and messages: a path below `path`, or a row number.
+        labels: one label for each image; None if the source has none.
+        decode: a function from a row of the source to its image; raises DataError if the image can't be read.
         rows: the rows of the source that are in this sequence, in order.
     """
 
@@ -92,14 +93,14 @@ class Images(Sequence["Image"]):
         return self.decode(self.rows[index])
 
     def take(self, chosen: Sequence[int]) -> "Images":
-        """The images at these places, as another sequence."""
+        """Selects the images at these positions, as another `Images`."""
         labels = None if self.labels is None else [self.labels[i] for i in chosen]
         return replace(self, ids=[self.ids[i] for i in chosen], labels=labels, rows=[self.rows[i] for i in chosen])
 
     def sample(self, count: int, seed: int) -> "Images":
-        """At most `count` images, drawn by the seed and kept in the source's order.
+        """Draws at most `count` images at random with `seed`, and keeps them in the source's order.
 
-        Labels are drawn in turn, so that each has the same number of images as far as they reach.
+        Labels are drawn in turn, so that each label gets equally many images, as long as it has some left.
         """
         if count >= len(self):
             return self
@@ -116,7 +117,7 @@ class Images(Sequence["Image"]):
 
 
 def is_images(path: str | Path) -> bool:
-    """Whether `path` holds images, judged by names (and a Parquet file's columns); it need not exist."""
+    """Whether `path` holds images, judged by names of files and columns of a Parquet file; `path` need not exist."""
     path = user_path(path)
     if os.path.isdir(path):
         return bool(_layout(path))
@@ -126,15 +127,15 @@ def is_images(path: str | Path) -> bool:
 
 
 def read_images(path: str | Path, *, limit: int | None = None, seed: int | None = None) -> Images:
-    """The images to learn from or to calibrate on: those of the training part, where there is one.
+    """Opens the images for training or calibration: those of the training part, if the source has parts.
 
     Args:
-        path: a file or folder of any of the layouts above.
-        limit: at most so many; None: all.
-        seed: draws which (see `Images.sample`); None: the first ones.
+        path: a file or folder in a layout that the docstring of this module lists.
+        limit: the most images to take; None takes all.
+        seed: seed of a random choice (see `Images.sample`); None takes the first images.
 
     Raises:
-        DataError: as `read_parts`.
+        DataError: the source is missing, holds no images, or a file is damaged.
     """
     parts = read_parts(path)
     images = parts.get("train") or next(iter(parts.values()))
@@ -144,14 +145,15 @@ def read_images(path: str | Path, *, limit: int | None = None, seed: int | None 
 
 
 def read_labelled(path: str | Path, split: str | None = None) -> Images:
-    """Images that have labels.
+    """Opens images that have labels.
 
     Args:
-        path: as in `read_images`.
-        split: "train" or "test"; None: a source of one part.
+        path: a file or folder in a layout that the docstring of this module lists.
+        split: "train" or "test"; None for a source of one part.
 
     Raises:
-        DataError: as `read_parts`; there are no labels or there is no such part.
+        DataError: the source is missing, holds no images, or a file is damaged; the images have no labels; or the
+            source has no part `split`.
     """
     parts = read_parts(path)
     if split is None and len(parts) > 1:
@@ -168,11 +170,11 @@ def read_labelled(path: str | Path, split: str | None = None) -> Images:
 
 
 def read_parts(path: str | Path) -> dict[str, Images]:
-    """The parts of a source: `train`, `validation`, `test` as far as they can be told apart, else one that is named "".
+    """Opens the parts of a source: a dict from "train", "validation" or "test", or from "" for a source of one part.
 
     Raises:
-        DataError: nothing is there, it holds no images, or a file is damaged; the message names file and value. An
-            image that can't be decoded is found when it is asked for.
+        DataError: the source is missing, holds no images, or a file is damaged; the message names file and value. An
+            image that can't be decoded raises its error later, when it is read.
     """
     root = user_path(path)
     if not os.path.exists(root):
@@ -184,7 +186,7 @@ def read_parts(path: str | Path) -> dict[str, Images]:
 
 
 def _layout(root: Path) -> dict[str, list[Path]]:
-    """Part → its files, all of them IDX files of images, or of CIFAR, or Parquet files, or image files."""
+    """Finds the files of each part; all files are of one kind: IDX, CIFAR, Parquet, or image files."""
     files = sorted(p for p in [*root.glob("*"), *root.glob("data/*")] if p.is_file())
     for wanted in (_is_idx, is_cifar, _is_table):
         if found := [p for p in files if wanted(p)]:
@@ -207,14 +209,14 @@ def _is_table(file: Path) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Image files in a folder and one folder down; pipes, devices and folders are none, whatever their names."""
+    """Lists the image files in a folder and one folder down, without pipes, devices and folders of such names."""
     found = (p for p in [*folder.glob("*"), *folder.glob("*/*")] if p.suffix.lower() in _SUFFIXES)
     found = (p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
-    return sorted(p for p in found if p.is_file() or not p.exists())  # a dead link is named when it is read
+    return sorted(p for p in found if p.is_file() or not p.exists())  # a broken link raises its error when it is read
 
 
 def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
-    """Gathers files by the part that a word of their name tells; if one name tells none, no name does."""
+    """Groups files by the part that their names tell; if one name tells none, all files are one part."""
     parts: dict[str, list[Path]] = {}
     for name, files in named:
         words = re.split(r"[^a-z0-9]+", name.lower())
@@ -249,10 +251,10 @@ def _open(root: Path, part: str, files: list[Path]) -> Images:
 
 
 def _open_pictures(root: Path, files: list[Path]) -> Images:
-    """The label is the file's folder, unless that is the source itself or one of its parts."""
+    """Opens a folder of image files. The label is the file's folder, unless that is the source or one of its parts."""
     base = root if root.is_dir() else root.parent
     bare = [p for p in files if p.parent == base or (p.parent.parent == base and p.parent.name.lower() in _PARTS)]
-    # A class may be called "train", too: then there are other classes beside it, and every file is one folder down.
+    # A class may be called "train" too: then there are other classes beside it, and every file is one folder down.
     if len(bare) < len(files) and all(p.parent.parent == base for p in files):
         bare = []
     if 0 < len(bare) < len(files):
@@ -285,17 +287,17 @@ def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
             return image.convert("RGB")
     except DataError:
         raise
-    except Exception as e:  # whatever a damaged file sets off in a decoder
+    except Exception as e:  # a damaged file can raise any error in a decoder
         if isinstance(e, Image.DecompressionBombError):
             what = f"it has more than the {MAX_PIXELS:,} pixels that are read"
         else:
             what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else reason(e)
-        raise DataError(f"{name} can't be read: {what}", hint="mend or remove it") from e
+        raise DataError(f"{name} can't be read: {what}", hint="repair or remove the file") from e
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that this Pillow can read."""
+    """Lists those of `_FORMATS` that the installed Pillow can read."""
     from PIL import Image
 
     Image.init()

@@ -1,7 +1,7 @@
-"""Batches by length: inputs of like length together, few long ones or many short ones.
+"""Groups inputs of similar length into batches: few long inputs, or many short ones.
 
-A batch is padded to its longest input, so like length means little padding; a budget of tokens means that all batches
-are about equally much work and memory, whatever their length.
+A batch is padded to its longest input, so similar lengths mean little padding. A budget of tokens makes all batches
+take about as much work and memory, whatever the length of their inputs.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ __all__ = ["by_length", "width_of"]
 
 
 def width_of(length: int) -> int:
-    """The tokens to which inputs of so many are padded: above 8 in steps of 8, or of an eighth if that is more."""
+    """The length in tokens to which an input is padded: above 8, in steps of 8, or of an eighth if that is more."""
     step = 1 if length <= 8 else max(8, 1 << (length.bit_length() - 4))
     return -(-length // step) * step
 
@@ -19,11 +19,11 @@ def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Groups inputs, the longest first.
 
     Args:
-        lengths: tokens of each input, int `[inputs]`.
-        budget: tokens of a group at most when padded to `width_of` its longest; an input above it is a group alone.
+        lengths: number of tokens of each input, int `[inputs]`.
+        budget: the most tokens of a group, padded to `width_of` its longest input; a longer input is a group alone.
 
     Returns:
-        the places of each group's inputs in `lengths`; the last group may have room left.
+        For each group, the positions of its inputs in `lengths`; the last group may be smaller than the budget.
     """
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0

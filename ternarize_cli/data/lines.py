@@ -1,8 +1,8 @@
-"""Text files one line at a time, with errors that name file and line.
+"""Reads text files line by line, with errors that name file and line.
 
-A line ends at LF or CR LF only, so that texts may hold the other characters Python would split at (U+2028, form feed).
-A byte order mark at the start is dropped. A file in another encoding than UTF-8 is refused at the first line that shows
-it, so a file of several encodings is refused, too: nobody can tell what its texts are.
+A line ends at LF or CR LF only, so that texts may hold the other characters that Python would split at (U+2028, form
+feed). A byte order mark at the start is dropped. A file that is not UTF-8 is refused at the first line that shows it;
+so is a file of several encodings, whose texts can't be told.
 """
 
 import hashlib
@@ -25,10 +25,11 @@ _RECORD = '{"_id": "1", "text": "…"}'
 
 
 def readable_file(path: Path) -> Path:
-    """`path` with `~` expanded.
+    """Checks that a path is a readable regular file, and returns it with `~` expanded.
 
     Raises:
-        DataError: it is no regular file, or can't be read. A pipe is none: files are read more than once.
+        DataError: the path is missing, can't be read, or is no regular file. Pipes are refused, because files are read
+            more than once.
     """
     path = user_path(path)
     if os.path.isdir(path):
@@ -42,18 +43,17 @@ def readable_file(path: Path) -> Path:
 
 
 def digest_of(paths: Sequence[Path], *choices: str) -> str:
-    """A hash of files and of what is taken from them; that of the file itself if it is one, taken as it is."""
+    """Hashes files and the choices of what is read from them; the digest of one file without choices is its sha256."""
     if len(paths) == 1 and not choices:
         return sha256(paths[0])
     return hashlib.sha256("\n".join([*map(sha256, paths), *choices]).encode()).hexdigest()
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers, from 1, and lines with their endings.
+    """Yields line numbers, from 1, and lines with their endings.
 
     Raises:
-        DataError: a line is longer than `bounds.MAX_LINE`, is not UTF-8, or holds a NUL, which no text has but all
-            UTF-16 files of Latin letters.
+        DataError: a line is longer than `bounds.MAX_LINE`, is not UTF-8, or holds a NUL, which shows a UTF-16 file.
     """
     with path.open("rb") as f:
         for number, raw in enumerate(lines_of(f, f"{path},", DataError), start=1):
@@ -73,10 +73,15 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def filled(text: object, what: str, where: str) -> str:
-    """`text` if it is one and holds more than white space.
+    """Checks that a value is a text with more than white space, and returns it.
+
+    Args:
+        text: the value.
+        what: the name of the value in messages.
+        where: file and line, for messages.
 
     Raises:
-        DataError: it is not, with `where` (file and line) in front.
+        DataError: the value is no text, or only white space.
     """
     if text is None or (isinstance(text, str) and not text.strip()):
         raise DataError(f"{where}: the {what} is empty")
@@ -89,7 +94,7 @@ def check_encodable(value: object, where: str) -> None:
     """Checks that the strings in a JSON value can be written as UTF-8.
 
     Raises:
-        DataError: one holds half of a surrogate pair.
+        DataError: a string holds half of a surrogate pair.
     """
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -98,7 +103,7 @@ def check_encodable(value: object, where: str) -> None:
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a JSONL file; blank lines are skipped.
+    """Yields line numbers and objects of a JSONL file; skips blank lines.
 
     Raises:
         DataError: a line is no JSON object, or holds half of a surrogate pair.
@@ -116,10 +121,10 @@ def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def json_records(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file by their `_id`, each with its line number.
+    """Reads the objects of a JSONL file: a dict from `_id` to the line number and the object.
 
     Raises:
-        DataError: a line is no JSON object with `_id` and `text`, an id is there twice, or there is no line at all.
+        DataError: a line is no JSON object with `_id` and `text`, two lines have the same id, or the file is empty.
     """
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     for number, record in json_objects(path):

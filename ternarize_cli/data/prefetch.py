@@ -1,13 +1,13 @@
-"""Reading and preparing ahead of the model, so that neither waits for the other.
+"""Reads and prepares chunks in threads while the model runs, so that neither waits for the other.
 
     items ──thread──▶ at most one chunk ──thread──▶ one chunk, prepared ──▶ the caller, whose model runs
 
-Every stage holds one chunk at most and then waits for the next stage, so memory does not grow with the input, and a
-program that writes to our stdin is held up by the pipe as soon as it is ahead (backpressure). The other way round, a
-chunk does not wait until it is full: what has come within `linger` seconds after its first item goes on, so that lines
-of a slow program (`tail -f`) are answered when they come.
+Every stage holds one chunk at most and then waits for the next stage. So memory does not grow with the input, and a
+program that writes to stdin faster than the model runs has to wait (backpressure). A chunk does not wait until it is
+full: it goes on `linger` seconds after its first item came, so that lines of a slow program (`tail -f`) are answered
+soon.
 
-The thread that reads is a daemon: it may be waiting for a line that never comes when everything else is done.
+The thread that reads is a daemon, because it may still wait for a line that never comes when everything else is done.
 """
 
 import threading
@@ -25,11 +25,11 @@ class ReadAhead(Generic[T]):
     """Iterates over items in chunks (lists, in order), while a thread reads the next chunk.
 
     Args:
-        items: read in the thread. What they raise is raised to the caller, after all items before it.
-        count: items of a chunk, at most.
-        room: a chunk is closed too when the sizes of its items reach this.
-        size: the size of an item.
-        linger: seconds from a chunk's first item until it is closed as it is; None: only when it is full.
+        items: the items, which the thread reads. An error in it is raised to the caller, after all earlier items.
+        count: the most items of a chunk.
+        room: the sum of sizes of items at which a chunk is full too.
+        size: a function that gives the size of an item.
+        linger: seconds after a chunk's first item at which the chunk goes on; None waits until it is full.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ReadAhead(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the iteration, wherever it waits; the thread ends with the item that it is reading."""
+        """Ends the iteration, even if it is waiting; the thread ends after the item that it is reading."""
         with self._changed:
             self._chunk, self._error, self._ended = [], None, True
             self._changed.notify_all()
@@ -85,7 +85,7 @@ class ReadAhead(Generic[T]):
                     self._held += self._size(item)
                     if len(self._chunk) == 1 or self._full():
                         self._changed.notify_all()
-        except BaseException as e:  # the caller's to handle, whatever it is
+        except BaseException as e:  # raised to the caller
             error = e
         finally:
             with self._changed:

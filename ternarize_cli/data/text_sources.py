@@ -1,8 +1,8 @@
-"""Texts from wherever users keep them: files, folders of files, Parquet, hub datasets.
+"""Reads texts from files, folders of files, Parquet and datasets of the hub.
 
-A source that exists is a file or a folder; `owner/name` that does not is a dataset on the hub, of which the split
-`train` is streamed. Tables give the column `text`, or that with the longest texts; where they hold pairs or triples
-for training (`anchor` and `positive`, `query` and `answer`, …) every one of those columns can be asked for.
+A source that exists is a file or a folder. Any other `owner/name` is a dataset on the hub, whose split `train` is
+streamed. Tables give the column `text`, or else the one with the longest texts. If a table holds pairs or triples for
+training (`anchor` and `positive`, `query` and `answer`, …), all of these columns can be read.
 """
 
 import logging
@@ -23,17 +23,17 @@ PAIRED = (
     *("anchor", "query", "question", "sentence", "sentence1", "sentence2", "premise", "hypothesis"),
     *("positive", "pos", "negative", "neg", "hard_negative", "answer", "passage", "document", "context"),
 )
-"""Columns and fields that hold the texts of pairs and triples, by the names that training sets use."""
+"""Names of columns and fields that hold the texts of pairs and triples in training sets."""
 
 _SHUFFLED, _HEAD = 10_000, 100
 _ROWS = 1024
 TABLES = (".parquet",)
-"""Endings of the tables that texts are read from, beside files of text."""
+"""Suffixes of tables that texts are read from, besides text files."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether a source is to be fetched from the hub."""
+    """Whether a source names a dataset on the hub."""
     path = Path(source)
     if not _HUB_ID.fullmatch(str(source)) or path.suffix:
         return False
@@ -41,22 +41,22 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False) -> Iterator[str]:
-    """The texts of a source, in order; of a hub dataset, which may be endless, about `count` drawn by the seed.
+    """Yields the texts of a source, in order; of a hub dataset, which may be endless, a random choice.
 
     Args:
         source: a file, a folder, `-`, or a hub dataset.
-        count: as above; other sources are read to their end.
-        seed: as above.
-        paired: give the columns of pairs and triples too, and JSONL lines that have them instead of `text`.
+        count: about how many texts of a hub dataset are drawn; other sources are read to their end.
+        seed: seed of that choice.
+        paired: also read the columns of pairs and triples, and JSONL lines that have these fields instead of `text`.
 
     Raises:
-        DataError: it can't be read or holds no texts.
+        DataError: the source can't be read or holds no texts.
     """
     path = user_path(source)
     if os.path.isdir(path):
         files = text_files(path, also=TABLES)
         if not files:
-            raise DataError(f"{source} holds no texts", hint="files named *.txt, *.jsonl or *.parquet, or images")
+            raise DataError(f"{source} holds no texts", hint="pass files named *.txt, *.jsonl or *.parquet, or images")
         for file in files:
             yield from texts_of(file, count, seed, paired=paired)
     elif path.suffix.lower() == ".parquet" and os.path.exists(path):
@@ -68,14 +68,15 @@ def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False)
 
 
 def parquet_rows(path: Path, also: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, columns of texts only.
+    """Yields the rows of a Parquet file, with its columns of texts only.
 
     Args:
         path: the file.
         also: names of further columns, of any type.
 
     Raises:
-        DataError: it is no regular file, is damaged, has no column of texts, or holds a text longer than MAX_LINE.
+        DataError: the file is no regular file, is damaged, has no column of texts, or holds a text of more than
+            MAX_LINE bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ def parquet_rows(path: Path, also: Sequence[str] = ()) -> Iterator[dict[str, Any
         texts = [field.name for field in file.schema_arrow if is_text(field.type)]
         if not texts:
             found = ", ".join(file.schema_arrow.names)[:200]
-            raise DataError(f"{path} has no column of texts: {found}", hint="a column named `text`")
+            raise DataError(f"{path} has no column of texts: {found}", hint="name the column `text`")
         columns = [name for name in file.schema_arrow.names if name in texts or name in also]
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             for row in batch.to_pylist():
@@ -99,7 +100,7 @@ def parquet_rows(path: Path, also: Sequence[str] = ()) -> Iterator[dict[str, Any
                 yield row
     except DataError:
         raise
-    except Exception as e:  # whatever a damaged file, or a value that Python has no type for, sets off in Arrow
+    except Exception as e:  # a damaged file, or a value without a Python type, can raise any error in Arrow
         raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
 
 
@@ -114,7 +115,7 @@ def _parquet(path: Path, paired: bool) -> Iterator[str]:
 def _hub_dataset(name: str, count: int, seed: int, paired: bool = False) -> Iterator[str]:
     import datasets
 
-    for library in ("datasets", "huggingface_hub"):  # which announce every retry
+    for library in ("datasets", "huggingface_hub"):  # these log every retry
         logging.getLogger(library).setLevel(logging.ERROR)
     columns: list[str] = []
     head: list[dict[str, Any]] = []
@@ -124,7 +125,7 @@ def _hub_dataset(name: str, count: int, seed: int, paired: bool = False) -> Iter
         columns = _columns(head, paired)
         for row in chain(head, rows) if columns else ():
             yield from (value for value in map(row.get, columns) if isinstance(value, str) and value)
-    except Exception as e:  # whatever the hub, a proxy or a damaged file sets off
+    except Exception as e:  # the hub, a proxy or a damaged file can raise any error
         text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise DataError(
             f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
@@ -132,11 +133,11 @@ def _hub_dataset(name: str, count: int, seed: int, paired: bool = False) -> Iter
     if not head:
         raise DataError(f"{name} holds no rows")
     if not columns:
-        raise DataError(f"{name} has no column of texts: {', '.join(head[0])}", hint="a column named `text`")
+        raise DataError(f"{name} has no column of texts: {', '.join(head[0])}", hint="name the column `text`")
 
 
 def _columns(rows: Sequence[dict[str, Any]], paired: bool) -> list[str]:
-    """The columns to read: `text`, those of pairs if asked for, or the one with the longest texts; none without any."""
+    """Chooses the columns to read: `text`, those of pairs if `paired`, or the one with the longest texts, or none."""
     lengths: dict[str, int] = {}
     for row in rows:
         for name, value in row.items():

@@ -1,12 +1,12 @@
-"""Texts from files and from stdin, one by one.
+"""Reads texts from files and from stdin, one by one.
 
 Two forms are read. Plain text holds one text per line; blank lines are skipped and a text's id is its line number, so
 that `sed -n 12p FILE` shows text 12. JSONL holds one object per line with `text`, optionally `_id` or `id`, and
 optionally `title`, which goes in front of the text with a blank between, as mteb and BEIR join them. `.jsonl` and
-`.ndjson` are JSONL and `.txt` is plain; of any other name, and of stdin, the first line decides: JSONL starts with `{`.
-Either may be compressed, with `.gz` after its name.
+`.ndjson` are JSONL and `.txt` is plain text. For any other name, and for stdin, the first line decides: JSONL starts
+with `{`. Both forms may be compressed, with `.gz` after the name.
 
-Everything streams: a file may be larger than memory, or be a pipe. What bounds it is the longest line (`bounds`).
+Texts are streamed: a file may be larger than memory, or be a pipe. Only the length of a line is bounded (`bounds`).
 """
 
 import gzip
@@ -42,7 +42,7 @@ class Document:
 
 
 def source_name(path: str | Path) -> str:
-    """How messages name a source: the path as given, or `stdin`."""
+    """The name of a source in messages: its path, or `stdin`."""
     return "stdin" if str(path) == STDIN else str(path)
 
 
@@ -53,18 +53,18 @@ def read_texts(
     prefix: str = "",
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Document]:
-    """Yields the texts of a plain text or JSONL file, or of stdin where `path` is `-`.
+    """Yields the texts of a plain text or JSONL file, or of stdin if `path` is `-`.
 
     Args:
         path: the file.
-        also: fields of JSONL that are read where `text` is missing; each of their texts is a document of the line.
-        prefix: in front of ids that are line numbers.
-        on_bad: told of a line that can't be used, which is then skipped instead of an error.
+        also: fields of JSONL that are read if `text` is missing; each of their texts is a document of its own.
+        prefix: text in front of ids that are line numbers.
+        on_bad: called with the error of a line that can't be used, which is then skipped; None raises the error.
 
     Raises:
-        DataError: at once when the file is missing or a folder; while reading when a line is too long, not UTF-8, not
-            JSON or has no usable text (the message names file and line), or when the system can't read on; at the end
-            when there was no text at all.
+        DataError: at once if the file is missing or a folder; while reading if a line is too long, not UTF-8, not JSON
+            or has no usable text (the message names file and line), or if the system can't read on; at the end if
+            there was no text.
     """
     name = source_name(path)
     form = _Form(None, tuple(also), prefix, on_bad)
@@ -81,10 +81,10 @@ def read_texts(
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
-    """All texts of several files, in order and without their ids.
+    """Reads all texts of several files, in order, without their ids.
 
     Raises:
-        DataError: as `read_texts`, for any of the files, or they don't fit in memory.
+        DataError: a file can't be read or holds no usable text (see `read_texts`), or the texts don't fit in memory.
     """
     texts = []
     for path in paths:
@@ -96,13 +96,13 @@ def read_lines(paths: Iterable[str | Path]) -> list[str]:
 
 
 def drawn(texts: Iterable[str], count: int, seed: int, where: str) -> list[str]:
-    """A uniform sample of texts without holding all of them (reservoir sampling), in random order.
+    """Draws a uniform sample of texts without holding all in memory (reservoir sampling); its order is random.
 
     Args:
-        texts: read to their end.
-        count: at most so many are drawn.
-        seed: draws them.
-        where: what messages call their source.
+        texts: the texts, which are read to their end.
+        count: the most texts to draw.
+        seed: seed of the sample.
+        where: the name of the source in messages.
 
     Raises:
         DataError: the sample does not fit in memory.
@@ -123,16 +123,16 @@ def drawn(texts: Iterable[str], count: int, seed: int, where: str) -> list[str]:
 
 
 def text_files(folder: Path, also: Collection[str] = ()) -> list[Path]:
-    """The files of texts in a folder and below it, by their names, sorted; `also` are further suffixes.
+    """Lists the files of texts in a folder and below it, told by their suffixes, sorted; `also` adds suffixes.
 
     Raises:
-        DataError: as `bounds.walk`.
+        DataError: the folder can't be read, or holds too many files (`bounds.walk`).
     """
     return sorted(p for p in walk(folder, DataError) if _suffix(p) in _JSONL or p.suffix.lower() in also)
 
 
 def open_stdin() -> IO[bytes]:
-    """stdin with a buffer of its own: a thread may be waiting in it when Python ends and closes `sys.stdin`.
+    """Opens stdin with a buffer of its own: a thread may be waiting in it when Python ends and closes `sys.stdin`.
 
     Raises:
         DataError: stdin is closed.
@@ -141,24 +141,24 @@ def open_stdin() -> IO[bytes]:
         raise DataError("stdin is closed", hint="pass a file, or write to stdin")
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
-    except (AttributeError, OSError):  # no file: a stream that another program put in its place
+    except (AttributeError, OSError):  # stdin is no file: another program has replaced the stream
         return sys.stdin.buffer
 
 
 def _stream(file: Path) -> IO[bytes]:
-    """A file's bytes, unpacked if it is compressed."""
+    """Opens a file for reading bytes, unpacked if it is compressed."""
     return cast(IO[bytes], gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _suffix(file: Path) -> str:
-    """`.jsonl` of both `a.jsonl` and `a.jsonl.gz`."""
+    """The suffix of a file without `.gz`: `.jsonl` for both `a.jsonl` and `a.jsonl.gz`."""
     name = file.name.lower()
     return Path(name.removesuffix(".gz")).suffix
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How lines are read: `jsonl` None means that the first line that is not blank decides; others: `read_texts`."""
+    """Settings for reading lines. If `jsonl` is None, the first line that is not blank decides the form."""
 
     jsonl: bool | None
     also: tuple[str, ...]
@@ -235,7 +235,7 @@ def _from_json(line: str, where: str, number: str, also: Sequence[str]) -> Itera
 
 
 def _strings(values: Iterable[object]) -> Iterator[str]:
-    """Strings, and those in lists, that are not blank."""
+    """Yields the strings that are not blank, and those inside lists."""
     for value in values:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and text.strip():

@@ -1,1 +1,1 @@
-"""Encoders: from MODEL to a folder, to a checked skeleton, to a running encoder with our modules in place."""
+"""Turns MODEL into a folder, a checked skeleton, and a running encoder with ternary modules in place."""

@@ -1,4 +1,4 @@
-"""Model folders: what they are, whether they are whole, and what travels from one to the next."""
+"""Reads the config of a model folder, builds the skeleton that it describes, and checks the tensors against it."""
 
 import json
 import re
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _MOST_COMPUTED = 1 << 30
-"""Bytes at most of a model's buffers, which are computed when it is built and are in no file."""
+"""The most bytes of a model's computed buffers, which are in no file."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a dict.
+    """Reads config.json as a dict.
 
     Raises:
-        CheckpointError: it is missing or no JSON object.
+        CheckpointError: config.json is missing, or is no JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -49,10 +49,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def artifact_of(folder: Path) -> Artifact | None:
-    """The artifact description in a folder's config; None for a model that is not ours.
+    """Reads the artifact's description from a folder's config; None for a full-precision model.
 
     Raises:
-        FormatError: it is ours but breaks the format.
+        FormatError: the description breaks the format.
         CheckpointError: config.json is missing or damaged.
     """
     quantization = read_config(folder).get("quantization_config")
@@ -66,15 +66,15 @@ def artifact_of(folder: Path) -> Artifact | None:
 
 
 def stage(folder: Path) -> str | None:
-    """ "latent" or "packed" for an artifact of ours, None for a full-precision model."""
+    """Tells the stage of a folder: "latent" for a ternary checkpoint, "packed", or None for a full-precision model."""
     artifact = artifact_of(folder)
     return artifact.stage if artifact else None
 
 
 def skeleton(folder: Path) -> Any:
-    """The encoder that `AutoModel` builds for a folder's config, on the meta device (no memory, no values).
+    """Builds the encoder that `AutoModel` has for a folder's config, on the meta device (no memory, no values).
 
-    Of T5 and its kin it is the encoder alone, as in sentence-transformers.
+    For encoder-decoder models such as T5 this is the encoder alone, as in sentence-transformers.
 
     Raises:
         CheckpointError: transformers does not know the architecture, or the config asks for code from its folder.
@@ -94,16 +94,16 @@ def skeleton(folder: Path) -> Any:
             model = (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
     except (CheckpointError, MemoryError):
         raise
-    except Exception as e:  # whatever a config with wrong values sets off in a model's constructor
+    except Exception as e:  # a config with wrong values can raise any error in a model's constructor
         text = " ".join(str(e).split())[:240]
         raise CheckpointError(
             f"transformers can't build the model that {folder / 'config.json'} describes: {text}"
         ) from e
     computed = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if computed > _MOST_COMPUTED:  # such as GPT-Neo's masks, positions × positions
+    if computed > _MOST_COMPUTED:  # GPT-Neo's masks, for one, are positions × positions
         raise CheckpointError(
             f"the model that {folder / 'config.json'} describes fills {computed:,} bytes of memory beside its weights",
-            hint="a smaller max_position_embeddings; is this the config that belongs to the weights?",
+            hint="check that this config belongs to the weights, or lower max_position_embeddings in it",
         )
     return model
 
@@ -114,7 +114,7 @@ def brings_code(config: Mapping[str, Any]) -> bool:
 
 
 def _check_own_code(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuses a model whose class only its own code has; of another, notes that its own code is not run."""
+    """Refuses a model whose class only its own code has. For any other model, logs that its own code is not run."""
     import transformers
 
     if not brings_code(config):
@@ -139,16 +139,16 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
     The content of packed tensors (codes, scales) is checked by the plug-in when they are loaded.
 
     Args:
-        folder: a model of any stage.
-        allow_pickle: let pickled weights pass.
-        always_verify: compare a packed model with its digest whatever TERNARIZE_VERIFY says.
+        folder: the folder of a model of any stage.
+        allow_pickle: accept pickled weights.
+        always_verify: compare a packed model with its digest even if TERNARIZE_VERIFY is 0.
 
     Returns:
         The artifact's description; None for a full-precision model.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or asks for something that is not taken from a folder.
-        FormatError: the artifact's description breaks the format, or a packed model is not what its digest says.
+        CheckpointError: a file is missing, damaged, or asks for something that a folder may not ask for.
+        FormatError: the artifact's description breaks the format, or a packed model does not match its digest.
     """
     config = check_folder(folder, allow_pickle=allow_pickle)
     artifact = artifact_of(folder)
@@ -163,17 +163,17 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
 
 
 def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointError] = CheckpointError) -> None:
-    """Checks that the files hold every tensor of a model, in its shape and kind, from their headers alone.
+    """Checks that the files hold every tensor of a model, in its shape and dtype; reads only their headers.
 
-    Only what transformers itself expects to be absent may be: a pooler that no module of ours stands for, tied tensors,
-    those a model lists as ignorable, and, in a class around the encoder, the layers beside it. Tensors that the model
-    has no place for are passed over (heads of a pre-training task), unless they belong to its layers: then config.json
-    describes another model than the one that was saved.
+    Only tensors that transformers itself expects to be absent may be missing: a pooler without ternary modules, tied
+    tensors, those a model lists as ignorable, and, in a class around the encoder, the layers beside it. Tensors that
+    the model has no place for are passed over (heads of a pre-training task), unless they belong to its layers: then
+    config.json describes another model than the one that was saved.
 
     Args:
-        model: the skeleton, with the modules of an artifact in place.
-        shards: the opened files.
-        error: the class of error that is raised.
+        model: the skeleton; for an artifact, with its modules in place.
+        shards: the opened weights files.
+        error: the class of the error to raise.
 
     Raises:
         CheckpointError (of the class `error`): a tensor is missing, has another shape or dtype, or belongs to layers
@@ -220,11 +220,11 @@ def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointErr
 _BUFFERS = re.compile(
     r"(\.|^)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids|attn_mask|\w*relative_position_index|embed_positions)$"
 )
-"""Buffers that earlier versions of transformers stored in layers; their values follow from the config."""
+"""Buffers of layers that earlier versions of transformers stored; the config determines their values."""
 
 
 def _surplus(model: Any, keys: Iterable[str]) -> str | None:
-    """The first of the keys that names a tensor of a layer; None if all are outside the layers."""
+    """Finds the first of `keys` that names a tensor of a layer; None if all are outside the layers."""
     lists = [re.escape(name) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
     if not lists:
         return None
@@ -238,9 +238,9 @@ def _surplus(model: Any, keys: Iterable[str]) -> str | None:
 
 
 def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
-    """Writes config.json with the artifact's description, and names us as a requirement to sentence-transformers.
+    """Writes config.json with the artifact's description, and names ternarize as a requirement of the model.
 
-    Call it when the companion files are in place.
+    sentence-transformers reads that requirement. Call this function when the companion files are in place.
     """
     config = read_config(source)
     config.pop("torch_dtype", None)

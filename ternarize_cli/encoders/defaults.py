@@ -1,4 +1,4 @@
-"""What a plain transformers folder leaves open, and what we take: pooling, and the token that pads.
+"""Chooses the pooling and the padding token of a plain transformers folder, which does not name them.
 
     bidirectional attention   BERT, ModernBERT, T5's encoder, …     mean over the tokens
     causal attention          Qwen3, Llama, GPT-2, …                the last token: only it has seen the whole text
@@ -6,8 +6,8 @@
 sentence-transformers takes the last token only where the folder was saved as a `…ForCausalLM`. `convert` writes the
 choice into the checkpoint as modules.json, so that every later stage, and sentence-transformers itself, agrees.
 
-Decoders often come without a padding token, and a batch then can't be padded. Padding is masked, so any token does: the
-end-of-text token is taken.
+Decoders often come without a padding token, and a batch then can't be padded. Padding is masked, so any token will do;
+the end-of-text token is used.
 """
 
 import json
@@ -28,7 +28,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "voc
 
 
 def pooling_mode(folder: Path) -> Pooling:
-    """How token embeddings of a text model are pooled if its folder does not say.
+    """Chooses how the token embeddings of a text model are pooled if its folder does not say.
 
     Raises:
         CheckpointError: config.json is missing or damaged.
@@ -44,13 +44,17 @@ def pooling_mode(folder: Path) -> Pooling:
 
 
 def complete(source: Path, folder: Path) -> list[str]:
-    """Writes what `source` leaves open into `folder`, which holds a copy of its companion files.
+    """Writes the pooling and the padding token that `source` does not name into `folder`.
+
+    Args:
+        source: the model folder.
+        folder: the new folder, which holds a copy of the companion files of `source`.
 
     Returns:
-        What was written, for the user.
+        Sentences that tell the user what was written.
 
     Raises:
-        InputError: nothing can pad.
+        InputError: the tokenizer has neither a padding token nor an end-of-text token.
     """
     notes: list[str] = []
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -70,7 +74,7 @@ def complete(source: Path, folder: Path) -> list[str]:
             token = pad_tokenizer(tokenizer, source)
             values = _json(settings) | {"pad_token": token}
             settings.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            notes.append(f"the tokenizer has no padding token: {token!r}, its end-of-text token, pads (it is masked)")
+            notes.append(f"the tokenizer has no padding token: its end-of-text token {token!r} pads (it is masked)")
     return notes
 
 
@@ -82,7 +86,7 @@ def pad_tokenizer(tokenizer: Any, name: object) -> str:
         name: what the error calls the model.
 
     Raises:
-        InputError: it has no end-of-text token either.
+        InputError: the tokenizer has neither a padding token nor an end-of-text token.
     """
     if tokenizer.eos_token is None:
         raise InputError(

@@ -1,9 +1,9 @@
-"""What is looked at when a model is loaded: its tensors beforehand, its modules afterwards.
+"""Checks a model when it is loaded: its tensors before, its modules after.
 
-transformers fills in what a file lacks with random values and leaves out what the model has no place for, both without
-an error. `check_full_precision` finds these from the headers of the files, before anything is read; artifacts of ours
-are checked by the plug-in (`hf`). `check_loaded` looks at the running encoder: every value is finite, and the widths of
-its modules fit each other.
+transformers fills in missing tensors with random values and drops tensors that the model has no place for, both without
+an error. `check_full_precision` finds these from the headers of the files, before any tensor is read; the plug-in
+(`transformers_plugin`) checks artifacts. `check_loaded` checks the running encoder: every value is finite, and the
+dimensions of its modules fit each other.
 """
 
 from pathlib import Path
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["check_full_precision", "check_loaded"]
 
 _WIDTH = ("embedding_dimension", "word_embedding_dimension", "in_features", "dimension")
-"""What modules call the width of the vectors that they take."""
+"""Names of the attribute by which modules tell the dimensions of the vectors that they take."""
 
 
 def check_full_precision(folder: Path, *, allow_pickle: bool = False) -> None:
-    """Checks that a full-precision folder holds what its encoder and its Dense modules need, and no layers beyond.
+    """Checks that a full-precision folder holds the tensors of its encoder and Dense modules, and no further layers.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or belongs to a layer that config.json does not have.
@@ -41,14 +41,14 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path, *, vocabulary: bo
     """Checks a running encoder.
 
     Args:
-        encoder: the model, loaded.
-        folder: where it was loaded from, for messages.
-        vocabulary: whether to look for tokens beyond the word table, which takes time where there are many. The tables
-            of artifacts say so themselves when such a token comes.
+        encoder: the loaded model.
+        folder: the folder that it was loaded from, for messages.
+        vocabulary: whether to look for tokens beyond the word table, which takes time for a large vocabulary. Artifacts
+            do not need it: their tables raise an error for such a token.
 
     Raises:
-        CheckpointError: a weight or bias is not finite, a module takes vectors of another width than the one before it
-            gives, no module makes one vector of a text, or the tokenizer has a token that the word table does not have.
+        CheckpointError: a weight or bias is not finite, a module takes vectors of another dimension than the one before
+            it gives, no module pools token embeddings, or the tokenizer has a token beyond the word table.
     """
     for name, tensor in encoder.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not all_finite(tensor.detach()):
@@ -72,7 +72,7 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path, *, vocabulary: bo
 
 
 def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
-    """Refuses a transformer that gives token embeddings, and no module behind it that pools them."""
+    """Refuses an encoder that gives token embeddings and has no module that pools them."""
     names = [type(module).__name__ for module in encoder]
     tokens = getattr(encoder[0], "module_output_name", None) == "token_embeddings"
     if tokens and not any(name.endswith("Pooling") and name != "WeightedLayerPooling" for name in names):
@@ -83,15 +83,15 @@ def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
 
 
 def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
-    """Refuses a tokenizer with an id beyond the word table, among its own words or what it puts around every text.
+    """Refuses a tokenizer with an id beyond the word table, in its vocabulary or in the tokens around every text.
 
-    Other tokens that were added may lie beyond: Gemma's stands for an image, and a model of texts has no row for it.
+    Other added tokens may lie beyond the table: Gemma's image token has no row in a model of texts.
     """
     table = getattr(getattr(encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)
     tokenizer = encoder.tokenizer
     try:
         rows = getattr(table(), "num_embeddings", None)
-    except NotImplementedError:  # no table of words
+    except NotImplementedError:  # the model has no word table
         return
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if rows is None or backend is None:
@@ -103,12 +103,12 @@ def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
     if not 0 <= highest < rows:
         raise CheckpointError(
             f"{folder}: its tokenizer has the token {shown(token)} with id {highest}, its word table {rows} rows",
-            hint="the tokenizer is another model's: fetch the whole model again",
+            hint="the tokenizer belongs to another model: fetch the whole model again",
         )
 
 
 def _width_of(module: Any) -> int | None:
-    """The width of the vectors that a module gives; None if it does not say."""
+    """The number of dimensions of the vectors that a module gives; None if it does not say."""
     asked = getattr(module, "get_embedding_dimension", None)
     given = asked() if asked is not None else None
     return given if isinstance(given, int) else None

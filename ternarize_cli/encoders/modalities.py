@@ -1,4 +1,4 @@
-"""What a model reads, texts or images, and which of them its user's sources hold."""
+"""Tells whether a model reads texts or images, and whether a user's sources hold texts or images."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["modalities_of", "modality_of_sources", "require_modality"]
 
 
 def modalities_of(folder: Path) -> frozenset[str]:
-    """What a model folder reads: "text", "image" or both, by the class that `AutoModel` has for it.
+    """Tells what the model in a folder reads, "text", "image" or both, by the class that `AutoModel` has for it.
 
     Raises:
         CheckpointError: config.json is missing or damaged.
@@ -35,15 +35,15 @@ def modalities_of(folder: Path) -> frozenset[str]:
 
 
 def require_modality(folder: Path, modality: str, name: str | Path) -> None:
-    """Refuses a model that can't read what it is given.
+    """Checks that a model reads texts, or images.
 
     Args:
-        folder: the model.
+        folder: the model's folder.
         modality: "text" or "image".
-        name: what messages call the model.
+        name: the name by which messages call the model.
 
     Raises:
-        CheckpointError: the model does not read it.
+        CheckpointError: the model does not read `modality`.
     """
     known = modalities_of(folder)
     if modality not in known:
@@ -57,13 +57,13 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
     """Tells whether sources hold texts or images ("text", "image"), by their names; reads none of them.
 
     Args:
-        folder: the model. One that reads only text takes the texts of a folder that holds both.
-        sources: files, folders, hub datasets.
-        stdin: whether `-` may be one of them.
+        folder: the model's folder. A model that reads only text takes the texts of a folder that holds both.
+        sources: names of files, folders or hub datasets.
+        stdin: whether `-` may be one of the sources.
 
     Raises:
-        DataError: one is missing, or there are both texts and images.
-        CheckpointError: the model reads nothing of their kind.
+        DataError: a source is missing, or some hold texts and others images.
+        CheckpointError: the model does not read what the sources hold.
     """
     reads = modalities_of(folder)
     kinds = {}
@@ -81,7 +81,7 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
         kinds[str(source)] = "image" if image else "text"
     if len(set(kinds.values())) > 1:
         image_source = next(name for name, kind in kinds.items() if kind == "image")
-        raise DataError(f"{image_source} holds images, other sources hold text", hint="give one kind")
+        raise DataError(f"{image_source} holds images, other sources hold text", hint="pass sources of one kind")
     kind = next(iter(kinds.values()))
     require_modality(folder, kind, folder)
     return kind

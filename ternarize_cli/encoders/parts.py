@@ -1,10 +1,10 @@
 """The parts of a model folder whose linears become ternary: the encoder, and sentence-transformers' Dense modules.
 
-    folder/config.json, model.safetensors           the encoder            names as they are
-    folder/2_Dense/config.json, model.safetensors   a Dense module         names with `2_Dense.` in front
+    folder/config.json, model.safetensors           the encoder            names of modules unchanged
+    folder/2_Dense/config.json, model.safetensors   a Dense module         names of modules with `2_Dense.` in front
 
-Each part has a config of its own that describes its artifact, and weights files of its own. Whatever converts, packs or
-calibrates a model goes over its parts.
+Each part has a config of its own that describes its artifact, and weights files of its own. Converting, packing and
+calibrating a model each go over its parts.
 """
 
 import json
@@ -36,8 +36,8 @@ class Part:
 
     Attributes:
         folder: the model folder.
-        subfolder: where the part lies in it; "" for the encoder.
-        index: its place among the modules of a sentence-transformers model.
+        subfolder: the part's folder, relative to the model folder; "" for the encoder.
+        index: the part's position among the modules of a sentence-transformers model.
     """
 
     folder: Path
@@ -51,39 +51,44 @@ class Part:
 
     @property
     def prefix(self) -> str:
-        """What users and reports put before the names of its modules."""
+        """The prefix of the names of the part's modules, in options and reports."""
         return f"{self.subfolder}." if self.subfolder else ""
 
     def skeleton(self) -> Any:
-        """The part on the meta device, with the names that its weights file uses.
+        """Builds the part on the meta device, with the names that its weights file uses.
 
         Raises:
-            CheckpointError: its config.json describes nothing that can be built.
+            CheckpointError: the part's config.json describes nothing that can be built.
         """
         return _dense(self.path) if self.subfolder else checkpoint.skeleton(self.folder)
 
     @contextmanager
     def open_source(self, model: Any, *, allow_pickle: bool = False) -> Iterator[list[Shard]]:
-        """Opens the weights of a full-precision part as `model`, its skeleton, wants them (`checkpoint.split_fused`).
+        """Opens the weights of a full-precision part, with fused tensors split (`tensor_names.split_fused`).
+
+        Args:
+            model: the part's skeleton.
+            allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
         Raises:
-            CheckpointError: as `weights.open_shards`, or tensors that can't be brought into the model's form.
+            CheckpointError: a file is missing or damaged (`weights.open_shards`), or a tensor can't be split.
         """
         with open_shards(self.path, allow_pickle=allow_pickle) as shards:
             yield checkpoint.split_fused(model, shards)
 
     def artifact(self) -> Artifact | None:
-        """The description in the part's config; None if it is full precision.
+        """Reads the artifact's description from the part's config; None if the part is full precision.
 
         Raises:
-            CheckpointError, FormatError: as `checkpoint.artifact_of`.
+            CheckpointError: config.json is missing or damaged.
+            FormatError: the description breaks the format.
         """
         return checkpoint.artifact_of(self.path)
 
     def write_config(self, output: Path, artifact: Artifact) -> None:
-        """Writes the part's config, with its description, into the model folder `output`.
+        """Writes the part's config, with the artifact's description, into the model folder `output`.
 
-        A Dense module that stays as it is gets none.
+        A Dense module without ternary weights gets no description.
         """
         if not self.subfolder:
             checkpoint.write_config(self.folder, output, artifact)
@@ -96,7 +101,7 @@ class Part:
 
 
 def parts_of(folder: Path) -> list[Part]:
-    """The parts of a model folder, the encoder first.
+    """Lists the parts of a model folder, the encoder first.
 
     Raises:
         CheckpointError: modules.json is damaged.

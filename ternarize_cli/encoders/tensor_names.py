@@ -1,12 +1,12 @@
-"""Names of tensors in a file and in a model, which need not be the same.
+"""Maps the names of tensors in a file to their names in the model, and splits tensors that a file fuses.
 
-A `bert.` prefix, `gamma` for `weight`, renamed attention blocks: `names_in_model` maps names as transformers itself
-does when it loads, so artifacts keep the source's names and every version of transformers that reads the source reads
-the artifact.
+A file may have a `bert.` prefix, `gamma` for `weight`, or other names for attention blocks. `names_in_model` maps names
+as transformers does when it loads a model. So artifacts keep the source's names, and every version of transformers that
+reads the source reads the artifact.
 
-Some checkpoints store as one tensor what the model has as several (NomicBERT's `attn.Wqkv`, DINOv2-giant's
-`mlp.weights_in`). transformers splits them when it loads; `split_fused` does it before us, so that each linear has its
-own scales. The pieces go into the artifact under the model's names.
+Some checkpoints store several tensors of the model as one (NomicBERT's `attn.Wqkv`, DINOv2-giant's `mlp.weights_in`).
+transformers splits them when it loads; `split_fused` splits them before the conversion, so that each linear has its own
+scales. The pieces go into the artifact under the model's names.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,12 +21,12 @@ __all__ = ["names_in_model", "split_fused"]
 
 
 def names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
-    """Maps tensor names of a file to names in a model's state dict; names the model has no place for are left out.
+    """Maps tensor names of a file to names in a model's state dict; names that the model has no place for are left out.
 
     Args:
-        model: a transformers model (meta is fine), whose mapping is transformers' own, or any other module, whose names
-            are those of the file.
-        keys: names in the file. `X.weight_scale` follows `X.weight`.
+        model: a transformers model (the meta device is enough), whose names are mapped as transformers does, or any
+            other module, whose names are those of the file.
+        keys: names in the file. `X.weight_scale` is mapped as `X.weight` is.
     """
     rename = _renaming(model)
     found = {}
@@ -39,7 +39,7 @@ def names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _renaming(model: Any) -> Callable[[str], str | None]:
-    """A function from names in a file to names in a model, or None where the model has no place."""
+    """Makes a function from a name in a file to the name in a model; it gives None if the model has no such place."""
     from transformers import PreTrainedModel
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -60,11 +60,11 @@ def _renaming(model: Any) -> Callable[[str], str | None]:
 
 
 def split_fused(model: Any, shards: Iterable[Shard]) -> list[Shard]:
-    """The shards, with the pieces of a tensor in its place wherever transformers splits it when it loads.
+    """Splits the fused tensors of `shards` into the pieces that transformers would make of them when it loads.
 
     Args:
-        model: the encoder (meta is fine).
-        shards: of a full-precision source; an artifact holds no such tensors.
+        model: the encoder (the meta device is enough).
+        shards: shards of a full-precision source; an artifact holds no fused tensors.
 
     Raises:
         CheckpointError: transformers rebuilds a tensor in a way that is no cut into equal pieces.
@@ -100,7 +100,7 @@ def split_fused(model: Any, shards: Iterable[Shard]) -> list[Shard]:
 
 
 def _cut(key: str, converter: Any) -> int:
-    """The dimension along which a converter cuts a tensor into equal pieces."""
+    """Finds the dimension along which a converter of transformers cuts a tensor into equal pieces."""
     from transformers.core_model_loading import Chunk
 
     operations: list[Any] = converter.operations

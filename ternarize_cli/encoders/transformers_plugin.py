@@ -1,17 +1,17 @@
-"""The plug-in: `import ternarize_cli.hf`, and transformers and sentence-transformers open our artifacts.
+"""The plug-in with which transformers and sentence-transformers open ternary checkpoints and packed models.
 
     import ternarize_cli.hf
     model = AutoModel.from_pretrained("MiniLM-packed")            # or SentenceTransformer("MiniLM-packed")
 
-It registers a quantizer under the method "ternarize". Before the weights are loaded it puts our modules in place of the
-linears and embeddings that the artifact's config names; transformers then loads the tensors by name as for any model.
-Without the plug-in a packed folder can't be mistaken for a dense one: the packed tensor is named `weight` on purpose,
-and its shape does not fit.
+It registers a quantizer under the method "ternarize". Before the weights are loaded, the quantizer replaces the linears
+and embeddings that the artifact's config names by ternary modules; transformers then loads the tensors by name, as for
+any model. Without the plug-in, a packed model can't be mistaken for a dense one: the packed tensor is named `weight` on
+purpose, and its shape does not fit.
 
-A Dense module of sentence-transformers has weights and a config of its own, and loads them itself. Two of its methods
-are extended, when the first artifact is loaded in a process that uses sentence-transformers: they see the description
-in the module's config.json and put our linear in place. Without the plug-in such a module does not load either: its
-tensors have other names or shapes.
+A Dense module of sentence-transformers has weights and a config of its own, and loads them itself. So two methods of
+Dense are extended when the first artifact is loaded in a process that uses sentence-transformers: they read the
+description in the module's config.json and put a ternary linear in place. Without the plug-in such a module does not
+load either: its tensors have other names or shapes.
 """
 
 import sys
@@ -38,10 +38,10 @@ __all__ = ["TernarizeConfig", "TernarizeQuantizer", "quiet_libraries"]
 
 @register_quantization_config(METHOD)
 class TernarizeConfig(QuantizationConfigMixin):
-    """An artifact's `quantization_config`, as transformers wants to see one; `artifact` holds it parsed.
+    """An artifact's `quantization_config` as a config of transformers; `artifact` holds it parsed.
 
     Raises:
-        FormatError: as `Artifact.from_dict`.
+        FormatError: the description breaks the format.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -50,29 +50,29 @@ class TernarizeConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Built from the dict in config.json."""
+        """Makes the config from the dict in config.json."""
         config = cls(**config_dict)
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """The dict for config.json, without a digest: what is saved again has other bytes than what was packed."""
+        """Makes the dict for config.json, without a digest: saving writes other bytes than packing did."""
         return self.artifact.to_dict()
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """All of it: an artifact explains itself."""
+        """Makes the complete dict, where transformers would leave out default values."""
         return self.to_dict()
 
 
 @register_quantizer(METHOD)
 class TernarizeQuantizer(HfQuantizer):
-    """Puts our modules in place before loading and checks what was loaded."""
+    """Replaces modules by ternary ones before the weights are loaded, and checks the values afterwards."""
 
     requires_calibration = False
     quantization_config: TernarizeConfig
 
     @property
     def artifact(self) -> Artifact:
-        """What is being loaded."""
+        """The description of the artifact that is being loaded."""
         return self.quantization_config.artifact
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -94,17 +94,17 @@ class TernarizeQuantizer(HfQuantizer):
         return module_replacement.dequantize(model).to(dtype or torch.float32)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        """`save_pretrained` writes the artifact again."""
+        """Whether `save_pretrained` can write the model: always, as an artifact."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """A ternary checkpoint trains; a packed model does not."""
+        """Whether the model can be trained: a ternary checkpoint can, a packed model can't."""
         return self.artifact.stage == "latent"
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Training a ternary checkpoint is quantisation-aware."""
+        """Whether training is quantisation-aware, as it is for a ternary checkpoint."""
         return self.is_trainable
 
 
@@ -112,7 +112,8 @@ def _check_before_loading(paths: list[Path], artifact: Artifact) -> None:
     """Checks the folder that an artifact is loaded from, and a packed model's digest.
 
     Raises:
-        CheckpointError: as `folder_check.check_folder` and `integrity.verify`, or a weights file is a pickle.
+        CheckpointError: a file asks for something that a folder may not ask for (`folder_check.check_folder`), or
+            differs from the digest (`integrity.verify`), or a weights file is a pickle.
     """
     for path in paths:
         if path.suffix != ".safetensors":
@@ -149,7 +150,7 @@ def _extend_dense() -> None:
 
     def load_config(cls: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         config: dict[str, Any] = read_config(cls, *args, **kwargs)
-        config.pop("quantization_config", None)  # no argument of Dense
+        config.pop("quantization_config", None)  # Dense takes no such argument
         return config
 
     def load_torch_weights(cls: Any, model_name_or_path: str, model: Any = None, **where: Any) -> Any:

@@ -1,11 +1,11 @@
-"""Image encoders: which folders they are, and how patch embeddings become one vector.
+"""Recognises image encoders, and chooses how their patch embeddings are pooled to one vector.
 
-sentence-transformers runs them (its Transformer module calls the image processor that the folder names, on PIL images,
-without torchvision), but it would pool the embeddings of any plain folder by their mean. Vision models have a better
-vector, and which one can be seen from how they are built:
+sentence-transformers runs image encoders (its Transformer module calls the image processor that the folder names, on
+PIL images, without torchvision), but it would pool the embeddings of any plain folder by their mean. Vision models have
+a better vector, and their modules show which one:
 
-    pooler_output                DINOv2: the CLS token after the last LayerNorm. CLIP: the same, after a LayerNorm of
-                                 its own. SigLIP: the attention head. Swin, BEiT: the mean of the patches.
+    pooler_output                DINOv2: the CLS token after the last LayerNorm. CLIP: the CLS token after a LayerNorm
+                                 of its own. SigLIP: the attention head. Swin, BEiT: the mean of the patches.
     CLS token, after LayerNorm   ViT, DeiT: their pooler is a linear with tanh that most checkpoints lack, and that
                                  transformers then invents at random.
     mean                         models that have neither
@@ -32,7 +32,7 @@ def has_processor(folder: Path) -> bool:
 
 
 def image_pooling(model: Any) -> Pooling:
-    """How the vector of an image is made from a transformers model (meta is fine)."""
+    """Chooses how a transformers model (the meta device is enough) makes one vector of an image."""
     pooler = getattr(model, "pooler", None)
     if hasattr(pooler, "dense"):
         return "cls"
@@ -52,11 +52,11 @@ def _gives_pooler_output(model: Any) -> bool:
 
 
 def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]":
-    """The sentence-transformers modules for a plain transformers folder of an image encoder.
+    """Makes the sentence-transformers modules for a plain transformers folder of an image encoder.
 
     Args:
-        folder: the model.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        folder: the model's folder.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
         CheckpointError: the folder has no image processor.

@@ -1,6 +1,7 @@
-"""From vectors to an index to answers.
+"""Builds an index of vectors, and answers queries from it.
 
-`build` makes an index folder of vectors that `vectors` encoded (`fill` is FAISS's part, `documents` the texts', `truth`
-what it is judged by), `format` is what the folder records about itself, `change` and `add` delete and add documents,
-`tune` finds its settings, and `search` opens the folder and answers queries. FAISS reads files in `faiss_file` alone.
+`build` makes an index folder from encoded vectors: `fill` makes the FAISS index, `documents` stores the texts, and
+`truth` the queries by which recall is measured. `format` is the folder's record of itself. `change` and `add` delete
+and add documents, `tune` finds the search settings, and `search` opens the folder and answers queries. Only
+`faiss_file` lets FAISS read files.
 """

@@ -1,7 +1,8 @@
 """Adds documents to an index.
 
-Texts are read before they are encoded, so that a line that can't be read, or an id that is there already, costs no
-work. What is there stays as it is stored; the queries of truth.npz are compared with what comes.
+All texts are read before the first is encoded, so that an unreadable line, or an id that the index has already, is
+found before any work is done. Stored vectors stay as they are. The queries of truth.npz are compared with the new
+vectors, so that their true neighbours stay true.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,20 +45,21 @@ def add_documents(
     """Encodes documents and adds them to an index.
 
     Args:
-        folder: the index.
-        corpus: as `corpora.open_corpus`, or a folder of vectors of the same model; texts without ids are called
-            FILE:LINE, so that they don't take the place of those that the index was built of.
-        model: the index's model, if it moved.
-        replace_known: delete documents whose ids come again, instead of refusing them.
-        skip_bad: skip what of the corpus can't be read.
-        encoder: how to encode.
-        track: progress.
+        folder: the folder of the index.
+        corpus: path of a corpus, as `corpora.open_corpus` takes it, or of a folder of vectors made by the index's
+            model. Texts without ids get the ids FILE:LINE, so that they replace no documents of the index.
+        model: the index's model, if it has moved.
+        replace_known: replace documents whose ids the corpus has too, instead of refusing the corpus.
+        skip_bad: skip rows of the corpus that can't be read.
+        encoder: settings of the encoder.
+        track: reports progress.
 
     Raises:
-        DataError: the corpus or the index can't be read; an id comes twice, or is there already.
-        InputError: the model or the kind of vectors is another.
+        DataError: the corpus or the index can't be read, an id is in the corpus twice, or is in the index already.
+        InputError: the vectors are of another model or of another kind than the index's.
         OutputError: another process changes the index.
-        TernarizeError: as `encode.open_model` and `files.atomic_folder`.
+        TernarizeError: the model can't be opened (`encode.open_model`), or the folder can't be written
+            (`files.atomic_folder`).
     """
     if encoder.threads is not None:
         faiss.omp_set_num_threads(checked_threads(encoder.threads))
@@ -122,32 +124,32 @@ class _Addition:
         self._truth = _Truth(read_truth(folder / TRUTH, count=info.count, dim=info.dim), METRICS[info.metric])
 
     def expect(self, ids: list[str]) -> None:
-        """Refuses ids that are there, before anything is encoded, unless they are to be replaced.
+        """Refuses ids that the index has already, before anything is encoded, unless they are to be replaced.
 
         Raises:
-            DataError: as said.
+            DataError: the index has one of `ids`, and documents are not to be replaced.
         """
         known = {} if self._replace else self._known(ids)
         if known:
             raise DataError(
                 f"{self._folder} has documents {shown_ids(list(known))} already",
-                hint="texts without ids are called FILE:LINE, so others need ids of their own; --replace puts these in "
-                "the place of those that have their ids",
+                hint="give the new texts ids of their own (texts without ids are called FILE:LINE), or replace the "
+                "documents that have these ids with --replace",
             )
 
     def add(self, parts: Iterable[tuple[list[str], np.ndarray]]) -> Iterator[str]:
         """Adds vectors and yields their ids."""
         for ids, vectors in parts:
-            with library_output(to_stderr=False):  # it says how it makes room in lists on disk
+            with library_output(to_stderr=False):  # FAISS prints how it makes room in lists on disk
                 self._index.add(vectors)
             self._truth.add(vectors, self._info.count + self._truth.rows)
             yield from ids
 
     def finish(self, partial: Path, ids: list[str], corpus: str) -> tuple[IndexInfo, int]:
-        """Writes all but the documents; returns the record, and how many documents were replaced.
+        """Writes all files but documents.jsonl; returns the record, and the number of replaced documents.
 
         Raises:
-            DataError: nothing was added.
+            DataError: the corpus held no document.
         """
         if not ids:
             raise DataError(f"{corpus} holds nothing that could be added")
@@ -161,13 +163,13 @@ class _Addition:
 
 
 class _Truth:
-    """The truth of an index, kept true while vectors come."""
+    """Keeps the true neighbours in truth.npz up to date while vectors are added."""
 
     def __init__(self, truth: Truth, metric: int) -> None:
         self.truth, self.rows, self._metric = truth, 0, metric
 
     def add(self, vectors: np.ndarray, first: int) -> None:
-        """Compares the queries with more vectors, whose rows begin at `first`."""
+        """Compares the queries with added vectors `[rows, dim]`, which become the rows from `first` on."""
         none = np.full(len(self.truth.queries), -1)
         near = find_truth(self.truth.queries, none, [vectors], len(vectors), self._metric)
         if len(near.queries):
@@ -181,7 +183,7 @@ def _check_kind(info: IndexInfo, corpus: str, kind: str) -> None:
         what = {"text": "texts", "image": "images"}
         raise InputError(
             f"{corpus} holds {what[kind]}, and the index is of {what[info.kind]}",
-            hint=f"an index of its own: ternarize index build {corpus}",
+            hint=f"build another index: ternarize index build {corpus}",
         )
 
 
@@ -195,10 +197,10 @@ def _check_vectors(info: IndexInfo, corpus: str, vectors: VectorFolder) -> None:
 
 
 def _written(items: Iterable[tuple[str, str]], name: str, partial: Path, known: int) -> list[str]:
-    """Writes documents after the `known` ones; returns their ids.
+    """Writes documents after the `known` ones that the file holds already; returns the new ids.
 
     Raises:
-        DataError: two have the same.
+        DataError: two of the new documents have the same id.
     """
     again = lambda: islice(read_documents(partial), known, None)  # noqa: E731
     return [identity for identity, _ in unique(write_documents(items, partial, append=True), name, again)]

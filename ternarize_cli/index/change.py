@@ -1,12 +1,12 @@
-"""Deletes documents of an index, and makes what was deleted go away; what all changes share (`add` is the other).
+"""Deletes documents from an index, and compacts it; also holds what `add` and these changes share.
 
-Deleting writes down which rows are dead (`format`: deleted-N.bin), whatever kind the index is: searches leave them out,
-and the vectors stay where they are, since FAISS can't take a node out of an HNSW graph and would renumber the rows of
-others. Compacting takes them out: rows of a list or an array are dropped as they are, without encoding or quantising
-again; a graph is built anew from its vectors.
+Deleting only writes down which rows are deleted (`format`: deleted-N.bin), whatever kind the index is. Searches leave
+these rows out, and their vectors stay, because FAISS can't remove a node from an HNSW graph and would renumber the rows
+of other kinds. Compacting removes the vectors: rows of a list or an array are dropped, without encoding or quantising
+the others again; a graph is built anew from its vectors.
 
-Adding and compacting write a new folder beside the index and change its place with it in one step, so that a search
-that runs, or a kill, sees the index before or after.
+Adding and compacting write a new folder beside the index and swap the two in one step. So a running search, or a kill,
+finds the index as it was before or as it is after, and nothing between.
 """
 
 import re
@@ -60,14 +60,15 @@ _DEAD_WORK = re.compile(r"\.(deleted-\d+\.bin|index\.json)\.partial")
 
 @dataclass(frozen=True)
 class ChangeReport:
-    """What a change did.
+    """What a change did to an index.
 
     Attributes:
         info: the index's record afterwards.
-        added, deleted: documents; of those added, replaced had an id that was there.
+        added, deleted: number of documents added and deleted.
+        replaced: number of added documents whose id the index had already.
         missing: ids to delete that the index does not have.
-        skipped: what of the corpus was left out.
-        truncation: as `TextEncoder` says it.
+        skipped: rows of the corpus that could not be read.
+        truncation: a sentence about texts that were cut (`TextEncoder.truncation`); None if none was.
     """
 
     info: IndexInfo
@@ -83,12 +84,12 @@ def delete_documents(folder: Path, ids: Collection[str], *, missing_ok: bool = F
     """Marks documents as deleted: searches no longer find them.
 
     Args:
-        folder: the index.
-        ids: of the documents.
-        missing_ok: whether there may be ids that the index does not have.
+        folder: the folder of the index.
+        ids: ids of the documents to delete.
+        missing_ok: pass over ids that the index does not have.
 
     Raises:
-        DataError: an id is not there; then nothing is deleted.
+        DataError: the index lacks one of `ids`; then nothing is deleted.
         OutputError: the folder can't be written, or another process changes it.
     """
     with for_change(folder) as info:
@@ -111,16 +112,16 @@ def delete_documents(folder: Path, ids: Collection[str], *, missing_ok: bool = F
 
 
 def compact_index(folder: Path, *, threads: int | None = None) -> ChangeReport:
-    """Takes deleted documents out of an index; the others' vectors stay as they are stored.
+    """Removes deleted documents from the files of an index; the other vectors stay as they are stored.
 
     Args:
-        folder: the index.
-        threads: CPU threads, for a graph that is built anew.
+        folder: the folder of the index.
+        threads: CPU threads for building a graph anew; None leaves the choice to FAISS.
 
     Raises:
-        InputError: FAISS can't take vectors out of an index of this kind, or there would be none left.
-        OutputError: another process changes it.
-        TernarizeError: as `files.atomic_folder`.
+        InputError: FAISS can't remove vectors from an index of this kind, or all documents are deleted.
+        OutputError: another process changes the index.
+        TernarizeError: the new folder can't be written (`files.atomic_folder`).
     """
     if threads is not None:
         faiss.omp_set_num_threads(checked_threads(threads))
@@ -159,14 +160,14 @@ def _compacted(folder: Path, partial: Path, index: faiss.Index, info: IndexInfo,
 
 
 def shown_ids(ids: list[str]) -> str:
-    """The first few ids, for messages."""
+    """Names the first few ids for a message, and counts the rest."""
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return ", ".join(map(repr, ids[:_SHOWN])) + more
 
 
 @contextmanager
 def for_change(folder: Path) -> Iterator[IndexInfo]:
-    """The record of an index that no other process changes meanwhile; what a killed change has left is removed."""
+    """Locks an index for a change, removes what a killed change has left, and yields its record."""
     recover(folder)
     read_info(folder)
     with files.locked_folder(folder):
@@ -176,7 +177,7 @@ def for_change(folder: Path) -> Iterator[IndexInfo]:
 
 
 def _clear(folder: Path, info: IndexInfo) -> None:
-    """Removes what killed deletions have left in an index: files of dead rows that its record does not name."""
+    """Removes files of deleted rows that the record does not name, which killed deletions have left."""
     for path in folder.iterdir():
         if DELETED.fullmatch(path.name) and path.name != info.deleted_file:
             path.unlink(missing_ok=True)
@@ -194,9 +195,14 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def changed_folder(folder: Path, info: IndexInfo, *, documents: bool = True) -> Iterator[tuple[Path, faiss.Index]]:
-    """A new folder that will take the index's place, with its documents (if asked for), and the index in memory.
+    """Yields a new folder that will replace the index, and the FAISS index in memory.
 
-    What is copied gets a new digest, so it is compared with the old one before.
+    Copied files get new digests, so they are compared with their old digests first.
+
+    Args:
+        folder: the folder of the index.
+        info: its record.
+        documents: copy the documents into the new folder.
     """
     check_files(folder, info)
     with files.atomic_folder(folder, force=True) as partial:
@@ -208,7 +214,7 @@ def changed_folder(folder: Path, info: IndexInfo, *, documents: bool = True) -> 
 
 
 def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead: np.ndarray) -> IndexInfo:
-    """Writes index.faiss and index.json."""
+    """Writes index.faiss and index.json of a changed index; returns the new record."""
     faiss.write_index(index, str(partial / FAISS_INDEX))
     del index
     names = (DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, *({LISTS} & info.files.keys()))
@@ -220,7 +226,7 @@ def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead:
 
 
 def _with_dead(folder: Path, info: IndexInfo, dead: np.ndarray) -> IndexInfo:
-    """The record with other dead rows, which are written."""
+    """Writes the numbers of deleted rows, and returns the record that names their file."""
     kept = {name: file for name, file in info.files.items() if name != info.deleted_file}
     info = replace(info, deleted=len(dead), files=kept)
     if info.deleted_file is None:
@@ -231,10 +237,10 @@ def _with_dead(folder: Path, info: IndexInfo, dead: np.ndarray) -> IndexInfo:
 
 
 def _drop(index: faiss.Index, keep: np.ndarray) -> None:
-    """Takes the rows that are not kept out of an index, and numbers the others anew.
+    """Removes the rows where `keep` is false from an index, and renumbers the others.
 
     Raises:
-        RuntimeError: FAISS can't, with this kind.
+        RuntimeError: FAISS can't remove rows from this kind of index.
     """
     gone: Any = np.flatnonzero(~keep)  # FAISS's types know its selectors only
     *wrappers, inner = levels(index)
@@ -247,7 +253,7 @@ def _drop(index: faiss.Index, keep: np.ndarray) -> None:
         inner.add(stored)
     else:
         inner.remove_ids(gone)
-    if isinstance(inner, faiss.IndexIVF):  # which keeps the rows' numbers
+    if isinstance(inner, faiss.IndexIVF):  # an IVF index keeps the old row numbers
         new = np.cumsum(keep) - 1
         lists = faiss.downcast_InvertedLists(inner.invlists)  # type: ignore[arg-type]
         for number in range(inner.nlist):

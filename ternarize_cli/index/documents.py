@@ -1,6 +1,7 @@
-"""The documents of an index: documents.jsonl, one `{"id": "…", "text": "…"}` a line, and where the lines begin.
+"""Writes and reads the documents of an index.
 
-Images have an empty text; their id says where they came from.
+documents.jsonl holds one `{"id": "…", "text": "…"}` a line, and offsets.bin the byte at which each line begins. Images
+have an empty text; their id is the path that they came from.
 """
 
 import json
@@ -21,18 +22,18 @@ from ternarize_cli.storage.bounds import MAX_LINE, Held, lines_of, parse_json, r
 __all__ = ["Documents", "read_documents", "read_ids", "rows_of", "write_documents"]
 
 _MAX_DOCUMENT = 8 * MAX_LINE
-"""Bytes of a line of documents.jsonl: in JSON a byte of a text can take six."""
+"""The most bytes of a line of documents.jsonl: a byte of a text can take six bytes in JSON."""
 
 
 def write_documents(
     items: Iterable[tuple[str, Any]], folder: Path, *, append: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """The items, each of which is written to documents.jsonl as it passes by; offsets.bin follows the last.
+    """Yields `items`, and writes each to documents.jsonl as it passes; writes offsets.bin after the last.
 
     Args:
-        items: id and content of each; only strings are kept.
-        folder: of the two files.
-        append: after the documents that are there.
+        items: pairs of id and content; a content that is no string is stored as an empty text.
+        folder: the folder of the two files.
+        append: write after the documents that the file holds already.
     """
     path, begins = folder / DOCUMENTS, array("q")
     position = path.stat().st_size if append else 0
@@ -49,7 +50,7 @@ def write_documents(
 
 
 def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Id and text of each document, in order.
+    """Yields the id and the text of each document, in order.
 
     Raises:
         DataError: documents.jsonl is damaged.
@@ -62,10 +63,10 @@ def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_ids(sources: Iterable[str]) -> list[str]:
-    """Ids from files, one per line and as they are, `-` being stdin; empty lines are none.
+    """Reads ids from files, one per line, unchanged; `-` is stdin. Empty lines are skipped.
 
     Raises:
-        DataError: a file can't be read, is not UTF-8, has a line that is too long, or ids that don't fit in memory.
+        DataError: a file can't be read, is not UTF-8, has a line that is too long, or its ids don't fit in memory.
     """
     ids: list[str] = []
     for source in sources:
@@ -79,14 +80,14 @@ def read_ids(sources: Iterable[str]) -> list[str]:
                     ids += [line] if line else []
         except UnicodeDecodeError as e:
             raise DataError(f"{name} line {number} is not UTF-8 text: {e.reason}", hint="one id per line") from e
-        except (OSError, ValueError) as e:  # ValueError: of a NUL in the name
+        except (OSError, ValueError) as e:  # ValueError: the name has a NUL
             why = getattr(e, "strerror", None) or e
             raise DataError(f"{name[:200]} can't be read: {why}", hint="a file of ids, one per line; - is stdin") from e
     return ids
 
 
 class Documents:
-    """The documents of an open index, whatever takes their place meanwhile.
+    """The documents of an open index. They stay readable while another process replaces the index.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -103,7 +104,7 @@ class Documents:
         self._offsets = np.memmap(offsets, "<i8", "r") if size else np.empty(0, "<i8")
 
     def of_rows(self, rows: Collection[int]) -> dict[int, tuple[str, str]]:
-        """Row → id and text.
+        """Reads documents by their rows: a dict from each row to its id and text.
 
         Raises:
             DataError: the files are damaged.
@@ -113,13 +114,13 @@ class Documents:
             try:
                 self._stream.seek(int(self._offsets[row]))
                 found[row] = _parsed(self._stream.readline(_MAX_DOCUMENT), self._path)
-            except (DataError, ValueError, IndexError, OSError) as e:  # a place that is none in the file
+            except (DataError, ValueError, IndexError, OSError) as e:  # an offset may lie outside the file
                 raise _damaged(self._path, self._path.with_name(OFFSETS)) from e
         return found
 
 
 def rows_of(folder: Path, ids: Collection[str], dead: np.ndarray) -> dict[str, int]:
-    """Id → row of those documents that have one of the ids, `dead` rows left out."""
+    """Finds the rows of documents by their ids: a dict from id to row, without the `dead` rows."""
     gone = set(dead.tolist())
     return {
         identity: row for row, (identity, _) in enumerate(read_documents(folder)) if identity in ids and row not in gone
@@ -127,11 +128,11 @@ def rows_of(folder: Path, ids: Collection[str], dead: np.ndarray) -> dict[str, i
 
 
 def _parsed(line: bytes, path: Path) -> tuple[str, str]:
-    """Id and text of a line of documents.jsonl."""
+    """Parses a line of documents.jsonl into id and text."""
     try:
         record = parse_json(line, str(path), error=DataError)
         found = record["id"], record["text"]
-        "".join(found).encode()  # strings, without halves of surrogate pairs
+        "".join(found).encode()  # fails for what is no string, and for halves of surrogate pairs
     except (DataError, TypeError, KeyError, UnicodeEncodeError) as e:
         raise _damaged(path) from e
     return found

@@ -1,16 +1,15 @@
-"""Reads index.faiss, whoever wrote it.
+"""Reads index.faiss safely, even if a stranger wrote it.
 
-FAISS reads a binary format of its own, in C++, and believes what stands there: a number that is wrong sends a search
-through memory that is not the index's. An index folder may come from anybody, and its digests only tell that it is what
-its author wrote. So
+FAISS reads a binary format of its own in C++ and does not check its numbers: a wrong number makes a search read memory
+outside the index. An index folder may come from anybody, and its digests only show that it is what its author wrote. So
 
-- reading is held to the size of the file (FAISS's own limits on what it allocates and how often it loops), maps files
-  read-only, and finds lists only beside the index, where its record names them;
-- what was read is checked: dimensions from level to level, rows, sizes of lists within their file, and numbers of rows
-  in graphs and lists (`check_structure`);
-- a file that this user's ternarize did not write is first read, checked and searched in a process of its own, which may
-  crash, hang or run out of memory without harm. What passes is remembered in the cache (`trust`), by its sha256 and by
-  its inode and times of change, so this costs half a second once for each file.
+- reading is bounded by the size of the file (with FAISS's limits on allocations and loops), maps files read-only, and
+  finds lists only beside the index, where its record names them;
+- the index that was read is checked: dimensions from level to level, numbers of rows, the place of each list within its
+  file, and row numbers in graphs and lists (`check_structure`);
+- a file that this user's ternarize did not write is first read, checked and searched in another process, which may
+  crash, hang or run out of memory without harm. A file that passes is remembered in the cache (`trust`), by its sha256
+  and by its inode and times of change, so this costs half a second once for each file.
 """
 
 import hashlib
@@ -36,29 +35,29 @@ __all__ = ["check_name", "check_structure", "read_faiss", "trust"]
 
 _AGAIN = "build the index again"
 _SECONDS, _BYTES_A_SECOND = 15, 10 << 20
-"""How long the process of its own may take: so many seconds, and a second for so many bytes."""
+"""Time limit of the other process: these seconds, and one second more for each of so many bytes."""
 _ROOM = 4 << 30
-"""Bytes that the process of its own may take beside three times the file."""
+"""Bytes of memory that the other process may take, besides three times the size of the file."""
 _LEAST = 1 << 20
 _QUERIES, _NEIGHBOURS = 16, 10
 
 
 def read_faiss(path: Path, digests: tuple[str, ...], lists: Path | None, *, writable: bool = False) -> faiss.Index:
-    """The FAISS index in a file; its vectors stay on disk and are read as searches touch them.
+    """Opens the FAISS index in a file. Its vectors stay on disk and are read when a search needs them.
 
     Args:
         path: the file, whose digest was verified.
-        digests: sha256 of the file and, where there is one, of the file of lists.
-        lists: the file of lists that the index's record names, beside the index; None without any.
-        writable: read it into memory, to be changed; lists stay in their file, and are written to.
+        digests: sha256 of the file and, if there is one, of the file of lists.
+        lists: the file of lists that the index's record names, beside the index; None if the record names none.
+        writable: read the index into memory, so that it can be changed; lists stay in their file and are changed there.
 
     Raises:
-        DataError: it is damaged, or asks for what no index has.
-        InputError: its path is not UTF-8.
+        DataError: the file is damaged, or holds values that no valid index has.
+        InputError: the path is not UTF-8.
     """
     check_name(path)
     stamps = _stamps(digests, path, lists)
-    trusted = _is_kept(stamps[0 if verifying() else 1])  # unverified, nobody knows whether these digests are the file's
+    trusted = _is_kept(stamps[0 if verifying() else 1])  # digests that were not verified may not be the file's
     if not trusted:
         _try_apart(path, lists)
     index = _read(path, lists, writable=writable)
@@ -70,16 +69,17 @@ def read_faiss(path: Path, digests: tuple[str, ...], lists: Path | None, *, writ
 
 
 def check_name(folder: Path) -> None:
-    """Refuses a folder whose name FAISS can't be told.
+    """Refuses a folder whose path can't be passed to FAISS.
 
     Raises:
-        InputError: its path is not UTF-8.
+        InputError: the path is not UTF-8.
     """
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError as e:
         raise InputError(
-            f"FAISS takes names in UTF-8 only, and {utf8_name(folder)} is none", hint="another name for the index"
+            f"FAISS takes only paths in UTF-8, and {utf8_name(folder)} is not UTF-8",
+            hint="choose another name for the index",
         ) from e
 
 
@@ -87,10 +87,10 @@ def trust(digests: tuple[str, ...], path: Path, lists: Path | None) -> None:
     """Remembers that files were written by this user's ternarize, or passed all checks.
 
     Args:
-        digests: the sha256 of each.
-        path, lists: the files as they are now, which have these digests.
+        digests: the sha256 of each file.
+        path, lists: the file of the index and the file of its lists (None if it has none), with these digests.
     """
-    with suppress(OSError, InputError):  # without a cache they are checked again the next time
+    with suppress(OSError, InputError):  # without a cache, the files are checked again the next time
         for stamp in _stamps(digests, path, lists):
             if not _is_kept(stamp):
                 keep_file(cache_folder("indexes") / stamp, lambda stream: stream.write(faiss.__version__.encode()))
@@ -105,14 +105,14 @@ def _is_kept(stamp: str) -> bool:
 
 
 def _stamps(digests: tuple[str, ...], path: Path, lists: Path | None) -> tuple[str, str]:
-    """Names of the files in the cache that stand for contents with these digests, and for the files as they are now."""
+    """Names two files in the cache: one stands for contents with these digests, one for the files as they are now."""
     states = [one.stat() for one in (path, lists) if one is not None]
     state = repr([(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states])
     return "-".join(digest[:32] for digest in digests), hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
 def _read(path: Path, lists: Path | None, *, writable: bool = False) -> faiss.Index:
-    """Reads the file, and checks where its lists are before anything looks into them."""
+    """Reads the file, and checks where its lists are before anything reads them."""
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR
     if not writable:
         flags |= faiss.IO_FLAG_READ_ONLY | (0 if lists else faiss.IO_FLAG_MMAP_IFC)
@@ -132,7 +132,7 @@ def _size(path: Path, lists: Path | None) -> int:
 
 @contextmanager
 def _limits(size: int) -> Iterator[None]:
-    """FAISS's limits for reading: no vector has more bytes than the file, no loop more rounds than it has bytes."""
+    """Sets FAISS's limits for reading: no vector has more bytes than the file, and no loop more rounds than that."""
     before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     faiss.set_deserialization_vector_byte_limit(size)
     faiss.set_deserialization_loop_limit(size)
@@ -156,7 +156,7 @@ def _check_place_of_lists(index: faiss.Index, path: Path, lists: Path | None) ->
         size, row = lists.stat().st_size, inverted.code_size + 8
         if inverted.totsize > size or inverted.nlist != level.nlist:
             raise _damaged(path, f"its lists take {inverted.totsize} bytes, and {lists.name} has {size}")
-        places: Any = inverted.lists  # FAISS's types take it for a list
+        places: Any = inverted.lists  # FAISS's stubs call it a list
         for number in range(inverted.nlist):
             one = places.at(number)
             if one.size > one.capacity or (one.capacity and one.offset + one.capacity * row > size):
@@ -164,26 +164,31 @@ def _check_place_of_lists(index: faiss.Index, path: Path, lists: Path | None) ->
 
 
 def check_structure(index: faiss.Index, path: Path, lists: Path | None) -> None:
-    """Checks an index that was read: levels fit each other, and every number of a row is one.
+    """Checks an index that was read: its levels fit each other, and every row number is valid.
 
     Args:
-        index: it.
-        path: its file, for messages; lists: as `read_faiss`.
+        index: the index.
+        path: its file, for messages.
+        lists: the file of its lists; None if it has none on disk.
 
     Raises:
-        DataError: it does not fit together.
+        DataError: two levels don't fit each other, or a row number is out of range.
     """
     _check_place_of_lists(index, path, lists)
     count, dim = index.ntotal, index.d
     for level in levels(index):
         if level.ntotal != count or level.d != dim:
-            raise _damaged(path, f"a level has {level.ntotal} rows of {level.d}, the one around it {count} of {dim}")
+            raise _damaged(
+                path, f"a level has {level.ntotal} rows of {level.d} dimensions, the one around it {count} of {dim}"
+            )
         if isinstance(level, faiss.IndexPreTransform):
             dim = _check_chain(level, path)
         elif isinstance(level, faiss.IndexRefine):
             refine = faiss.downcast_index(level.refine_index)
             if (refine.ntotal, refine.d) != (count, dim):
-                raise _damaged(path, f"it refines {count} rows of {dim} by {refine.ntotal} of {refine.d}")
+                raise _damaged(
+                    path, f"it refines {count} rows of {dim} dimensions by {refine.ntotal} rows of {refine.d}"
+                )
             _check_codes(refine, path)
         _check_codes(level, path)
         if isinstance(level, faiss.IndexIVF):
@@ -193,19 +198,19 @@ def check_structure(index: faiss.Index, path: Path, lists: Path | None) -> None:
             _check_storage(level, path)
             _check_rows(_ints(graph.neighbors), count, path)
             if not -1 <= graph.entry_point < max(count, 1) or graph.levels.size() != count:
-                raise _damaged(path, "its graph has an entry or levels that are none")
+                raise _damaged(path, "its graph has an entry point or levels that are not valid")
         if isinstance(level, faiss.IndexNSG):
             _check_storage(level, path)
             _check_nsg(level, path)
 
 
 def _check_chain(level: Any, path: Path) -> int:
-    """Checks that transforms take what the ones before them give; returns the last width."""
+    """Checks that each transform takes the dimensions that the one before it gives; returns the last dimension."""
     width = level.d
     for position in range(level.chain.size()):
         step = faiss.downcast_VectorTransform(level.chain.at(position))
         if step.d_in != width:
-            raise _damaged(path, f"a transform takes vectors of {step.d_in}, and gets {width}")
+            raise _damaged(path, f"a transform takes vectors of {step.d_in} dimensions, and gets {width}")
         matrix = getattr(step, "A", None)
         if isinstance(step, faiss.LinearTransform) and matrix is not None and matrix.size() != step.d_in * step.d_out:
             raise _damaged(path, f"a matrix has {matrix.size()} numbers, not {step.d_in} × {step.d_out}")
@@ -215,7 +220,7 @@ def _check_chain(level: Any, path: Path) -> int:
 
 def _check_codes(level: Any, path: Path) -> None:
     if isinstance(level, faiss.IndexFlatCodes) and level.codes.size() != level.ntotal * level.code_size:
-        raise _damaged(path, f"{level.ntotal} rows of {level.code_size} bytes are not {level.codes.size()} bytes")
+        raise _damaged(path, f"{level.ntotal} rows of {level.code_size} bytes do not fit {level.codes.size()} bytes")
 
 
 def _check_storage(level: Any, path: Path) -> None:
@@ -229,7 +234,7 @@ def _check_lists(level: Any, path: Path) -> None:
     inverted = _inverted_lists(level, path)
     quantizer = faiss.downcast_index(level.quantizer)
     if quantizer.ntotal != level.nlist or quantizer.d != level.d or inverted.nlist != level.nlist:
-        raise _damaged(path, f"it has {level.nlist} lists and {quantizer.ntotal} centroids of {quantizer.d}")
+        raise _damaged(path, f"it has {level.nlist} lists and {quantizer.ntotal} centroids of {quantizer.d} dimensions")
     _check_codes(quantizer, path)
     if hasattr(quantizer, "hnsw"):
         _check_storage(quantizer, path)
@@ -243,7 +248,7 @@ def _check_lists(level: Any, path: Path) -> None:
         if size:
             ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
             if int(ids.min()) < 0 or int(ids.max()) >= level.ntotal:
-                raise _damaged(path, f"list {number} names a row that is none")
+                raise _damaged(path, f"list {number} names a row that is out of range")
     if total != level.ntotal:
         raise _damaged(path, f"its lists hold other rows than the {level.ntotal} that it counts")
 
@@ -264,14 +269,14 @@ def _check_nsg(level: Any, path: Path) -> None:
 
 
 def _ints(vector: Any) -> np.ndarray:
-    """int32 `[n]`: the numbers of a vector of FAISS, without a copy."""
+    """Views a FAISS vector as an array, without a copy: int32 `[n]`."""
     size = vector.size()
     return faiss.rev_swig_ptr(vector.data(), size) if size else np.empty(0, np.int32)
 
 
 def _check_rows(rows: np.ndarray, count: int, path: Path) -> None:
     if len(rows) and (int(rows.min()) < -1 or int(rows.max()) >= count):
-        raise _damaged(path, "its graph names a row that is none")
+        raise _damaged(path, "its graph names a row that is out of range")
 
 
 def _damaged(path: Path, why: str) -> DataError:
@@ -279,10 +284,10 @@ def _damaged(path: Path, why: str) -> DataError:
 
 
 def _try_apart(path: Path, lists: Path | None) -> None:
-    """Reads, checks and searches the file in a process of its own.
+    """Reads, checks and searches the file in another process.
 
     Raises:
-        DataError: that process found a fault, crashed, took too long or too much memory.
+        DataError: that process found a fault, crashed, or took too much time or memory.
     """
     command = [sys.executable, "-P", "-m", "ternarize_cli.index.faiss_file", str(path.resolve())]
     command += [str(lists.resolve())] if lists else []
@@ -291,22 +296,22 @@ def _try_apart(path: Path, lists: Path | None) -> None:
     try:
         ended = subprocess.run(command, capture_output=True, env=environment, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as e:
-        raise _damaged(path, f"FAISS did not come to an end with it in {seconds} seconds") from e
+        raise _damaged(path, f"FAISS did not finish reading it within {seconds} seconds") from e
     if ended.returncode == 2:
         raise _damaged(path, ended.stderr.decode(errors="replace").strip().splitlines()[-1])
     if ended.returncode != 0:
-        raise _damaged(path, "FAISS crashes on it, or needs far more memory than it has bytes")
+        raise _damaged(path, "FAISS crashes on it, or needs far more memory than the file has bytes")
 
 
 def _apart(path: Path, lists: Path | None) -> None:
-    """What the process of its own does: all that a search may do, with the lists of many clusters."""
+    """Runs in the other process: reads and checks the file, and searches it with the lists of many clusters."""
     try:
         import resource
 
         limit = 3 * _size(path, lists) + _ROOM
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):  # not on this system: then without
+    except (ImportError, ValueError, OSError):  # this system has no such limit
         pass
     index = _read(path, lists)
     check_structure(index, path, lists)

@@ -1,8 +1,8 @@
 """Makes a FAISS index, trains it on a sample and fills it from shards, in memory or with its lists on disk.
 
-On disk, blocks of rows are added to empty copies of the trained index, which are written one after the other and then
-merged into one file (`faiss.contrib.ondisk`); memory holds a block and the centroids, whatever the corpus's length.
-The lists, and so the answers, are those of an index that was filled in memory.
+With lists on disk, blocks of rows are added to empty copies of the trained index, which are written one after the other
+and then merged into one file (`faiss.contrib.ondisk`). Memory holds one block and the centroids, however long the
+corpus is. The lists, and so the answers, equal those of an index that was filled in memory.
 """
 
 import re
@@ -32,7 +32,7 @@ _BLOCK = 1 << 28  # bytes
 
 @dataclass(frozen=True)
 class Plan:
-    """The index to make, empty, and what its record says of it."""
+    """An empty index that is to be filled, and the fields of its record that describe it."""
 
     index: faiss.Index
     preset: str
@@ -42,7 +42,7 @@ class Plan:
 
 
 class Vectors(Protocol):
-    """Vectors in shards, as `VectorFolder` has them."""
+    """Vectors in shards, with the methods of `VectorFolder` that filling an index needs."""
 
     shards: int
     count: int
@@ -53,10 +53,10 @@ class Vectors(Protocol):
 
 
 def check_metric(metric: str | None) -> None:
-    """Refuses a metric that there is not.
+    """Checks that `metric` is one of METRICS, or None.
 
     Raises:
-        InputError: as said.
+        InputError: `metric` is not in METRICS.
     """
     if metric not in (None, *METRICS):
         raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
@@ -73,12 +73,17 @@ def plan(
     memory: int | None = None,
     on_disk: bool = False,
 ) -> Plan:
-    """What to make of `count` vectors.
+    """Chooses the index for `count` vectors, and makes it empty.
 
     Args:
-        factory, memory: as `presets.factory_of`; metric: "ip", "l2" or None.
-        count, dim, similarity, normalized: of the vectors.
-        on_disk: whether the index must be one whose lists can lie on disk.
+        factory: a preset's name or a FAISS factory string.
+        metric: "ip", "l2", or None for the metric that suits `similarity`.
+        count: number of vectors.
+        dim: number of their dimensions.
+        similarity: name of the similarity by which the model compares vectors.
+        normalized: whether the vectors have length 1.
+        memory: bytes that the preset `auto` may use; None sets no limit.
+        on_disk: whether the index must be of a kind whose lists can lie on disk.
 
     Raises:
         InputError: there is no such index, or it does not suit the vectors.
@@ -100,17 +105,18 @@ def fill(
     """Trains and fills the index and writes it into a folder.
 
     Args:
-        made: what to make; the index is empty afterwards.
-        vectors: what to fill it with.
-        folder: of index.faiss, and of index.ivfdata if `on_disk`.
-        seed: of the sample for training.
-        track: told of each shard.
+        made: the plan; its index is empty again afterwards.
+        vectors: the vectors to fill it with.
+        folder: the folder in which index.faiss, and index.ivfdata if `on_disk`, are written.
+        seed: seed of the random sample for training.
+        on_disk: whether the lists are written to a file of their own.
+        track: reports progress after each shard.
 
     Returns:
-        A sentence on training where there were few vectors for it.
+        A sentence that says so if there were too few vectors for training; otherwise None.
 
     Raises:
-        InputError: FAISS can't train or fill it with these.
+        InputError: FAISS can't train the index on these vectors, or can't fill it with them.
     """
     index = made.index
     with _refusals(made, vectors.count), quiet_clusterings(index) as wanted:
@@ -130,7 +136,7 @@ def fill(
 
 
 def levels(index: faiss.Index) -> Iterator[faiss.Index]:
-    """An index and those that it wraps, from the outermost to the one that holds the vectors."""
+    """Yields an index and the indexes that it wraps, from the outermost to the one that holds the vectors."""
     while True:
         index = faiss.downcast_index(index)
         yield index
@@ -165,11 +171,11 @@ def _fill_on_disk(index: faiss.Index, vectors: Vectors, folder: Path, track: Tra
 
 @contextmanager
 def quiet_clusterings(index: faiss.Index) -> Iterator[int]:
-    """How many vectors FAISS wants for the clusterings that train an index; it doesn't say so for each of them."""
+    """Yields how many vectors FAISS wants for each clustering in training, and turns off FAISS's own warnings."""
     wanted, opq = 0, []
     for level in levels(index):
         if isinstance(level, faiss.IndexPreTransform):
-            chain: Any = level.chain  # FAISS's types take it for a list
+            chain: Any = level.chain  # FAISS's stubs call it a list
             for step in (faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())):
                 if isinstance(step, faiss.OPQMatrix):
                     opq.append((step, faiss.ProductQuantizer(step.d_out, step.M, 8)))
@@ -179,7 +185,7 @@ def quiet_clusterings(index: faiss.Index) -> Iterator[int]:
                 clusters = getattr(holder, "ksub", 0) or getattr(holder, "nlist", 0)
                 wanted = max(wanted, holder.cp.min_points_per_centroid * clusters)
                 holder.cp.min_points_per_centroid = 1
-    for step, quantizer in opq:  # which it would make itself
+    for step, quantizer in opq:  # FAISS would make this quantizer itself, with warnings
         wanted = max(wanted, quantizer.cp.min_points_per_centroid * quantizer.ksub)
         quantizer.cp.min_points_per_centroid = 1
         step.pq = quantizer
@@ -198,17 +204,17 @@ def _check_on_disk(made: Plan) -> None:
         raise InputError(f"the index {made.factory!r} has no lists that could lie on disk", hint="--factory ivf")
     if "IndexRefine" in kinds:
         raise InputError(
-            f"the index {made.factory!r} keeps vectors to refine with, and these are filled in memory",
-            hint=f"--factory ivf, or IVF{inner.nlist},SQ8, which takes a quarter of it",
+            f"the index {made.factory!r} keeps vectors to refine with, and these can only be filled in memory",
+            hint=f"--factory ivf, or IVF{inner.nlist},SQ8, which takes a quarter of its space",
         )
     if not isinstance(lists, faiss.ArrayInvertedLists):
         raise InputError(f"the lists of {made.factory!r} are packed for scanning, and can't lie on disk", hint="no fs")
 
 
 def _check_factory(factory: str, count: int) -> None:
-    """Refuses what FAISS would only refuse after all the encoding, or crash on."""
+    """Refuses factory strings that FAISS would refuse only after all the encoding, or would crash on."""
     if re.search(r"(?<!\d)0+(?!\d)", factory) or re.search(r"(HNSW|NSG)1(?!\d)", factory):
-        raise InputError(f"the factory {factory!r} asks for an index with nothing in it", hint="e.g. --factory HNSW32")
+        raise InputError(f"the factory {factory!r} names an index without any part", hint="e.g. --factory HNSW32")
     clusters = re.search(r"IVF(\d+)", factory)
     if clusters and int(clusters[1]) > count:
         fitting = max(1, count // 39)
@@ -241,12 +247,12 @@ def _refusals(made: Plan, count: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """FAISS's own words without its function names and source lines."""
+    """FAISS's message, without its function names and source lines."""
     return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split())) or type(error).__name__
 
 
 def _sample(vectors: Vectors, index: faiss.Index, seed: int) -> np.ndarray:
-    """All vectors, or of a large corpus a random sample: float32 `[rows, dim]`."""
+    """Vectors for training, all of a small corpus, a random sample of a large one: float32 `[rows, dim]`."""
     inverted = faiss.try_extract_index_ivf(index)
     wanted = max(_TRAINING_ROWS, _ROWS_PER_CLUSTER * inverted.nlist if inverted else 0)
     if vectors.count <= wanted:

@@ -1,17 +1,17 @@
-"""What stands in an index folder.
+"""The files of an index folder, and its record.
 
-    index.faiss       the FAISS index; its row i is
-    index.ivfdata     its lists, where they were built on disk
+    index.faiss       the FAISS index; its row i is the vector of line i of documents.jsonl
+    index.ivfdata     lists of the FAISS index, if they were built on disk
     documents.jsonl   line i: {"id": "…", "text": "…"}
-    offsets.bin       where line i begins: int64, little-endian
-    truth.npz         queries and their true neighbours, by which `index tune` judges (`truth`)
-    deleted-N.bin     rows that are deleted, if any are: int64, little-endian, rising
-    index.json        how the vectors were made, so that queries are encoded alike: the fields of `IndexInfo`
+    offsets.bin       the byte at which each line begins: int64, little-endian
+    truth.npz         queries and their true neighbours, with which `index tune` measures recall (`truth`)
+    deleted-N.bin     numbers of deleted rows, if there are any: int64, little-endian, rising
+    index.json        the record: the fields of `IndexInfo`, with how to encode queries as the documents were encoded
 
-Sizes and digests of the others stand in the last, and a checksum of itself (`checksummed`). Opening an index compares
-all digests before FAISS sees a byte, unless TERNARIZE_VERIFY is 0; `ternarize index info`, and what changes an index,
-do so always. The name of deleted-N.bin, where N counts its rows, changes with its content, so that a deletion takes
-effect when index.json is replaced.
+index.json holds the sizes and digests of the other files, and a checksum of itself (`checksummed`). Opening an index
+compares all digests before FAISS reads a byte, unless TERNARIZE_VERIFY is 0; `ternarize index info`, and commands that
+change an index, always compare them. N in the name of deleted-N.bin counts its rows, so the name changes with the
+content, and a deletion takes effect at the moment at which index.json is replaced.
 """
 
 import dataclasses
@@ -53,14 +53,14 @@ OFFSETS, TRUTH, LISTS = "offsets.bin", "truth.npz", "index.ivfdata"
 _VERSION = 4
 _AGAIN = "build the index again: ternarize index build"
 DELETED = re.compile(r"deleted-\d+\.bin")
-"""Names of the file that says which documents are deleted; the number counts deletions."""
+"""Pattern of the name of the file of deleted rows; the number in it counts these rows."""
 _MOST_ROWS, _WIDEST = 1 << 40, 1 << 20
 _verified: dict[Path, object] = {}
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Size and digest of a file of the index."""
+    """Size in bytes and sha256 of a file of the index."""
 
     bytes: int
     sha256: str
@@ -71,9 +71,9 @@ class IndexInfo(Origin):
     """The record of an index.
 
     `metric` is "ip" (inner product; larger is nearer) or "l2" (squared distance; smaller is nearer). `count` is the
-    rows of the index, of which `deleted` are no longer found. `seed` drew the training sample, if there was one, and
-    the queries of truth.npz. `preset` is the name that `factory` came from, if there was one; `search` the settings
-    that searches use, chosen by `index tune`.
+    number of rows of the index, of which `deleted` are no longer found. `seed` is the seed of the training sample, if
+    there was one, and of the queries of truth.npz. `preset` is the name of the preset that `factory` came from, or
+    empty. `search` holds the settings that searches use, chosen by `index tune`.
     """
 
     dim: int
@@ -101,20 +101,21 @@ class IndexInfo(Origin):
 
     @property
     def deleted_file(self) -> str | None:
-        """The name of the file of deleted rows; None without any."""
+        """The name of the file of deleted rows; None if no rows are deleted."""
         return f"deleted-{self.deleted}.bin" if self.deleted else None
 
 
 def stored_file(path: Path) -> StoredFile:
-    """Size and digest of a file as it is."""
+    """Measures the size and the sha256 of a file."""
     return StoredFile(path.stat().st_size, files.sha256(path))
 
 
 def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
-    """int64 `[deleted]`: the rows that are deleted, rising.
+    """Reads the numbers of the deleted rows: int64 `[deleted]`, rising.
 
     Raises:
-        DataError: the file holds another number of rows, or they are not rising or not rows of the index.
+        DataError: the file holds another number of rows than the record says, they are not rising, or one is not a row
+            of the index.
     """
     if info.deleted_file is None:
         return np.empty(0, "<i8")
@@ -126,7 +127,7 @@ def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
 
 
 def write_info(folder: Path, info: IndexInfo) -> None:
-    """Writes index.json, or replaces it at once."""
+    """Writes index.json, or replaces it in one step."""
     with files.atomic_file(folder / INFO, force=True) as partial:
         partial.write_text(signed(dataclasses.asdict(info), indent=2), encoding="utf-8")
 
@@ -135,12 +136,12 @@ def read_info(folder: Path) -> IndexInfo:
     """Reads index.json and compares the sizes of the other files with it.
 
     Raises:
-        DataError: the folder is no index, is of another version, its record was edited, or its files don't fit it.
+        DataError: the folder is no index or one of another version, its record was edited, or a file has another size.
     """
     while True:
         try:
             return _read_info(folder)
-        except DataError:  # unless another process has just changed the index
+        except DataError:  # another process may just have changed the index
             before = _content_of(folder)
             try:
                 return _read_info(folder)
@@ -159,7 +160,7 @@ def _content_of(folder: Path) -> bytes | None:
 def _read_info(folder: Path) -> IndexInfo:
     path = folder / INFO
     if not path.is_file():
-        what = "is no index: it has no index.json" if folder.is_dir() else "is not there"
+        what = "is no index: it has no index.json" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}", hint="pass the folder that `ternarize index build` wrote")
     content = read_signed(path, _VERSION, "index", _AGAIN)
     check_types(content, IndexInfo, path, _AGAIN)
@@ -180,7 +181,7 @@ def _read_info(folder: Path) -> IndexInfo:
 
 
 def _check_values(info: IndexInfo, path: Path) -> None:
-    """Refuses a record whose numbers no index has, or that don't belong together."""
+    """Refuses a record with a number that is out of range, or with numbers that contradict each other."""
     wrong = {
         "dim": not 0 < info.dim <= _WIDEST,
         "count": not 0 <= info.count <= _MOST_ROWS,
@@ -195,21 +196,21 @@ def _check_values(info: IndexInfo, path: Path) -> None:
     sizes = {OFFSETS: 8 * info.count, **({info.deleted_file: 8 * info.deleted} if info.deleted_file else {})}
     for name, size in sizes.items():
         if name not in info.files or info.files[name].bytes != size:
-            raise DataError(f"{path}: {name} has not the {size} bytes that {info.count} rows take", hint=_AGAIN)
+            raise DataError(f"{path}: {name} does not have the {size} bytes that {info.count} rows take", hint=_AGAIN)
 
 
 def verify_files(folder: Path, info: IndexInfo, names: Collection[str]) -> None:
-    """Compares files of an index with their digests, unless TERNARIZE_VERIFY is 0.
+    """Compares some files of an index with their digests, unless TERNARIZE_VERIFY is 0.
 
     Files that were verified in this process and have not been written to since are not read again.
 
     Args:
-        folder: the index.
+        folder: the folder of the index.
         info: its record.
-        names: of the files; those that the record does not have are passed over.
+        names: names of the files; names that the record does not have are passed over.
 
     Raises:
-        DataError: one has changed.
+        DataError: a file has changed.
     """
     if not integrity.verifying():
         integrity.note_once(f"{folder} is opened without verifying its digests (TERNARIZE_VERIFY=0)")
@@ -221,13 +222,13 @@ def verify_files(folder: Path, info: IndexInfo, names: Collection[str]) -> None:
 
 
 def check_files(folder: Path, info: IndexInfo, names: Collection[str] | None = None) -> None:
-    """Compares files of an index, all or those of some names, with the digests in its record.
+    """Compares the files of an index that are in `names` (None: all) with the digests in its record.
 
     Raises:
-        DataError: one has changed.
+        DataError: a file has changed.
     """
     wanted = [name for name in info.files if names is None or name in names]
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing leaves Python's lock to others
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases Python's global lock
         digests = list(pool.map(files.sha256, [folder / name for name in wanted]))
     for name, digest in zip(wanted, digests, strict=True):
         if digest != info.files[name].sha256:

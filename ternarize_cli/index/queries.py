@@ -1,4 +1,4 @@
-"""What an index is asked: texts from arguments and files, or images."""
+"""Reads queries for an index: texts from arguments and files, or images."""
 
 import os
 from collections.abc import Sequence
@@ -16,15 +16,17 @@ __all__ = ["read_queries"]
 def read_queries(
     kind: str, index: Path, texts: Sequence[str], file: str | None, images: Sequence[str]
 ) -> tuple[list[str], list[Any]]:
-    """Names of the queries, and the queries: the texts themselves, or RGB images.
+    """Reads queries; returns their names and the queries, which are texts or RGB images.
 
     Args:
-        kind: "text" or "image", what the index holds; index: its folder, for messages.
-        texts: queries; file: of more, `-` for stdin, or None.
-        images: files, or folders of them.
+        kind: "text" or "image", the kind of documents that the index holds.
+        index: the folder of the index, for messages.
+        texts: queries from the command line.
+        file: a file with more queries, one per line; `-` is stdin; None reads no file.
+        images: image files, or folders of image files.
 
     Raises:
-        InputError: the queries are of the other kind, or one is empty.
+        InputError: the queries are not of `kind`, or one is empty.
         DataError: a file can't be read.
     """
     if kind == "image" and (texts or file is not None):
@@ -34,7 +36,7 @@ def read_queries(
     if kind == "text":
         asked = [*texts, *(read_lines([file]) if file is not None else [])]
         if not all(text.strip() for text in asked):
-            raise InputError("a query is empty", hint="nothing can be found by it; leave it out")
+            raise InputError("a query is empty", hint="leave it out: an empty query finds nothing")
         return asked, asked
     names: list[str] = []
     pictures: list[Any] = []

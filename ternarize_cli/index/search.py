@@ -1,9 +1,9 @@
 """Opens an index folder, answers queries from it, and checks it.
 
-An index only makes sense with the model that made it, so the model's content hash is compared before the first query is
-encoded: a model that was retrained, or another one of the same width, would give answers that look fine and are wrong.
-The one exception is a student of that model: its vectors are made to lie where the teacher's do, so its queries can be
-answered from documents that the teacher encoded, without encoding them again.
+An index only works with the model that made it, so the model's content hash is compared before the first query is
+encoded: a model that was retrained, or another model with as many dimensions, would give answers that look right and
+are wrong. The one exception is a student of that model. It was trained to give the teacher's vectors, so its queries
+can be answered from documents that the teacher encoded, without encoding them again.
 """
 
 import shlex
@@ -40,7 +40,7 @@ from ternarize_cli.vectors.encode import EncoderOptions, image_folder, open_mode
 __all__ = ["KNOBS", "Hit", "Searcher", "check_index", "model_for", "open_index", "search_live", "set_knob"]
 
 KNOBS = {"nprobe": "--nprobe", "efSearch": "--ef-search", "k_factor_rf": "--refine"}
-"""What can be set of an index, by FAISS's names, and the flags for it."""
+"""Settings of a search: FAISS's names of them, and the command-line flags that set them."""
 _MORE, _AT_ONCE = 16, 1024
 _AGAIN = "build the index again"
 _LONGEST_NAME = 300
@@ -48,7 +48,7 @@ _LONGEST_NAME = 300
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer: `score` is the inner product, or the squared distance where the index's metric is "l2"."""
+    """One answer. `score` is the inner product, or the squared distance if the index's metric is "l2"."""
 
     query: str
     id: str
@@ -60,24 +60,24 @@ class Searcher:
     """An open index with its model.
 
     Args:
-        folder: as `build_index` wrote it.
-        model: MODEL instead of the recorded one: of the same content, or a student of it.
-        asymmetric: take another model, too, if its vectors are as wide.
-        settings: values for `KNOBS` other than those that `index tune` chose: nprobe, clusters that an IVF index looks
-            into; efSearch, candidates that an HNSW index keeps; k_factor_rf, how many times k candidates are ranked by
-            their stored int8 vectors.
-        encoder: how queries are encoded.
+        folder: an index folder, as `build_index` writes it.
+        model: MODEL to use instead of the recorded one: a copy of that model, or a student of it.
+        asymmetric: allow any other model whose vectors have as many dimensions.
+        settings: values of `KNOBS` that replace those that `index tune` chose: nprobe is the number of clusters that an
+            IVF index searches; efSearch the number of candidates that an HNSW index keeps; k_factor_rf · k the number
+            of candidates that are ranked by their stored int8 vectors.
+        encoder: settings of the encoder of the queries.
 
     Attributes:
         info: the index's record.
-        encode: what encodes queries.
-        student: whether the model is another one than the documents'.
-        seconds: what the last `search` took: "encoding", "searching" and "reading" of texts.
+        encode: the encoder of the queries.
+        student: whether the queries' model is not the documents' model.
+        seconds: seconds that parts of the last `search` took: "encoding", "searching", and "reading" of texts.
 
     Raises:
         DataError: the index is damaged.
-        InputError: the model is gone or can't search this index, the index has no such knob, or the number of threads
-            is out of range.
+        InputError: the model is gone or can't search this index, this kind of index lacks one of `settings`, or the
+            number of threads is out of range.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class Searcher:
             )
 
     def search(self, queries: Sequence[Any], k: int = 10, *, names: list[str] | None = None) -> list[list[Hit]]:
-        """The k nearest documents of each query, nearest first; fewer where the index has (or finds) fewer.
+        """Finds the k nearest documents of each query, nearest first; fewer if the index has or finds fewer.
 
         Args:
             queries: texts, or images for an index of images.
-            k: answers per query.
-            names: how hits call the queries; None: as they are.
+            k: number of answers per query.
+            names: names of the queries in the hits; None uses the queries themselves.
         """
         started = time.perf_counter()
         parts = [list(queries[start : start + _AT_ONCE]) for start in range(0, len(queries), _AT_ONCE)]
@@ -138,7 +138,7 @@ class Searcher:
 
 
 def _opened(folder: Path) -> tuple[IndexInfo, faiss.Index, np.ndarray, Documents]:
-    """All parts of one state of an index, though another process may change it meanwhile."""
+    """Opens record, FAISS index, deleted rows and documents of one state of an index that others may be changing."""
     while True:
         info = read_info(folder)
         try:
@@ -153,15 +153,16 @@ def _opened(folder: Path) -> tuple[IndexInfo, faiss.Index, np.ndarray, Documents
 
 
 def search_live(index: faiss.Index, vectors: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows `[queries, k]` of the nearest that are not deleted; row -1 where there are fewer.
+    """Finds the nearest rows that are not deleted: scores and rows, each `[queries, k]`; row -1 where there are fewer.
 
-    FAISS's selectors work with some kinds of index only; asking for more, and again for twice as many, works with all.
+    FAISS's selectors work with some kinds of index only. Searching for more than k, and again for twice as many, works
+    with all kinds.
 
     Args:
-        index: any.
-        vectors: float32 `[queries, dim]`.
-        k: answers per query.
-        dead: rows that are deleted, rising.
+        index: any FAISS index.
+        vectors: the queries, float32 `[queries, dim]`.
+        k: number of answers per query.
+        dead: int64, numbers of the deleted rows, rising.
     """
     k = min(k, index.ntotal - len(dead))
     if k < 1:
@@ -181,10 +182,10 @@ def search_live(index: faiss.Index, vectors: np.ndarray, k: int, dead: np.ndarra
 
 
 def set_knob(index: faiss.Index, info: IndexInfo, name: str, value: float) -> None:
-    """Sets one of `KNOBS`.
+    """Sets one of `KNOBS` of a FAISS index.
 
     Raises:
-        InputError: an index of this kind has no such knob.
+        InputError: an index of this kind has no setting `name`.
     """
     try:
         faiss.ParameterSpace().set_index_parameter(index, name, value)
@@ -193,7 +194,7 @@ def set_knob(index: faiss.Index, info: IndexInfo, name: str, value: float) -> No
 
 
 def check_index(folder: Path) -> IndexInfo:
-    """Reads everything in an index folder and returns its record.
+    """Reads and checks every file of an index folder, and returns its record.
 
     Raises:
         DataError: a file is missing or damaged, or the files don't belong together.
@@ -212,10 +213,10 @@ def check_index(folder: Path) -> IndexInfo:
 
 
 def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
-    """The FAISS index, its vectors read from disk as searches touch them.
+    """Opens the FAISS index of a folder. Its vectors stay on disk and are read when a search needs them.
 
     Raises:
-        DataError: it is damaged, or not what the record says.
+        DataError: the file is damaged, or its metric or size is not what the record says.
     """
     path = folder / FAISS_INDEX
     verify_files(folder, info, (FAISS_INDEX, LISTS))
@@ -231,18 +232,19 @@ def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
 
 
 def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Path, bool]:
-    """The folder of the model that encodes queries, and whether it is another than the one that made the index.
+    """Finds the folder of the model for the queries; also returns whether it differs from the index's model.
 
     Args:
-        index: the index's folder; info: its record.
-        model: MODEL as the user named it; None takes the one that the record names, if it may be opened unasked
+        index: the index's folder.
+        info: its record.
+        model: MODEL as the user named it; None takes the model that the record names, if it may be opened unasked
             (`Origin.is_sealed`, `Origin.is_near`).
-        asymmetric: take any model.
+        asymmetric: allow any model.
 
     Raises:
-        InputError: it is not the model that made the index, nor a student of it; or the record names a folder that
-            has to be confirmed.
-        ModelNotFoundError: it is gone.
+        InputError: the model is neither the one that made the index nor a student of it; or the record names a folder
+            that the user has to confirm.
+        ModelNotFoundError: the model's folder is gone.
     """
     resolve = image_folder if info.kind == "image" else text_folder
     name = shown(info.model, _LONGEST_NAME)
@@ -265,13 +267,13 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
 
 
 def _recorded_model(index: Path, info: IndexInfo) -> Path:
-    """The folder of the model that an index names, if it may be opened without being named by the user."""
+    """Finds the folder of the model that an index records, if it may be opened without the user naming it."""
     name, where = shown(info.model, _LONGEST_NAME), shown(info.model_path, _LONGEST_NAME)
     sealed = info.is_sealed()
     if not sealed and not info.is_near(index):
         plain = info.model_path.isprintable() and len(info.model_path) < _LONGEST_NAME
         raise InputError(
-            f"{index} was not made here, and says that its model is {name} in {where}",
+            f"{index} was not built by this user, and says that its model is {name} in {where}",
             hint=f"if you trust that folder: --model {shlex.quote(info.model_path) if plain else 'FOLDER'}",
         )
     folder = Path(info.model_path)
@@ -286,7 +288,7 @@ def _recorded_model(index: Path, info: IndexInfo) -> Path:
 
 
 def _teacher_of(folder: Path) -> str | None:
-    """The content hash of the model that a student was distilled from; None where no readable record says so."""
+    """Reads the content hash of the teacher that a model was distilled from; None if no readable record names it."""
     path = folder / "distillation.json"
     try:
         record = read_json(path, error=DataError) if path.exists() else None

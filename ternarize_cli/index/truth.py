@@ -1,6 +1,6 @@
-"""Queries whose true neighbours are known, kept beside an index so that it can be judged and tuned without its vectors.
+"""Queries with their true neighbours, stored with an index so that recall can be measured without the vectors.
 
-They are found while the vectors are at hand, by comparing each query with all of them. Queries are the user's, or
+The neighbours are found while the index is built, by comparing each query with all vectors. Queries are the user's, or
 documents drawn at random; such a document does not count as its own neighbour.
 """
 
@@ -18,22 +18,22 @@ from ternarize_cli.storage.arrays import read_npz
 __all__ = ["DEPTH", "QUERIES", "Truth", "find_truth", "read_truth", "recall", "without_own"]
 
 QUERIES = 1000
-"""How many documents are drawn as queries."""
+"""Number of documents that are drawn as queries."""
 DEPTH = 100
-"""How many neighbours of each query are kept."""
+"""Number of neighbours that are stored for each query."""
 _ENOUGH = 10
 _ARRAYS = {"queries": (np.float32, 2), "own": (np.int64, 1), "neighbours": (np.int64, 2), "scores": (np.float32, 2)}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Queries and their neighbours.
+    """Queries and their true neighbours.
 
     Attributes:
         queries: float32 `[queries, dim]`.
-        own: int64 `[queries]`, the row of the document that the query is, or -1.
-        neighbours: int64 `[queries, up to DEPTH]`, rows of the nearest vectors, nearest first, `own` left out.
-        scores: float32, likewise: inner products or squared distances of the neighbours.
+        own: int64 `[queries]`, the row of the document that was drawn as the query, or -1.
+        neighbours: int64 `[queries, up to DEPTH]`, rows of the nearest vectors, nearest first, without `own`.
+        scores: float32 `[queries, up to DEPTH]`, inner products or squared distances of the neighbours.
     """
 
     queries: np.ndarray
@@ -47,14 +47,14 @@ class Truth:
             np.savez(stream, queries=self.queries, own=self.own, neighbours=self.neighbours, scores=self.scores)
 
     def joined(self, other: "Truth", metric: int, *, all_of: int) -> "Truth":
-        """The nearest of both, for the same queries among more vectors.
+        """Joins the neighbours of these queries with those among added vectors, and keeps the nearest of both.
 
-        Where fewer neighbours are known than there are (some were taken out), no more are known afterwards.
+        If deletions have left fewer neighbours than DEPTH, the result has no more than these.
 
         Args:
-            other: what is nearest among the others.
-            metric: as `find_truth`.
-            all_of: how many vectors these neighbours were found among.
+            other: the neighbours of these queries among the added vectors.
+            metric: faiss.METRIC_INNER_PRODUCT or faiss.METRIC_L2.
+            all_of: number of vectors among which the neighbours in `self` were found.
         """
         known = self.neighbours.shape[1]
         depth = DEPTH if known >= all_of - int((self.own >= 0).all()) else known
@@ -65,7 +65,7 @@ class Truth:
         return Truth(self.queries, self.own, np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
     def without(self, dead: np.ndarray) -> "Truth":
-        """What is true when some rows are gone; queries that have lost all the neighbours that are known, too."""
+        """Removes deleted rows from the neighbours, and removes queries that then have no known neighbour."""
         if not len(dead):
             return self
         live = ~np.isin(self.neighbours, dead)
@@ -81,12 +81,12 @@ def read_truth(path: Path, *, count: int | None = None, dim: int | None = None) 
     """Reads what `Truth.write` wrote.
 
     Args:
-        path: the file.
-        count: of the index's vectors, whose rows the neighbours are; None: as many as the file says.
-        dim: of the index's vectors, and so of the queries; None: whatever the file says.
+        path: the .npz file.
+        count: number of vectors in the index, which bounds the rows of neighbours; None does not check them.
+        dim: number of dimensions of the queries; None does not check it.
 
     Raises:
-        DataError: it is damaged, or its arrays are not those of queries and neighbours in such an index.
+        DataError: the file is damaged, an array has the wrong shape or dtype, or a row is out of range.
     """
     found = read_npz(path, DataError, _ARRAYS)
     wrong = _fault(found, np.iinfo(np.int64).max if count is None else count, dim)
@@ -96,7 +96,7 @@ def read_truth(path: Path, *, count: int | None = None, dim: int | None = None) 
 
 
 def _fault(found: Mapping[str, np.ndarray], count: int, dim: int | None) -> str | None:
-    """What is wrong with the arrays of a truth file."""
+    """Says what is wrong with the arrays of a truth file; None if nothing is."""
     queries, own, neighbours = found["queries"], found["own"], found["neighbours"]
     for name, (dtype, dimensions) in _ARRAYS.items():
         array = found[name]
@@ -105,26 +105,27 @@ def _fault(found: Mapping[str, np.ndarray], count: int, dim: int | None) -> str 
         if len(array) != len(queries):
             return f"{name} has {len(array)} rows for {len(queries)} queries"
     if neighbours.shape != found["scores"].shape:
-        return f"{neighbours.shape} neighbours have {found['scores'].shape} scores"
+        return f"neighbours have the shape {neighbours.shape}, and scores {found['scores'].shape}"
     if dim is not None and len(queries) and queries.shape[1] != dim:
         return f"queries have {queries.shape[1]} dimensions, not {dim}"
     if not np.isfinite(queries).all() or not np.isfinite(found["scores"]).all():
         return "a query or a score is not finite"
     for name, rows, least in (("own", own, -1), ("neighbours", neighbours, 0)):
         if rows.size and not least <= rows.min() <= rows.max() < count:
-            return f"{name} has rows from {rows.min()} to {rows.max()} of {count} vectors"
+            return f"{name} has rows from {rows.min()} to {rows.max()}, and the index has {count} vectors"
     return None
 
 
 def find_truth(
     queries: np.ndarray, own: np.ndarray, vectors: Iterable[np.ndarray], count: int, metric: int = faiss.METRIC_L2
 ) -> Truth:
-    """Compares every query with every vector.
+    """Finds the true neighbours of each query by comparing it with every vector.
 
     Args:
-        queries, own: as in `Truth`.
-        vectors: all vectors in order, float32 `[rows, dim]` at a time.
-        count: of all vectors.
+        queries: float32 `[queries, dim]`.
+        own: int64 `[queries]`, the row of the document that was drawn as the query, or -1.
+        vectors: all vectors in order, in blocks of float32 `[rows, dim]`.
+        count: number of all vectors.
         metric: faiss.METRIC_INNER_PRODUCT or faiss.METRIC_L2.
     """
     depth = min(DEPTH, count - int((own >= 0).any()))
@@ -136,12 +137,12 @@ def find_truth(
 
 
 def without_own(found: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
-    """The first `k` of each row of `found` `[queries, more than k]` that are not the query itself."""
+    """Removes the query itself from each row of `found` `[queries, more than k]`, and keeps the first `k`."""
     others = np.argsort(found == own[:, None], axis=1, kind="stable")
     return np.take_along_axis(found, others, axis=1)[:, :k]
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
-    """Recall@k: the share of the true neighbours `[queries, k]` that are among those found `[queries, k]`."""
+    """Recall@k: the share of the true neighbours (`true`, `[queries, k]`) that are in `found` `[queries, k]`."""
     hits = (found[:, :, None] == true[:, None, :]).any(axis=1)
     return float(hits.mean()) if hits.size else 1.0

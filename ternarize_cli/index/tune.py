@@ -1,8 +1,8 @@
-"""Finds the settings at which an index is fast and still finds what an exact search would.
+"""Finds the fastest settings of an index that still reach a wanted recall.
 
-The queries are those of `truth`; they are searched at every setting of what the index has to set (`search.KNOBS`), all
-at once for the rate and one by one for the latency. The fastest setting that reaches the wanted recall is stored in
-index.json, and searches use it.
+The queries of `truth` are searched at every setting that the index has (`search.KNOBS`): all at once for the rate, and
+one by one for the latency. The fastest setting that reaches the wanted recall is stored in index.json, and searches use
+it.
 """
 
 import itertools
@@ -35,13 +35,13 @@ _CANDIDATES = [1, 2, 4, 8, 16, 32]
 
 @dataclass(frozen=True)
 class Measured:
-    """An index at one setting.
+    """Recall and speed of an index at one setting.
 
     Attributes:
-        settings: by FAISS's names; empty where there is nothing to set.
-        recall: share of the true k nearest that are found.
-        milliseconds: median of one query at a time.
-        per_second: queries per second, all at once on all threads.
+        settings: values by FAISS's names; empty if this kind of index has nothing to set.
+        recall: recall@k, the share of the true k nearest that are found.
+        milliseconds: median latency of one query, searched alone.
+        per_second: queries per second, searched together on all threads.
     """
 
     settings: dict[str, float]
@@ -52,15 +52,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What was measured, and which setting was chosen.
+    """The measurements of `tune_index`, and the setting that was chosen.
 
     Attributes:
         info: the index's record, with the chosen setting.
-        measured: in the order of the sweep.
-        chosen: the fastest at one query at a time that reaches the target, or the one with the highest recall.
-        reached: whether the target was.
-        queries, k, threads: of the measurement.
-        others: what other processes used of the CPU meanwhile, in percent of a core.
+        measured: all measurements, in the order of the sweep.
+        chosen: the setting with the lowest latency that reaches the target, or else the one with the highest recall.
+        reached: whether the chosen setting reaches the target.
+        queries, k, threads: numbers of queries, of neighbours per query, and of CPU threads in the measurement.
+        others: CPU time that other processes used meanwhile, in percent of a core.
     """
 
     info: IndexInfo
@@ -74,7 +74,7 @@ class TuneReport:
 
     @property
     def best(self) -> list[Measured]:
-        """The settings that no other beats in both recall and latency, the fastest first, and the chosen one."""
+        """The chosen setting, and those that no other beats in both recall and latency, the fastest first."""
         kept: list[Measured] = []
         most = -1.0
         for measured in sorted(self.measured, key=lambda m: (m.milliseconds, -m.recall)):
@@ -96,20 +96,20 @@ def tune_index(
     """Measures an index at all settings and stores the best.
 
     Args:
-        folder: as `build_index` wrote it.
-        target: recall@k that is wanted.
-        k: neighbours per query, at most `truth.DEPTH`.
-        threads: CPU threads, as `loading.checked_threads` takes them.
-        write: store the chosen setting.
-        track: progress.
+        folder: an index folder, as `build_index` writes it.
+        target: the wanted recall@k, between 0 and 1.
+        k: number of neighbours per query, at most `truth.DEPTH`.
+        threads: number of CPU threads, as `loading.checked_threads` takes it.
+        write: store the chosen setting in index.json.
+        track: reports progress.
 
     Raises:
         DataError: the index is damaged.
-        InputError: the index was built anew meanwhile; `k` or `threads` is out of range; or there are too few documents
-            to tell neighbours from others.
+        InputError: the index was built anew meanwhile, `k` or `threads` is out of range, or the index has too few
+            documents to measure recall.
     """
     if not 0 < k <= DEPTH:
-        raise InputError(f"-k is {k}; between 1 and {DEPTH} neighbours of each query are known")
+        raise InputError(f"-k is {k}, and must be from 1 to {DEPTH}: so many neighbours of each query are known")
     if threads is not None:
         faiss.omp_set_num_threads(checked_threads(threads))
     info = read_info(folder)
@@ -120,7 +120,7 @@ def tune_index(
     if not k:
         raise InputError(
             f"no neighbours are known in {folder}: it was built of 1 document, or most are deleted",
-            hint="build it again of more",
+            hint="build it again from more documents",
         )
     index = open_index(folder, info)
     measured: list[Measured] = []
@@ -135,7 +135,7 @@ def tune_index(
     )
     if write:
         with files.locked_folder(folder, wait=True):
-            now = read_info(folder)  # documents may have come or gone meanwhile
+            now = read_info(folder)  # documents may have been added or deleted meanwhile
             if now.factory != info.factory:
                 raise InputError(f"{folder} was built anew while it was tuned", hint="tune it again")
             info = replace(now, search=chosen.settings)
@@ -145,7 +145,7 @@ def tune_index(
 
 
 def _sweep(index: faiss.Index, info: IndexInfo, measured: list[Measured], target: float) -> Iterator[dict[str, float]]:
-    """All settings, slower ones later, up to the second that finds enough."""
+    """Yields settings from fast to slow, up to the second one that reaches the target."""
     inverted = faiss.try_extract_index_ivf(index)
     clusters = inverted.nlist if inverted else 1
     values: dict[str, list[float]] = {

@@ -1,4 +1,4 @@
-"""Recall over speed, as a picture."""
+"""Draws the recall of an index over its speed."""
 
 from pathlib import Path
 
@@ -9,10 +9,11 @@ __all__ = ["plot_tuning"]
 
 
 def plot_tuning(report: TuneReport, target: float, path: Path, *, force: bool = False) -> None:
-    """Draws recall@k over queries per second, a point a setting; needs the extra `plot`.
+    """Draws recall@k over queries per second, with a point for each setting; needs the extra `plot`.
 
     Raises:
-        UnavailableError, OutputError: as `figures.save_figure`.
+        UnavailableError: matplotlib is not installed.
+        OutputError: the file exists and `force` is false, or it can't be written.
     """
     figure = figures.new_figure(f"{report.info.factory}, {report.info.count:,} vectors", width=7, height=4.5)
     axis = figure.subplots()

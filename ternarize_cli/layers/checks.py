@@ -1,4 +1,4 @@
-"""Values that no layer computes with, refused in words."""
+"""Refuses ids and scales that no layer can compute with, with clear messages."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ __all__ = ["check_ids", "check_scale"]
 
 
 def check_ids(ids: Tensor, rows: int) -> None:
-    """Says in words that an id is beyond a table; on a GPU, where looking would cost a wait, torch says it later."""
+    """Raises an error if an id is beyond a table of `rows` rows.
+
+    On a GPU this check would wait for the device, so it is left to torch.
+    """
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return
     if int(ids.max()) >= rows or int(ids.min()) < 0:

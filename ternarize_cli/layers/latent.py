@@ -1,4 +1,4 @@
-"""Trainable layers, which compute in eval mode what their packed twins compute."""
+"""Trainable layers, which compute in eval mode exactly what the packed layers made of them compute."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ __all__ = ["SimulatedEmbedding", "TernaryLinear"]
 class TernaryLinear(nn.Linear):
     """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`.
 
-    In place of transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as the source has it.
+    If it replaces transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as in the source.
     """
 
     weight_scale: nn.Parameter
@@ -40,26 +40,26 @@ class TernaryLinear(nn.Linear):
 
     @property
     def matrix(self) -> Tensor:
-        """The latent weight as `[out, in]`, whichever way it is stored."""
+        """The latent weight as `[out, in]`, also if it is stored transposed."""
         return self.weight.T if self.transposed else self.weight
 
     def codes(self) -> Tensor:
-        """float32 `[out, in]`, the codes of the scheme's grid; no gradient."""
+        """Computes the codes of the scheme's grid: float32 `[out, in]`, without gradient."""
         return ternary.codes_of(self.matrix.detach().float(), self.weight_scale.detach(), self.scheme.levels)
 
     @torch.no_grad()
     def settle(self, margin: float) -> None:
-        """Moves latent weights to within `margin` scales of their codes, which stay.
+        """Moves latent weights to within `margin` scales of their codes; the codes do not change.
 
-        Calibration leaves many of them at the very edge between two codes, where the first steps of training would
-        turn them over all at once.
+        Calibration leaves many latent weights at the threshold between two codes, where the first steps of training
+        would change their codes all at once.
         """
         codes, wide = self.codes(), ternary.expand_scale(self.weight_scale, *self.matrix.shape)
         away = (self.matrix / wide.clamp_min(torch.finfo(torch.float32).tiny) - codes).clamp(-margin, margin)
         self.matrix.copy_(torch.where(wide > 0, wide * (codes + away), self.matrix))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         bits = self.scheme.activation_bits
         if not self.training:
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
@@ -76,12 +76,12 @@ class SimulatedEmbedding(nn.Embedding):
         self.table_bits = table_bits
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids `[...]` → `[..., dim]`."""
+        """Looks up the rows of ids `[...]`: `[..., dim]`."""
         check_ids(ids, self.num_embeddings)
         rows = super().forward(ids)
         if self.training and self.table_bits == 8:
             return ternary.straight_through(_rounded_rows(rows.detach()), rows)
-        if self.table_bits == 4:  # the search for scales is slow: once for each id
+        if self.table_bits == 4:  # the search for scales is slow, so it runs once for each distinct id
             used, place = ids.unique(return_inverse=True)
             rounded = tables.round_rows(self.weight.detach()[used], 4)[place]
         elif self.table_bits == 32:

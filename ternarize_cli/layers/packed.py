@@ -16,11 +16,11 @@ __all__ = ["Packed", "PackedEmbedding", "PackedLinear"]
 
 
 class Packed(nn.Module):
-    """Keeps the float16 scales of the format when a model is cast: `model.to(torch.bfloat16)` would round them.
+    """Base class that keeps scales in float16 when a model is cast: `model.to(torch.bfloat16)` would round them.
 
     Attributes:
-        generation: how often buffers were loaded or moved; what was prepared from them before is stale.
-        changes: the same, and choices of a backend, of all layers of all models.
+        generation: how often the buffers were loaded or moved; anything prepared from older buffers is stale.
+        changes: how often the buffers of any layer of any model were loaded or moved, or its backend was chosen.
     """
 
     weight_scale: Tensor
@@ -48,14 +48,15 @@ class PackedLinear(Packed):
     """A frozen ternary linear in the packed format; a kernel backend runs it.
 
     Buffers:
-        weight: uint8 `[out, width]` as the codec packs it; weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`;
-            bias: `[out]`.
+        weight: uint8 `[out, width]`, as the codec packs it.
+        weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`.
+        bias: `[out]`, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     prepare: ClassVar[Callable[["PackedLinear"], tuple[str, Callable[[Tensor], Tensor]]] | None] = None
-    """Chooses a backend for a layer and prepares it: `kernels.prepare`, put here when `kernels` is imported."""
+    """Chooses a backend for a layer and prepares it; importing `kernels` sets this to `kernels.prepare`."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class PackedLinear(Packed):
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         self.codec = codec_for(scheme.levels, codec)
-        self.transposed = False  # whether the source's weight is [in, out]; ours never is
+        self.transposed = False  # whether the source's weight is [in, out]; the packed weight never is
         shape = ternary.scale_shape(out_features, in_features, scheme.granularity, scheme.group_size)
         width = self.codec.width(in_features)
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
@@ -90,11 +91,11 @@ class PackedLinear(Packed):
         Packed.changes += 1
 
     def codes(self) -> Tensor:
-        """int8 `[out, in]`."""
+        """Unpacks the codes: int8 `[out, in]`."""
         return self.codec.unpack(self.weight, self.in_features)
 
     def check(self, name: str) -> None:
-        """Raises FormatError, naming the tensor, if the buffers hold an invalid code or a scale that is no scale."""
+        """Raises FormatError, naming the tensor, for an invalid code, or a scale that is negative or not finite."""
         try:
             self.codec.check(self.weight, self.in_features)
         except ValueError as e:
@@ -102,15 +103,15 @@ class PackedLinear(Packed):
         check_scale(self.weight_scale, f"{name}.weight_scale")
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` → `[..., out]` in the dtype of `x`."""
+        """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         self.ensure_kernel()
         return self._kernel(x)
 
     def ensure_kernel(self) -> None:
-        """Prepares the backend, if that has not happened since the layer was loaded or moved.
+        """Prepares the backend, unless it was prepared since the layer was last loaded or moved.
 
         Raises:
-            UnavailableError: the backend can't run here or can't run this layer.
+            UnavailableError: the backend can't run on this machine, or can't run this layer.
         """
         if self._kernel is None:
             if (prepare := type(self).prepare) is None:
@@ -118,7 +119,7 @@ class PackedLinear(Packed):
             self._backend, self._kernel = prepare(self)
 
     def release(self) -> None:
-        """Drops what the backend prepared; it is prepared again when the layer runs on its own."""
+        """Frees what the backend prepared; it is prepared again when this layer is run by itself."""
         self._kernel = None
 
     def extra_repr(self) -> str:
@@ -131,8 +132,8 @@ class PackedLinear(Packed):
         self._kernel = None
 
     def __getstate__(self) -> dict[str, Any]:
-        buffers = {**self._buffers, "weight": self.weight.clone()}  # it may be a part of a whole block's
-        # Kernels hold what can't be copied or pickled. The reference has another process import them.
+        buffers = {**self._buffers, "weight": self.weight.clone()}  # it may be a view of a block's weights
+        # Prepared kernels can't be copied or pickled. A reference makes another process import `kernels`.
         return {**self.__dict__, "_buffers": buffers, "_kernel": None, "_prepared_by": type(self).prepare}
 
 
@@ -140,8 +141,8 @@ class PackedEmbedding(Packed):
     """A frozen embedding table of 8 or 4 bits (see `tables`).
 
     Buffers:
-        weight: int8 `[rows, dim]`, or uint8 `[rows, ceil(dim/2)]`; weight_scale: float16 `[rows, 1]`, or
-        `[rows, ceil(dim/32)]`.
+        weight: int8 `[rows, dim]` for 8 bits, uint8 `[rows, ceil(dim/2)]` for 4.
+        weight_scale: float16 `[rows, 1]` for 8 bits, `[rows, ceil(dim/32)]` for 4.
     """
 
     weight: Tensor
@@ -166,7 +167,7 @@ class PackedEmbedding(Packed):
         self.register_buffer("weight_scale", torch.zeros(scales, dtype=torch.float16, device=device))
 
     def check(self, name: str) -> None:
-        """Raises FormatError, naming the tensor, if the padding is not zero or a scale is no scale."""
+        """Raises FormatError, naming the tensor, if padding is not zero, or a scale is negative or not finite."""
         try:
             tables.check_codes(self.weight, self.embedding_dim, self.table_bits)
         except ValueError as e:
@@ -174,7 +175,7 @@ class PackedEmbedding(Packed):
         check_scale(self.weight_scale, f"{name}.weight_scale")
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids `[...]` → `[..., dim]`."""
+        """Looks up the rows of ids `[...]`: `[..., dim]`."""
         check_ids(ids, self.num_embeddings)
         codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
         return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)

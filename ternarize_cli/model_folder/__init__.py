@@ -1,1 +1,1 @@
-"""A model's folder, before anything in it is loaded: its files, what they may ask for, and their digest. No torch."""
+"""Checks a model's folder before anything in it is loaded: its files, their settings, and its digest. No torch."""

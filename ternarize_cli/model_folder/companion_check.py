@@ -1,10 +1,10 @@
 """The files beside an encoder's config and weights, checked before a tokenizer, processor or module is made of them.
 
-sentence_bert_config.json             keys and keyword arguments from a list
+sentence_bert_config.json             known keys and keyword arguments only
 config_sentence_transformers.json     prompts and names are text
 tokenizer_config.json                 no vocabulary file outside the folder
 preprocessor_config.json              images of a size that fits memory
-config.json of a module               `module_check`
+config.json of a module               checked by `module_check`
 every file                            at most MAX_TOKENIZER bytes
 """
 
@@ -48,11 +48,11 @@ _SENTENCE_KEYS = {
     *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion"),
 }
 _DROPPED = {"trust_remote_code", "cache_dir", "local_files_only", "revision", "token"}
-"""Keys that sentence-transformers drops, or that say nothing where `folder_check.LOADING` decides."""
+"""Keys that sentence-transformers drops, or that `folder_check.LOADING` overrides."""
 _SAFE = {"use_safetensors": True, "weights_only": True, "low_cpu_mem_usage": True, "device_map": "cpu"}
-"""Keyword arguments that are taken with one value."""
+"""Keyword arguments that may have one value only."""
 _LONGEST = 1 << 20
-"""Tokens of a text at most, to which one is cut or padded."""
+"""The most tokens to which a text may be cut or padded."""
 _TASKS = ("feature-extraction", "fill-mask", "sequence-classification", "text-generation", "retrieval", "any-to-any")
 _KINDS = ("common", "text", "image")
 _METHOD = re.compile(r"forward|get_(text|image|audio|video)_features")
@@ -60,13 +60,13 @@ _NOT_OPENED = {
     *("special_tokens_map_file", "tokenizer_config_file", "added_tokens_file", "chat_template_file", "name_or_path"),
     *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template", "tokenizer_class"),
 }
-"""Keys of tokenizer_config.json whose texts name no file that is read, or are many."""
+"""Keys of tokenizer_config.json whose texts are not checked for file names: none is read, or there are very many."""
 _LARGEST_SIDE, _LARGEST_IMAGE = 16_384, 1 << 26
 _PIXELS = {
     **dict.fromkeys(("height", "width", "size", "crop_size"), _LARGEST_SIDE),
     **dict.fromkeys(("shortest_edge", "longest_edge"), _LARGEST_IMAGE),
 }
-"""Pixels of a side at most; the last two also count those of an image."""
+"""The most pixels of a side of an image, by key; for the last two keys, of the whole image."""
 
 
 def check_companion(path: Path, *, is_module: bool) -> None:
@@ -74,13 +74,15 @@ def check_companion(path: Path, *, is_module: bool) -> None:
 
     Args:
         path: the file, in the folder of the model or of a module.
-        is_module: whether it lies in the folder of a module.
+        is_module: whether the file is in the folder of a module.
 
     Raises:
-        CheckpointError: it has more than MAX_TOKENIZER bytes, is damaged, or asks for something that is not in the
-            lists of this module; the message names file, key and value.
+        CheckpointError: the file has more than MAX_TOKENIZER bytes, is damaged, or has a key or value that is not in
+            the lists of this module; the message names file, key and value.
     """
-    if require_regular(path).st_size > MAX_TOKENIZER:  # of tokenizer.json, too, which its library parses strictly
+    if (
+        require_regular(path).st_size > MAX_TOKENIZER
+    ):  # the only check of tokenizer.json, which its library parses strictly
         raise CheckpointError(f"{path} has more than {MAX_TOKENIZER:,} bytes", hint="fetch the file again")
     for pattern, check in _CHECKS.items():
         if fnmatchcase(path.name, pattern):
@@ -124,7 +126,7 @@ def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
 
 
 def _objects(values: Mapping[str, Any], key: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """What an object of objects holds; nothing where there is none."""
+    """Lists the keys and objects in the JSON object under `key`; empty if the file has no such key."""
     found = values.get(key) or {}
     if not isinstance(found, dict) or not all(isinstance(inner, dict) for inner in found.values()):
         raise CheckpointError(f"{path}: {key} is no object of objects", hint="fetch the file again")
@@ -132,7 +134,7 @@ def _objects(values: Mapping[str, Any], key: str, path: Path) -> list[tuple[str,
 
 
 def _check_arguments(loader: str, key: str, given: Any, path: Path) -> None:
-    """Checks keyword arguments for transformers' loaders; `loader` is a key of `_ARGUMENTS`."""
+    """Checks keyword arguments that a file passes to a loader of transformers; `loader` is a key of `_ARGUMENTS`."""
     if not isinstance(given, dict):
         raise CheckpointError(f"{path}: {key} is {shown(given)}, no object", hint="fetch the file again")
     for name, value in given.items():
@@ -180,16 +182,16 @@ def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts in a value: itself, or those in a list or an object."""
+    """Lists the texts in a value: the value itself, or the texts inside a list or an object."""
     inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
     return [text for text in inner if isinstance(text, str)]
 
 
 def _check_not_outside(key: str, value: str, path: Path) -> None:
-    """Refuses a text that names a file outside the folder: a tokenizer may read its vocabulary there.
+    """Refuses a text that names a file outside the folder, from which a tokenizer might read its vocabulary.
 
-    On the author's own machine the path of a config may still lead to the file that the folder's was copied from: a
-    file like one in the folder passes, as does a path that leads nowhere.
+    On the author's machine, a path in a config may still lead to the original of a file in the folder. So a file with
+    the contents of one in the folder passes, as does a path that leads nowhere.
     """
     folder = path.parent
     for named_file in (folder / value, Path(value)):
@@ -199,7 +201,7 @@ def _check_not_outside(key: str, value: str, path: Path) -> None:
             own = folder / named_file.name
             if named_file.is_file() and own.is_file() and filecmp.cmp(named_file, own, shallow=False):
                 continue
-        except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
+        except (OSError, ValueError, RuntimeError):  # an impossible path, such as a link to itself
             continue
         raise CheckpointError(
             f"{path}: {named(key)} is {shown(value)}, a file outside the model's folder",
@@ -208,7 +210,7 @@ def _check_not_outside(key: str, value: str, path: Path) -> None:
 
 
 def _check_processor(values: Mapping[str, Any], path: Path) -> None:
-    """Checks the sizes to which images are brought, and the numbers by which pixels are scaled."""
+    """Checks the sizes to which images are resized, and the numbers by which pixels are scaled."""
     for key, value in values.items():
         if isinstance(value, dict):
             _check_processor(value, path)
@@ -234,6 +236,6 @@ _CHECKS: Mapping[str, Callable[[dict[str, Any], Path], None]] = {
     "preprocessor_config.json": _check_processor,
     "processor_config.json": _check_processor,
 }
-"""What is checked of the JSON object in a file, by a pattern of its name."""
+"""The check of the JSON object in a file, by a pattern of the file's name."""
 _OBJECTS = ("special_tokens_map.json", "added_tokens.json")
-"""Files that hold a JSON object of which nothing else is checked."""
+"""Files that must hold a JSON object, whose content is not checked."""

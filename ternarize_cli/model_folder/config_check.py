@@ -1,10 +1,10 @@
-"""What a config.json asks for, checked before transformers builds a model from it.
+"""Checks a config.json before transformers builds a model from it.
 
-A config may name kernels and weights of a hub, a million layers, heads that are none, or a table of a billion rows:
-building the model, even without memory for its values, would run foreign code, take for ever, or fail somewhere deep
-inside. First come the keys that loaders act on and the numbers, held against what any encoder has (`check_config`),
-then layers against the tensors that the files hold (`check_layers`) and heads against widths (`check_built`). Widths
-and vocabularies are compared with the shapes of the tensors when the skeleton is there (`checkpoint`).
+A config may name kernels and weights of a hub, a million layers, zero heads, or a table of a billion rows. Building the
+model, even without memory for its values, would run foreign code, never end, or fail deep inside a library. First the
+keys that loaders act on are checked, and the numbers against what any encoder has (`check_config`); then the layers
+against the tensors that the files hold (`check_layers`), and the heads against the hidden dimension (`check_built`).
+Dimensions and vocabularies are compared with the shapes of the tensors once the skeleton is built (`checkpoint`).
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ _REFUSED = {
     "_experts_implementation": "names kernels for the loader",
 }
 _INNER = re.compile(r"\w+_config|encoder|decoder|question_encoder|generator|trunk|backbone")
-"""Keys under which a config holds that of a part of the model."""
+"""Keys under which a config holds the config of a part of the model."""
 _LAYERS = re.compile(r"(num_(hidden_|encoder_|decoder_)?layers|n_layers?|encoder_layers|decoder_layers|num_blocks)")
 _HEADS = re.compile(
     r"(num_(attention|key_value)_heads|num_heads|n_heads?|(encoder|decoder)_attention_heads|num_kv_heads)"
@@ -40,25 +40,25 @@ _WIDTHS = re.compile(
     r"|vocab_size|type_vocab_size|max_position_embeddings|patch_size|num_channels|projection_dim|embed_dim|n_ctx)"
 )
 _ESSENTIAL = {"hidden_size", "d_model", "num_attention_heads", "num_heads", "n_heads"}
-"""Counts that are 1 or more in every encoder; others are 0 or -1 where there is no such part."""
+"""Counts that are 1 or more in every encoder; other counts are 0 or -1 if the encoder has no such part."""
 _EPSILON = re.compile(r"((layer|rms|group|batch)?_?norm_?)?(eps|epsilon)|layernorm_epsilon|norm_epsilon")
 _MOST_LAYERS, _MOST_HEADS, _WIDEST, _LONGEST_WINDOW = 4096, 4096, 1 << 24, 1 << 14
 _SHARED = 64
-"""Layers that may share one set of tensors, as ALBERT's do."""
+"""The most layers that may share one set of tensors, as ALBERT's do."""
 _AGAIN = "fetch the file again"
 
 
 def check_config(config: Mapping[str, Any], path: Path, *, numbers: bool = True) -> None:
-    """Checks a config and the objects inside it: what they ask a loader for, and the numbers of models and their parts.
+    """Checks a config and the objects inside it: the keys that loaders act on, and the numbers of a model's parts.
 
     Args:
         config: config.json, or an object in it.
-        path: config.json, for messages.
+        path: path of config.json, for messages.
         numbers: whether this is the config of a model or a part, and not a table for training or tasks.
 
     Raises:
-        CheckpointError: it asks for something that is not taken from a folder, or a count, width or epsilon is no
-            number or none that an encoder can have; the message names key and value.
+        CheckpointError: the config asks for something that a folder may not ask for, or a count, dimension or epsilon
+            is not a number that an encoder can have; the message names key and value.
     """
     for key, why in _REFUSED.items():
         if config.get(key):
@@ -79,12 +79,12 @@ def check_choices(values: Mapping[str, Any], path: Path, *, dtypes: bool = True)
 
     Args:
         values: the config or the arguments.
-        path: the file that they stand in, for messages.
-        dtypes: whether dtypes are looked at, which a loader reads in the config of a model or a part alone.
+        path: path of the file that holds them, for messages.
+        dtypes: whether dtypes are checked, which a loader reads only in the config of a model or a part.
 
     Raises:
-        CheckpointError: attention names a kernel of a hub, or a package that is not installed and that transformers
-            would replace by one; or the dtype is none that weights have.
+        CheckpointError: the attention is a kernel of a hub, or a package that is not installed and that transformers
+            would replace by such a kernel; or the dtype is not one that weights can have.
     """
     for key in ATTENTION_KEYS:
         for value in _each(values.get(key)):
@@ -96,7 +96,7 @@ def check_choices(values: Mapping[str, Any], path: Path, *, dtypes: bool = True)
             if "flash_attention" in value and not importlib.util.find_spec("flash_attn"):
                 raise CheckpointError(
                     f"{path}: {key} is {shown(value)}, and the package flash_attn is not installed",
-                    hint=f"take {key} out of the file: attention of torch then takes its place",
+                    hint=f"take {key} out of the file: torch's attention is used then",
                 )
     for key in DTYPE_KEYS if dtypes else ():
         for value in _each(values.get(key)):
@@ -108,7 +108,7 @@ def check_choices(values: Mapping[str, Any], path: Path, *, dtypes: bool = True)
 
 
 def _each(asked: Any) -> list[Any]:
-    """The values of a choice, which may be given for each part of the model; none where it is null."""
+    """Lists the values of a choice, which may be one for each part of the model; empty if it is null."""
     return [value for value in (asked.values() if isinstance(asked, dict) else [asked]) if value is not None]
 
 
@@ -145,12 +145,12 @@ def check_layers(config: Mapping[str, Any], path: Path, tensors: int) -> None:
     """Checks that a config asks for no more layers than its files hold tensors.
 
     Args:
-        config: config.json or an object in it; objects inside are checked, too.
-        path: config.json, for messages.
-        tensors: how many the files hold.
+        config: config.json or an object in it; objects inside it are checked too.
+        path: path of config.json, for messages.
+        tensors: number of tensors in the weights files.
 
     Raises:
-        CheckpointError: it asks for more.
+        CheckpointError: the config asks for more layers than `tensors` can fill.
     """
     for key, value in config.items():
         if isinstance(value, dict):
@@ -162,14 +162,15 @@ def check_layers(config: Mapping[str, Any], path: Path, tensors: int) -> None:
 
 
 def check_built(config: Any, path: Path) -> None:
-    """Checks the heads of a config that transformers has read against its width.
+    """Checks the attention heads of a config that transformers has read against its hidden dimension.
 
     Args:
-        config: a `PreTrainedConfig`; those inside it are checked, too.
-        path: config.json, for messages.
+        config: a `PreTrainedConfig`; configs inside it are checked too.
+        path: path of config.json, for messages.
 
     Raises:
-        CheckpointError: the heads don't share the width equally, or the key-value heads the heads.
+        CheckpointError: the number of heads does not divide the hidden dimension, or the number of key-value heads does
+            not divide the number of heads.
     """
     for name in getattr(config, "sub_configs", None) or ():
         inner = getattr(config, name, None)
@@ -179,7 +180,7 @@ def check_built(config: Any, path: Path) -> None:
     if not isinstance(width, int) or not isinstance(heads, int):
         return
     if heads < 1 or heads > width:
-        raise CheckpointError(f"{path}: num_attention_heads is {heads}, of a width of {width}", hint=_AGAIN)
+        raise CheckpointError(f"{path}: num_attention_heads is {heads}, and the width is {width}", hint=_AGAIN)
     has_head_width = any(
         isinstance(getattr(config, key, None), int) for key in ("head_dim", "d_kv", "d_head", "attention_head_size")
     )

@@ -1,16 +1,16 @@
-"""What a model folder says is checked here before a loader of transformers or sentence-transformers sees it.
+"""Checks a model folder before a loader of transformers or sentence-transformers reads it.
 
-Those loaders do what configs tell them: take keyword arguments from `sentence_bert_config.json`, unpickle weights where
-a file of that name lies, fetch kernels and base models from a hub, import classes by their dotted names. A folder may
-come from anybody, so what such a file may ask for is a list of known things, and anything else is refused by name:
+Those loaders do what configs say: they take keyword arguments from `sentence_bert_config.json`, unpickle weights if
+such a file exists, fetch kernels and base models from a hub, and import classes by their dotted names. A folder may
+come from anybody, so its files may ask for known things only, and anything else is refused by name:
 
-    modules.json, configs of modules      `module_check`
-    config.json                           `config_check`
-    the files beside it                   `companion_check`
-    adapter_config.json                   refused: it would load another model from wherever it says
-    pytorch_model.bin, in any subfolder   only where the user allows pickles
+    modules.json, configs of modules      checked by `module_check`
+    config.json                           checked by `config_check`
+    the files beside it                   checked by `companion_check`
+    adapter_config.json                   refused: it would load another model from any place that it names
+    pytorch_model.bin, in any subfolder   accepted only if the user allows pickles
 
-The loaders are told the same once more in their own arguments (`LOADING`).
+The arguments of the loaders (`LOADING`) forbid hub and code once more.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from ternarize_cli.storage.bounds import read_object
 __all__ = ["LOADING", "check_folder", "loading_arguments", "refuse_adapter"]
 
 LOADING: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""What every loader of transformers is told about a folder: no hub, no code."""
+"""Keyword arguments for every loader of transformers: fetch nothing from a hub, and run no code of the folder."""
 _WEIGHTS = (".safetensors", ".bin", ".npz")
 
 
@@ -36,14 +36,14 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
 
     Args:
         folder: a model folder of any stage.
-        allow_pickle: let pickled weights pass; they are then read for their tensors alone.
+        allow_pickle: accept pickled weights, from which only tensors are read.
 
     Returns:
-        config.json, checked.
+        The checked config.json.
 
     Raises:
-        CheckpointError: a file is missing, damaged, too large or no regular file, or asks for something that is not
-            taken from a folder; the message names file, key and value.
+        CheckpointError: a file is missing, damaged, too large or no regular file, or asks for something that a folder
+            may not ask for; the message names file, key and value.
     """
     refuse_adapter(folder)
     check_modules(folder)
@@ -60,22 +60,22 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuses a folder with an adapter, such as LoRA's, which loaders would put on a model from wherever it says.
+    """Refuses a folder with an adapter such as LoRA's, which loaders would add to a model from any place it names.
 
     Raises:
         CheckpointError: the folder holds adapter_config.json.
     """
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json) for another model, and not the model that it makes",
+            f"{folder} holds an adapter (adapter_config.json) for another model, and not a whole model",
             hint="merge it first: PeftModel.from_pretrained(BASE, …).merge_and_unload().save_pretrained(DIR)",
         )
 
 
 def loading_arguments(*, allow_pickle: bool) -> dict[str, Any]:
-    """The keyword arguments by which sentence-transformers passes on to transformers what `LOADING` says.
+    """Makes the keyword arguments by which sentence-transformers passes `LOADING` on to transformers.
 
-    They take precedence over whatever a folder asks for.
+    They take precedence over the folder's own settings.
     """
     weights = {**LOADING, "weights_only": True, **({} if allow_pickle else {"use_safetensors": True})}
     return {"model_kwargs": weights, "processor_kwargs": dict(LOADING), "config_kwargs": dict(LOADING)}

@@ -1,17 +1,17 @@
-"""The digest of a packed model: what was packed is what is opened.
+"""The digest of a packed model, which shows that its files are still those that were packed.
 
 Damage that breaks no syntax, such as a flipped bit in a scale, gives a model that runs and computes something else. So
 `pack` writes into config.json, as `quantization_config.digest`, the sha256 of every file that decides what the model
-computes (`model_files`) and that of config.json itself without this key:
+computes (`model_files`), and the sha256 of config.json itself without this key:
 
     "digest": {"config": "9f86d0…", "files": {"1_Pooling/config.json": "60303a…", "model.safetensors": "fd61a0…", …}}
 
-Opening the model computes them again, in one pass over its bytes. The digest tells damage, not forgery: whoever
-changes a file can write a new digest. What an author vouches for is the content hash that `ternarize inspect` prints.
+Opening the model computes these again, in one pass over its bytes. The digest shows damage, not forgery: whoever
+changes a file can write a new digest. An author can publish the content hash that `ternarize inspect` prints.
 
-A ternary checkpoint has none, since every `save_pretrained` of a training run would make it wrong; nor has a packed
-model that transformers saved again, or one of format version 1. These open with a note that they could not be
-verified. TERNARIZE_VERIFY=0 leaves the pass out, and says so.
+A ternary checkpoint has no digest, since every `save_pretrained` of a training run would invalidate it. A packed model
+that transformers saved again, or one of format version 1, has none either. These open with a note that they could not
+be verified. TERNARIZE_VERIFY=0 skips the pass, with a note.
 """
 
 import hashlib
@@ -35,19 +35,19 @@ _noted: set[str] = set()
 
 
 def verifying() -> bool:
-    """Whether digests are verified: unless the environment variable TERNARIZE_VERIFY is 0."""
+    """Whether digests are verified; they are unless the environment variable TERNARIZE_VERIFY is 0."""
     return os.environ.get("TERNARIZE_VERIFY", "1") != "0"
 
 
 def note_once(text: str) -> None:
-    """Logs a warning of this package; each text once a process. Without any logging set up it goes to stderr."""
+    """Logs a warning of this package, each text once a process. It goes to stderr if logging is not configured."""
     if text not in _noted:
         _noted.add(text)
         logging.getLogger("ternarize_cli").warning("note: %s", text)
 
 
 def seal(folder: Path) -> None:
-    """Writes the digest of a packed model into its config.json; call it when all its files are in place."""
+    """Writes the digest of a packed model into its config.json. Call it when all files of the model are in place."""
     path = folder / _CONFIG
     config = read_json(path)
     config["quantization_config"].pop("digest", None)
@@ -63,11 +63,11 @@ def verify(folder: Path, *, always: bool = False) -> None:
 
     Args:
         folder: a packed model.
-        always: verify whatever TERNARIZE_VERIFY says.
+        always: verify even if TERNARIZE_VERIFY is 0.
 
     Raises:
         FormatError: a file has changed, is missing, or was added; the message names it. Files may be missing from a
-            snapshot in a hub cache, where only what was asked for is downloaded.
+            snapshot in a hub cache, which holds only the files that were downloaded.
     """
     if not always and not verifying():
         note_once(f"{folder} is opened without verifying its digest (TERNARIZE_VERIFY=0)")
@@ -111,12 +111,12 @@ def _parsed(digest: Any, folder: Path) -> Mapping[str, str]:
 
 
 def _digest_of(config: Mapping[str, Any]) -> str:
-    """The sha256 of a config's JSON with sorted keys and no blanks."""
+    """Computes the sha256 of a config's JSON, written with sorted keys and no blanks."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def state_of(path: Path) -> tuple[int, int, int]:
-    """Size, time of change and number of a file: what changes when it is written to or replaced."""
+    """Size in bytes, time of change and inode of a file, which change when it is written to or replaced."""
     try:
         found = path.stat()
     except OSError as e:

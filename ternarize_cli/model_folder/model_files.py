@@ -1,14 +1,14 @@
-"""The files that a model folder consists of, told apart from whatever else lies there.
+"""Tells the files that belong to a model from other files in its folder.
 
     configs       config.json, modules.json, sentence_bert_config.json, config_sentence_transformers.json, …
     tokenizer     tokenizer.json, vocab.txt, merges.txt, *.model, …: the names that transformers' tokenizers read
     processor     preprocessor_config.json, processor_config.json, chat templates
     weights       model.safetensors, its shards and their index; pytorch_model.bin and its shards
     modules       the folders that modules.json names, with the files in them
-    cards         README.md, licences, and the record of a distillation: they travel along and decide nothing
+    cards         README.md, licences, and the record of a distillation: copied, without effect on the model
 
-Only these are copied to what is made of a model, and all but the cards are what its digest covers (`integrity`). Other
-files of a folder are left where they are: nobody asked for them to travel.
+Only these files are copied into a checkpoint or a packed model, and its digest covers all but the cards (`integrity`).
+Other files of a folder are not copied.
 
 A file is copied through a link only from the same folder, or, where the folder is in a snapshot of a hub cache, from
 the blobs of that cache. Folders that are links are not entered.
@@ -51,13 +51,13 @@ _CARDS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "distillat
 _MODULE = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", "*.npz")
 _TEMPLATES = ("chat_templates", "additional_chat_templates")
 _DEEP = 3
-"""Levels of folders below a module's own that are looked into."""
+"""The most levels of folders below a module's folder that are searched."""
 _MOST = 10_000
-"""Files of a model at most."""
+"""The most files of a model."""
 
 
 def module_folders(folder: Path) -> list[str]:
-    """The subfolders that modules.json names, each once, as relative paths; an empty list without modules.json.
+    """Lists the subfolders that modules.json names, each once, as relative paths; empty if there is no modules.json.
 
     Raises:
         CheckpointError: modules.json is damaged, or names a folder outside the model's.
@@ -82,29 +82,29 @@ def module_folders(folder: Path) -> list[str]:
 
 
 def _stays_inside(where: str) -> bool:
-    """Whether a relative path names a place inside the folder that it is relative to."""
+    """Whether a relative path stays inside the folder that it is relative to."""
     parts = PurePosixPath(where).parts
     return not where.startswith("/") and ".." not in parts and "\0" not in where and "\\" not in where
 
 
 def model_files(folder: Path) -> list[str]:
-    """The files that decide what a model computes, as relative paths with `/`, sorted; cards are not among them.
+    """Lists the files that decide what a model computes, as sorted relative paths with `/`, without the cards.
 
     Raises:
-        CheckpointError: modules.json is damaged or names a folder that is a link or lies outside; a file of the model
-            is a pipe, a device or a socket.
+        CheckpointError: modules.json is damaged or names a folder that is a link or outside the model's; a file of the
+            model is a pipe, a device or a socket.
     """
     return sorted(_found(folder, (*_CONFIGS, *_PROCESSOR, *_TOKENIZER, *_WEIGHTS)))
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copies what a model consists of beside the encoder's config and weights, and its cards; contents only, no modes.
+    """Copies a model's files, except the encoder's config and weights. Copies contents only, no file modes.
 
-    Pickled weights of modules stay behind, as do files that are no part of a model.
+    Pickled weights of modules, and files that do not belong to the model, are not copied.
 
     Args:
         source: a model folder.
-        folder: where the copies go; it exists, and holds none of them.
+        folder: an existing folder for the copies, which holds none of them yet.
 
     Raises:
         CheckpointError: a file of the model is a link to a place outside the folder, or is no regular file.
@@ -123,26 +123,27 @@ def copy_companions(source: Path, folder: Path) -> None:
         with path.open("rb") as stream, target.open("xb") as copy:
             while chunk := stream.read(1 << 20):
                 copy.write(chunk)
-    for where in module_folders(source):  # modules without files, such as Normalize, have a folder, too
+    for where in module_folders(source):  # modules without files, such as Normalize, have a folder too
         (folder / where).mkdir(parents=True, exist_ok=True)
 
 
 def part_folders(folder: Path) -> list[str]:
-    """The folders of a model that hold files of it: "" for its own, then those of its modules and below them.
+    """Lists the folders that hold files of a model: "" for the model's own, then those of its modules and below.
 
     Raises:
-        CheckpointError: as `model_files`.
+        CheckpointError: modules.json is damaged or names a folder that is a link or outside the model's; a file of the
+            model is a pipe, a device or a socket.
     """
     return ["", *dict.fromkeys(str(PurePosixPath(name).parent) for name in model_files(folder) if "/" in name)]
 
 
 def is_snapshot(folder: Path) -> bool:
-    """Whether a folder is in a snapshot of a hub cache, where files are links to blobs and may have been left out."""
+    """Whether a folder is in a snapshot of a hub cache, where files are links to blobs and some may be missing."""
     return _blobs(folder) is not None
 
 
 def _blobs(folder: Path) -> Path | None:
-    """The folder of blobs that the snapshot with this folder links to: MODEL/blobs for MODEL/snapshots/REVISION/…."""
+    """Finds the folder of blobs of a snapshot: MODEL/blobs for MODEL/snapshots/REVISION/…."""
     for parent in folder.resolve().parents:
         if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
             return parent.parent / "blobs"
@@ -150,10 +151,12 @@ def _blobs(folder: Path) -> Path | None:
 
 
 def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
-    """The files of a folder with the given patterns of names, those of its modules, and chat templates."""
+    """Yields the files of a model folder and its modules whose names match `patterns`, and chat templates."""
     names = [*_entries(folder, "", patterns), *_of_modules(folder)]
     if len(names) > _MOST:
-        raise CheckpointError(f"{folder} holds more than {_MOST:,} files of a model", hint="is this a model folder?")
+        raise CheckpointError(
+            f"{folder} holds more than {_MOST:,} files of a model", hint="check that this is a model folder"
+        )
     for name in names:
         require_regular(folder / name)
         yield name
@@ -185,7 +188,7 @@ def _below(folder: Path, where: str, levels: int) -> Iterator[str]:
 
 
 def _entries(folder: Path, where: str, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Names in a folder that match a pattern, with `where/` in front; folders and links that lead nowhere are none."""
+    """Yields names of files that match a pattern, with `where/` in front; leaves out folders and broken links."""
     prefix = f"{where}/" if where else ""
     for name in sorted(os.listdir(folder / where)):
         matching = not name.startswith(".") and any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -194,7 +197,7 @@ def _entries(folder: Path, where: str, patterns: tuple[str, ...]) -> Iterator[st
 
 
 def _cards(folder: Path) -> Iterator[str]:
-    """Cards that are plain files of the folder, of MAX_TOKENIZER bytes at most; others of such names stay behind."""
+    """Yields cards that are regular files of at most MAX_TOKENIZER bytes in the folder."""
     for name in _entries(folder, "", _CARDS):
         path = folder / name
         status = path.stat()
@@ -203,11 +206,11 @@ def _cards(folder: Path) -> Iterator[str]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether this is a folder and no link to one."""
+    """Whether a path is a folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
 def contained(folder: Path, path: Path) -> bool:
-    """Whether a path leads to a file in the folder, or to a blob of the hub cache that the folder is a snapshot in."""
+    """Whether a path leads to a file in the folder, or to a blob of the hub cache in which the folder is a snapshot."""
     target = path.resolve()
     return any(allowed in target.parents for allowed in (folder.resolve(), _blobs(folder)) if allowed is not None)

@@ -1,11 +1,11 @@
-"""What modules.json and the configs of modules say, checked before sentence-transformers imports and builds them.
+"""Checks modules.json and the configs of modules before sentence-transformers imports and builds the modules.
 
-Modules are named by dotted paths of Python classes, which sentence-transformers imports, and are built with whatever
-their configs hold. Taken are its own classes, in folders inside the model's.
+modules.json names modules by dotted paths of Python classes; sentence-transformers imports these, and builds them with
+all the arguments in their configs. Only sentence-transformers' own classes are accepted, in folders inside the model's.
 
-The encoder is a Transformer in the model's own folder: there its config and its tensors are checked, and there it is
-converted. sentence-transformers can load one from a folder of its own, too, or inside a Router; such models are
-refused, since nothing there would have been looked at.
+The encoder must be a Transformer in the model's own folder, where its config and tensors are checked and converted.
+sentence-transformers can also load an encoder from a subfolder or inside a Router; such models are refused, because
+their encoders would not be checked.
 """
 
 import re
@@ -21,8 +21,8 @@ __all__ = ["check_module_config", "check_modules"]
 _CLASS = re.compile(r"sentence_transformers(\.\w+)*\.(?P<name>[A-Za-z]\w*)")
 _ENCODER = "Transformer"
 _BEHIND_IT = {"Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling"}
-"""Classes that make one vector of what a Transformer gives, or change that vector. Those that stand in the place of a
-Transformer (CLIPModel, WordEmbeddings, …), hold modules themselves (Router) or give sparse vectors are not taken."""
+"""Classes that pool a Transformer's token embeddings to one vector, or change that vector. Classes that replace a
+Transformer (CLIPModel, WordEmbeddings, …), hold modules themselves (Router) or give sparse vectors are refused."""
 _ACTIVATION = re.compile(
     r"torch\.nn\.(modules\.(activation|linear)\.)?"
     r"(CELU|ELU|GELU|Hardsigmoid|Hardswish|Hardtanh|Identity|LeakyReLU|LogSigmoid|Mish|PReLU|ReLU|ReLU6|SELU|SiLU|Sigmoid"
@@ -32,15 +32,15 @@ _LARGEST = 1 << 24
 
 
 def check_modules(folder: Path) -> None:
-    """Checks modules.json, where there is one.
+    """Checks modules.json, if there is one.
 
     Raises:
-        CheckpointError: it is no list of modules; a class is none of sentence-transformers that ternarize takes, or is
-            an encoder that is not in the model's own folder; a folder lies outside the model's, or is the encoder's; or
-            a name is no text, or comes twice.
+        CheckpointError: the file is no list of modules; a class is not one of sentence-transformers that ternarize
+            accepts, or is an encoder outside the model's own folder; a module's folder is outside the model's, or is
+            the encoder's; a name is no text, or comes twice.
     """
     path = folder / "modules.json"
-    module_folders(folder)  # that they stay inside
+    module_folders(folder)  # checks that the folders stay inside the model's
     if not path.exists():
         return
     names: set[str] = set()
@@ -66,7 +66,7 @@ def check_modules(folder: Path) -> None:
 
 
 def _class_name(kind: Any, path: Path) -> str:
-    """The name of a class of sentence-transformers that is taken, from its dotted name."""
+    """Checks the dotted name of a module's class, and returns the name of the class."""
     known = _CLASS.fullmatch(kind) if isinstance(kind, str) else None
     if known is None:
         raise CheckpointError(
@@ -78,7 +78,7 @@ def _class_name(kind: Any, path: Path) -> str:
         raise CheckpointError(
             f"{path} names the module class {shown(kind)}; ternarize takes models of a {_ENCODER} and, behind it, "
             f"{', '.join(sorted(_BEHIND_IT))}",
-            hint="the encoder alone, as transformers saves it, is taken, too",
+            hint="pass the encoder alone, as transformers saves it",
         )
     return known["name"]
 
@@ -87,11 +87,11 @@ def check_module_config(values: dict[str, Any], path: Path) -> None:
     """Checks the JSON object in the config of a module.
 
     Raises:
-        CheckpointError: an activation is none of torch.nn's, or a number is larger than any width.
+        CheckpointError: an activation is not in torch.nn, or a number is larger than any dimension may be.
     """
     activation = values.get("activation_function")
     if activation is not None and not (isinstance(activation, str) and _ACTIVATION.fullmatch(activation)):
-        raise CheckpointError(  # sentence-transformers imports it by this name
+        raise CheckpointError(  # sentence-transformers would import any class of this name
             f"{path}: activation_function is {shown(activation)}, no activation of torch.nn",
             hint='such as "torch.nn.modules.activation.Tanh"',
         )

@@ -1,1 +1,1 @@
-"""A model's tokenizer, as a function of texts and as files."""
+"""Runs a model's tokenizer on texts, and reads and writes its files."""

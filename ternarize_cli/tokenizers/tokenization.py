@@ -1,7 +1,7 @@
-"""Splitting a corpus as a model's users will: their tokenizer, their prompts, no truncation.
+"""Tokenises a corpus with a model's tokenizer and prompts, without truncation.
 
-sentence-transformers puts a prompt before a text, and the two may grow together at the seam. So a text counts bare, and
-its first words once more behind each of the model's prompts.
+sentence-transformers puts a prompt before a text, and a token may cover the end of the prompt and the start of the
+text. So a text is tokenised without prompt, and its first words once more behind each of the model's prompts.
 """
 
 import os
@@ -27,10 +27,10 @@ _HEAD = 32
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A folder's fast tokenizer as sentence-transformers and `AutoTokenizer` make it, without truncation and padding.
+    """Loads a folder's fast tokenizer with `AutoTokenizer`, and turns off truncation and padding.
 
     Raises:
-        CheckpointError: there is none, or its files are damaged.
+        CheckpointError: the folder has no fast tokenizer, or its files are damaged.
     """
     from tokenizers.normalizers import Lowercase
     from tokenizers.normalizers import Sequence as Normalizers
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with library_output(to_stderr=True):
             tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
-    except Exception as e:  # whatever damaged tokenizer files set off
+    except Exception as e:  # damaged tokenizer files can raise any error
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
         raise CheckpointError(f"the tokenizer of {folder} can't be loaded: {text}", hint="fetch the files again") from e
     if not getattr(tokenizer, "is_fast", False):
@@ -53,16 +53,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def corpus_files(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files of a corpus; a folder stands for every .txt, .jsonl and .ndjson in it, compressed or not.
+    """Yields the files of a corpus; a folder stands for every .txt, .jsonl and .ndjson in it, compressed or not.
 
     Raises:
-        DataError: stdin or a pipe, which can't be read twice, a missing file, or a folder without such files.
+        DataError: a path is stdin or a pipe, which can't be read twice, is missing, or is a folder without such files.
     """
     for path in map(user_path, paths):
         if str(path) == STDIN:
             raise DataError("the corpus of a vocabulary can't be stdin: it is read twice", hint="write it to a file")
         if not os.path.isdir(path):
-            if os.path.exists(path):  # else `read_texts` says that it is missing
+            if os.path.exists(path):  # `read_texts` raises the error for a missing file
                 require_regular(path, DataError)
             yield path
             continue
@@ -73,10 +73,10 @@ def corpus_files(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def inputs(model: Path, files: Iterable[Path]) -> Iterator[str]:
-    """What a model is given for the texts of some files; streams.
+    """Yields the texts of some files as the model gets them: without prompt, and their first words behind each prompt.
 
     Raises:
-        DataError: as `texts.read_texts`.
+        DataError: a file can't be read or holds no usable text (see `texts.read_texts`).
         CheckpointError: the model's prompts are no texts.
     """
     name = "config_sentence_transformers.json"
@@ -92,19 +92,19 @@ def inputs(model: Path, files: Iterable[Path]) -> Iterator[str]:
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts by the hundred, as `encode` likes them."""
+    """Cuts texts into lists of some hundred, which `encode` handles efficiently."""
     rest = iter(texts)
     while batch := list(islice(rest, _BATCH)):
         yield batch
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text, special tokens included: int64 `[tokens]`."""
+    """Tokenises texts: for each text its ids, special tokens included, int64 `[tokens]`."""
     return [np.array(e.ids, dtype=np.int64) for e in tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
 
 
 def teacher_ids(student: Any, teacher: Any) -> Tensor:
-    """For each id of a student's tokenizer the teacher's id of the same token: int64 `[ids]`.
+    """Maps each id of a student's tokenizer to the teacher's id of that token: int64 `[ids]`.
 
     Raises:
         CheckpointError: the teacher lacks a token.
@@ -122,7 +122,7 @@ def teacher_ids(student: Any, teacher: Any) -> Tensor:
 
 
 def words(tokenizer: Any, text: str) -> list[str]:
-    """The words that a tokenizer's model is given for a text."""
+    """Splits a text into the words that the tokenizer passes to its model."""
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)

@@ -1,4 +1,4 @@
-"""A fast tokenizer's files as data: what a smaller one has to keep, and writing the smaller one.
+"""Reads a fast tokenizer's files, finds the tokens that a smaller tokenizer must keep, and writes the smaller one.
 
 Dropping tokens that a text does not use must not change how it is split. The four model types of `tokenizers` need:
 
@@ -6,16 +6,18 @@ Dropping tokens that a text does not use must not change how it is split. The fo
 - **WordPiece** takes the longest known piece, again and again, and a word that gets stuck is unknown as a whole. Pieces
   that were used stay the longest; but a stuck word's pieces are used and not seen, so they must be kept as well, or a
   shorter piece takes their place and the word gets through (`TokenizerFile.stuck`).
-- **Unigram** takes the segmentation with the largest sum of scores. It is still there, and its rivals only got fewer.
-  The score of an unknown character is the smallest score of all minus 10: the piece that has it stays.
-- **BPE** joins neighbours in the order of the merges. The merges that made a kept token stay, with their parts, which
-  makes tokens of the parts; the others were not taken before and can't be taken now.
+- **Unigram** takes the segmentation with the largest sum of scores. It stays possible, and other segmentations only
+  become fewer. The score of an unknown character is the smallest score of all pieces minus 10, so the piece with that
+  smallest score stays.
+- **BPE** joins neighbours in the order of the merges. The merges that made a kept token stay, and their parts become
+  kept tokens; the other merges were not used before and can't be used now.
 
-So that other texts don't fall apart either, single characters stay as pieces: those of every kept token and ASCII, the
-256 bytes of byte-level and byte-fallback tokenizers. A new word made of such characters is never unknown.
+For other texts, single characters stay as pieces: those of every kept token, ASCII, and the 256 bytes of byte-level and
+byte-fallback tokenizers. A new word made of such characters is never unknown.
 
-Ids change: the kept ones move together and keep their order. Every file that holds ids or tokens is rewritten; formats
-that only their own libraries write (SentencePiece) are dropped, and tokenizer.json says all that they said.
+Ids change: kept tokens are renumbered without gaps and keep their order. Every file that holds ids or tokens is
+rewritten. Formats that only their own libraries can write (SentencePiece) are dropped; tokenizer.json holds all of
+their content.
 """
 
 import json
@@ -43,9 +45,9 @@ class TokenizerFile:
     """A tokenizer.json.
 
     Attributes:
-        state: its content.
-        kind: one of KINDS.
-        ids: of the model's tokens; added tokens are not among them unless the model has them too.
+        state: the parsed JSON.
+        kind: the type of the model, one of KINDS.
+        ids: a dict from the model's tokens to their ids; it has added tokens only if the model has them too.
     """
 
     state: dict[str, Any]
@@ -57,13 +59,13 @@ class TokenizerFile:
         """Reads a folder's tokenizer.json; `kind` is given because older files don't name it.
 
         Raises:
-            CheckpointError: it is missing or damaged, or of a kind that can't be trimmed.
+            CheckpointError: the file is missing or damaged, or of a kind that can't be trimmed.
         """
         path = folder / _FILE
         if not path.is_file():
             raise CheckpointError(
                 f"{folder} has no fast tokenizer ({_FILE}), and no other can be trimmed",
-                hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one where transformers can",
+                hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one if transformers can make it",
             )
         if kind not in KINDS:
             raise CheckpointError(f"{path}: a tokenizer of type {kind} can't be trimmed, only {', '.join(KINDS)}")
@@ -76,7 +78,7 @@ class TokenizerFile:
         return cls(state, kind, ids)
 
     def fixed(self) -> set[int]:
-        """Ids that stay whatever the text: those that the file itself refers to, bytes, ASCII, the smallest score."""
+        """Ids that are kept for any corpus: those that the file itself refers to, bytes, ASCII, the smallest score."""
         model = self.state["model"]
         kept: set[int] = {token["id"] for token in self.state.get("added_tokens") or []}
 
@@ -98,7 +100,7 @@ class TokenizerFile:
         return kept | self._known([*_BYTES, *self._pieces(characters)])
 
     def closure(self, kept: Collection[int]) -> set[int]:
-        """`kept` with the characters of its tokens and, in BPE, the tokens on their merge paths."""
+        """Adds to `kept` the characters of its tokens and, in BPE, the tokens on their merge paths."""
         tokens = [token for token, i in self.ids.items() if i in kept]
         found = self._known(self._pieces({character for token in tokens for character in token}))
         if self.kind == "BPE":
@@ -108,7 +110,7 @@ class TokenizerFile:
         return set(kept) | found
 
     def stuck(self, word: str) -> set[int]:
-        """The pieces that a WordPiece model takes of a word before it gets stuck; all of them if it does not."""
+        """Finds the pieces that a WordPiece model takes from a word before it gets stuck, or all if it does not."""
         model, kept, start = self.state["model"], set(), 0
         prefix = model.get("continuing_subword_prefix", "##")
         while start < len(word) <= model.get("max_input_chars_per_word", 100):
@@ -125,11 +127,11 @@ class TokenizerFile:
         """Rewrites the tokenizer's files in a folder that holds copies of them.
 
         Args:
-            folder: the copy.
-            new: the new id of every kept one.
+            folder: the folder with the copies.
+            new: a dict from each kept id to its new id.
 
         Returns:
-            names of files that were dropped because they can't be rewritten.
+            Names of the files that were removed because they can't be rewritten.
         """
         model = {**self.state["model"]}
         if isinstance(model["vocab"], list):
@@ -151,7 +153,7 @@ class TokenizerFile:
         return tuple(sorted(self._companions(folder, new)))
 
     def _companions(self, folder: Path, new: Mapping[int, int]) -> Iterator[str]:
-        """Rewrites the files beside tokenizer.json; yields the names of those dropped."""
+        """Rewrites the files beside tokenizer.json; yields the names of files that were removed."""
         settings = folder / "tokenizer_config.json"
         if settings.is_file():
             values = read_object(settings, limit=MAX_TOKENIZER)
@@ -183,7 +185,7 @@ class TokenizerFile:
         return {self.ids[token] for token in tokens if token in self.ids}
 
     def _pieces(self, characters: Iterable[str]) -> Iterator[str]:
-        """Single characters in every form in which a model of this kind has them."""
+        """Yields single characters in every form in which a model of this kind stores them."""
         if self.kind == "WordLevel":
             return
         prefix, suffix = self._affixes()
@@ -200,12 +202,12 @@ class TokenizerFile:
         return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
 
     def _made(self, pair: tuple[str, ...], new: Mapping[int, int]) -> bool:
-        """Whether both parts of a merge and what it makes are kept."""
+        """Whether both parts of a merge and the token that it makes are kept."""
         joined = pair[0] + pair[-1].removeprefix(self._affixes()[0])
         return all(self.ids.get(token) in new for token in (*pair, joined))
 
     def _merge_path(self, token: str, ranks: Mapping[tuple[str, ...], int]) -> Iterator[str]:
-        """The tokens that arise on the way from characters to `token`, which are those that arise inside any word."""
+        """Yields the tokens that the merges make on the way from characters to `token`, which are so in any word."""
         prefix, suffix = self._affixes()
         first, last = token[: len(prefix)] == prefix, suffix and token.endswith(suffix)
         body = token.removeprefix(prefix).removesuffix(suffix)
@@ -223,7 +225,7 @@ class TokenizerFile:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file.
+    """Reads the lines of a text file.
 
     Raises:
         CheckpointError: the file is too large, or not UTF-8.
@@ -239,7 +241,7 @@ def _renumbered(ids: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, int
 
 
 def _map_processor(processor: Any, change: Callable[[int], int]) -> Any:
-    """A copy of a post-processor with `change` applied to every id in it."""
+    """Copies a post-processor, and applies `change` to every id in it."""
     if not processor:
         return processor
     if processor["type"] == "Sequence":

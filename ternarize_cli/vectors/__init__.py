@@ -1,4 +1,4 @@
-"""From texts or images to vectors, in a stream, a file, or a folder of shards.
+"""Encodes texts or images to vectors, and keeps these in a stream, a file, or a folder of shards.
 
 `encode` opens a model and gives vectors (`batch_encoder`), and `vector_files` writes them to a file. `vector_shards`
 writes them to a folder of numbered shards (`finished_work` keeps these safe, `ray_engine` spreads them over a cluster),

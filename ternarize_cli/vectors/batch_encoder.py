@@ -1,12 +1,12 @@
-"""Lists of texts or images to vectors, as the model wants it.
+"""Encodes lists of texts or images with a running model.
 
 sentence-transformers' modules do the work: tokenising, pooling, normalising, and the prompts that some models want in
 front of queries or documents. An encoder here adds
 
-- batches by length: a list is tokenised at once, and texts of like length go through the model together, as many as
-  make `BUDGET` tokens, so that short texts share a pass and long ones don't take more memory than they must;
-- a count of tokens, and of the texts that were longer than the model reads, so that it can be said once;
-- preparing apart from the model's work, so that it can be done ahead (`encode`).
+- batches by length: a list is tokenised at once, and texts of similar length go through the model together, up to
+  `BUDGET` tokens a batch, so that short texts share a pass and long ones take no more memory than they must;
+- counts of tokens and of texts that were longer than the model reads, so that a caller can report them once;
+- preparation apart from the forward pass, so that another thread can do it ahead (`encode`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 __all__ = ["BUDGET", "CHUNK", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
 
 CHUNK, _CHARACTERS = 1024, 1 << 20
-"""Texts of a chunk at most, and characters after which it takes no more."""
+"""The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
 BUDGET = 8192
-"""Tokens of a batch at most, padding included: 32 texts of 256, or 512 of 16."""
+"""The most tokens in a batch, padding included: 32 texts of 256 tokens, or 512 texts of 16."""
 _BATCH = 32
-_LONG = 64  # characters a token that a text may have before it is looked at whether its beginning will do
+_LONG = 64  # a text with more characters per readable token than this may be cut before it is tokenised
 Role = Literal["text", "query", "document"]
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A chunk as the model takes it.
+    """A chunk, prepared for the model and cut into batches.
 
     Attributes:
-        batches: pairs of rows of the chunk, and the features of these rows.
-        name: how a message names a row of the chunk.
-        tokens: of all texts, with special ones, without padding.
+        batches: pairs of row numbers of the chunk and the model's input features for these rows.
+        name: gives the name by which a message calls a row of the chunk.
+        tokens: number of tokens of all texts, special tokens included, padding not.
         truncated: how many texts are longer than the model reads.
     """
 
@@ -59,19 +59,20 @@ class Prepared:
 
 
 class TextEncoder:
-    """Encodes lists of texts and keeps count.
+    """Encodes lists of texts, and counts texts and tokens.
 
     Args:
         encoder: the running model.
-        role: "query" and "document" use the prompt and the route that the model keeps for them, "text" its default.
-        prompt_name: one of the model's prompts, instead of the role's.
-        normalize: True: vectors of length 1. False: as they leave the pooling, even if the model would normalise them
-            (its last module is then taken off the encoder). None: as the model does.
-        batch_size: texts per forward pass; None: as many of like length as make `BUDGET` tokens.
+        role: "query" and "document" use the prompt and the route that the model has for them, "text" its default.
+        prompt_name: name of a prompt of the model, used instead of the role's prompt.
+        normalize: True scales vectors to length 1. False leaves them as the pooling made them, even if the model
+            would normalise them (the model's last module is then removed from `encoder`). None does what the model
+            does.
+        batch_size: texts per forward pass; None takes texts of similar length, up to `BUDGET` tokens a batch.
 
     Attributes:
-        texts, tokens, truncated: texts encoded, tokens seen by the model (with special ones, without padding), and
-            texts that were longer than `limit` tokens.
+        texts, tokens, truncated: number of texts encoded, of tokens that the model read (special tokens included,
+            padding not), and of texts that were longer than `limit` tokens.
 
     Raises:
         InputError: the model has no prompt of that name.
@@ -100,9 +101,10 @@ class TextEncoder:
         self._task = {} if role == "text" else {"task": role}
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """Returns float32 `[texts, dim]`, in the order of `texts`.
+        """Encodes texts: float32 `[texts, dim]`, in the order of `texts`.
 
         Raises:
+            InputError: a text has a token that the word table has no row for.
             TernarizeError: a vector is not finite; the message shows the text.
         """
         return self.forward(self.prepare(texts))
@@ -112,7 +114,7 @@ class TextEncoder:
         texts = [self._beginning(text) for text in texts]
         features = self._features(texts)
         mask = features.get("attention_mask")
-        if mask is None or len(mask) != len(texts):  # what can't be cut by rows: bags of words, unpadded sequences
+        if mask is None or len(mask) != len(texts):  # bags of words and unpadded sequences can't be cut by rows
             groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
             return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
         real = mask.numpy() != 0
@@ -129,10 +131,11 @@ class TextEncoder:
         )
 
     def forward(self, prepared: Prepared) -> np.ndarray:
-        """Returns float32 `[texts, dim]`, in the order of the texts that were prepared.
+        """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared.
 
         Raises:
-            TernarizeError: as `__call__`.
+            InputError: a text has a token that the word table has no row for.
+            TernarizeError: a vector is not finite; the message shows the text.
         """
         vectors = _forward(self.encoder, prepared, self._normalize, **self._task)
         self.texts += len(prepared)
@@ -142,11 +145,11 @@ class TextEncoder:
 
     @property
     def dim(self) -> int:
-        """The length of a vector."""
+        """The number of dimensions of a vector."""
         return self.encoder.get_embedding_dimension() or len(self.encoder.encode("dimension"))
 
     def chunks(self, items: Iterable[tuple[str, str]], linger: float | None) -> ReadAhead[tuple[str, str]]:
-        """As many texts at a time as are worth having in memory."""
+        """Cuts a stream of texts into chunks of at most `CHUNK` texts, read ahead by another thread."""
         count = max(CHUNK, self._batch_size or 0)
         return ReadAhead(items, count, room=_CHARACTERS, size=lambda item: len(item[1]), linger=linger)
 
@@ -162,7 +165,7 @@ class TextEncoder:
 
     @property
     def truncation(self) -> str | None:
-        """One sentence about texts that were cut; None if all were read to their end."""
+        """A sentence that says how many texts were cut; None if the model read all of them to their end."""
         if not self.truncated:
             return None
         of, are = ("1 text", "is") if self.texts == 1 else (f"{self.truncated} of {self.texts} texts", "are")
@@ -172,9 +175,9 @@ class TextEncoder:
         return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
 
     def _beginning(self, text: str) -> str:
-        """A text, or of a very long one only its beginning, if that alone has more tokens than the model reads.
+        """Cuts a very long text to its beginning, if that alone has more tokens than the model reads.
 
-        Tokenising takes some 300 bytes a character.
+        This saves memory: tokenising takes some 300 bytes a character.
         """
         if len(text) <= _LONG * self.limit:
             return text
@@ -182,12 +185,12 @@ class TextEncoder:
         return beginning if beginning and self._count_longer([beginning]) else text
 
     def _count_longer(self, texts: list[str]) -> int:
-        """Texts with more tokens than `limit`. A token covers a byte at least, so short texts need no tokenising."""
+        """Counts texts with more tokens than `limit`. A token covers at least a byte, so short texts are skipped."""
         tokenizer = self.encoder.tokenizer
         prompt = self._prompt or ""
         room = self.limit - tokenizer.num_special_tokens_to_add()
         long = [prompt + text for text in texts if len((prompt + text).encode()) > room]
-        # verbose=False: transformers would say by itself, in other words, that a text is long.
+        # verbose=False: otherwise transformers warns of long texts too.
         ids = tokenizer(long, truncation=False, verbose=False, return_attention_mask=False)["input_ids"] if long else []
         return sum(len(one) > self.limit for one in ids)
 
@@ -197,13 +200,15 @@ class ImageEncoder:
 
     Args:
         encoder: the running model.
-        normalize: as `TextEncoder` takes it.
-        batch_size: images per forward pass; None: 32.
+        normalize: True scales vectors to length 1, False leaves them as the pooling made them, None does what the
+            model does.
+        batch_size: images per forward pass; None takes 32.
 
     Attributes:
-        images, dim: how many were encoded, and the length of their vectors.
-        prepare, forward, chunks, counts, summary, truncation: as those of `TextEncoder`; decoded images are large: a
-            chunk is a batch.
+        images, dim: number of images encoded, and number of dimensions of their vectors.
+
+    The methods do for images what those of `TextEncoder` do for texts. Decoded images are large, so a chunk is one
+    batch.
     """
 
     truncation: str | None = None
@@ -218,15 +223,15 @@ class ImageEncoder:
         self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
 
     def prepare(self, images: "list[Image]") -> Prepared:
-        """Resizes and scales images as the model wants them."""
+        """Resizes and normalises images with the model's processor. May run in another thread than `forward`."""
         features = self.encoder.preprocess(images)
         return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
 
     def forward(self, prepared: Prepared) -> np.ndarray:
-        """Returns float32 `[images, dim]`, in the order of the images that were prepared.
+        """Encodes a prepared chunk: float32 `[images, dim]`, in the order of the images that were prepared.
 
         Raises:
-            TernarizeError: a vector is not finite; the message says of which image.
+            TernarizeError: a vector is not finite; the message names the image.
         """
         vectors = _forward(self.encoder, prepared, self._normalize)
         self.images += len(prepared)
@@ -234,7 +239,7 @@ class ImageEncoder:
         return vectors
 
     def chunks(self, items: "Iterable[tuple[str, Image]]", linger: float | None) -> "ReadAhead[tuple[str, Image]]":
-        """A batch at a time; images are decoded ahead."""
+        """Cuts a stream of images into chunks of one batch, decoded ahead by another thread."""
         return ReadAhead(items, self._batch_size, linger=linger)
 
     @property
@@ -249,13 +254,13 @@ class ImageEncoder:
 
 
 def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """The places of the lengths, longest first, `size` at a time."""
+    """Sorts positions by their length, longest first, and cuts them into lists of `size`."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
-    """The features of some rows, without the columns that are padding in all of them."""
+    """Selects the features of `rows`, without the columns that are padding in all of these rows."""
     count, width = features["attention_mask"].shape
     columns = torch.from_numpy(np.flatnonzero(used))
     cut = {}
@@ -269,7 +274,7 @@ def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[st
 
 @torch.inference_mode()
 def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str) -> np.ndarray:
-    """The vectors of a chunk, row by row: float32 `[rows, dim]`."""
+    """Runs the model on each batch and puts the vectors in the order of the chunk: float32 `[rows, dim]`."""
     found, order = [], []
     for rows, features in prepared.batches:
         _check_ids(encoder, rows, features, prepared.name)
@@ -285,7 +290,7 @@ def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, 
 def _check_ids(
     encoder: SentenceTransformer, rows: list[int], features: dict[str, Any], name: Callable[[int], str]
 ) -> None:
-    """Refuses a text with a token that the word table has no row for: Gemma's token of images, say."""
+    """Refuses a text with a token that the word table has no row for, such as Gemma's image token."""
     ids, transformer = features.get("input_ids"), getattr(encoder[0], "auto_model", None)
     if not isinstance(ids, torch.Tensor) or not ids.numel() or transformer is None:
         return
@@ -294,7 +299,7 @@ def _check_ids(
         row = int(ids.max(dim=-1).values.argmax()) if ids.ndim == 2 else 0
         raise InputError(
             f"{name(rows[row])} has a token with id {int(ids.max())}, and the model's word table has {count} rows",
-            hint="leave that token out of the text, or fetch the model again: its tokenizer may be another's",
+            hint="leave that token out of the text, or fetch the model again: its tokenizer may be another model's",
         )
 
 

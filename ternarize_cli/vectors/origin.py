@@ -1,9 +1,9 @@
-"""Where vectors come from: the model that made them, and how. Vector folders and indexes record it alike.
+"""Records which model made some vectors, and how. Vector folders and indexes both hold this record.
 
-The record names the model's folder, so that a search can open it without being told. An index may come from anybody,
-though, and then that path is a stranger's word. So the path carries a seal: an HMAC-SHA256 of model, path and content
-hash under a key that lies in this user's cache (`is_sealed`). A path whose seal does not fit was not recorded here, and
-is opened unasked only in the folder of the index or in the working folder (`is_near`).
+The record names the model's folder, so that a search can open the model by itself. An index may come from anybody,
+though, and then that path can't be trusted. So the path carries a seal: an HMAC-SHA256 of model, path and content
+hash under a key in this user's cache (`is_sealed`). A path whose seal does not fit was not recorded by this user, and
+is opened unasked only if it is in the folder of the index or in the working folder (`is_near`).
 """
 
 import hashlib
@@ -24,14 +24,16 @@ _KEY, _KEY_BYTES = "path.key", 32
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What made some vectors.
+    """The model that made some vectors, and the settings it was used with.
 
     Attributes:
-        model: MODEL as it was typed; model_path: the folder that it stood for; model_sha256: its content hash.
+        model: MODEL as the user typed it.
+        model_path: the folder that MODEL stood for.
+        model_sha256: content hash of that folder, in hexadecimal.
         kind: "text" or "image".
         normalized: whether the vectors were scaled to length 1, which makes the inner product the cosine.
         document_prompt, query_prompt: names of the model's prompts.
-        path_seal: the seal of `model_path`; empty where there was no cache to keep a key in.
+        path_seal: the seal of `model_path`; empty if there was no cache to keep a key in.
     """
 
     model: str
@@ -45,11 +47,11 @@ class Origin:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The fields above, for another record of the same vectors."""
+        """The fields of `Origin` alone, to be copied into another record of these vectors."""
         return {one.name: getattr(self, one.name) for one in fields(Origin)}
 
     def sealed(self) -> Self:
-        """This record with a seal of this user."""
+        """A copy of this record with this user's seal."""
         key = _key(make=True)
         return self if key is None else replace(self, path_seal=self._seal(key))
 
@@ -60,16 +62,16 @@ class Origin:
         return key is not None and hmac.compare_digest(self._seal(key).encode(), given)
 
     def is_near(self, folder: Path) -> bool:
-        """Whether the model's path is that of a folder in the folder of the vectors or in the working folder.
+        """Whether the model's folder lies in the folder of the vectors or in the working folder.
 
         Args:
-            folder: of the vectors or the index.
+            folder: the folder of the vectors or the index.
         """
         try:
             named = Path(self.model_path)
             target, places = named.resolve(), (folder.resolve(), Path.cwd())
             there = named.is_absolute() and target.is_dir()
-        except (OSError, ValueError, RuntimeError):  # a path that none can be, such as a link to itself
+        except (OSError, ValueError, RuntimeError):  # an impossible path, such as a link to itself
             return False
         return there and any(place in target.parents for place in places if place != place.parent)
 
@@ -79,7 +81,7 @@ class Origin:
 
 
 def _key(*, make: bool) -> bytes | None:
-    """This user's key; None if there is none, and none can be made."""
+    """Reads this user's key, or makes one if `make`; None if there is no key and none can be made."""
     with suppress(OSError, InputError):
         path = cache_folder("indexes") / _KEY
         if make and not check_own(path):

@@ -1,10 +1,10 @@
-"""The shards of `vector_folder`, encoded by the workers of a Ray cluster (extra `ray`).
+"""Encodes the shards of a `vector_folder` with the workers of a Ray cluster (extra `ray`).
 
-A dataset of shard numbers goes through a pool of actors, each with the model loaded; each reads its shards' rows from
-the source, encodes them, and writes them where every other job would have. So the folder is the same whoever wrote it,
-and it is what a run goes on from: Ray starts a lost worker anew and gives its shard to another, and nothing is counted
-that is not whole on the disk. Workers on other machines must see the model, the source and the folder under the same
-paths.
+A dataset of shard numbers goes through a pool of actors, each with the model loaded. An actor reads the rows of its
+shards from the source, encodes them, and writes them to the folder in the format of any other job. So the folder does
+not depend on who wrote it, and a later run resumes from it. Ray restarts a lost worker and gives its shard to another;
+a shard counts only when it is whole on the disk. Workers on other machines must see the model, the source and the
+folder under the same paths.
 """
 
 import importlib.util
@@ -32,10 +32,10 @@ _PATIENCE = 10.0  # seconds
 
 
 def require_ray() -> None:
-    """Refuses where Ray is missing.
+    """Checks that Ray is installed.
 
     Raises:
-        UnavailableError: the package is not installed.
+        UnavailableError: the package `ray` is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise UnavailableError("--engine ray needs the package ray", hint="pip install 'ternarize-cli[ray]'")
@@ -53,24 +53,28 @@ def encode_with_ray(
     skip_bad: bool = False,
     track: Track = silent,
 ) -> tuple[ShardsReport, Skipped]:
-    """Encodes the shards that are not there yet, on all workers.
+    """Encodes the missing shards of a folder on all workers.
 
     Args:
-        source: as `corpora.open_corpus`; folder, record: as `vector_shards.encode_to_folder`.
-        encoder: how workers encode, `threads` (which must be said) among it.
-        workers: how many actors; gpus: of each, which may be a fraction.
-        address: of a running cluster, such as auto or ray://head:10001; None: one on this machine, for this run.
-        skip_bad: skip what can't be read.
-        track: told of each finished shard.
+        source: path of the corpus, as `corpora.open_corpus` takes it.
+        folder: the folder of shards, as `vector_shards.encode_to_folder` takes it.
+        record: what all shards of the folder have in common.
+        encoder: settings of the workers' encoders; `threads` must not be None.
+        workers: number of actors.
+        gpus: number of GPUs for each actor; may be a fraction.
+        address: address of a running cluster, such as auto or ray://head:10001; None starts one on this machine for
+            this run.
+        skip_bad: skip rows that can't be read.
+        track: reports progress after each finished shard.
 
     Returns:
-        What the workers did, and what of the source was left out.
+        A report of what was encoded, and the rows of the source that were skipped.
 
     Raises:
-        UnavailableError: Ray is missing, or there is no cluster.
+        UnavailableError: Ray is not installed, or there is no cluster at `address`.
         DataError: two rows of the source have the same id.
         InputError: the source is stdin.
-        TernarizeError: a worker could not do its work.
+        TernarizeError: a worker failed.
     """
     require_ray()
     if source == STDIN:
@@ -87,7 +91,7 @@ def encode_with_ray(
         "encoder": encoder,
         "skip_bad": skip_bad,
     }
-    # Ray warns of its own settings, and prints what becomes of workers to stdout, where results belong
+    # Ray warns of its own settings, and prints the state of workers to stdout, where results belong
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         rows = _run(numbers, workers, encoder.threads or 1, gpus, address, track, worker)
@@ -97,7 +101,7 @@ def encode_with_ray(
 
 
 def _check_reachable(address: str) -> None:
-    """Refuses an address where nothing listens; Ray would try for minutes. `auto` and `local` are Ray's to find."""
+    """Refuses an address where nothing listens, which Ray would try for minutes. `auto` and `local` are left to Ray."""
     host, _, port = address.partition("://")[2].partition(":") if "://" in address else address.partition(":")
     if not port:
         return
@@ -118,11 +122,11 @@ def _run(
     track: Track,
     worker: dict[str, Any],
 ) -> list[int]:
-    """How many rows of each shard were encoded, in the order in which they were done."""
+    """Runs the actors; returns how many rows of each shard were encoded, in the order in which shards were finished."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    # one CPU more than the actors hold: for the tasks that hand out numbers
+    # one CPU more than the actors hold, for the tasks that hand out shard numbers
     local = {"num_cpus": workers * threads + 1, "include_dashboard": False} if address is None else {}
     started = not ray.is_initialized()
     try:
@@ -158,7 +162,7 @@ def _run(
 
 
 class _Worker:
-    """An actor: one encoder, and a stream through the source that starts again when an earlier shard is asked for."""
+    """An actor with one encoder and one stream through the source, restarted when an earlier shard is wanted."""
 
     def __init__(self, source: str, folder: str, record: VectorRecord, encoder: EncoderOptions, skip_bad: bool) -> None:
         self._source, self._record, self._skip_bad = source, record, skip_bad
@@ -175,21 +179,21 @@ class _Worker:
         return cut(corpus.items, self._record.shard_size)
 
     def _do(self, wanted: int) -> int:
-        """How many rows were encoded; 0 if the shard was there."""
+        """Encodes a shard; returns how many rows were encoded, 0 if the shard was finished already."""
         if wanted < self._next:
             self._shards, self._next = self._cut(), 0
         for shard in self._shards:
             self._next = shard.number + 1
             if shard.number == wanted:
                 return len(shard.rows) if encode_shard(self._encode, self._files, self._record, shard) else 0
-        raise TernarizeError(f"the source has no shard {wanted} any more")
+        raise TernarizeError(f"the source no longer has a shard {wanted}")
 
 
 def _count(source: str, skip_bad: bool) -> tuple[int, Skipped]:
-    """How many rows the source has, and what is left out of them.
+    """Counts the rows of the source; returns their number and the rows that were skipped.
 
     Raises:
-        DataError: two have the same id.
+        DataError: two rows have the same id.
     """
     corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
     if corpus.kind == "image" and not skip_bad:

@@ -1,12 +1,12 @@
-"""Vectors as files: NumPy, JSON Lines or Parquet, written chunk by chunk.
+"""Writes vectors to a NumPy, JSON Lines or Parquet file, chunk by chunk.
 
     npy      one float32 array [n, dim]; ids are not kept (row i is text i)
     jsonl    {"id": "…", "vector": [0.01, …]} per line, with as many digits as float32 needs to come back bit for bit
     parquet  columns `id` (string) and `vector` (list of dim float32)
 
-A chunk is on its way to the disk before the next one is encoded, so the number of texts need not be known. That is why
-the npy header, which holds it, is written again at the end; where that is impossible (a pipe) the array is kept until
-then. Adding a format is adding a class to `WRITERS`.
+A chunk is written before the next one is encoded, so the number of texts need not be known. The npy header holds that
+number, so it is written again at the end; a pipe does not allow this, so for a pipe the array is kept in memory until
+the end. To add a format, add a class to `WRITERS`.
 """
 
 import io
@@ -23,7 +23,7 @@ __all__ = ["WRITERS", "VectorWriter", "file_format"]
 
 
 class VectorWriter(Protocol):
-    """Takes chunks of ids and float32 vectors `[n, dim]`, then `close`s; the stream stays open."""
+    """Writes chunks of ids and float32 vectors `[n, dim]` to a stream. `close` ends the file and leaves it open."""
 
     def __init__(self, stream: IO[bytes]) -> None: ...
 
@@ -33,10 +33,10 @@ class VectorWriter(Protocol):
 
 
 def file_format(output: Path | None, asked: str | None) -> str:
-    """The format to write: the one asked for, else by the output's suffix, else jsonl for stdout.
+    """Chooses the format to write: `asked`, else the one that the output's suffix names, else jsonl for stdout.
 
     Raises:
-        InputError: there is no such format, or the suffix says nothing.
+        InputError: `asked` is not a key of WRITERS, or the suffix names no format.
     """
     name = asked or (output.suffix.lower().removeprefix(".") if output else "jsonl")
     if name not in WRITERS:

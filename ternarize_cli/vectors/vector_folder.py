@@ -1,16 +1,17 @@
 """A folder of vectors in numbered shards, written by any number of processes, and read by `index build`.
 
-    vectors.json      what all shards are of: `VectorRecord`, with a digest of itself (`checksummed`)
+    vectors.json      what all shards have in common: `VectorRecord`, with a checksum (`checksummed`)
     000012.parquet    rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), or
     000012.npy        the vectors alone, with
     000012.ids        a JSON array of the ids
-    000012.json       the record (`finished_work`), with digests of its rows and of all before; the last says that it is
+    000012.json       the shard's record (`finished_work`), with digests of its rows and of all rows before; the record
+                      of the last shard is marked as the last
 
-A shard whose record fits what there is to encode is left alone, so the same command goes on where it was killed, does
-again what was damaged, and does what has changed in the corpus.
+A shard whose record fits its rows of the corpus is left alone. So running a command again goes on where it was killed,
+encodes damaged shards again, and encodes the shards whose rows have changed.
 
-Numbers are float32, float16, or int8: round(127 · v / max|v|) of vectors of length 1, whose length is not kept since it
-is known; reading gives vectors of length 1 again.
+Numbers are float32, float16, or int8. An int8 vector is round(127 · v / max|v|) of a vector v of length 1; no scale is
+stored, because reading scales the vector to length 1 again.
 """
 
 import hashlib
@@ -34,8 +35,8 @@ RECORD = "vectors.json"
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 FORMATS = ("parquet", "npy")
 _VERSION = 2
-_AGAIN = "run the same `ternarize encode` again: it does what is missing"
-_DAMAGED = "remove the file and run the same `ternarize encode` again"
+_AGAIN = "run the `ternarize encode` that wrote the folder again: it encodes what is missing"
+_DAMAGED = "remove the file and run the `ternarize encode` that wrote the folder again"
 _REMAKE = "remove the folder and encode again"
 _SHARD_KINDS = {"files": dict, "rows": int, "of": str, "chain": str, "last": bool}
 _MAX_DIM, _MAX_ROWS = 1 << 20, 1 << 31
@@ -46,8 +47,10 @@ class VectorRecord(Origin):
     """What the shards of a folder have in common.
 
     Attributes:
-        dim, similarity: of the vectors, and how the model compares them.
-        dtype, format: keys of `DTYPES` and `FORMATS`; shard_size: rows of all shards but the last.
+        dim: number of dimensions of the vectors.
+        similarity: name of the similarity by which the model compares vectors.
+        dtype, format: keys of `DTYPES` and `FORMATS`.
+        shard_size: number of rows of every shard but the last, which may have fewer.
     """
 
     dim: int
@@ -59,10 +62,10 @@ class VectorRecord(Origin):
 
 
 def read_record(folder: Path) -> VectorRecord:
-    """The record of a folder.
+    """Reads the record of a folder of vectors.
 
     Raises:
-        DataError: it is missing, damaged, was edited, or is of another version.
+        DataError: the record is missing, damaged, edited, or of another version.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -76,7 +79,7 @@ def read_record(folder: Path) -> VectorRecord:
 
 
 def _fault(found: Mapping[str, Any]) -> str | None:
-    """What is wrong with the fields of a record of vectors."""
+    """Says what is wrong with the fields of a vector record; None if nothing is."""
     for name, known in (("dtype", DTYPES), ("format", FORMATS), ("kind", ("text", "image"))):
         if found[name] not in known:
             return f"{name} is {shown(found[name])}, not one of {', '.join(known)}"
@@ -90,8 +93,9 @@ class VectorFolder:
     """A finished folder of vectors, as `index build` reads it.
 
     Attributes:
-        record: what the shards are of.
-        shards: how many there are; count: of vectors.
+        record: what all shards have in common.
+        shards: number of shards.
+        count: number of vectors in all shards.
 
     Raises:
         DataError: a shard is missing or damaged.
@@ -108,7 +112,7 @@ class VectorFolder:
             if found["chain"] != chain:
                 raise DataError(
                     f"{self._files.path(self.shards, '.json')} is of another version of the corpus than those before",
-                    hint="run `ternarize encode` again, all jobs of it, on the corpus as it is now",
+                    hint="run all jobs of `ternarize encode` again, on the corpus as it is now",
                 )
             self.shards, self.count = self.shards + 1, self.count + found["rows"]
             if found["last"]:
@@ -118,10 +122,10 @@ class VectorFolder:
                 raise DataError(f"{wrong} has {found['rows']} rows, not {self.record.shard_size}", hint=_AGAIN)
 
     def _shard(self, shard: int) -> dict[str, Any]:
-        """The record of a shard, whose files are whole."""
+        """Reads the record of a shard, and checks that its files are whole."""
         suffixes = [".npy", ".ids"] if self.record.format == "npy" else [".parquet"]
         for path in (self._files.path(shard, suffix) for suffix in suffixes):
-            if path.exists():  # a pipe would be waited for
+            if path.exists():  # reading a pipe would wait for a writer
                 require_regular(path, DataError)
         try:
             read_json(self._files.path(shard, ".json"), error=DataError)
@@ -144,14 +148,14 @@ class VectorFolder:
         return found
 
     def _count(self, shard: int) -> int:
-        """The rows of a shard."""
+        """Number of rows of a shard."""
         return min(self.record.shard_size, self.count - shard * self.record.shard_size)
 
     def ids(self) -> Iterator[str]:
         """The ids of all vectors, in order.
 
         Raises:
-            DataError: a file of ids is damaged, or holds another number of them than its record says.
+            DataError: a file of ids is damaged, or holds another number of ids than its record says.
         """
         for shard in range(self.shards):
             if self.record.format == "npy":
@@ -170,11 +174,11 @@ class VectorFolder:
             yield from ids
 
     def load(self, shard: int) -> np.ndarray:
-        """A shard's vectors, float32 `[rows, dim]`.
+        """Reads the vectors of a shard: float32 `[rows, dim]`.
 
         Raises:
-            DataError: the file is damaged, or its vectors are not as many, not as wide, or of another type than the
-                folder's record says; a number is not finite.
+            DataError: the file is damaged, a number is not finite, or the number of vectors, their dimensions or their
+                dtype differ from the records.
         """
         expected = self._count(shard), self.record.dim
         if self.record.format == "npy":
@@ -187,7 +191,7 @@ class VectorFolder:
             width = numbers.shape[-1] if numbers.ndim else "nothing"
             raise DataError(
                 f"shard {shard} has vectors of {width}, and {RECORD} says {self.record.dim}",
-                hint=f"{RECORD} was edited, or is another folder's: put back the one that was written with the vectors",
+                hint=f"{RECORD} was edited, or is another folder's: restore the one that was written with the vectors",
             )
         if numbers.shape != expected or numbers.dtype != DTYPES[self.record.dtype]:
             raise DataError(
@@ -203,22 +207,21 @@ class VectorFolder:
         return vectors
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Some vectors, by their numbers in rising order: float32 `[len(rows), dim]`."""
+        """Reads the vectors of some rows: float32 `[len(rows), dim]`. `rows` holds row numbers in rising order."""
         shards = rows // self.record.shard_size
         return np.concatenate([self.load(i)[rows[shards == i] - i * self.record.shard_size] for i in np.unique(shards)])
 
 
 def chained(before: str, digest: str) -> str:
-    """`Shard.chain` of a shard with `digest`, after one whose chain is `before`."""
+    """`Shard.chain` of a shard whose own digest is `digest` and whose predecessor's chain is `before`."""
     return hashlib.sha256((before + digest).encode()).hexdigest()
 
 
 def _column(path: Path, name: str, rows: int, fits: Callable[[Any], bool]) -> Any:
-    """A column of a shard's Parquet file, as an Arrow array.
+    """Reads a column of a shard's Parquet file as an Arrow array.
 
     Raises:
-        DataError: the file is damaged, has no such column or one of a type that does not fit, or has another number of
-            rows.
+        DataError: the file is damaged, lacks the column, its type does not fit, or the file has not `rows` rows.
     """
     import pyarrow.parquet as pq
 
@@ -231,7 +234,7 @@ def _column(path: Path, name: str, rows: int, fits: Callable[[Any], bool]) -> An
         column.validate(full=True)
         if len(column) != rows or column.null_count:
             raise ValueError(f"{name!r} has {len(column) - column.null_count} values in {rows} rows")
-    except Exception as e:  # whatever a damaged file sets off in Arrow
+    except Exception as e:  # a damaged file can raise any error in Arrow
         raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint=_DAMAGED) from e
     return column
 
@@ -243,7 +246,7 @@ def _is_string(kind: Any) -> bool:
 
 
 def _is_vector(kind: Any) -> bool:
-    """Whether the length of the lists is part of their type, as it is in what `ternarize encode` writes."""
+    """Whether the Arrow type is a list of fixed length, as `ternarize encode` writes it."""
     import pyarrow as pa
 
     if not pa.types.is_fixed_size_list(kind):
@@ -252,6 +255,6 @@ def _is_vector(kind: Any) -> bool:
 
 
 def _numbers(path: Path, rows: int) -> np.ndarray:
-    """The vectors of a shard's Parquet file: `[rows, their length]`."""
+    """Reads the vectors of a shard's Parquet file: `[rows, dim]`, in the stored dtype."""
     column = _column(path, "vector", rows, _is_vector)
     return column.flatten().to_numpy(zero_copy_only=False).reshape(rows, column.type.list_size)
