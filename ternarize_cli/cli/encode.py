@@ -121,11 +121,17 @@ def encode(
     from ternarize_cli.vectors.vector_shards import ShardOptions
 
     out = Output(json_mode=json, quiet=quiet)
-    options = EncoderOptions(backend, device, threads, batch_size, normalize, prompt_name, allow_pickle)
+    options = EncoderOptions(batch_size, backend, device, threads, prompt_name, normalize, allow_pickle)
     if shards or shard is not None:
         if force:
             raise InputError("there is nothing to force: shards that have changed are done again", hint="no --force")
-        job = _Job(_part(shard), ShardOptions(format or "parquet", dtype, shard_size), engine, workers, ray_address)
+        job = _Job(
+            _part(shard),
+            ShardOptions(None, shard_size, dtype, format=format or "parquet"),
+            engine,
+            workers,
+            ray_address,
+        )
         _encode_shards(model, source, output, job, options, skip_bad=skip_bad, out=out)
         return
     if shard_size is not None or dtype != "fp32" or (engine, workers, ray_address) != ("local", 1, None):

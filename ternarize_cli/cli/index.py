@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ternarize_cli.cli import index_change, index_search, index_tune
-from ternarize_cli.cli.index_options import BatchSize, Index, refuse_unused
+from ternarize_cli.cli.index_options import BatchSize, Index
 from ternarize_cli.cli.options import MANY, Backend, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
 
 if TYPE_CHECKING:
     from ternarize_cli.index.format import IndexInfo
 
 __all__ = ["register"]
-
-_NO_LIMIT = 1e9  # GB
 
 
 def register(app: typer.Typer) -> None:
@@ -93,7 +91,6 @@ def build(
     from ternarize_cli.cli.output import Output, counted, megabytes
     from ternarize_cli.errors import InputError
     from ternarize_cli.storage import files
-    from ternarize_cli.vectors.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
     if output is None:
@@ -102,38 +99,13 @@ def build(
         output = Path(f"{Path(corpus).stem}-index")
     files.check_output(output, force=force)
 
-    vectors = Path(corpus) if corpus != "-" and (Path(corpus) / RECORD).is_file() else None
-    if vectors is not None and (model, queries) != (None, None):
-        raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
-    given = {"--resume": resume, "--skip-bad": skip_bad, "--batch-size": batch_size, "--device": device}
-    given |= {"--backend": backend != "auto", "--shard-size": shard_size}
-    if vectors is not None:
-        refuse_unused(corpus, given)
-    if vectors is None and model is None:
-        what = f"{corpus} holds no vectors, and anything else needs" if Path(corpus).is_dir() else "texts need"
-        raise InputError(f"{what} a model", hint="--model MODEL")
+    from ternarize_cli import build_index
+    from ternarize_cli.index.options import IndexOptions
+    from ternarize_cli.vectors.options import EncoderOptions
 
-    from ternarize_cli.index.build import IndexOptions, build_index, index_vectors
-    from ternarize_cli.vectors.encode import EncoderOptions
-
-    budget = None if memory is None or memory > _NO_LIMIT else round(1e9 * memory)
-    options = IndexOptions(factory, metric, budget, on_disk, seed)
-    if vectors is not None:
-        report = index_vectors(vectors, output, options=options, threads=threads, force=force, track=out.track)
-    else:
-        report = build_index(
-            corpus,
-            output,
-            model=model or "",
-            options=options,
-            encoder=EncoderOptions(backend, device, threads, batch_size),
-            queries=queries,
-            skip_bad=skip_bad,
-            shard_size=shard_size,
-            force=force,
-            resume=resume,
-            track=out.track,
-        )
+    options = IndexOptions(factory, memory, metric, queries, skip_bad, on_disk, shard_size, resume, seed)
+    encoder = EncoderOptions(batch_size, backend, device, threads)
+    report = build_index(corpus, output, model=model, options=options, encoder=encoder, force=force, track=out.track)
     if report.discarded:
         out.note("the unfinished work was of another model or shard size; it was not used")
     if report.skipped.summary:

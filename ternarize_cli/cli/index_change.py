@@ -45,7 +45,7 @@ def add(
     """Encode documents and add them to an index. A kill leaves the index as it was."""
     from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.index.add import add_documents
-    from ternarize_cli.vectors.encode import EncoderOptions
+    from ternarize_cli.vectors.options import EncoderOptions
     from ternarize_cli.vectors.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
@@ -58,7 +58,7 @@ def add(
         model=model,
         replace_known=replace,
         skip_bad=skip_bad,
-        encoder=EncoderOptions(backend, device, threads, batch_size),
+        encoder=EncoderOptions(batch_size, backend, device, threads),
         track=out.track,
     )
     if report.skipped is not None and report.skipped.summary:

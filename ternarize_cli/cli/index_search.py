@@ -61,7 +61,7 @@ def search(
     from ternarize_cli.index.format import read_info
     from ternarize_cli.index.queries import read_queries
     from ternarize_cli.index.search import Searcher
-    from ternarize_cli.vectors.encode import EncoderOptions
+    from ternarize_cli.vectors.options import EncoderOptions
 
     names, asked = read_queries(read_info(index).kind, index, query or [], queries, image or [])
     searcher = Searcher(
@@ -69,7 +69,7 @@ def search(
         model=model,
         asymmetric=asymmetric,
         settings={"nprobe": nprobe, "efSearch": ef_search, "k_factor_rf": refine},
-        encoder=EncoderOptions(backend, device, threads, batch_size),
+        encoder=EncoderOptions(batch_size, backend, device, threads),
     )
     found = searcher.search(asked, k, names=names)
     if searcher.encode.truncation:
