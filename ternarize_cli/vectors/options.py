@@ -1,8 +1,10 @@
 """How a model encodes, and how shards of vectors are written: the options of `ternarize encode`."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
+from ternarize_cli.errors import InputError
 from ternarize_cli.storage.option import ALLOW_PICKLE, BACKEND, DEVICE, MANY, MAX_BATCH, THREADS, Option
 
 __all__ = ["EncoderOptions", "ShardOptions"]
@@ -67,3 +69,19 @@ class ShardOptions:
         str | None, Option("Ray: a running cluster; default: one on this machine.", metavar="ADDRESS")
     ] = None
     format: str = "parquet"
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(i, n): the i-th of n jobs; (1, 1) if `shard` is None.
+
+        Raises:
+            InputError: `shard` is not I/N with I from 1 to N.
+        """
+        if self.shard is None:
+            return 1, 1
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(
+                f"--shard {self.shard}: I/N with I from 1 to N", hint="--shard 1/8 is the first of eight jobs"
+            )
+        return int(found[1]), int(found[2])
