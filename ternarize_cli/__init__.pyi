@@ -10,6 +10,7 @@ from ternarize_cli.evaluation.session import evaluate as evaluate
 from ternarize_cli.format.scheme import Scheme as Scheme
 from ternarize_cli.index.build import build_index as build_index
 from ternarize_cli.index.options import IndexOptions as IndexOptions
+from ternarize_cli.index.options import SearchOptions as SearchOptions
 from ternarize_cli.index.session import open_index as open_index
 from ternarize_cli.vectors.options import EncoderOptions as EncoderOptions
 

@@ -1,4 +1,4 @@
-"""What index to make, and how its corpus is read: the options of `ternarize index build`."""
+"""What index to make, and how it is searched: the options of `ternarize index build` and `index search`."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from ternarize_cli.errors import InputError
 from ternarize_cli.storage.option import MANY, SEED, SKIP_BAD, Option
 
-__all__ = ["DEFAULT_FACTORY", "IndexOptions"]
+__all__ = ["DEFAULT_FACTORY", "IndexOptions", "SearchOptions"]
 
 DEFAULT_FACTORY = "auto"
 _NO_LIMIT = 1e9  # GB
@@ -63,3 +63,26 @@ class IndexOptions:
         if self.budget is not None and (self.factory != "auto" or self.on_disk):
             what = "lists on disk" if self.on_disk else f"an index {self.factory!r}"
             raise InputError(f"--memory lets `auto` choose, and {what} is asked for", hint="leave --memory out")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How thoroughly an index is searched; None: as `index tune` stored it, or as the index was built.
+
+    Attributes:
+        nprobe: clusters that an IVF index looks into.
+        ef_search: candidates that an HNSW index keeps.
+        refine: an index that refines ranks so many times k candidates by their stored int8 vectors.
+    """
+
+    nprobe: Annotated[int | None, Option("IVF: clusters to look into.", min=1, max=10_000_000)] = None
+    ef_search: Annotated[int | None, Option("HNSW: candidates to keep.", min=1, max=1_000_000)] = None
+    refine: Annotated[
+        float | None,
+        Option("Indexes that refine: rank so many times -k candidates by int8 vectors.", min=1, max=1000),
+    ] = None
+
+    @property
+    def knobs(self) -> dict[str, float | None]:
+        """The values by FAISS's names, as `search.KNOBS` lists them."""
+        return {"nprobe": self.nprobe, "efSearch": self.ef_search, "k_factor_rf": self.refine}

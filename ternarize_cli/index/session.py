@@ -1,8 +1,8 @@
 """Indexes as Python users open them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
+from ternarize_cli.index.options import SearchOptions
 from ternarize_cli.index.search import Searcher
 from ternarize_cli.vectors.options import EncoderOptions
 
@@ -14,7 +14,7 @@ def open_index(
     *,
     model: str | Path | None = None,
     asymmetric: bool = False,
-    settings: Mapping[str, float | None] | None = None,
+    options: SearchOptions | None = None,
     encoder: EncoderOptions | None = None,
 ) -> Searcher:
     """Opens an index with the model that made it.
@@ -26,8 +26,7 @@ def open_index(
         folder: as `build_index` wrote it.
         model: the index's own model in another place, or a student of it; None: the recorded model.
         asymmetric: take any model whose vectors are as wide.
-        settings: values of "nprobe" (IVF: clusters to look into), "efSearch" (HNSW: candidates to keep) or
-            "k_factor_rf" (how many times k candidates are ranked by int8 vectors); None: as `index tune` stored them.
+        options: how thoroughly to search; None: as `index tune` stored it.
         encoder: how queries are encoded; None: `EncoderOptions()`.
 
     Returns:
@@ -38,5 +37,5 @@ def open_index(
         InputError: the model is gone or is another one, or an index of this kind has no such setting.
     """
     name = None if model is None else str(model)
-    how = encoder or EncoderOptions()
-    return Searcher(Path(folder), model=name, asymmetric=asymmetric, settings=settings, encoder=how)
+    knobs, how = (options or SearchOptions()).knobs, encoder or EncoderOptions()
+    return Searcher(Path(folder), model=name, asymmetric=asymmetric, settings=knobs, encoder=how)
