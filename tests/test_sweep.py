@@ -127,7 +127,7 @@ def test_zeros_grow_with_beta_and_no_beta_beats_optimal(request: pytest.FixtureR
 def test_cosine_and_sts_are_those_of_the_packed_model(
     request: pytest.FixtureRequest, tmp_path: Path, pairs: Pairs, model: str
 ) -> None:
-    from ternarize_cli.evaluation.run import Plan
+    from ternarize_cli.evaluation.options import EvaluationOptions
     from ternarize_cli.evaluation.run import run as evaluate
 
     source = request.getfixturevalue(model)
@@ -138,7 +138,8 @@ def test_cosine_and_sts_are_those_of_the_packed_model(
         convert(source, tmp_path / f"{name}-latent", scheme)
         pack(tmp_path / f"{name}-latent", tmp_path / name)
         assert row.cosine == pytest.approx(cosine(source, tmp_path / name, pairs.first + pairs.second), abs=1e-5)
-        (kept,) = evaluate(Plan(tmp_path / name, source, tasks=[pairs], cached=False)).comparison.tasks[0]
+        options = EvaluationOptions(source, cached=False)
+        (kept,) = evaluate(tmp_path / name, options, [pairs]).comparison.tasks[0]
         assert row.sts == pytest.approx(kept.student)
         assert found.teacher_sts == pytest.approx(kept.teacher)
 

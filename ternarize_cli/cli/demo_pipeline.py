@@ -100,8 +100,8 @@ def demo(
     from ternarize_cli.compress.convert import convert
     from ternarize_cli.compress.pack import pack
     from ternarize_cli.distill import Sources, Training, distill
-    from ternarize_cli.evaluation import run as evaluation
-    from ternarize_cli.evaluation.reading import read_tasks
+    from ternarize_cli.evaluation.options import EvaluationOptions
+    from ternarize_cli.evaluation.session import evaluate
     from ternarize_cli.index.build import build_index
     from ternarize_cli.index.search import Searcher
     from ternarize_cli.storage.weights import bytes_on_disk
@@ -131,9 +131,10 @@ def demo(
             packed = pack(trained, partial / "model", track=track)
         against = f"--against {MODEL} --retrieval {output}/held-out"
         with step("eval: search quality on held-out files", f"ternarize eval {output}/model {against}"):
-            tasks = read_tasks(retrieval=[partial / "held-out"])
-            pair = evaluation.Plan(partial / "model", MODEL, tasks=tasks, cached=False, threads=threads, seed=seed)
-            kept = evaluation.run(pair, track=track).comparison.tasks[0][0]
+            against_teacher = EvaluationOptions(
+                MODEL, retrieval=[partial / "held-out"], cached=False, threads=threads, seed=seed
+            )
+            kept = evaluate(partial / "model", against_teacher, track=track).comparison.tasks[0][0]
     with step("bench: latency", f"ternarize bench {output}/model"):
         latency, backend, busy = {}, "", False
         for batch, tokens in _POINTS:

@@ -1,38 +1,30 @@
 """`ternarize encode`: texts or images in, vectors out."""
 
-from dataclasses import dataclass
+import dataclasses
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.cli.options import (
-    MANY,
-    MAX_BATCH,
-    AllowPickle,
-    Backend,
-    Device,
-    Force,
-    Json,
-    ModelArgument,
-    Quiet,
-    Threads,
-)
+from ternarize_cli.cli.derived import derived
+from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, SkipBad
 from ternarize_cli.cli.output import Output, counted, duration
+from ternarize_cli.errors import InputError
+from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 
 if TYPE_CHECKING:
-    from ternarize_cli.vectors.encode import EncoderOptions
-    from ternarize_cli.vectors.vector_shards import ShardOptions
+    from ternarize_cli.vectors.session import EncodingReport, ShardingReport
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("encode")(encode)
+    app.command("encode")(derived(_encode))
 
 
-def encode(
+def _encode(
     model: ModelArgument,
     source: Annotated[
         str,
@@ -56,49 +48,11 @@ def encode(
         bool,
         typer.Option("--shards", help="Write numbered shards into a folder; the same command again goes on there."),
     ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Only every N-th shard from the I-th, for N jobs; the first is 1."),
-    ] = None,
-    shard_size: Annotated[
-        int | None,
-        typer.Option("--shard-size", min=1, max=MANY, help="Rows of a shard; default: 8,192 texts, 1,024 images."),
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="fp32|fp16|int8", help="Numbers in shards.")] = "fp32",
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="local|ray", help="Who encodes shards: this process, or Ray's workers.")
-    ] = "local",
-    workers: Annotated[int, typer.Option("--workers", min=1, max=10_000, help="Ray: how many workers.")] = 1,
-    ray_address: Annotated[
-        str | None,
-        typer.Option("--ray-address", metavar="ADDRESS", help="Ray: a running cluster; default: one on this machine."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            min=1,
-            max=MAX_BATCH,
-            help="Texts or images per forward pass; default: texts of like length that make 8,192 tokens, 32 images.",
-        ),
-    ] = None,
-    backend: Backend = "auto",
-    device: Device = None,
-    threads: Threads = None,
-    prompt_name: Annotated[
-        str | None, typer.Option("--prompt-name", help="A prompt that the model keeps, e.g. query.")
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option(
-            "--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: as the model does."
-        ),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Skip lines and images that can't be read, and count them.")
-    ] = False,
+    *,
+    shard_options: ShardOptions,
+    options: EncoderOptions,
+    skip_bad: SkipBad = False,
     force: Force = False,
-    allow_pickle: AllowPickle = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -109,184 +63,71 @@ def encode(
     is answered as it comes. With --shards they go to a folder of numbered shards, as
     documents to search (`index build DIR`), from any number of jobs.
     """
-    import sys
-    import time
-
-    from ternarize_cli.data.corpora import open_corpus
-    from ternarize_cli.encoders import loading
-    from ternarize_cli.errors import InputError
     from ternarize_cli.storage import files
-    from ternarize_cli.vectors.encode import LINGER, EncoderOptions, encode_to_file, encode_to_stream, open_model
+    from ternarize_cli.vectors.session import encode, encode_shards
     from ternarize_cli.vectors.vector_files import file_format
-    from ternarize_cli.vectors.vector_shards import ShardOptions
 
     out = Output(json_mode=json, quiet=quiet)
-    options = EncoderOptions(backend, device, threads, batch_size, normalize, prompt_name, allow_pickle)
-    if shards or shard is not None:
+    if shards or shard_options.shard is not None:
         if force:
             raise InputError("there is nothing to force: shards that have changed are done again", hint="no --force")
-        job = _Job(_part(shard), ShardOptions(format or "parquet", dtype, shard_size), engine, workers, ray_address)
-        _encode_shards(model, source, output, job, options, skip_bad=skip_bad, out=out)
+        if output is None:
+            raise InputError("shards need a folder", hint="-o DIR")
+        how = dataclasses.replace(shard_options, format=format or "parquet")
+        sharding = encode_shards(model, source, output, how, options, skip_bad=skip_bad, track=out.track)
+        _show_shards(out, sharding, output)
         return
-    if shard_size is not None or dtype != "fp32" or (engine, workers, ray_address) != ("local", 1, None):
+    if shard_options != ShardOptions():
         raise InputError("--shard-size, --dtype, --engine and --workers are of shards", hint="--shards -o DIR")
     if output is not None:
         files.check_output(output, force=force, folder=False)
     elif json:
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
-
     kind = file_format(output, format)
     if output is None and kind != "jsonl" and (kind == "parquet" or sys.stdout.isatty()):
         raise InputError(f"{kind} can't go to this stdout", hint="-o FILE")
-    corpus = open_corpus(source, skip_bad=skip_bad)
-    opened = open_model(model, corpus.kind, options)
-    if note := loading.pooling_note(opened.folder):
-        out.note(note)
-    encoder, items = opened.encode, corpus.items
-    started = time.perf_counter()
-    linger = None if corpus.kind == "image" else LINGER
-    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": out.track}
-    if output is None:
-        encode_to_stream(encoder, items, sys.stdout.buffer, kind, **how)
-    else:
-        encode_to_file(encoder, items, output, kind, force=force, **how)
-    seconds = time.perf_counter() - started
-    if corpus.skipped.summary:
-        out.warn(corpus.skipped.summary)
-    if encoder.truncation:
-        out.warn(encoder.truncation)
-    out.note(f"{encoder.summary} in {seconds:.1f} s" + (f" → {output}" if output else ""))
+    target = sys.stdout.buffer if output is None else output
+    report = encode(model, source, target, kind, options, skip_bad=skip_bad, force=force, say=out.note, track=out.track)
+    _show(out, report, model, output, kind)
+
+
+def _show(out: Output, report: "EncodingReport", model: str, output: Path | None, kind: str) -> None:
+    for text in (report.skipped.summary, report.truncation):
+        if text:
+            out.warn(text)
+    out.note(f"{report.summary} in {report.seconds:.1f} s" + (f" → {output}" if output else ""))
     out.result(
         {
             "output": str(output),
             "format": kind,
-            **encoder.counts,
-            "skipped": corpus.skipped.count,
-            "seconds": round(seconds, 3),
+            **report.counts,
+            "skipped": report.skipped.count,
+            "seconds": round(report.seconds, 3),
             "model": model,
-            "model_sha256": files.content_hash(opened.folder),
+            "model_sha256": report.model_sha256,
         }
     )
 
 
-def _part(shard: str | None) -> tuple[int, int]:
-    """(i, n) of "i/n"."""
-    import re
-
-    from ternarize_cli.errors import InputError
-
-    if shard is None:
-        return 1, 1
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--shard {shard}: I/N with I from 1 to N", hint="--shard 1/8 is the first of eight jobs")
-    return int(found[1]), int(found[2])
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Which shards to write, how, and who does it."""
-
-    part: tuple[int, int]
-    shards: "ShardOptions"
-    engine: str
-    workers: int
-    ray_address: str | None
-
-    def check(self) -> None:
-        """Refuses what does not go together."""
-        from ternarize_cli.errors import InputError
-        from ternarize_cli.vectors.ray_engine import require_ray
-        from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS
-
-        if self.shards.format not in FORMATS:
-            raise InputError(f"shards are {' or '.join(FORMATS)}, not {self.shards.format}", hint="--format parquet")
-        if self.shards.dtype not in DTYPES:
-            raise InputError(f"there is no --dtype {self.shards.dtype}", hint=f"one of {', '.join(DTYPES)}")
-        if self.engine not in ("local", "ray"):
-            raise InputError(f"there is no --engine {self.engine}", hint="local or ray")
-        if self.engine == "ray" and self.part[1] > 1:
-            raise InputError("Ray gives out the shards itself", hint="leave --shard out")
-        if self.engine != "ray" and (self.workers, self.ray_address) != (1, None):
-            raise InputError("--workers and --ray-address are of Ray", hint="--engine ray")
-        if self.engine == "ray":
-            require_ray()
-
-
-def _encode_shards(
-    model: str,
-    source: str,
-    output: Path | None,
-    job: _Job,
-    options: "EncoderOptions",
-    *,
-    skip_bad: bool,
-    out: Output,
-) -> None:
-    import dataclasses
-    import os
-    import time
-
-    from ternarize_cli.data.corpora import open_corpus, unique
-    from ternarize_cli.data.texts import STDIN
-    from ternarize_cli.errors import InputError
-    from ternarize_cli.storage import files
-    from ternarize_cli.vectors.encode import open_model
-    from ternarize_cli.vectors.ray_engine import encode_with_ray
-    from ternarize_cli.vectors.vector_shards import encode_to_folder, record_of
-
-    if output is None:
-        raise InputError("shards need a folder", hint="-o DIR")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file, and shards need a folder", hint="name another with -o")
-    if not output.exists():
-        files.check_output(output, force=False)
-    files.check_apart(output, [Path(path) for path in (model, source) if path != STDIN and Path(path).exists()])
-    job.check()
-    ray = job.engine == "ray"
-    corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
-    skipped = corpus.skipped
-    opened = open_model(model, corpus.kind, options, role="document")
-    record = record_of(model, opened, job.shards)
-    started = time.perf_counter()
-    if ray:
-        threads = options.threads or max(1, (os.cpu_count() or 1) // job.workers)
-        report, skipped = encode_with_ray(
-            source,
-            output,
-            record,
-            encoder=dataclasses.replace(options, threads=threads),
-            workers=job.workers,
-            gpus=float((options.device or "").startswith("cuda")),
-            address=job.ray_address,
-            skip_bad=skip_bad,
-            track=out.track,
-        )
-    else:
-        again = None if source == STDIN else lambda: open_corpus(source, skip_bad=skip_bad, documents=True).items
-        items = unique(corpus.items, corpus.name, again)
-        report = encode_to_folder(
-            opened.encode, items, output, record, part=job.part, total=corpus.count, track=out.track
-        )
-    seconds = time.perf_counter() - started
-    if skipped.summary:
-        out.warn(skipped.summary)
-    if opened.encode.truncation:
-        out.warn(opened.encode.truncation)
-    of = f" of job {job.part[0]}/{job.part[1]}" if job.part[1] > 1 else ""
-    there = f"; {report.reused} were there already" if report.reused else ""
+def _show_shards(out: Output, report: "ShardingReport", output: Path) -> None:
+    for text in (report.skipped.summary, report.truncation):
+        if text:
+            out.warn(text)
+    work, (job, jobs) = report.work, report.part
+    of = f" of job {job}/{jobs}" if jobs > 1 else ""
+    there = f"; {work.reused} were there already" if work.reused else ""
     out.note(
-        f"{counted(report.shards, 'shard')}{of}, {counted(report.rows, 'vector')} in {duration(seconds)} "
-        f"({report.rows / max(seconds, 1e-9):,.0f}/s) → {output}{there}"
+        f"{counted(work.shards, 'shard')}{of}, {counted(work.rows, 'vector')} in {duration(report.seconds)} "
+        f"({work.rows / max(report.seconds, 1e-9):,.0f}/s) → {output}{there}"
     )
     out.hint(f"ternarize index build {output} -o INDEX")
     out.result(
         {
             "output": str(output),
-            **dataclasses.asdict(report),
-            "skipped": skipped.count,
-            "empty": skipped.empty,
-            "seconds": round(seconds, 3),
-            **dataclasses.asdict(record),
+            **dataclasses.asdict(work),
+            "skipped": report.skipped.count,
+            "empty": report.skipped.empty,
+            "seconds": round(report.seconds, 3),
+            **dataclasses.asdict(report.record),
         }
     )

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ternarize_cli.cli import index_change, index_search, index_tune
-from ternarize_cli.cli.index_options import BatchSize, Index, refuse_unused
-from ternarize_cli.cli.options import MANY, Backend, Device, Force, Json, OutputFolder, Quiet, Seed, Threads
+from ternarize_cli.cli.derived import derived
+from ternarize_cli.cli.index_options import Index, SomeEncoderOptions
+from ternarize_cli.cli.options import Force, Json, OutputFolder, Quiet
+from ternarize_cli.index.options import IndexOptions
 
 if TYPE_CHECKING:
     from ternarize_cli.index.format import IndexInfo
 
 __all__ = ["register"]
-
-_NO_LIMIT = 1e9  # GB
 
 
 def register(app: typer.Typer) -> None:
@@ -22,10 +22,10 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Encode a corpus, index it with FAISS, and search it."
     )
-    group.command("build")(build)
+    group.command("build")(derived(build))
     group.command("tune")(index_tune.tune)
-    group.command("search")(index_search.search)
-    group.command("add")(index_change.add)
+    group.command("search")(derived(index_search.search))
+    group.command("add")(derived(index_change.add))
     group.command("delete")(index_change.delete)
     group.command("compact")(index_change.compact)
     group.command("info")(info)
@@ -46,46 +46,10 @@ def build(
         str | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder, hub id or package:NAME.")
     ] = None,
     output: OutputFolder = None,
-    factory: Annotated[
-        str,
-        typer.Option(
-            "--factory",
-            metavar="NAME|STRING",
-            help="auto, flat (exact), hnsw, ivf, ivf-pq, ivf-rabitq, binary, lsh, or a FAISS factory string.",
-        ),
-    ] = "auto",
-    memory: Annotated[
-        float | None, typer.Option("--memory", min=0, metavar="GB", help="What the index may take, for `auto`.")
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="ip|l2", help="Default: as the model compares (cosine: ip).")
-    ] = None,
-    queries: Annotated[
-        str | None,
-        typer.Option("--queries", metavar="FILE", help="Texts to tune the index by; default: 1,000 of the documents."),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Skip lines and images that can't be read, and count them.")
-    ] = False,
-    on_disk: Annotated[
-        bool, typer.Option("--on-disk", help="Build an IVF index larger than memory: its lists stay on disk.")
-    ] = False,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(
-            "--shard-size",
-            min=1,
-            max=MANY,
-            help="Rows per shard that --resume keeps; default: 8,192 texts, 1,024 images.",
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was killed.")] = False,
+    *,
+    options: IndexOptions,
     force: Force = False,
-    batch_size: BatchSize = None,
-    backend: Backend = "auto",
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = 0,
+    encoder: SomeEncoderOptions,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,7 +57,6 @@ def build(
     from ternarize_cli.cli.output import Output, counted, megabytes
     from ternarize_cli.errors import InputError
     from ternarize_cli.storage import files
-    from ternarize_cli.vectors.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
     if output is None:
@@ -102,38 +65,9 @@ def build(
         output = Path(f"{Path(corpus).stem}-index")
     files.check_output(output, force=force)
 
-    vectors = Path(corpus) if corpus != "-" and (Path(corpus) / RECORD).is_file() else None
-    if vectors is not None and (model, queries) != (None, None):
-        raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
-    given = {"--resume": resume, "--skip-bad": skip_bad, "--batch-size": batch_size, "--device": device}
-    given |= {"--backend": backend != "auto", "--shard-size": shard_size}
-    if vectors is not None:
-        refuse_unused(corpus, given)
-    if vectors is None and model is None:
-        what = f"{corpus} holds no vectors, and anything else needs" if Path(corpus).is_dir() else "texts need"
-        raise InputError(f"{what} a model", hint="--model MODEL")
+    from ternarize_cli import build_index
 
-    from ternarize_cli.index.build import IndexOptions, build_index, index_vectors
-    from ternarize_cli.vectors.encode import EncoderOptions
-
-    budget = None if memory is None or memory > _NO_LIMIT else round(1e9 * memory)
-    options = IndexOptions(factory, metric, budget, on_disk, seed)
-    if vectors is not None:
-        report = index_vectors(vectors, output, options=options, threads=threads, force=force, track=out.track)
-    else:
-        report = build_index(
-            corpus,
-            output,
-            model=model or "",
-            options=options,
-            encoder=EncoderOptions(backend, device, threads, batch_size),
-            queries=queries,
-            skip_bad=skip_bad,
-            shard_size=shard_size,
-            force=force,
-            resume=resume,
-            track=out.track,
-        )
+    report = build_index(corpus, output, model=model, options=options, encoder=encoder, force=force, track=out.track)
     if report.discarded:
         out.note("the unfinished work was of another model or shard size; it was not used")
     if report.skipped.summary:
@@ -147,7 +81,7 @@ def build(
     out.text(
         f"{output}: {counted(made.count, made.kind)}, {made.factory} index of {made.dim} dimensions, "
         f"{megabytes(size)}"
-        + (f"; {report.reused} of {counted(report.shards, 'shard')} there already" if resume else "")
+        + (f"; {report.reused} of {counted(report.shards, 'shard')} there already" if options.resume else "")
     )
     tunable = report.info.factory != "Flat" and report.info.count > 1
     ask = '"your query"' if report.info.kind == "text" else "--image FILE"

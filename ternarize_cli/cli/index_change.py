@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ternarize_cli.cli.index_options import BatchSize, Index, refuse_unused
-from ternarize_cli.cli.options import Backend, Device, Json, Quiet, Threads
+from ternarize_cli.cli.index_options import Index, SomeEncoderOptions, refuse_unused
+from ternarize_cli.cli.options import Json, Quiet, SkipBad, Threads
 
 if TYPE_CHECKING:
     from ternarize_cli.cli.output import Output
@@ -32,33 +32,28 @@ def add(
     replace: Annotated[
         bool, typer.Option("--replace", help="Documents whose ids are there already take the place of those.")
     ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Skip lines and images that can't be read, and count them.")
-    ] = False,
-    batch_size: BatchSize = None,
-    backend: Backend = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    skip_bad: SkipBad = False,
+    *,
+    encoder: SomeEncoderOptions,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Encode documents and add them to an index. A kill leaves the index as it was."""
     from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.index.add import add_documents
-    from ternarize_cli.vectors.encode import EncoderOptions
     from ternarize_cli.vectors.vector_folder import RECORD
 
     out = Output(json_mode=json, quiet=quiet)
     if corpus != "-" and (Path(corpus) / RECORD).is_file():
-        given = {"--model": model, "--skip-bad": skip_bad, "--batch-size": batch_size, "--device": device}
-        refuse_unused(corpus, given | {"--backend": backend != "auto"})
+        given = {"--model": model, "--skip-bad": skip_bad, "--batch-size": encoder.batch_size}
+        refuse_unused(corpus, given | {"--device": encoder.device, "--backend": encoder.backend != "auto"})
     report = add_documents(
         index,
         corpus,
         model=model,
         replace_known=replace,
         skip_bad=skip_bad,
-        encoder=EncoderOptions(backend, device, threads, batch_size),
+        encoder=encoder,
         track=out.track,
     )
     if report.skipped is not None and report.skipped.summary:

@@ -6,28 +6,24 @@ from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.options import MAX_BATCH
+from ternarize_cli.cli.derived import Only
+from ternarize_cli.vectors.options import EncoderOptions
 
-__all__ = ["BatchSize", "Index", "refuse_unused"]
+__all__ = ["Index", "SomeEncoderOptions", "refuse_unused"]
 
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", min=1, max=MAX_BATCH, help="Texts per forward pass; default: as many as make 8,192 tokens."
-    ),
-]
+SomeEncoderOptions = Annotated[EncoderOptions, Only("batch_size", "backend", "device", "threads")]
 Index = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `index build` wrote.")]
 
 
 def refuse_unused(corpus: str, given: Mapping[str, object]) -> None:
-    """Refuses flags of encoding where the corpus is vectors.
+    """Checks that no flag of encoding is given where the corpus is vectors.
 
     Args:
         corpus: as it was typed.
-        given: flag → what it was set to; what counts as nothing was not given.
+        given: flag → what it was set to; it was not given if that is None or False.
 
     Raises:
-        InputError: as said.
+        InputError: one is given.
     """
     from ternarize_cli.errors import InputError
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.index_options import BatchSize, Index
-from ternarize_cli.cli.options import Backend, Device, Json, Quiet, Threads
+from ternarize_cli.cli.index_options import Index, SomeEncoderOptions
+from ternarize_cli.cli.options import Json, Quiet
+from ternarize_cli.index.options import SearchOptions
 
 __all__ = ["search"]
 
@@ -29,22 +30,9 @@ def search(
     asymmetric: Annotated[
         bool, typer.Option("--asymmetric", help="Encode queries with --model, whatever it is.")
     ] = False,
-    nprobe: Annotated[
-        int | None, typer.Option("--nprobe", min=1, max=10_000_000, help="IVF: clusters to look into.")
-    ] = None,
-    ef_search: Annotated[
-        int | None, typer.Option("--ef-search", min=1, max=1_000_000, help="HNSW: candidates to keep.")
-    ] = None,
-    refine: Annotated[
-        float | None,
-        typer.Option(
-            "--refine", min=1, max=1000, help="Indexes that refine: rank so many times -k candidates by int8 vectors."
-        ),
-    ] = None,
-    batch_size: BatchSize = None,
-    backend: Backend = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    *,
+    options: SearchOptions,
+    encoder: SomeEncoderOptions,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,19 +46,12 @@ def search(
     if asymmetric and model is None:
         raise InputError("--asymmetric needs the model that encodes queries", hint="--model MODEL")
 
+    from ternarize_cli import open_index
     from ternarize_cli.index.format import read_info
     from ternarize_cli.index.queries import read_queries
-    from ternarize_cli.index.search import Searcher
-    from ternarize_cli.vectors.encode import EncoderOptions
 
     names, asked = read_queries(read_info(index).kind, index, query or [], queries, image or [])
-    searcher = Searcher(
-        index,
-        model=model,
-        asymmetric=asymmetric,
-        settings={"nprobe": nprobe, "efSearch": ef_search, "k_factor_rf": refine},
-        encoder=EncoderOptions(backend, device, threads, batch_size),
-    )
+    searcher = open_index(index, model=model, asymmetric=asymmetric, options=options, encoder=encoder)
     found = searcher.search(asked, k, names=names)
     if searcher.encode.truncation:
         out.warn(searcher.encode.truncation)

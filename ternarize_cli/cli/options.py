@@ -5,6 +5,10 @@ from typing import Annotated
 
 import typer
 
+from ternarize_cli.cli.derived import typer_option
+from ternarize_cli.storage import option
+from ternarize_cli.storage.option import MANY, MAX_BATCH
+
 __all__ = [
     "MANY",
     "MAX_BATCH",
@@ -17,22 +21,9 @@ __all__ = [
     "OutputFolder",
     "Quiet",
     "Seed",
+    "SkipBad",
     "Threads",
 ]
-
-MANY = 1_000_000_000
-"""The most that an option takes which says how many of something are used, where there is no better bound."""
-MAX_BATCH = 1_000_000
-"""The most that an option takes which says how many texts or images are worked on at once."""
-
-
-def _checked(threads: int | None) -> int | None:
-    if threads is None:
-        return None
-    from ternarize_cli.encoders.loading import checked_threads
-
-    return checked_threads(threads)
-
 
 ModelArgument = Annotated[
     str,
@@ -46,27 +37,9 @@ OutputFolder = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bars.")]
-Seed = Annotated[
-    int,
-    typer.Option("--seed", envvar="TERNARIZE_SEED", min=0, max=2**32 - 1, help="Seed of everything random; recorded."),
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin too (weights only; still: trust its author).")
-]
-Backend = Annotated[
-    str, typer.Option("--backend", envvar="TERNARIZE_BACKEND", help="Kernels to run on; `ternarize doctor` lists them.")
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", envvar="TERNARIZE_DEVICE", help="cpu, cuda, cuda:1, …; default: what is there."),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        envvar="TERNARIZE_THREADS",
-        min=1,
-        callback=_checked,
-        help="CPU threads, at most 4 a core; default: all cores.",
-    ),
-]
+Seed = Annotated[int, typer_option(option.SEED, "seed")]
+AllowPickle = Annotated[bool, typer_option(option.ALLOW_PICKLE, "allow_pickle")]
+Backend = Annotated[str, typer_option(option.BACKEND, "backend")]
+Device = Annotated[str | None, typer_option(option.DEVICE, "device")]
+Threads = Annotated[int | None, typer_option(option.THREADS, "threads")]
+SkipBad = Annotated[bool, typer_option(option.SKIP_BAD, "skip_bad")]

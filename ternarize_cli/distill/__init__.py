@@ -1,7 +1,27 @@
-"""`distill`: self-taught distillation of a ternary student against its full-precision teacher."""
+"""`distill`: self-taught distillation of a ternary student against its full-precision teacher.
 
-from ternarize_cli.distill.data import Sources
-from ternarize_cli.distill.loop import DistillReport, distill
-from ternarize_cli.distill.options import Progress, Training
+`session` takes names of models and data, `loop` folders; `options` says what can be chosen. `data` reads texts or
+images into a `corpus`, from which `batch_sampler` and `batches` draw; `trainer` trains the student of a `pair` on the
+`losses`; `checkpointing` and `journal` keep what a run has done. The names below are loaded when they are used:
+`options` alone is quick to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ternarize_cli.distill.data import Sources as Sources
+    from ternarize_cli.distill.loop import DistillReport as DistillReport
+    from ternarize_cli.distill.loop import distill as distill
+    from ternarize_cli.distill.options import Progress as Progress
+    from ternarize_cli.distill.options import Training as Training
 
 __all__ = ["DistillReport", "Progress", "Sources", "Training", "distill"]
+
+_MODULES = {"DistillReport": "loop", "Progress": "options", "Sources": "data", "Training": "options", "distill": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

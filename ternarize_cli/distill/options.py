@@ -1,13 +1,18 @@
-"""The choices of `ternarize distill`, and how far a run has come."""
+"""The options of `ternarize distill`, and how far a run has come."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ternarize_cli.distill.losses import RECIPES, Recipe
 from ternarize_cli.errors import InputError
+from ternarize_cli.storage.option import DEVICE, MANY, MAX_BATCH, SEED, THREADS, Option, check_sequences
 
-__all__ = ["Progress", "Training"]
+if TYPE_CHECKING:
+    from ternarize_cli.distill.losses import Recipe
+
+__all__ = ["DistillOptions", "Progress", "Training"]
 
 _WARM_UP = 0.05
 _BATCH = {"cpu": 64, "cuda": 256}
@@ -15,7 +20,7 @@ _BATCH = {"cpu": 64, "cuda": 256}
 
 @dataclass(frozen=True)
 class Training:
-    """The choices of `ternarize distill`.
+    """Budget, recipe and hyper-parameters of a training run.
 
     Attributes:
         minutes, steps, epochs: the budget; exactly one is given. With minutes the result depends on the machine's
@@ -33,23 +38,36 @@ class Training:
         save_every: seconds between checkpoints for --resume.
     """
 
-    minutes: float | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    recipe: str = "full"
-    losses: Mapping[str, float] = field(default_factory=dict)
-    batch_size: int | None = None
-    auto_batch: bool = False
-    accumulate: int = 1
-    learning_rate: float = 3e-4
-    max_length: int | None = None
-    joined: float | None = None
-    seed: int = 0
-    save_every: float = 120.0
+    minutes: Annotated[
+        float | None, Option("Budget of training time; 10 if no other budget.", exclusive="budget", otherwise=10.0)
+    ] = None
+    steps: Annotated[
+        int | None, Option("Budget in steps instead: reproducible to the byte.", max=MANY, exclusive="budget")
+    ] = None
+    epochs: Annotated[float | None, Option("Budget in passes over the data instead.", exclusive="budget")] = None
+    recipe: Annotated[str, Option("full, or paper (output error only, as published).")] = "full"
+    losses: Annotated[
+        Mapping[str, float],
+        Option("Weigh a part of the loss; 0: leave out.", name="loss", metavar="PART=WEIGHT"),
+    ] = field(default_factory=dict)
+    batch_size: Annotated[
+        int | None, Option("Texts or images per step and process; default 64, on a GPU 256.", min=1, max=MAX_BATCH)
+    ] = None
+    auto_batch: Annotated[bool, Option("Halve batches that don't fit the GPU, and accumulate more.")] = False
+    accumulate: Annotated[int, Option("Batches to a step.", min=1, max=10_000)] = 1
+    learning_rate: Annotated[float, Option("Peak of the schedule.")] = 3e-4
+    max_length: Annotated[
+        int | None, Option("Tokens per text; default: the model's limit, up to 512.", min=2, max=1_000_000)
+    ] = None
+    joined: Annotated[float | None, Option("Share of tokens in texts joined to longer ones; default .1.")] = None
+    seed: Annotated[int, SEED] = 0
+    save_every: Annotated[float, Option("Seconds between checkpoints for --resume.", min=0)] = 120.0
 
     def __post_init__(self) -> None:
         if sum(budget is not None for budget in (self.minutes, self.steps, self.epochs)) != 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
+        from ternarize_cli.distill.losses import RECIPES  # needs torch, which the command line loads when it must
+
         if self.recipe not in RECIPES:
             raise InputError(f"there is no recipe {self.recipe!r}", hint=f"one of {', '.join(sorted(RECIPES))}")
         names = ("minutes", "steps", "epochs", "batch_size", "accumulate", "learning_rate", "max_length")
@@ -62,8 +80,10 @@ class Training:
         _ = self.parts
 
     @property
-    def chosen(self) -> Recipe:
+    def chosen(self) -> "Recipe":
         """The recipe."""
+        from ternarize_cli.distill.losses import RECIPES
+
         return RECIPES[self.recipe]
 
     @property
@@ -94,6 +114,36 @@ class Training:
         """The learning rate when a fraction of the budget is done; the first step of a run has a little, too."""
         rising = min(1.0, max(done, (step + 1) / 1000) / _WARM_UP)
         return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """What of the data is read, where work runs, and what is written.
+
+    Attributes:
+        weights: how often each source of data is seen relative to its size, one for each; (): every input once.
+        samples: the most texts or images from one source.
+        cache_teacher: a folder that keeps the teacher's embeddings; for losses of embeddings only.
+        pack: write the packed model instead of a checkpoint that trains on.
+        resume: go on from the checkpoint that an earlier run to the output left.
+        device: torch device; None: CUDA if there is one, otherwise the CPU.
+        threads: CPU threads; None leaves their number as it is.
+    """
+
+    weights: Annotated[
+        Sequence[float], Option("How often a --data is seen, one for each; default: once.", name="weight")
+    ] = ()
+    samples: Annotated[int, Option("At most so many texts or images from a --data.", min=20, max=MANY)] = 2_000_000
+    cache_teacher: Annotated[
+        Path | None, Option("Keep the teacher's embeddings here; needs --loss hidden=0.", metavar="DIR")
+    ] = None
+    pack: Annotated[bool, Option("Write the packed model, not a checkpoint.")] = False
+    resume: Annotated[bool, Option("Go on where a stopped run left off.")] = False
+    device: Annotated[str | None, DEVICE] = None
+    threads: Annotated[int | None, THREADS] = None
+
+    def __post_init__(self) -> None:
+        check_sequences(self)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,16 @@ from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["checked_device", "checked_threads", "load_encoder", "model_name", "pooling_note", "prompts_of", "resolve"]
+__all__ = [
+    "checked_device",
+    "checked_threads",
+    "load",
+    "load_encoder",
+    "model_name",
+    "pooling_note",
+    "prompts_of",
+    "resolve",
+]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
@@ -136,6 +145,40 @@ def checked_threads(threads: int) -> int:
         why = f"far more than the {cores} cores of this machine" if threads > 0 else "no number of threads"
         raise InputError(f"--threads {threads} is {why}", hint=f"--threads {cores}; at most {4 * cores}")
     return threads
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    allow_pickle: bool = False,
+) -> "SentenceTransformer":
+    """Loads a model of any stage: full precision, a ternary checkpoint, or packed.
+
+        model = ternarize.load("my-model-packed", backend="native")
+        vectors = model.encode(["a text", "another one"])   # float32 [2, dim]
+
+    Args:
+        model: a folder, a hub id or `package:NAME`.
+        backend: the kernels that run a packed model's linears, such as "native", "onednn" or "triton"; `ternarize
+            doctor` lists them. A model that is not packed takes only "auto".
+        device: "cpu", "cuda" or "cuda:1"; None: CUDA if there is one, otherwise the CPU.
+        threads: CPU threads of this process; None leaves their number as it is.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
+
+    Returns:
+        An encoder in eval mode. Its `encode` takes texts, or PIL images for an image encoder.
+
+    Raises:
+        ModelNotFoundError: nothing of that name can be found or downloaded.
+        CheckpointError: the model's files are missing or damaged.
+        InputError: there is no such backend or device, or `threads` is below 1 or above four for each core.
+        UnavailableError: the backend or device can't run on this machine.
+    """
+    folder = resolve(model, allow_pickle=allow_pickle)
+    return load_encoder(folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
 
 
 def load_encoder(

@@ -28,99 +28,108 @@ from ternarize_cli.evaluation.compare import Comparison, Evaluation, Score, comp
 from ternarize_cli.evaluation.costs import BATCH, latency
 from ternarize_cli.evaluation.diagnose import Diagnosis, diagnose, inputs_of
 from ternarize_cli.evaluation.encoder import LocalEncoder
+from ternarize_cli.evaluation.gates import Gate
 from ternarize_cli.evaluation.model_meta import model_meta
+from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.measuring import machine
 from ternarize_cli.measuring.timing import Point
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["Plan", "Report", "run"]
+__all__ = ["Report", "run"]
 
 _TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is evaluated.
+class Report:
+    """What was found.
 
     Attributes:
-        model: the model in question; against: its teacher; others: further models; rivals: names in `rivals`, made of
-            the teacher.
-        tasks: from files; hub: of MTEB, whose results are kept in the folder `results`.
-        noisy: names of those of `tasks` that are others with changed texts.
-        costs, diagnose: whether to measure time and memory of the models, and to say where information is lost.
-        cached: whether scores that are known are taken from the cache.
-        backend: of `model`; the others run on what is best for them.
-        device, threads, allow_pickle: as `loading.load_encoder` takes them.
-        batch_size: texts or images encoded at once.
-        seed: of splits, draws and the bootstrap.
+        comparison: scores of all models, and what the students keep of the teacher's.
+        missing: tasks of MTEB that could not be scored.
+        diagnosis: where information is lost, if that was asked for.
+        notes: sentences on how rivals were made.
+        gates: what is asked of the retention; `gates.check` asks it.
+        hashes: task → sha256 of its data, for tasks from files.
+        skipped: images that could not be decoded, each named with the reason.
+        machine: as `machine.facts` gives it.
     """
-
-    model: str | Path
-    against: str | Path | None = None
-    others: tuple[str, ...] = ()
-    rivals: tuple[str, ...] = ()
-    tasks: Sequence[TaskData] = ()
-    hub: Sequence[AbsTask] = ()
-    noisy: frozenset[str] = frozenset()
-    results: Path | None = None
-    costs: bool = False
-    diagnose: bool = False
-    cached: bool = True
-    backend: str = "auto"
-    device: str | None = None
-    threads: int | None = None
-    batch_size: int = 32
-    seed: int = 0
-    allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found: scores, MTEB tasks that were left out, the diagnosis if asked for, and what rivals are."""
 
     comparison: Comparison
     missing: tuple[Missing, ...] = ()
     diagnosis: Diagnosis | None = None
     notes: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    hashes: dict[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine.facts)
 
 
-def run(plan: Plan, *, track: Track = silent) -> Report:
-    """Scores all models of a plan on all its tasks.
+@dataclass(frozen=True)
+class _Job:
+    """A model, its tasks from files and of MTEB, and the options, of which the tasks were made."""
+
+    model: str | Path
+    options: EvaluationOptions
+    tasks: Sequence[TaskData]
+    hub: Sequence[AbsTask]
+
+
+def run(
+    model: str | Path,
+    options: EvaluationOptions,
+    tasks: Sequence[TaskData] = (),
+    *,
+    noisy: Sequence[TaskData] = (),
+    hub: Sequence[AbsTask] = (),
+    gates: tuple[Gate, ...] = (),
+    track: Track = silent,
+) -> Report:
+    """Scores all models on tasks that were read (`evaluate` reads them first).
+
+    Args:
+        model: the model in question, as users type it.
+        options: what it is compared with, and how models run; the tasks that they name are not read again.
+        tasks: from files.
+        noisy: those of them with changed texts, as further tasks.
+        hub: of MTEB.
+        gates: what is asked of the retention; goes into the report.
+        track: progress.
 
     Raises:
         InputError: rivals without a teacher, or a diagnosis without texts or images.
         ModelNotFoundError, CheckpointError, UnavailableError: a model can't be had, read, run or scored.
     """
-    teacher, students, notes = _models(plan)
+    job = _Job(model, options, [*tasks, *noisy], hub)
+    teacher, students, notes = _models(job)
     lost = None
-    if plan.diagnose and plan.against is not None:
+    if options.diagnose and options.against is not None:
         lost = diagnose(
-            plan.model,
-            plan.against,
-            inputs_of(plan.tasks, seed=plan.seed),
-            backend=plan.backend,
-            device=plan.device,
-            threads=plan.threads,
-            batch_size=plan.batch_size,
-            allow_pickle=plan.allow_pickle,
+            job.model,
+            options.against,
+            inputs_of(job.tasks, seed=options.seed),
+            backend=options.backend,
+            device=options.device,
+            threads=options.threads,
+            batch_size=options.batch_size,
+            allow_pickle=options.allow_pickle,
             track=track,
         )
-    cache = ScoreCache() if plan.cached else None
+    cache = ScoreCache() if options.cached else None
     lineup = [teacher, *students] if teacher else students
     found, missing = [], {}
-    for model in lineup:
-        scores, without = _scores(plan, model, cache, track)
+    for participant in lineup:
+        scores, without = _scores(job, participant, cache, track)
         found.append(scores)
         missing.update({gap.task: gap for gap in without})
-        if not plan.costs:
-            model.release()
+        if not options.costs:
+            participant.release()
     kept = [name for name in found[0] if all(name in scores for scores in found)]
     if not kept:
         gap = next(iter(missing.values()))
         raise InputError(f"no task can be scored; {gap.task}: {gap.reason}", hint=gap.how)
-    timed = _latencies(plan, lineup) if plan.costs else {}
+    timed = _latencies(job, lineup) if options.costs else {}
     measured: dict[bench.Candidate, int] = {}
     evaluations = [
         Evaluation(
@@ -129,40 +138,50 @@ def run(plan: Plan, *, track: Track = silent) -> Report:
             model.weights_bytes,
             tuple(scores[name] for name in kept),
             latency_ms=timed.get(model.name),
-            memory_bytes=_memory(plan, model, measured) if plan.costs else None,
+            memory_bytes=_memory(job, model, measured) if options.costs else None,
         )
         for model, scores in zip(lineup, found, strict=True)
     ]
     reference = evaluations.pop(0) if teacher else None
     return Report(
-        compare(evaluations, reference, seed=plan.seed, noisy=plan.noisy), tuple(missing.values()), lost, notes
+        compare(evaluations, reference, seed=options.seed, noisy=frozenset(task.name for task in noisy)),
+        tuple(missing.values()),
+        lost,
+        notes,
+        gates,
+        hashes={task.name: task.sha256 for task in job.tasks},
+        skipped=tuple(reason for task in tasks for reason in getattr(task, "skipped", ())),
     )
 
 
-def _models(plan: Plan) -> tuple[Candidate | None, list[Candidate], tuple[str, ...]]:
+def _models(job: _Job) -> tuple[Candidate | None, list[Candidate], tuple[str, ...]]:
     """The teacher, the students, and what there is to say of the rivals."""
-    if plan.rivals and plan.against is None:
+    if job.options.rivals and job.options.against is None:
         raise InputError("rivals are made of the teacher, and none is given", hint="--against MODEL")
-    if plan.diagnose and plan.against is None:
+    if job.options.diagnose and job.options.against is None:
         raise InputError("a diagnosis compares with the teacher, and none is given", hint="--against MODEL")
-    for name in plan.rivals:
+    for name in job.options.rivals:
         rivals.require(name)
     make = partial(
-        candidate, tasks=plan.tasks, device=plan.device, threads=plan.threads, allow_pickle=plan.allow_pickle
+        candidate,
+        tasks=job.tasks,
+        device=job.options.device,
+        threads=job.options.threads,
+        allow_pickle=job.options.allow_pickle,
     )
-    teacher = make(plan.against) if plan.against is not None else None
-    students = [make(plan.model, backend=plan.backend), *map(make, plan.others)]
+    teacher = make(job.options.against) if job.options.against is not None else None
+    students = [make(job.model, backend=job.options.backend), *map(make, job.options.candidates)]
     notes = []
-    if teacher is not None and plan.rivals:
-        calibration = inputs_of(plan.tasks, seed=plan.seed)
-        for name in plan.rivals:
+    if teacher is not None and job.options.rivals:
+        calibration = inputs_of(job.tasks, seed=job.options.seed)
+        for name in job.options.rivals:
             made = rivals.make(
                 name,
                 teacher.folder,
-                device=plan.device,
-                threads=plan.threads,
+                device=job.options.device,
+                threads=job.options.threads,
                 calibration=calibration,
-                allow_pickle=plan.allow_pickle,
+                allow_pickle=job.options.allow_pickle,
             )
             notes.append(f"{name}: {made.note}")
             digest = rivals.fingerprint(name, teacher.folder, calibration)
@@ -183,7 +202,7 @@ def _given(encoder: Any) -> Any:
 
 
 def _scores(
-    plan: Plan, model: Candidate, cache: ScoreCache | None, track: Track
+    job: _Job, model: Candidate, cache: ScoreCache | None, track: Track
 ) -> tuple[dict[str, Score], tuple[Missing, ...]]:
     """A model's scores by the names of their tasks; those in the cache without loading it."""
     wrapped: list[LocalEncoder] = []
@@ -192,32 +211,32 @@ def _scores(
         if not wrapped:
             name, digest, meta = model.name, model.content_hash, None
             if not model.is_rival:
-                meta = model_meta(model.folder, name, digest, model.encoder, allow_pickle=plan.allow_pickle)
+                meta = model_meta(model.folder, name, digest, model.encoder, allow_pickle=job.options.allow_pickle)
             wrapped.append(LocalEncoder(model.encoder, name=name, content_hash=digest, track=track, meta=meta))
         return wrapped[0]
 
     key = partial(
-        score_key, model=model.content_hash, backend=model.backend, device=loading.checked_device(plan.device)
+        score_key, model=model.content_hash, backend=model.backend, device=loading.checked_device(job.options.device)
     )
     found = {}
-    for data in plan.tasks:
+    for data in job.tasks:
         plain = {
             k: v for k, v in vars(data).items() if isinstance(v, str | int | float) and k not in ("name", "sha256")
         }
-        entry = key(task=data.name, kind=type(data).__name__, data=data.sha256, seed=plan.seed, settings=plain)
+        entry = key(task=data.name, kind=type(data).__name__, data=data.sha256, seed=job.options.seed, settings=plain)
         known = cache.get(entry) if cache is not None else None
         if known is None:
-            known = score(encoder(), data, batch_size=plan.batch_size, seed=plan.seed)
+            known = score(encoder(), data, batch_size=job.options.batch_size, seed=job.options.seed)
             if cache is not None:
                 cache.put(entry, known)
         found[data.name] = known
     of_mteb, missing = score_benchmark(
-        encoder, plan.hub, batch_size=plan.batch_size, results=plan.results, cache=cache, key=key
+        encoder, job.hub, batch_size=job.options.batch_size, results=job.options.results, cache=cache, key=key
     )
     return found | {known.task: known for known in of_mteb}, missing
 
 
-def _memory(plan: Plan, model: Candidate, measured: dict[bench.Candidate, int]) -> int | None:
+def _memory(job: _Job, model: Candidate, measured: dict[bench.Candidate, int]) -> int | None:
     """What a process of its own needs to load a text model and encode a batch with it, beyond the imports; in bytes.
 
     `measured` keeps what was found: vectors are made smaller by the teacher itself.
@@ -229,14 +248,14 @@ def _memory(plan: Plan, model: Candidate, measured: dict[bench.Candidate, int]) 
         name = "auto"
     if name == "openvino-int8":  # made and kept before, so that its making is not measured
         baselines.require(name).build(model.folder, "cpu")
-    subject = bench.Candidate(name, kind, model.folder, loading.checked_device(plan.device))
+    subject = bench.Candidate(name, kind, model.folder, loading.checked_device(job.options.device))
     if subject not in measured:
-        threads = plan.threads or torch.get_num_threads()
-        measured[subject] = probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=plan.seed).model_bytes
+        threads = job.options.threads or torch.get_num_threads()
+        measured[subject] = probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=job.options.seed).model_bytes
     return measured[subject]
 
 
-def _latencies(plan: Plan, lineup: Sequence[Candidate]) -> dict[str, float]:
+def _latencies(job: _Job, lineup: Sequence[Candidate]) -> dict[str, float]:
     """Median ms to encode a batch of texts or images, by name; nothing if all tasks are MTEB's."""
-    inputs = list(inputs_of(plan.tasks, seed=plan.seed, most=BATCH))
+    inputs = list(inputs_of(job.tasks, seed=job.options.seed, most=BATCH))
     return latency({model.name: model.encoder for model in lineup}, inputs) if inputs else {}

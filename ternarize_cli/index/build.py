@@ -28,6 +28,7 @@ from ternarize_cli.index.documents import read_documents, write_documents
 from ternarize_cli.index.faiss_file import check_name, trust
 from ternarize_cli.index.fill import METRICS, Plan, check_metric, fill, plan
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, OFFSETS, TRUTH, IndexInfo, stored_file, write_info
+from ternarize_cli.index.options import IndexOptions
 from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
@@ -36,40 +37,9 @@ from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder
 from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
 from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
-__all__ = ["DEFAULT_FACTORY", "BuildReport", "IndexOptions", "build_index", "index_vectors"]
+__all__ = ["BuildReport", "IndexOptions", "build_index"]
 
-DEFAULT_FACTORY = "auto"
 _SHARDS = "vectors"
-
-
-@dataclass(frozen=True)
-class IndexOptions:
-    """What index to make.
-
-    Attributes:
-        factory: a name of `presets.PRESETS`, or a FAISS factory string, e.g. HNSW32, IVF256,Flat, OPQ48,IVF1024,PQ48.
-        metric: "ip" or "l2"; None: as the model compares vectors, or as the preset needs.
-        memory: bytes that the preset "auto" may use.
-        on_disk: build the lists of an IVF index on disk, and leave them there.
-        seed: of the sample that FAISS trains on where the corpus is larger than it needs, and of queries.
-    """
-
-    factory: str = DEFAULT_FACTORY
-    metric: str | None = None
-    memory: int | None = None
-    on_disk: bool = False
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuses what there is not, or does not go together.
-
-        Raises:
-            InputError: as said.
-        """
-        check_metric(self.metric)
-        if self.memory is not None and (self.factory != "auto" or self.on_disk):
-            what = "lists on disk" if self.on_disk else f"an index {self.factory!r}"
-            raise InputError(f"--memory lets `auto` choose, and {what} is asked for", hint="leave --memory out")
 
 
 @dataclass(frozen=True)
@@ -96,46 +66,80 @@ class BuildReport:
 
 
 def build_index(
-    corpus: str,
-    output: Path,
+    corpus: str | Path,
+    output: str | Path,
     *,
-    model: str,
-    options: IndexOptions = IndexOptions(),
-    encoder: EncoderOptions = EncoderOptions(),
-    queries: str | None = None,
-    skip_bad: bool = False,
-    shard_size: int | None = None,
+    model: str | Path | None = None,
+    options: IndexOptions | None = None,
+    encoder: EncoderOptions | None = None,
     force: bool = False,
-    resume: bool = False,
     track: Track = silent,
 ) -> BuildReport:
-    """Encodes a corpus and writes an index folder.
+    """Encodes a corpus and writes a folder with a FAISS index, the documents, and what is needed to judge it.
+
+        ternarize.build_index("corpus.jsonl", "my-index", model="my-model-packed")
 
     Args:
-        corpus: as `corpora.open_corpus`.
+        corpus: a file of texts (one a line, JSONL with `text`, or Parquet), a folder of them or of images, a hub data
+            set, "-" for stdin, or a folder of vectors that `ternarize encode --shards` wrote.
         output: the folder to write, atomically.
-        model: MODEL; its content hash is recorded, and searching insists on it.
-        options: what index to make.
-        encoder: how to encode.
-        queries: a file of texts to judge the index by (`truth`); None: documents.
-        skip_bad: skip what of the corpus can't be read.
-        shard_size: documents per shard, the unit of work that a kill can lose; None: 8,192 texts or 1,024 images.
-        force, resume: as `files.atomic_folder`; resuming skips the shards that an earlier run finished.
+        model: what encodes the corpus; None only for a folder of vectors, whose model is recorded there.
+        options: kind of index, memory, queries and shards; None: `IndexOptions()`.
+        encoder: how the model runs; None: `EncoderOptions()`.
+        force: replace the output if it exists.
+        track: progress, as `ternarize_cli.progress` describes it.
+
+    Returns:
+        The index's record, and how the work went.
 
     Raises:
-        DataError: the corpus can't be read, or two of its documents have the same id.
-        InputError: the factory string is unknown, or asks for more than this corpus or metric gives.
-        TernarizeError: as `encode.open_model` and `files.atomic_folder`.
+        InputError: a corpus of texts without a model, or options that do not go together.
+        DataError: the corpus can't be read, or two of its documents have one id.
+        ModelNotFoundError, CheckpointError, UnavailableError: the model can't be had, read or run.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
     """
+    options, encoder = options or IndexOptions(), encoder or EncoderOptions()
+    corpus, folder, output = str(corpus), Path(corpus), Path(output)
+    check_metric(options.metric)
+    if corpus != STDIN and (folder / RECORD).is_file():
+        _check_unused(corpus, model, options, encoder)
+        return _index_vectors(folder, output, options, threads=encoder.threads, force=force, track=track)
+    if model is None:
+        what = f"{corpus} holds no vectors, and anything else needs" if folder.is_dir() else "texts need"
+        raise InputError(f"{what} a model", hint="--model MODEL")
+    return _index_corpus(corpus, output, str(model), options, encoder, force=force, track=track)
+
+
+def _check_unused(corpus: str, model: str | Path | None, options: IndexOptions, encoder: EncoderOptions) -> None:
+    """Checks that no option of encoding is given for vectors."""
+    if (model, options.queries) != (None, None):
+        raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
+    given: list[tuple[str, object]] = [(name, getattr(options, name)) for name in ("resume", "skip_bad")]
+    given += [(name, getattr(encoder, name)) for name in ("batch_size", "device")]
+    given += [("backend", encoder.backend != "auto"), ("shard_size", options.shard_size)]
+    if unused := [f"--{name.replace('_', '-')}" for name, value in given if value]:
+        raise InputError(f"{corpus} holds vectors, and nothing is encoded", hint=f"leave {' and '.join(unused)} out")
+
+
+def _index_corpus(
+    corpus: str,
+    output: Path,
+    model: str,
+    options: IndexOptions,
+    encoder: EncoderOptions,
+    *,
+    force: bool,
+    track: Track,
+) -> BuildReport:
     options.check()
     check_name(output)
-    source = open_corpus(corpus, skip_bad=skip_bad, documents=True)
-    if queries is not None and source.kind != "text":
+    source = open_corpus(corpus, skip_bad=options.skip_bad, documents=True)
+    if options.queries is not None and source.kind != "text":
         raise InputError("--queries takes texts, and the corpus is of images", hint="leave --queries out")
     folder = (image_folder if source.kind == "image" else text_folder)(model, allow_pickle=encoder.allow_pickle)
     inputs = [folder, *([Path(corpus)] if corpus != STDIN and Path(corpus).exists() else [])]
     files.check_output(output, force=force, inputs=inputs)
-    with files.atomic_folder(output, force=force, resume=resume, inputs=inputs) as partial:
+    with files.atomic_folder(output, force=force, resume=options.resume, inputs=inputs) as partial:
         for path in partial.iterdir():
             if path.name != _SHARDS:
                 files.remove(path)
@@ -147,11 +151,11 @@ def build_index(
             items = read_documents(partial)
         else:
             items = unique(write_documents(source.items, partial), source.name)
-        asked = None if queries is None else read_lines([queries])
+        asked = None if options.queries is None else read_lines([options.queries])
         opened = open_model(folder, source.kind, encoder, role="document")
         if encoder.threads is not None:
             faiss.omp_set_num_threads(checked_threads(encoder.threads))
-        record = record_of(model, opened, ShardOptions("npy", "fp32", shard_size))
+        record = record_of(model, opened, ShardOptions(size=options.shard_size, format="npy"))
         _planned(options, record, count)
         discarded = _discard(partial / _SHARDS, record)
         report = encode_to_folder(opened.encode, items, partial / _SHARDS, record, total=count, track=track)
@@ -165,26 +169,9 @@ def build_index(
     return BuildReport(info, vectors.shards, report.reused, discarded, source.skipped, note, tokens, truncation)
 
 
-def index_vectors(
-    vectors: Path,
-    output: Path,
-    *,
-    options: IndexOptions = IndexOptions(),
-    threads: int | None = None,
-    force: bool = False,
-    track: Track = silent,
+def _index_vectors(
+    vectors: Path, output: Path, options: IndexOptions, *, threads: int | None, force: bool, track: Track
 ) -> BuildReport:
-    """Writes an index folder from vectors that are there already. It names what it finds by id, and has no texts.
-
-    Args:
-        vectors: a folder that `vector_shards.encode_to_folder` finished.
-        output, options, force, track: as `build_index`.
-        threads: CPU threads.
-
-    Raises:
-        DataError: a shard is missing or damaged, or two vectors have the same id.
-        InputError, TernarizeError: as `build_index`.
-    """
     options.check()
     files.check_output(output, force=force, inputs=[vectors])
     if threads is not None:
@@ -208,7 +195,7 @@ def _planned(options: IndexOptions, record: VectorRecord, count: int) -> Plan:
         record.dim,
         similarity=record.similarity,
         normalized=record.normalized,
-        memory=options.memory,
+        memory=options.budget,
         on_disk=options.on_disk,
     )
 

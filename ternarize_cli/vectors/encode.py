@@ -19,6 +19,7 @@ from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, Prepared, Role, TextEncoder
+from ternarize_cli.vectors.options import EncoderOptions
 from ternarize_cli.vectors.vector_files import WRITERS
 
 __all__ = [
@@ -74,22 +75,6 @@ def image_folder(model: str, *, allow_pickle: bool = False) -> Path:
     folder = loading.resolve(model, allow_pickle=allow_pickle)
     require_modality(folder, "image", model)
     return folder
-
-
-@dataclass(frozen=True)
-class EncoderOptions:
-    """How a model is loaded and used: as `loading.load_encoder` and `TextEncoder` take it.
-
-    `normalize` None: as the model does.
-    """
-
-    backend: str = "auto"
-    device: str | None = None
-    threads: int | None = None
-    batch_size: int | None = None
-    normalize: bool | None = None
-    prompt_name: str | None = None
-    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ternarize_cli.storage.whole_files import put_file
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
 from ternarize_cli.vectors.encode import OpenModel, encoded
 from ternarize_cli.vectors.finished_work import ShardFiles
+from ternarize_cli.vectors.options import ShardOptions
 from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, read_record
 
 __all__ = [
@@ -48,15 +49,6 @@ class ShardsReport:
     shards: int
     rows: int
     reused: int
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """`format` and `dtype` as in `VectorRecord`; `size`: rows, None: 8,192 texts or 1,024 images."""
-
-    format: str = "parquet"
-    dtype: str = "fp32"
-    size: int | None = None
 
 
 def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRecord:

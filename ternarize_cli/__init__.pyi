@@ -1,0 +1,17 @@
+from ternarize_cli.compress.calibrate import Calibration as Calibration
+from ternarize_cli.compress.session import convert as convert
+from ternarize_cli.compress.session import pack as pack
+from ternarize_cli.distill.options import DistillOptions as DistillOptions
+from ternarize_cli.distill.options import Training as Training
+from ternarize_cli.distill.session import distill as distill
+from ternarize_cli.encoders.loading import load as load
+from ternarize_cli.evaluation.options import EvaluationOptions as EvaluationOptions
+from ternarize_cli.evaluation.session import evaluate as evaluate
+from ternarize_cli.format.scheme import Scheme as Scheme
+from ternarize_cli.index.build import build_index as build_index
+from ternarize_cli.index.options import IndexOptions as IndexOptions
+from ternarize_cli.index.options import SearchOptions as SearchOptions
+from ternarize_cli.index.session import open_index as open_index
+from ternarize_cli.vectors.options import EncoderOptions as EncoderOptions
+
+__version__: str

@@ -1,0 +1,214 @@
+"""Commands whose options are the fields of the library's dataclasses (`storage.option`).
+
+    @derived
+    def encode(model: ModelArgument, options: EncoderOptions, json: Json = False) -> None: ...
+
+typer then sees a function with an option for each field of EncoderOptions in place of `options`, and the body gets the
+dataclass. `Annotated[EncoderOptions, Only("backend", "threads")]` offers some of the fields; the others keep their
+defaults, and so do fields without an `Option`.
+"""
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from ternarize_cli.errors import InputError, shown
+from ternarize_cli.storage.option import Option
+
+__all__ = ["Only", "derived", "typer_option"]
+
+_STRENGTH = {"COMMANDLINE": 3, "ENVIRONMENT": 2, "DEFAULT_MAP": 1}
+_SEVERAL = (tuple, Sequence)
+_LARGEST = 1_000_000
+"""The largest number in a list with commas."""
+
+
+class Only:
+    """The fields of a dataclass that a command offers, in this order."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """A field of a dataclass and the option that sets it; `type` is the first of the types that the field takes."""
+
+    field: str
+    option: Option
+    type: Any
+    is_optional: bool
+    default: Any
+
+    @property
+    def name(self) -> str:
+        return self.option.name or self.field
+
+    @property
+    def is_inverted(self) -> bool:
+        return self.default is True and self.name.startswith("no_")
+
+    @property
+    def is_repeated(self) -> bool:
+        return get_origin(self.type) in _SEVERAL and not self.option.in_one
+
+    @property
+    def is_mapping(self) -> bool:
+        return get_origin(self.type) is Mapping
+
+    def parameter(self) -> inspect.Parameter:
+        """What typer is shown."""
+        default: Any = None if isinstance(self.default, tuple) else self.default
+        kind: Any = self.type | None if self.is_optional else self.type
+        if self.is_repeated or self.is_mapping:
+            kind = list[_first(get_args(self.type)[0])] | None  # type: ignore[misc]
+        elif self.option.in_one:
+            kind = str | None
+        elif self.is_inverted:
+            default = False
+        both = self.type is bool and default is not False
+        annotation = Annotated[kind, typer_option(self.option, self.name, both=both)]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    def value(self, given: Any) -> Any:
+        """The field's value for what the command line gave."""
+        if self.is_inverted:
+            return not given
+        if self.is_mapping:
+            return _pairs(given or (), self.option, self.name)
+        if get_origin(self.type) not in _SEVERAL:
+            return given
+        if not given:
+            return self.default
+        return _numbers(given, f"--{self.name}") if self.option.in_one else tuple(given)
+
+
+def derived(body: Callable[..., None]) -> Callable[..., None]:
+    """The function to register with typer for a command's body.
+
+    Args:
+        body: its parameters are typer's, or have a dataclass as their type, which then needs no default.
+    """
+    hints = get_type_hints(body, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    made: dict[str, tuple[Any, list[_Field]]] = {}
+    for parameter in inspect.signature(body).parameters.values():
+        hint = hints[parameter.name]
+        kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if dataclasses.is_dataclass(kind):
+            only = next((mark.names for mark in marks if isinstance(mark, Only)), None)
+            offered = _fields(kind, only)
+            made[parameter.name] = (kind, offered)
+            parameters += [field.parameter() for field in offered]
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @wraps(body)
+    def command(context_: typer.Context, **values: Any) -> None:
+        for name, (kind, offered) in made.items():
+            given = {field.name: values.pop(field.name) for field in offered}
+            _choose(given, offered, context_)
+            values[name] = kind(**{field.field: field.value(given[field.name]) for field in offered})
+        body(**values)
+
+    context = inspect.Parameter("context_", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    command.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (context, *parameters)}
+    return command
+
+
+def typer_option(option: Option, name: str, *, both: bool = False) -> Any:
+    """typer's description of an option.
+
+    Args:
+        option: ours.
+        name: as Python writes it, such as `batch_size`.
+        both: offer `--no-NAME`, too.
+    """
+    flag = name.replace("_", "-")
+    return typer.Option(
+        f"--{flag}/--no-{flag}" if both else f"--{flag}",
+        help=option.help,
+        metavar=option.metavar,
+        min=option.min,
+        max=option.max,
+        envvar=option.envvar,
+        callback=_checked_threads if name == "threads" else None,
+    )
+
+
+def _checked_threads(threads: int | None) -> int | None:
+    if threads is None:
+        return None
+    from ternarize_cli.encoders.loading import checked_threads
+
+    return checked_threads(threads)
+
+
+def _fields(kind: Any, only: tuple[str, ...] | None) -> list[_Field]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(kind):
+        base, *marks = get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else (None,)
+        option = next((mark for mark in marks if isinstance(mark, Option)), None)
+        if option is None:
+            continue
+        default = None if field.default is dataclasses.MISSING else field.default
+        found[field.name] = _Field(field.name, option, _first(base), types.NoneType in get_args(base), default)
+    return [found[name] for name in only] if only is not None else list(found.values())
+
+
+def _first(hint: Any) -> Any:
+    """What the command line gives for a type: `str` for `str | Path | None`, `Path` for `Path | str`."""
+    return get_args(hint)[0] if get_origin(hint) in (Union, types.UnionType) else hint
+
+
+def _choose(given: dict[str, Any], offered: list[_Field], context: typer.Context) -> None:
+    """Leaves one value of options that exclude each other: the one that was given most expressly.
+
+    Several from one source stay, and the dataclass says what it makes of them.
+    """
+    groups: dict[str, list[_Field]] = {}
+    for field in offered:
+        if field.option.exclusive is not None:
+            groups.setdefault(field.option.exclusive, []).append(field)
+    for group in groups.values():
+        strengths = {
+            field.name: _STRENGTH.get(getattr(context.get_parameter_source(field.name), "name", ""), 0)
+            for field in group
+            if given[field.name] is not None
+        }
+        for field in group:
+            if not strengths:
+                given[field.name] = field.option.otherwise
+            elif strengths.get(field.name) != max(strengths.values()):
+                given[field.name] = None
+
+
+def _pairs(texts: list[str] | tuple[str, ...], option: Option, name: str) -> dict[str, float]:
+    """`hidden=0` → {"hidden": 0.0}; a name alone has the value 1."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found[key] = float(value) if equals else 1.0
+        except ValueError as e:
+            raise typer.BadParameter(f"{text!r} is not {option.metavar}", param_hint=f"--{name}") from e
+    return found
+
+
+def _numbers(text: str, flag: str) -> tuple[int, ...]:
+    """`1,8` → (1, 8)."""
+    pieces = [piece.strip() for piece in text.split(",")]
+    for piece in pieces:
+        if not piece.isdecimal() or len(piece) > 9 or not 1 <= int(piece) <= _LARGEST:
+            raise InputError(
+                f"{flag} {text[:80]}: {shown(piece)} is no positive number up to {_LARGEST:,}",
+                hint=f"numbers with commas between: {flag} 1,8",
+            )
+    return tuple(dict.fromkeys(int(piece) for piece in pieces))

@@ -1,0 +1,100 @@
+"""`convert` and `pack` as Python users call them: models by the names that the command line takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ternarize_cli.compress import convert as conversion
+from ternarize_cli.compress import pack as packing
+from ternarize_cli.compress.calibrate import Calibration
+from ternarize_cli.encoders.loading import model_name, resolve
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.progress import Track, silent
+
+__all__ = ["convert", "pack"]
+
+
+def convert(
+    model: str | Path,
+    output: str | Path,
+    scheme: Scheme | None = None,
+    *,
+    calibration: Calibration | None = None,
+    skip: Sequence[str] = (),
+    keep_dense: bool = False,
+    trim: Sequence[str | Path] = (),
+    force: bool = False,
+    allow_pickle: bool = False,
+    seed: int = 0,
+    track: Track = silent,
+) -> conversion.ConversionReport:
+    """Replaces the linears of a full-precision encoder by ternary ones and writes a ternary checkpoint.
+
+        ternarize.convert("my-model", "my-model-ternary", calibration=ternarize.Calibration(("texts.txt",)))
+
+    Args:
+        model: a folder, a hub id or `package:NAME`.
+        output: the folder to write, atomically.
+        scheme: rule, granularity and widths; None: `Scheme()`.
+        calibration: texts or images to which codes, scales and biases are fitted in minutes; None: codes follow from
+            the weights alone.
+        skip: shell patterns of module names to leave as they are.
+        keep_dense: leave the Dense modules of a sentence-transformers model as they are.
+        trim: files or folders of texts to whose tokens the vocabulary is trimmed.
+        force: replace the output if it exists.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
+        seed: draws the inputs of a calibration; recorded in the checkpoint.
+        track: progress, as `ternarize_cli.progress` describes it.
+
+    Returns:
+        Errors and bytes, linear by linear, and what was left as it is.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: the model can't be found or read, or is ternary already.
+        InputError, DataError: options that do not go together, or texts or images that can't be read.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
+    """
+    return conversion.convert(
+        resolve(model, allow_pickle=allow_pickle),
+        Path(output),
+        scheme,
+        skip=skip,
+        keep_dense=keep_dense,
+        trim=trim,
+        calibration=calibration,
+        force=force,
+        allow_pickle=allow_pickle,
+        seed=seed,
+        track=track,
+        source_name=model_name(model),
+    )
+
+
+def pack(
+    student: str | Path,
+    output: str | Path,
+    *,
+    codec: str | None = None,
+    force: bool = False,
+    track: Track = silent,
+) -> packing.PackReport:
+    """Freezes a ternary checkpoint into a packed model of 2-bit codes, or 1.6-bit ones.
+
+        ternarize.pack("my-model-distilled", "my-model-packed")
+
+    Args:
+        student: a ternary checkpoint, as `convert` or `distill` writes it.
+        output: the folder to write, atomically.
+        codec: how codes lie in bytes, "2bit" (1/4 byte a weight) or "base3" (1/5 byte) for ternary weights; None: the
+            first that holds the checkpoint's levels.
+        force: replace the output if it exists.
+        track: progress, as `ternarize_cli.progress` describes it.
+
+    Returns:
+        Bytes before and after, by kind of tensor.
+
+    Raises:
+        ModelNotFoundError, CheckpointError, FormatError: the checkpoint can't be found or read, or is not ternary.
+        InputError: the codec does not hold the checkpoint's levels.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
+    """
+    return packing.pack(resolve(student), Path(output), codec=codec, force=force, track=track)

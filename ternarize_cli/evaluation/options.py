@@ -1,0 +1,179 @@
+"""What `evaluate` scores, against what, and how: the options of `ternarize eval`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.storage.option import (
+    ALLOW_PICKLE,
+    BACKEND,
+    DEVICE,
+    MANY,
+    MAX_BATCH,
+    SEED,
+    THREADS,
+    Option,
+    check_sequences,
+)
+
+__all__ = ["EvaluationOptions"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate on, against what, and how.
+
+    At least one task is needed: a file in `sts`, `retrieval`, `classification`, `images` or `task_files`, or tasks of
+    MTEB by `tasks`, `benchmarks`, `languages` or `task_types`.
+
+    Attributes:
+        against: the teacher, a full-precision model whose scores count as 1.
+        candidates: further models to set beside the first.
+        rivals: forms of the teacher, made on the spot, such as "onnx-int8" or "vectors-binary".
+        sts: files of scored pairs of sentences.
+        retrieval: folders of corpus.jsonl and queries.jsonl.
+        classification: files of lines of label, tab, text.
+        images: folders or files of labelled images.
+        task_files: TOML or JSON files that describe a task each.
+        limit: the most test images of each of `images`; None: 200.
+        queries_where: "KEY=VALUE": only queries whose JSON field KEY is VALUE.
+        perturb: kinds of noise with commas between; each task of texts is scored again with it.
+        tasks, benchmarks, languages, task_types: which tasks of MTEB, by its names.
+        data_root: a folder of data sets that stand in for the hub's.
+        results: the folder where results of MTEB tasks are kept.
+        min_retention: gates, "0.98" for the mean or "TASK=0.97" for a task.
+        diagnose: find out where information is lost.
+        costs: measure time and memory of all models, too.
+        cached: take scores that are known from the cache.
+        strict: refuse images that can't be decoded instead of leaving them out.
+        backend: kernels of the first model; the others run on what is best for them.
+        device: torch device of all models.
+        threads: CPU threads.
+        batch_size: texts or images encoded at once.
+        seed: of splits, draws, noise and the bootstrap.
+        allow_pickle: read pytorch_model.bin where a model has no safetensors file.
+    """
+
+    against: Annotated[str | Path | None, Option("The teacher whose scores count as 1.", metavar="MODEL")] = None
+    candidates: Annotated[
+        Sequence[str], Option("Another model, such as a smaller one. Repeatable.", name="candidate", metavar="MODEL")
+    ] = ()
+    rivals: Annotated[
+        Sequence[str],
+        Option(
+            "Made of the teacher on the spot: onnx-int8, openvino-int8, torch-bf16, vectors-int8, vectors-binary, "
+            "truncate-128, … Repeatable.",
+            name="rival",
+            metavar="NAME",
+        ),
+    ] = ()
+    sts: Annotated[
+        Sequence[Path | str],
+        Option(
+            "Scored pairs: CSV sentence 1,sentence 2,score; or CSV, TSV, JSONL, Parquet with columns sentence1, "
+            "sentence2, score. Repeatable.",
+            metavar="FILE",
+        ),
+    ] = ()
+    retrieval: Annotated[
+        Sequence[Path | str],
+        Option(
+            "Folder of corpus.jsonl and queries.jsonl (`relevant` ids, or BEIR's qrels/test.tsv). Repeatable.",
+            metavar="DIR",
+        ),
+    ] = ()
+    classification: Annotated[
+        Sequence[Path | str], Option("Lines of label, tab, text. Repeatable.", metavar="FILE")
+    ] = ()
+    images: Annotated[
+        Sequence[Path | str],
+        Option(
+            "Labelled images: a folder with a subfolder per label, IDX, CIFAR or Parquet files; with a train and "
+            "a test part, or else split in halves. Scored by the labels of the 5 nearest neighbours (cosine) and by a "
+            "linear probe. Repeatable.",
+            metavar="PATH",
+        ),
+    ] = ()
+    task_files: Annotated[
+        Sequence[Path | str],
+        Option(
+            "A task described in TOML or JSON, of these and more types (docs/guide/evaluate.md). Repeatable.",
+            name="task_file",
+            metavar="FILE",
+        ),
+    ] = ()
+    limit: Annotated[
+        int | None,
+        Option(
+            "At most N test images and 5 N to learn from of each --images, the same number of each label; "
+            "default: 200.",
+            metavar="N",
+            max=MANY,
+        ),
+    ] = None
+    queries_where: Annotated[str | None, Option("Only queries whose JSON field KEY is VALUE.", metavar="KEY=VALUE")] = (
+        None
+    )
+    perturb: Annotated[
+        str | None,
+        Option("Each task again with typos, case, punctuation or truncation (a comma between them).", metavar="LIST"),
+    ] = None
+    tasks: Annotated[Sequence[str], Option("MTEB tasks by name. Repeatable.", metavar="NAME")] = ()
+    benchmarks: Annotated[
+        Sequence[str], Option('Such as "MTEB(cmn, v1)". Repeatable.', name="benchmark", metavar="NAME")
+    ] = ()
+    languages: Annotated[Sequence[str], Option("Only tasks in it, such as eng or zh. Repeatable.", metavar="CODE")] = ()
+    task_types: Annotated[Sequence[str], Option("Only such tasks: STS, Retrieval, … Repeatable.", metavar="TYPE")] = ()
+    data_root: Annotated[
+        Path | None,
+        Option("Data sets as DIR/ORG/NAME, in the layout of the hub, in place of the hub's.", metavar="DIR"),
+    ] = None
+    results: Annotated[
+        Path | None, Option("Where results of MTEB tasks are kept, in MTEB's own layout.", metavar="DIR")
+    ] = None
+    min_retention: Annotated[
+        Sequence[str],
+        Option(
+            "Exit 3 if student / teacher is below VALUE: the mean of all tasks, or one TASK. Repeatable.",
+            metavar="[TASK=]VALUE",
+        ),
+    ] = ()
+    diagnose: Annotated[
+        bool, Option("Where what is lost is lost: layers, attention, neighbourhoods, sentences that moved.")
+    ] = False
+    costs: Annotated[bool, Option("Time all models, in turns, on 8 of the inputs, and measure their memory.")] = False
+    cached: Annotated[bool, Option("Compute scores that are known already, too.", name="no_cache")] = True
+    strict: Annotated[bool, Option("Refuse images that can't be decoded instead of leaving them out.")] = False
+    backend: Annotated[str, BACKEND] = "auto"
+    device: Annotated[str | None, DEVICE] = None
+    threads: Annotated[int | None, THREADS] = None
+    batch_size: Annotated[int, Option("Texts or images encoded at once.", min=1, max=MAX_BATCH)] = 32
+    seed: Annotated[int, SEED] = 0
+    allow_pickle: Annotated[bool, ALLOW_PICKLE] = False
+
+    def __post_init__(self) -> None:
+        check_sequences(self)
+
+    @property
+    def is_of_mteb(self) -> bool:
+        """Whether tasks of MTEB are asked for."""
+        return bool(self.tasks or self.benchmarks or self.languages or self.task_types)
+
+    @property
+    def files(self) -> dict[str, list[Path]]:
+        """Tasks in files, by the names that `reading.read_tasks` takes."""
+        names = ("sts", "retrieval", "classification", "images", "task_files")
+        return {name: [Path(path) for path in getattr(self, name)] for name in names}
+
+    def check(self) -> None:
+        """Checks the options against each other, before any file is read.
+
+        Raises:
+            InputError: `min_retention` without `against`, or `results` or `data_root` without a task of MTEB.
+        """
+        if self.min_retention and self.against is None:
+            raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
+        if not self.is_of_mteb and (self.results is not None or self.data_root is not None):
+            raise InputError("--results and --data-root are for tasks of MTEB", hint="--tasks NAME or --benchmark NAME")

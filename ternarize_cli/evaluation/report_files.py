@@ -1,0 +1,88 @@
+"""An evaluation as files: the page, the picture of quality against cost, and JUnit XML."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.storage.option import Option
+
+if TYPE_CHECKING:
+    from ternarize_cli.evaluation.run import Report
+
+__all__ = ["EvaluationFiles"]
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Which files an evaluation becomes; None: not written.
+
+    Attributes:
+        report: a page (.html) with tables and pictures.
+        plot: a picture (.png, .svg, .pdf) of quality against bytes and latency.
+        junit: JUnit XML for continuous integration.
+    """
+
+    report: Annotated[Path | None, Option("One page with tables and pictures.", metavar="FILE.html")] = None
+    plot: Annotated[Path | None, Option("Quality against bytes and latency.", metavar="FILE.png")] = None
+    junit: Annotated[Path | None, Option("JUnit XML for CI.", metavar="FILE.xml")] = None
+
+    @property
+    def need_costs(self) -> bool:
+        """Whether a file shows time and memory, which then have to be measured."""
+        return self.report is not None or self.plot is not None
+
+    def check(self, *, force: bool) -> None:
+        """Checks that all files can be written, before any work is done.
+
+        Args:
+            force: files that exist may be replaced.
+
+        Raises:
+            InputError: two of them are one file, or a name does not end as it should.
+            UnavailableError: matplotlib is not installed, which the page and the picture need.
+            OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
+        """
+        from ternarize_cli.evaluation.report import check_report
+        from ternarize_cli.measuring.figures import check_plot
+        from ternarize_cli.storage.files import check_output
+
+        paths = [path for path in (self.report, self.plot, self.junit) if path is not None]
+        if len({path.expanduser().resolve() for path in paths}) < len(paths):
+            raise InputError("--report, --plot and --junit name the same file", hint="a file for each")
+        if self.report is not None:
+            check_report(self.report, force=force)
+        if self.plot is not None:
+            check_plot(self.plot, force=force)
+        if self.junit is not None:
+            check_output(self.junit, force=force, folder=False)
+
+    def write(self, found: "Report", *, command: str, force: bool) -> list[Path]:
+        """Writes the files and returns their paths.
+
+        Args:
+            found: the evaluation.
+            command: what was typed, for the page.
+            force: replace files that exist.
+
+        Raises:
+            TernarizeError: as `check`.
+        """
+        from ternarize_cli.evaluation.junit import write_junit
+        from ternarize_cli.evaluation.report import plot_pareto, write_report
+
+        if self.plot is not None:
+            plot_pareto(self.plot, found.comparison, force=force)
+        if self.report is not None:
+            write_report(
+                self.report,
+                found.comparison,
+                machine=found.machine,
+                command=command,
+                data=found.hashes,
+                notes=found.notes,
+                force=force,
+            )
+        if self.junit is not None:
+            write_junit(self.junit, found.comparison, found.gates, missing=found.missing, force=force)
+        return [path for path in (self.plot, self.report, self.junit) if path is not None]

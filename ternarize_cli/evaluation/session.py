@@ -1,0 +1,81 @@
+"""From options to a report: `ternarize eval` as one call.
+
+Files are read and checked first, which takes moments; only then are MTEB and the models loaded, which takes seconds to
+minutes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ternarize_cli.encoders.loading import pooling_note, resolve
+from ternarize_cli.evaluation.gates import parse_gates
+from ternarize_cli.evaluation.options import EvaluationOptions
+from ternarize_cli.evaluation.perturb import kinds_in, perturbed
+from ternarize_cli.evaluation.reading import read_tasks, refuse_twice
+from ternarize_cli.progress import Track, silent
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from ternarize_cli.evaluation.reading import TaskData
+    from ternarize_cli.evaluation.run import Report
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: str | Path,
+    options: EvaluationOptions,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    track: Track = silent,
+) -> "Report":
+    """Scores a model on files of your own or on tasks of MTEB, alone or against its teacher and rivals.
+
+        options = ternarize.EvaluationOptions(against="my-model", sts=["pairs.csv"])
+        report = ternarize.evaluate("my-model-packed", options)
+        report.comparison.mean_retention()   # student / teacher, 1 if nothing was lost
+
+    Args:
+        model: a folder, a hub id or `package:NAME`, packed or not.
+        options: the tasks (one at least), the other models, and how they run.
+        say: is told what goes on, a sentence at a time.
+        track: progress, as `ternarize_cli.progress` describes it.
+
+    Returns:
+        Scores and retention with 95% intervals, task by task. Gates of `min_retention` are read and not asked:
+        `evaluation.gates.check` raises GateMissedError for those that are missed.
+
+    Raises:
+        InputError: options that do not go together, no task, or an unknown task, rival or gate.
+        DataError: a task's file is missing or can't be scored.
+        ModelNotFoundError, CheckpointError, UnavailableError: a model can't be had, read or run.
+    """
+    options.check()
+    data: list[TaskData] = []
+    if any(options.files.values()) or not options.is_of_mteb:
+        data = read_tasks(
+            **options.files,
+            queries_where=options.queries_where,
+            limit=options.limit,
+            seed=options.seed,
+            strict=options.strict,
+        )
+    noisy = [perturbed(task, kind, options.seed) for kind in kinds_in(options.perturb or "") for task in data]
+    for name in (model, options.against):
+        if name is not None and (note := pooling_note(resolve(name, allow_pickle=options.allow_pickle))):
+            say(note)
+    say("loading MTEB …")
+    from ternarize_cli.evaluation.run import run
+
+    hub: list[AbsTask] = []
+    if options.is_of_mteb:
+        from ternarize_cli.evaluation.benchmarks import choose
+
+        chosen = (options.tasks, options.benchmarks, options.languages, options.task_types)
+        hub = choose(*chosen, data_root=options.data_root)
+    names = [*(task.name for task in (*data, *noisy)), *(task.metadata.name for task in hub)]
+    refuse_twice(names)
+    gates = parse_gates(options.min_retention, names)
+    return run(model, options, data, noisy=noisy, hub=hub, gates=gates, track=track)

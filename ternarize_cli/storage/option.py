@@ -1,0 +1,86 @@
+"""An option of a command, written once: beside the field of the dataclass that a library function takes.
+
+    @dataclass(frozen=True)
+    class EncoderOptions:
+        batch_size: Annotated[int | None, Option("Texts per forward pass.", min=1, max=MAX_BATCH)] = None
+
+Python users make the dataclass. The command line (`ternarize_cli.cli.derived`) reads the flag `--batch-size`, its names
+in the environment and in the settings file, its type, default, bounds and help from the field. This module and the
+modules that hold such dataclasses import no library, so that `ternarize --help` answers at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, get_origin, get_type_hints
+
+from ternarize_cli.errors import InputError
+
+__all__ = [
+    "ALLOW_PICKLE",
+    "BACKEND",
+    "DEVICE",
+    "MANY",
+    "MAX_BATCH",
+    "SEED",
+    "SKIP_BAD",
+    "THREADS",
+    "Option",
+    "check_sequences",
+]
+
+MANY = 1_000_000_000
+"""The most that an option takes which says how many of something are used, where there is no better bound."""
+MAX_BATCH = 1_000_000
+"""The most that an option takes which says how many texts or images are worked on at once."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line offers a field.
+
+    Attributes:
+        help: one sentence for `--help`.
+        name: the name on the command line, in the environment and in the settings file; None: the field's own. A field
+            that is True by default and whose option is called `no_…` is switched off by that flag.
+        metavar: what `--help` shows in place of the value; None: the type.
+        min, max: inclusive bounds of a number.
+        envvar: a name in the environment that several commands share, beside TERNARIZE_COMMAND_OPTION.
+        in_one: a tuple of numbers is given as one value, with commas between; otherwise the option is repeated.
+        exclusive: a name for options of which one counts: one typed as a flag beats one from the environment, which
+            beats one from the settings file.
+        otherwise: the value if no option of the same `exclusive` is given.
+    """
+
+    help: str
+    name: str | None = None
+    metavar: str | None = None
+    min: float | None = None
+    max: float | None = None
+    envvar: str | None = None
+    in_one: bool = False
+    exclusive: str | None = None
+    otherwise: object = None
+
+
+ALLOW_PICKLE = Option("Read pytorch_model.bin too (weights only; still: trust its author).")
+BACKEND = Option("Kernels to run on; `ternarize doctor` lists them.", envvar="TERNARIZE_BACKEND")
+DEVICE = Option("cpu, cuda, cuda:1, …; default: what is there.", envvar="TERNARIZE_DEVICE")
+SEED = Option("Seed of everything random; recorded.", min=0, max=2**32 - 1, envvar="TERNARIZE_SEED")
+SKIP_BAD = Option("Skip lines and images that can't be read, and count them.")
+THREADS = Option("CPU threads, at most 4 a core; default: all cores.", min=1, envvar="TERNARIZE_THREADS")
+
+
+def check_sequences(options: Any) -> None:
+    """Checks that no field that takes several values was given a lone string, which would be read letter by letter.
+
+    Args:
+        options: an instance of a dataclass.
+
+    Raises:
+        InputError: a field that is a sequence holds a string.
+    """
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, str) and get_origin(hints[field.name]) in (Sequence, tuple):
+            raise InputError(f"{field.name} takes several values, not the string {value!r}", hint=f"[{value!r}]")

@@ -1,0 +1,187 @@
+"""From the names of a model and a corpus to vectors in a file, a stream or a folder of shards: `ternarize encode`."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from ternarize_cli.data.corpora import Skipped, open_corpus, unique
+from ternarize_cli.data.texts import STDIN
+from ternarize_cli.encoders.loading import pooling_note
+from ternarize_cli.errors import InputError
+from ternarize_cli.progress import Track, silent
+from ternarize_cli.storage import files
+from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model
+from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
+from ternarize_cli.vectors.ray_engine import encode_with_ray, require_ray
+from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS, VectorRecord
+from ternarize_cli.vectors.vector_shards import ShardsReport, encode_to_folder, record_of
+
+__all__ = ["EncodingReport", "ShardingReport", "encode", "encode_shards"]
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """How the encoding of a corpus into a file or stream went.
+
+    Attributes:
+        counts: vectors, dimensions and, of texts, tokens and texts that were cut, by the names that --json has.
+        summary: the counts in words.
+        truncation: a sentence on texts that were cut; None if none was.
+        skipped: what of the corpus was left out.
+        seconds: from the loaded model to the last vector.
+        model_sha256: content hash of the model.
+    """
+
+    counts: dict[str, Any]
+    summary: str
+    truncation: str | None
+    skipped: Skipped
+    seconds: float
+    model_sha256: str
+
+
+@dataclass(frozen=True)
+class ShardingReport:
+    """How the encoding of a corpus into shards went.
+
+    Attributes:
+        work: shards and rows that were encoded, and shards that were there already.
+        record: of the vectors, as the folder keeps it.
+        part: (i, n): this was the i-th of n jobs.
+        truncation: a sentence on texts that were cut; None if none was.
+        skipped: what of the corpus was left out.
+        seconds: from the loaded model to the last shard.
+    """
+
+    work: ShardsReport
+    record: VectorRecord
+    part: tuple[int, int]
+    truncation: str | None
+    skipped: Skipped
+    seconds: float
+
+
+def encode(
+    model: str,
+    source: str,
+    output: Path | IO[bytes],
+    kind: str,
+    options: EncoderOptions = EncoderOptions(),
+    *,
+    skip_bad: bool = False,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    track: Track = silent,
+) -> EncodingReport:
+    """Encodes a corpus into a file, or a stream of bytes, in its order.
+
+    Args:
+        model: MODEL.
+        source: as `corpora.open_corpus`.
+        output: a file to write, atomically, or a stream.
+        kind: "npy", "jsonl" or "parquet".
+        options: how the model is loaded and used.
+        skip_bad: skip what of the corpus can't be read.
+        force: replace an existing file.
+        say: is told how the model's vectors come about where its folder does not say it.
+        track: progress over texts or images.
+
+    Raises:
+        DataError: the corpus can't be read.
+        OutputError, OutputExistsError: the file can't be written, or exists and `force` is False.
+        TernarizeError: as `encode.open_model`.
+    """
+    corpus = open_corpus(source, skip_bad=skip_bad)
+    opened = open_model(model, corpus.kind, options)
+    if note := pooling_note(opened.folder):
+        say(note)
+    encoder = opened.encode
+    started = time.perf_counter()
+    linger = None if corpus.kind == "image" else LINGER
+    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track}
+    if isinstance(output, Path):
+        encode_to_file(encoder, corpus.items, output, kind, force=force, **how)
+    else:
+        encode_to_stream(encoder, corpus.items, output, kind, **how)
+    seconds = time.perf_counter() - started
+    digest = files.content_hash(opened.folder)
+    return EncodingReport(encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, seconds, digest)
+
+
+def encode_shards(
+    model: str,
+    source: str,
+    folder: Path,
+    shards: ShardOptions = ShardOptions(),
+    options: EncoderOptions = EncoderOptions(),
+    *,
+    skip_bad: bool = False,
+    track: Track = silent,
+) -> ShardingReport:
+    """Encodes a corpus into numbered shards of a folder; those that are there already stay.
+
+    Args:
+        model: MODEL.
+        source: as `corpora.open_corpus`.
+        folder: made if it is missing.
+        shards: which of them, how they are written, and who works.
+        options: how the model is loaded and used.
+        skip_bad: skip what of the corpus can't be read.
+        track: progress over texts or images.
+
+    Raises:
+        InputError: options that do not go together, a folder that is a file, or that holds vectors of something else.
+        UnavailableError: Ray is asked for and not installed.
+        DataError: the corpus can't be read, or is empty.
+        OutputError: the folder can't be written.
+        TernarizeError: as `encode.open_model`.
+    """
+    part = shards.part
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, and shards need a folder", hint="name another with -o")
+    if not folder.exists():
+        files.check_output(folder, force=False)
+    files.check_apart(folder, [Path(path) for path in (model, source) if path != STDIN and Path(path).exists()])
+    _check(shards)
+    corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
+    skipped = corpus.skipped
+    opened = open_model(model, corpus.kind, options, role="document")
+    record = record_of(model, opened, shards)
+    started = time.perf_counter()
+    if shards.engine == "ray":
+        threads = options.threads or max(1, (os.cpu_count() or 1) // shards.workers)
+        work, skipped = encode_with_ray(
+            source,
+            folder,
+            record,
+            encoder=replace(options, threads=threads),
+            workers=shards.workers,
+            gpus=float((options.device or "").startswith("cuda")),
+            address=shards.ray_address,
+            skip_bad=skip_bad,
+            track=track,
+        )
+    else:
+        again = None if source == STDIN else lambda: open_corpus(source, skip_bad=skip_bad, documents=True).items
+        items = unique(corpus.items, corpus.name, again)
+        work = encode_to_folder(opened.encode, items, folder, record, part=part, total=corpus.count, track=track)
+    return ShardingReport(work, record, part, opened.encode.truncation, skipped, time.perf_counter() - started)
+
+
+def _check(shards: ShardOptions) -> None:
+    """Checks the options of shards against each other, and that Ray is installed if it is asked for."""
+    if shards.format not in FORMATS:
+        raise InputError(f"shards are {' or '.join(FORMATS)}, not {shards.format}", hint="--format parquet")
+    if shards.dtype not in DTYPES:
+        raise InputError(f"there is no --dtype {shards.dtype}", hint=f"one of {', '.join(DTYPES)}")
+    if shards.engine not in ("local", "ray"):
+        raise InputError(f"there is no --engine {shards.engine}", hint="local or ray")
+    if shards.engine == "ray" and shards.part[1] > 1:
+        raise InputError("Ray gives out the shards itself", hint="leave --shard out")
+    if shards.engine != "ray" and (shards.workers, shards.ray_address) != (1, None):
+        raise InputError("--workers and --ray-address are of Ray", hint="--engine ray")
+    if shards.engine == "ray":
+        require_ray()
