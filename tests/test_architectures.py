@@ -521,6 +521,7 @@ def test_a_damaged_dense_module_is_named(with_dense: Path, tmp_path: Path) -> No
         load_encoder(packed)
 
 
+@pytest.mark.slow
 def test_without_the_plug_in_a_ternary_dense_module_does_not_load(with_dense: Path, tmp_path: Path) -> None:
     stages(with_dense, tmp_path)
     code = """

@@ -190,6 +190,7 @@ def test_linears_of_odd_widths_stay_as_they_are() -> None:
     assert [type(m) for m in model] == [Int8Linear, nn.Linear, nn.Linear]
 
 
+@pytest.mark.slow
 def test_every_shape_is_a_program_of_its_own(tmp_path: Path) -> None:
     import torch._dynamo
     from torch._dynamo.testing import CompileCounter

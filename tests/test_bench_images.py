@@ -98,6 +98,7 @@ def test_other_runtimes_run_any_number_of_images(tiny_vit: Path, name: str) -> N
             assert relative_l2(rival(*batch), eager(*batch)) < (1e-4 if name.endswith("fp32") else 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_image_encoder_gives_what_eager_torch_gives(tiny_vit: Path) -> None:
     compiled, eager = (baselines.require(name).build(tiny_vit, "cpu") for name in ("torch-compiled", "torch-fp32"))
@@ -106,6 +107,7 @@ def test_a_compiled_image_encoder_gives_what_eager_torch_gives(tiny_vit: Path) -
         assert relative_l2(compiled(*batch), eager(*batch)) < 1e-5
 
 
+@pytest.mark.slow
 def test_memory_is_measured_with_images(packed: Path) -> None:
     assert probe(Candidate("reference", BACKEND, packed, "cpu"), Point(2), threads=1, seed=0).model_bytes > 0
 

@@ -149,6 +149,7 @@ def test_a_missing_file_of_texts_is_refused_before_any_model_is_built(
 # Rivals.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_model_gives_what_eager_torch_gives(tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path, num_hidden_layers=1)

@@ -57,6 +57,7 @@ def test_the_cosine_is_to_the_teacher_if_there_is_one(packed: Path, tiny_bert: P
     assert row.ratio is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="no extra `rivals`")
 def test_another_runtime_stands_in_the_transformers_place(tiny_bert: Path, corpus: Path) -> None:
     plan = Plan(("reference",), ("onnx-fp32",), (32,), repeats=1, text=str(corpus))

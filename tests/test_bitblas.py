@@ -259,6 +259,7 @@ def test_an_operator_that_is_wrong_is_refused(activations: str) -> None:
         Wrong(Shape(48, 64, activations), Path()).check("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("save", [save_tiny_bert, save_tiny_vit])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -144,6 +144,7 @@ def convert_and_compare(run: Callable, folder: Path, *options: object) -> float:
     return float((vectors * original.encode(texts, normalize_embeddings=True)).sum(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_a_calibrated_model_is_nearer_the_original_than_a_plain_one(
     tmp_path: Path, run: Callable, corpus: Path
 ) -> None:

@@ -19,6 +19,8 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.index.build import IndexOptions, build_index
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("TERNARIZE_FUZZ", "120"))
 SEED = os.environ.get("TERNARIZE_FUZZ_SEED", "0")
 _CODES = {0, 1, 2, 3, 4}

@@ -45,6 +45,7 @@ def latent(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_distillation_moves_the_student_to_its_teacher(
     tiny_bert: Path, latent: Path, tmp_path: Path, recipe: str

@@ -19,6 +19,8 @@ from ternarize_cli.distill import Sources, Training, checkpointing, distill
 from ternarize_cli.errors import CheckpointError, OutputExistsError
 from ternarize_cli.storage import files
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Any]
 STEPS = 100
 

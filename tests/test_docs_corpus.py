@@ -134,6 +134,7 @@ def test_pairs_are_held_out_and_have_one_answer():
     assert retrieval_pairs(entries, limit=0) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.real
 def test_this_python_documents_enough_to_train_on():
     entries = collect()

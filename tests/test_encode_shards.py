@@ -181,6 +181,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_ten_moments_nothing_is_lost_or_doubled(run, tiny_bert, tmp_path):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "v"
     corpus.write_text(_lines(_texts(3000)))

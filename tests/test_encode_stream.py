@@ -179,6 +179,7 @@ def test_closing_ends_a_wait_for_an_item_that_never_comes():
     never.set()
 
 
+@pytest.mark.slow
 def test_each_line_of_a_slow_writer_is_answered_while_the_pipe_is_open(tiny_bert):
     with _process(tiny_bert) as process:
         for number in ("1", "2", "3"):
@@ -189,6 +190,7 @@ def test_each_line_of_a_slow_writer_is_answered_while_the_pipe_is_open(tiny_bert
         assert process.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_writer_is_held_up_while_nobody_reads_the_vectors(tiny_bert):
     with _process(tiny_bert) as process:
         _say(process, "the cat")
@@ -200,6 +202,7 @@ def test_a_writer_is_held_up_while_nobody_reads_the_vectors(tiny_bert):
         assert 0 < written < 1_000_000
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_wait_for_the_next_line(tiny_bert):
     with _process(tiny_bert) as process:
         _say(process, "the cat")
@@ -209,6 +212,7 @@ def test_ctrl_c_ends_a_wait_for_the_next_line(tiny_bert):
         assert process.stderr.read() == b"error: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_an_endless_stream_quietly(tiny_bert):
     with (
         subprocess.Popen(["yes", "the cat"], stdout=subprocess.PIPE) as yes,
@@ -221,6 +225,7 @@ def test_a_reader_that_leaves_ends_an_endless_stream_quietly(tiny_bert):
         assert process.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_output(tiny_bert, tmp_path):
     with _process(tiny_bert, "-o", tmp_path / "v.jsonl") as process:
         for _ in range(100):
@@ -249,6 +254,7 @@ def test_a_bad_stream_fails_after_the_vectors_before(run, tiny_bert, given, mess
     assert len(result.stdout.splitlines()) == (1 if b"cat" in given else 0)
 
 
+@pytest.mark.slow
 def test_a_closed_stdin_is_said(tiny_bert):
     command = f'exec "{sys.executable}" -m ternarize_cli encode "{tiny_bert}" - <&-'
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)

@@ -212,6 +212,7 @@ def test_the_longest_name_of_a_file_is_a_task(run: Run, tiny_bert: Path, taught:
     assert json.loads(result.stdout)["tasks"][0]["name"] == 80 * "很"
 
 
+@pytest.mark.slow
 def test_everything_in_one_command(run: Run, tiny_bert: Path, other_bert: Path, taught: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / f"found.{name}" for name in ("html", "png", "xml")}
     result = run(

@@ -63,6 +63,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # Other runtimes and widths.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param("onnx-fp32", marks=needs_onnx), pytest.param("openvino-fp32", marks=needs_openvino)]
 )
@@ -117,6 +118,7 @@ def test_another_model_or_another_width_is_made_anew(
         onnx.int8_model(teacher)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_roberta_counts_positions_from_the_mask_in_onnx_too(tmp_path: Path) -> None:
     from transformers import XLMRobertaConfig, XLMRobertaModel

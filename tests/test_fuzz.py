@@ -23,6 +23,8 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.index.build import IndexOptions, build_index
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("TERNARIZE_FUZZ", "60"))
 SEED = os.environ.get("TERNARIZE_FUZZ_SEED", "0")
 MODELS = {"packed": 0.6, "sealed": 0.2, "latent": 0.1, "full": 0.1}

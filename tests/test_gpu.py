@@ -330,6 +330,7 @@ def save_dino(folder: Path) -> Path:
 ARITHMETICS = [(Int8, 0.06), (E4m3, 0.12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arithmetic", "most", "save", "few"),
     [
@@ -374,6 +375,7 @@ class OnAnyDevice(GpuForward):
     device = DEVICE
 
 
+@pytest.mark.slow
 def test_a_model_runs_as_a_whole_in_any_mode_and_its_weights_stay_usable(tmp_path: Path) -> None:
     model = packed(tmp_path, save_tiny_bert, hidden_size=128, intermediate_size=256)
     ids = torch.randint(5, 40, (3, 9), generator=seeded()).to(DEVICE)
@@ -437,6 +439,7 @@ def test_weights_lie_in_memory_once_and_stay_those_of_the_model(tmp_path: Path) 
     assert layer.weight.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
 
 
+@pytest.mark.slow
 def test_the_largest_activations_of_a_sample_set_the_scale_of_e4m3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

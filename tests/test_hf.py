@@ -145,12 +145,14 @@ def stock(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_without_the_plug_in_a_packed_model_fails_loudly(artifacts: Path) -> None:
     result = stock("from transformers import AutoModel; AutoModel.from_pretrained(folder)", artifacts / "packed")
     assert result.returncode != 0
     assert "mismatch" in result.stderr.lower() or "shape" in result.stderr.lower()
 
 
+@pytest.mark.slow
 def test_without_the_plug_in_a_ternary_checkpoint_is_its_dense_latent_model(artifacts: Path, tiny_bert: Path) -> None:
     code = (
         f"from transformers import AutoModel; import torch; other = {str(tiny_bert)!r}\n"

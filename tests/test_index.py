@@ -355,6 +355,7 @@ def test_the_record_survives_writing_and_reading(index):
     assert (index / "index.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_and_resumes(run, tiny_bert, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(_texts(2000)))

@@ -103,6 +103,7 @@ def test_deleted_documents_are_not_found_before_or_after_compacting(run, build, 
     assert run("index", "tune", index).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_takes_more_documents(run, build, ask, tmp_path, kind):
     index = build(range(300), "--factory", kind)
@@ -111,6 +112,7 @@ def test_every_kind_takes_more_documents(run, build, ask, tmp_path, kind):
     assert read_info(index).count == 400
 
 
+@pytest.mark.slow
 def test_ids_that_are_there_are_refused_or_replaced(run, build, ask, tmp_path, monkeypatch):
     index = build(range(50))
     before = {p.name: p.read_bytes() for p in index.iterdir()}

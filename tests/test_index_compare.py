@@ -35,6 +35,7 @@ def test_measures_agree_with_pytrec_eval():
     assert ndcg(found, grades) == pytest.approx(np.mean([each["ndcg_cut_10"] for each in theirs]))
 
 
+@pytest.mark.slow
 def test_three_pairs_of_encoders_on_every_kind(run, tiny_bert, folder, tmp_path):
     student = save_tiny_bert(tmp_path / "student", seed=1)
     result = run("index", "compare", folder, "-m", student, "--teacher", tiny_bert, "--json")

@@ -110,6 +110,7 @@ def test_a_dataset_that_is_not_there_is_said(run, tiny_bert, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", ["ivf", "IVF8,SQ8", "PCAR16,IVF8,PQ8x4"])
 def test_lists_on_disk_hold_what_lists_in_memory_hold(run, tiny_bert, tmp_path, monkeypatch, factory):
     monkeypatch.setattr("ternarize_cli.index.fill._BLOCK", 20_000)  # bytes: 160 vectors, so several blocks
@@ -213,6 +214,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_ten_moments_ends_with_the_same_vectors(run, tiny_bert, tmp_path):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "ix"
     corpus.write_text("\n".join(json.dumps({"id": f"d{i}", "text": text}) for i, text in enumerate(_texts(3000))))

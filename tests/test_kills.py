@@ -23,6 +23,8 @@ from ternarize_cli.encoders import checkpoint
 from ternarize_cli.index.build import IndexOptions, build_index
 from ternarize_cli.storage import files
 
+pytestmark = pytest.mark.slow
+
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ternarize_cli", *map(str, arguments)]
@@ -121,6 +123,7 @@ def prepared(tiny_bert: Path, tmp_path: Path, run: Callable[..., Any]) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_commands_killed_at_random_leave_whole_outputs_and_the_next_run_nothing_else(prepared: Path) -> None:
     kills = int(os.environ.get("TERNARIZE_KILLS", "1"))
     script = Path(__file__).with_name("killing.py")

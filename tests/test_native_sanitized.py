@@ -17,7 +17,7 @@ FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))
 SOURCE = Path(__file__).parents[1] / "ternarize_cli" / "kernels" / "native"
 """Of the repository: an installed package has no sources of the library."""
 FLAGS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def runtimes() -> str | None:

@@ -43,6 +43,7 @@ def _kill_a_worker(folder, killed, over):
         time.sleep(0.01)
 
 
+@pytest.mark.nightly
 def test_two_workers_write_what_one_process_writes_though_one_is_killed(run, tiny_bert, corpus, tmp_path):
     options = ["--shard-size", 20, "--threads", 1, "--json"]
     assert run("encode", tiny_bert, corpus, "--shards", "-o", tmp_path / "one", *options).exit_code == 0

@@ -59,6 +59,8 @@ import os, sys
 from ternarize_cli.__main__ import main
 from ternarize_cli.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 def work():
     try:
         os.kill(os.getpid(), {int(number)})

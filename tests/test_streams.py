@@ -17,6 +17,8 @@ import torch
 from ternarize_cli.cli.failures import explained
 from ternarize_cli.errors import OutputError
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Any]
 
 

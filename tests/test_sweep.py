@@ -123,6 +123,7 @@ def test_zeros_grow_with_beta_and_no_beta_beats_optimal(request: pytest.FixtureR
     assert found.best("zeros") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny_bert", "tiny_roberta"])
 def test_cosine_and_sts_are_those_of_the_packed_model(
     request: pytest.FixtureRequest, tmp_path: Path, pairs: Pairs, model: str
@@ -156,12 +157,14 @@ def test_a_dense_module_is_swept_with_the_encoder(tmp_path: Path, pairs: Pairs) 
     )
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_others(tiny_bert: Path, pairs: Pairs) -> None:
     alone, among = sweep(tiny_bert, (2.0,), pairs=pairs), sweep(tiny_bert, (0.5, 2.0, 4.0), pairs=pairs)
     assert alone.absmean[0] == among.absmean[1]
     assert alone.optimal == among.optimal
 
 
+@pytest.mark.slow
 def test_images_give_the_cosine_of_the_packed_model(tiny_vit: Path, tmp_path: Path, pictures: Path) -> None:
     from ternarize_cli.data.images import read_images
 
@@ -206,6 +209,7 @@ def test_the_table_marks_the_best_beta(run: Run, tiny_bert: Path) -> None:
     assert rows[-1][0] == "optimal"
 
 
+@pytest.mark.slow
 def test_json_and_figure(run: Run, tiny_bert: Path, tmp_path: Path, pairs: Pairs) -> None:
     result = run("inspect", tiny_bert, "--beta", "1,2", "--sts", pairs.path, "--plot", tmp_path / "s.png", "--json")
     assert result.exit_code == 0, result.output

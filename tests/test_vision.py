@@ -63,6 +63,7 @@ def by_hand(model: Any, images: list[Image.Image]) -> Any:
         return model(pixel_values=torch.tensor(pixels, dtype=torch.float32).permute(0, 3, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_vector_of_an_image_is_that_of_its_family(family: str, tmp_path: Path) -> None:
     config, pooling = FAMILIES[family]

@@ -152,6 +152,7 @@ def tokens_of(folder: Path, text: str) -> list[str]:
 # ---- what stays the same
 
 
+@pytest.mark.slow
 def test_texts_of_the_corpus_words_embed_exactly_as_before(model: Path, used: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "whole")
     report = convert(model, tmp_path / "trimmed", trim=[used])
