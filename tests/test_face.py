@@ -25,7 +25,7 @@ def test_the_face_imports_no_library() -> None:
 
 
 def test_the_options_of_all_commands_import_no_library() -> None:
-    modules = ("distill", "evaluation", "index", "vectors")
+    modules = ("bench", "distill", "evaluation", "index", "vectors")
     imports = "; ".join(f"import ternarize_cli.{name}.options" for name in modules)
     code = f"import sys; {imports}; print(sorted(set(sys.modules) & set({HEAVY})))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -95,7 +95,8 @@ def demo(
     files.check_output(output, force=force)
     source = _checked_model()
 
-    from ternarize_cli.bench.run import Plan, benchmark
+    from ternarize_cli.bench.options import BenchOptions
+    from ternarize_cli.bench.run import benchmark
     from ternarize_cli.compress.calibrate import Calibration
     from ternarize_cli.compress.convert import convert
     from ternarize_cli.compress.pack import pack
@@ -138,8 +139,16 @@ def demo(
     with step("bench: latency", f"ternarize bench {output}/model"):
         latency, backend, busy = {}, "", False
         for batch, tokens in _POINTS:
-            plan = Plan(("auto",), ("torch-fp32",), (batch,), (tokens,), seconds=4, threads=threads, memory=False)
-            report = benchmark(str(output / "model"), plan, track=track)
+            measured = BenchOptions(
+                backends=["auto"],
+                rivals=["torch-fp32"],
+                batches=[batch],
+                tokens=[tokens],
+                seconds=4,
+                threads=threads,
+                memory=False,
+            )
+            report = benchmark(str(output / "model"), measured, track=track)
             medians = {row.name: row.median_ms for row in report.rows}
             latency[batch, tokens] = (medians["torch-fp32"], medians["auto"])
             backend, busy = report.rows[0].ran, busy or report.busy
