@@ -14,9 +14,10 @@ from ternarize_cli import kernels
 from ternarize_cli.bench import run
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
 from ternarize_cli.bench.model_bytes import storage
+from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import Memory, peak_bytes, probe
 from ternarize_cli.bench.report import latency_table, machine_line, size_table, tables
-from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.run import Report, benchmark
 from ternarize_cli.bench.shapes import Shape
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.compress.convert import convert
@@ -53,7 +54,7 @@ def packed(latent: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    plan = Plan(backends=("reference",), batches=(2, 1), tokens=(4,), repeats=2, warmup=0, memory=False)
+    plan = BenchOptions(backends=("reference",), batches=(2, 1), tokens=(4,), repeats=2, warmup=0, memory=False)
     return benchmark(None, plan, shape=Shape("bert", TINY))
 
 
@@ -94,7 +95,7 @@ def test_a_summary_has_median_and_percentiles_in_milliseconds() -> None:
 
 
 def test_points_are_all_pairs_once() -> None:
-    assert Plan(batches=(8, 1, 8), tokens=(16,)).points() == [Point(1, 16), Point(8, 16)]
+    assert BenchOptions(batches=(8, 1, 8), tokens=(16,)).points() == [Point(1, 16), Point(8, 16)]
 
 
 # Whether the machine was busy.
@@ -232,7 +233,9 @@ def test_a_half_precision_source_has_its_fp32_bytes_computed(tiny_bert: Path, pa
 
 def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
     said: list[str] = []
-    plan = Plan(backends=("reference",), rivals=(), batches=(1,), tokens=(4,), repeats=1, warmup=0, memory=False)
+    plan = BenchOptions(
+        backends=("reference",), rivals=(), batches=(1,), tokens=(4,), repeats=1, warmup=0, memory=False
+    )
     report = benchmark(None, plan, shape=Shape("bert", TINY), say=said.append)
     assert any("no MODEL was given" in text and "'vocab_size': 50" in text for text in said)
     assert [(row.name, row.ratio, row.best_rival) for row in report.rows] == [("reference", None, None)]
@@ -289,7 +292,16 @@ def test_tables_have_a_column_per_candidate_and_a_row_per_point(report: Report) 
 
 def test_threads_are_set_for_the_run_and_restored(packed: Path) -> None:
     before = torch.get_num_threads()
-    plan = Plan(("reference",), (), (1,), (4,), repeats=1, warmup=0, threads=before + 1, memory=False)
+    plan = BenchOptions(
+        backends=("reference",),
+        rivals=(),
+        batches=(1,),
+        tokens=(4,),
+        repeats=1,
+        warmup=0,
+        threads=before + 1,
+        memory=False,
+    )
     assert benchmark(str(packed), plan).machine["threads"] == before + 1
     assert torch.get_num_threads() == before
 
@@ -415,7 +427,7 @@ def test_backends_of_two_devices_are_not_mixed(monkeypatch: pytest.MonkeyPatch) 
     forbid_models(monkeypatch)
     monkeypatch.setattr(kernels.require("reference"), "device", "cuda")
     with pytest.raises(InputError, match="one run has one device"):
-        benchmark(None, Plan(backends=("reference", "onednn")))
+        benchmark(None, BenchOptions(backends=("reference", "onednn")))
 
 
 def test_more_tokens_than_the_model_takes_ends_with_2(run: Callable[..., object], packed: Path) -> None:

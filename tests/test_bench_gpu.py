@@ -16,10 +16,11 @@ from ternarize_cli import kernels
 from ternarize_cli.bench import chosen_kernels, participants
 from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
 from ternarize_cli.bench.model_bytes import Storage, storage
+from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.probe import Memory, device_weights
 from ternarize_cli.bench.report import latency_table, machine_line, process_table
-from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.run import Report, benchmark
 from ternarize_cli.bench.shapes import Shape
 from ternarize_cli.bench.subject import Subject
 from ternarize_cli.compress.convert import convert
@@ -55,7 +56,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    plan = Plan(("reference",), ("torch-fp32", "torch-fp16"), (2, 1), (4,), repeats=2, warmup=0, memory=False)
+    plan = BenchOptions(
+        backends=("reference",),
+        rivals=("torch-fp32", "torch-fp16"),
+        batches=(2, 1),
+        tokens=(4,),
+        repeats=2,
+        warmup=0,
+        memory=False,
+    )
     found = benchmark(None, plan, shape=Shape("bert", TINY))
     return replace(found, rows=[replace(row, median_ms=2.0, device_ms=1.5) for row in found.rows])
 
@@ -81,7 +90,7 @@ def test_an_unknown_device_ends_with_2(run: Callable[..., object], device: str, 
 def test_a_backend_of_the_other_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.require("reference"), "device", "cuda")
     with pytest.raises(InputError, match="reference does not run on cpu"):
-        benchmark(None, Plan(backends=("reference",), device="cpu"))
+        benchmark(None, BenchOptions(backends=("reference",), device="cpu"))
 
 
 def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

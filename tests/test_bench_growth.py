@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from ternarize_cli.bench.growth import BATCH, TOKENS, fit, growths
 from ternarize_cli.bench.growth_figure import growth_figure
+from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.report import formula, growth_table, tables
 from ternarize_cli.bench.rows import Row
-from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.run import Report, benchmark
 from ternarize_cli.bench.shapes import Shape
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -34,7 +35,9 @@ GRID = [row(batch, tokens, cost(batch, tokens)) for batch in (1, 2, 4) for token
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    plan = Plan(("reference",), (), (1, 2, 3), (2, 3, 4, 5), repeats=1, warmup=0, memory=False)
+    plan = BenchOptions(
+        backends=("reference",), rivals=(), batches=(1, 2, 3), tokens=(2, 3, 4, 5), repeats=1, warmup=0, memory=False
+    )
     return benchmark(None, plan, shape=Shape("bert", TINY))
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
+from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import probe
 from ternarize_cli.bench.report import latency_table
-from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.run import Report, benchmark
 from ternarize_cli.bench.shapes import SHAPES, Shape
 from ternarize_cli.bench.subject import prepare
 from ternarize_cli.compress.convert import convert
@@ -36,7 +37,14 @@ def packed(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(packed: Path) -> Report:
-    plan = Plan(("reference", "auto"), ("torch-fp32", "torch-bf16"), (2, 1), repeats=2, warmup=0, memory=False)
+    plan = BenchOptions(
+        backends=("reference", "auto"),
+        rivals=("torch-fp32", "torch-bf16"),
+        batches=(2, 1),
+        repeats=2,
+        warmup=0,
+        memory=False,
+    )
     return benchmark(str(packed), plan)
 
 
@@ -115,7 +123,7 @@ def test_memory_is_measured_with_images(packed: Path) -> None:
 @pytest.mark.parametrize("shape", [Shape("vit", IMAGES), Shape("dinov2", IMAGES)])
 def test_without_a_model_a_shape_of_images_is_measured(shape: Shape) -> None:
     said: list[str] = []
-    plan = Plan(("auto",), (), (1,), repeats=1, warmup=0, memory=False)
+    plan = BenchOptions(backends=("auto",), rivals=(), batches=(1,), repeats=1, warmup=0, memory=False)
     found = benchmark(None, plan, shape=shape, say=said.append)
     assert [(row.image, row.tokens) for row in found.rows] == [("16x16", 17)]
     assert any("with random weights" in text for text in said)

@@ -17,12 +17,13 @@ from ternarize_cli.bench import lengths
 from ternarize_cli.bench import run as running
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
 from ternarize_cli.bench.html import latency_figure, write_html
+from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import Memory
 from ternarize_cli.bench.report import latency_table, size_table
 from ternarize_cli.bench.report_comparison import compare, comparison_table
 from ternarize_cli.bench.report_files import csv_text, markdown_text
 from ternarize_cli.bench.rows import Feed, rate, time_feed
-from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.run import Report, benchmark
 from ternarize_cli.bench.shapes import Shape
 from ternarize_cli.engines import baselines
 from ternarize_cli.engines.inputs import random_tokens
@@ -43,7 +44,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(texts: Path) -> Report:
     """Of a random BERT, at 4 x 8 and 4 x texts, with made-up memory."""
-    plan = Plan(
+    plan = BenchOptions(
         backends=("reference",),
         rivals=("torch-fp32",),
         batches=(4,),
@@ -175,7 +176,15 @@ def test_all_leaves_out_what_cannot_run_here_and_says_why(monkeypatch: pytest.Mo
     assert "torch-compiled runs on the CPU, not on cuda" in reasons
     monkeypatch.setattr(baselines, "available", lambda device: (["torch-bf16"], ["x needs y"]))
     said: list[str] = []
-    plan = Plan(("reference",), ("torch-fp32", "all", "torch-bf16"), (1,), (4,), repeats=1, warmup=0, memory=False)
+    plan = BenchOptions(
+        backends=("reference",),
+        rivals=("torch-fp32", "all", "torch-bf16"),
+        batches=(1,),
+        tokens=(4,),
+        repeats=1,
+        warmup=0,
+        memory=False,
+    )
     found = benchmark(None, plan, shape=Shape("bert", TINY), say=said.append)
     assert [row.name for row in found.rows] == ["reference", "torch-fp32", "torch-bf16"]
     assert "left out: x needs y" in said

@@ -12,9 +12,10 @@ import pytest
 
 from ternarize_cli.bench.cells import point_title
 from ternarize_cli.bench.end_to_end import count_tokens, mean_cosine
+from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.report import tables
 from ternarize_cli.bench.report_files import csv_text
-from ternarize_cli.bench.run import Plan, Report, benchmark
+from ternarize_cli.bench.run import Report, benchmark
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
@@ -30,7 +31,9 @@ def packed(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(packed: Path, corpus: Path) -> Report:
-    plan = Plan(("reference", "auto"), ("torch-fp32", "torch-bf16"), (64,), repeats=2, text=str(corpus))
+    plan = BenchOptions(
+        backends=("reference", "auto"), rivals=("torch-fp32", "torch-bf16"), batches=(64,), repeats=2, text=str(corpus)
+    )
     return benchmark(str(packed), plan)
 
 
@@ -51,8 +54,10 @@ def test_vectors_are_those_of_the_model_at_full_width(report: Report) -> None:
 
 
 def test_the_cosine_is_to_the_teacher_if_there_is_one(packed: Path, tiny_bert: Path, corpus: Path) -> None:
-    plan = Plan(("reference",), (), (32,), repeats=1, text=str(corpus))
-    (row,) = benchmark(str(packed), plan, teacher=str(tiny_bert)).rows
+    plan = BenchOptions(
+        backends=("reference",), rivals=(), batches=(32,), repeats=1, text=str(corpus), teacher=str(tiny_bert)
+    )
+    (row,) = benchmark(str(packed), plan).rows
     assert row.cosine < 0.99  # it was converted without calibration
     assert row.ratio is None
 
@@ -60,7 +65,7 @@ def test_the_cosine_is_to_the_teacher_if_there_is_one(packed: Path, tiny_bert: P
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="no extra `rivals`")
 def test_another_runtime_stands_in_the_transformers_place(tiny_bert: Path, corpus: Path) -> None:
-    plan = Plan(("reference",), ("onnx-fp32",), (32,), repeats=1, text=str(corpus))
+    plan = BenchOptions(backends=("reference",), rivals=("onnx-fp32",), batches=(32,), repeats=1, text=str(corpus))
     found = benchmark(str(tiny_bert), plan).rows
     assert [row.name for row in found] == ["reference", "onnx-fp32"]
     assert found[1].cosine > 0.99999

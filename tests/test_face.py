@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 import ternarize_cli
 import ternarize_cli as ternarize
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import GateMissedError, InputError
+from ternarize_cli.evaluation.gates import Gate
 
 FUNCTIONS = ["build_index", "convert", "distill", "evaluate", "load", "open_index", "pack"]
 HEAVY = ("faiss", "mteb", "numpy", "safetensors", "sentence_transformers", "torch", "transformers", "typer")
@@ -25,7 +27,7 @@ def test_the_face_imports_no_library() -> None:
 
 
 def test_the_options_of_all_commands_import_no_library() -> None:
-    modules = ("distill", "evaluation", "index", "vectors")
+    modules = ("bench", "distill", "evaluation", "index", "vectors")
     imports = "; ".join(f"import ternarize_cli.{name}.options" for name in modules)
     code = f"import sys; {imports}; print(sorted(set(sys.modules) & set({HEAVY})))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
@@ -114,13 +116,16 @@ def test_the_whole_pipeline_runs_from_python(tiny_bert: Path, corpus: Path, tmp_
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
     (tmp_path / "pairs.csv").write_text("cat,dog,3\nhouse,tree,2\nred,green,4\nfile,water,0\n")
-    options = ternarize.EvaluationOptions(tiny_bert, sts=[tmp_path / "pairs.csv"], cached=False, min_retention=["0.1"])
+    options = ternarize.EvaluationOptions(
+        tiny_bert, sts=[tmp_path / "pairs.csv"], cached=False, min_retention=["0.0001"]
+    )
     said: list[str] = []
     report = ternarize.evaluate(tmp_path / "packed", options, say=said.append)
     (score,) = report.comparison.tasks[0]
     assert (score.task, score.metric, score.size) == ("pairs", "cosine_spearman", 4)
     assert said == ["loading MTEB …"]
-    assert [gate.minimum for gate in report.gates] == [0.1]
+    with pytest.raises(GateMissedError, match="the mean retention is"):
+        replace(report, gates=(Gate(None, 1.0 + (report.comparison.mean_retention() or 0)),)).check_gates()
 
     texts = [f"{a} {b}" for a, b in zip(WORDS[10:30], WORDS[20:40], strict=True)]
     (tmp_path / "texts.txt").write_text("\n".join(texts))

@@ -6,21 +6,21 @@ files of several machines can be put together. Markdown has the tables that the 
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND
 from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.html import write_html
+from ternarize_cli.bench.options import BenchFiles
 from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import Row
 from ternarize_cli.bench.run import Report
-from ternarize_cli.errors import InputError
-from ternarize_cli.measuring import figures, page
+from ternarize_cli.measuring import figures
 from ternarize_cli.storage import files
 
-__all__ = ["Outputs", "csv_text", "markdown_text"]
+__all__ = ["csv_text", "markdown_text", "write_files"]
 
 _OF_A_PROCESS = (
     *("load_ms", "cold_start_ms", "loaded_bytes", "model_bytes", "peak_bytes"),
@@ -63,55 +63,27 @@ def markdown_text(report: Report, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Where a report goes, beside the terminal; None: not written. `force` replaces what is there."""
+def write_files(wanted: BenchFiles, report: Report, command: str, *, force: bool = False) -> list[Path]:
+    """Writes the files that were asked for and returns their paths.
 
-    csv: Path | None = None
-    markdown: Path | None = None
-    html: Path | None = None
-    plot: Path | None = None
-    force: bool = False
+    Args:
+        wanted: which files, checked by `BenchFiles.check` before the measurement.
+        report: what was measured.
+        command: what was typed.
+        force: replace files that exist.
 
-    @property
-    def by_option(self) -> dict[str, Path]:
-        """What was asked for: option → file."""
-        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html, "--plot": self.plot}
-        return {option: path for option, path in given.items() if path is not None}
-
-    def check(self) -> None:
-        """Refuses what could not be written, before any work is done.
-
-        Raises:
-            InputError: two outputs are one file, or a name does not end as it should.
-            UnavailableError: matplotlib is not installed.
-            OutputExistsError, OutputError: as `files.check_output`.
-        """
-        seen: dict[Path, str] = {}
-        for option, path in self.by_option.items():
-            if (other := seen.setdefault(path.resolve(), option)) != option:
-                raise InputError(f"{other} and {option} name the same file, {path}", hint="a file for each")
-            files.check_output(path, force=self.force, folder=False)
-        if self.html is not None:
-            page.check_page(self.html, "--html", force=self.force)
-        if self.plot is not None:
-            figures.check_plot(self.plot, force=self.force)
-
-    def write(self, report: Report, command: str) -> list[Path]:
-        """Writes all; `command` is what was typed. Returns the files.
-
-        Raises:
-            TernarizeError: as `check`.
-        """
-        if self.csv is not None:
-            _write(self.csv, csv_text(report), self.force)
-        if self.markdown is not None:
-            _write(self.markdown, markdown_text(report, command), self.force)
-        if self.html is not None:
-            write_html(self.html, report, command, force=self.force)
-        if self.plot is not None:
-            figures.save_figure(growth_figure(report), self.plot, force=self.force)
-        return list(self.by_option.values())
+    Raises:
+        OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
+    """
+    if wanted.csv is not None:
+        _write(wanted.csv, csv_text(report), force)
+    if wanted.markdown is not None:
+        _write(wanted.markdown, markdown_text(report, command), force)
+    if wanted.html is not None:
+        write_html(wanted.html, report, command, force=force)
+    if wanted.plot is not None:
+        figures.save_figure(growth_figure(report), wanted.plot, force=force)
+    return list(wanted.by_option.values())
 
 
 def _write(path: Path, text: str, force: bool) -> None:

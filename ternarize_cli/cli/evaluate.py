@@ -34,7 +34,6 @@ def _evaluate(
     """
     from ternarize_cli import evaluate
     from ternarize_cli.cli.evaluation_output import payload, show
-    from ternarize_cli.evaluation.gates import check
 
     out = Output(json_mode=json, quiet=quiet)
     options.check()
@@ -45,4 +44,4 @@ def _evaluate(
     out.result(payload(found, found.hashes, options.seed))
     for path in files.write(found, command=shlex.join(["ternarize", *sys.argv[1:]]), force=force):
         out.text(f"wrote {path}")
-    check(found.gates, found.comparison, [gap.task for gap in found.missing])
+    found.check_gates()

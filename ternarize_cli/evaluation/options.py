@@ -58,7 +58,8 @@ class EvaluationOptions:
 
     against: Annotated[str | Path | None, Option("The teacher whose scores count as 1.", metavar="MODEL")] = None
     candidates: Annotated[
-        Sequence[str], Option("Another model, such as a smaller one. Repeatable.", name="candidate", metavar="MODEL")
+        Sequence[str | Path],
+        Option("Another model, such as a smaller one. Repeatable.", name="candidate", metavar="MODEL"),
     ] = ()
     rivals: Annotated[
         Sequence[str],

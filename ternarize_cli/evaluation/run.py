@@ -28,7 +28,7 @@ from ternarize_cli.evaluation.compare import Comparison, Evaluation, Score, comp
 from ternarize_cli.evaluation.costs import BATCH, latency
 from ternarize_cli.evaluation.diagnose import Diagnosis, diagnose, inputs_of
 from ternarize_cli.evaluation.encoder import LocalEncoder
-from ternarize_cli.evaluation.gates import Gate
+from ternarize_cli.evaluation.gates import Gate, check
 from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.reading import TaskData
@@ -50,7 +50,7 @@ class Report:
         missing: tasks of MTEB that could not be scored.
         diagnosis: where information is lost, if that was asked for.
         notes: sentences on how rivals were made.
-        gates: what is asked of the retention; `gates.check` asks it.
+        gates: what is asked of the retention; `check_gates` asks it.
         hashes: task → sha256 of its data, for tasks from files.
         skipped: images that could not be decoded, each named with the reason.
         machine: as `machine.facts` gives it.
@@ -64,6 +64,14 @@ class Report:
     hashes: dict[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine.facts)
+
+    def check_gates(self) -> None:
+        """Passes if the first student misses no gate.
+
+        Raises:
+            GateMissedError: a retention is below its gate, or undefined; the message names each gate that was missed.
+        """
+        check(self.gates, self.comparison, [gap.task for gap in self.missing])
 
 
 @dataclass(frozen=True)

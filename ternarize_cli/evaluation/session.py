@@ -44,8 +44,8 @@ def evaluate(
         track: progress, as `ternarize_cli.progress` describes it.
 
     Returns:
-        Scores and retention with 95% intervals, task by task. Gates of `min_retention` are read and not asked:
-        `evaluation.gates.check` raises GateMissedError for those that are missed.
+        Scores and retention with 95% intervals, task by task. Its `check_gates` raises GateMissedError if a gate of
+        `min_retention` is missed.
 
     Raises:
         InputError: options that do not go together, no task, or an unknown task, rival or gate.
