@@ -1,4 +1,4 @@
-"""`distill`: self-taught distillation of a ternary student against its full-precision teacher."""
+"""Trains a ternary student to give the embeddings of its full-precision teacher, without labels (`distill`)."""
 
 from ternarize_cli.distill.data import Sources
 from ternarize_cli.distill.loop import DistillReport, distill
