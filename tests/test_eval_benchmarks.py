@@ -135,7 +135,7 @@ def test_all_tasks_of_a_language_are_of_texts_or_images() -> None:
         ({"languages": ["zhh-"], "tasks": ["LCQMC"]}, "no language 'zhh-'", "zh"),
         ({"languages": ["chinese"], "tasks": ["LCQMC"]}, "no language 'chinese'", "zho (Chinese)"),
         ({"task_types": ["Retreival"]}, "no type of task 'Retreival'", "Retrieval"),
-        ({}, "no MTEB task is asked for", "--tasks"),
+        ({}, "no MTEB task is named", "--tasks"),
         ({"benchmark": "MTEB(cmn, v1)", "languages": ["en"]}, "no task of MTEB(cmn, v1) is in en", "ask for less"),
     ],
 )

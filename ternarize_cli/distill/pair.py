@@ -118,7 +118,7 @@ class Pair:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Puts the ternary layers into training mode while the body runs; all else stays in eval mode, without dropout."""
+        """Puts the ternary layers into training mode while the body runs; all else stays in eval mode (no dropout)."""
         layers = [m for m in self.student.modules() if isinstance(m, TernaryLinear | SimulatedEmbedding)]
         for layer in layers:
             layer.train()
