@@ -250,7 +250,7 @@ def test_ranges_are_not_found_without_texts(tiny_bert: Path, monkeypatch: pytest
 @needs_onnx
 def test_what_can_not_be_a_teacher_is_refused(tiny_bert: Path, tiny_vit: Path, tmp_path: Path) -> None:
     convert(tiny_bert, tmp_path / "latent")
-    with pytest.raises(InputError, match="made of a full-precision model"):
+    with pytest.raises(InputError, match="made from a full-precision model"):
         rivals.make("torch-bf16", tmp_path / "latent")
     with pytest.raises(InputError, match="text encoders only"):
         rivals.make("onnx-fp32", tiny_vit)

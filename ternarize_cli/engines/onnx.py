@@ -1,8 +1,8 @@
 """Rivals run by ONNX Runtime on the CPU: fp32, and int8 by dynamic quantisation.
 
-int8 is what `onnxruntime.quantization.quantize_dynamic` makes of the fp32 export: weights of matrix products as int8
-with a scale per output channel, word tables as int8 with one scale, activations as uint8 with a scale found anew for
-each call. Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
+For int8, `onnxruntime.quantization.quantize_dynamic` converts the fp32 export: weights of matrix products to int8 with
+a scale per output channel, word tables to int8 with one scale, activations to uint8 with a scale computed in each call.
+Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
 vectors, with one per channel .993. ONNX Runtime's own graph optimiser, run before it, made nothing faster.
 
 Sessions do not spin (`session.intra_op.allow_spinning` is 0). By default ONNX Runtime's idle threads go on looking for
@@ -35,7 +35,7 @@ def weight_bits() -> int:
 
 
 def int8_model(folder: Path) -> Path:
-    """The model in `folder` as int8 ONNX, made of its fp32 export: the path of `model.onnx` in its own folder."""
+    """The model in `folder` as int8 ONNX, made from its fp32 export: the path of `model.onnx` in its own folder."""
     bits = weight_bits()
 
     def make(output: Path) -> None:
@@ -56,7 +56,7 @@ def int8_model(folder: Path) -> Path:
 
 
 def forward_of_onnx(path: Path) -> Forward:
-    """Loads an export into ONNX Runtime, with as many threads as torch uses now."""
+    """Loads an export into ONNX Runtime, with the number of threads that torch uses now."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -80,7 +80,7 @@ class Comparison:
         return self.intervals[student] if student < len(self.intervals) else None
 
     def mean_retention(self, student: int = 0, *, noisy: bool = False) -> float | None:
-        """A student's mean retention over all tasks, or over the noisy tasks; None if one is undefined, or without tasks."""
+        """A student's mean retention over all tasks, or the noisy ones; None if one is undefined, or without tasks."""
         tasks = [task.retention for task in self.tasks[student] if (task.task in self.noisy) == noisy]
         ratios = [retention for retention in tasks if retention is not None]
         return math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(tasks) else None

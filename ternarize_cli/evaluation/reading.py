@@ -9,9 +9,10 @@ Each file or folder is one task, with texts in UTF-8. The module that reads a ki
     zero-shot                            `ternarize_cli.evaluation.zero_shot`
 
 Common kinds have options on the command line; a task file can describe any kind
-(`ternarize_cli.evaluation.task_files`). A task is named after its file or folder, or after its task file; a second task of the same name gets `-2`. Data that
-can't be scored are refused here, because a metric over them would have no meaning: scores that are all equal have no
-rank correlation, and a label with a single text can't be both trained on and tested.
+(`ternarize_cli.evaluation.task_files`). A task is named after its file or folder, or after its task file; a second task
+of the same name gets `-2`. Data that can't be scored are refused here, because a metric over them would have no
+meaning: scores that are all equal have no rank correlation, and a label with a single text can't be both trained on and
+tested.
 """
 
 import os
