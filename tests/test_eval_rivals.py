@@ -243,7 +243,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, name
 @pytest.mark.parametrize("name", rivals.CALIBRATED)
 def test_ranges_are_not_found_without_texts(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(rivals, "require", lambda name: None)
-    with pytest.raises(InputError, match="calibration texts, and there are none"):
+    with pytest.raises(InputError, match="needs calibration texts for its ranges, and there are none"):
         rivals.make(name, tiny_bert, calibration=[])
 
 

@@ -1,7 +1,7 @@
-"""A report as files: CSV, Markdown, and the page of `html`.
+"""Writes a report to files: CSV, Markdown, and the page of `html`.
 
-CSV has a line for each row of the report, with what is known of its candidate and of the machine behind it, so that
-files of several machines can be put together. Markdown has the tables that the terminal shows.
+CSV has a line for each row of the report, which also describes its candidate and the machine, so that files of several
+machines can be concatenated. Markdown has the tables that the terminal shows.
 """
 
 import csv
@@ -29,7 +29,7 @@ _OF_A_PROCESS = (
 
 
 def csv_text(report: Report) -> str:
-    """The report as CSV, with a header; what was not measured is empty."""
+    """Formats the report as CSV, with a header; values that were not measured are empty."""
     columns = ["model", *(field.name for field in fields(Row)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
     columns += ["device", "cpu", "cores", "threads", "busy"]
     forms = {form.name: form for form in report.storage}
@@ -53,7 +53,7 @@ def csv_text(report: Report) -> str:
 
 
 def markdown_text(report: Report, command: str) -> str:
-    """The report's tables, the command and the machine as Markdown."""
+    """Formats the report's tables, the command and the machine as Markdown."""
     parts = []
     for table in tables(report):
         lines = [table.columns, [":--", *["--:"] * (len(table.columns) - 1)], *table.rows]
@@ -65,7 +65,7 @@ def markdown_text(report: Report, command: str) -> str:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a report goes, beside the terminal; None: not written. `force` replaces what is there."""
+    """The files to which a report is written; None writes no such file. `force` replaces existing files."""
 
     csv: Path | None = None
     markdown: Path | None = None
@@ -75,22 +75,25 @@ class Outputs:
 
     @property
     def by_option(self) -> dict[str, Path]:
-        """What was asked for: option → file."""
+        """The wanted files: a dict from command-line option to path."""
         given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html, "--plot": self.plot}
         return {option: path for option, path in given.items() if path is not None}
 
     def check(self) -> None:
-        """Refuses what could not be written, before any work is done.
+        """Refuses files that could not be written, before any work is done.
 
         Raises:
             InputError: two outputs are one file, or a name does not end as it should.
             UnavailableError: matplotlib is not installed.
-            OutputExistsError, OutputError: as `files.check_output`.
+            OutputExistsError: a file exists, and `force` is false.
+            OutputError: a file can't be written.
         """
         seen: dict[Path, str] = {}
         for option, path in self.by_option.items():
             if (other := seen.setdefault(path.resolve(), option)) != option:
-                raise InputError(f"{other} and {option} name the same file, {path}", hint="a file for each")
+                raise InputError(
+                    f"{other} and {option} name the same file, {path}", hint="name a separate file for each"
+                )
             files.check_output(path, force=self.force, folder=False)
         if self.html is not None:
             page.check_page(self.html, "--html", force=self.force)
@@ -98,10 +101,14 @@ class Outputs:
             figures.check_plot(self.plot, force=self.force)
 
     def write(self, report: Report, command: str) -> list[Path]:
-        """Writes all; `command` is what was typed. Returns the files.
+        """Writes all files, and returns their paths.
+
+        Args:
+            report: the report.
+            command: the command line as it was typed.
 
         Raises:
-            TernarizeError: as `check`.
+            TernarizeError: a file can't be written (see `check`).
         """
         if self.csv is not None:
             _write(self.csv, csv_text(report), self.force)
