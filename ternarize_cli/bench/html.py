@@ -26,8 +26,8 @@ _GROWTH = "How time grows with batch and length: medians, and the curves of the 
 _ACROSS = 2
 _LEGEND = (
     "Median milliseconds of a forward pass (with --text: of all texts); the line is the 10th to 90th percentile. "
-    "Orange: backends on the packed model, the fastest one full. Blue: rivals at full width, likewise. Shorter is "
-    "better."
+    "Orange: backends on the packed model. Blue: rivals on the full-precision model. The fastest "
+    "of each is opaque. Shorter is better."
 )
 
 

@@ -40,7 +40,7 @@ class Sources:
         paths: files, folders, hub datasets or `-`; all hold texts, or all hold images.
         weights: how often each source is seen, relative to its size; None sees every text once an epoch.
         most: the most texts or images to take from one source.
-        held_out: the most texts or images to hold out for the metric during training; it is about a tenth of few.
+        held_out: the most texts or images to hold out for the metric during training, and about a tenth of all at most.
     """
 
     paths: Sequence[str | Path]

@@ -132,9 +132,9 @@ def _load(task: AbsTask) -> None:
 
 @contextmanager
 def _prepared_apart(task: AbsTask) -> Iterator[None]:
-    """Has `datasets` prepare a folder with a README.md in a temporary cache.
+    """Gives `datasets` a separate cache folder for each revision of a user's folder.
 
-    Its own cache goes by the folder's path, and so would never notice that a file has changed.
+    Otherwise it keeps prepared data by the folder's path alone, and would never notice that a file has changed.
     """
     before = datasets.config.HF_DATASETS_CACHE
     if Path(task.metadata.dataset["path"]).is_absolute():
