@@ -1,12 +1,12 @@
 """Every error that ternarize raises on purpose, and the exit code each one ends a command with.
 
     TernarizeError                   1   the work failed
-    ├── InputError                   2   wrong usage or unusable input: the user can mend it
+    ├── InputError                   2   wrong usage or unusable input, which the user can correct
     │   ├── ModelNotFoundError           no such folder, package or hub id
     │   ├── CheckpointError              a model's files are missing, damaged or of a kind that is refused
-    │   │   └── FormatError              an artifact of ours breaks the packed or latent format
+    │   │   └── FormatError              a ternary checkpoint or packed model breaks its format
     │   ├── DataError                    text, pairs or corpus files that can't be used
-    │   ├── OutputExistsError            the output is there already and --force was not given
+    │   ├── OutputExistsError            the output exists already and --force was not given
     │   └── SettingsError                ternarize.toml or an environment variable is wrong
     ├── OutputError                  1   the output can't be written (full disk, no permission)
     ├── GateMissedError              3   a quality gate was missed
@@ -43,7 +43,7 @@ _PLAIN_NAME = re.compile(r"[\w./-]{1,80}")
 
 
 class TernarizeError(Exception):
-    """Base of all errors raised on purpose. `hint`, when given, is the next thing to try."""
+    """Base of all errors raised on purpose. `hint`, if given, says what the user can do next."""
 
     exit_code = 1
 
@@ -99,16 +99,16 @@ class UnavailableError(TernarizeError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value as messages show it: Python's `repr`, cut after `limit` characters."""
+    """Formats a value for messages: Python's `repr`, cut after `limit` characters."""
     text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= limit + 2 else f"{text[:limit]}…"
 
 
 def named(name: str) -> str:
-    """A key or name from a file as messages show it: as it is if it is one short word, else as `shown` has it."""
+    """Formats a key or name from a file for messages: unchanged if it is one short word, else as `shown` does."""
     return name if _PLAIN_NAME.fullmatch(name) else shown(name)
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """What a library's error says, in one line of at most `limit` characters; its type where it says nothing."""
+    """Gives a library error's message in one line of at most `limit` characters; its type if the message is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

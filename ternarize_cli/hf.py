@@ -1,9 +1,9 @@
-"""The plug-in's door: `import ternarize_cli.hf`, and transformers and sentence-transformers open our artifacts.
+"""Importing this module lets transformers and sentence-transformers open ternary checkpoints and packed models.
 
     import ternarize_cli.hf
     model = SentenceTransformer("MiniLM-packed")
 
-What it does stands in `encoders.transformers_plugin`.
+`encoders.transformers_plugin` has the code.
 """
 
 from ternarize_cli.encoders.transformers_plugin import TernarizeConfig, TernarizeQuantizer, quiet_libraries

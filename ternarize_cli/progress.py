@@ -1,7 +1,7 @@
-"""How library code reports progress without knowing a terminal.
+"""Reports progress of library code, which does not know the terminal.
 
 Long loops take a `track` argument: `for item in track(items, "encoding", total)`. The command line passes one that
-draws a Rich bar; everybody else gets `silent`, which just iterates.
+draws a Rich bar; other callers get `silent`, which only iterates.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
-    """Wraps an iterable and reports how far it is; `total` counts items when the iterable has no length."""
+    """Wraps an iterable and reports its progress; `total` is the number of items if the iterable has no length."""
 
     def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]: ...
 
 
 def silent(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """The tracker that reports nothing."""
+    """Yields the items and reports nothing."""
     return iter(items)

@@ -602,7 +602,7 @@ def test_without_a_padding_token_the_end_of_text_pads(tmp_path: Path) -> None:
     save_decoder_tokenizer(source, pad=False)
     np.testing.assert_allclose(encode(source), padded, rtol=1e-4, atol=1e-5)
     report, latent, packed = stages(source, tmp_path)
-    assert any("'[SEP]', its end-of-text token, pads" in note for note in report.notes)
+    assert any("its end-of-text token '[SEP]' pads" in note for note in report.notes)
     assert SentenceTransformer(str(packed), device="cpu").tokenizer.pad_token == "[SEP]"
     assert_encodes_equally(latent, packed)
 

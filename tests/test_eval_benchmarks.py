@@ -135,8 +135,12 @@ def test_all_tasks_of_a_language_are_of_texts_or_images() -> None:
         ({"languages": ["zhh-"], "tasks": ["LCQMC"]}, "no language 'zhh-'", "zh"),
         ({"languages": ["chinese"], "tasks": ["LCQMC"]}, "no language 'chinese'", "zho (Chinese)"),
         ({"task_types": ["Retreival"]}, "no type of task 'Retreival'", "Retrieval"),
-        ({}, "no MTEB task is asked for", "--tasks"),
-        ({"benchmark": "MTEB(cmn, v1)", "languages": ["en"]}, "no task of MTEB(cmn, v1) is in en", "ask for less"),
+        ({}, "no MTEB task is named", "--tasks"),
+        (
+            {"benchmark": "MTEB(cmn, v1)", "languages": ["en"]},
+            "no task of MTEB(cmn, v1) is in en",
+            "name fewer languages or types",
+        ),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(wrong: dict[str, Any], message: str, near: str) -> None:

@@ -245,14 +245,14 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, name
 @pytest.mark.parametrize("name", rivals.CALIBRATED)
 def test_ranges_are_not_found_without_texts(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(rivals, "require", lambda name: None)
-    with pytest.raises(InputError, match="calibration texts, and there are none"):
+    with pytest.raises(InputError, match="needs calibration texts for its ranges, and there are none"):
         rivals.make(name, tiny_bert, calibration=[])
 
 
 @needs_onnx
 def test_what_can_not_be_a_teacher_is_refused(tiny_bert: Path, tiny_vit: Path, tmp_path: Path) -> None:
     convert(tiny_bert, tmp_path / "latent")
-    with pytest.raises(InputError, match="made of a full-precision model"):
+    with pytest.raises(InputError, match="made from a full-precision model"):
         rivals.make("torch-bf16", tmp_path / "latent")
     with pytest.raises(InputError, match="text encoders only"):
         rivals.make("onnx-fp32", tiny_vit)

@@ -465,4 +465,4 @@ def test_scores_that_can_not_be_kept_are_said_so_once(tmp_path: Path, caplog: py
     assert not cache.put("k", make_score())
     assert not cache.put("l", make_score())
     assert len(caplog.messages) == 1
-    assert "scores can't be kept" in caplog.messages[0]
+    assert "scores can't be stored" in caplog.messages[0]

@@ -144,7 +144,7 @@ def int4_scale(blocks: Tensor) -> Tensor:
 
 
 def _refitted(w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Fits the best scales `[n, 1]` for the codes that `scale` gives; also gives the error's decrease ⟨w,c⟩²/⟨c,c⟩."""
+    """Fits the best scales `[n, 1]` for the codes that `scale` gives; also the error's decrease ⟨w,c⟩² / ⟨c,c⟩."""
     codes = round_to_levels(w / scale.clamp_min(_TINY), "int4")
     product, square = _tree_sum(w * codes), _tree_sum(codes * codes).clamp_min(1.0)
     return product / square, product * product / square

@@ -1,1 +1,1 @@
-"""`bench` and `doctor`: what a packed model costs on this machine, and what this machine can run."""
+"""`bench` measures the cost of a packed model on this machine; `doctor` shows what the machine can run."""

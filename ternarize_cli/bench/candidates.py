@@ -1,7 +1,7 @@
-"""What takes part in a comparison: backends on the packed model, rivals on the full-precision one.
+"""The candidates of a comparison: backends on the packed model, and rivals on the full-precision model.
 
 Both become a `Forward`, the transformer's pass from token ids or pixels to the last hidden state. Tokenising and
-pooling are the same for all and left out.
+pooling do not differ between candidates, and are left out.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Candidate:
     """A backend or a rival, with the folder it loads.
 
     Attributes:
-        name: of the backend or rival, as the user named it.
+        name: name of the backend or rival, as the user typed it.
         kind: `BACKEND` or `RIVAL`.
-        folder: the packed model for a backend, the full-precision one for a rival.
-        device: torch device.
+        folder: the folder of the packed model for a backend, or of the full-precision model for a rival.
+        device: name of a torch device.
     """
 
     name: str
@@ -36,22 +36,22 @@ class Candidate:
     device: str
 
     def prepare(self) -> Path:
-        """Imports what `load` needs and makes what it reads, where that is not there yet; returns the path it reads.
+        """Imports the libraries of `load` and makes the files that it reads, if missing; returns their path.
 
         Raises:
-            TernarizeError: a rival can't be made of the model.
+            TernarizeError: the rival can't be made from the model.
         """
         checkpoint.skeleton(self.folder)  # imports the model's class
         return baselines.require(self.name, self.device).prepare(self.folder) if self.kind == RIVAL else self.folder
 
     def load(self, path: Path | None = None) -> tuple[Forward, str]:
-        """The forward pass, and the name of what really runs ("onednn" where "auto" was asked for).
+        """Loads the forward pass; also returns the name of the backend that runs ("onednn" for "auto", for example).
 
         Args:
-            path: what `prepare` returned; None prepares first.
+            path: the path that `prepare` returned; None prepares first.
 
         Raises:
-            UnavailableError: the backend can't run here or can't run this model.
+            UnavailableError: the backend can't run on this machine, or can't run this model.
         """
         path = path or self.prepare()
         if self.kind == RIVAL:
@@ -62,12 +62,12 @@ class Candidate:
 
 
 def relative_l2(hidden: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """‖y − r‖ / ‖r‖ of the worst text or image of the batch; y and r: [batch, tokens, width].
+    """Computes the largest relative distance ‖y − r‖ / ‖r‖ of a text or image in the batch.
 
     Args:
-        hidden: y.
-        reference: r.
-        mask: [batch, tokens], 0 where a token is padding and does not count; None: all count.
+        hidden: y, [batch, tokens, width].
+        reference: r, [batch, tokens, width].
+        mask: [batch, tokens], 0 where a token is padding and does not count; None means that all tokens count.
     """
     seen = 1.0 if mask is None else mask[..., None]
     y, r = ((x.float() * seen).flatten(1) for x in (hidden, reference))

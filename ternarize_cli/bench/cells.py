@@ -1,4 +1,4 @@
-"""What the tables of reports are made of: names of points and candidates, and numbers as people read them."""
+"""Formats the cells of tables in reports: names of points and candidates, and rounded numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["Table", "megabytes", "point_title", "points", "three_digits", "timin
 
 @dataclass(frozen=True)
 class Table:
-    """What a table printer takes."""
+    """A table to print: title, columns, rows and caption."""
 
     title: str
     columns: Sequence[str]
@@ -20,7 +20,7 @@ class Table:
 
 
 def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """The rows of each point by the candidates' names, under the points' titles and in their order."""
+    """Groups rows: a dict from each point's title to a dict from candidates' names to rows, in the report's order."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(point_title(vars(row)), {})[row.name] = row
@@ -28,7 +28,11 @@ def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 
 def point_title(row: Mapping[str, Any]) -> str:
-    """What a row measured, given its fields: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or texts encoded."""
+    """Names the point of a row: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or the encoded texts.
+
+    Args:
+        row: the fields of a `Row`.
+    """
     if row.get("encoded"):
         return f"{row['encoded']}, batches of {row['batch']}"
     what = f"lengths of {row['lengths']}" if row.get("lengths") else row.get("image") or row["tokens"]
@@ -36,20 +40,20 @@ def point_title(row: Mapping[str, Any]) -> str:
 
 
 def title_of(row: Row) -> str:
-    """A candidate's name, with what really ran behind it."""
+    """A candidate's name, followed by the backend that ran, if that is another."""
     return row.name if row.name == row.ran else f"{row.name} ({row.ran})"
 
 
 def timing(row: Mapping[str, Any]) -> str:
-    """Median and spread of a row, given its fields, in milliseconds: `11.2 (10.9-12.0)`."""
+    """Formats median and percentiles of a row's fields in milliseconds: `11.2 (10.9-12.0)`."""
     return f"{three_digits(row['median_ms'])} ({three_digits(row['p10_ms'])}-{three_digits(row['p90_ms'])})"
 
 
 def three_digits(value: float) -> str:
-    """A number as people read it: `123`, `12.3`, `1.23`."""
+    """Formats a number with three digits: `123`, `12.3`, `1.23`."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def megabytes(count: int) -> str:
-    """Bytes as megabytes: `1,234.5`."""
+    """Formats bytes in megabytes (10^6 bytes): `1,234.5`."""
     return f"{count / 1e6:,.1f}"

@@ -1,4 +1,4 @@
-"""Which kernels a GPU backend took at the shapes of a run, as `kernels.gpu.tuning` measured them on this card."""
+"""Lists the kernels that a GPU backend chose for the shapes of a run (`kernels.gpu.tuning`)."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ _FEW = 8
 
 
 def choices_of(forward: Forward) -> dict[str, str]:
-    """Question → the fastest way, of the questions that came up in this process: `int8 16 x 768 -> 768` → its kernel.
+    """Maps each product of this process, such as `int8 16 x 768 -> 768`, to the kernel that was fastest.
 
     Args:
-        forward: of a backend; where it has no kernels to choose from, there are none.
+        forward: the forward pass of a backend; the dict is empty if the backend has no kernels to choose from.
     """
     if not isinstance(forward, ModelForward):
         return {}
@@ -25,7 +25,12 @@ def choices_of(forward: Forward) -> dict[str, str]:
 
 
 def notes(choices: Mapping[str, Mapping[str, str]], ran: Mapping[str, str]) -> list[str]:
-    """A sentence for each backend that chose; `ran`: what each candidate really is. Only a few choices are listed."""
+    """Makes a sentence for each backend that chose kernels, with a few of the choices.
+
+    Args:
+        choices: for each candidate, its chosen kernels.
+        ran: for each candidate, the backend that ran.
+    """
     return [
         f"{name if name == ran[name] else f'{name} ({ran[name]})'} took the fastest of several kernels for "
         f"each {_listed(made)}"

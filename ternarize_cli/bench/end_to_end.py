@@ -1,15 +1,15 @@
-"""From texts to vectors: what a user waits for, beside the forward pass that `rows` times.
+"""Times encoding from texts to vectors, where `rows` times the forward pass only.
 
-Texts are tokenised, put into batches by their length, run, pooled and normalised, every candidate in the same way: that
-of `SentenceTransformer.encode`. sentence-transformers' own backends for ONNX Runtime and OpenVINO differ from its torch
-backend in what stands in the transformer's place, and so do the candidates here:
+Every candidate tokenises texts, batches them by length, runs, pools and normalises as `SentenceTransformer.encode`
+does. sentence-transformers' backends for ONNX Runtime and OpenVINO replace only the transformer, and so do the
+candidates here:
 
     backends              the packed model
-    torch-*               the full-precision model, in that width, or compiled
+    torch-*               the full-precision model, in that dtype, or compiled
     onnx-*, openvino-*    a session of that runtime; texts of the corpus calibrate OpenVINO's int8
 
-Before the clock starts each candidate has encoded all texts once. The cosine between those vectors and the
-full-precision model's shows that all do the same work.
+Each candidate encodes all texts once before it is timed. The cosine between its vectors and those of the full-precision
+model shows that all candidates do the same work.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["BATCH", "count_tokens", "mean_cosine", "time_texts"]
 
 BATCH = 32
-"""Texts of a batch where nothing else is asked for: sentence-transformers' own default."""
+"""Default number of texts in a batch, which is also sentence-transformers' default."""
 _FULL_PRECISION = "torch-fp32"
 
 
@@ -53,19 +53,20 @@ def time_texts(
     """Times all texts, in batches of each size.
 
     Args:
-        candidates: who takes part.
+        candidates: the candidates.
         subject: the model that they run.
-        texts: what is encoded.
-        name: of the file that they are from.
-        batches: texts of a batch.
-        repeats, seconds: as for `timing.time_interleaved`; a call encodes all texts.
-        track: progress.
+        texts: the texts to encode.
+        name: name of the file of the texts.
+        batches: sizes of batches, in texts.
+        repeats, seconds: number of rounds and time budget, as in `timing.time_interleaved`; a call encodes all texts.
+        track: reports progress.
 
     Returns:
-        The rows, and what others used of the CPU while the clock ran, in percent of a core.
+        The rows, and the CPU use of other processes during the measurement, in percent of a core.
 
     Raises:
-        UnavailableError: a candidate can't run here; TernarizeError: a rival can't be made.
+        UnavailableError: a candidate can't run on this machine.
+        TernarizeError: a rival can't be made.
     """
     encoders: dict[str, SentenceTransformer] = {}
     ran: dict[str, str] = {}
@@ -98,7 +99,7 @@ def time_texts(
 
 
 def count_tokens(encoder: "SentenceTransformer", texts: Sequence[str], batch: int) -> tuple[int, int]:
-    """Tokens of texts, with the model's default prompt, in batches by their length: without and with padding."""
+    """Counts the tokens of texts with the model's default prompt, in batches by length: without and with padding."""
     ordered = sorted(texts, key=len, reverse=True)
     prompt = encoder.prompts.get(encoder.default_prompt_name)
     masks = [
@@ -109,13 +110,13 @@ def count_tokens(encoder: "SentenceTransformer", texts: Sequence[str], batch: in
 
 
 def mean_cosine(vectors: np.ndarray, expected: np.ndarray) -> float:
-    """The mean cosine of vectors `[texts, dim]` to those expected of the same texts."""
+    """Computes the mean cosine between vectors and expected vectors of the texts, `[texts, dim]` each."""
     a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in (vectors, expected))
     return round(float((a * b).sum(axis=1).mean()), 5)
 
 
 def _load(candidate: Candidate, texts: Sequence[str]) -> "tuple[SentenceTransformer, str]":
-    """The encoder of a candidate, and the name of what really runs."""
+    """Loads the encoder of a candidate; also returns the name of the backend that runs."""
     if candidate.kind == RIVAL:
         made = rivals.make(candidate.name, candidate.folder, device=candidate.device, calibration=texts)
         return made.encoder, candidate.name

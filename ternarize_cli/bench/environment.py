@@ -1,4 +1,4 @@
-"""What `doctor` looks at beside the machine: optional extras, the hub's cache, and room on the disks."""
+"""Collects what `doctor` shows besides the machine: optional extras, the hub's cache, and free disk space."""
 
 import os
 import shutil
@@ -23,14 +23,14 @@ _FOR_DEVELOPERS = ("dev", "test")
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional extra of this package: what it brings, each with the version installed (None: not installed)."""
+    """An optional extra of this package: its packages, each with the installed version (None if not installed)."""
 
     name: str
     packages: dict[str, str | None]
 
     @property
     def installed(self) -> bool:
-        """Whether all of it is there."""
+        """Whether all packages of the extra are installed."""
         return all(self.packages.values())
 
 
@@ -44,9 +44,9 @@ class Disk:
 
 
 def extras() -> list[Extra]:
-    """The extras that users install, as the installed package's own metadata lists them for this platform.
+    """Lists the extras for users, from the metadata of the installed package, for this platform.
 
-    Empty where the package is not installed but run from its source.
+    The list is empty if the package is not installed but runs from its source.
     """
     try:
         requirements = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
@@ -62,7 +62,7 @@ def extras() -> list[Extra]:
 
 
 def hub() -> dict[str, Any]:
-    """Where models from the Hugging Face hub are kept, how many there are, and whether the network may be used."""
+    """Describes the cache of the Hugging Face hub: its folder, the number of models, and whether it is offline."""
     cache = Path(constants.HF_HUB_CACHE)
     return {
         "cache": str(cache),
@@ -72,7 +72,7 @@ def hub() -> dict[str, Any]:
 
 
 def instruction_sets() -> list[str]:
-    """What the native runtime can run here, the one in use first; empty if it can't."""
+    """Lists the instruction sets that the native runtime can use, the one in use first; empty if it can't run."""
     from ternarize_cli.kernels.native.library import library
 
     try:
@@ -83,14 +83,14 @@ def instruction_sets() -> list[str]:
 
 
 def disks() -> list[Disk]:
-    """Free bytes where outputs, temporary folders and downloads go."""
+    """Finds the free bytes in the folders of outputs, temporary files and downloads."""
     places = {"working folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
     places["hub cache"] = Path(constants.HF_HUB_CACHE)
     return [Disk(purpose, str(path), shutil.disk_usage(_existing(path)).free) for purpose, path in places.items()]
 
 
 def examine() -> dict[str, Any]:
-    """Everything `doctor` shows, as plain JSON values."""
+    """Collects everything that `doctor` shows, as plain JSON values."""
     return {
         "machine": machine.facts() | {"load": machine.load_average()},
         "backends": [asdict(info) for info in kernels.describe()],
@@ -109,5 +109,5 @@ def _version(distribution: str) -> str | None:
 
 
 def _existing(path: Path) -> Path:
-    """The path or the nearest folder above it that exists."""
+    """Finds the nearest existing folder: the path itself, or one above it."""
     return next(p for p in (path, *path.parents) if p.exists() and os.access(p, os.R_OK))

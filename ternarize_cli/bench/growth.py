@@ -1,4 +1,4 @@
-"""How time grows with the batch, and with the length of texts: what a grid of points says about costs.
+"""Fits how the time of a pass grows with the batch and with the length of texts, from a grid of points.
 
 An encoder's work is a fixed part (reading weights, starting), a part for each token (the linears), and a part for each
 pair of tokens of a text (attention). So, with all else fixed,
@@ -6,10 +6,10 @@ pair of tokens of a text (attention). So, with all else fixed,
     over the batch, n texts or images of one size    t = a + b·n
     over the length, n tokens in each text           t = a + b·n + c·n²
 
-None of the three can be negative. They are fitted to the medians by least squares of the relative errors, because 15%
-are as bad at 3 ms as at 300. The largest of these errors says how well the rule holds: if it is small, two or three
-measurements tell what any other point costs; if it is not, something changes on the way, such as the fixed part being
-hidden behind the work, or caches that grow full.
+None of the three coefficients can be negative. They are fitted to the medians by least squares of the relative errors,
+because an error of 15% is as bad at 3 ms as at 300 ms. The largest error says how well the rule holds. If it is small,
+two or three measurements predict any other point. If it is not, the costs change on the way: the fixed part may be
+hidden behind the work, or a cache may be full.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ class Growth:
     """The times of one candidate along one line of the grid, and the curve that fits them.
 
     Attributes:
-        name: of the candidate.
-        along: `BATCH` or `TOKENS`, which is n.
-        fixed: what is the same at all points: tokens of a text (or height and width of an image), or the batch.
-        n: the values along the line.
-        median_ms: the time at each.
-        coefficients: a, b (and c) in milliseconds; the curve is their polynomial of n.
+        name: name of the candidate.
+        along: the variable n, `BATCH` or `TOKENS`.
+        fixed: the value that all points share: tokens of a text (or height and width of an image), or the batch.
+        n: the values of n.
+        median_ms: the median time at each n, in milliseconds.
+        coefficients: a, b (and c) in milliseconds, the coefficients of the curve, a polynomial of n.
         deviation: the largest relative distance of a time from the curve.
-        deviation_at: the n that it is at.
+        deviation_at: the n of this largest distance.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Growth:
     deviation_at: int
 
     def at(self, n: float) -> float:
-        """Milliseconds that the curve has at n."""
+        """The value of the curve at n, in milliseconds."""
         return sum(c * n**power for power, c in enumerate(self.coefficients))
 
 
 def growths(rows: Sequence[Row]) -> list[Growth]:
-    """A fit for each candidate and each line of the grid with a point more than its curve has coefficients."""
+    """Fits each candidate on each line of the grid that has more points than its curve has coefficients."""
     lines: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
         if row.lengths is None and row.encoded is None:
@@ -71,7 +71,7 @@ def growths(rows: Sequence[Row]) -> list[Growth]:
 
 
 def fit(n: Sequence[float], times: Sequence[float], degree: int) -> list[float]:
-    """Coefficients ≥ 0 of the polynomial of n that fits the times with the least squares of relative errors."""
+    """Fits a polynomial of n with coefficients ≥ 0 to times, by least squares of relative errors."""
     from scipy.optimize import nnls
 
     relative = np.vander(np.asarray(n, dtype=float), degree + 1, increasing=True) / np.asarray(times)[:, None]

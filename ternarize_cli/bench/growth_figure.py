@@ -1,7 +1,7 @@
-"""The picture of `growth`: a panel for the batch and one for the length, a curve for each line of the grid.
+"""Draws `growth`: a panel for the batch and one for the length, with a curve for each line of the grid.
 
-Dots are medians, curves the fits. Both axes start at zero, so that a straight line through the dots is what it looks
-like: costs that grow in proportion.
+Dots are medians, and curves are fits. Both axes start at zero, so that costs in proportion to n show as a straight line
+through the origin.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _PANELS = {
 
 
 def growth_figure(report: Report) -> Any:
-    """A matplotlib figure of a report's growth, which is not empty."""
+    """Draws a matplotlib figure of a report's growth, which must not be empty."""
     panels = {along: [line for line in report.growth if line.along == along] for along in _PANELS}
     shown = {along: lines for along, lines in panels.items() if lines}
     names = dict.fromkeys(line.name for line in report.growth)

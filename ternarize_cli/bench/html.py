@@ -1,7 +1,7 @@
-"""A benchmark as one HTML page: the picture of all times, the tables, and what they were measured on.
+"""Writes a benchmark as one HTML page: a picture of all times, the tables, and the machine.
 
 The picture has a panel for each point and a bar for each candidate, all from zero, with the 10th to 90th percentile as
-a line, so that a difference that is smaller than the spread can be seen to be so.
+a line, which shows whether a difference is smaller than the spread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,22 +26,25 @@ _GROWTH = "How time grows with batch and length: medians, and the curves of the 
 _ACROSS = 2
 _LEGEND = (
     "Median milliseconds of a forward pass (with --text: of all texts); the line is the 10th to 90th percentile. "
-    "Orange: backends on the packed model, the fastest one full. Blue: rivals at full width, likewise. Shorter is "
-    "better."
+    "Orange: backends on the packed model. Blue: rivals on the full-precision model. The fastest "
+    "of each is opaque. Shorter is better."
 )
 
 
 def write_html(path: Path, report: Report, command: str, *, force: bool = False) -> None:
-    """Writes the page.
+    """Writes the page of a benchmark.
 
     Args:
-        path: ends in .html.
-        report: what was measured.
-        command: what was typed.
-        force: replace a file of that name.
+        path: the file, whose name ends in .html.
+        report: the report of the benchmark.
+        command: the command line as it was typed.
+        force: replace an existing file.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `page.check_page`.
+        InputError: the name does not end in .html.
+        UnavailableError: matplotlib is not installed.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     page.check_page(path, "--html", force=force)
     parts = [
@@ -63,7 +66,7 @@ def write_html(path: Path, report: Report, command: str, *, force: bool = False)
 
 
 def latency_figure(report: Report) -> Any:
-    """A matplotlib figure of all times: a panel for each point, in the order of the report."""
+    """Draws a matplotlib figure of all times, with a panel for each point, in the order of the report."""
     panels = points(report.rows)
     candidates = len(next(iter(panels.values())))
     across = min(_ACROSS, len(panels))
@@ -96,7 +99,7 @@ def _panel(axis: Any, title: str, rows: Sequence[Row]) -> None:
 
 
 def _cards(report: Report) -> str:
-    """How much smaller the packed files are, how fast the best backend is over all points, and the least memory."""
+    """Makes cards: the factor of file sizes, the speed of the best backend over all points, and the least memory."""
     forms = {form.name: form for form in report.storage}
     shown = [(f"{forms['torch-fp32'].bytes / forms['packed'].bytes:.1f}×", "smaller files than in fp32")]
     ratios = [
@@ -119,7 +122,7 @@ def _table(table: Table) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    """The line of the machine, and what else decides times: the load around the measurement."""
+    """Makes the line about the machine, and a list of the load around the measurement."""
     load = {
         "load before": ", ".join(f"{value:.2f}" for value in machine["load_before"]),
         "load after": ", ".join(f"{value:.2f}" for value in machine["load_after"]),

@@ -1,14 +1,14 @@
-"""Batches as a server sees them: real texts with their real lengths, padded to the longest of their batch.
+"""Makes batches as a server gets them: real texts with their real lengths, padded to the longest of the batch.
 
-A grid of batch × tokens shows what a kernel can do; what a user pays for depends on the lengths of the texts, because
-a batch is as wide as its longest one. So texts are drawn from a file, tokenised and cut as the model does it, and put
-into batches in the order in which they were drawn, as requests arrive, not sorted by length. The same few batches are
-timed in turn for every candidate, which gives two rates:
+A grid of batch × tokens shows the speed of a kernel. The cost for users also depends on the lengths of texts, because a
+batch is padded to its longest text. So texts are drawn from a file, tokenised and cut as the model does it, and put
+into batches in random order, as requests arrive, not sorted by length. All candidates are timed on these few batches in
+turn, which gives two rates:
 
-    tokens/s              tokens of texts: what a user gets for the time
-    tokens/s with padding all positions of the batches: what was computed
+    tokens/s              tokens of texts, without padding
+    tokens/s with padding all positions of the batches
 
-Each batch has been seen before it is timed, so runtimes that prepare kernels for a shape have done so.
+Each batch is run before it is timed, so runtimes that prepare kernels for a shape have done so.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ from ternarize_cli.encoders import loading
 __all__ = ["BATCHES", "draw", "padded_batches"]
 
 BATCHES = 8
-"""Batches of each size, at most."""
+"""The most batches of each size."""
 _KEPT = 10_000
 
 
 def draw(path: str | Path, seed: int) -> list[str]:
-    """Up to 10,000 texts of a file in random order, drawn without holding all of them (reservoir sampling).
+    """Draws up to 10,000 texts of a file in random order, without holding all in memory (reservoir sampling).
 
     Raises:
-        DataError: as `texts.read_texts`, or the texts drawn don't fit in memory.
+        DataError: the file can't be read or holds no usable text (`texts.read_texts`), or the drawn texts don't fit in
+            memory.
     """
     return drawn((document.text for document in read_texts(path)), _KEPT, seed, source_name(path))
 
@@ -38,17 +39,17 @@ def draw(path: str | Path, seed: int) -> list[str]:
 def padded_batches(
     model: Path, texts: Sequence[str], sizes: Sequence[int], count: int, device: str
 ) -> dict[int, list[tuple[Tensor, Tensor]]]:
-    """The first texts as batches; where there are too few, they are taken again from the start.
+    """Makes batches of the first texts; if there are too few, takes texts again from the start.
 
     Args:
-        model: whose tokenizer and length limit count.
-        texts: as drawn.
-        sizes: texts of a batch.
-        count: batches of each size.
-        device: torch device that the batches are put on.
+        model: the folder of the model whose tokenizer and length limit are used.
+        texts: the drawn texts.
+        sizes: sizes of batches, in texts.
+        count: number of batches of each size.
+        device: torch device for the batches.
 
     Returns:
-        size → ids and mask of each batch, both int64 [size, its longest text].
+        A dict from each size to the ids and masks of its batches, both int64 [size, tokens of the longest text].
     """
     encoder = loading.load_encoder(model, device="cpu")
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}

@@ -1,4 +1,4 @@
-"""Bytes of a model in each form: on disk, and in the linears that ternarisation is about."""
+"""Counts the bytes of a model in each form: on disk, and in the linears that become ternary."""
 
 import json
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ __all__ = ["Storage", "storage"]
 
 @dataclass(frozen=True)
 class Storage:
-    """One form of the model.
+    """The bytes of one form of the model.
 
     Attributes:
         name: "packed", or the rival that keeps this form in memory.
-        bytes: of the weight files.
-        linear_bytes: of the ternary linears' weights in them; for the packed form codes and scales. Biases not counted.
-            None where they are not told apart in a file.
-        computed: there is no such file; the bytes are elements times width.
+        bytes: bytes of the weights files.
+        linear_bytes: bytes in these files of the weights of linears that become ternary (codes and scales in the packed
+            form), without biases; None if a file does not name them.
+        computed: whether there is no such file, so that the bytes are elements times bytes of their dtype.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Storage:
 
 
 def storage(subject: Subject, rivals: Sequence[str] = (), device: str = "cpu") -> list[Storage]:
-    """The model in fp32, bf16 and packed form, and what other rivals load.
+    """Counts the bytes of the model in fp32, bf16 and packed form, and in the forms of other rivals.
 
-    fp32 bytes are those of the weight files where these are fp32 throughout, and computed otherwise; bf16 and fp16 are
-    computed, int8 too: a byte for each weight of a linear, a scale for each row, the rest in fp16. A runtime with files
-    of its own has those that were made for it.
+    fp32 bytes are those of the weights files if these are fp32 throughout, and are computed otherwise. bf16, fp16 and
+    int8 bytes are computed: int8 takes a byte for each weight of a linear, a scale for each row, and fp16 for the rest.
+    For runtimes with files of their own, these files are counted.
     """
     skeleton = checkpoint.skeleton(subject.dense)
     dense, packed = _tensors(subject.dense), _tensors(subject.packed)
@@ -73,7 +73,7 @@ def storage(subject: Subject, rivals: Sequence[str] = (), device: str = "cpu") -
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
-    """dtype, elements, rows and bytes of each tensor, from safetensors headers (8 bytes of length, then JSON)."""
+    """Reads dtype, elements, rows and bytes of each tensor from safetensors headers (8 bytes of length, then JSON)."""
     found = {}
     for path in weights.weight_files(folder):
         with path.open("rb") as f:

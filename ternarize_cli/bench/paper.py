@@ -1,7 +1,7 @@
-"""The paper's comparison: latency and storage on a GPU as shares of fp32's, beside the speed-up over the best rival.
+"""Makes the paper's table: latency and storage on a GPU as shares of fp32's, and the speed-up over the best rival.
 
-What the paper says of latency, "37%", may mean t / t_fp32 = 0.37 or 1 - t / t_fp32 = 0.37. Both are given. fp32 is the
-slowest way to run an encoder on a GPU with tensor cores, so that users gain what the last column says.
+The paper's "37%" of latency may mean t / t_fp32 = 0.37 or 1 - t / t_fp32 = 0.37, so the table has both. fp32 is the
+slowest way to run an encoder on a GPU with tensor cores; the last column is the speed-up over the fastest rival.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _CAPTION = (
 
 
 def paper_tables(rows: Sequence[Row], forms: Sequence[Storage], device: str) -> list[Table]:
-    """The table of a run with fp32 on a GPU; none for other runs, and for whole texts."""
+    """Makes the table of a run with fp32 on a GPU; gives no table for other runs, and for encoded texts."""
     sizes = {form.name: form.bytes for form in forms}
     lines = []
     for title, group in points(rows).items():

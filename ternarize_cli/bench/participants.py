@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark, and on which device: names are checked before any model is built."""
+"""Chooses the backends, rivals and device of a benchmark; checks their names before any model is built."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ DEFAULT_GPU_RIVALS = ("torch-fp32", "torch-fp16", "torch-fp16-compiled")
 
 
 def choose_backends(backends: Sequence[str], device: str | None) -> tuple[list[str], str]:
-    """The backends to run and the one device they share.
+    """Chooses the backends, and the one device on which all of them run.
 
     Args:
-        backends: as the user named them; none: all that run on the device.
-        device: as the user named it; None: a GPU if a backend runs nowhere else, else the CPU.
+        backends: names that the user typed; an empty list takes all backends that run on the device.
+        device: the device that the user typed; None picks a GPU if a backend runs only there, else the CPU.
 
     Raises:
-        InputError: no such backend or device, or they don't go together.
-        UnavailableError: a backend or the device is not to be had here.
+        InputError: there is no such backend or device, or a backend does not run on the device.
+        UnavailableError: a backend or the device can't be used on this machine.
     """
     known = {info.name: info for info in kernels.describe()}
     for name in backends:
@@ -51,21 +51,21 @@ def choose_backends(backends: Sequence[str], device: str | None) -> tuple[list[s
 
 
 def choose_rivals(rivals: Sequence[str] | None, device: str, *, texts: bool) -> tuple[list[str], list[str]]:
-    """The rivals to run, "all" spelled out, and a note for each that is left out.
+    """Chooses the rivals, with "all" replaced by names; also returns a note for each rival that is left out.
 
     Args:
-        rivals: as the user named them; None: the defaults of the device, as far as they can run.
-        device: torch device.
-        texts: whole texts are encoded, which rivals that are there for GPUs alone can't.
+        rivals: names that the user typed; None takes the defaults of the device that can run.
+        device: name of a torch device.
+        texts: whether texts are encoded end to end, which rivals for GPUs alone can't do.
 
     Raises:
-        InputError: no such rival, or not one for whole texts, or "none" beside others.
-        UnavailableError: one can't run here.
+        InputError: there is no such rival, or "none" was named together with others.
+        UnavailableError: a named rival can't run on this machine, or can't encode texts.
     """
     if rivals is None and not gpu.is_gpu(device):
         rivals = DEFAULT_RIVALS
     if rivals is not None and baselines.NONE in rivals and len(rivals) > 1:
-        raise InputError("--against none stands alone", hint="leave out the other rivals, or none")
+        raise InputError("--against none can't be combined with rivals", hint="leave out the other rivals, or none")
     chosen: list[str] = []
     notes: list[str] = []
     for name in rivals if rivals is not None else DEFAULT_GPU_RIVALS:

@@ -1,27 +1,27 @@
-"""Memory and start of one candidate, in a process of its own.
+"""Measures memory and start-up time of one candidate, in a process of its own.
 
     python -m ternarize_cli.bench.probe '{"candidate": {"name": "onednn", …}, "point": {…}, "threads": 2, "seed": 0}'
 
-A process that has held one model never gives all memory back, so candidates can't be measured one after the other in
-one. The process imports everything, notes its resident memory, loads the model, runs one forward pass, and prints
+A process that has held a model never returns all of its memory, so several candidates can't be measured in one process.
+This process imports everything, notes its resident memory, loads the model, runs one forward pass, and prints as JSON
 
-    imports_bytes    resident after the imports, before the model: what any such process needs
-    loaded_bytes     resident after loading, beyond the imports
-    resident_bytes   resident after the forward pass
-    peak_bytes       the highest resident memory on the way, loading included
-    load_ms          from the end of the imports until the model can be called; files are in the system's cache
-    cold_start_ms    the first forward pass
+    imports_bytes    resident memory after the imports, before the model, which any such process needs
+    loaded_bytes     resident memory after loading, minus that after the imports
+    resident_bytes   resident memory after the forward pass
+    peak_bytes       the highest resident memory until then, loading included
+    load_ms          time from the end of the imports until the model can be called; files are in the system's cache
+    cold_start_ms    time of the first forward pass
 
-as JSON. On a GPU these are the host's memory, the first pass is at batch 1, and
+On a GPU these are the host's memory, the first pass has batch 1, and the process also prints
 
-    device_weights_bytes   storages of the model's parameters and buffers and of what its backend made of them
-    device_bytes           what torch holds after that pass beyond what it held before loading
-    device_peak_bytes      the highest that it held in passes at the point
-    device_reserved_bytes  what it has taken from the driver by then, memory of recorded graphs included
+    device_weights_bytes   storages of the model's parameters and buffers, and of the weights that its backend prepared
+    device_bytes           torch's memory after that pass, minus its memory before loading
+    device_peak_bytes      torch's highest memory in passes at the point
+    device_reserved_bytes  memory that torch has taken from the driver by then, with that of recorded graphs
 
-What is made once and kept (an ONNX export, compiled C++) is there before the clock starts, so load times are
-those of a server's second start. The peak is VmHWM of /proc/self/status where there is one: `getrusage` reports the
-largest of the process that started this one if that was larger, because the counter survives `exec` on Linux.
+Files that are made once and kept (an ONNX export, compiled C++) exist before the clock starts, so load times are those
+of a server's second start. The peak is VmHWM of /proc/self/status if there is one, because the counter of `getrusage`
+survives `exec` on Linux, and so may be the peak of the process that started this one.
 """
 
 import gc
@@ -47,24 +47,24 @@ from ternarize_cli.measuring.timing import Point
 
 __all__ = ["Memory", "device_weights", "peak_bytes", "probe"]
 
-_PASSES = 3  # of a recorded model: the first, the recording, the recorded
+_PASSES = 3  # the first pass, the pass that records, and a pass of the recording
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process with one candidate needs: resident memory in bytes, and times in milliseconds.
+    """Resident memory in bytes, and times in milliseconds, of a process with one candidate.
 
     Attributes:
-        name, kind: the candidate.
-        imports_bytes: after the imports; what any such process needs.
-        resident_bytes: after the first forward pass.
-        peak_bytes: the highest on the way, loading included.
-        loaded_bytes: after loading, beyond the imports.
-        load_ms: of loading, imports not counted.
-        cold_start_ms: of the first forward pass after it.
-        model_bytes: peak minus imports.
-        device_weights_bytes, device_bytes, device_peak_bytes, device_reserved_bytes: memory of the GPU, as the module
-            says; None on the CPU, and weights also where a rival doesn't show its tensors.
+        name, kind: name and kind of the candidate.
+        imports_bytes: memory after the imports, which any such process needs.
+        resident_bytes: memory after the first forward pass.
+        peak_bytes: the highest memory until then, loading included.
+        loaded_bytes: memory after loading, minus that after the imports.
+        load_ms: time of loading, without imports.
+        cold_start_ms: time of the first forward pass.
+        model_bytes: peak memory minus that after the imports.
+        device_weights_bytes, device_bytes, device_peak_bytes, device_reserved_bytes: memory of the GPU, which the
+            docstring of this module explains; None on the CPU. Weights are also None if a rival hides its tensors.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Memory:
 
     @property
     def on_device(self) -> tuple[int | None, ...]:
-        """Memory of the GPU: weights, in use, peak, reserved."""
+        """Memory of the GPU in bytes: weights, in use, peak, reserved."""
         return self.device_weights_bytes, self.device_bytes, self.device_peak_bytes, self.device_reserved_bytes
 
 
@@ -91,7 +91,7 @@ def probe(candidate: Candidate, point: Point, *, threads: int, seed: int) -> Mem
     """Measures a candidate at one point in a subprocess.
 
     Raises:
-        TernarizeError: the subprocess failed (killed for want of memory, for instance).
+        TernarizeError: the subprocess failed; it may have been killed because memory was short.
     """
     request = {
         "candidate": {**asdict(candidate), "folder": str(candidate.folder.resolve())},
@@ -114,7 +114,7 @@ def probe(candidate: Candidate, point: Point, *, threads: int, seed: int) -> Mem
 
 
 def peak_bytes() -> int:
-    """The highest resident memory of this process so far."""
+    """The highest resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
@@ -173,7 +173,7 @@ def _measure(request: str) -> dict[str, float]:
 
 
 def _on_device(forward: Forward, first: Batch, largest: Batch, device: str, before: int) -> dict[str, Any]:
-    """Memory of the GPU, after a pass of `first`; the batches themselves are not counted."""
+    """Measures memory of the GPU after a pass of `first` and passes of `largest`, without the batches themselves."""
     fed = gpu.storage_bytes([*first, *largest])
     gc.collect()
     found: dict[str, Any] = {"device_weights_bytes": device_weights(forward, device)}
@@ -188,7 +188,7 @@ def _on_device(forward: Forward, first: Batch, largest: Batch, device: str, befo
 
 
 def device_weights(forward: Forward, device: str) -> int | None:
-    """Bytes of the tensors of a model and of what its backend made of them; None if it does not show its model."""
+    """Counts the bytes of a model's tensors and of its backend's prepared weights; None if the model is hidden."""
     model = getattr(forward, "model", None)
     if model is None:
         return None

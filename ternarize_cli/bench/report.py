@@ -1,4 +1,4 @@
-"""A benchmark's report as tables for people: titles, columns, rows and captions, ready to print."""
+"""Makes the tables of a benchmark's report: titles, columns, rows and captions, ready to print."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,17 +25,17 @@ _NAMED = ("ternarize", "torch", "transformers", "onnxruntime", "openvino", "pyth
 
 
 def tables(report: Report) -> list[Table]:
-    """All tables of a report: latency, bytes, and where they are measured growth, fp32 on a GPU, memory and start."""
+    """Makes all tables of a report: latency, bytes, and if measured, growth, fp32 on a GPU, memory and start-up."""
     found = [latency_table(report), *paper_tables(report.rows, report.storage, report.device), size_table(report)]
     found[1:1] = [growth_table(report)] if report.growth else []
     return found + ([process_table(report)] if report.memory else [])
 
 
 def latency_table(report: Report) -> Table:
-    """Median and spread of each candidate at each point.
+    """Makes the table of median and spread of each candidate at each point.
 
-    Up to five candidates on a grid have a column each, and a point is a line that ends with the best backend against
-    the best rival. More of them, and batches of texts, have a line for each candidate.
+    Up to five candidates on a grid have a column each, and each point is a line that ends with the speed-up of the best
+    backend over the best rival. With more candidates, and for batches of texts, each candidate has a line.
     """
     if report.rows[0].encoded:
         return _encoding_table(report)
@@ -84,12 +84,12 @@ def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> 
 
 
 def _behind(row: Row) -> str:
-    """The time on the GPU, behind the host's."""
+    """Formats the time on the GPU, which follows the host's time in a cell."""
     return "" if row.device_ms is None else f" | {three_digits(row.device_ms)}"
 
 
 def _clocks(report: Report, where: str) -> str:
-    """What the two times on a GPU are, with a blank in front."""
+    """A sentence that explains the two times on a GPU, with a blank in front."""
     if all(row.device_ms is None for row in report.rows):
         return ""
     return (
@@ -138,13 +138,13 @@ def _speed(row: Row) -> str:
 
 
 def _tokens_of_images(report: Report) -> str:
-    """A sentence with a blank in front, where images were measured."""
+    """A sentence about the tokens of an image, with a blank in front; empty if texts were measured."""
     first = report.rows[0]
     return f" An image of {first.image} pixels is {first.tokens} tokens." if first.image else ""
 
 
 def _paddings(report: Report) -> str:
-    """A sentence for each point that is padded, each with a blank in front."""
+    """A sentence about padding for each padded point, each with a blank in front."""
     first = [next(iter(rows.values())) for rows in points(report.rows).values()]
     return "".join(
         f" {point_title(vars(row))}: padded to {row.tokens} tokens on average, {_padding(row):.0%} of them padding."
@@ -154,7 +154,7 @@ def _paddings(report: Report) -> str:
 
 
 def size_table(report: Report) -> Table:
-    """One line per candidate: bytes on disk, bytes of the linears, distance from `reference`."""
+    """Makes the table of sizes, a line per candidate: bytes on disk, bytes of the linears, distance to `reference`."""
     forms = {form.name: form for form in report.storage}
     lines = []
     for name, kind in dict.fromkeys((row.name, row.kind) for row in report.rows):
@@ -173,7 +173,7 @@ def size_table(report: Report) -> Table:
 
 
 def growth_table(report: Report) -> Table:
-    """One line for each candidate and line of the grid: the curve of its times, and how far they are from it."""
+    """Makes the table of growth, a row per candidate and line of the grid: its curve, and the largest deviation."""
     lines = [
         [line.name, f"{line.along}, {line.fixed}", formula(line), f"{line.deviation:.0%}", str(line.deviation_at)]
         for line in report.growth
@@ -186,13 +186,13 @@ def growth_table(report: Report) -> Table:
 
 
 def formula(line: Growth) -> str:
-    """The curve in writing: `1.20 + 0.0531 n + 2.1e-05 n²`."""
+    """Writes the curve as a formula: `1.20 + 0.0531 n + 2.1e-05 n²`."""
     units = ("", " n", " n²")
     return " + ".join(f"{c:.3g}{unit}" for c, unit in zip(line.coefficients, units, strict=False))
 
 
 def process_table(report: Report) -> Table:
-    """One line per candidate: how long a process of its own takes to start, and what memory it needs."""
+    """Makes the table of processes, a line per candidate: start-up time and memory of a process of its own."""
     columns = ["", "load", "first pass", "loaded", "peak", "peak, all of the process"]
     on_gpu = any(entry.device_bytes is not None for entry in report.memory)
     columns += ["GPU: weights", "GPU: in use", "GPU: peak", "GPU: reserved"] if on_gpu else []
@@ -221,7 +221,7 @@ def process_table(report: Report) -> Table:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """The machine of a report in one line."""
+    """Describes the machine of a report in one line."""
     versions = machine["versions"]
     parts = [
         f"{machine['cpu']}, {machine['usable_cores']} cores ({' '.join(machine['isa']) or machine['torch_isa']})",

@@ -1,8 +1,8 @@
-"""Reports of `bench --json` side by side: two versions, two machines, two models.
+"""Compares reports of `bench --json`, such as those of two versions, two machines or two models.
 
-Rows belong together when candidate and point are the same: name, batch, tokens, the size of images, and the file of
-texts if there is one. Each is set against the first file. A ratio of two medians says something only if both were
-taken under the same conditions, so whatever differs there is a warning.
+Rows are matched by candidate and point: name, batch, tokens, the size of images, and the file of texts if there is one.
+Each file is compared with the first. A ratio of two medians means something only if both were measured under equal
+conditions, so every difference in conditions gives a warning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ class Line:
     """One candidate at one point in all files.
 
     Attributes:
-        name: of the candidate.
-        batch, tokens, lengths, image, encoded: what it was timed on, as in the first file that has it.
-        median_ms: in each file; None where it is not in the file.
-        speed_up: the first file's median over each file's, so above 1 is faster; None where one of them is missing.
+        name: name of the candidate.
+        batch, tokens, lengths, image, encoded: the point, as in the first file that has it.
+        median_ms: the median in each file, in milliseconds; None if a file lacks this row.
+        speed_up: the first file's median divided by each file's, so above 1 is faster; None if one is missing.
         shown: median and spread in each file, for tables.
     """
 
@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reports side by side: their files, the models measured, the lines, and why not to trust the ratios."""
+    """A comparison of reports: their files, their models, the lines, and warnings about the ratios."""
 
     files: tuple[str, ...]
     models: tuple[str, ...]
@@ -61,7 +61,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Converts to plain JSON values."""
         rows = [{key: value for key, value in asdict(line).items() if key != "shown"} for line in self.lines]
         return {"files": self.files, "models": self.models, "rows": rows, "warnings": self.warnings}
 
@@ -70,10 +70,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """Reads and compares reports.
 
     Args:
-        paths: two or more files written by `ternarize bench --json`; the first is what the others are set against.
+        paths: two or more files written by `ternarize bench --json`; the others are compared with the first.
 
     Raises:
-        InputError: fewer than two, or a file that can't be read or is no report.
+        InputError: there are fewer than two files, or a file can't be read or is no report.
     """
     if len(paths) < 2:
         raise InputError(
@@ -103,7 +103,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One line per candidate and point: median and spread in each file, and the speed-up over the first."""
+    """Makes the table with a line per candidate and point: median and spread in each file, and the speed-up."""
     names = _short_names(comparison.files)
     columns = ["", "batch x tokens", names[0]]
     for name in names[1:]:
@@ -162,7 +162,7 @@ def _line(rows: Sequence[Mapping[str, Any] | None]) -> Line:
 
 
 def _differences(paths: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What makes times of two files incomparable, a sentence each."""
+    """Finds differences that make times of two files incomparable, as a sentence each."""
     found = []
     first = reports[0]["machine"]
     for path, report in zip(paths[1:], reports[1:], strict=True):
@@ -179,7 +179,7 @@ def _differences(paths: Sequence[Path], reports: Sequence[Mapping[str, Any]]) ->
 
 
 def _widths(reports: Sequence[Mapping[str, Any]]) -> dict[str, set[int]]:
-    """The mean widths of the batches of each point that is padded."""
+    """Finds the mean padded lengths of batches, in tokens, for each padded point."""
     found: dict[str, set[int]] = {}
     for row in (row for report in reports for row in report["rows"] if row.get("lengths")):
         found.setdefault(point_title(row), set()).add(row["tokens"])
@@ -193,6 +193,6 @@ def _told(value: Any) -> str:
 
 
 def _short_names(files: Sequence[str]) -> list[str]:
-    """File names without folders where these tell them apart."""
+    """Shortens paths to file names if these differ."""
     names = [Path(file).name for file in files]
     return names if len(set(names)) == len(names) else list(files)

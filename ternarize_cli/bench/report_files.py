@@ -1,7 +1,7 @@
-"""A report as files: CSV, Markdown, and the page of `html`.
+"""Writes a report to files: CSV, Markdown, and the page of `html`.
 
-CSV has a line for each row of the report, with what is known of its candidate and of the machine behind it, so that
-files of several machines can be put together. Markdown has the tables that the terminal shows.
+CSV has a line for each row of the report, which also describes its candidate and the machine, so that files of several
+machines can be concatenated. Markdown has the tables that the terminal shows.
 """
 
 import csv
@@ -29,7 +29,7 @@ _OF_A_PROCESS = (
 
 
 def csv_text(report: Report) -> str:
-    """The report as CSV, with a header; what was not measured is empty."""
+    """Formats the report as CSV, with a header; values that were not measured are empty."""
     columns = ["model", *(field.name for field in fields(Row)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
     columns += ["device", "cpu", "cores", "threads", "busy"]
     forms = {form.name: form for form in report.storage}
@@ -53,7 +53,7 @@ def csv_text(report: Report) -> str:
 
 
 def markdown_text(report: Report, command: str) -> str:
-    """The report's tables, the command and the machine as Markdown."""
+    """Formats the report's tables, the command and the machine as Markdown."""
     parts = []
     for table in tables(report):
         lines = [table.columns, [":--", *["--:"] * (len(table.columns) - 1)], *table.rows]

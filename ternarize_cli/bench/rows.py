@@ -1,7 +1,7 @@
-"""The rows of a report: every candidate timed at every point, beside the distance of its output from `reference`.
+"""Makes the rows of a report: the timing of every candidate at every point, and its distance to `reference`.
 
-A point is a grid point, whose one batch is full of tokens or of images, or a draw from a file of texts, whose batches
-are padded (`lengths`).
+A point is a grid point, with one batch of texts without padding or of images, or a draw from a file of texts, with
+padded batches (`lengths`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +24,11 @@ _UNRECORDED = 2
 
 @dataclass(frozen=True)
 class Feed:
-    """What is timed at one point.
+    """The batches of one point.
 
     Attributes:
-        batches: each of the same number of texts or images.
-        lengths: the file that their texts are from; None for a grid point.
+        batches: batches of equally many texts or images.
+        lengths: the file of their texts; None for a grid point.
     """
 
     batches: tuple[Batch, ...]
@@ -36,38 +36,40 @@ class Feed:
 
     @property
     def batch(self) -> int:
-        """Texts or images of a batch."""
+        """Number of texts or images in a batch."""
         return self.batches[0][0].shape[0]
 
     @property
     def image(self) -> str | None:
-        """Height and width of its images, `224x224`; None if it has texts."""
+        """Height and width of the images, such as `224x224`; None for texts."""
         first = self.batches[0][0]
         return "x".join(str(side) for side in first.shape[2:]) if first.ndim == 4 else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate at one point.
+    """The measurements of one candidate at one point.
 
     Attributes:
-        name, kind: the candidate; `ran` is the backend that really ran (it differs from `name` for "auto").
-        batch, tokens: the point; of texts from a file, `tokens` is the mean width of the padded batches, rounded; of an
-            image it is what the encoder makes of it; of texts that are encoded, their mean length.
-        median_ms, p10_ms, p90_ms: of the calls, in milliseconds.
-        tokens_per_s: tokens per second, padding not counted.
+        name, kind: name and kind of the candidate.
+        ran: the backend that ran, which differs from `name` for "auto".
+        batch: number of texts or images in a batch.
+        tokens: number of tokens of each text. For texts from a file, it is the mean padded length of the batches,
+            rounded; for an image, the tokens that the encoder makes of it; for encoded texts, their mean length.
+        median_ms, p10_ms, p90_ms: median and percentiles of the calls, in milliseconds.
+        tokens_per_s: tokens per second, without padding.
         inputs_per_s: texts or images per second.
-        repeats: timed calls.
-        ratio: the fastest rival's median over this median, so above 1 is faster; None without rivals.
-        best_rival: that rival's name.
-        relative_l2: distance of a backend's output from `reference`, worst sentence; None for rivals.
-        padded_tokens_per_s: tokens per second, padding counted; at a grid point there is none.
-        lengths: the file that the texts are from; None at a grid point.
-        image: height and width of the images, `224x224`; None for texts.
-        encoded: the texts that a call encoded, from strings to vectors (`end_to_end`); None: it was a forward pass.
-        cosine: of these vectors to the full-precision model's, the mean; None for a forward pass.
-        device_ms: the median between two events on the GPU around the same calls; None on the CPU.
-        joules: of a pass, all of the GPU's board; None where it was not measured.
+        repeats: number of timed calls.
+        ratio: the fastest rival's median divided by this median, so above 1 is faster; None without rivals.
+        best_rival: name of the fastest rival.
+        relative_l2: relative L2 distance of a backend's output to `reference`, for the worst text; None for rivals.
+        padded_tokens_per_s: tokens per second, with padding; None at a grid point, which has no padding.
+        lengths: the file of the texts; None at a grid point.
+        image: height and width of the images, such as `224x224`; None for texts.
+        encoded: the texts that a call encoded, from strings to vectors (`end_to_end`); None for a forward pass.
+        cosine: mean cosine of these vectors to the full-precision model's; None for a forward pass.
+        device_ms: median between two events on the GPU around these calls, in milliseconds; None on the CPU.
+        joules: energy of a pass of the whole GPU board; None if it was not measured.
     """
 
     name: str
@@ -105,21 +107,21 @@ def time_feed(
     warmup: int,
     watch: Watch | None = None,
 ) -> list[Row]:
-    """The rows of one point; every round takes the next batch, the same for all candidates.
+    """Makes the rows of one point; every round takes the next batch, for all candidates.
 
     Args:
-        feed: the point.
-        candidates: who takes part.
-        forwards, ran: of each candidate, by name: what `Candidate.load` returned.
-        reference: what backends are compared with.
-        repeats, seconds: as for `timing.time_interleaved`.
-        warmup: untimed calls with each batch before.
+        feed: the batches of the point.
+        candidates: the candidates.
+        forwards, ran: for each candidate by name, the forward pass and the backend that `Candidate.load` returned.
+        reference: the forward pass with which backends are compared.
+        repeats, seconds: number of rounds and time budget, as in `timing.time_interleaved`.
+        warmup: number of untimed calls with each batch before.
         watch: the GPU's clock; None on the CPU.
     """
     distance = {c.name: 0.0 for c in candidates if c.kind == BACKEND}
     real, padded = [], []
     for batch in feed.batches:
-        for name in distance if watch else ():  # on a GPU the first pass of a shape is not yet the recorded one
+        for name in distance if watch else ():  # on a GPU the first pass of a shape is not recorded yet
             for _ in range(_UNRECORDED):
                 forwards[name](*batch)
         expected = reference(*batch)
@@ -159,14 +161,14 @@ def timed_rows(
     padded: Sequence[int],
     **point: Any,
 ) -> list[Row]:
-    """A row for each candidate, with its rates and its ratio to the fastest rival.
+    """Makes a row for each candidate, with its rates and its ratio to the fastest rival.
 
     Args:
-        candidates: who was timed.
-        ran: what really ran, by name.
-        times: the seconds of each call, by name.
-        inputs, real, padded: texts or images, tokens, and tokens with padding, as `rate` takes them.
-        point: the fields of `Row` that say what was timed.
+        candidates: the timed candidates.
+        ran: for each candidate by name, the backend that ran.
+        times: for each candidate by name, the seconds of each call.
+        inputs, real, padded: for each batch, the number of texts or images, of tokens, and of tokens with padding.
+        point: the fields of `Row` that describe the point.
     """
     timings = {name: summarise(measured) for name, measured in times.items()}
     rivals = [c.name for c in candidates if c.kind == RIVAL]
@@ -189,17 +191,17 @@ def timed_rows(
 
 
 def rate(counts: Sequence[int], seconds: Sequence[float]) -> float:
-    """Tokens (texts, images) per second: those of all batches that were timed, over the sum of each one's median time.
+    """Computes tokens (texts, images) per second: the sum over timed batches, divided by the sum of median times.
 
     Args:
-        counts: of each batch.
-        seconds: of each call; call i ran batch i modulo their number.
+        counts: number of tokens (texts, images) of each batch.
+        seconds: seconds of each call; call i ran batch i modulo the number of batches.
     """
     timed = min(len(counts), len(seconds))
     return round(sum(counts[:timed]) / sum(median(seconds[i :: len(counts)]) for i in range(timed)), 1)
 
 
 def in_turn(forward: Forward, batches: Sequence[Batch]) -> Callable[[], Tensor]:
-    """A call that runs the next batch each time."""
+    """Makes a function that runs the next batch each time it is called."""
     turn = cycle(batches)
     return lambda: forward(*next(turn))

@@ -1,6 +1,6 @@
-"""Models with random weights, in the shapes of well-known ones: what `bench` measures without a MODEL.
+"""Makes models with random weights, in the shapes of well-known models, which `bench` measures without a MODEL.
 
-Speed and bytes depend on shapes alone, so that whoever chooses a machine needs no checkpoint.
+Speed and bytes depend on shapes alone, so choosing a machine needs no checkpoint.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ __all__ = ["DEFAULT", "SHAPES", "Shape", "random_model", "require"]
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape that a model can have.
+    """The shape of a model.
 
     Attributes:
-        model_type: as config.json says it.
+        model_type: the model type in config.json.
         config: values of the config that are not transformers' defaults.
-        like: the model that has this shape, for people; None: the config is shown.
+        like: name of a model with this shape, for users; None shows the config instead.
     """
 
     model_type: str
@@ -38,10 +38,10 @@ SHAPES = {
 
 
 def require(name: str) -> Shape:
-    """The shape of that name.
+    """Gives the shape of a name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no shape of that name.
     """
     if name not in SHAPES:
         raise InputError(f"there is no shape {name!r}", hint="--shape one of: " + ", ".join(SHAPES))
@@ -49,7 +49,7 @@ def require(name: str) -> Shape:
 
 
 def random_model(folder: Path, shape: Shape, seed: int) -> Path:
-    """Writes a model of that shape into `folder`; one that reads texts has a tokenizer of as many made-up words."""
+    """Writes a model of a shape into `folder`; a text model gets a tokenizer with made-up words for its vocabulary."""
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.for_model(shape.model_type, **shape.config)

@@ -1,16 +1,17 @@
-"""The model under test, in the two forms that a comparison needs: packed, and in full precision.
+"""Prepares the model under test in the two forms that a comparison needs: packed, and in full precision.
 
     MODEL is               packed form                    full-precision form (what the rivals run)
     a full-precision model convert and pack, in a         the model itself
                            temporary folder
     a ternary checkpoint   pack, in a temporary folder    twin of the packed form
     a packed model         the model itself               twin of the packed form
-    none                   as for a full-precision model  one with random weights (`shapes`)
+    none                   convert and pack, in a         a model with random weights (`shapes`)
+                           temporary folder
 
-A *twin* is the packed model with its codes multiplied out into fp32 matrices: the same shapes and so the same work,
-because a dense forward pass takes as long for one set of values as for another. Whoever names the teacher
-that MODEL was made of has the rivals run that instead. Everything goes through the real `convert` and `pack`, so that
-bytes are those of files a user would get.
+A *twin* is the packed model with its codes multiplied out into fp32 matrices. It has the shapes of the original and so
+takes as long, because the time of a dense forward pass does not depend on values. If the user names the teacher that
+MODEL was made from, the rivals run the teacher instead. All models go through the real `convert` and `pack`, so that
+bytes are those of a user's files.
 """
 
 import json
@@ -38,14 +39,14 @@ __all__ = ["Subject", "max_tokens", "prepare"]
 
 @dataclass(frozen=True)
 class Subject:
-    """The folders of one model under test, and what the user should know about how they came to be.
+    """The folders of the model under test, and notes for the user on how they were made.
 
     Attributes:
-        name: what to call the model in a report.
-        packed: the packed model.
-        dense: the same model in full precision, as safetensors.
-        notes: how the two came to be, a sentence each.
-        image: channels, height and width of what it reads; None if it reads texts.
+        name: name of the model in a report.
+        packed: folder of the packed model.
+        dense: folder of the model in full precision, as safetensors.
+        notes: sentences that say how the two were made.
+        image: channels, height and width of the images that it reads; None if it reads texts.
     """
 
     name: str
@@ -70,17 +71,17 @@ def prepare(
     """Yields the subject; the temporary folders are removed afterwards.
 
     Args:
-        model: MODEL as users type it; None for random weights.
-        seed: of the random weights.
+        model: MODEL as users type it; None makes a model with random weights.
+        seed: seed of the random weights.
         allow_pickle: read a MODEL that has only pickled weights.
-        shape: of the random model.
-        teacher: what the rivals run, as users type it; None: MODEL itself or its twin.
-        check: is given the model's folder before any work; what it raises goes through.
-        say: is told the subject's notes as they come up, before the work that each is about.
-        track: progress of converting and packing.
+        shape: shape of the random model.
+        teacher: MODEL of the teacher, which the rivals run; None runs MODEL itself or its twin.
+        check: called with the model's folder before any work; its errors are passed on.
+        say: called with each note, before the work that the note is about.
+        track: reports progress of converting and packing.
 
     Raises:
-        InputError: MODEL can't be found or read, is no encoder of texts or images, or was not made of that teacher.
+        InputError: MODEL can't be found or read, is no encoder of texts or images, or was not made from `teacher`.
     """
     notes: list[str] = []
 
@@ -121,9 +122,9 @@ def prepare(
 
 
 def max_tokens(config: dict[str, Any]) -> int | None:
-    """The longest sequence a model takes; None if its config sets no limit.
+    """The most tokens of a text that a model reads; None if its config sets no limit.
 
-    RoBERTa's family counts positions from the padding id + 1 on, so that many of its positions are never used.
+    RoBERTa and its relatives count positions from the padding id + 1 on, so their first positions are never used.
     """
     positions = config.get("max_position_embeddings")
     if positions is not None and config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
@@ -137,33 +138,33 @@ def _told(shape: Shape) -> str:
 
 
 def _require_encoder(folder: Path) -> None:
-    """Refuses what is fed neither token ids nor pixels alone."""
+    """Checks that a model reads token ids alone, or pixels alone."""
     reads = modalities_of(folder)
     if len(reads) > 1:
         raise InputError(
             f"{folder} reads texts and images, and bench measures encoders of one of them",
-            hint="a text or an image encoder, or no MODEL at all for a random BERT-base",
+            hint="name a text or an image encoder, or no MODEL for a random BERT-base",
         )
     if reads == {"text"} and "vocab_size" not in checkpoint.read_config(folder):
         raise InputError(
             f"{folder} is no text encoder: its config.json has no vocab_size, and bench feeds token ids",
-            hint="a BERT-type model, or no MODEL at all for a random BERT-base",
+            hint="name a BERT-type model, or no MODEL for a random BERT-base",
         )
 
 
 def _require_same_shape(teacher: Path, source: Path, model: str) -> None:
-    """Refuses a teacher that MODEL can't have been made of."""
+    """Refuses a teacher that MODEL can't have been made from."""
     if stage := checkpoint.stage(teacher):
         raise InputError(
             f"--teacher {teacher} is ternary ({stage}), and the rivals run a full-precision model",
-            hint="the model that MODEL was made of",
+            hint="name the full-precision model that MODEL was made from",
         )
     ours, others = checkpoint.read_config(source), checkpoint.read_config(teacher)
     for key in ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size"):
         if ours.get(key) != others.get(key):
             raise InputError(
-                f"{model} was not made of {teacher}: {key} is {ours.get(key)} and {others.get(key)}",
-                hint="--teacher is the model that MODEL was made of",
+                f"{model} was not made from {teacher}: {key} is {ours.get(key)} and {others.get(key)}",
+                hint="--teacher is the model that MODEL was made from",
             )
 
 
@@ -175,7 +176,7 @@ def _pack(ternary: Path, output: Path, track: Track) -> Path:
 def _has_safetensors(folder: Path) -> bool:
     try:
         weights.weight_files(folder)
-    except CheckpointError:  # pickled only, and allowed: convert has read it
+    except CheckpointError:  # the weights are pickles that the user allows, and convert has read them
         return False
     return True
 

@@ -2,7 +2,7 @@
 
 A line ends at LF or CR LF only, so that texts may hold the other characters that Python would split at (U+2028, form
 feed). A byte order mark at the start is dropped. A file that is not UTF-8 is refused at the first line that shows it;
-so is a file of several encodings, whose texts can't be told.
+so is a file with several encodings.
 """
 
 import hashlib

@@ -1,18 +1,18 @@
-"""Which inputs are seen when: a function of the seed, so that a run can be taken up again at any step.
+"""Draws the batches of each epoch from the seed alone, so that a run can be resumed at any step.
 
-Training goes in epochs. An epoch shows every text once (or as often as its source's weight says), in an order of its
-own; a few of the shortest come twice, where the last batch would be small. Texts are inputs as they are, except that
+Training runs in epochs. An epoch has every text once (or as often as its source's weight says), in an order of its own;
+a few of the shortest texts come twice if the last batch would be small. A text is an input by itself, except that
 
-- a share of the tokens comes as texts joined to longer ones, of any length up to the limit, since a model meets texts
-  of all lengths; every epoch joins others;
-- of a text that is too long, every other time a window is seen instead of its beginning;
-- from the second epoch on, a share of the inputs comes changed, texts with some tokens in place of others, images
-  cropped and mirrored: the teacher tells what is right for any input, so few texts need not be learnt by heart (data
-  augmentation as in TinyBERT, arXiv 1909.10351, but with random words).
+- a share of the tokens comes in texts that are joined to longer inputs, of any length up to the limit, because models
+  have to encode texts of all lengths; every epoch joins other texts;
+- every other time, a text that is too long is cut to a random window instead of its beginning;
+- from the second epoch on, a share of the inputs is changed: some tokens of a text are replaced, images are cropped and
+  mirrored. The teacher gives the right embedding of any input, so this keeps a student from learning few texts by heart
+  (data augmentation as in TinyBERT, arXiv 1909.10351, but with random words).
 
-Inputs of like length share a batch. A batch holds about the same number of tokens, whatever their length: few long
-inputs or many short ones. Widths go in steps, and all batches of a width have the same number of inputs, so that there
-are few shapes, which CUDA graphs need (`cuda_graphs`).
+Inputs of similar length share a batch. All batches hold about equally many tokens: few long inputs or many short ones.
+Padded lengths go in steps, and all batches of one padded length have equally many inputs. So there are few shapes,
+which CUDA graphs need (`cuda_graphs`).
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ _CHUNK = 32
 
 
 class Piece(NamedTuple):
-    """One input: the texts `rows` joined, from token `start` on, `length` tokens, after prompt number `prompt`.
+    """One input: the joined texts `rows`, cut to `length` tokens from token `start` on, after prompt number `prompt`.
 
-    `change`, if it is not 0, is the seed by which its tokens or pixels are changed (`corpus`).
+    `change`, if it is not 0, is the seed by which the input's tokens or pixels are changed (`corpus`).
     """
 
     rows: tuple[int, ...]
@@ -43,17 +43,17 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixture:
-    """How inputs are drawn.
+    """Settings for drawing inputs.
 
     Attributes:
-        limit: tokens of an input, special ones and prompts apart.
-        around: special tokens and those of the longest prompt.
-        prompts: how many prompts there are to choose from.
-        joined: share of the tokens that come in joined texts.
-        windows: whether of texts over the limit other parts than the beginning are seen.
-        changed: share of the inputs that are changed, from the second epoch on.
-        sources: for each text the number of its source; and
-        weights: how often a source is seen relative to its size; None: all once.
+        limit: the most tokens of an input, without special tokens and prompt.
+        around: number of special tokens and of tokens of the longest prompt.
+        prompts: number of prompts to choose from.
+        joined: share of the tokens that come in joined texts, from 0 to 1.
+        windows: whether texts over the limit are also cut to other parts than their beginning.
+        changed: share of the inputs that are changed, from the second epoch on, from 0 to 1.
+        sources: int `[texts]`, the number of each text's source.
+        weights: how often each source is seen, relative to its size; None sees every text once.
     """
 
     limit: int
@@ -67,10 +67,10 @@ class Mixture:
 
 
 class Plan(Sequence[list[Piece]]):
-    """The batches of an epoch, as arrays: there may be millions of pieces, which become objects a batch at a time."""
+    """The batches of an epoch, held as arrays; the pieces of a batch, of millions, become objects when it is read."""
 
     def __init__(self, drawn: "_Drawn", batches: Sequence[np.ndarray]) -> None:
-        """`batches` hold numbers of pieces."""
+        """`batches` holds, for each batch, the numbers of its pieces."""
         self._drawn, self._batches = drawn, batches
 
     def __len__(self) -> int:
@@ -93,13 +93,15 @@ class Plan(Sequence[list[Piece]]):
 
 
 def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, number: int) -> Plan:
-    """The batches of an epoch.
+    """Draws the batches of an epoch.
 
     Args:
-        lengths: tokens of each text, int `[texts]`.
-        mixture: how they become inputs.
-        batch_size: inputs in a batch of mean length; a batch holds that many times the mean length in tokens.
-        seed, number: the epoch.
+        lengths: number of tokens of each text, int `[texts]`.
+        mixture: settings for drawing inputs.
+        batch_size: number of inputs in a batch of mean length; every batch holds about this times the mean length in
+            tokens.
+        seed: seed of the run.
+        number: number of the epoch.
     """
     rng = np.random.default_rng([seed, number])
     drawn = _drawn(_order(len(lengths), mixture, rng), lengths, mixture, rng)
@@ -120,7 +122,7 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
 
 
 class _Drawn(NamedTuple):
-    """The pieces of an epoch: `rows` has the first text of each, `joined` all texts of those that have several."""
+    """The pieces of an epoch: `rows` holds the first text of each, `joined` all texts of pieces with several."""
 
     rows: np.ndarray
     joined: dict[int, tuple[int, ...]]
@@ -130,7 +132,7 @@ class _Drawn(NamedTuple):
     change: np.ndarray
 
     def pieces(self, numbers: np.ndarray) -> list[Piece]:
-        """Those of some numbers."""
+        """Makes the pieces with these numbers."""
         columns = (
             column[numbers].tolist() for column in (self.rows, self.start, self.length, self.prompt, self.change)
         )
@@ -174,7 +176,7 @@ def _drawn(order: np.ndarray, lengths: np.ndarray, mixture: Mixture, rng: np.ran
 def _joined(
     rows: list[int], lengths: list[int], limit: int, rng: np.random.Generator
 ) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Texts joined until they have the tokens that were drawn for them, and the lengths to which they are cut."""
+    """Joins texts until each input has its drawn number of tokens; returns them and the lengths to cut them to."""
     made: list[tuple[int, ...]] = []
     cut: list[int] = []
     texts: list[int] = []
@@ -193,9 +195,9 @@ def _joined(
 
 
 def _filled_up(left: np.ndarray, lengths: np.ndarray, budget: int, around: int) -> np.ndarray:
-    """What is left of an epoch, the shortest inputs; where it is less than half a batch, with the next longer ones.
+    """Makes the last batch of the shortest inputs; if that is less than half a batch, adds the next longer inputs.
 
-    They are then seen twice. A batch of a few words would weigh as much as any other.
+    The added inputs are seen twice. Without them, a batch of a few words would weigh as much as any other.
     """
 
     def fits(count: int, length: int) -> bool:
@@ -213,7 +215,7 @@ def _filled_up(left: np.ndarray, lengths: np.ndarray, budget: int, around: int) 
 
 
 def _cut(chunk: np.ndarray, lengths: np.ndarray, budget: int, around: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Groups of like length with at most `budget` padded tokens (but at least one input), and what is left over."""
+    """Cuts inputs into groups of similar length with at most `budget` padded tokens, or one input; and the rest."""
     wide = lengths[chunk] + around
     groups = by_length(wide, budget)
     last = groups.pop()

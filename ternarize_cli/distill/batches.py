@@ -1,8 +1,8 @@
-"""The batches that a run sees, one after the other, made ahead.
+"""Prepares the batches of a run ahead of training, in order.
 
-Texts are token ids already, and threads put them together. To decode and resize an image holds Python's lock much of
-the time, and torch gives every thread a team of threads of its own. So images for a GPU are made by processes with one
-thread each, torch's DataLoader. They are forked: they share what is read of the images, start at once, and never touch
+Texts are token ids already, and threads put them together. Decoding and resizing an image holds Python's lock much of
+the time, and torch starts a team of threads for every thread. So images for a GPU are prepared by processes with one
+thread each, those of torch's DataLoader. They are forked: they share the opened images, start at once, and never use
 the GPU.
 """
 
@@ -37,10 +37,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Batches:
-    """Steps of one or more batches each, from the present position on; `go_to` sets it.
+    """The steps of a run, each of one or more batches, from the present position on; `go_to` sets the position.
 
     Attributes:
-        epoch, position: where the run is; `position` counts batches.
+        epoch: number of the present epoch.
+        position: number of batches of this epoch that the run has seen.
     """
 
     def __init__(
@@ -53,13 +54,16 @@ class Batches:
         *,
         processes: int | None = None,
     ) -> None:
-        """Batches from the beginning.
+        """Starts at the beginning of the first epoch.
 
         Args:
-            corpus, sources, training: what is seen, and how.
+            corpus: the training data.
+            sources: the weights of its sources.
+            training: settings of the training.
             on: the accelerator.
-            vectors: the teacher's `[prompts, texts, dim]`, if they are known already.
-            processes: how many make batches; 0: threads do; None: for images on a GPU as many as there are CPUs.
+            vectors: the teacher's embeddings `[prompts, texts, dim]`, if they are known already.
+            processes: number of processes that prepare batches; 0 uses threads; None takes as many as there are CPUs
+                for images on a GPU.
         """
         self._corpus, self._training, self._on, self._vectors = corpus, training, on, vectors
         self._lengths = corpus.lengths
@@ -71,29 +75,29 @@ class Batches:
         self.go_to(0, 0)
 
     def go_to(self, number: int, position: int) -> None:
-        """Takes up epoch `number` at a batch."""
+        """Moves to batch `position` of epoch `number`."""
         self.epoch, self.position = number, position
         self._plan = self._planned(number)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self._plan)
 
     def few(self) -> dict[str, Any]:
-        """A batch of up to three inputs."""
+        """Makes a batch of up to three inputs."""
         return self._made(self._plan[0][:3])
 
     def heaviest(self) -> Iterator[dict[str, Any]]:
-        """Of this epoch the batch with the longest inputs and the one with most inputs."""
+        """Makes the two batches of this epoch with the longest inputs and with the most inputs."""
         for pieces in (self._plan.longest(), self._plan.largest()):
             yield self._made(self._mine(pieces))
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """The batches of each step, without end.
+        """Yields the batches of each step, without end.
 
         Raises:
             DataError: an image can't be decoded; the message names it.
-            RuntimeError: a process that makes batches was killed; a container may have too little shared memory.
+            RuntimeError: a process that prepares batches was killed; a container may have too little shared memory.
         """
         places: deque[tuple[int, int]] = deque()
         pieces = self._pieces(places)
@@ -106,7 +110,7 @@ class Batches:
                 group = []
 
     def _pieces(self, places: deque[tuple[int, int]]) -> Iterator[list[Piece]]:
-        """What batches are made of, from the present position on; `places` gets where the run is after each."""
+        """Yields the pieces of each batch from the present position on; appends the position after it to `places`."""
         number, first, plan = self.epoch, self.position, self._plan
         with ThreadPoolExecutor(1) as planner:
             while True:
@@ -134,7 +138,7 @@ class Batches:
             multiprocessing_context="fork",
             pin_memory=self._cuda,
             worker_init_fn=_serve,
-            generator=torch.Generator(),  # torch's own would go on by a number, and not where a run is resumed
+            generator=torch.Generator(),  # torch's own generator would not be restored on resuming
         )
         with _handler_of_children():
             for made in _forked(loader):
@@ -150,7 +154,7 @@ class Batches:
         return pieces[self._on.process_index :: self._on.num_processes] or pieces[:1]
 
     def _made(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """The features of a batch; for CUDA in widths that come again."""
+        """Makes the features of a batch; for CUDA, pads them to one of few lengths."""
         made = self._corpus.features(pieces, even=self._cuda)
         if self._vectors is not None:
             prompts, rows = zip(*((piece.prompt, piece.rows[0]) for piece in pieces), strict=True)
@@ -158,7 +162,7 @@ class Batches:
         return made
 
     def _pinned(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """The same, for CUDA in memory that is copied at once."""
+        """Makes the features of a batch; for CUDA, in pinned memory, which is copied without waiting."""
         made = self._made(pieces)
         if not self._cuda:
             return made
@@ -166,7 +170,7 @@ class Batches:
 
 
 class _Made(Dataset[dict[str, Any] | TernarizeError]):
-    """Batches by what they are made of. Errors are returned: a DataLoader would put a traceback into the message."""
+    """Maps the pieces of a batch to its features. Returns errors, since a DataLoader adds a traceback to messages."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
@@ -179,7 +183,7 @@ class _Made(Dataset[dict[str, Any] | TernarizeError]):
 
 
 def _processes(on: Any) -> int:
-    """How many processes make batches for one that trains; 0 where there is no fork that is safe."""
+    """Chooses how many processes prepare batches for one that trains; 0 where fork is missing or unsafe."""
     if sys.platform != "linux":
         return 0
     return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // on.num_processes))
@@ -187,10 +191,10 @@ def _processes(on: Any) -> int:
 
 @contextmanager
 def _handler_of_children() -> Iterator[None]:
-    """Puts back what handled SIGCHLD: a DataLoader leaves its own handler behind.
+    """Restores the handler of SIGCHLD, since a DataLoader leaves its own handler behind.
 
     Python's handlers run on the signal stack, which libraries with stacks of their own (OpenVINO) may leave unmapped.
-    Then the end of any child process would be the end of this one.
+    Then the end of any child process would crash this process.
     """
     before = signal.getsignal(signal.SIGCHLD)
     try:
@@ -201,10 +205,10 @@ def _handler_of_children() -> Iterator[None]:
 
 
 def _forked(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader's processes make.
+    """Yields the batches that a loader's processes prepare.
 
-    They leave alone what the collector might find of this process's objects: some own threads (sessions of ONNX Runtime
-    do), which a fork has not, and to wait for one of those has no end.
+    The garbage collector of these processes skips objects of this process: some own threads (sessions of ONNX Runtime),
+    which a fork does not have, and waiting for such a thread would never end.
     """
     gc.collect()
     gc.freeze()
@@ -215,7 +219,9 @@ def _forked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _serve(worker: int) -> None:
-    """Ignores what reaches all processes of a terminal: the one that trains ends this one, or its death does."""
+    """Ignores signals of the terminal: the training process ends this process, or its death does."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a process left over would hold the output's lock
+    ctypes.CDLL(None).prctl(
+        _PR_SET_PDEATHSIG, signal.SIGKILL
+    )  # a process that outlived it would hold the output's lock

@@ -1,9 +1,9 @@
-"""What distillation keeps on disk: checkpoints to resume from, and the trained tensors.
+"""Writes and reads checkpoints of a distillation, and writes the trained tensors.
 
 .NAME.partial/
-  state.pt        the last checkpoint (tensors and plain values only) after its sha256; replaced atomically
+  state.pt        its sha256, then the last checkpoint (tensors and plain values only); replaced atomically
   metrics.jsonl   one line per reading of the losses
-  start/          the student, where it was converted on the fly
+  start/          the student, if it was converted for this run
 """
 
 import hashlib
@@ -32,19 +32,19 @@ _MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every")
 
 
 def key(models: Iterable[Path], training: Training, *others: object) -> str:
-    """What must be equal for a run to be resumed: models, settings but for budget and learning rate, and `others`."""
+    """Hashes what must be equal to resume a run: models, settings except budget and learning rate, and `others`."""
     settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
     parts = [*map(files.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def has_checkpoint(partial: Path) -> bool:
-    """Whether a partial folder holds something to resume from."""
+    """Whether a partial folder holds a checkpoint to resume from."""
     return (partial / STATE).is_file()
 
 
 def save(partial: Path, run: str, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; killed on the way, the one before it stays."""
+    """Writes a checkpoint; if the process is killed meanwhile, the checkpoint before stays."""
     made = io.BytesIO()
     torch.save({"key": run, "revision": REVISION, **state}, made)
     with files.atomic_file(partial / STATE, force=True) as path, path.open("wb") as stream:
@@ -56,7 +56,7 @@ def load(partial: Path, run: str) -> dict[str, Any]:
     """Reads the checkpoint in a partial folder; its tensors are on the CPU.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another run or of a version that trains otherwise.
+        CheckpointError: the checkpoint is missing, damaged, of another run, or of a version that trains differently.
     """
     path = partial / STATE
     if not has_checkpoint(partial):
@@ -79,7 +79,7 @@ def load(partial: Path, run: str) -> dict[str, Any]:
 
 
 def write_tensors(part: Part, output: Path, trained: nn.Module) -> None:
-    """Writes the trained tensors of a part under the names and into the shards of the checkpoint they came from."""
+    """Writes the trained tensors of a part, with the names and in the shards of the checkpoint that they came from."""
     state = trained.state_dict()
     writer = weights.ShardWriter(output / part.subfolder)
     with weights.open_shards(part.path) as shards:
@@ -93,7 +93,7 @@ def write_tensors(part: Part, output: Path, trained: nn.Module) -> None:
 
 
 def replace_contents(folder: Path, made: Path) -> None:
-    """Leaves in `folder` what lies in its subfolder `made`, and nothing else."""
+    """Replaces the contents of `folder` by those of its subfolder `made`."""
     for path in folder.iterdir():
         if path != made:
             files.remove(path)

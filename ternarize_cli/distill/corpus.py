@@ -1,6 +1,6 @@
-"""Data to train on, ready to become features: texts as token ids, or images.
+"""Makes features of training data: texts as token ids, or images.
 
-Either makes the features of any list of `order.Piece`, so training sees one kind of thing.
+Both make the features of any list of `batch_sampler.Piece`, so training needs to know only one interface.
 """
 
 import hashlib
@@ -26,42 +26,42 @@ _SMALLEST_CROP = 0.8
 
 
 class Corpus(Protocol):
-    """Data to train on."""
+    """The interface of training data."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text or image, without special ones."""
+        """Number of tokens of each text, without special tokens, or 1 for each image: int `[items]`."""
 
     @property
     def sources(self) -> np.ndarray:
-        """The number of the source of each."""
+        """The number of the source of each text or image: int `[items]`."""
 
     @property
     def limit(self) -> int:
-        """Tokens of an input, without special ones and prompts."""
+        """The most tokens of an input, without special tokens and prompt."""
 
     @property
     def around(self) -> int:
-        """Special tokens of an input and those of its prompt, at most."""
+        """The most special tokens and tokens of a prompt that an input can have."""
 
     @property
     def digest(self) -> str:
-        """A hash of what it holds."""
+        """A hash of the data."""
 
     @property
     def prompts(self) -> int:
-        """How many prompts there are."""
+        """The number of prompts."""
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What the encoder takes, once it is on the device and went through `pixels.finished`.
+        """Makes the encoder's features, which still need to be moved to the device and finished (`pixels.finished`).
 
         Args:
             pieces: the inputs of a batch.
-            even: pad texts to `length_buckets.width_of` their longest.
+            even: pad texts to `length_buckets.width_of` the longest.
         """
 
     def take(self, rows: Sequence[int]) -> "Corpus":
-        """Some of the texts or images."""
+        """Selects some of the texts or images."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,13 @@ class TextCorpus:
     """Tokenised texts.
 
     Attributes:
-        ids: int32 `[tokens]` of each, without special tokens.
-        sources: int `[texts]`.
-        heads: for each prompt what comes before a text: special tokens and prompt.
-        tail: the special tokens after it.
-        limit: tokens of an input, without those.
-        pad, left: the id for padding, and whether it comes before the text.
+        ids: for each text, its ids without special tokens, int32 `[tokens]`.
+        sources: the number of each text's source, int `[texts]`.
+        heads: for each prompt, the ids before a text: special tokens and prompt.
+        tail: the ids of the special tokens after a text.
+        limit: the most tokens of an input, without head and tail.
+        pad: the id for padding.
+        left: whether padding comes before the text.
     """
 
     ids: Sequence[np.ndarray] = field(repr=False)
@@ -114,11 +115,11 @@ class TextCorpus:
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """Where each text begins in `_flat`."""
+        """The position in `_flat` at which each text begins."""
         return np.cumsum(self.lengths) - self.lengths
 
     def _bodies(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of pieces, without special ones, one after the other, and how many each has."""
+        """Concatenates the tokens of pieces, without special tokens; also returns how many each has."""
         starts = np.array([piece.start for piece in pieces])
         wanted = np.array([piece.length for piece in pieces])
         if all(len(piece.rows) == 1 for piece in pieces):
@@ -131,9 +132,9 @@ class TextCorpus:
         return np.concatenate(cut), np.array([len(ids) for ids in cut])
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """input_ids and attention_mask, int64 `[pieces, tokens]`.
+        """Makes input_ids and attention_mask, int64 `[pieces, tokens]` each.
 
-        Of pieces to be changed up to three tenths of the tokens become others of the corpus, frequent ones more often.
+        In pieces to be changed, up to 30% of the tokens are replaced by random tokens of the corpus, by frequency.
         """
         heads = np.array([len(self.heads[piece.prompt]) for piece in pieces])[:, None]
         flat, sizes = self._bodies(pieces)
@@ -166,7 +167,7 @@ class TextCorpus:
 
 @dataclass(frozen=True)
 class ImageCorpus:
-    """Images of one or several sources, one after the other, and what prepares them for the encoder."""
+    """Images of one or several sources, in order, and the function that prepares them for the encoder."""
 
     parts: Sequence[Images]
     chosen: np.ndarray
@@ -177,7 +178,7 @@ class ImageCorpus:
 
     @property
     def lengths(self) -> np.ndarray:
-        """As `Corpus`: an image counts as one."""
+        """Returns 1 for each image: int `[images]`."""
         return np.ones(len(self.chosen), dtype=np.int64)
 
     @property
@@ -187,15 +188,15 @@ class ImageCorpus:
 
     @property
     def digest(self) -> str:
-        """As `Corpus`: by the images' names and places, not their pixels."""
+        """A hash of the images' names and positions, without their pixels."""
         names = "\n".join(f"{part.path} {name}" for part in self.parts for name in part.ids)
         return hashlib.sha256(names.encode(errors="backslashreplace") + self.chosen.tobytes()).hexdigest()
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
-        """What `pixels.preparation` makes, such as pixel_values `[images, 3, height, width]`.
+        """Makes the features of `pixels.preparation`, such as pixel_values `[images, 3, height, width]`.
 
-        Of an image that is to be changed a part, at least four fifths of each side, is made as large as the whole, and
-        every other one is mirrored.
+        An image to be changed is cropped to at least four fifths of each side and resized to its old size; every other
+        one is mirrored.
         """
         ends = self._ends()
         images = []
@@ -215,7 +216,7 @@ class ImageCorpus:
 
 
 def _changed(image: "Image", seed: int) -> "Image":
-    """A part of an image, or of its mirror image, made as large as the whole: not every processor resizes."""
+    """Crops an image or its mirror image, and resizes the crop to the old size, because not every processor resizes."""
     from PIL import Image, ImageOps
 
     rng = np.random.default_rng(seed)

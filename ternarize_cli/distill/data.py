@@ -1,6 +1,6 @@
-"""What a student trains on: texts as token ids, or images, from any mixture of sources.
+"""Reads the training data of a student, texts or images, from any mixture of sources.
 
-Texts are tokenised once, before training, and held as ids; images are decoded when their batch comes up.
+Texts are tokenised once, before training, and held as ids; images are decoded when their batch is prepared.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,13 +34,13 @@ _UNKNOWN = 1 / 3
 
 @dataclass(frozen=True)
 class Sources:
-    """Where training data comes from.
+    """The sources of training data.
 
     Attributes:
-        paths: files, folders, hub datasets, `-`: all texts, or all images.
-        weights: how often each is seen, relative to its size; None: every text once an epoch.
-        most: at most so many texts or images from one source.
-        held_out: set aside for the live metric: at most so many, and about a tenth.
+        paths: files, folders, hub datasets or `-`; all hold texts, or all hold images.
+        weights: how often each source is seen, relative to its size; None sees every text once an epoch.
+        most: the most texts or images to take from one source.
+        held_out: the most texts or images to hold out for the metric during training, and about a tenth of all at most.
     """
 
     paths: Sequence[str | Path]
@@ -68,19 +68,20 @@ def read_corpus(
     seed: int,
     track: Track = silent,
 ) -> tuple[Corpus, Corpus]:
-    """Reads all sources, drops texts that are there twice, and sets some aside: (training, held out).
+    """Reads all sources, drops duplicate texts, and holds some out; returns the training data and the held-out data.
 
     Args:
-        encoder: whose tokenizer or image processor is used.
-        folder: it was loaded from here.
-        sources: where from.
-        max_length: tokens of an input; None: the model's own limit, or 512.
-        seed: draws what is held out, and from hub datasets.
+        encoder: the model whose tokenizer or image processor is used.
+        folder: the folder that the model was loaded from.
+        sources: the sources.
+        max_length: the most tokens of an input; None takes the model's limit, at most 512.
+        seed: seed for choosing held-out data, and for drawing from hub datasets.
+        track: reports progress.
 
     Raises:
         DataError: a source can't be read, the texts don't fit in memory, or there are fewer than 20 different texts
             or images.
-        CheckpointError: the model does not read them.
+        CheckpointError: the model does not read texts, or images.
     """
     if modality_of_sources(folder, sources.paths, stdin=True) == "image":
         return _split(_images(encoder, sources, seed), sources, seed, "images")
@@ -127,7 +128,7 @@ def _tokenised(
     if limit <= longest:
         raise InputError(
             f"texts of {limit} tokens have no room beside {longest} for special tokens and prompts",
-            hint="a larger --max-length",
+            hint="choose a larger --max-length",
         )
     ids: list[np.ndarray] = []
     sources: list[int] = []
@@ -160,7 +161,7 @@ def _bare(tokenizer: Any, texts: Iterable[str]) -> list[np.ndarray]:
 
 
 def _special(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The special tokens before and after a text."""
+    """Finds the ids of the special tokens before and after a text."""
     text = "a"
     whole, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
     starts = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
@@ -178,7 +179,7 @@ def _images(encoder: "SentenceTransformer", sources: Sources, seed: int) -> Imag
 def mixture_of(
     corpus: Corpus, sources: Sources, joined: float, changed: float = 0.0, *, windows: bool = True
 ) -> Mixture:
-    """How the inputs of an epoch are drawn from a corpus."""
+    """Makes the settings for drawing the inputs of an epoch from a corpus."""
     return Mixture(
         corpus.limit,
         corpus.around,

@@ -1,4 +1,4 @@
-"""Data set aside from training: how near the student is to its teacher there."""
+"""Measures on held-out data how near the student is to its teacher."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +19,19 @@ _BATCH = 32
 
 
 class HeldOut:
-    """Held-out texts or images. Each process makes a part of the embeddings, and all have all of them."""
+    """Held-out texts or images. Each process computes a part of the embeddings, and all processes get all of them."""
 
     def __init__(self, pair: Pair, corpus: Corpus, on: Any, group: Any = None) -> None:
-        """Embeds them by the teacher, texts behind its first prompt.
+        """Computes the teacher's embeddings of the held-out data, of texts with its first prompt.
 
-        `on` is the accelerator, `group` joins its processes, CPU to CPU.
+        Args:
+            pair: student and teacher.
+            corpus: the held-out data.
+            on: the accelerator.
+            group: the process group that connects the CPUs of all processes.
 
         Raises:
-            TernarizeError: the teacher gives embeddings that are not numbers.
+            TernarizeError: the teacher gives embeddings that are not finite.
         """
         self._pair, self._corpus, self._on, self._group = pair, corpus, on, group
         self._taught = self._vectors(pair.teacher_outputs)
@@ -37,7 +41,7 @@ class HeldOut:
             )
 
     def look(self) -> tuple[float, float]:
-        """Mean cosine to the teacher, and agreement of similarities (`Progress`), as the packed student will be."""
+        """Measures the student in eval mode, as packed: mean cosine to the teacher, and agreement of similarities."""
         modes = {module: module.training for module in self._pair.student.modules()}
         self._pair.student.eval()
         learnt = self._vectors(self._pair.student_outputs)
@@ -47,7 +51,7 @@ class HeldOut:
 
     @torch.no_grad()
     def _vectors(self, outputs: Callable[[dict[str, Any]], Outputs]) -> Tensor:
-        """Unit embeddings, `[n, dim]`, in the same order whoever makes them."""
+        """Computes embeddings of length 1, `[n, dim]`, in one order for any number of processes."""
         made = [torch.empty(0, self._pair.student.get_embedding_dimension() or 0)]
         lengths = self._corpus.lengths.clip(max=self._corpus.limit)
         rows = self._corpus.lengths.argsort(kind="stable").tolist()
@@ -65,7 +69,7 @@ class HeldOut:
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation between the similarities of all pairs, `[n, dim]` twice."""
+    """Spearman's correlation between the similarities of all pairs in `a` and in `b`, `[n, dim]` each."""
     rows, columns = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
     ranks = [(x @ x.T)[rows, columns].argsort().argsort().double() for x in (a, b)]
     if len(ranks[0]) < 2:

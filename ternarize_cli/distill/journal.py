@@ -1,4 +1,4 @@
-"""A run's record: metrics.jsonl while it goes on, and what the model card says of it."""
+"""Records a run: metrics.jsonl during the run, and a section of the model card at its end."""
 
 import json
 import math
@@ -21,10 +21,10 @@ _CARD = "## How this student was trained"
 
 
 class Journal:
-    """Appends readings to metrics.jsonl, at most about 2,000 over a run, and all that looked at held-out data."""
+    """Appends readings to metrics.jsonl: about 2,000 at most over a run, and all with held-out metrics."""
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
-        """Opens the journal; readings of an earlier run from after the step it is resumed at are dropped."""
+        """Opens the journal, and drops readings of an earlier run after the step at which it is resumed."""
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_at] if resumed_at else []
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -33,7 +33,7 @@ class Journal:
         self._looked: tuple[float | None, float | None] | None = None
 
     def add(self, progress: Progress) -> None:
-        """Writes a reading, if it is time for one."""
+        """Writes a reading, if one is due."""
         looked = progress.cosine, progress.agreement
         if progress.done < self._next and looked == self._looked:
             return
@@ -45,7 +45,7 @@ class Journal:
 
     @staticmethod
     def finish(partial: Path, made: Path, record: Mapping[str, Any]) -> None:
-        """Puts the metrics and a model card into the folder that was made."""
+        """Puts the metrics and a model card into the folder of the trained model."""
         (partial / METRICS).rename(made / METRICS)
         card = made / "README.md"
         text = read_bytes(card).decode(errors="replace") if card.is_file() else ""
@@ -56,7 +56,7 @@ class Journal:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The readings of a metrics.jsonl; a line that a kill cut off is left out."""
+    """Reads the readings of a metrics.jsonl; leaves out a line that a kill cut off."""
     if not path.is_file():
         return []
     lines = []

@@ -1,7 +1,7 @@
-"""`distill`: from two model folders and data to a trained ternary checkpoint.
+"""Distils a teacher into a ternary student, from two model folders and data to a trained checkpoint.
 
-Work is done in the output's partial folder, where a checkpoint is kept beside the metrics; a run that was killed or
-stopped goes on from there with `resume`. Under `accelerate launch` every process trains and the first one writes.
+The run works in the output's partial folder, which holds its checkpoint and metrics; with `resume` it goes on from
+there after it was killed or stopped. Under `accelerate launch` every process trains, and the first one writes.
 """
 
 import json
@@ -44,16 +44,20 @@ __all__ = ["DistillReport", "distill"]
 
 @dataclass(frozen=True)
 class DistillReport:
-    """What training achieved.
+    """The results of a training run.
 
     Attributes:
-        steps, texts, seconds: how long it took, over all runs; `texts` counts texts or images with repetition.
-        cosine_before, cosine_after: mean cosine between student (eval mode, as packed) and teacher, held-out data.
-        agreement_before, agreement_after: rank correlation (Spearman) of student's and teacher's similarities there.
-        held_out: number of held-out texts or images; training_texts: of different ones to train on.
+        steps: number of optimiser steps, over all runs.
+        texts: number of texts or images seen, with repetition, over all runs.
+        seconds: seconds of training, over all runs.
+        cosine_before, cosine_after: mean cosine between student (eval mode, as packed) and teacher on held-out data.
+        agreement_before, agreement_after: rank correlation (Spearman) of student's and teacher's similarities on
+            held-out data.
+        held_out: number of held-out texts or images.
+        training_texts: number of different texts or images for training.
         losses: the last smoothed loss parts.
-        batch_size, accumulate: as used; `Training.auto_batch` may have made batches smaller.
-        resumed_at: the step from which an earlier run was taken up; 0 if none was.
+        batch_size, accumulate: the values that were used; `Training.auto_batch` may have made batches smaller.
+        resumed_at: the step at which an earlier run was resumed; 0 if none was.
     """
 
     steps: int
@@ -90,26 +94,31 @@ def distill(
     """Trains the ternary checkpoint `student` and writes the result to `output`, atomically.
 
     Args:
-        student: a ternary checkpoint, or a full-precision model, which is converted by the recipe's rule.
-        teacher: the full-precision model it came from.
-        sources: training data; a part is held out.
+        student: a ternary checkpoint, or a full-precision model, which is first converted by the recipe's rule.
+        teacher: the full-precision model that the student was converted from.
+        sources: the training data, of which a part is held out.
         output: the folder to write; tensors keep the student's names.
         training: budget and hyper-parameters.
-        packed: pack the trained student, with the default codec, instead of writing a checkpoint that trains on.
-        cache: keep the teacher's embeddings in this folder; for losses of embeddings only, and texts as they are.
-        resume: go on from the checkpoint that an earlier run to this output left.
-        device, threads: as `loading.load_encoder`.
+        packed: pack the trained student with the default codec, instead of writing a checkpoint that can be trained on.
+        cache: a folder in which to keep the teacher's embeddings; only for losses of embeddings, without joined texts.
+        resume: go on from the checkpoint that an earlier run with this output left.
+        force: replace an existing output.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
         on_step: called after steps, in the main process.
-        track: progress of reading.
+        track: reports progress of reading.
 
     Raises:
         CheckpointError: the student is packed, teacher and student don't match, or the checkpoint to resume from is
-            missing, damaged, or of a run with other settings or by a version that trains otherwise.
-        DataError, InputError: as `data.read_corpus` and `Trainer`.
-        TernarizeError: the loss stopped being finite (the last checkpoint stays), or the teacher's vectors are not.
-        KeyboardInterrupt: interrupted by Ctrl-C, or a signal that `signals.listen` listens for; a checkpoint was
-            written.
-        OutputError, OutputExistsError: the output can't be written.
+            missing, damaged, of a run with other settings, or of a version that trains differently.
+        DataError: a source can't be read, or there are fewer than 20 different texts or images.
+        InputError: options contradict each other, or the GPU's memory does not hold a batch.
+        TernarizeError: the loss stopped being finite (the last checkpoint stays), or the teacher's vectors are not
+            finite.
+        KeyboardInterrupt: the run was interrupted by Ctrl-C, or by a signal that `signals.listen` listens for; a
+            checkpoint was written.
+        OutputExistsError: the output exists, and `force` is false.
+        OutputError: the output can't be written.
     """
     from accelerate import Accelerator
 
@@ -150,7 +159,7 @@ def distill(
         vectors = _known_vectors(cache, on, pair, corpus, teacher, track) if cache else None
         artifact = checkpoint.artifact_of(started_from)
         settle = artifact is not None and artifact.calibration is not None
-        # what processes tell each other beside gradients goes from CPU to CPU: to read it from a GPU is to wait for it
+        # messages between processes, except gradients, go from CPU to CPU: reading them from a GPU would wait for it
         group = torch.distributed.new_group(backend="gloo") if on.num_processes > 1 else None
         watched = HeldOut(pair, held, on, group)
         while True:
@@ -169,7 +178,7 @@ def distill(
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         _train(trainer, partial, key, journal, on_step)
         if not trainer.is_finite():
-            raise TernarizeError("the weights are not finite, or too large", hint="a lower --learning-rate")
+            raise TernarizeError("the weights are not finite, or too large", hint="choose a lower --learning-rate")
         after = trainer.held_out()
         report = DistillReport(
             steps=trainer.step,
@@ -189,18 +198,18 @@ def distill(
         if on.is_main_process:
             _write(partial, started_from, teacher, pair, training, report, sources, packed, on.num_processes)
         on.wait_for_everyone()
-    if on.num_processes > 1:  # a process that ends while another has NCCL's communicator open may wait for ever
+    if on.num_processes > 1:  # a process that ends while another has NCCL's communicator open may never end
         on.end_training()
     return report
 
 
 def _check_cacheable(kind: str, training: Training) -> None:
     if kind == "image":
-        raise InputError("embeddings of images are not cached", hint="leave --cache-teacher out")
+        raise InputError("embeddings of images can't be cached", hint="leave out --cache-teacher")
     of_states = [name for name in training.parts if name in OF_STATES]
     if of_states:
         raise InputError(
-            f"only embeddings are cached, and {', '.join(of_states)} compares hidden states",
+            f"only embeddings can be cached, and {', '.join(of_states)} compares hidden states",
             hint=" ".join(f"--loss {name}=0" for name in of_states),
         )
     if training.share_joined:
@@ -228,9 +237,9 @@ def _check(student: Path, teacher: Path) -> None:
 
 @contextmanager
 def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume: bool) -> Iterator[Path]:
-    """The partial folder. Only the main process makes it and puts it in place; the others use it.
+    """Yields the partial folder. The main process makes it and moves it into place; the others only use it.
 
-    A run that fails leaves it only if it holds a checkpoint.
+    If the run fails, the folder is kept only if it holds a checkpoint.
     """
     partial = files.partial_path(output)
     if on.is_main_process:
@@ -255,10 +264,10 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
 def _train(
     trainer: Trainer, partial: Path, key: str, journal: Journal | None, on_step: Callable[[Progress], None]
 ) -> None:
-    """Trains, with a checkpoint now and then and when it is interrupted.
+    """Trains, and writes a checkpoint now and then and on an interrupt.
 
     Raises:
-        KeyboardInterrupt: it was interrupted.
+        KeyboardInterrupt: the training was interrupted.
     """
     last = time.monotonic()
 
@@ -291,9 +300,9 @@ def _write(
     packed: bool,
     processes: int,
 ) -> None:
-    """The trained checkpoint, or its packed form, in the partial folder, in place of what training needed there."""
+    """Writes the trained checkpoint, or its packed form, and replaces the partial folder's contents by it."""
     made = partial / "trained"
-    for left in (made, partial / "packed"):  # by a run that was killed while it wrote
+    for left in (made, partial / "packed"):  # left by a run that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
     made.mkdir()
     checkpoint.copy_companions(student, made)

@@ -1,7 +1,6 @@
-"""What the student is asked to match, as recipes registered by name.
+"""The losses of distillation, and recipes of weighted losses, registered by name.
 
-A recipe weighs loss parts; a part compares the outputs of student and teacher on the same batch. All of them leave
-padding out.
+A recipe weighs loss parts. A part compares the outputs of student and teacher for one batch; all parts ignore padding.
 
     output       mean squared error of the final token embeddings: arXiv 2411.15438, eq. 6
     hidden       relative squared error of every layer's hidden states, Σ‖s−t‖² / Σ‖t‖², averaged over layers, so that
@@ -41,7 +40,7 @@ __all__ = [
 ]
 
 REVISION = 3
-"""Counts changes of what the recipes mean: a run does not go on under another (`checkpointing`)."""
+"""Version of the recipes' meaning: a run can't be resumed under another version (`checkpointing`)."""
 _TEMPERATURE = 0.05
 _HEAD = 64
 _SAME = 0.995
@@ -50,10 +49,10 @@ _NEVER = -1e9
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an encoder gives for a batch.
+    """The outputs of an encoder for a batch.
 
     Attributes:
-        hidden: one `[batch, tokens, dim]` per layer, in order. Empty if a model gives none.
+        hidden: hidden states, one `[batch, tokens, dim]` per layer, in order; empty if the model gives none.
         pooled: `[batch, dim]` embeddings.
         mask: `[batch, tokens]`, 1 for real tokens.
     """
@@ -65,18 +64,18 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained.
+    """Settings for training a student.
 
     Attributes:
         parts: weight of each part of the loss, by its name in `PARTS`.
-        rule, granularity: of the scheme, where a full-precision student is converted on the fly.
-        queue: embeddings of earlier batches that *similarity* compares with.
-        joined: share of tokens in joined texts (`order.Mixture`).
-        tables: learning rate of embedding tables, relative to that of everything else; 0: they do not train. Adam
-            moves the row of a rare token by many times the rate whenever it comes up, hence a small one.
-        changed: share of inputs that are changed (`order.Mixture`).
-        settle: how far from their codes the weights of a calibrated student may start, in scales
-            (`layers.TernaryLinear.settle`).
+        rule, granularity: settings of the scheme by which a full-precision student is converted.
+        queue: number of embeddings of earlier batches that *similarity* compares with.
+        joined: share of tokens in joined texts (`batch_sampler.Mixture`).
+        tables: learning rate of embedding tables, relative to that of all other weights; 0 does not train them. It is
+            small because Adam moves the row of a rare token by many times the rate whenever the token occurs.
+        changed: share of inputs that are changed (`batch_sampler.Mixture`).
+        settle: the largest distance of a calibrated student's weights from their codes at the start, in scales
+            (`TernaryLinear.settle`).
     """
 
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -89,10 +88,10 @@ class Recipe:
     settle: float = 0.25
 
     def weighing(self, changes: Mapping[str, float]) -> Mapping[str, float]:
-        """The weights of the parts with some changed; 0 removes one.
+        """The weights of the parts, with `changes` applied; a weight of 0 removes a part.
 
         Raises:
-            InputError: there is no such part, or none is left.
+            InputError: there is no such part, a weight is negative, or no part is left.
         """
         for name, weight in changes.items():
             if name not in PARTS:
@@ -114,18 +113,28 @@ RECIPES: dict[str, Recipe] = {
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over real tokens; `[batch, tokens, dim]` twice and `[batch, tokens]` → scalar."""
+    """Mean squared error over real tokens, a scalar.
+
+    Args:
+        student, teacher: `[batch, tokens, dim]`.
+        mask: `[batch, tokens]`, 1 for real tokens.
+    """
     weight = mask.unsqueeze(-1).to(teacher.dtype)
     return ((student - teacher).square() * weight).sum() / (weight.sum() * teacher.shape[-1])
 
 
 def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Σ‖s−t‖² / Σ‖t‖² over real tokens; shapes as `masked_mse`. The teacher gets no gradient."""
+    """Relative squared error Σ‖s−t‖² / Σ‖t‖² over real tokens, a scalar. The teacher gets no gradient.
+
+    Args:
+        student, teacher: `[batch, tokens, dim]`.
+        mask: `[batch, tokens]`, 1 for real tokens.
+    """
     return _RelativeError.apply(student, teacher, mask)
 
 
 class _RelativeError(torch.autograd.Function):
-    """Three kernels where autograd would start thirty."""
+    """The relative error with its own gradient, in three kernels, where autograd would start thirty."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -156,12 +165,12 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
 
     Args:
         student, teacher: `[batch, dim]`.
-        queue: `[size, dim]`, unit embeddings by the teacher; both are compared with these, but for those of the same
-            text (recognised by a cosine of nearly 1), which would drown all others, and for rows of zeros: places not
-            filled yet.
+        queue: `[size, dim]`, earlier embeddings of the teacher, of length 1, or None; both are also compared with
+            these. Rows of zeros, which are not filled yet, are left out, as are embeddings of the compared text itself
+            (recognised by a cosine of nearly 1), which would outweigh all others.
 
     Returns:
-        A scalar; 0 where there is nothing to rank.
+        A scalar; 0 if there is nothing to compare with.
     """
     count = len(teacher)
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
@@ -179,7 +188,12 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
 
 
 def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of softmax(hᵢ·hⱼ/√d) over the tokens of a text, per head and token; as `masked_mse`."""
+    """KL(teacher ‖ student) of softmax(hᵢ·hⱼ/√d) over the tokens of a text, averaged over heads and tokens.
+
+    Args:
+        student, teacher: hidden states, `[batch, tokens, dim]`.
+        mask: `[batch, tokens]`, 1 for real tokens.
+    """
 
     def distribution(x: Tensor) -> Tensor:
         x = F.layer_norm(x.float(), x.shape[-1:])
@@ -231,7 +245,7 @@ PARTS: dict[str, Part] = {
 def loss_parts(
     names: Mapping[str, float], student: Outputs, teacher: Outputs, queue: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The parts of the loss, not yet weighed; those of hidden states only if the models give any.
+    """Computes the parts of the loss, without their weights; leaves out those of hidden states if there are none.
 
     Raises:
         InputError: no part is left.

@@ -1,4 +1,4 @@
-"""Student and teacher, side by side: the same features through both, and what the losses compare."""
+"""Runs student and teacher on one batch of features, and collects the outputs that the losses compare."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["TAUGHT", "Pair", "blocks_of"]
 
 _LINEARS = (nn.Linear, Conv1D, PackedLinear)
-TAUGHT = "teacher_embedding"  # among the features: the teacher's embeddings, where they are known already
+TAUGHT = "teacher_embedding"  # key of the features under which the teacher's embeddings are, if they are known
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a transformer repeats, in order: the members of its outermost lists of modules with linears."""
+    """Lists the blocks of a transformer, in order: the members of its outermost lists of modules with linears."""
     found: list[nn.Module] = []
 
     def search(module: nn.Module) -> None:
@@ -32,7 +32,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
             if isinstance(child, nn.ModuleList):
                 members = [m for m in child if any(isinstance(n, _LINEARS) for n in m.modules())]
                 inner = [m for m in members if any(isinstance(n, nn.ModuleList) for n in m.modules())]
-                if inner:  # stages of blocks, as in Swin
+                if inner:  # the list holds stages of blocks, as in Swin
                     for member in members:
                         search(member)
                 else:
@@ -45,7 +45,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 class _Watched:
-    """An encoder whose blocks' outputs are kept while it runs."""
+    """An encoder that keeps the outputs of its blocks when it runs."""
 
     def __init__(self, encoder: "SentenceTransformer") -> None:
         self.encoder = encoder
@@ -86,7 +86,7 @@ class Pair:
     """
 
     def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer", *, tables: bool = False) -> None:
-        """`tables`: whether the student's embedding tables train, too."""
+        """Pairs two encoders; `tables` says whether the student's embedding tables are trained too."""
         self.student, self.teacher = student, teacher
         self._watched = _Watched(student), _Watched(teacher)
         widths = [encoder.get_embedding_dimension() for encoder in (student, teacher)]
@@ -107,7 +107,7 @@ class Pair:
                 module.requires_grad_(tables)
 
     def freeze_idle(self, features: Mapping[str, Any], parts: Mapping[str, float]) -> None:
-        """Freezes parameters that get no gradient from a loss, such as those of a pooler that nobody asks for."""
+        """Freezes parameters that get no gradient from the loss, such as those of an unused pooler."""
         with self.training():
             losses = loss_parts(parts, self.student_outputs(features), self.teacher_outputs(features))
             torch.stack(list(losses.values())).sum().backward()
@@ -118,7 +118,7 @@ class Pair:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The ternary layers train while the body runs; everything else, dropout too, stays as when evaluating."""
+        """Puts the ternary layers into training mode while the body runs; all else stays in eval mode (no dropout)."""
         layers = [m for m in self.student.modules() if isinstance(m, TernaryLinear | SimulatedEmbedding)]
         for layer in layers:
             layer.train()
@@ -129,18 +129,18 @@ class Pair:
                 layer.eval()
 
     def put(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """The features on the student's device, and `pixels.finished` there."""
+        """Moves the features to the student's device, and finishes images there (`pixels.finished`)."""
         device = self.student.device
         moved = {k: v.to(device, non_blocking=True) for k, v in features.items() if isinstance(v, Tensor)}
         return finished({**features, **moved})
 
     def student_outputs(self, features: Mapping[str, Any]) -> Outputs:
-        """What the student makes of features on its device."""
+        """Runs the student on features that are on its device."""
         return self._watched[0]({name: value for name, value in features.items() if name != TAUGHT})
 
     @torch.no_grad()
     def teacher_outputs(self, features: Mapping[str, Any]) -> Outputs:
-        """What the teacher makes of the same, in its own token ids."""
+        """Runs the teacher on the student's features, with ids translated to its own."""
         if TAUGHT in features:
             known = features[TAUGHT].float()
             return Outputs((), known, torch.ones(len(known), 1, device=known.device))
@@ -149,5 +149,5 @@ class Pair:
         return self._watched[1](features)
 
     def linears(self) -> list[tuple[str, TernaryLinear]]:
-        """The student's ternary linears, by name."""
+        """Lists the names and modules of the student's ternary linears."""
         return [(name, m) for name, m in self.student.named_modules() if isinstance(m, TernaryLinear)]

@@ -1,9 +1,9 @@
-"""Images as bytes until they are on the device.
+"""Keeps images as bytes until they are on the device.
 
-An image processor resizes and crops bytes, and then makes floats of them, (byte · rescale_factor - mean) / std. On a
-CPU that takes longer than all the rest, and makes four times as much to copy from process to process and to a GPU. So
-the processor is asked to leave it out, and the device multiplies and adds. It is the same up to the rounding of floats;
-where a processor gives anything else, tried on two images of noise, its floats are used as they are.
+An image processor resizes and crops bytes, and then converts them to floats, (byte · rescale_factor - mean) / std. On a
+CPU this conversion takes longer than all the rest, and makes the data to copy between processes and to a GPU four times
+as large. So the processor leaves it out, and the device multiplies and adds. Results agree up to the rounding of
+floats. If a test on two images of noise shows another result, the processor's own floats are used.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ _ROUNDING = 1e-5
 
 
 def preparation(encoder: "SentenceTransformer") -> "Callable[[Sequence[Image]], dict[str, Any]]":
-    """What makes features of images for an encoder, on the CPU.
+    """Makes the function that turns images into features of an encoder, on the CPU.
 
-    Its pixel_values are uint8 `[images, 3, height, width]`, beside what `finished` needs to make floats of them; or
-    they are what the encoder's own `preprocess` gives.
+    Its pixel_values are uint8 `[images, 3, height, width]`, with the factors that `finished` needs to convert them to
+    floats; or they are those of the encoder's own `preprocess`.
     """
     factors = _factors(encoder[0].processor)
     if factors is None:
@@ -41,7 +41,7 @@ def preparation(encoder: "SentenceTransformer") -> "Callable[[Sequence[Image]], 
 
 
 def finished(features: dict[str, Any]) -> dict[str, Any]:
-    """Features that an encoder takes, with pixel_values as floats, on the device that they are on."""
+    """Converts pixel_values to the floats that an encoder takes, on the device of the features."""
     if _SCALE not in features:
         return features
     scale, shift = features[_SCALE], features[_SHIFT]
@@ -50,7 +50,7 @@ def finished(features: dict[str, Any]) -> dict[str, Any]:
 
 
 def _factors(processor: Any) -> dict[str, Tensor] | None:
-    """By channel, float32 `[1, channels, 1, 1]`; None for a processor that does not both rescale and normalise."""
+    """Factors for each channel, float32 `[1, channels, 1, 1]`; None if a processor does not rescale and normalise."""
     processor = getattr(processor, "image_processor", processor)
     if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
         return None
@@ -63,11 +63,11 @@ def _same(prepare: Callable[..., dict[str, Any]], preprocess: Callable[..., dict
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    sizes = (40, 56, 3), (72, 31, 3)  # of two shapes: one may be padded
+    sizes = (40, 56, 3), (72, 31, 3)  # two shapes, because one may need padding
     noise = [Image.fromarray(rng.integers(256, size=size, dtype=np.uint8)) for size in sizes]
     try:
         made, wanted = prepare(noise), preprocess(noise)
-    except (ValueError, RuntimeError):  # it does not resize, and stacks images of one size only
+    except (ValueError, RuntimeError):  # a processor that does not resize can't stack images of two sizes
         return False
     raw, pixels = made[_PIXELS], wanted[_PIXELS]
     if not isinstance(raw, Tensor) or raw.dtype != torch.uint8 or raw.dim() != 4 or raw.shape != pixels.shape:

@@ -1,4 +1,4 @@
-"""The teacher's embeddings of all training texts, kept on disk for many epochs and many runs."""
+"""Keeps the teacher's embeddings of all training texts on disk, for many epochs and many runs."""
 
 import hashlib
 from pathlib import Path
@@ -18,14 +18,14 @@ _BATCH = 64
 
 
 def cached_vectors(folder: Path, pair: Pair, corpus: Corpus, teacher_hash: str, track: Track = silent) -> np.ndarray:
-    """The teacher's embeddings, float16 `[prompts, texts, dim]`, mapped from a file in `folder` or made and put there.
+    """Gives the teacher's embeddings, float16 `[prompts, texts, dim]`, memory-mapped from a file in `folder`.
 
-    The file's name is a hash of the teacher and of the texts as token ids, so other texts or another teacher never
-    find it.
+    The file is made if it is missing. Its name is a hash of the teacher and of the texts as token ids, so it is never
+    used for other texts or another teacher.
 
     Raises:
-        CheckpointError: the file there is damaged.
-        OutputError: it can't be written.
+        CheckpointError: the file is damaged.
+        OutputError: the file can't be written.
     """
     name = hashlib.sha256(f"{teacher_hash} {corpus.digest}".encode()).hexdigest()[:32]
     path = folder / f"teacher-{name}.npy"

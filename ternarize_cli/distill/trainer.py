@@ -1,8 +1,8 @@
-"""The training loop: student, teacher, data and optimiser, and the state from which it can be taken up again.
+"""The training loop of student, teacher, data and optimiser, and the state from which it can be resumed.
 
-The teacher runs online on the same batch; only the ternary layers are in training mode, so dropout is off everywhere.
-Arithmetic is bfloat16 autocast on CUDA, where batches are replayed as CUDA graphs, and float32 on the CPU. All
-gradients lie in one buffer, which several processes average after the backward pass.
+The teacher runs on every batch together with the student. Only the ternary layers are in training mode, so dropout is
+off everywhere. Arithmetic is bfloat16 autocast on CUDA, where batches are replayed as CUDA graphs, and float32 on the
+CPU. All gradients are in one buffer, which several processes average after the backward pass.
 """
 
 import math
@@ -32,19 +32,19 @@ _LARGEST_GRADIENT = 1.0
 
 
 class _Taught(NamedTuple):
-    """What a batch gave beside gradients: the loss parts, and the teacher's embeddings `[batch, dim]`."""
+    """The results of a batch besides gradients: the loss parts, and the teacher's embeddings `[batch, dim]`."""
 
     parts: dict[str, Tensor]
     pooled: Tensor
 
 
 class Trainer:
-    """Trains a student; `state` and `load_state` let another process go on where this one stopped.
+    """Trains a student; with `state` and `load_state` another process can go on where this one stopped.
 
     Attributes:
-        step: optimiser steps so far.
-        seconds: of training so far, over all runs.
-        count: inputs seen, over all processes.
+        step: number of optimiser steps so far.
+        seconds: seconds of training so far, over all runs.
+        count: number of inputs seen so far, over all processes.
         losses: the last smoothed loss parts.
     """
 
@@ -59,7 +59,17 @@ class Trainer:
         group: Any = None,
         settle: bool = False,
     ) -> None:
-        """`on` is the accelerator, `group` joins its processes, CPU to CPU; `settle`: the student was calibrated."""
+        """Prepares a training run.
+
+        Args:
+            pair: student and teacher.
+            batches: the training data.
+            held: the held-out data.
+            training: budget and hyper-parameters.
+            on: the accelerator.
+            group: the process group that connects the CPUs of all processes.
+            settle: whether the student was calibrated, so that its weights start near their codes.
+        """
         self.pair, self.batches, self.training, self.on = pair, batches, training, on
         self.step = self.count = 0
         self.seconds = 0.0
@@ -91,7 +101,7 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Collects everything that the next step depends on."""
         return {
             "step": self.step,
             "count": self.count,
@@ -107,10 +117,10 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up what `state` gave.
+        """Restores what `state` returned.
 
         Raises:
-            KeyError, ValueError, RuntimeError: it is not this run's.
+            KeyError, ValueError, RuntimeError: the state is of another run.
         """
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
@@ -127,7 +137,7 @@ class Trainer:
     # -- loop ----------------------------------------------------------------------------------------------------------
 
     def run(self, on_step: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> bool:
-        """Spends the budget; False if `stop` ended it early.
+        """Trains until the budget is spent; returns False if `stop` ended the training early.
 
         Raises:
             TernarizeError: the loss stopped being finite.
@@ -181,20 +191,20 @@ class Trainer:
         return bool(told)
 
     def is_finite(self) -> bool:
-        """Whether all weights are numbers, and all scales fit the float16 of the packed format."""
+        """Whether all weights are finite, and all scales fit the float16 of the packed format."""
         largest = torch.finfo(torch.float16).max
         fits = all(bool((scale <= largest).all()) for scale in self._scales)
         return fits and all(bool(p.isfinite().all()) for p in self.parameters)
 
     def _look(self, done: float, now: float) -> None:
-        """Looks at held-out data, unless that would take more than a twentieth of the time."""
+        """Measures the student on held-out data, unless that would take more than a twentieth of the time."""
         self._looked = done
-        if self._agreed(float(now < 20 * self._look_took)):  # processes look together
+        if self._agreed(float(now < 20 * self._look_took)):  # all processes measure together
             return
         self.cosine, self.agreement = self.held_out()
 
     def held_out(self) -> tuple[float, float]:
-        """Mean cosine to the teacher and agreement of similarities on held-out data (`HeldOut.look`)."""
+        """Measures mean cosine to the teacher and agreement of similarities on held-out data (`HeldOut.look`)."""
         started = time.monotonic()
         found = self._held.look()
         self._look_took = time.monotonic() - started
@@ -206,7 +216,7 @@ class Trainer:
         return self.seconds / (60 * (self.training.minutes or math.inf))
 
     def _agreed(self, value: float) -> float:
-        """The main process's value, in all of them."""
+        """Sends the main process's value to all processes, and returns it."""
         if self.on.num_processes == 1:
             return value
         told = torch.tensor([value], dtype=torch.float64)
@@ -227,7 +237,7 @@ class Trainer:
                 smaller = self.training.halved()
                 raise InputError(
                     f"the GPU's memory does not hold a batch of {self.training.batch}",
-                    hint=f"as many inputs a step: --batch-size {smaller.batch} --accumulate {smaller.accumulate}, "
+                    hint=f"keep the inputs of a step: --batch-size {smaller.batch} --accumulate {smaller.accumulate}, "
                     "or --auto-batch",
                 ) from e
             self._push(taught.pooled)
@@ -265,11 +275,11 @@ class Trainer:
             where = f"; {broken} is the first weight that is not finite" if broken else ""
             raise TernarizeError(
                 f"the loss ({bad[0]}) is {self.losses[bad[0]]} after step {self.step}{where}",
-                hint="a lower --learning-rate; with --resume from the last checkpoint, if there is one",
+                hint="choose a lower --learning-rate; --resume goes on from the last checkpoint, if there is one",
             )
 
     def _push(self, pooled: Tensor) -> None:
-        """Puts embeddings into the queue, in place of the oldest."""
+        """Puts embeddings `[batch, dim]` into the queue, in place of the oldest."""
         if not len(self._queue):
             return
         unit = F.normalize(pooled.float(), dim=-1)
@@ -282,7 +292,7 @@ class Trainer:
         self._queued = (self._queued + len(unit)) % len(self._queue)
 
     def _of_all(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, `[n, dim]`; the first process has as many as any other."""
+        """Gathers the rows of all processes, `[n, dim]`; the first process must have the most rows."""
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.on.num_processes)]
         torch.distributed.all_gather(counts, torch.tensor([len(rows)]), group=self._by_cpu)
         most = int(counts[0])
@@ -291,14 +301,14 @@ class Trainer:
         return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
     def _autocast(self) -> Any:
-        # without its cache: a graph's copy of a cast weight is not the next one's
+        # autocast without its cache: a graph must not use the cast weights of another graph
         on = self.on.device.type
         return torch.autocast(on, torch.bfloat16, enabled=on == "cuda", cache_enabled=False)
 
 
 @contextmanager
 def _tensor_cores() -> Iterator[None]:
-    """TF32 for products of float32 matrices, which only losses have."""
+    """Turns on TF32 for products of float32 matrices, which occur only in losses."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -308,7 +318,7 @@ def _tensor_cores() -> Iterator[None]:
 
 
 def _in_one_buffer(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Zeros for all gradients, one after the other; each parameter's `grad` becomes its part."""
+    """Allocates one buffer of zeros for all gradients; each parameter's `grad` becomes a view of its part."""
     buffer = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
     start = 0
     for parameter in parameters:

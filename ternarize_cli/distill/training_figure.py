@@ -1,4 +1,4 @@
-"""The figure of a training run."""
+"""Draws the figure of a training run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,13 @@ __all__ = ["plot_training"]
 
 
 def plot_training(readings: Sequence[Mapping[str, Any]], title: str, path: Path, *, force: bool = False) -> None:
-    """Draws the readings of a metrics.jsonl: each part of the loss, and what held-out data shows, over the steps.
+    """Draws the readings of a metrics.jsonl: each part of the loss, and the held-out metrics, over the steps.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `check_plot`.
+        InputError: the name of the figure does not end in .png, .svg or .pdf.
+        UnavailableError: matplotlib is not installed.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     check_plot(path, force=force)
     figure = new_figure(f"{title}: distillation", width=10, height=4)

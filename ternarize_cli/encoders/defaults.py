@@ -83,7 +83,7 @@ def pad_tokenizer(tokenizer: Any, name: object) -> str:
 
     Args:
         tokenizer: a transformers tokenizer.
-        name: what the error calls the model.
+        name: name of the model in the error.
 
     Raises:
         InputError: the tokenizer has neither a padding token nor an end-of-text token.

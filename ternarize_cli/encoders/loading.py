@@ -192,7 +192,7 @@ def load_encoder(
     """Loads any model folder as a sentence-transformers encoder in eval mode.
 
     Args:
-        folder: as `resolve` returns it.
+        folder: a model folder, as `resolve` returns it.
         backend: name of the kernels for a packed model's linears; any other model takes only "auto".
         device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
         threads: number of CPU threads for this process; None leaves it as it is.

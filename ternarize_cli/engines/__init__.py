@@ -1,1 +1,1 @@
-"""How others run an encoder: PyTorch in other widths, ONNX Runtime, OpenVINO. What we are compared with."""
+"""Runs encoders in other engines, as rivals to compare with: PyTorch in other dtypes, ONNX Runtime, OpenVINO."""

@@ -1,15 +1,15 @@
-"""The rivals: what a packed model is compared with.
+"""The registry of rivals, with which a packed model is compared.
 
-A rival is a way to run the same encoder in full width. It is built from a folder with full-precision weights and
-gives a `Forward`: a batch of `inputs` in, last hidden state out. Rivals register by name, so adding one is
-adding a function (or a file, as `compiled`, `onnx` and `openvino`):
+A rival is another way to run the full-precision model. It is built from a folder with full-precision weights and gives
+a `Forward`, from a batch of `inputs` to the last hidden state. Rivals register by name. To add a rival, add a function
+(or a file, such as `compiled`, `onnx` and `openvino`):
 
     @rival("onnx-fp32", "ONNX Runtime, fp32", needs=("onnx", "onnxscript"), runtime="onnxruntime", make=onnx_export)
     def _onnx_fp32(path: Path, device: str) -> Forward: ...
 
-What has to be made only once, such as an export, is apart from loading, so that loading can be timed. Names start with
-the library that runs them: torch-*, onnx-*, openvino-*. A rival whose packages are not installed is known all the same,
-so that asking for it can say what to install.
+Files that are made only once, such as an export, are made apart from loading, so that loading can be timed. Names start
+with the library that runs the rival: torch-*, onnx-*, openvino-*. A rival is registered even if its packages are not
+installed, so that the error can say what to install.
 """
 
 import importlib.util
@@ -46,10 +46,13 @@ __all__ = [
 ]
 
 ALL, NONE = "all", "none"
-"""Stand for every rival that can run here, and for no rival."""
+"""Names that stand for every rival that can run on this machine, and for no rival."""
 
 Forward = Callable[..., Tensor]
-"""The tensors of an `inputs.Batch` → last hidden state: [batch, tokens, width]. On a GPU it may still be at work."""
+"""A function from the tensors of an `inputs.Batch` to the last hidden state, [batch, tokens, width].
+
+On a GPU it may return before the work is done.
+"""
 
 Load = Callable[[Path, str], Forward]
 
@@ -63,15 +66,16 @@ class Rival:
     """A registered rival.
 
     Attributes:
-        name, summary: for people.
-        load: `load(path, device)` gives its forward pass; the path is what `prepare` returns.
-        needs: packages, beside ours, that it is made with.
-        runtime: the module that runs it, imported before loading is timed; None for eager torch.
-        make: `make(folder)` writes what it loads, or finds it where it is kept; None: it loads the model's own folder.
-        missing: why it can't run on this machine, or None; asked when its packages are there.
-        cpu_only, cuda_only: it runs on no other device.
-        same_vectors: it computes what another rival computes, or is there for its speed alone, so that `eval` has no
-            use for it.
+        name: the name that users type.
+        summary: a description for users.
+        load: `load(path, device)` gives the forward pass; `path` is the one that `prepare` returns.
+        needs: further packages that making the rival needs.
+        runtime: the module that runs the rival, imported before loading is timed; None for eager torch.
+        make: `make(folder)` writes the file that `load` reads, or finds it in the cache; None reads the model's folder.
+        missing: says why the rival can't run on this machine, or returns None; called only if its packages are there.
+        cpu_only, cuda_only: whether the rival runs on the CPU only, or on a GPU only.
+        same_vectors: whether the rival gives the vectors of another rival and only its speed differs, so that `eval`
+            leaves it out.
     """
 
     name: str
@@ -86,10 +90,10 @@ class Rival:
     same_vectors: bool = False
 
     def check(self, device: str) -> None:
-        """Refuses a device that it does not run on.
+        """Checks that the rival runs on a device.
 
         Raises:
-            UnavailableError: as it says.
+            UnavailableError: the rival does not run on `device`.
         """
         if self.cpu_only:
             on_cpu(self.name, device)
@@ -97,10 +101,10 @@ class Rival:
             on_gpu(self.name, device)
 
     def prepare(self, folder: Path) -> Path:
-        """Makes what it loads, where that is not there yet, of a full-precision model, and imports its runtime.
+        """Makes the rival's files from a full-precision model, unless they exist, and imports its runtime.
 
         Raises:
-            TernarizeError: it can't be made.
+            TernarizeError: the files can't be made.
         """
         path = self.make(folder) if self.make else folder
         if self.runtime:
@@ -109,10 +113,11 @@ class Rival:
         return path
 
     def build(self, folder: Path, device: str) -> Forward:
-        """Prepares and loads it.
+        """Prepares and loads the rival.
 
         Raises:
-            UnavailableError: it does not run on that device; TernarizeError: it can't be made.
+            UnavailableError: the rival does not run on `device`.
+            TernarizeError: its files can't be made.
         """
         self.check(device)
         return self.load(self.prepare(folder), device)
@@ -132,21 +137,21 @@ def rival(name: str, summary: str, **settings: Any) -> Callable[[Load], Load]:
 
 
 def names(*, same_vectors: bool = False) -> list[str]:
-    """Registered rivals, in the order in which they registered, installed or not.
+    """Lists the registered rivals, in the order of registration, installed or not.
 
     Args:
-        same_vectors: those too that differ from another in speed alone.
+        same_vectors: include rivals that differ from another rival only in speed.
     """
     return [name for name, entry in _RIVALS.items() if same_vectors or not entry.same_vectors]
 
 
 def require(name: str, device: str = "cpu") -> Rival:
-    """The rival of that name, if it can run here.
+    """Gives the rival of a name, if it can run on this machine.
 
     Raises:
-        InputError: there is none.
-        UnavailableError: packages that it needs are not installed, the machine lacks something, or it does not run on
-            that device.
+        InputError: there is no rival of that name.
+        UnavailableError: a package that it needs is not installed, the machine lacks something, or it does not run on
+            `device`.
     """
     if name not in _RIVALS:
         raise InputError(
@@ -165,14 +170,14 @@ def require(name: str, device: str = "cpu") -> Rival:
 
 
 def libraries(chosen: Iterable[str]) -> list[str]:
-    """The packages that these rivals are made with and run by."""
+    """Lists the packages that make and run these rivals."""
     entries = [_RIVALS[name] for name in chosen]
     found = [package for entry in entries for package in (*entry.needs, entry.runtime) if package]
     return list(dict.fromkeys(package.partition(".")[0] for package in found))
 
 
 def available(device: str) -> tuple[list[str], list[str]]:
-    """What `--against all` means: the names of all rivals that can run here, and for each other one the reason."""
+    """Lists the rivals of `--against all`: names of all that can run on this machine, and for others the reasons."""
     there, reasons = [], []
     for name in _RIVALS:
         try:
@@ -184,20 +189,20 @@ def available(device: str) -> tuple[list[str], list[str]]:
 
 
 def on_cpu(name: str, device: str) -> None:
-    """Refuses any other device.
+    """Checks that the device is the CPU, for a rival that runs only there.
 
     Raises:
-        UnavailableError: the rival runs on the CPU only.
+        UnavailableError: the device is not the CPU.
     """
     if torch.device(device).type != "cpu":
         raise UnavailableError(f"{name} runs on the CPU, not on {device}", hint="leave it out, or --device cpu")
 
 
 def on_gpu(name: str, device: str) -> None:
-    """Refuses the CPU.
+    """Checks that the device is a GPU, for a rival that runs only there.
 
     Raises:
-        UnavailableError: the rival runs on a GPU only.
+        UnavailableError: the device is not a GPU.
     """
     if not gpu.is_gpu(device):
         raise UnavailableError(f"{name} runs on an NVIDIA GPU, not on {device}", hint="leave it out, or --device cuda")
@@ -217,7 +222,7 @@ class ModelForward:
         self._names, self._dtype, self._around = inputs.names(model), dtype, around
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """As `Forward`."""
+        """Runs a batch: [batch, tokens, width]."""
         fed = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in zip(self._names, batch, strict=True)}
         with self._around():
             return self.model(**fed).last_hidden_state
@@ -228,7 +233,7 @@ def forward_of(
     dtype: torch.dtype = torch.float32,
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> ModelForward:
-    """The `Forward` of a transformers encoder that takes pixels in `dtype`; each pass is run within `around()`."""
+    """Makes the `Forward` of a transformers encoder that takes pixels in `dtype`; each pass runs within `around()`."""
     return ModelForward(model, dtype, around)
 
 

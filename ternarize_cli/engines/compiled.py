@@ -1,19 +1,19 @@
-"""Rivals compiled on the spot by `torch.compile`: fp32 on the CPU, fp16 on a GPU.
+"""Rivals that `torch.compile` compiles when they are loaded: fp32 on the CPU, fp16 on a GPU.
 
-On the CPU torch writes C++ for the model's element-wise work and compiles it, which takes seconds to a minute, so a C++
-compiler has to be there. Batch and length stay free (`dynamic=True`): a server does not compile again for every length.
-One input and several are two programs, and both are compiled while it loads, as other runtimes optimise their graphs
-while they load. torch keeps compiled code in a cache folder of its own, from where the next process takes it; the model
-is traced again by each.
+On the CPU torch writes C++ for the model's element-wise work and compiles it, which takes seconds to a minute and needs
+a C++ compiler. Batch and length stay variable (`dynamic=True`), since a server does not compile again for every length.
+One input and several inputs are two programs, and both are compiled while the rival loads, as other runtimes optimise
+their graphs while they load. torch keeps compiled code in its own cache folder for later processes; each process traces
+the model again.
 
-On a GPU torch writes Triton kernels, and records a pass as a CUDA graph. It is given every shape as a program of its
-own (`dynamic=False`), which is the fastest it can be, and takes up to a minute a shape:
+On a GPU torch writes Triton kernels, and records a pass as a CUDA graph. Every shape is compiled as a separate program
+(`dynamic=False`), which is fastest, and takes up to a minute a shape:
 
     torch-fp16-compiled   mode="reduce-overhead": cuBLAS's products, fused element-wise work
-    torch-fp16-autotuned  mode="max-autotune": Triton's products, too, where they measured faster; several minutes, and
-                          at some shapes slower in the end
+    torch-fp16-autotuned  mode="max-autotune": also Triton's products where they measured faster; takes several minutes,
+                          and is slower at some shapes
 
-What a recorded pass returns is overwritten by the next one.
+The result of a recorded pass is overwritten by the next pass.
 """
 
 import importlib.util
@@ -33,8 +33,8 @@ from ternarize_cli.measuring.timing import Point
 __all__ = ["FixedShapes", "fixed_shapes", "without_gpu_compiler"]
 
 _TOKENS = 8
-_PROGRAMS = 4096  # of one function; torch's own limit is 8, and beyond it runs eagerly without saying so
-_CALLS = 3  # to compile, to record, to run what was recorded
+_PROGRAMS = 4096  # programs of one function; beyond torch's own limit of 8, it silently runs eagerly
+_CALLS = 3  # one call compiles, one records, one runs the recording
 
 
 def _without_compiler() -> str | None:
@@ -65,10 +65,10 @@ def _torch_compiled(path: Path, device: str) -> Forward:
 
 
 class FixedShapes:
-    """A `Forward` that is compiled anew for each shape, when that comes up for the first time.
+    """A `Forward` that is compiled for each shape when the shape occurs for the first time.
 
     Attributes:
-        model: as `ModelForward`.
+        model: the encoder.
     """
 
     def __init__(self, name: str, forward: ModelForward) -> None:
@@ -77,7 +77,7 @@ class FixedShapes:
         self._seen: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """As `Forward`; what it returned before is no longer valid then."""
+        """Runs a batch: [batch, tokens, width]. Earlier results are no longer valid after the call."""
         shapes = tuple(t.shape for t in batch)
         if shapes not in self._seen:
             for _ in range(_CALLS):
@@ -91,7 +91,7 @@ class FixedShapes:
 
 
 def fixed_shapes(name: str, model: nn.Module, dtype: torch.dtype, **settings: Any) -> FixedShapes:
-    """A model compiled for each shape by itself; `settings` are torch.compile's."""
+    """Compiles a model separately for each shape; `settings` are arguments of torch.compile."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = _PROGRAMS
@@ -112,7 +112,7 @@ def _made_ready(name: str, forward: Forward, batch: tuple[Tensor, ...]) -> None:
 
 
 def without_gpu_compiler() -> str | None:
-    """Why torch.compile can't compile for a GPU here, or None."""
+    """Says why torch.compile can't compile for a GPU on this machine; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (it comes with torch for CUDA on Linux)"
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):

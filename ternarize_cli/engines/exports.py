@@ -1,14 +1,15 @@
-"""ONNX exports of full-precision models, made once and kept.
+"""Exports full-precision models to ONNX, once, and keeps the exports.
 
-The rivals that other runtimes run start from one file: `torch.onnx.export` of the transformer, token ids and mask in,
-last hidden state out, batch and length free; of an image encoder pixels in, of the size that the model reads. Attention
-is written out ("eager"): what torch's fused attention is exported as has more steps, and is slower in both runtimes.
-The file is kept under `rivals` in the cache folder (`files.cache_folder`), and so is what is made of it:
+The rivals of other runtimes all start from one file, the `torch.onnx.export` of the transformer. Its inputs are token
+ids and mask, of any batch and length, or for an image encoder pixels of the size that the model reads; its output is
+the last hidden state. Attention is exported in its "eager" form, because the export of torch's fused attention has more
+steps, and is slower in both runtimes. The file and everything made from it are kept under `rivals` in the cache folder
+(`caches.cache_folder`):
 
-    <content hash>-<what>-<digest>/      content hash: of the model; digest: of whatever else decides the files,
-                                         such as the versions of the libraries that wrote them
+    <content hash>-<what>-<digest>/      content hash of the model; digest of all else that decides the files, such as
+                                         the versions of the libraries that wrote them
 
-Folders appear whole or not at all. Nothing refers to them by name, so the whole of `rivals` may be deleted at any time.
+Folders appear whole or not at all. Nothing refers to them by name, so `rivals` may be deleted at any time.
 """
 
 import contextlib
@@ -38,23 +39,23 @@ __all__ = ["bytes_of", "kept", "onnx_export", "quiet", "transformer"]
 
 
 def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
-    """The transformer in `folder`, packed or not, in eval mode; of T5 and its kin the encoder.
+    """Loads the transformer in `folder`, packed or not, in eval mode; for T5 and similar models, only the encoder.
 
     Args:
-        folder: a model.
-        dtype: of its floating-point weights; "auto" leaves them as they were saved.
-        settings: more of transformers' own, for `from_pretrained`.
+        folder: the folder of a model.
+        dtype: dtype of its floating-point weights; "auto" keeps the dtype in which they were saved.
+        settings: further arguments for transformers' `from_pretrained`.
     """
-    check_folder(folder, allow_pickle=True)  # the caller has asked about pickles
+    check_folder(folder, allow_pickle=True)  # the caller has checked whether pickles are allowed
     model = type(checkpoint.skeleton(folder))
     return model.from_pretrained(folder, dtype=dtype, **LOADING, **settings).eval()
 
 
 def onnx_export(folder: Path) -> Path:
-    """The model in `folder` as ONNX in fp32: the path of `model.onnx` in its own folder.
+    """Exports the model in `folder` to ONNX in fp32, unless the export exists; returns the path of `model.onnx`.
 
     Raises:
-        TernarizeError: the exporter does not know something in the model.
+        TernarizeError: the exporter does not support an operation of the model.
     """
 
     def make(output: Path) -> None:
@@ -98,16 +99,16 @@ class _LastHidden(nn.Module):
 
 
 def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """The kept folder of something made from a model; it is made if it is not there.
+    """Gives the folder in the cache for files made from a model; makes the files if they are missing.
 
     Args:
-        folder: the model.
-        what: a name for it.
-        decides: what its files depend on beside the model and the code of this package, as JSON values.
-        make: writes the files into an empty folder.
+        folder: the model's folder.
+        what: a name for the files.
+        decides: JSON values on which the files depend, besides the model and the code of this package.
+        make: a function that writes the files into an empty folder.
 
     Raises:
-        OutputError: the cache folder can't be written, or another process is making the same.
+        OutputError: the cache folder can't be written, or another process is making the files.
     """
     recipe = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     digest = hashlib.sha256(json.dumps([decides, recipe], sort_keys=True).encode()).hexdigest()
@@ -120,14 +121,14 @@ def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path]
 
 
 def bytes_of(folder: Path) -> int:
-    """Size of all files in a kept folder."""
+    """Counts the bytes of all files in a folder of the cache."""
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what exporters and quantisers log, warn of and draw off stdout and stderr."""
-    listener = logging.NullHandler()  # without any, logging.warning() would install one for good
+    """Keeps log lines, warnings and progress bars of exporters and quantisers off stdout and stderr."""
+    listener = logging.NullHandler()  # without a handler, logging.warning() would install one permanently
     logging.getLogger().addHandler(listener)
     logging.disable(logging.WARNING)
     try:

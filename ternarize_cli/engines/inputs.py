@@ -1,12 +1,12 @@
-"""What an encoder is fed: token ids and a mask, or pixels.
+"""Makes batches of random inputs for an encoder: token ids and a mask, or pixels.
 
-    it reads   a batch                                        of random values
+    modality   batch                                          random values
     texts      ids, mask: int64 [batch, tokens]               any token but padding, the mask all ones
-    images     pixels: float32 [batch, channels, high, wide]  normally distributed, as images are once normalised
+    images     pixels: float32 [batch, channels, high, wide]  normally distributed, like normalised images
 
-The length of texts is whoever measures' to choose. An image has the size that the model's own image processor makes of
-a square one, and with it the number of tokens is fixed: DINOv2 learnt positions at 518 x 518, is used at 224 x 224, and
-then runs 257 tokens.
+The caller chooses the length of texts. An image has the size that the model's own image processor makes of a square
+image, which fixes the number of tokens: DINOv2 learnt positions at 518 x 518, is used at 224 x 224, and then runs 257
+tokens.
 """
 
 from pathlib import Path
@@ -27,12 +27,12 @@ Batch = tuple[Tensor, ...]
 
 
 def names(model: nn.Module) -> tuple[str, ...]:
-    """What a transformers model calls the tensors of a batch."""
+    """Names of the tensors of a batch, as arguments of a transformers model."""
     return ("pixel_values",) if model.main_input_name == "pixel_values" else ("input_ids", "attention_mask")
 
 
 def image_shape(folder: Path) -> tuple[int, int, int] | None:
-    """Channels, height and width of the images that a model reads; None for an encoder of texts.
+    """Finds channels, height and width of the images that a model reads; None for an encoder of texts.
 
     Raises:
         CheckpointError: config.json is missing or damaged.
@@ -53,7 +53,7 @@ def image_shape(folder: Path) -> tuple[int, int, int] | None:
 
 
 def random_batch(folder: Path, point: Point, seed: int, device: str = "cpu") -> Batch:
-    """A batch of random values for the model in `folder`; of images, the point's tokens don't count."""
+    """Makes a batch of random values for the model in `folder`; for images, the tokens of `point` are ignored."""
     shape = image_shape(folder)
     if shape is not None:
         return (random_images(shape, point.batch, seed, device),)
@@ -61,12 +61,12 @@ def random_batch(folder: Path, point: Point, seed: int, device: str = "cpu") -> 
 
 
 def random_images(shape: tuple[int, int, int], batch: int, seed: int, device: str = "cpu") -> Tensor:
-    """Normally distributed pixels, float32 `[batch, channels, height, width]`."""
+    """Draws normally distributed pixels: float32 `[batch, channels, height, width]`."""
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def random_tokens(config: dict[str, Any], point: Point, seed: int, device: str = "cpu") -> Batch:
-    """Random ids of the vocabulary, without the padding token, and a mask of ones, both int64 `[batch, tokens]`."""
+    """Draws random ids, except the padding token, and makes a mask of ones, both int64 `[batch, tokens]`."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(config["vocab_size"] - 1, (point.batch, point.tokens), generator=generator)
     ids += ids >= (config.get("pad_token_id") or 0)

@@ -1,8 +1,8 @@
-"""A rival in 8 bits on a GPU: weights and activations int8, through PyTorch's own product `torch._int_mm`.
+"""A rival in 8 bits on a GPU: int8 weights and activations in PyTorch's product `torch._int_mm`.
 
-Each row of a weight has a scale, found once; each token's activations have one, found in every pass (W8A8, dynamic).
-Sums are int32 and exact. All else is fp16. The product takes more than 16 rows and widths that are multiples of 8, so
-that few rows are padded, and linears of other widths stay fp16.
+Each row of a weight has a scale, computed once; the activations of each token have a scale, computed in every pass
+(W8A8, dynamic). Sums are int32 and exact; all else is fp16. The product needs more than 16 rows and widths that are
+multiples of 8, so few rows are padded, and linears of other widths stay fp16.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ _TINY = 1e-8
 
 
 class Int8Linear(nn.Module):
-    """A linear in int8, `[..., in]` → `[..., out]`."""
+    """A linear in int8, from `[..., in]` to `[..., out]`."""
 
     weight: Tensor
     scale: Tensor
@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product of the rounded values."""
+        """Rounds activations `[..., in]` to int8 and multiplies: `[..., out]`."""
         rows = x.reshape(-1, x.shape[-1])
         count = rows.shape[0]
         t = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(_TINY) / _LARGEST
@@ -49,7 +49,7 @@ class Int8Linear(nn.Module):
 
 
 def replace_linears(model: nn.Module) -> nn.Module:
-    """Puts an `Int8Linear` in the place of each linear that can have one; returns the model."""
+    """Replaces each linear of suitable widths by an `Int8Linear`; returns the model."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not (child.in_features % _MULTIPLE or child.out_features % _MULTIPLE):

@@ -1,16 +1,15 @@
 """Rivals run by ONNX Runtime on the CPU: fp32, and int8 by dynamic quantisation.
 
-int8 is what `onnxruntime.quantization.quantize_dynamic` makes of the fp32 export: weights of matrix products as int8
-with a scale per output channel, word tables as int8 with one scale, activations as uint8 with a scale found anew for
-each call. Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
-vectors, with one per channel .993. ONNX Runtime's own graph optimiser, run before it, made nothing faster.
+For int8, `onnxruntime.quantization.quantize_dynamic` converts the fp32 export: weights of matrix products to int8 with
+a scale per output channel, word tables to int8 with one scale, activations to uint8 with a scale computed in each call.
+Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
+vectors, with one per channel .993. Running ONNX Runtime's graph optimiser before made nothing faster.
 
-Sessions do not spin (`session.intra_op.allow_spinning` is 0). By default ONNX Runtime's idle threads go on looking for
-work for a while after a call, and take the cores from whoever is timed next; on two busy cores they take them from each
-other, too.
+Sessions do not spin (`session.intra_op.allow_spinning` is 0). By default ONNX Runtime's idle threads keep polling for
+work for a while after a call, and take the cores from the next timed candidate, and on two busy cores from each other.
 
-On x86 without VNNI two neighbouring products of uint8 and int8 are added up in 16 bits, which overflow; as its
-documentation advises, weights then use 7 of their 8 bits.
+On x86 without VNNI, two neighbouring products of uint8 and int8 are added in 16 bits, which can overflow. Weights then
+use 7 of their 8 bits, as ONNX Runtime's documentation advises.
 """
 
 import platform
@@ -29,13 +28,13 @@ __all__ = ["forward_of_onnx", "int8_model", "weight_bits"]
 
 
 def weight_bits() -> int:
-    """Bits of an int8 weight that are used on this machine: 7 on x86 without VNNI, else 8."""
+    """Number of bits of an int8 weight that are used on this machine: 7 on x86 without VNNI, else 8."""
     wide = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine.facts()["isa"])
     return 7 if platform.machine().lower() in ("x86_64", "amd64") and not wide else 8
 
 
 def int8_model(folder: Path) -> Path:
-    """The model in `folder` as int8 ONNX, made of its fp32 export: the path of `model.onnx` in its own folder."""
+    """Converts the model's fp32 export to int8, unless the result exists; returns the path of `model.onnx`."""
     bits = weight_bits()
 
     def make(output: Path) -> None:
@@ -56,7 +55,7 @@ def int8_model(folder: Path) -> Path:
 
 
 def forward_of_onnx(path: Path) -> Forward:
-    """Loads an export into ONNX Runtime, with as many threads as torch uses now."""
+    """Loads an export into ONNX Runtime, with the number of threads that torch uses now."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

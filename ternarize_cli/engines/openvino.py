@@ -1,12 +1,12 @@
 """Rivals run by OpenVINO on the CPU: fp32, bf16, and int8 by NNCF's post-training quantisation.
 
-All read the ONNX export. int8 is `nncf.quantize` for transformers: weights per channel, activations with fixed ranges,
-found on calibration batches (minutes for a large model), SmoothQuant and bias correction included. Where accuracy
-counts, calibrate on real text; `bench` has none and feeds random values, which cost the same time. On a CPU with bf16
-units OpenVINO runs what int8 leaves in bf16; that is its own choice and stays so. Its threads sleep between calls.
+All read the ONNX export. int8 is made by `nncf.quantize` for transformers: weights per channel, activations with fixed
+ranges from calibration batches (minutes for a large model), with SmoothQuant and bias correction. If accuracy matters,
+calibrate on real text; `bench` uses random values, with which a pass takes as long. On a CPU with bf16 units, OpenVINO
+runs all operations that are not int8 in bf16; this default of OpenVINO is kept. Its threads sleep between calls.
 
-NNCF reports its use to its makers unless told that it runs in a test system. A command that measures must not call
-anybody, so it is told so.
+NNCF sends usage reports to its makers unless it believes to run in a test system. A command that measures must not use
+the network, so NNCF gets this setting.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from ternarize_cli.measuring.timing import Point
 __all__ = ["forward_of_openvino", "int8_model"]
 
 _RANDOM = 32, 64
-"""Random inputs that `bench` calibrates on: how many, and texts of how many tokens."""
+"""Number of random inputs with which `bench` calibrates, and number of tokens of each text."""
 
 
 def int8_model(folder: Path, calibration: Sequence[inputs.Batch]) -> Path:
-    """The model in `folder` as int8: the path of `model.xml` in its own folder.
+    """Converts a model to int8, unless the result exists; returns the path of `model.xml`.
 
     Args:
-        folder: the full-precision model.
-        calibration: batches without padding, which would widen the ranges; 300 of one text each are NNCF's custom.
+        folder: the folder of the full-precision model.
+        calibration: batches without padding, which would widen the ranges; NNCF recommends 300 of one text each.
     """
 
     def make(output: Path) -> None:
@@ -62,11 +62,11 @@ def int8_model(folder: Path, calibration: Sequence[inputs.Batch]) -> Path:
 
 
 def forward_of_openvino(path: Path, *, precision: str | None = None) -> Forward:
-    """Compiles an ONNX or OpenVINO file for the CPU, with as many threads as torch uses now.
+    """Compiles an ONNX or OpenVINO file for the CPU, with the number of threads that torch uses now.
 
     Args:
-        path: `model.onnx` or `model.xml`.
-        precision: "f32" or "bf16" for what is not quantised; None leaves the choice to OpenVINO.
+        path: path of `model.onnx` or `model.xml`.
+        precision: "f32" or "bf16" for operations that are not quantised; None leaves the choice to OpenVINO.
     """
     import openvino
 

@@ -1,17 +1,16 @@
-"""What else could be made of the teacher: the same encoder in other widths and runtimes, or with smaller vectors.
+"""Makes rivals of the teacher for an evaluation: the teacher in other dtypes and runtimes, or with smaller vectors.
 
     name                          what changes                         needs
-    torch-fp32, -bf16, -fp16      the transformer's width              nothing
+    torch-fp32, -bf16, -fp16      the transformer's dtype              nothing
     onnx-fp32, -int8              the transformer runs in ONNX Runtime the extra `rivals`
     openvino-fp32, -bf16, -int8   the transformer runs in OpenVINO     the extra `rivals`
-    vectors-int8, vectors-binary  the vectors' width                   nothing
+    vectors-int8, vectors-binary  the vectors' dtype                   nothing
     truncate-N                    the vectors' first N numbers         nothing; fair to Matryoshka models only
 
-All are made on the spot. Tokenizer, prompts, pooling, Dense modules and normalisation stay the teacher's; pooling is
-done in fp32. The arithmetic of vectors is that of `sentence_transformers.util.quantize_embeddings`: int8 splits each
-dimension's range, found on calibration texts, into 255 steps; binary keeps the signs. Both are scored as the vectors
-that an index would compare: int8 as the middles of their steps, binary as ±1, whose cosine ranks as Hamming distance
-does.
+All are made when an evaluation runs. Tokenizer, prompts, pooling, Dense modules and normalisation stay the teacher's;
+pooling is done in fp32. Vectors are quantised as in `sentence_transformers.util.quantize_embeddings`: int8 cuts each
+dimension's range on calibration texts into 255 steps; binary keeps the signs. Both are scored as the vectors that an
+index would compare: int8 as the middles of their steps, binary as ±1, whose cosine ranks as Hamming distance does.
 """
 
 import difflib
@@ -58,10 +57,10 @@ class Made:
     """A rival, ready to encode.
 
     Attributes:
-        encoder: gives its vectors.
-        weights_bytes: what it keeps of the model: files where there are some, else elements times width.
-        vector_bytes: of one vector as an index would store it.
-        note: how it was made, a sentence.
+        encoder: the encoder that gives its vectors.
+        weights_bytes: bytes of its weights: of its files, or if it has none, elements times bytes of their dtype.
+        vector_bytes: bytes of one vector in an index.
+        note: a sentence that says how it was made.
     """
 
     encoder: "SentenceTransformer"
@@ -71,21 +70,21 @@ class Made:
 
 
 def names() -> list[str]:
-    """All rivals; `truncate-N` stands for any number N."""
+    """Lists the names of all rivals; `truncate-N` stands for any number N."""
     return [*baselines.names(), *_VECTORS, "truncate-N"]
 
 
 def is_rival(name: str) -> bool:
-    """Whether a name means a rival rather than a model: known or not, it looks like one and is no folder."""
+    """Whether a name means a rival and not a model: it has the form of a rival's name, and is no folder."""
     return _FAMILY.fullmatch(name) is not None and not Path(name).is_dir()
 
 
 def require(name: str) -> None:
-    """Checks that a rival can be made here, before any model is loaded.
+    """Checks that a rival can be made on this machine, before any model is loaded.
 
     Raises:
-        InputError: there is none of that name.
-        UnavailableError: packages that it needs are not installed.
+        InputError: there is no rival of that name.
+        UnavailableError: a package that it needs is not installed.
     """
     if name in baselines.names(same_vectors=True):
         baselines.require(name)
@@ -95,7 +94,7 @@ def require(name: str) -> None:
 
 
 def fingerprint(name: str, teacher: Path, calibration: Sequence[Any] | None = None) -> str:
-    """What decides a rival's vectors, as 64 hex digits: the teacher's files, the libraries, the calibration data."""
+    """Hashes all that decides a rival's vectors to 64 hex digits: teacher's files, libraries, calibration data."""
     digest = hashlib.sha256(f"{name}\0{content_hash(teacher)}\0".encode())
     for library in _LIBRARIES:
         try:
@@ -121,17 +120,17 @@ def make(
     """Makes a rival of the teacher.
 
     Args:
-        name: one of `names()`.
-        teacher: a full-precision model's folder.
-        device: torch device; None picks the CPU for other runtimes, else as `loading.load_encoder`.
-        threads: CPU threads, of other runtimes too; None leaves torch's number.
-        calibration: texts (or images) that the ranges of int8 are found on; the first 300 count. Only for `CALIBRATED`.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        name: name of the rival, one of `names()`.
+        teacher: the folder of a full-precision model.
+        device: name of a torch device; None picks CUDA if there is a GPU, but the CPU for other runtimes.
+        threads: number of CPU threads, also of other runtimes; None keeps torch's number.
+        calibration: texts (or images) for the ranges of int8, of which the first 300 are used; only for `CALIBRATED`.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
-        InputError: no such rival, no calibration texts where they are needed, a teacher that is not in full precision,
-            or not a text encoder where another runtime is to run it.
-        UnavailableError: packages or instructions that it needs are missing here.
+        InputError: there is no such rival, calibration texts are needed and missing, the teacher is not in full
+            precision, or it is no text encoder and another runtime should run it.
+        UnavailableError: packages or CPU instructions that the rival needs are missing on this machine.
         TernarizeError: the teacher can't be exported.
     """
     require(name)
@@ -156,25 +155,25 @@ def _calibration(name: str, items: Sequence[Any] | None) -> list[Any]:
     if name not in CALIBRATED:
         return []
     if not items:
-        raise InputError(f"{name} finds its ranges on calibration texts, and there are none")
+        raise InputError(f"{name} needs calibration texts for its ranges, and there are none")
     return list(items[:_CALIBRATION_TEXTS])
 
 
 def _require_full_precision(name: str, teacher: Path, *, text_only: bool) -> None:
     if checkpoint.stage(teacher) is not None:
         raise InputError(
-            f"{name} is made of a full-precision model, and {teacher} is ternary",
+            f"{name} is made from a full-precision model, and {teacher} is ternary",
             hint="--against the full-precision model",
         )
     if text_only and "text" not in modalities_of(teacher):
-        raise InputError(f"{name} is made of text encoders only, and {teacher} reads images", hint="torch-bf16")
+        raise InputError(f"{name} is made from text encoders only, and {teacher} reads images", hint="torch-bf16")
 
 
 # Other runtimes.
 
 
 class _Outside(nn.Module):
-    """Stands in for the transformer of a sentence-transformers model; what it ignores is constant for single texts."""
+    """Replaces the transformer of a model; the features that it ignores are constant for single texts."""
 
     def __init__(self, forward: Forward, config: Any) -> None:
         super().__init__()
@@ -188,7 +187,7 @@ class _Outside(nn.Module):
 def _run_outside(
     name: str, teacher: Path, encoder: "SentenceTransformer", device: str, items: list[str]
 ) -> tuple[int, str]:
-    """Puts another runtime in the transformer's place; returns the bytes of weights and how it was made."""
+    """Replaces the transformer by another runtime; returns the bytes of its weights, and how it was made."""
     transformer = encoder[0]
     if transformer.modality_config["text"]["method_output_name"] != "last_hidden_state":
         raise InputError(
@@ -216,11 +215,11 @@ def _run_outside(
     return size + _bytes_in_memory(encoder), note
 
 
-# Widths of the transformer.
+# Dtypes of the transformer.
 
 
 def _narrow(encoder: "SentenceTransformer", dtype: torch.dtype) -> None:
-    """Runs the transformer in `dtype`; what goes in and comes out stays as it is."""
+    """Runs the transformer in `dtype`; the dtypes of its inputs and outputs do not change."""
     transformer = encoder[0]
     transformer.model.to(dtype)
     for method in {settings["method"] for settings in transformer.modality_config.values()}:
@@ -252,7 +251,7 @@ def _bytes_in_memory(encoder: nn.Module) -> int:
 
 
 class _Vectors(nn.Module):
-    """The last module of an encoder: changes its vectors, [batch, dim] → [batch, dimension]."""
+    """The last module of an encoder, which changes its vectors from [batch, dim] to [batch, dimension]."""
 
     def __init__(self, change: Callable[[Tensor], Tensor], dimension: int) -> None:
         super().__init__()
@@ -267,7 +266,7 @@ class _Vectors(nn.Module):
 
 
 def _change_vectors(name: str, encoder: "SentenceTransformer", dimension: int, items: list[Any]) -> tuple[int, str]:
-    """Makes an encoder's vectors smaller; returns the bytes of one, and how it was done."""
+    """Makes an encoder's vectors smaller; returns the bytes of a vector, and how it was made."""
     cut, encoder.truncate_dim = encoder.truncate_dim, None
     if name == "vectors-int8":
         found = torch.from_numpy(encoder.encode(items, show_progress_bar=False)).float()[:, :cut]

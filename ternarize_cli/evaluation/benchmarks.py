@@ -1,19 +1,18 @@
-"""MTEB's own tasks: which of them are asked for, and what a model scores on them.
+"""Chooses among MTEB's own tasks, and scores a model on them.
 
-Tasks are named, or come with a benchmark, or are all of a language or type. Languages are codes of ISO 639-3, or of
-639-1 as model cards have them; `zh`, `ar` and the like mean a macrolanguage, under which MTEB files some tasks, while
-others are under its standard variety (`zho` and `cmn`), so both count. A name that is unknown is answered with the
-nearest ones.
+Tasks are chosen by name, by benchmark, by language or by type. Languages are codes of ISO 639-3, or of 639-1 as in
+model cards. Codes such as `zh` and `ar` mean a macrolanguage; MTEB files some tasks under it and others under its
+standard variety (`zho` and `cmn`), so both count. The error for an unknown name lists the nearest names.
 
 Scores are MTEB's main scores, with MTEB's own seed, so that they compare with the public leaderboard. Its results are
 kept in the layout that its tools read (`mteb.ResultCache(DIR).load_results()`), under the model's content hash:
 
     DIR/results/local__<model>/<content hash>/<task>.json, model_meta.json, run_settings.jsonl
 
-Its table of a benchmark (`get_benchmark_result`) lists only models of its registry, into which a model of one's own is
-put by hand: `mteb.models.model_implementations.MODEL_REGISTRY[meta.name] = meta`, with `model_meta.model_meta`.
+MTEB's table of a benchmark (`get_benchmark_result`) lists only models of its registry. To add a model, write
+`mteb.models.model_implementations.MODEL_REGISTRY[meta.name] = meta`, with `meta` from `model_meta.model_meta`.
 
-A task whose data are missing is reported and the others go on.
+A task whose data are missing is reported, and the other tasks go on.
 """
 
 import difflib
@@ -62,15 +61,15 @@ def choose(
     *,
     data_root: Path | None = None,
 ) -> list[AbsTask]:
-    """The tasks that are asked for, each once; benchmarks first.
+    """Chooses tasks, each once; those of benchmarks come first.
 
     Args:
-        tasks: names such as "STSB".
-        benchmark: names such as "MTEB(cmn, v1)".
-        languages: codes such as "zh", "zho" or "zho-Hans"; they and the types choose among the tasks and benchmarks,
-            or among all tasks of texts and images where neither is given. Other languages of a task are left out.
-        task_types: such as "STS" or "Retrieval".
-        data_root: folder of data sets that stand in for the hub's; see `hub_data`.
+        tasks: names of tasks, such as "STSB".
+        benchmark: names of benchmarks, such as "MTEB(cmn, v1)".
+        languages: codes such as "zh", "zho" or "zho-Hans". Languages and types choose among the tasks and benchmarks,
+            or among all tasks of texts and images if neither is given. Other languages of a task are left out.
+        task_types: types such as "STS" or "Retrieval".
+        data_root: folder of data sets that replace the hub's; see `hub_data`.
 
     Raises:
         InputError: a name is unknown, or nothing is left.
@@ -95,11 +94,13 @@ def choose(
             found = list(mteb.get_tasks(languages=codes or None, task_types=types or None))
             found = [task for task in found if set(task.metadata.modalities) <= _READABLE]
         else:
-            raise InputError("no MTEB task is asked for", hint='--tasks STSB or --benchmark "MTEB(cmn, v1)"')
+            raise InputError("no MTEB task is named", hint='--tasks STSB or --benchmark "MTEB(cmn, v1)"')
         chosen = [task for task in map(fresh, found) if _keep_languages(task, codes)]
     if not chosen:
         wanted = " and ".join(filter(None, [", ".join(languages), ", ".join(types)]))
-        raise InputError(f"no task of {', '.join([*names, *tasks]) or 'MTEB'} is in {wanted}", hint="ask for less")
+        raise InputError(
+            f"no task of {', '.join([*names, *tasks]) or 'MTEB'} is in {wanted}", hint="name fewer languages or types"
+        )
     return [stand_in(task, data_root) for task in chosen] if data_root is not None else chosen
 
 
@@ -118,7 +119,7 @@ def _known(name: str, names: Iterable[str], what: str) -> str:
 
 
 def _codes(language: str) -> list[str]:
-    """ISO 639-3 codes of a language, with the script if one is given."""
+    """Finds the ISO 639-3 codes of a language, with the script if `language` names one."""
     code, dash, script = language.partition("-")
     code = _get_iso1_to_iso3().get(code, code)
     if code not in ISO_TO_LANGUAGE:
@@ -133,7 +134,7 @@ def _codes(language: str) -> list[str]:
 
 
 def _keep_languages(task: AbsTask, codes: list[str]) -> bool:
-    """Leaves out a task's other languages; False if none is left."""
+    """Removes a task's other languages; returns False if none is left."""
     if codes and not isinstance(task, AbsTaskAggregate):
         try:
             task.filter_languages(codes, hf_subsets=task.hf_subsets)
@@ -151,15 +152,15 @@ def score_benchmark(
     cache: ScoreCache | None = None,
     key: Callable[..., str] | None = None,
 ) -> tuple[tuple[Score, ...], tuple[Missing, ...]]:
-    """A model's main score on each task that can be scored, and why the others can't.
+    """Scores a model on each task; returns the main scores, and the reasons for tasks that can't be scored.
 
     Args:
-        encoder: gives the model; called when a score has to be computed or results are kept.
-        tasks: as `choose` gives them.
-        batch_size: texts encoded at once.
-        results: folder for MTEB's own results; a score from the cache counts only if MTEB's file is there, too.
-        cache: of scores; needs `key`.
-        key: `cache.score_key` with what is not the task's filled in (model, backend, device and more).
+        encoder: a function that gives the model; called when a score has to be computed or results are kept.
+        tasks: the tasks, as `choose` returns them.
+        batch_size: number of texts encoded at once.
+        results: folder for MTEB's own results; a score from the cache is used only if MTEB's file exists too.
+        cache: the cache of scores; needs `key`.
+        key: `cache.score_key` with all arguments but the task's (model, backend, device and more) filled in.
 
     Raises:
         CheckpointError: the model gives vectors that are not finite.
@@ -193,7 +194,7 @@ def _result_cache(folder: Path | None) -> ResultCache | None:
 
 
 def _identity(task: AbsTask) -> dict[str, object]:
-    """What `score_key` wants to know of a task."""
+    """The arguments of `score_key` that describe a task."""
     parts = task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]
     return {
         "task": task.metadata.name,
@@ -229,18 +230,18 @@ def _score(encoder: LocalEncoder, task: AbsTask, batch_size: int, store: ResultC
             ).task_results[0]
         except (TernarizeError, MemoryError):
             raise
-        except Exception as error:  # of any kind: the other tasks go on
+        except Exception as error:  # whatever the error is, the other tasks go on
             how = f"check the columns of {data} against those that MTEB's task wants, or leave the task out"
             return Missing(metadata.name, data, f"MTEB can't score it: {one_line(error)}", how)
         value = float(result.get_score())
         if not math.isfinite(value):
-            return Missing(metadata.name, data, f"{metadata.main_score} is undefined", "look at the data and the model")
+            return Missing(metadata.name, data, f"{metadata.main_score} is undefined", "check the data and the model")
         samples = _samples(loaded, result, Path(predictions))
         return Score(metadata.name, metadata.main_score, _size(loaded), value, samples)
 
 
 def _size(task: AbsTask) -> int:
-    """How many queries, pairs or texts were scored, over all splits and subsets."""
+    """Counts the queries, pairs or texts that were scored, over all splits and subsets."""
     if isinstance(task, AbsTaskAggregate):
         return sum(map(_size, task.metadata.tasks))
     parts = [splits_of(task, subset)[split] for subset in task.hf_subsets for split in task.eval_splits]
@@ -248,7 +249,7 @@ def _size(task: AbsTask) -> int:
 
 
 def _samples(task: AbsTask, result: TaskResult, predictions: Path) -> Samples | None:
-    """The items behind a score, if it is of one split and subset and they make the same score again."""
+    """Collects the items behind a score of one split and subset; None if they don't give that score again."""
     parts = [(split, scores) for split, found in result.scores.items() for scores in found]
     if len(parts) != 1 or isinstance(task, AbsTaskAggregate):
         return None

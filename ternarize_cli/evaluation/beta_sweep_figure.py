@@ -1,4 +1,4 @@
-"""The figure of a beta sweep."""
+"""Draws the figure of a beta sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +19,13 @@ _MEASURES = {
 
 
 def plot_sweep(sweep: "Sweep", title: str, path: Path, *, force: bool = False) -> None:
-    """Draws a beta sweep: a panel for each measure, beta along x, the rule "optimal" as a line across.
+    """Draws a beta sweep: a panel for each measure, over beta, with the rule "optimal" as a horizontal line.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `check_plot`.
+        InputError: the name of the figure does not end in .png, .svg or .pdf.
+        UnavailableError: matplotlib is not installed.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     check_plot(path, force=force)
     shown = sweep.measures

@@ -1,8 +1,8 @@
-"""How sure a score is: 95% intervals from a paired bootstrap over the items of a task.
+"""Computes 95% intervals of scores by a paired bootstrap over the items of a task.
 
-A task's items (queries, pairs, texts) are a sample of all that could have been asked. Drawing as many of them again,
-with repetition, shows how much a score depends on which were asked (Efron 1979). The interval holds the middle 95% of
-the scores over many draws, which is the percentile method.
+A task's items (queries, pairs, texts) are a sample of all possible items. Drawing as many of them again, with
+repetition, shows how much a score depends on the sample (Efron 1979). The interval holds the middle 95% of the scores
+over many draws (the percentile method).
 
 Retention is a ratio of two scores on the *same* items. Both are computed from the same draw:
 
@@ -10,16 +10,16 @@ Retention is a ratio of two scores on the *same* items. Both are computed from t
     student     score of 4 1 4 0 …  ┐
     teacher     score of 4 1 4 0 …  ┴─▶  student / teacher
 
-What makes an item hard makes it hard for both, so most of the noise cancels, and a ratio is known better than either
-score. A mean over tasks is bounded by the means over their draws. Tasks of the same number of items share their draws:
-they may be made of the same items (images scored twice, texts with and without typos), whose luck is then the same; and
-where they are not, a shared draw means nothing.
+An item that is hard for one model is mostly hard for the other, so most of the noise cancels, and a ratio is known
+better than either score. The interval of a mean over tasks comes from the means over their draws. Tasks with equally
+many items share their draws: they may consist of the same items (images scored twice, texts with and without typos),
+which must then be drawn together; for unrelated items a shared draw does no harm.
 
-A draw is kept as how often it has each item. Items are sorted once; with the counts in that order a running sum gives
-the ranks of every draw, so that nothing is sorted again.
+A draw is stored as the number of times that it has each item. Items are sorted once; a running sum of these numbers in
+sorted order gives the ranks in every draw, so that nothing is sorted again.
 
-A draw may leave a score or ratio undefined: all pairs alike, no relevant one, a teacher that scores zero or less. Where
-more than one draw in twenty does, there is no interval.
+A score or ratio of a draw may be undefined: all pairs are alike, none is relevant, or the teacher scores zero or less.
+If this happens in more than one draw in twenty, there is no interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,29 +32,37 @@ __all__ = ["interval", "mean_retention_interval", "retention_interval"]
 
 Bounds = tuple[float, float]
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""How often each draw has each item, [draws, items] → a score for each draw, [draws]."""
+"""A function from the counts of items in each draw, [draws, items], to a score for each draw, [draws]."""
 
 _LEVEL = 0.95
 _AT_ONCE = 1_000_000
-"""Items drawn at once, over several resamples: it bounds memory."""
+"""The most items drawn at once, over several resamples, which bounds memory."""
 
 
 def interval(samples: Samples, *, resamples: int = 1000, seed: int = 0) -> Bounds | None:
-    """The 95% interval of a single score.
+    """Computes the 95% interval of a single score.
 
     Args:
         samples: the items behind the score.
-        resamples: draws.
-        seed: of the draws.
+        resamples: number of draws.
+        seed: seed of the draws.
 
     Returns:
-        low and high; None with fewer than two items, or where too many draws leave the score undefined.
+        The bounds, low and high; None with fewer than two items, or if too many draws leave the score undefined.
     """
     return _bounds(_scores([samples], resamples, seed)[0])
 
 
 def retention_interval(student: Samples, teacher: Samples, *, resamples: int = 1000, seed: int = 0) -> Bounds | None:
-    """The 95% interval of student / teacher on the same items; args and returns as `interval`.
+    """Computes the 95% interval of student / teacher on the same items.
+
+    Args:
+        student, teacher: the items behind the two scores.
+        resamples: number of draws.
+        seed: seed of the draws.
+
+    Returns:
+        The bounds, low and high; None with fewer than two items, or if too many draws leave the ratio undefined.
 
     Raises:
         ValueError: the two are not scores of the same items.
@@ -65,9 +73,15 @@ def retention_interval(student: Samples, teacher: Samples, *, resamples: int = 1
 def mean_retention_interval(
     pairs: Sequence[tuple[Samples, Samples]], *, resamples: int = 1000, seed: int = 0
 ) -> Bounds | None:
-    """The 95% interval of the mean of the retentions of several tasks, each a pair of student and teacher.
+    """Computes the 95% interval of the mean retention over several tasks.
 
-    Args and returns as `interval`; None also without any task.
+    Args:
+        pairs: for each task, the items behind the student's and the teacher's score.
+        resamples: number of draws.
+        seed: seed of the draws.
+
+    Returns:
+        The bounds, low and high; None without tasks, or if a task has fewer than two items or too many undefined draws.
     """
     if not pairs:
         return None
@@ -85,7 +99,7 @@ def _retentions(student: Samples, teacher: Samples, resamples: int, seed: int) -
 
 
 def _scores(models: Sequence[Samples], resamples: int, seed: int) -> np.ndarray:
-    """The scores of each draw, the same draws for all models: [models, resamples]; NaN where one is undefined."""
+    """Computes the scores of all models on the same draws: [models, resamples]; NaN where a score is undefined."""
     items = len(models[0].values)
     if items < 2:
         return np.full((len(models), resamples), np.nan)
@@ -115,7 +129,7 @@ def _mean(samples: Samples) -> Statistic:
 
 
 def _spearman(samples: Samples) -> Statistic:
-    """Pearson's correlation of the ranks, ties at their mean rank."""
+    """Spearman's correlation: Pearson's correlation of the ranks, with ties at their mean rank."""
     assert samples.gold is not None
     of_values, of_gold = _ranks(samples.values), _ranks(samples.gold)
 
@@ -128,7 +142,7 @@ def _spearman(samples: Samples) -> Statistic:
 
 
 def _ranks(values: np.ndarray) -> Statistic:
-    """The rank of each item in each draw, minus the mean rank: [draws, items] → [draws, items]."""
+    """Makes a function from counts [draws, items] to each item's rank in each draw, minus the mean rank."""
     order, starts, group = _ties(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
@@ -140,7 +154,7 @@ def _ranks(values: np.ndarray) -> Statistic:
 
 
 def _average_precision(samples: Samples) -> Statistic:
-    """The sum over thresholds of precision times gained recall, as in scikit-learn."""
+    """Average precision, as in scikit-learn: the sum over thresholds of precision times gained recall."""
     gold = samples.gold
     assert gold is not None
     order, starts, _ = _ties(-samples.values)
@@ -155,7 +169,7 @@ def _average_precision(samples: Samples) -> Statistic:
 
 
 def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ascending order of values, where in it each distinct value starts, and which of these each item has."""
+    """Sorts values; returns the order, the start of each distinct value in it, and each item's distinct value."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return np.argsort(values, kind="stable"), np.cumsum(sizes) - sizes, group
 

@@ -1,23 +1,23 @@
-"""Scores that need not be computed twice.
+"""A cache of scores.
 
-A score depends on more than the model's name, which is all that MTEB's own cache knows of a local model. Here the name
-of an entry is a sha256 over everything that decides the score, as canonical JSON:
+MTEB's own cache knows a local model only by its name, but a score depends on more. Here the name of an entry is a
+sha256 over everything that decides the score, as canonical JSON:
 
     the model      content hash of its files, backend, kind of device
     the task       name, kind, sha256 or revision of the data, seed, limits
-    the run        prompts, perturbation, what else the caller names
+    the run        prompts, perturbation, and other settings of the caller
     the machine    architecture, instruction set or GPU
     the code       versions of MTEB, torch, transformers, sentence-transformers, and the source of this package
 
-So an entry never has to be invalidated: what changed has another name. Batch size and threads do not count, although
-they move the last digits of a vector.
+So an entry never has to be invalidated: after any change, the name is another. Batch size and threads do not count,
+although they change the last digits of a vector.
 
-    FOLDER/<key>.npz     header: UTF-8 JSON of the score's numbers and words, as bytes
-                         values, gold, vectors: the arrays there are
+    FOLDER/<key>.npz     header: UTF-8 JSON of the score's numbers and texts, as bytes
+                         values, gold, vectors: arrays, if the score has them
 
 JSON and npz both keep a float64 to the last bit, neither runs code when it is read (no pickles), and the checksums of
-the zip format tell a damaged file, which counts as absent. Entries appear whole or not at all, and those that others
-could have written are refused (`caches`).
+the zip format show a damaged file, which counts as absent. Entries appear whole or not at all, and entries that other
+users could have written are refused (`caches`).
 """
 
 import hashlib
@@ -49,16 +49,16 @@ _LIBRARIES = ("mteb", "torch", "transformers", "sentence-transformers", "scikit-
 def score_key(
     *, model: str, backend: str, device: str, task: str, kind: str, data: str, seed: int, **settings: object
 ) -> str:
-    """The name of a score: 64 hex digits that differ if anything named here differs.
+    """Computes the name of a score: 64 hex digits, which differ if any argument differs.
 
     Args:
-        model: content hash of its files.
-        backend: what runs it: "auto", a kernel, or a rival such as "openvino-int8".
-        device: torch's name for it.
+        model: content hash of the model's files.
+        backend: the backend that runs the model: "auto", a kernel, or a rival such as "openvino-int8".
+        device: torch's name of the device.
         task, kind: name and type of the task.
-        data: sha256 of its data, or the revision of a data set.
-        seed: of the task's splits and draws.
-        settings: limits, prompts, perturbation and whatever else decides the score; of JSON's types.
+        data: sha256 of the task's data, or the revision of a data set.
+        seed: seed of the task's splits and draws.
+        settings: limits, prompts, perturbation and all else that decides the score; values of JSON's types.
     """
     parts = {
         "model": model,
@@ -89,22 +89,22 @@ def _code() -> dict[str, str]:
 
 
 class ScoreCache:
-    """Scores in a folder, one file each; the folder is made when the first score comes."""
+    """Scores in a folder, one file each; the folder is made when the first score is put."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` None: `scores` among what is kept (`caches.cache_folder`).
+        """Uses `folder`; None means `scores` in the user's cache (`caches.cache_folder`).
 
         Raises:
-            InputError: the cache is there, and others can write to it.
+            InputError: the cache exists, and other users can write to it.
         """
         self.folder = cache_folder("scores") if folder is None else folder
         self._told = False
 
     def get(self, key: str) -> Score | None:
-        """The score, equal to the last bit to the one that was put; None if there is none or its file is damaged.
+        """Reads a score, equal to the last bit to the one that was put; None if it is missing or damaged.
 
         Raises:
-            InputError: the file or its folder is of another user, or others can write to it.
+            InputError: the file or its folder belongs to another user, or other users can write to it.
         """
         if not all(check_own(path) for path in (self.folder, self._path(key))):
             return None
@@ -118,10 +118,10 @@ class ScoreCache:
             return None
 
     def put(self, key: str, score: Score) -> bool:
-        """Keeps a score; False if it can't be written, which is said once: an evaluation goes on without.
+        """Stores a score. If it can't be written, logs this once and returns False, so that an evaluation goes on.
 
         Raises:
-            InputError: the folder is there, and others can write to it.
+            InputError: the folder exists, and other users can write to it.
         """
         samples = score.samples
         header = {
@@ -142,7 +142,7 @@ class ScoreCache:
             keep_file(self._path(key), lambda stream: np.savez(stream, **found))
         except OSError as e:
             if not self._told:
-                _LOG.warning("scores can't be kept in %s, and are computed in every run: %s", self.folder, e.strerror)
+                _LOG.warning("scores can't be stored in %s, and are computed in every run: %s", self.folder, e.strerror)
             self._told = True
             return False
         return True

@@ -1,4 +1,4 @@
-"""The models of an evaluation: what they are called, what they weigh, and how to load them when they are needed."""
+"""The models of an evaluation: their names, their sizes, and functions that load them when they are needed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Candidate:
     """A model to score.
 
     Attributes:
-        name: what tables call it.
-        content_hash: of its files, and of what is done with them.
-        weights_bytes: of its weights on disk.
-        load: loads it.
-        backend: what runs it, as far as it changes scores.
-        folder: its files, or those of the teacher that a rival was made of.
-        is_rival: whether it was made on the spot (`rivals`).
+        name: the name of the model in tables.
+        content_hash: hash of its files, and for a rival also of the way it is made.
+        weights_bytes: bytes of its weights on disk.
+        load: a function that loads the model.
+        backend: the backend that runs it, as far as it changes scores.
+        folder: the folder of its files, or of the teacher that a rival is made from.
+        is_rival: whether it is a rival, made for this evaluation (`rivals`).
     """
 
     name: str
@@ -42,11 +42,11 @@ class Candidate:
 
     @cached_property
     def encoder(self) -> "SentenceTransformer":
-        """The loaded model, loaded once."""
+        """The model, which is loaded at the first use."""
         return self.load()
 
     def release(self) -> None:
-        """Lets the loaded model go."""
+        """Frees the loaded model."""
         self.__dict__.pop("encoder", None)
 
 
@@ -59,16 +59,19 @@ def candidate(
     threads: int | None = None,
     allow_pickle: bool = False,
 ) -> Candidate:
-    """MODEL as a candidate; it is loaded later.
+    """Makes a candidate of MODEL, which is loaded later.
 
     Args:
         model: a folder, hub id or `package:NAME`.
-        tasks: whose texts or images it must read.
-        backend, device, threads: as `loading.load_encoder` takes them.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        tasks: the tasks, whose texts or images the model must be able to read.
+        backend: name of the kernels for a packed model's linears.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
-        ModelNotFoundError, CheckpointError: it can't be had, or does not read what the tasks have.
+        ModelNotFoundError: there is no such model.
+        CheckpointError: a file of the model is missing or damaged, or it does not read what the tasks hold.
     """
     folder = resolve(model, allow_pickle=allow_pickle)
     for modality in sorted({modality for task in tasks for modality in task.modalities}):

@@ -1,10 +1,9 @@
-"""Runs tasks on models, and sets students against their teacher.
+"""Runs tasks on models, and compares students with their teacher.
 
-Retention is student score / teacher score, per task; the overall figure is the mean of these ratios, as the paper
-reports its 96.4% (arXiv 2411.15438). Where the teacher scores zero or less the ratio says nothing: it is None then, and
-so is the mean, rather than a mean over the tasks that happen to have one. Intervals are 95% of a paired bootstrap over
-the items of each task (`bootstrap`). Of image tasks the mean cosine between the two models' vectors of the same query
-image is kept, too.
+Retention is student score / teacher score, per task; the overall number is the mean of these ratios, as in the 96.4% of
+arXiv 2411.15438. If the teacher scores zero or less, the ratio has no meaning: it is None then, and so is the mean,
+since a mean over the other tasks would mislead. Intervals are 95% of a paired bootstrap over the items of each task
+(`bootstrap`). For image tasks the mean cosine between the two models' vectors of a query image is also computed.
 """
 
 import math
@@ -28,7 +27,7 @@ __all__ = ["Comparison", "Evaluation", "Retention", "Score", "compare", "score"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's scores, and which model it was: the hash and the bytes are those of its files."""
+    """The scores of a model, with its name, and the content hash and bytes of its files."""
 
     name: str
     content_hash: str
@@ -40,9 +39,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Retention:
-    """A task's two scores. `retention` = student / teacher; None without a teacher or if its score is not positive.
+    """The two scores of a task. `retention` is student / teacher; None without a teacher, or if it scores 0 or less.
 
-    `low` and `high` bound the retention (95%), or without a teacher the score; None where the items are not known.
+    `low` and `high` bound the retention (95%), or without a teacher the score; None if the items are not known.
     `cosine` is the mean cosine of the two models' vectors of the query images; None without a teacher, for texts, and
     between models whose vectors differ in length.
     """
@@ -63,11 +62,11 @@ class Comparison:
     """Students and teacher on the same tasks, in the same order.
 
     Attributes:
-        students: the model in question first, then what it is compared with.
-        teacher: None if there was none.
-        tasks: for each student its tasks.
-        intervals: for each student the 95% interval of its mean retention; None where it is not known.
-        noisy: names of tasks that are others with changed texts; they don't count in the mean.
+        students: the evaluated model first, then the models that it is compared with.
+        teacher: the teacher; None if there was none.
+        tasks: for each student, the scores of its tasks.
+        intervals: for each student, the 95% interval of its mean retention; None if it is not known.
+        noisy: names of tasks with perturbed texts, which don't count in the mean.
     """
 
     students: tuple[Evaluation, ...]
@@ -77,18 +76,18 @@ class Comparison:
     noisy: frozenset[str] = frozenset()
 
     def interval(self, student: int = 0) -> tuple[float, float] | None:
-        """The 95% interval of a student's mean retention; None where it is not known."""
+        """The 95% interval of a student's mean retention; None if it is not known."""
         return self.intervals[student] if student < len(self.intervals) else None
 
     def mean_retention(self, student: int = 0, *, noisy: bool = False) -> float | None:
-        """The mean of the ratios, or that of the noisy tasks; None if any is undefined, or there is none."""
+        """A student's mean retention over all tasks, or the noisy ones; None if one is undefined, or without tasks."""
         tasks = [task.retention for task in self.tasks[student] if (task.task in self.noisy) == noisy]
         ratios = [retention for retention in tasks if retention is not None]
         return math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(tasks) else None
 
 
 def score(encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: int = 0) -> Score:
-    """The main score of a task for a loaded encoder.
+    """Computes the main score of a task for a loaded encoder.
 
     Raises:
         CheckpointError: the model gives vectors that are not finite, or that leave a score undefined.
@@ -110,7 +109,7 @@ def score(encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: 
             raise CheckpointError(
                 f"{encoder.name} on {data.name}: {task.metadata.main_score} is undefined: the model finds every pair "
                 "equally similar",
-                hint="its vectors have collapsed to one; distill it, or look at the convert report",
+                hint="its vectors have collapsed to one: distill the model, or check the report of convert",
             )
         samples = samples_of(task, Path(predictions), "test", "default", scores)
     return Score(data.name, metric_name(task), data.size, value, samples, encoder.held_out.get(data.name))
@@ -123,7 +122,14 @@ def compare(
     seed: int = 0,
     noisy: frozenset[str] = frozenset(),
 ) -> Comparison:
-    """Sets students against their teacher; `seed` is that of the bootstrap, `noisy` as in `Comparison`."""
+    """Compares students with their teacher.
+
+    Args:
+        students: evaluations; the evaluated model first.
+        teacher: the teacher's evaluation, or None.
+        seed: seed of the bootstrap.
+        noisy: names of tasks with perturbed texts, which don't count in the mean.
+    """
     tasks, intervals = [], []
     for student in students:
         references = teacher.scores if teacher else [None] * len(student.scores)
@@ -162,7 +168,7 @@ def _retention(student: Score, teacher: Score | None, seed: int) -> Retention:
 
 
 def _mean_cosine(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Over the rows of two arrays [images, dim]; a vector of zeros has the cosine 0 with any other."""
+    """Mean cosine over the rows of two arrays [images, dim]; a vector of zeros has the cosine 0 with any other."""
     if a is None or b is None or a.shape != b.shape:
         return None
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

@@ -1,4 +1,4 @@
-"""What a model costs to run: the time of a batch, from texts or images to vectors."""
+"""Measures the time of a batch, from texts or images to vectors."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["BATCH", "latency"]
 
 BATCH = 8
-"""Texts or images of the batch that is timed."""
+"""Number of texts or images in the timed batch."""
 
 
 def latency(
@@ -23,14 +23,14 @@ def latency(
     repeats: int = 30,
     seconds: float = 20.0,
 ) -> dict[str, float]:
-    """Median milliseconds to encode one batch, tokenising and pooling included.
+    """Measures the median milliseconds to encode one batch, tokenising and pooling included.
 
     Args:
         encoders: loaded models, by name; they are timed in interleaved rounds (`bench.measure`).
-        items: texts or images; the batch is spread evenly over them, and the same for all.
-        batch: its size.
-        repeats: rounds.
-        seconds: time budget; it cuts the rounds, though not below three.
+        items: texts or images; the batch is spread evenly over them, and all models encode this batch.
+        batch: number of items in the batch.
+        repeats: number of rounds.
+        seconds: time budget, which may reduce the rounds, but not below three.
     """
     batch = min(batch, len(items))
     chosen = [items[i * len(items) // batch] for i in range(batch)]

@@ -1,13 +1,13 @@
-"""Where information is lost between a teacher and its student, layer by layer and in the embedding space.
+"""Shows where a student loses information against its teacher, layer by layer and in the embedding space.
 
-The hidden states of every layer are compared by linear CKA, which sees geometry only, and by the mean cosine, which
-also sees where it lies; attention by its divergence (`inside` runs the models, `similarity` has the definitions). The
-layer whose row falls off from the one before is where to look: keep it in full precision, or give it more calibration
-or smaller groups.
+The hidden states of every layer are compared by linear CKA, which depends on geometry only, and by the mean cosine,
+which also depends on direction; attention is compared by its divergence (`inside` runs the models, `similarity` has the
+definitions). A layer whose row is much worse than the one before is the one to improve: keep it in full precision, or
+give it more calibration or smaller groups.
 
-The other numbers are about the vectors that users get: how the space is filled, which inputs are near which, and the
-inputs that moved most, in full, since what they have in common (numbers, names, negations, one class of images) says
-more than an average.
+The other numbers describe the embeddings: how they fill the space, which neighbours they have, and the inputs that
+moved most, in full, since what these have in common (numbers, names, negations, one class of images) says more than an
+average.
 """
 
 import random
@@ -38,19 +38,19 @@ from ternarize_cli.storage.bounds import utf8_name
 __all__ = ["NEIGHBOURS", "Diagnosis", "Moved", "Space", "diagnose", "inputs_of"]
 
 NEIGHBOURS = 10
-"""How many nearest neighbours of an input are looked at."""
+"""Number of nearest neighbours of an input that are compared."""
 _MOVED = 10
 _OF_IMAGES = (LabelledImages, ZeroShot)
 
 
 @dataclass(frozen=True)
 class Space:
-    """How a model's vectors lie.
+    """How a model's vectors fill the space.
 
     Attributes:
-        mean_cosine: between different inputs; near 1: all in a narrow cone.
-        first_component: the share of the variance along the first principal component; None without variance.
-        norm: the mean length of the vectors, before they are normalised.
+        mean_cosine: mean cosine between different inputs; near 1, all vectors are in a narrow cone.
+        first_component: share of the variance along the first principal component; None without variance.
+        norm: mean length of the vectors, before they are normalised.
     """
 
     mean_cosine: float
@@ -60,7 +60,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Moved:
-    """An input, a text or an image's name, and the cosine of the two models' vectors of it."""
+    """An input, a text or an image's name, and the cosine between the two models' vectors of this input."""
 
     input: str
     cosine: float
@@ -68,15 +68,16 @@ class Moved:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What became of a teacher in its student.
+    """The differences between a student and its teacher.
 
     Attributes:
-        inputs, tokens: how many were looked at.
-        layers: in order; empty for models without hidden states.
-        teacher, student: their spaces.
-        cosine: of the two models' vectors, the mean over inputs.
-        neighbours, overlap: of so many nearest neighbours of an input, the share that both models agree on.
-        moved: the inputs of the lowest cosine, lowest first.
+        inputs, tokens: number of inputs and of tokens that were compared.
+        layers: the comparison of each layer, in order; empty for models without hidden states.
+        teacher, student: how their vectors fill the space.
+        cosine: mean cosine between the two models' vectors of an input.
+        neighbours: number of nearest neighbours of an input that are compared.
+        overlap: mean share of these neighbours that both models have.
+        moved: the inputs with the lowest cosine, lowest first.
     """
 
     inputs: int
@@ -91,23 +92,28 @@ class Diagnosis:
 
     @property
     def steepest(self) -> Layer | None:
-        """The layer that loses most CKA against the one before it (the first against 1); None if none does."""
+        """The layer with the largest loss of CKA against the layer before (the first: against 1); None without loss."""
         known = [(layer, layer.cka) for layer in self.layers if layer.cka is not None]
         falls = [before - cka for before, (_, cka) in zip([1.0, *(cka for _, cka in known)], known, strict=False)]
         most = max(range(len(falls)), key=falls.__getitem__, default=None)
         return known[most][0] if most is not None and falls[most] > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers for JSON."""
+        """Converts to plain lists and numbers for JSON."""
         return asdict(self)
 
 
 def inputs_of(tasks: Sequence[TaskData], *, seed: int = 0, most: int = 500) -> list[str] | Images:
-    """What to diagnose on: different texts of the tasks, or, if they have none, their test images.
+    """Draws inputs for a diagnosis: different texts of the tasks, or their test images if they have no texts.
 
-    Each task gives the same number as far as it reaches; the seed draws which.
+    Args:
+        tasks: the tasks, each of which gives equally many inputs, as long as it has some left.
+        seed: seed of the draw.
+        most: the most inputs to draw.
     """
-    sources = {(type(task), task.path): task for task in reversed(tasks)}  # one for a task and its perturbed kin
+    sources = {
+        (type(task), task.path): task for task in reversed(tasks)
+    }  # a task and its perturbed versions count once
     tasks = [*sources.values()][::-1]
     pools = [sorted(set(_texts(task))) for task in tasks]
     pictures = [t.images if isinstance(t, ZeroShot) else t.queries for t in tasks if isinstance(t, _OF_IMAGES)]
@@ -132,7 +138,7 @@ def _joined(parts: Sequence[Images]) -> Images:
 
     def decode(row: int) -> Any:
         part = bisect_right(ends, row)
-        return parts[part][row - ends[part]]  # from the end of the part
+        return parts[part][row - ends[part]]  # negative, counted from the end of the part
 
     names = [
         f"{utf8_name(images.path.name)}/{name}" if len(parts) > 1 else name for images in parts for name in images.ids
@@ -157,20 +163,24 @@ def diagnose(
     Args:
         student, teacher: folders, hub ids or `package:NAME`; full-precision, ternary or packed.
         inputs: texts or images, two or more; a few hundred are enough.
-        backend, device, threads: as `loading.load_encoder` takes them; `backend` is the student's.
-        batch_size: inputs at once, at most.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        backend: name of the kernels for the student's packed linears.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
+        batch_size: the most inputs at once.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
         track: reports progress over batches.
 
     Raises:
-        ModelNotFoundError, CheckpointError, UnavailableError: a model can't be had, read or run, the two differ in
-            layers or width, or a vector is not finite.
+        ModelNotFoundError: there is no such model.
+        CheckpointError: a model's file is missing or damaged, the two models differ in layers or dimensions, or a
+            vector is not finite.
+        UnavailableError: the backend or the device can't run on this machine.
         InputError: there are fewer than two inputs.
     """
     if len(inputs) < 2:
         raise InputError(
             f"a diagnosis compares inputs with each other, and there is {len(inputs) or 'none'}",
-            hint="it reads those of tasks from files: --sts, --retrieval, --classification, --images or --task-file",
+            hint="name files of tasks with --sts, --retrieval, --classification, --images or --task-file",
         )
     mine, theirs = (resolve(model, allow_pickle=allow_pickle) for model in (student, teacher))
     common: dict[str, Any] = {"device": device, "threads": threads, "allow_pickle": allow_pickle}

@@ -1,10 +1,10 @@
-"""A loaded encoder as MTEB sees it, and MTEB without its chatter.
+"""Wraps a loaded encoder for MTEB, and silences MTEB's output.
 
-MTEB names every model from a folder `no_model_name/available`, so anything keyed by that name mixes models up; here the
-name is the model's own and the revision is the hash of its content. Texts are encoded longest first, one batch at a
-time, which bounds padding as sentence-transformers does and lets a progress bar move. Prompts follow MTEB's order (task
-type and side, task type, side), then the model's own defaults. Images are encoded batch by batch as MTEB hands them
-over, so that only a batch of them is decoded at a time.
+MTEB names every model from a folder `no_model_name/available`, so results under that name mix models up; here the name
+is the model's own, and the revision is its content hash. Texts are encoded longest first, one batch at a time, which
+bounds padding as in sentence-transformers and lets a progress bar move. Prompts follow MTEB's order (task type and
+side, task type, side), then the model's own defaults. Images are encoded in MTEB's batches, so that only one batch is
+decoded at a time.
 """
 
 import logging
@@ -29,7 +29,7 @@ from ternarize_cli.progress import Track, silent
 
 __all__ = ["LocalEncoder", "quiet_mteb"]
 
-# What MTEB's metrics say about scores that are not the main one, or that `compare` reports itself.
+# Warnings of MTEB's metrics about scores that are not the main one, or that `compare` reports itself.
 _EXPECTED_WARNINGS = (ConstantInputWarning, NearConstantInputWarning, ConvergenceWarning, UndefinedMetricWarning)
 
 
@@ -38,13 +38,13 @@ class LocalEncoder(AbsEncoder):
 
     Args:
         encoder: a loaded model.
-        name: what messages and MTEB call it.
-        content_hash: of its folder, as `files.content_hash` gives it; MTEB's revision.
+        name: the name of the model in messages and in MTEB.
+        content_hash: content hash of its folder (`files.content_hash`), which is MTEB's revision.
         track: reports progress over batches.
-        meta: what MTEB's results say of the model (`model_meta`); None: name, hash and modalities.
+        meta: the description of the model in MTEB's results (`model_meta`); None has name, hash and modalities only.
 
     Attributes:
-        held_out: task → the vectors of its test images, [images, dim].
+        held_out: for each task, the vectors of its test images, [images, dim].
 
     Local tasks over the same images share their vectors; MTEB knows the images by the hash of their pixels.
     """
@@ -80,7 +80,7 @@ class LocalEncoder(AbsEncoder):
         batch_size: int = 32,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Vectors of all texts or images, [inputs, dim] float32, in the order of `inputs`.
+        """Encodes all texts or images: float32 [inputs, dim], in the order of `inputs`.
 
         Raises:
             CheckpointError: the model gives a vector that is not finite.
@@ -120,20 +120,20 @@ class LocalEncoder(AbsEncoder):
         if not np.isfinite(encoded).all():
             raise CheckpointError(
                 f"{self.name} gives vectors that are not finite (NaN or infinite), so it can't be scored",
-                hint="ternarize inspect shows what the model is; its training may have diverged",
+                hint="check the model with ternarize inspect; its training may have diverged",
             )
         return encoded
 
 
 @contextmanager
 def quiet_mteb() -> Iterator[None]:
-    """Keeps MTEB's log lines, bars and expected warnings off stderr while the body runs."""
+    """Keeps MTEB's log lines, progress bars and expected warnings off stderr while the body runs."""
     logger = logging.getLogger("mteb")
     level, bars_were_off = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     bar = tqdm.__init__
-    tqdm.__init__ = partialmethod(bar, disable=True)  # some of MTEB's evaluators show bars, whatever they are told
+    tqdm.__init__ = partialmethod(bar, disable=True)  # some of MTEB's evaluators ignore the setting that hides bars
     try:
         with warnings.catch_warnings():
             for category in _EXPECTED_WARNINGS:

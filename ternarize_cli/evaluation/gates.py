@@ -1,8 +1,8 @@
-"""Quality gates on retention: a number that a continuous integration job may fail on.
+"""Quality gates: least retentions, below which a job of continuous integration fails.
 
-`--min-retention 0.98` asks it of the mean over all tasks, `--min-retention TASK=0.97` of one task. Gates are about the
-model in question, the first student of a comparison, not about what it is compared with. A retention that is undefined
-misses every gate.
+`--min-retention 0.98` is a gate for the mean over all tasks, `--min-retention TASK=0.97` for one task. Gates apply to
+the evaluated model, the first student of a comparison, not to the models that it is compared with. An undefined
+retention misses every gate.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ __all__ = ["Gate", "check", "missed", "parse_gates"]
 
 @dataclass(frozen=True)
 class Gate:
-    """The least retention that is accepted, of one task or (task None) of the mean."""
+    """The least accepted retention of a task, or of the mean if `task` is None."""
 
     task: str | None
     minimum: float
@@ -29,8 +29,8 @@ def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
     """Reads `VALUE` and `TASK=VALUE`.
 
     Args:
-        texts: as the user wrote them.
-        tasks: the names of the tasks that will run.
+        texts: the gates as the user wrote them.
+        tasks: names of the tasks that will run.
 
     Raises:
         InputError: a value is not between 0 and 1, a task is unknown, or a gate is given twice.
@@ -48,7 +48,7 @@ def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
         if not 0 < minimum <= 1:
             raise InputError(
                 f"--min-retention {text}: {value!r} is not a number above 0 and at most 1",
-                hint="a fraction of the teacher's score: --min-retention 0.98",
+                hint="give a fraction of the teacher's score: --min-retention 0.98",
             )
         if task in gates:
             raise InputError(f"--min-retention is given twice for {'the mean' if task is None else task}")
@@ -57,9 +57,9 @@ def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
 
 
 def missed(gates: Sequence[Gate], comparison: "Comparison", unscored: Sequence[str] = ()) -> dict[Gate, str]:
-    """The gates that the first student misses, each with a clause that says by what retention.
+    """Finds the gates that the first student misses, each with a clause that names the retention.
 
-    A mean without the tasks in `unscored`, whose data are missing, is not what was asked for.
+    A gate for the mean is also missed if the data of some tasks (`unscored`) were missing.
     """
     found = {}
     for gate in gates:
@@ -78,10 +78,10 @@ def missed(gates: Sequence[Gate], comparison: "Comparison", unscored: Sequence[s
 
 
 def check(gates: Sequence[Gate], comparison: "Comparison", unscored: Sequence[str] = ()) -> None:
-    """Passes if every gate does.
+    """Checks that the first student passes every gate.
 
     Raises:
-        GateMissedError: the message names each gate that was missed, with the retention found.
+        GateMissedError: a gate was missed; the message names each, with its retention.
     """
     if clauses := missed(gates, comparison, unscored).values():
         raise GateMissedError("quality gate missed: " + "; ".join(clauses))

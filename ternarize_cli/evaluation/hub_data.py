@@ -1,15 +1,15 @@
-"""Where the data of MTEB's tasks come from, and what to do where they are missing.
+"""Finds the data of MTEB's tasks, and says what to do if they are missing.
 
 MTEB's tasks load a data set of the Hugging Face hub, at a fixed revision. Three places are tried:
 
     ROOT/<organisation>/<name>    a folder that the user gives, in the layout of the hub's repository: data files, and
                                   a README.md if the repository has one (it names configurations and splits)
-    the hub, or its copy          what `datasets` downloads, or has prepared in HF_HOME before
-    a snapshot in HF_HOME         what `hf download --repo-type dataset` left there; `datasets` itself does not look
+    the hub, or its copy          data that `datasets` downloads, or has prepared in HF_HOME before
+    a snapshot in HF_HOME         files that `hf download --repo-type dataset` left; `datasets` itself does not search
                                   there when it is offline
 
-A folder of the user's stands in for the data set by its path alone; all the rest is MTEB's own loading. Its revision
-is the sha256 of its files, so that no result on other data passes for one on the hub's.
+A user's folder replaces the data set by its path alone; MTEB's own code loads it. Its revision is the sha256 of its
+files, so that a result on other data is never taken for one on the hub's data.
 """
 
 import logging
@@ -38,10 +38,10 @@ class Missing:
     """A task that has no score.
 
     Attributes:
-        task: its name.
-        dataset: what it is made of, on the hub or in a folder.
-        reason: what went wrong, in a line.
-        how: what to do about it.
+        task: name of the task.
+        dataset: its data set, on the hub or in a folder.
+        reason: the reason why it has no score, in one line.
+        how: what the user can do about it.
     """
 
     task: str
@@ -51,7 +51,7 @@ class Missing:
 
     @classmethod
     def data(cls, task: AbsTask, error: Exception) -> "Missing":
-        """The data of `task` can't be loaded."""
+        """Describes a task whose data can't be loaded because of `error`."""
         path, revision = task.metadata.dataset["path"], task.metadata.dataset["revision"]
         if Path(path).is_absolute():
             how = f"{path} must have the layout of the hub's repository: its data files and its README.md"
@@ -66,13 +66,13 @@ class Missing:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, with its type where the text alone says little."""
+    """Gives an error's message in one line, with the error's type if the message says little."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, OSError | TernarizeError) and text else f"{type(error).__name__}: {text}"
 
 
 def stand_in(task: AbsTask, root: Path) -> AbsTask:
-    """`task` on the folder in `root` that has its data set's name; `task` as it is where there is none."""
+    """Makes a task read the folder in `root` that has its data set's name; unchanged if there is no such folder."""
     if isinstance(task, AbsTaskAggregate):
         parts = [stand_in(part, root) for part in task.metadata.tasks]
         return _changed(task, tasks=parts)
@@ -84,14 +84,14 @@ def stand_in(task: AbsTask, root: Path) -> AbsTask:
 
 
 def fresh(task: AbsTask) -> AbsTask:
-    """A task of its own, with its random state at the beginning and nothing loaded."""
+    """Makes a new copy of a task, with its random state at the beginning and no data loaded."""
     if isinstance(task, AbsTaskAggregate):
         return _changed(task, tasks=[fresh(part) for part in task.metadata.tasks])
     return _changed(task)
 
 
 def load(task: AbsTask) -> AbsTask | Missing:
-    """Loads a task's data, or those of its parts; returns the task to use, or what is missing."""
+    """Loads the data of a task, or of its parts; returns the task to use, or a description of missing data."""
     if isinstance(task, AbsTaskAggregate):
         parts = [load(part) for part in task.metadata.tasks]
         missing = next((part for part in parts if isinstance(part, Missing)), None)
@@ -114,7 +114,7 @@ def load(task: AbsTask) -> AbsTask | Missing:
 
 
 def splits_of(task: AbsTask, subset: str) -> dict[str, Any]:
-    """The loaded splits of a task's subset; tasks with one subset, or with parallel ones, keep no level for it."""
+    """Finds the loaded splits of a task's subset; tasks with one subset, or parallel ones, have no level for it."""
     return task.dataset.get(subset, task.dataset)
 
 
@@ -132,8 +132,10 @@ def _load(task: AbsTask) -> None:
 
 @contextmanager
 def _prepared_apart(task: AbsTask) -> Iterator[None]:
-    """Of a folder with a README.md, `datasets` keeps what it prepared by the folder's path, and so would never see that
-    a file has changed."""
+    """Gives `datasets` a separate cache folder for each revision of a user's folder.
+
+    Otherwise it keeps prepared data by the folder's path alone, and would never notice that a file has changed.
+    """
     before = datasets.config.HF_DATASETS_CACHE
     if Path(task.metadata.dataset["path"]).is_absolute():
         datasets.config.HF_DATASETS_CACHE = Path(before) / "ternarize" / task.metadata.dataset["revision"]
@@ -145,7 +147,7 @@ def _prepared_apart(task: AbsTask) -> Iterator[None]:
 
 @contextmanager
 def patience() -> Iterator[None]:
-    """While the body runs, a hub that can't be reached is not asked again: each data set would take 20 s of retries."""
+    """Stops asking an unreachable hub again while the body runs: each data set would take 20 s of retries."""
     logger = logging.getLogger("huggingface_hub")
     level, offline = logger.level, datasets.config.HF_HUB_OFFLINE
     logger.setLevel(logging.ERROR)
@@ -157,7 +159,7 @@ def patience() -> Iterator[None]:
 
 
 def _snapshot(task: AbsTask) -> Path | None:
-    """A whole copy of the data set's repository, at the task's revision, in HF_HOME."""
+    """Finds a whole copy of the data set's repository, at the task's revision, in HF_HOME; None without one."""
     path, revision = task.metadata.dataset["path"], task.metadata.dataset["revision"]
     if Path(path).is_absolute():
         return None

@@ -1,11 +1,11 @@
-"""MTEB tasks made of local images: by neighbours, by a linear probe, and zero-shot.
+"""Makes MTEB tasks of local images: classification by neighbours, by a linear probe, and zero-shot.
 
     knn          accuracy of a vote among the 5 nearest neighbours by cosine
-    linear       accuracy of MTEB's logistic regression on all vectors there are to learn from, with as many iterations
-                 as it needs to converge (MTEB stops it after 100)
+    linear       accuracy of MTEB's logistic regression on all training vectors, with as many iterations as it needs to
+                 converge (MTEB stops it after 100)
     zero-shot    accuracy of the label whose text is nearest by cosine
 
-Images are decoded when they are asked for: in memory, decoded or as PNG, they would be gigabytes.
+Images are decoded when they are read, since all of them in memory, decoded or as PNG, would take gigabytes.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = ["LocalImageClassification", "LocalZeroShot"]
 
 
 class LocalImageClassification(LocalTask, AbsTaskClassification):
-    """Classification of images by all that there are to learn from, once."""
+    """Classification of images with a classifier that is trained once, on all training images."""
 
     kind, category = "ImageClassification", "i2c"
     input_column_name = "image"
@@ -62,7 +62,7 @@ class LocalZeroShot(LocalTask, AbsTaskZeroShotClassification):
 
 
 def _lazy_dataset(images: Images, number: dict[str, int]) -> Dataset:
-    """Each row holds its number in place of a path."""
+    """Makes a dataset of images, decoded when read: each row holds the image's number in place of a path."""
     rows = {
         "image": [{"bytes": None, "path": str(row)} for row in range(len(images))],
         "label": [number[label] for label in images.labels or ()],

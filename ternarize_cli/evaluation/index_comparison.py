@@ -1,11 +1,11 @@
-"""What a ternary encoder costs in search: teacher and student on every kind of index.
+"""Compares teacher and student in search, on every kind of index.
 
-The experiment of arXiv 2411.15438 (its FLAT, IVF, LSH and HNSW on CmedqaRetrieval), with encoding and searching timed
-apart, and with the third way to use a student: its queries against documents that the teacher encoded.
+This is the experiment of arXiv 2411.15438 (FLAT, IVF, LSH and HNSW on CmedqaRetrieval), with encoding and searching
+timed separately, and with a third way to use a student: its queries against documents that the teacher encoded.
 
-    precision@10   relevant documents among the ten found, over ten
-    nDCG@10        Σ gradeᵢ / log₂(i + 1) over the ranks i = 1 … 10, divided by the most that is possible
-    recall@10      share of the ten nearest by exact search, same vectors, that the index finds
+    precision@10   number of relevant documents among the ten found, divided by ten
+    nDCG@10        Σ gradeᵢ / log₂(i + 1) over the ranks i = 1 … 10, divided by the largest possible sum
+    recall@10      share of the ten nearest vectors by exact search that the index finds
 """
 
 import statistics
@@ -40,7 +40,7 @@ _PQ_CODES = 256
 
 @dataclass(frozen=True)
 class EncodingCost:
-    """What an encoder takes: documents a second in batches, and milliseconds of one query (median)."""
+    """The speed of an encoder: documents per second in batches, and median milliseconds of one query."""
 
     model: str
     documents_per_second: float
@@ -49,14 +49,16 @@ class EncodingCost:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of index with one pair of encoders.
+    """Quality and cost of one kind of index with one pair of encoders.
 
     Attributes:
         encoders: "teacher", "student", or "student → teacher": queries by the student, documents by the teacher.
-        index: the paper's name of the kind; factory: the FAISS factory string; settings: as `search.KNOBS`.
-        precision, recall, ndcg: at 10.
-        milliseconds: of searching, one query at a time (median).
-        bytes_per_vector: of the index, as stored.
+        index: the paper's name of the kind of index.
+        factory: the FAISS factory string.
+        settings: search settings, named as in `search.KNOBS`.
+        precision, recall, ndcg: precision@10, recall@10 and nDCG@10.
+        milliseconds: median milliseconds of a search, one query at a time.
+        bytes_per_vector: bytes of the stored index per vector.
     """
 
     encoders: str
@@ -72,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """All rows, and what encoding takes."""
+    """The rows of all kinds of index, and the speed of the encoders."""
 
     documents: int
     queries: int
@@ -94,15 +96,16 @@ def compare_indexes(
     """Encodes a corpus and its queries with both models, and searches them through each kind of index.
 
     Args:
-        data: corpus, queries and what answers them.
-        student, teacher: MODEL, compared by cosine.
-        backend: of the student's packed layers.
-        device, threads: as `loading.load_encoder`.
-        track: progress.
+        data: corpus, queries and the documents that answer them.
+        student, teacher: MODEL of each; vectors are compared by cosine.
+        backend: name of the kernels for the student's packed linears.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
+        track: reports progress.
 
     Raises:
-        InputError: the models' vectors differ in width.
-        TernarizeError: as `loading.load_encoder`.
+        InputError: the models' vectors differ in dimensions.
+        TernarizeError: a model can't be loaded (`loading.load_encoder`).
     """
     if threads is not None:
         faiss.omp_set_num_threads(checked_threads(threads))
@@ -180,7 +183,7 @@ def _encode(
 
 
 def _kinds(count: int, dim: int) -> list[tuple[str, str, dict[str, float]]]:
-    """Name, factory string and settings of each kind."""
+    """Lists name, factory string and search settings of each kind of index."""
     lists = clusters(count)
     probes = {"nprobe": max(1.0, lists / 8)}
     kinds: list[tuple[str, str, dict[str, float]]] = [
@@ -220,7 +223,7 @@ def _milliseconds(index: faiss.Index, queries: np.ndarray) -> float:
 
 
 def _grades(data: Retrieval) -> list[dict[int, int]]:
-    """For each query the rows of the documents that answer it, and their grades."""
+    """Maps, for each query, the rows of the documents that answer it to their grades."""
     rows = {record["id"]: row for row, record in enumerate(data.corpus)}
     return [
         {rows[document]: grade for document, grade in data.relevant[query].items() if grade > 0}

@@ -1,9 +1,8 @@
-"""Teacher and student seen from inside, while both read the same inputs, a batch at a time.
+"""Compares the hidden states and the attention of teacher and student, while both encode the same batches.
 
-Compared are the hidden states of real tokens, after every layer and before the first, and every layer's attention;
-`similarity` has the definitions. Only transformers' "eager" attention tells its probabilities, so both models run on
-that here. Texts are given as `encode` gives them, with the model's default prompt, and cut after 512 tokens: the
-attention of longer ones does not fit in memory.
+Hidden states of real tokens are compared after every layer and before the first; `similarity` has the definitions. Only
+transformers' "eager" attention returns its probabilities, so both models run with it here. Texts get the model's
+default prompt, as in `encode`, and are cut to 512 tokens, because the attention of longer texts does not fit in memory.
 """
 
 from collections.abc import Sequence
@@ -29,20 +28,21 @@ __all__ = ["Inside", "Layer"]
 
 _TOKENS = 512
 _SQUARE = 1 << 19
-"""At most so many numbers of attention per head and layer at once: 300 MB for 12 layers of 12 heads."""
+"""The most attention probabilities per head and layer at once: 300 MB for 12 layers of 12 heads."""
 _ROUNDED = 0.05
-"""How far probabilities in half precision may sum from 1."""
+"""The largest difference from 1 of a sum of probabilities in half precision."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Student against teacher after a layer.
+    """The comparison of student and teacher after a layer.
 
     Attributes:
-        name: "embeddings" (what goes into layer 1), "1", "2", …, or "output" (after a last norm).
+        name: "embeddings" (the input of layer 1), "1", "2", …, or "output" (after a last norm).
         cka: linear CKA of the hidden states; None if they don't vary.
-        cosine: the mean over tokens.
-        attention_kl: the mean over tokens and heads, in nats; None where the model tells no attentions.
+        cosine: mean cosine of the hidden states over tokens.
+        attention_kl: mean KL divergence of the attention over tokens and heads, in nats; None if the model returns no
+            attention.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Layer:
 
 
 class _Watch:
-    """What an encoder shows of itself while it runs.
+    """The inner values of an encoder while it runs.
 
     Attributes:
-        entered: what its first block is given, `[batch, tokens, dim]`.
-        blocks: how many blocks ran.
-        attentions: block → `[batch, heads, queries, keys]`, where its family tells them.
-        unscaled: the vectors before they are normalised.
+        entered: the input of its first block, `[batch, tokens, dim]`.
+        blocks: number of blocks that ran.
+        attentions: for each block, `[batch, heads, queries, keys]`, if the architecture returns them.
+        unscaled: the vectors before they are normalised, `[batch, dim]`.
     """
 
     def __init__(self, encoder: "SentenceTransformer") -> None:
@@ -66,9 +66,9 @@ class _Watch:
         model = encoder[0].auto_model
         model.set_attn_implementation("eager")
         for module in model.modules():
-            # Some families give attentions only if asked; those of timm raise if asked.
+            # Some architectures return attentions only with this setting; those of timm raise an error with it.
             if isinstance(module, PreTrainedModel) and not module.config.model_type.startswith("timm"):
-                with suppress(ValueError):  # a family whose attention can't be set
+                with suppress(ValueError):  # an architecture whose attention can't be set
                     module.config.output_attentions = True
         for block in blocks_of(model):
             block.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -100,14 +100,14 @@ class _Watch:
 
 
 class _Row:
-    """The running numbers of one layer."""
+    """The running sums of one layer."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.cka, self.cosine, self.attention = LinearCKA(), Mean(), Mean()
 
     def add_states(self, student: Tensor, teacher: Tensor, mask: Tensor) -> None:
-        """`[batch, tokens, dim]` of both."""
+        """Adds hidden states of both models, `[batch, tokens, dim]` each."""
         x, y = ((h[mask.bool()] if mask.shape == h.shape[:2] else h.flatten(0, 1)).float() for h in (student, teacher))
         self.cka.add(x, y)
         if x.shape == y.shape:
@@ -115,13 +115,13 @@ class _Row:
             self.cosine.add(float(F.cosine_similarity(x, y, dim=-1)[defined].double().sum()), int(defined.sum()))
 
     def add_attention(self, student: Tensor, teacher: Tensor, mask: Tensor) -> None:
-        """`[batch, heads, queries, keys]` of both."""
+        """Adds attention probabilities of both models, `[batch, heads, queries, keys]` each."""
         if student.shape == teacher.shape:
             known = mask.shape == (len(student), student.shape[2])
             self.attention.add(*attention_divergence(teacher, student, mask if known else None))
 
     def done(self) -> Layer:
-        """The means."""
+        """Computes the means over all that was added."""
         return Layer(self.name, self.cka.value, self.cosine.value, self.attention.value)
 
 
@@ -129,7 +129,7 @@ class Inside:
     """Sums over all inputs that student and teacher have read.
 
     Attributes:
-        tokens: how many real ones there were.
+        tokens: number of real tokens.
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -152,17 +152,17 @@ class Inside:
         return tuple(row.done() for row in self._rows)
 
     def vectors(self) -> list[np.ndarray]:
-        """The student's and the teacher's, `[inputs, dim]` float32.
+        """The vectors of the student and of the teacher, float32 `[inputs, dim]` each.
 
         Raises:
-            CheckpointError: one is not finite.
+            CheckpointError: a vector is not finite.
         """
         found = [torch.cat(parts).numpy() for parts in self._vectors]
         for who, rows in zip(("student", "teacher"), found, strict=True):
             if not np.isfinite(rows).all():
                 raise CheckpointError(
                     f"the {who} gives vectors that are not finite (NaN or infinite)",
-                    hint="ternarize inspect shows what the model is; its training may have diverged",
+                    hint="check the model with ternarize inspect; its training may have diverged",
                 )
         return found
 
@@ -173,7 +173,7 @@ class Inside:
 
     @torch.no_grad()
     def take(self, batch: Sequence[Any]) -> None:
-        """Runs inputs through both models, few at a time where there are many tokens.
+        """Runs inputs through both models, fewer at a time if they have many tokens.
 
         Raises:
             CheckpointError: the models differ in layers.
@@ -189,7 +189,7 @@ class Inside:
         return self._pair.put(encoder.preprocess(list(batch), prompt=prompt))
 
     def _width(self, features: dict[str, Any]) -> int:
-        """Tokens of an input."""
+        """Number of tokens of an input, with padding."""
         if "input_ids" in features:
             return int(features["input_ids"].shape[1])
         if self._image_tokens is None:
@@ -222,7 +222,7 @@ class Inside:
             self._rows[first + i].add_attention(attentions[0][i], attentions[1][i], mask)
         self.tokens += int(mask.sum())
         pooled = [out.pooled for out in outputs]
-        if self._trimmed:  # what the teacher makes of its own tokens
+        if self._trimmed:  # the teacher has token ids of its own
             self._watches[1].clear()
             pooled[1] = self._pair.teacher(self._features(self._pair.teacher, batch))["sentence_embedding"]
         for vectors, norms, watch, new in zip(self._vectors, self._norms, self._watches, pooled, strict=True):
@@ -232,14 +232,14 @@ class Inside:
 
 
 def _is_attention(value: object) -> bool:
-    """Whether it is probabilities over keys: some modules return a bias of that shape, too."""
+    """Whether a value holds probabilities over keys; some modules return a bias of that shape too."""
     if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
         return False
     return bool((value >= 0).all()) and bool(((value.float().sum(dim=-1) - 1).abs() < _ROUNDED).all())
 
 
 def _part(features: dict[str, Any], size: int, rows: slice) -> dict[str, Any]:
-    """Some inputs of the features of `size`."""
+    """Selects some rows of the features of `size` inputs."""
     return {
         name: value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
         for name, value in features.items()

@@ -1,11 +1,11 @@
-"""A comparison as JUnit XML, which GitLab CI, Jenkins and report actions of GitHub show beside the tests of a build.
+"""Writes a comparison as JUnit XML, which GitLab CI, Jenkins and report actions of GitHub show with a build's tests.
 
-    testsuite                  the evaluation; properties: the model in question, its teacher, the mean retention
-    testcase STUDENT / TASK    a score of a student; skipped where it has no retention to speak of
-    testcase gates / GATE      a gate; a failure says what was found and what was asked for
+    testsuite                  the evaluation; properties: the evaluated model, its teacher, the mean retention
+    testcase STUDENT / TASK    a score of a student; skipped if its retention is undefined
+    testcase gates / GATE      a gate; a failure names the retention and the gate
 
-Each score's properties are the numbers: teacher, student, retention, the bounds of its 95% interval, bytes. There is no
-schema of JUnit that all tools agree on; this is what pytest writes, which they all read.
+Each score's properties are its numbers: teacher, student, retention, the bounds of its 95% interval, bytes. Tools do
+not agree on one schema of JUnit; this is the form that pytest writes, which all of them read.
 """
 
 import re
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["write_junit"]
 
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no way to write (section 2.2, Char)."""
+"""Characters that XML 1.0 can't hold (section 2.2, Char)."""
 
 
 def write_junit(
@@ -39,13 +39,14 @@ def write_junit(
 
     Args:
         path: the file.
-        comparison: of one student or more.
-        gates: asked of the first student.
-        missing: tasks that could not be scored; each is a skipped test.
-        force: replace a file that is there.
+        comparison: the scores of one student or more.
+        gates: the gates for the first student.
+        missing: tasks that could not be scored; each becomes a skipped test.
+        force: replace an existing file.
 
     Raises:
-        OutputExistsError, OutputError: as `files.atomic_file`.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     first, teacher = comparison.students[0], comparison.teacher
     suite = ElementTree.Element("testsuite", name=_written(f"ternarize eval {first.name}"))
@@ -105,7 +106,7 @@ def _score(suite: ElementTree.Element, student: "Evaluation", task: "Retention",
     }
     _properties(case, numbers)
     if compared and task.retention is None:
-        _skip(case, f"the teacher scores {_text(task.teacher)}, so there is no retention to speak of")
+        _skip(case, f"the teacher scores {_text(task.teacher)}, so the retention is undefined")
     said = ", ".join(f"{name} {_text(value)}" for name, value in numbers.items() if value is not None)
     ElementTree.SubElement(case, "system-out").text = _written(said)
 

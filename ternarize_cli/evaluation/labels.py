@@ -1,9 +1,9 @@
-"""Texts with a label each, to be classified or clustered.
+"""Reads texts with a label each, for classification or clustering.
 
     label TAB text     one text a line (.txt, .tsv)
     label, text        columns of a CSV, TSV or Parquet file with these names, or keys of a JSONL file
 
-A classification learns from half of each label's texts, or from a file of its own.
+A classification is trained on half of each label's texts, or on a separate file.
 """
 
 import random
@@ -31,20 +31,20 @@ class _LabelledTexts:
 
     @property
     def size(self) -> int:
-        """How many texts there are, for training and testing together."""
+        """Number of texts, for training and testing together."""
         return len(self.texts)
 
 
 @dataclass(frozen=True)
 class Labels(_LabelledTexts):
-    """Texts with a class label each, in file order; the first `learned` are those to learn from, None: half of them."""
+    """Texts with a class label each, in file order. The first `learned` are for training; None takes half of them."""
 
     learned: int | None = None
 
 
 @dataclass(frozen=True)
 class Clusters(_LabelledTexts):
-    """Texts with the label of their cluster each, in file order."""
+    """Texts, each with the label of its cluster, in file order."""
 
 
 def read_labels(
@@ -54,13 +54,13 @@ def read_labels(
 
     Args:
         path: the file.
-        name: what the task is called.
-        train: a file of the same columns to learn from; None: half of `path`.
-        label, text: names of the columns, where they are called otherwise.
+        name: name of the task.
+        train: a training file with the same columns; None trains on half of `path`.
+        label, text: names of the columns; None means `label` and `text`.
 
     Raises:
-        DataError: a file is missing or empty, a row has not these columns, a label or text is empty, there is only one
-            label, a label has only one text, or `train` has no text of it.
+        DataError: a file is missing or empty, a row lacks a column, a label or text is empty, there is only one label,
+            a label has only one text, or `train` has no text of a label.
     """
     path = readable_file(path)
     labels, texts = _read(path, label, text)
@@ -71,7 +71,7 @@ def read_labels(
         if alone is not None:
             raise DataError(
                 f"{path}: the label {shown(alone)} has only one text",
-                hint="each label needs two texts or more: one to learn from, one to test",
+                hint="give each label two texts or more: one for training, one for the test",
             )
         return Labels(name, path, digest_of([path], *chosen), texts, labels)
     train = readable_file(train)
@@ -79,28 +79,33 @@ def read_labels(
     _check_several(train, known)
     if strange := sorted(set(labels) - set(known)):
         raise DataError(
-            f"{path}: the label {shown(strange[0])} is not in {train}", hint="each label has texts to learn from"
+            f"{path}: the label {shown(strange[0])} is not in {train}", hint="add training texts of this label"
         )
     return Labels(name, path, digest_of([train, path], *chosen), learned + texts, known + labels, len(learned))
 
 
 def read_clusters(path: Path, name: str, *, label: str | None = None, text: str | None = None) -> Clusters:
-    """Reads texts to cluster; args as `read_labels`.
+    """Reads texts to cluster.
+
+    Args:
+        path: the file.
+        name: name of the task.
+        label, text: names of the columns; None means `label` and `text`.
 
     Raises:
-        DataError: the file is missing or empty, a row has not these columns, a label or text is empty, there is only
-            one label, or every text has a label of its own.
+        DataError: the file is missing or empty, a row lacks a column, a label or text is empty, there is only one
+            label, or every text has a label of its own.
     """
     path = readable_file(path)
     labels, texts = _read(path, label, text)
     _check_several(path, labels)
     if len(set(labels)) == len(labels):
-        raise DataError(f"{path}: every text has a label of its own", hint="clusters of two texts or more")
+        raise DataError(f"{path}: every text has a label of its own", hint="use clusters of two texts or more")
     return Clusters(name, path, digest_of([path], "clusters", f"{label} {text}"), texts, labels)
 
 
 def halves(labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """The rows to learn from and the others, in order: of each label half, rounded down, drawn by the seed."""
+    """Splits rows into training and test rows, in order: half of each label, rounded down, drawn by the seed."""
     rows = defaultdict(list)
     for row, label in enumerate(labels):
         rows[label].append(row)
@@ -126,4 +131,4 @@ def _read(path: Path, label: str | None, text: str | None) -> tuple[list[str], l
 
 def _check_several(path: Path, labels: list[str]) -> None:
     if len(set(labels)) == 1:
-        raise DataError(f"{path}: every text has the label {shown(labels[0])}", hint="two labels or more are needed")
+        raise DataError(f"{path}: every text has the label {shown(labels[0])}", hint="use texts of two labels or more")

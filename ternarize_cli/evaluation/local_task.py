@@ -1,8 +1,8 @@
-"""What all tasks made of local files have in common: their data is in memory, and their name is their own.
+"""The base of all tasks made of local files, whose data are in memory.
 
-MTEB downloads in `load_data`; here that only hands over, at once, because MTEB would otherwise unload the task after
-its evaluation, and its data with it. MTEB knows a task by `local/NAME`, which keeps a file called query.csv from being
-taken for the model's prompt of that name.
+MTEB's tasks download in `load_data`; here it only passes on the data. It runs at once, because MTEB would otherwise
+unload the task and its data after the evaluation. MTEB knows a task by `local/NAME`, so that a file called query.csv is
+not taken for the model's prompt of that name.
 """
 
 from abc import ABC, abstractmethod
@@ -15,27 +15,27 @@ __all__ = ["Data", "LocalTask"]
 
 
 class Data(Protocol):
-    """What a task's data tells about itself."""
+    """The interface of a task's data."""
 
     @property
     def name(self) -> str:
-        """Of the task."""
+        """Name of the task."""
 
     @property
     def path(self) -> Path:
-        """Of the file or folder."""
+        """Path of the file or folder."""
 
     @property
     def sha256(self) -> str:
-        """Of everything that is scored."""
+        """The sha256 of everything that is scored."""
 
     @property
     def modalities(self) -> frozenset[str]:
-        """What a model must read: "text", "image"."""
+        """The modalities that a model must read: "text", "image"."""
 
 
 class LocalTask(ABC):
-    """Comes before the MTEB class of its kind among the bases of a task; `main_score` and the rest are MTEB's names."""
+    """A mixin that comes before MTEB's class among a task's bases; attributes such as `main_score` are MTEB's."""
 
     kind: ClassVar[str]
     category: ClassVar[str] = "t2t"
@@ -59,9 +59,9 @@ class LocalTask(ABC):
 
     @abstractmethod
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        """Hands over the data; nothing is downloaded."""
+        """Passes on the data; nothing is downloaded."""
 
     @property
     def prediction_file_name(self) -> str:
-        """The same for all: each is written into a folder of its own, and a name may be too long for a file."""
+        """One name for all tasks, since each has a folder of its own, and a task's name may be too long for a file."""
         return "predictions.json"

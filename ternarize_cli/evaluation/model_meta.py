@@ -1,8 +1,8 @@
-"""What MTEB's tables say about a model, taken from its files and from the loaded encoder.
+"""Makes MTEB's description of a model from its files and from the loaded encoder.
 
-MTEB has no field for a quantisation. It shows in three others: the memory of the weights as they are stored, which is
-how MTEB counts it for models of the hub; the number of weights, each packed one counted; and the model that this one
-was made of. Nothing is claimed that the files don't say: languages, licence and training data stay unknown.
+MTEB has no field for a quantisation. It shows in three other fields: the memory of the stored weights, which MTEB also
+counts for models of the hub; the number of weights, in which each packed weight counts; and the model that this one was
+made from. Facts that the files don't hold, such as languages, licence and training data, stay unknown.
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ _MB = 1024**2
 def model_meta(
     folder: Path, name: str, digest: str, encoder: SentenceTransformer, *, allow_pickle: bool = False
 ) -> ModelMeta:
-    """The description of a model under which MTEB files its results.
+    """Makes the description of a model under which MTEB files its results.
 
     Args:
-        folder: the model's files.
-        name: what it is called; MTEB wants an organisation before it and gets "local".
+        folder: the model's folder.
+        name: name of the model; "local" becomes the organisation that MTEB needs before it.
         digest: the content hash of the folder, which becomes the revision.
-        encoder: the model, loaded.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        encoder: the loaded model.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
         CheckpointError: the folder has no weights files.

@@ -1,12 +1,12 @@
-"""Labelled images for a classification by neighbours or by a linear probe, checked before any model is loaded.
+"""Reads labelled images for a classification by neighbours or by a linear probe, and checks them.
 
-What is measured is how far the labels follow from the vectors alone. `knn`: each query image gets the label that most
-of its 5 nearest neighbours have, by cosine. `linear`: a logistic regression on the vectors of the same neighbours.
-These come from the training part of the source and the queries from its test part (or the validation part where there
-is no test part); a source of one part is split in halves, label by label, by the seed. Encoding is what takes the time,
-so both are sampled, the same number of each label.
+The classification measures how well the vectors alone give the labels. `knn`: each query image gets the label that most
+of its 5 nearest neighbours have, by cosine. `linear`: a logistic regression on the vectors of all possible neighbours.
+Neighbours come from the training part of the source, and queries from its test part (or validation part, if there is no
+test part); a source of one part is split in halves, label by label, by the seed. Encoding takes most of the time, so
+both are sampled, with equally many images of each label.
 
-An image that can't be decoded is skipped and named, unless `strict`: all images are decoded here, once, for their hash.
+All images are decoded here once, for their hash. An image that can't be decoded is skipped and named, unless `strict`.
 """
 
 import hashlib
@@ -30,23 +30,25 @@ __all__ = [
 ]
 
 NEIGHBOURS = 5
-"""How many neighbours vote."""
+"""Number of neighbours that vote."""
 QUERIES = 200
-"""How many queries an evaluation has unless told otherwise: minutes on two cores."""
+"""Default number of queries, which takes minutes on two cores."""
 PER_QUERY = 5
-"""How many images there are to find neighbours among, for each query."""
+"""Number of images, for each query, among which neighbours are searched."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images to learn from or to find neighbours among, and images to label by them.
+    """Training images, and query images to classify.
 
     Attributes:
-        name, path: of the task and of its source.
+        name: name of the task.
+        path: path of its source.
         pixels: the sha256 of all pixels and labels.
-        neighbours, queries: the images.
+        neighbours: the images to train on, or among which neighbours are searched.
+        queries: the images to classify.
         classifier: "knn" or "linear".
-        skipped: what could not be decoded, each named with the reason.
+        skipped: names of images that could not be decoded, with the reasons.
     """
 
     name: str
@@ -60,12 +62,12 @@ class LabelledImages:
 
     @property
     def sha256(self) -> str:
-        """Of what is scored: pixels, labels and the classifier."""
+        """The sha256 of everything that is scored: pixels, labels and the classifier."""
         return self.pixels if self.classifier == "knn" else hashlib.sha256(f"{self.pixels} linear".encode()).hexdigest()
 
     @property
     def size(self) -> int:
-        """How many queries are scored."""
+        """Number of queries."""
         return len(self.queries)
 
 
@@ -75,16 +77,16 @@ def read_labelled_images(
     """Reads, samples and decodes the images of an evaluation.
 
     Args:
-        path: as `images.read_parts` takes it.
-        name: what the task is called.
-        limit: at most so many queries and PER_QUERY times as many neighbours.
-        seed: of the samples, and of the split where the source has none.
-        strict: refuse an image that can't be decoded.
+        path: a source of images, as `images.read_parts` takes it.
+        name: name of the task.
+        limit: the most queries; there are up to PER_QUERY times as many neighbours.
+        seed: seed of the samples, and of the split if the source has one part only.
+        strict: refuse an image that can't be decoded, instead of skipping it.
 
     Raises:
         DataError: there are no images or labels, no image can be decoded (or one can't, if `strict`), there is only one
-            label, a label of the queries has no neighbour, or there are fewer than NEIGHBOURS of them.
-        InputError: limit is below 1.
+            label, no neighbour has a label of the queries, or there are fewer than NEIGHBOURS neighbours.
+        InputError: `limit` is below 1.
     """
     if limit < 1:
         raise InputError(f"--limit {limit} leaves no image", hint="--limit 200")
@@ -100,7 +102,9 @@ def read_labelled_images(
     )
     known = set(neighbours.labels or ())
     if len(known) < 2:
-        raise DataError(f"{path}: every image has the label {next(iter(known), None)!r}", hint="two labels or more")
+        raise DataError(
+            f"{path}: every image has the label {next(iter(known), None)!r}", hint="use images of two labels or more"
+        )
     if missing := sorted(set(queries.labels or ()) - known):
         raise DataError(
             f"{path}: no image to find neighbours among has the label {missing[0]!r}",
@@ -112,7 +116,7 @@ def read_labelled_images(
 
 
 def labelled_parts(path: Path) -> dict[str, Images]:
-    """The parts of a source, all with labels.
+    """Opens the parts of a source, and checks that all have labels.
 
     Raises:
         DataError: there are no images, or no labels.
@@ -128,10 +132,10 @@ def labelled_parts(path: Path) -> dict[str, Images]:
 
 
 def decodable(*parts: Images, strict: bool) -> tuple[list[Images], str, tuple[str, ...]]:
-    """The images of each part that can be decoded, the sha256 of their pixels and labels, and what ails the others.
+    """Finds the images that can be decoded; also returns the sha256 of their pixels and labels, and errors of others.
 
     Raises:
-        DataError: no image of a part can be decoded, or one can't and `strict`.
+        DataError: no image of a part can be decoded, or one can't and `strict` is true.
     """
     digest, skipped, kept = hashlib.sha256(), [], []
     for images in parts:

@@ -1,10 +1,10 @@
-"""Pairs of texts: scored (STS), labelled 0 or 1 (pair classification), or translations of each other (bitext).
+"""Reads pairs of texts: scored (STS), labelled 0 or 1 (pair classification), or translations (bitext).
 
-    sentence1, sentence2, score    STS: any scale; what counts is the order
+    sentence1, sentence2, score    STS: scores on any scale; only their order counts
     sentence1, sentence2, label    pair classification: 1 for a pair that belongs together
     sentence1, sentence2           bitext; or two files, whose lines of the same number belong together
 
-Files are read by `columns`: CSV, TSV, JSONL or Parquet, and other names for the columns are given in a task file.
+Files are CSV, TSV, JSONL or Parquet (`columns`); a task file can give other names of the columns.
 """
 
 import math
@@ -33,7 +33,7 @@ class _TwoTexts:
 
     @property
     def size(self) -> int:
-        """How many pairs there are."""
+        """Number of pairs."""
         return len(self.first)
 
 
@@ -68,12 +68,12 @@ def read_pairs(
 
     Args:
         path: the file.
-        name: what the task is called.
-        sentence1, sentence2, score: names of the columns, where they are called otherwise.
+        name: name of the task.
+        sentence1, sentence2, score: names of the columns; None means `sentence1`, `sentence2` and `score`.
 
     Raises:
-        DataError: the file is missing or empty, a row has not these columns, a sentence is empty, a score is no finite
-            number, or all scores are equal.
+        DataError: the file is missing or empty, a row lacks a column, a sentence is empty, a score is no finite number,
+            or all scores are equal.
     """
     path, chosen, rows = _open(path, sentence1=sentence1, sentence2=sentence2, score=score)
     first, second, scores = [], [], []
@@ -84,13 +84,13 @@ def read_pairs(
     if len(set(scores)) == 1:
         raise DataError(
             f"{path}: every score is {scores[0]:g}, so rank correlation (Spearman) is undefined",
-            hint="pairs with at least two different scores",
+            hint="use pairs with at least two different scores",
         )
     return Pairs(name, path, digest_of([path], *chosen), first, second, scores)
 
 
 def _open(path: Path, **names: str | None) -> tuple[Path, list[str], Any]:
-    """The file, how its columns are called if the user said so, and its rows."""
+    """Opens a file; returns its path, the names of its columns, and its rows."""
     path = readable_file(path)
     columns = [name or default for default, name in names.items()]
     named = any(name is not None for name in names.values())
@@ -116,10 +116,16 @@ def read_labelled_pairs(
     sentence2: str | None = None,
     label: str | None = None,
 ) -> LabelledPairs:
-    """Reads pairs with labels; args as `read_pairs`.
+    """Reads pairs with labels.
+
+    Args:
+        path: the file.
+        name: name of the task.
+        sentence1, sentence2, label: names of the columns; None means `sentence1`, `sentence2` and `label`.
 
     Raises:
-        DataError: as `read_pairs`; a label is neither 0 nor 1, or all are equal.
+        DataError: the file is missing or empty, a row lacks a column, a sentence is empty, a label is neither 0 nor 1,
+            or all labels are equal.
     """
     path, chosen, rows = _open(path, sentence1=sentence1, sentence2=sentence2, label=label)
     first, second, labels = [], [], []
@@ -133,7 +139,7 @@ def read_labelled_pairs(
             )
         labels.append(number)
     if len(set(labels)) == 1:
-        raise DataError(f"{path}: every pair has the label {labels[0]}", hint="pairs of both labels, 0 and 1")
+        raise DataError(f"{path}: every pair has the label {labels[0]}", hint="use pairs of both labels, 0 and 1")
     return LabelledPairs(name, path, digest_of([path], "pairs", *chosen), first, second, labels)
 
 
@@ -148,14 +154,14 @@ def read_bitext(
     """Reads sentences and their translations.
 
     Args:
-        path: a file of both, or of the sentences, one a line.
-        name: what the task is called.
-        translations: their translations, one a line; None: `path` has both.
-        sentence1, sentence2: names of the columns, where they are called otherwise.
+        path: a file of sentences and translations, or of sentences alone, one a line.
+        name: name of the task.
+        translations: a file of the translations, one a line; None if `path` holds both.
+        sentence1, sentence2: names of the columns; None means `sentence1` and `sentence2`.
 
     Raises:
-        DataError: a file is missing or empty, a row has not these columns, a line is empty, the files have not the same
-            number of lines, or there is only one pair.
+        DataError: a file is missing or empty, a row lacks a column, a line is empty, the two files have different
+            numbers of lines, or there is only one pair.
     """
     if translations is None:
         path, chosen, rows = _open(path, sentence1=sentence1, sentence2=sentence2)
@@ -166,7 +172,7 @@ def read_bitext(
         pairs = _aligned(path, other)
         digest = digest_of([path, other], "bitext")
     if len(pairs) < 2:
-        raise DataError(f"{path}: one pair leaves nothing to confuse it with", hint="two pairs or more")
+        raise DataError(f"{path}: one pair leaves nothing to confuse it with", hint="use two pairs or more")
     return Bitext(name, path, digest, [a for a, _ in pairs], [b for _, b in pairs])
 
 

@@ -1,10 +1,10 @@
-"""Quality against cost, a point for each model: who is worth having at all.
+"""Draws quality against cost, a point for each model.
 
-A model is *dominated* if another keeps at least as much quality at no more cost, and is better in one of the two. Those
-that are not dominated make the frontier; the others are drawn grey, save the teacher and the model in question.
+A model is *dominated* if another has at least as much quality at no more cost, and is better in one of the two. Models
+that are not dominated make the frontier; the others are drawn grey, except the teacher and the evaluated model.
 
-Costs are bytes of weights and milliseconds, on log axes, because a half of either is worth the same everywhere. Quality
-is the mean share of the teacher's scores that is kept, with its 95% interval; without a teacher it is the mean score.
+Costs are bytes of weights and milliseconds, on log axes, on which a factor of two has one length everywhere. Quality is
+the mean retention, with its 95% interval; without a teacher it is the mean score.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _COLOURS = {"teacher": BLUE, "student": ORANGE, "other": GREEN}
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the plot. `quality` has the interval `low` to `high` where it is known; `role` decides its colour."""
+    """A model in the plot. `low` and `high` bound `quality`, if the interval is known; `role` decides the colour."""
 
     name: str
     role: str
@@ -37,7 +37,7 @@ class Point:
 
 
 def points(comparison: "Comparison") -> list[Point]:
-    """The models whose quality is defined: the teacher (role "teacher"), the first student ("student"), "other"."""
+    """Makes the points of models with a defined quality: the teacher, the first student, and others (roles)."""
     found = []
     if comparison.teacher is not None:
         found.append(_point(comparison.teacher, "teacher", 1.0, None))
@@ -58,12 +58,12 @@ def _point(model: "Evaluation", role: str, quality: float, interval: tuple[float
 
 
 def frontier(of: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether each pair of cost and quality is dominated by no other pair."""
+    """Tells, for each pair of cost and quality, whether no other pair dominates it."""
     return [not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in of) for cost, quality in of]
 
 
 def pareto_figure(comparison: "Comparison", title: str) -> Any:
-    """A matplotlib figure: quality against bytes and, where latencies are known, against them."""
+    """Draws a matplotlib figure: quality against bytes and, if latencies are known, against latency."""
     shown = points(comparison)
     timed = [p for p in shown if p.latency_ms is not None]
     panels: list[tuple[str, list[Point], Callable[[Point], float], Callable[[float], str]]] = [
@@ -125,12 +125,12 @@ def _milliseconds(value: float) -> str:
 
 
 def _label_all(figure: Any, axes: Sequence[Any], whole: bool) -> None:
-    """Writes each point's name beside it, where it covers no other name, point or interval."""
+    """Writes each point's name beside it, at a place where it covers no other name, point or interval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    figure.set_layout_engine("none")  # the places found hold for these axes as they stand
+    figure.set_layout_engine("none")  # a new layout would move the axes under the names
     for axis in axes:
         taken = [_span(axis, *spot[1:5]) for spot in axis.labelled]
         taken += [_line(axis, a, b) for a, b in pairwise(axis.corners)]
@@ -141,7 +141,7 @@ def _label_all(figure: Any, axes: Sequence[Any], whole: bool) -> None:
 
 
 def _span(axis: Any, cost: float, quality: float, low: float, high: float) -> Any:
-    """What a point with its interval covers, in pixels."""
+    """The box that a point and its interval cover, in pixels."""
     from matplotlib.transforms import Bbox
 
     (x, y), (_, bottom), (_, top) = axis.transData.transform([(cost, quality), (cost, low), (cost, high)])
@@ -149,7 +149,7 @@ def _span(axis: Any, cost: float, quality: float, low: float, high: float) -> An
 
 
 def _line(axis: Any, a: tuple[float, float], b: tuple[float, float]) -> Any:
-    """What a horizontal or vertical line covers, in pixels."""
+    """The box that a horizontal or vertical line covers, in pixels."""
     from matplotlib.transforms import Bbox
 
     (x, y), (u, v) = axis.transData.transform([a, b])
@@ -157,7 +157,7 @@ def _line(axis: Any, a: tuple[float, float], b: tuple[float, float]) -> Any:
 
 
 def _place(axis: Any, renderer: Any, spot: tuple[Any, ...], taken: Sequence[Any]) -> Any:
-    """Tries places around a point, near ones first; returns what the label covers."""
+    """Tries places around a point, near ones first; returns the box that the label covers."""
     name, cost, quality, _, _, colour = spot
     text = axis.annotate(
         name,

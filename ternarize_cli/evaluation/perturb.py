@@ -1,19 +1,19 @@
-"""Tasks made harder as users make them: with typos, in other case, with other punctuation, cut short.
+"""Perturbs the texts of tasks as users do: with typos, in other case, with other punctuation, cut short.
 
-A model that keeps its quality on clean text may still lose it where text is not: retention on `NAME+typos` beside that
-on NAME tells. Each kind changes a text by a strength, a share of what there is to change:
+A student that keeps the teacher's quality on clean text may lose it on perturbed text; the retention on `NAME+typos`
+and on NAME shows this. Each kind changes a share of a text, its strength:
 
-    typos          0.1   of the words, one at least, get one: two letters swapped, a letter dropped, doubled, or
+    typos          0.1   of the words, at least one, get a typo: two letters swapped, a letter dropped, doubled, or
                          replaced by its neighbour on a QWERTY keyboard (after Belinkov & Bisk 2018, arXiv 1711.02173);
-                         of scripts without spaces, of the characters: dropped or doubled
+                         in scripts without spaces, this share of the characters is dropped or doubled
     case           1     of the words are put in upper case, lower case, or swapped case
     punctuation    1     of the punctuation marks are removed, or doubled
-    truncation     0.5   of the words are cut off, at the end; of scripts without spaces, of the characters
+    truncation     0.5   of the words are cut off at the end; in scripts without spaces, of the characters
 
-Where there are several ways, one is drawn for each text, or each typo. What is drawn follows from the seed and the text
-alone, so all models see the same, in every run. Perturbed is what users send at the time of use: the queries of a
-retrieval, not the corpus; both texts of a pair; the sentences of a bitext, not their translations; of a classification
-the texts to test on, not those to learn from.
+If there are several ways, one is drawn for each text, or for each typo. The draw depends on the seed and the text
+alone, so all models get the same texts in every run. Only texts that users send are perturbed: the queries of a
+retrieval, not the corpus; both texts of a pair; the sentences of a bitext, not their translations; the test texts of a
+classification, not the training texts.
 """
 
 import difflib
@@ -60,7 +60,7 @@ _KINDS: dict[str, _Kind] = {}
 
 
 def _kind(strength: float) -> Callable[[_Change], _Change]:
-    """Registers a way to change a text, and how strong it is unless told otherwise."""
+    """Registers a kind of perturbation, with its default strength."""
 
     def register(change: _Change) -> _Change:
         _KINDS[change.__name__.removeprefix("_")] = _Kind(change, strength)
@@ -78,7 +78,7 @@ def kinds_in(text: str) -> tuple[str, ...]:
     """Reads `KIND[=STRENGTH],…`.
 
     Raises:
-        InputError: a kind is unknown or there twice, or its strength is not a number above 0 and at most 1.
+        InputError: a kind is unknown or named twice, or its strength is not a number above 0 and at most 1.
     """
     found = [entry.strip() for entry in text.split(",") if entry.strip()]
     names = [_parsed(entry)[0] for entry in found]
@@ -89,21 +89,21 @@ def kinds_in(text: str) -> tuple[str, ...]:
 
 
 def perturbed(task: TaskData, kind: str, seed: int = 0) -> TaskData:
-    """The task with changed texts, as `NAME+KIND`, with a hash of its own.
+    """Makes a copy of a task with perturbed texts, called `NAME+KIND`, with a hash of its own.
 
     Args:
-        task: of texts.
+        task: a task of texts.
         kind: one of `kinds`, or `KIND=STRENGTH`.
-        seed: draws the changes; and the split of a classification, so it is the seed of the evaluation.
+        seed: seed of the perturbations. It must be the evaluation's, because it also splits a classification.
 
     Raises:
-        InputError: the kind is unknown, the task has images, or no text of it changes.
+        InputError: the kind is unknown, the task has images, or none of its texts changes.
     """
     _parsed(kind)
     if isinstance(task, LabelledImages | ZeroShot):
         raise InputError(
             f"--perturb {kind} changes texts, and {task.name} has images",
-            hint="evaluate the images in a run of their own",
+            hint="evaluate the images in a separate run",
         )
 
     moved = 0
@@ -145,7 +145,7 @@ def _test_changed(task: Labels, change: Callable[[Sequence[str]], list[str]], se
 
 
 def perturb_text(text: str, kind: str, seed: int = 0) -> str:
-    """A text as `kind` changes it; never empty.
+    """Perturbs a text; the result is never empty.
 
     Raises:
         InputError: the kind is unknown.
@@ -178,7 +178,7 @@ def _parsed(kind: str) -> tuple[str, float]:
 
 
 def _chosen(count: int, strength: float, rng: "Generator") -> list[int]:
-    """A share of places, one at least, in order."""
+    """Draws a share of positions, at least one, in order."""
     if not count:
         return []
     return sorted(rng.choice(count, size=max(1, round(strength * count)), replace=False).tolist())
@@ -209,7 +209,7 @@ def _misspelled(word: str, rng: "Generator") -> str:
 
 
 def _neighbours(letter: str) -> str:
-    """The letters around one on the keyboard, in its case; none for other than a to z."""
+    """Lists the letters around a letter on the keyboard, in its case; empty for characters other than a to z."""
     for row, keys in enumerate(_KEYBOARD):
         place = keys.find(letter.lower())
         if place >= 0:

@@ -1,6 +1,6 @@
-"""The tasks of an evaluation, read from local files and checked line by line before any model is loaded.
+"""Reads the tasks of an evaluation from local files, and checks them line by line before any model is loaded.
 
-Each file or folder is one task, its texts UTF-8; what each kind holds is told where it is read:
+Each file or folder is one task, with texts in UTF-8. The module that reads a kind describes its files:
 
     sts, pair-classification, bitext     `ternarize_cli.evaluation.pairs`
     classification, clustering           `ternarize_cli.evaluation.labels`
@@ -8,11 +8,11 @@ Each file or folder is one task, its texts UTF-8; what each kind holds is told w
     image-classification                 `ternarize_cli.evaluation.neighbours`: two tasks, NAME and NAME-linear
     zero-shot                            `ternarize_cli.evaluation.zero_shot`
 
-The most usual ones have options of their own on the command line, any of them can be described in a task file
-(`ternarize_cli.evaluation.task_files`). A task is named after its file or folder, or after its task file; a
-second one of the same name gets `-2`. What can't be scored is refused here, because a metric over it would be a number
-without a meaning: scores that are all equal have no rank correlation, and a label with a single text can't be both
-learned and tested.
+Common kinds have options on the command line; a task file can describe any kind
+(`ternarize_cli.evaluation.task_files`). A task is named after its file or folder, or after its task file; a second task
+of the same name gets `-2`. Data that can't be scored are refused here, because a metric over them would have no
+meaning: scores that are all equal have no rank correlation, and a label with a single text can't be both trained on and
+tested.
 """
 
 import os
@@ -68,14 +68,14 @@ def read_tasks(
         classification: files of labelled texts.
         images: folders or files of labelled images; each is two tasks, by neighbours and by a linear probe.
         task_files: TOML or JSON files that describe a task each.
-        queries_where: `KEY=VALUE`, the queries of all folders in `retrieval` that count; None: all of them.
-        limit: at most so many query images per task that does not say itself; None: `neighbours.QUERIES`.
-        seed: draws the images.
-        strict: refuse images that can't be decoded; otherwise `skipped` of the task names them.
+        queries_where: `KEY=VALUE` chooses the queries of all folders in `retrieval`; None takes all queries.
+        limit: the most query images per task, unless its task file sets a limit; None means `neighbours.QUERIES`.
+        seed: seed for sampling images.
+        strict: refuse images that can't be decoded; otherwise they are skipped and named in the task's `skipped`.
 
     Raises:
-        InputError: there is no file at all, `queries_where` is no `KEY=VALUE`, or it or `limit` has nothing to choose
-            from, or two tasks have one name.
+        InputError: there is no file, `queries_where` is no `KEY=VALUE`, `queries_where` or `limit` is given without a
+            task that it applies to, or two tasks have one name.
         DataError: a file is missing or can't be scored; the message names file and line.
     """
     where = {} if queries_where is None else {"where": queries_where}
@@ -131,7 +131,7 @@ def refuse_twice(names: Iterable[str]) -> None:
     """Checks that each task has a name of its own.
 
     Raises:
-        InputError: two have the same; one of their scores would pass for the other's.
+        InputError: two tasks have the same name, so that their scores could be confused.
     """
     for name, count in Counter(names).items():
         if count > 1:

@@ -1,7 +1,7 @@
-"""One HTML page about an evaluation, and its picture as a file.
+"""Writes an HTML page about an evaluation, and its picture as a file.
 
-The page (`bench.page`) needs nothing but itself. What it says can be checked: it names the machine, the command, and
-the hashes of data and models.
+The page (`measuring.page`) is a single file without links to others. Its numbers can be checked: it names the machine,
+the command, and the hashes of data and models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["check_report", "plot_pareto", "write_report"]
 
 _WHISKER = 110, 14
-"""Size of the picture of an interval, in pixels."""
+"""Width and height of the picture of an interval, in pixels."""
 
 
 def check_report(path: Path, *, force: bool) -> None:
@@ -29,7 +29,8 @@ def check_report(path: Path, *, force: bool) -> None:
     Raises:
         InputError: the name does not end in .html.
         UnavailableError: matplotlib is not installed.
-        OutputExistsError, OutputError: as `files.check_output`.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     page.check_page(path, "--report", force=force)
 
@@ -38,7 +39,10 @@ def plot_pareto(path: Path, comparison: "Comparison", *, force: bool = False) ->
     """Draws quality against bytes and latency (`pareto`) into a .png, .svg or .pdf.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `figures.check_plot`.
+        InputError: the name does not end in .png, .svg or .pdf.
+        UnavailableError: matplotlib is not installed.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     figures.check_plot(path, force=force)
     figures.save_figure(pareto_figure(comparison, _title(comparison)), path, force=force)
@@ -54,19 +58,22 @@ def write_report(
     notes: Sequence[str] = (),
     force: bool = False,
 ) -> None:
-    """Writes the page.
+    """Writes the page of an evaluation.
 
     Args:
-        path: ends in .html.
+        path: the file, whose name ends in .html.
         comparison: models, scores and intervals.
-        machine: as `bench.machine.facts` gives it.
-        command: what was typed.
-        data: task → sha256 or revision of its data.
-        notes: sentences that a reader should know, such as how rivals were made.
-        force: replace a file of that name.
+        machine: facts about the machine (`measuring.machine.facts`).
+        command: the command line as it was typed.
+        data: for each task, the sha256 or revision of its data.
+        notes: sentences for the reader, such as how rivals were made.
+        force: replace an existing file.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `check_report`.
+        InputError: the name does not end in .html.
+        UnavailableError: matplotlib is not installed.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     check_report(path, force=force)
     title = _title(comparison)
@@ -154,7 +161,7 @@ def _models(comparison: "Comparison") -> str:
 
 
 def _tasks(comparison: "Comparison") -> str:
-    """A row for each task and a column for each model: its score, and what it keeps."""
+    """Makes the table with a row for each task and a column for each model: score and retention."""
     teacher = comparison.teacher
     columns = ["task", "metric", "items", *([teacher.name] if teacher else []), *(s.name for s in comparison.students)]
     rows = []
@@ -184,7 +191,7 @@ def _kept(kept: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def _scale(comparison: "Comparison") -> tuple[float, float]:
-    """The least and greatest quality that a whisker has to show."""
+    """Finds the least and the greatest quality that a whisker has to show."""
     found = [1.0]
     for i in range(len(comparison.students)):
         found += [v for v in (comparison.mean_retention(i), *(comparison.interval(i) or ())) if v is not None]
@@ -192,7 +199,7 @@ def _scale(comparison: "Comparison") -> tuple[float, float]:
 
 
 def _whisker(kept: float | None, interval: tuple[float, float] | None, scale: tuple[float, float]) -> str:
-    """A dot with its interval as a picture, and a line where the teacher is."""
+    """Draws an SVG: a dot with its interval, and a line at the teacher."""
     width, height = _WHISKER
     low, high = scale
     if kept is None or high == low:

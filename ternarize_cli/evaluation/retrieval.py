@@ -1,14 +1,14 @@
-"""A corpus, queries, and which documents answer which query.
+"""Reads a retrieval task: a corpus, queries, and the documents that answer each query.
 
-A folder holds corpus.jsonl (`_id`, `text`, optional `title`) and queries.jsonl (`_id`, `text`), and says what is
-relevant in one of two ways:
+A folder holds corpus.jsonl (`_id`, `text`, optional `title`) and queries.jsonl (`_id`, `text`), and names relevant
+documents in one of two ways:
 
     inside queries.jsonl    "relevant": ["id", …]          every query names at least one document
     qrels/test.tsv (BEIR)   query-id TAB corpus-id TAB score   with this header; score is a grade, relevant above 0
 
-Where qrels/test.tsv exists it decides, and queries that it does not judge are left out: BEIR keeps the queries of all
-splits in one file. Another split is asked for by name: dev is qrels/dev.tsv. A query that no document answers scores
-zero whatever a model does, so it is refused.
+If qrels/test.tsv exists, it decides, and queries that it does not judge are left out, because BEIR keeps the queries of
+all splits in one file. Another split can be named: dev is qrels/dev.tsv. A query that no document answers would score
+zero for every model, so it is refused.
 """
 
 import json
@@ -30,7 +30,11 @@ _Records = dict[str, tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """`corpus`: rows of id, title, text; `queries`: id → text; `relevant`: query id → document id → grade."""
+    """The data of a retrieval task.
+
+    `corpus` holds rows of id, title and text; `queries` maps ids to texts; `relevant` maps a query's id to a dict from
+    documents' ids to grades.
+    """
 
     name: str
     path: Path
@@ -42,7 +46,7 @@ class Retrieval:
 
     @property
     def size(self) -> int:
-        """How many queries are scored."""
+        """Number of queries."""
         return len(self.queries)
 
 
@@ -50,10 +54,10 @@ def read_retrieval(folder: Path, name: str, where: str | None = None, split: str
     """Reads and checks a retrieval folder in either layout.
 
     Args:
-        folder: see the module's docstring.
-        name: what the task is called.
-        where: `KEY=VALUE`; only queries whose JSON field KEY is VALUE, as JSON or as plain text, count.
-        split: whose file in qrels decides.
+        folder: the folder, in a layout that the docstring of this module shows.
+        name: name of the task.
+        where: `KEY=VALUE` takes only queries whose JSON field KEY is VALUE, as JSON or as plain text.
+        split: name of the file in qrels.
 
     Raises:
         DataError: a file is missing or wrong; the message names file and line.
@@ -117,7 +121,7 @@ def _shown(value: object) -> str:
 
 def _check_answered(relevant: dict[str, dict[str, int]], path: Path) -> None:
     if not relevant:
-        raise DataError(f"{path} judges none of the queries that count", hint="loosen the choice of queries")
+        raise DataError(f"{path} judges none of the chosen queries", hint="choose more queries")
     silent = [query for query, grades in relevant.items() if max(grades.values()) <= 0]
     if silent:
         raise DataError(

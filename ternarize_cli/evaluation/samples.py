@@ -1,8 +1,8 @@
-"""What a score is made of, item by item, so that a confidence interval can be drawn from it.
+"""Collects the items behind a score, from which a confidence interval is computed.
 
-MTEB writes down what a model did (`mteb.evaluate(prediction_folder=…)`): the similarity of each pair, the documents
-found for each query, the label given to each text. Together with the task's data that makes an item's own score; all
-items together give MTEB's main score, except that MTEB rounds those of retrieval to five decimals.
+MTEB writes a model's predictions (`mteb.evaluate(prediction_folder=…)`): the similarity of each pair, the documents
+found for each query, the label given to each text. With the task's data they give a score for each item; all items
+together give MTEB's main score, except that MTEB rounds scores of retrieval to five decimals.
 
     statistic            an item                                 its value
     mean                 a query, a text, an image, a draw       its own score, such as nDCG@10
@@ -51,9 +51,9 @@ class Samples:
     """The items behind a score.
 
     Attributes:
-        statistic: how they make a score; see the module's docstring.
+        statistic: name of the statistic that makes a score of the items; the docstring of this module lists them.
         values: float64 `[items]`.
-        gold: `[items]` where the statistic is of pairs; else None.
+        gold: `[items]`, the true scores or labels for a statistic of pairs; else None.
     """
 
     statistic: str
@@ -61,7 +61,7 @@ class Samples:
     gold: np.ndarray | None = None
 
     def value(self, rows: np.ndarray | None = None) -> float:
-        """The score of all items, or of those at `rows`, int `[any]`, with repetition."""
+        """Computes the score of all items, or of the items at `rows`, int `[n]`, which may repeat items."""
         values = self.values if rows is None else self.values[rows]
         if self.gold is None:
             return float(values.mean())
@@ -72,8 +72,8 @@ class Samples:
 class Score:
     """A model's main score on a task: `metric` is MTEB's name for it, `size` counts pairs, queries or texts.
 
-    `samples` are the items behind it, None where MTEB does not tell them. `vectors` are those of the query images of an
-    image task, [size, dim]; None for texts.
+    `samples` are the items behind the score; None if MTEB does not write them. `vectors` are the vectors of the query
+    images of an image task, [size, dim]; None for texts.
     """
 
     task: str
@@ -84,7 +84,7 @@ class Score:
     vectors: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
-# MTEB's names of main scores, and of what its predictions call the similarities behind them.
+# MTEB's names of main scores, and of the similarities behind them in its predictions.
 _CORRELATIONS = {
     "cosine_spearman": "cosine_scores",
     "spearman": "similarity_scores",
@@ -104,20 +104,20 @@ _TREC_NAMES = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precis
 def samples_of(
     task: "AbsTask", predictions: Path, split: str, subset: str, scores: Mapping[str, Any] | None = None
 ) -> Samples | None:
-    """The items behind the main score of a task that MTEB has evaluated.
+    """Collects the items behind the main score of a task that MTEB has evaluated.
 
     Args:
-        task: with its data loaded. MTEB unloads what it loads itself, so `task.load_data()` comes first.
+        task: the task, with its data loaded. MTEB unloads data that it loads itself, so call `task.load_data()` first.
         predictions: the folder that was MTEB's `prediction_folder`.
-        split, subset: of the task's data.
-        scores: what MTEB's result says of this split and subset; only clustering needs it, because MTEB's predictions
-            don't tell which texts a draw took.
+        split, subset: the split and subset of the task's data.
+        scores: MTEB's result for this split and subset; only clustering needs it, because MTEB's predictions don't say
+            which texts a draw took.
 
     Returns:
-        The items in the order of the task's data, so that those of two models are pairs; None where the predictions are
-        missing or don't tell (macro F1, cross-validation, several labels a text, …).
+        The items in the order of the task's data, so that the items of two models can be paired; None if the
+        predictions are missing or not enough (macro F1, cross-validation, several labels a text, …).
     """
-    from mteb import abstasks  # takes seconds, and those who only hold samples need not wait for it
+    from mteb import abstasks  # imported here, since it takes seconds and not every caller needs it
 
     metric = task.metadata.main_score
     if isinstance(task, abstasks.AbsTaskClustering | abstasks.AbsTaskClusteringLegacy):
@@ -157,7 +157,7 @@ def _mean(values: Any) -> Samples:
 
 
 def _of_draws(metric: str, scores: Mapping[str, Any]) -> Samples | None:
-    """V-measures, by level (and draw) or by set of texts."""
+    """Takes V-measures as items, by level (and draw) or by set of texts."""
     draws = scores.get("v_measures")
     if metric != "v_measure" or not draws:
         return None
@@ -172,7 +172,7 @@ def _of_scored_pairs(metric: str, found: Mapping[str, Any], gold: Sequence[float
 
 
 def _of_labelled_pairs(metric: str, found: Mapping[str, Any], labels: Sequence[int]) -> Samples | None:
-    """The largest of all average precisions is that of one similarity: its values are the items."""
+    """Takes as items the values of the similarity with the largest average precision, which is MTEB's main score."""
     names = _PRECISIONS if metric == "max_ap" else {metric} & _PRECISIONS.keys()
     gold = np.asarray(labels, dtype=np.int64)
     tried = [
@@ -183,7 +183,7 @@ def _of_labelled_pairs(metric: str, found: Mapping[str, Any], labels: Sequence[i
 
 
 def _of_translations(metric: str, found: Sequence[Mapping[str, Any]] | None, gold: Sequence[int]) -> Samples | None:
-    """F1 weighted by support is the mean over sentences of the F1 of their translation, as a class of its own."""
+    """Takes as item of a sentence the F1 of its translation, as a class; their mean is F1 weighted by support."""
     if found is None or metric not in ("f1", "accuracy"):
         return None
     right, given = np.asarray(gold), np.asarray([neighbour["corpus_id"] for neighbour in found])
@@ -207,7 +207,7 @@ def _of_queries(task: "AbsTask", metric: str, found: dict[str, dict[str, float]]
 
 
 def _of_labels(metric: str, draws: Sequence[Sequence[Any]], labels: Sequence[Any]) -> Samples | None:
-    """For each item the share of the draws that labelled it rightly."""
+    """Takes as item of a text the share of the draws that gave it the right label."""
     if metric != "accuracy":
         return None
     right = np.asarray(list(labels))

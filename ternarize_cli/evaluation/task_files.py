@@ -1,22 +1,22 @@
-"""A task described in a small TOML or JSON file.
+"""Reads task files: small TOML or JSON files that describe a task.
 
     type = "pair-classification"     # the only keys that every file has: type and path
     path = "duplicates.parquet"      # relative to this file
-    name = "duplicates"              # what tables and gates call it; else the name of this file
-    sentence1 = "question"           # the rest is for this type, and may be left out
+    name = "duplicates"              # name in tables and gates; if left out, the name of this file
+    sentence1 = "question"           # the other keys depend on the type, and may be left out
 
     type                   path                          options
     sts                    CSV, TSV, JSONL or Parquet    sentence1, sentence2, score: names of columns
-    pair-classification    the same                      sentence1, sentence2, label
-    bitext                 the same, or lines of text    sentence1, sentence2; translations: a file of lines
-    classification         label TAB text, or the same   label, text; train: a file to learn from
-    clustering             label TAB text, or the same   label, text
+    pair-classification    CSV, TSV, JSONL or Parquet    sentence1, sentence2, label: names of columns
+    bitext                 any of these, or a text file  sentence1, sentence2; translations: a file of lines
+    classification         label TAB text, or any        label, text; train: a training file
+    clustering             label TAB text, or any        label, text
     retrieval              a folder                      split: of qrels, such as "dev"; where: "KEY=VALUE"
     image-classification   labelled images               limit: test images
     zero-shot              labelled images               limit; template: "a photo of a {}"; labels: label → its name
 
-A key or type that is not known is refused, and so is a value of another kind than the key takes: a misspelt option
-must not be one that is left out.
+An unknown key or type is refused, and so is a value of a kind that the key does not take, so that a misspelt option is
+never ignored.
 """
 
 import difflib
@@ -53,14 +53,14 @@ _KINDS = {str: "a text", Path: "a path", int: "a whole number above 0", dict: "a
 
 @dataclass(frozen=True)
 class TaskFile:
-    """What a task file says, checked.
+    """The checked content of a task file.
 
     Attributes:
         file: the task file.
-        type: of the task, as in the module's docstring.
-        name: None: that of the task file.
-        path: its data.
-        options: keyword arguments for what reads the data.
+        type: type of the task; the docstring of this module lists them.
+        name: name of the task; None means the name of the task file.
+        path: path of the task's data.
+        options: keyword arguments for the function that reads the data.
     """
 
     file: Path
@@ -74,8 +74,8 @@ def read_task_file(file: Path) -> TaskFile:
     """Reads and checks a task file.
 
     Raises:
-        DataError: it is missing, larger than a megabyte, or neither TOML nor JSON, a key or the type is unknown or
-            missing, or a value is of another kind; the message names file, line and value.
+        DataError: the file is missing, larger than a megabyte, or neither TOML nor JSON; a key or the type is unknown
+            or missing; or a value is of the wrong kind. The message names file, line and value.
     """
     file = readable_file(file)
     read_bytes(file, limit=_MAX_BYTES, error=DataError)
@@ -129,7 +129,7 @@ def _once(file: Path, text: str, pairs: list[tuple[str, Any]]) -> None:
 
 
 def _where(file: Path, text: str, key: str) -> str:
-    """File and line of a key: the first line that it stands on as a key of TOML or JSON."""
+    """Names file and line of a key: the first line that has it as a key of TOML or JSON."""
     pattern = re.compile(rf"""(^|[\s{{,\[])["']?{re.escape(key)}["']?\s*[]=:]""")
     number = next((n for n, line in enumerate(text.split("\n"), start=1) if pattern.search(line)), None)
     return f"{file}, line {number}" if number else str(file)

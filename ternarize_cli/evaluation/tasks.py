@@ -1,4 +1,4 @@
-"""MTEB tasks made of local files, so that every metric is MTEB's own code.
+"""Makes MTEB tasks of local files, so that every metric is MTEB's own code.
 
 Each class derives from the MTEB task of its kind and replaces only `load_data`. Main scores:
 
@@ -11,9 +11,8 @@ Each class derives from the MTEB task of its kind and replaces only `load_data`.
                            with replacement
     images                 see `ternarize_cli.evaluation.image_tasks`
 
-A classification file without a file to learn from has no split: the texts of each label are shuffled by the seed, half
-of them are there to learn from (rounded down), the others are the test. Student and teacher get the same split and the
-same draws.
+A classification without a training file is split: the texts of each label are shuffled by the seed, half of them
+(rounded down) are for training, the others are the test. Student and teacher get the same split and the same draws.
 """
 
 from typing import Any
@@ -49,16 +48,16 @@ __all__ = [
     "metric_name",
 ]
 
-_MOST_PER_DRAW = 16_384  # as MTEB's clustering tasks have it
+_MOST_PER_DRAW = 16_384  # the number in MTEB's clustering tasks
 
 
 def make_task(data: TaskData, *, seed: int = 0) -> AbsTask:
-    """The MTEB task of `data`; `seed` decides the split and the draws of a classification or clustering."""
+    """Makes the MTEB task of `data`; `seed` decides the split and the draws of a classification or clustering."""
     return _TASKS[type(data)](data, seed=seed)
 
 
 def metric_name(task: AbsTask) -> str:
-    """MTEB's name of the main score; an accuracy of images says whose it is."""
+    """MTEB's name of the main score; for images, an accuracy also names its classifier."""
     name = task.metadata.main_score
     return f"{task.data.classifier}_{name}" if isinstance(task, LocalImageClassification) else name
 
@@ -101,7 +100,7 @@ class LocalBitext(LocalTask, AbsTaskBitextMining):
 
 
 class LocalRetrieval(LocalTask, AbsTaskRetrieval):
-    """Retrieval over a folder's corpus, exhaustively. Ranks beyond 100 are not asked for: they only cost time."""
+    """Exhaustive retrieval over a folder's corpus, up to rank 100, since further ranks only cost time."""
 
     kind, main_score = "Retrieval", "ndcg_at_10"
     k_values = (1, 10, 100)
@@ -126,7 +125,7 @@ class LocalClassification(LocalTask, AbsTaskClassification):
     data: Labels
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        """Splits the texts, where they are not, in halves, label by label."""
+        """Splits the texts in halves, label by label, unless there is a training file."""
         labels, count = self.data.labels, self.data.learned
         chosen = halves(labels, self.seed) if count is None else (range(count), range(count, len(labels)))
         number = {label: i for i, label in enumerate(sorted(set(labels)))}

@@ -1,1 +1,1 @@
-"""What an artifact is: the scheme that it was made by, and the codecs in which codes lie in bytes."""
+"""The format of artifacts: the quantisation scheme, and the codecs that pack codes into bytes."""

@@ -1,6 +1,6 @@
-r"""Codecs of packed format version 1: how codes lie in bytes.
+r"""Codecs of packed format version 1, which pack codes into bytes.
 
-Every codec is a positional number system. A code becomes a *digit*, its place in the ascending list of its grid, and
+Every codec is a positional number system. A code becomes a *digit*, its position in the ascending list of its grid, and
 a byte is the sum of digit_i · radix^i over the codes it holds, the first input lowest:
 
     codec   radix   codes a byte   digits
@@ -17,8 +17,8 @@ With a power of two as radix that is a bit field, lowest bits first; `2bit`, byt
          │4j+3 │4j+2 │4j+1 │4j   │
          └─────┴─────┴─────┴─────┘
 
-A row whose width does not fill its last byte is padded with the digit of a zero weight, or with digit 0 where the grid
-has no zero; other padding is refused, so that equal models have equal bytes. Reading is one look-up a byte, in a table
+A row whose width does not fill its last byte is padded with the digit of a zero weight, or with digit 0 if the grid has
+no zero; other padding is refused, so that equal models have equal bytes. Reading is one look-up per byte in a table
 of 256 rows.
 """
 
@@ -42,10 +42,10 @@ class Codec:
     """One layout of one grid's codes.
 
     Attributes:
-        name: as in the format and on the command line.
-        levels: the grid, a key of `LEVELS`.
-        radix: values that a digit can take.
-        per_byte: codes in a byte.
+        name: the name in the format and on the command line.
+        levels: name of the grid, a key of `LEVELS`.
+        radix: number of values that a digit can take.
+        per_byte: number of codes in a byte.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Codec:
 
     @property
     def bits(self) -> float:
-        """Bits of a code."""
+        """Number of bits per code, which may be a fraction."""
         return 8 / self.per_byte
 
     @property
@@ -64,11 +64,11 @@ class Codec:
         return 0 if 0 in LEVELS[self.levels] else LEVELS[self.levels][0]
 
     def width(self, in_features: int) -> int:
-        """Bytes of one packed row."""
+        """Number of bytes of a packed row of `in_features` codes."""
         return -(-in_features // self.per_byte)
 
     def pack(self, codes: Tensor) -> Tensor:
-        """Codes `[out, in]` of the grid, any dtype → uint8 `[out, width(in)]`."""
+        """Packs codes `[out, in]` of the grid, of any dtype: uint8 `[out, width(in)]`."""
         first, second = LEVELS[self.levels][:2]
         codes = codes.to(torch.int8)
         codes = F.pad(codes, (0, -codes.shape[1] % self.per_byte), value=self.padding)
@@ -79,10 +79,10 @@ class Codec:
         return packed
 
     def unpack(self, packed: Tensor, in_features: int) -> Tensor:
-        """uint8 `[out, width(in)]` → int8 codes `[out, in]`.
+        """Unpacks uint8 `[out, width(in)]`: int8 codes `[out, in]`.
 
         Raises:
-            ValueError: wrong dtype or width, an invalid byte or code, or padding of another value.
+            ValueError: the dtype or the width is wrong, a byte or code is invalid, or padding has a wrong value.
         """
         if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
             raise ValueError(
@@ -106,10 +106,13 @@ class Codec:
         return codes[:, :in_features].contiguous()
 
     def check(self, packed: Tensor, in_features: int) -> None:
-        """Raises what `unpack` would raise, without making the codes: a model's are looked at in milliseconds.
+        """Checks packed codes without unpacking them, which takes milliseconds for a whole model.
 
-        By NumPy, on one thread: torch's threads wait for each other for longer than this takes, on a busy machine for
-        8 ms a layer.
+        It uses NumPy on one thread, because torch's threads would wait for each other for longer than the check takes:
+        8 ms a layer on a busy machine.
+
+        Raises:
+            ValueError: the dtype or the width is wrong, a byte or code is invalid, or padding has a wrong value.
         """
         if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
             self.unpack(packed, in_features)
@@ -126,13 +129,13 @@ class Codec:
             self.unpack(packed, in_features)
 
     def decode(self, packed: Tensor) -> Tensor:
-        """uint8 `[..., width]` → int8 codes `[..., width * per_byte]` with the padding, unchecked."""
+        """Unpacks uint8 `[..., width]` without checks: int8 codes `[..., width * per_byte]`, with the padding."""
         return F.embedding(packed.int(), _codes_of_bytes(self).to(packed.device)).flatten(-2)
 
 
 @cache
 def _codes_of_bytes(codec: Codec) -> Tensor:
-    """int8 `[256, per_byte]`: the codes that each byte holds, `_INVALID` where it holds none."""
+    """Makes the table of the codes in each byte, int8 `[256, per_byte]`; invalid bytes have `_INVALID`."""
     grid = LEVELS[codec.levels]
     table = torch.full((256, codec.per_byte), _INVALID, dtype=torch.int8, device="cpu")
     for byte in range(min(256, codec.radix**codec.per_byte)):
@@ -149,10 +152,10 @@ ALL_CODECS = tuple(Codec(name, levels, *_LAYOUTS[name]) for levels, names in COD
 
 
 def codec_for(levels: str, name: str | None = None) -> Codec:
-    """The codec of a grid that has this name, or the grid's default.
+    """Gives the codec of a grid by its name, or the grid's default codec if `name` is None.
 
     Raises:
-        InputError: no codec of that name holds this grid.
+        InputError: the grid has no codec of that name.
     """
     for codec in ALL_CODECS:
         if codec.levels == levels and name in (None, codec.name):

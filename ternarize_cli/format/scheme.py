@@ -1,10 +1,10 @@
-"""How a model is ternarised, as one frozen value that travels inside every artifact.
+"""The quantisation scheme of a model, and the description that every artifact carries.
 
-`Scheme` is the part the user chooses; `Provenance` says where an artifact came from. Together they are the
-`quantization_config` of a ternary checkpoint or packed model, so that any artifact explains itself.
+`Scheme` holds the user's choices. `Artifact` adds the stage and the origin; it is the `quantization_config` in the
+config.json of a ternary checkpoint or packed model, so that any artifact describes itself.
 
-`levels` names the grid that weights are rounded to. Stored, a weight takes the bits of its codec and its share of a
-float16 scale (16 bits / group size; next to nothing per row or tensor):
+`levels` names the grid that weights are rounded to. A stored weight takes the bits of its codec and its share of a
+float16 scale (16 bits / group size; almost nothing with one scale per row or tensor):
 
     levels     codes                    codec    bits a weight      in groups of 64 / 16
     ternary    -1, 0, +1                2bit     2                  2.25 / 3
@@ -35,7 +35,7 @@ __all__ = [
 
 METHOD = "ternarize"
 FORMAT_VERSION = 2
-"""What is written; version 1, which had no digest, is read, too."""
+"""The version that is written; version 1, which had no digest, can also be read."""
 _READ_VERSIONS = (1, 2)
 STAGES = ("latent", "packed")
 RULES = ("optimal", "absmean")
@@ -55,15 +55,15 @@ class Scheme:
     Attributes:
         rule: "optimal" (exact least squares) or "absmean" (the paper's `beta * mean|W|`).
         beta: the paper's threshold parameter; used by "absmean" only.
-        granularity: weights that share a scale: a "row", the whole "tensor", or a "group" of `group_size` inputs.
-        group_size: inputs per group; None unless granularity is "group".
-        activation_bits: 8 quantises each token's activations to int8; 16 leaves them as they are.
+        granularity: the weights that share a scale: a "row", the whole "tensor", or a "group" of `group_size` inputs.
+        group_size: number of inputs per group; None unless granularity is "group".
+        activation_bits: 8 quantises each token's activations to int8; 16 does not quantise them.
         table_bits: width of embedding tables in the packed model: 8 (a scale per row), 16, 32, or 4 (a scale per 32
             values; tables that are not the encoder's input embedding, such as positions, stay at 8).
         levels: the grid of the linears' codes, a key of `LEVELS`. The rule "absmean" is defined for ternary only.
 
     Raises:
-        InputError: a value outside these.
+        InputError: a value is not one of these, or two values contradict each other.
     """
 
     rule: str = "optimal"
@@ -95,10 +95,10 @@ class Scheme:
 
     @classmethod
     def parse_granularity(cls, text: str) -> tuple[str, int | None]:
-        """`row` → ("row", None); `group:64` → ("group", 64).
+        """Parses a granularity: `row` gives ("row", None), and `group:64` gives ("group", 64).
 
         Raises:
-            InputError: anything else than row, tensor or group:N.
+            InputError: the text is not row, tensor or group:N.
         """
         if text in ("row", "tensor"):
             return text, None
@@ -110,12 +110,12 @@ class Scheme:
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What an artifact was calibrated on.
+    """A description of the calibration data of an artifact.
 
     Attributes:
         kind: "text" or "image".
-        samples: texts (joined ones count once) or images.
-        tokens: of all texts, prompts included; None for images.
+        samples: number of texts (joined texts count once) or images.
+        tokens: number of tokens of all texts, with prompts; None for images.
     """
 
     kind: str
@@ -124,10 +124,10 @@ class CalibrationData:
 
     @classmethod
     def from_dict(cls, values: Any) -> "CalibrationData":
-        """Reads the JSON form; keys that are not known are passed over.
+        """Reads the JSON form, and ignores unknown keys.
 
         Raises:
-            FormatError: a key is missing or mistyped.
+            FormatError: a key is missing, or its value has the wrong type.
         """
         known = values if isinstance(values, dict) else {}
         kind, samples, tokens = (known.get(key) for key in ("kind", "samples", "tokens"))
@@ -138,9 +138,9 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The `quantization_config` of an artifact: its stage, its scheme, and where it came from.
+    """The `quantization_config` of an artifact: its stage, its scheme, and its origin.
 
-    An artifact that was not calibrated has no `calibration`.
+    `calibration` is None for an artifact that was not calibrated.
     """
 
     stage: str
@@ -155,7 +155,7 @@ class Artifact:
     calibration: CalibrationData | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat JSON form, in a fixed order."""
+        """Converts to the flat JSON form, with keys in a fixed order."""
         return {
             "quant_method": METHOD,
             "stage": self.stage,
@@ -177,7 +177,8 @@ class Artifact:
         """Reads the flat form strictly.
 
         Raises:
-            FormatError: another method, an unknown version, stage, level or codec, or a missing or mistyped key.
+            FormatError: the method is not ternarize's; the version, stage, levels or codec is unknown; or a key is
+                missing, unknown or of the wrong type.
         """
         if values.get("quant_method") != METHOD:
             raise FormatError(f"quant_method is {shown(values.get('quant_method'))}, not {METHOD!r}")
@@ -194,7 +195,7 @@ class Artifact:
         if values.get("stage") not in STAGES:
             raise FormatError(f"stage is {shown(values.get('stage'))}; it must be one of {', '.join(STAGES)}")
         levels, codec = values.get("levels"), values.get("codec")
-        if levels not in tuple(LEVELS):  # a tuple takes values that can't be hashed
+        if levels not in tuple(LEVELS):  # `in` a tuple also works for values that can't be hashed
             raise FormatError(f"levels is {shown(levels)}; it must be one of {', '.join(LEVELS)}")
         if values["stage"] == "packed" and codec not in CODECS[levels]:
             raise FormatError(f"codec is {shown(codec)}; a packed {levels} model has {' or '.join(CODECS[levels])}")

@@ -65,7 +65,7 @@ class Truth:
         return Truth(self.queries, self.own, np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
     def without(self, dead: np.ndarray) -> "Truth":
-        """Removes deleted rows from the neighbours, and removes queries that then have no known neighbour."""
+        """Removes deleted rows from the neighbours, and removes queries that then have too few known neighbours."""
         if not len(dead):
             return self
         live = ~np.isin(self.neighbours, dead)

@@ -109,7 +109,7 @@ def tune_index(
             documents to measure recall.
     """
     if not 0 < k <= DEPTH:
-        raise InputError(f"-k is {k}, and must be from 1 to {DEPTH}: so many neighbours of each query are known")
+        raise InputError(f"-k is {k}, and must be between 1 and {DEPTH}: so many neighbours of each query are known")
     if threads is not None:
         faiss.omp_set_num_threads(checked_threads(threads))
     info = read_info(folder)

@@ -1,8 +1,8 @@
-"""Kernel backends: who multiplies the packed weights.
+"""Kernel backends, which compute the products with packed weights.
 
-A backend *prepares* a packed layer once (expands, transposes, compiles) and then runs it. `auto` picks per device;
-a backend that was asked for by name and can't run is an error, never a silent replacement. Adding one is adding a file
-with a class under `@register`.
+A backend *prepares* a packed layer once (expands, transposes, compiles) and then runs it. `auto` picks a backend by
+device. If the user named a backend that can't run, this is an error; no other backend replaces it silently. To add a
+backend, add a file with a class under `@register`.
 """
 
 import os
@@ -20,18 +20,18 @@ __all__ = ["Backend", "BackendInfo", "describe", "names", "prepare", "register",
 
 Kernel = Callable[[Tensor], Tensor]
 AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("triton", "reference")}
-"""What `auto` tries, best first, by device type."""
+"""The backends that `auto` tries, best first, by device type."""
 
 
 class Backend(Protocol):
-    """What a backend class offers; all are stateless.
+    """The interface of a backend; backends have no state.
 
     Attributes:
-        name: as users type it.
+        name: the name that users type.
         device: "any", "cpu" or "cuda".
-        weights: how weights lie in memory, in words.
-        levels: the grids that it runs, keys of `scheme.LEVELS`.
-        granularities: the scales that it takes: "row", "tensor", "group".
+        weights: a description of the form of the weights in memory.
+        levels: the grids of codes that it runs, keys of `scheme.LEVELS`.
+        granularities: the granularities of scales that it takes: "row", "tensor", "group".
     """
 
     name: str
@@ -41,18 +41,18 @@ class Backend(Protocol):
     granularities: tuple[str, ...]
 
     def missing(self) -> str | None:
-        """Why this machine can't run it, in words; None if it can."""
+        """Says why this machine can't run the backend; None if it can."""
 
     def refuses(self, layer: PackedLinear) -> str | None:
-        """Why it can't run this layer (its activations, device, shape); None if it can.
+        """Says why the backend can't run a layer (its activations, device, shape); None if it can.
 
-        Levels and granularities are declared and need not be looked at.
+        Levels and granularities need no check here, since they are attributes.
         """
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """A function from `[..., in]` to `[..., out]` for a layer that is not refused."""
+        """Makes the function from `[..., in]` to `[..., out]` of a layer that is not refused."""
 
-    # One that runs whole encoders has `whole(model) -> str | None`, too: see `native.Native`.
+    # A backend that runs fused encoders also has `whole(model) -> str | None`: see `native.Native`.
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def register(cls: type[Backend]) -> type[Backend]:
 
 
 def names() -> list[str]:
-    """All registered backends, available or not."""
+    """Lists the names of all registered backends, available or not."""
     return list(_REGISTRY)
 
 
 def describe() -> list[BackendInfo]:
-    """Every backend, with the reason when one can't run here."""
+    """Describes every backend, with the reason if it can't run on this machine."""
     return [
         BackendInfo(b.name, b.device, b.weights, b.levels, b.granularities, b.missing() is None, b.missing() or "")
         for b in _REGISTRY.values()
@@ -91,11 +91,11 @@ def describe() -> list[BackendInfo]:
 
 
 def require(name: str) -> Backend:
-    """The backend of that name.
+    """Gives the backend of a name.
 
     Raises:
-        InputError: there is none of that name.
-        UnavailableError: it can't run on this machine.
+        InputError: there is no backend of that name.
+        UnavailableError: the backend can't run on this machine.
     """
     if name not in _REGISTRY:
         raise InputError(f"there is no backend {name!r}", hint=f"one of auto, {', '.join(_REGISTRY)}")
@@ -108,7 +108,7 @@ def require(name: str) -> Backend:
 
 
 def _refusal(backend: Backend, layer: PackedLinear) -> str | None:
-    """Why a backend can't run a layer: what it declares, then what it says itself."""
+    """Says why a backend can't run a layer: first by its attributes, then by its own `refuses`; None if it can."""
     levels, granularity = layer.scheme.levels, layer.scheme.granularity
     if levels not in backend.levels:
         return f"its levels are {levels}, and {backend.name} runs {' and '.join(backend.levels)} only"
@@ -123,13 +123,13 @@ def prepare(layer: PackedLinear) -> tuple[str, Kernel]:
     """Prepares a layer on the backend it asks for; returns the backend's name and the kernel.
 
     Raises:
-        UnavailableError: the backend can't run here or can't run this layer.
+        UnavailableError: the backend can't run on this machine, or can't run this layer.
     """
     if layer.backend == "auto":
         for name in AUTO.get(layer.weight.device.type, ("reference",)):
             backend = _REGISTRY[name]
             if name == "native" and os.environ.get("TERNARIZE_NATIVE_ISA"):
-                require(name)  # who chose its instructions chose it
+                require(name)  # choosing a backend's instructions chooses the backend
             if backend.missing() is None and _refusal(backend, layer) is None:
                 return name, backend.prepare(layer)
     backend = require("reference" if layer.backend == "auto" else layer.backend)
@@ -147,12 +147,12 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         name: a registered backend or "auto".
 
     Returns:
-        What runs: one name, several joined by "+" where `auto` mixes, or "torch" if nothing is packed. Behind a backend
-        that runs whole encoders stands "(linears only)" where it does not know this one.
+        The backend that runs: one name, several joined by "+" if `auto` mixes them, or "torch" if nothing is packed.
+        "(linears only)" follows the name of a backend that can run fused encoders, but not this one.
 
     Raises:
-        InputError: no such backend, or a backend was named for a model that is not packed.
-        UnavailableError: it can't run here or can't run this model.
+        InputError: there is no such backend, or a backend was named for a model that is not packed.
+        UnavailableError: the backend can't run on this machine, or can't run this model.
     """
     if name != "auto":
         require(name)
@@ -170,8 +170,8 @@ def use_backend(encoder: nn.Module, name: str) -> str:
 
 
 def _runs_whole(model: nn.Module) -> bool:
-    """Lets the backend of all packed layers of a model run it as a whole, where it can."""
-    model.__dict__.pop("forward", None)  # an earlier backend's
+    """Has the backend of all packed layers of a model run the model fused, if it can; returns whether it does."""
+    model.__dict__.pop("forward", None)  # set by an earlier backend
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
     if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "whole"):
         return False

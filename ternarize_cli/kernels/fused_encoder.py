@@ -1,9 +1,9 @@
-"""Models that a backend runs as a whole: what their blocks consist of, and what takes the place of `forward`.
+"""Recognises models that a backend can run fused, and replaces their `forward`.
 
-A model is taken whose blocks are of a known kind: attention of queries, keys and values with full width, and a feed-
-forward of two linears with GELU, each with a residual and a layer norm before (ViT, DINOv2) or after it (BERT,
-RoBERTa, multilingual E5, …). Calls that ask for what happens inside (hidden states, attentions, hooks), or that come in
-a form of their own, go through the modules as ever.
+A model can run fused if its blocks are of a known kind: attention of queries, keys and values of full width, and a
+feed-forward of two linears with GELU, each with a residual and a layer norm before (ViT, DINOv2) or after it (BERT,
+RoBERTa, multilingual E5, …). Calls that need inner values (hidden states, attentions, hooks), or have other arguments,
+run the model's modules as before.
 """
 
 from abc import ABC, abstractmethod
@@ -39,17 +39,17 @@ _IMAGES = {"pixel_values"}
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a known kind, in order."""
+    """Lists the blocks of a known kind, in order."""
     return [m for m in model.modules() if type(m).__name__ in _AFTER + _BEFORE]
 
 
 def linears_of(block: nn.Module) -> list[PackedLinear]:
-    """Of a block that is not refused: queries, keys, values, the output of attention, up, down."""
+    """Lists the linears of a block that is not refused: queries, keys, values, the output of attention, up, down."""
     return [m for m in block.modules() if isinstance(m, PackedLinear)]
 
 
 def norms_of(block: nn.Module) -> list[nn.LayerNorm]:
-    """Of a block that is not refused: the one at or after attention, the one at or after the feed-forward."""
+    """Lists the norms of a block that is not refused: that of the attention, and that of the feed-forward."""
     return [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
 
 
@@ -59,13 +59,13 @@ def norm_first(block: nn.Module) -> bool:
 
 
 def layer_scales(block: nn.Module) -> list[Tensor | None]:
-    """What DINOv2 multiplies the outputs of attention and feed-forward by, `[width]` each."""
+    """Gives the factors of DINOv2 for the outputs of attention and feed-forward, `[width]` each; None without any."""
     modules: list[Any] = [m for m in block.modules() if type(m).__name__.endswith("LayerScale")]
     return [m.lambda1.detach().float() for m in modules] if modules else [None, None]
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Why a model does not run as a whole, in words; None if it does."""
+    """Says why a model can't run fused; None if it can."""
     blocks = blocks_of(model)
     config: Any = getattr(model, "config", None)
     known = type(model).__name__ in _MODELS and type(model).__module__.startswith("transformers.models.")
@@ -88,7 +88,7 @@ def refusal(model: nn.Module) -> str | None:
         if shapes != [(width, width)] * 4 + [(width, inner), (inner, width)]:
             return "a block's linears have unusual shapes"
         if any(m.scheme.levels != "ternary" or m.scheme.granularity == "group" for m in linears):
-            return "a linear is not ternary with a scale a row"
+            return "a linear is not ternary with one scale per row"
         if len({m.codec for m in linears}) > 1:
             return "a block's linears have different codecs"
         if any(norm.weight is None or norm.bias is None for norm in norms):
@@ -97,19 +97,19 @@ def refusal(model: nn.Module) -> str | None:
 
 
 class Stack(Protocol):
-    """A model's embeddings and blocks in a backend's own form."""
+    """A model's embeddings and blocks in the form of a backend."""
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """ids, mask, types: int64 `[batch, tokens]` → last hidden states, float32 `[batch, tokens, width]`."""
+        """Encodes texts, int64 `[batch, tokens]` each: last hidden states, float32 `[batch, tokens, width]`."""
 
     def images(self, pixels: Tensor) -> Tensor:
-        """`[batch, channels, height, width]` → last hidden states, after the last norm, float32."""
+        """Encodes images `[batch, channels, height, width]`: hidden states after the last norm, float32."""
 
 
 class WholeForward(ABC):
-    """Takes the place of a model's `forward`; the backend's form of its weights is made at the first call.
+    """Replaces a model's `forward`; the first call makes the backend's form of the weights.
 
-    A copy or a pickle of it makes its own.
+    A copy or a pickle of this object makes that form again.
     """
 
     backend: str
@@ -128,10 +128,10 @@ class WholeForward(ABC):
 
     @abstractmethod
     def _stacked(self, model: nn.Module) -> Stack:
-        """The backend's form of a model that is not refused."""
+        """Makes the backend's form of a model that is not refused."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """As the model's own."""
+        """Computes what the model's own `forward` computes."""
         model: Any = self._model
         given = {name: value for name, value in options.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
@@ -151,7 +151,7 @@ class WholeForward(ABC):
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def _is_plain(self, given: dict[str, Any]) -> bool:
-        """Whether a call asks for no more than the last hidden states of usual inputs."""
+        """Whether a call needs only the last hidden states of usual inputs."""
         config: Any = self._model.config
         asked = {name for name, value in given.items() if name not in self._reads and value is not False}
         if given.get("return_dict") is False or getattr(config, "return_dict", True) is False:
@@ -168,11 +168,11 @@ class WholeForward(ABC):
         )
 
     def _generation(self, model: nn.Module) -> int | None:
-        """The sum of the packed layers' generations, which grows when weights are loaded.
+        """The sum of the packed layers' generations, which grows when weights are loaded; None if it can't run fused.
 
-        None for a model that is not float32 on the backend's device, that is training, whose layers are not all the
-        backend's, or into a part of which somebody hooked. transformers' own hooks only serve calls that ask for hidden
-        states. What can't change without a layer noticing is looked at only when some layer noticed something.
+        A model can't run fused if it is not float32 on the backend's device, is training, has layers of other backends,
+        or has hooks (except transformers' own hooks, which only serve calls for hidden states). Properties that can't
+        change without a layer noticing are checked only after some layer has noticed a change.
         """
         if model.training or any(_is_hooked(m) for m in self._modules):
             return None
@@ -199,7 +199,7 @@ def _is_hooked(m: nn.Module) -> bool:
 
 
 def tables_of(embeddings: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
-    """BERT's word, type and position tables, if they are int8: int8 `[n, width]` and scales float32 `[n]` each."""
+    """Gives BERT's word, type and position tables, int8 `[n, width]`, with scales, float32 `[n]`; None if not int8."""
     names = ("word_embeddings", "token_type_embeddings", "position_embeddings")
     found = [getattr(embeddings, name, None) for name in names]
     if type(embeddings).__name__ != "BertEmbeddings":

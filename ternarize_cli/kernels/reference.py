@@ -1,7 +1,8 @@
-"""The definition: codes expanded to float32, integer-valued products in float32, or float64 where a layer is
-too wide for exact float32 sums (more than 16,512 inputs, see `ternary`).
+"""The reference backend, which defines the results of all others.
 
-Runs everywhere, takes all levels and granularities, and is what the other backends are tested against.
+Codes are expanded to float32, and integer-valued products are summed in float32, or in float64 if a layer is too wide
+for exact float32 sums (more than 16,512 inputs, see `ternary`). It runs everywhere and takes all levels and
+granularities; the other backends are tested against it.
 """
 
 from typing import TYPE_CHECKING
@@ -29,15 +30,15 @@ class Reference:
     granularities: tuple[str, ...] = GRANULARITIES
 
     def missing(self) -> str | None:
-        """Always there."""
+        """Returns None: this backend runs on every machine."""
         return None
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes every layer."""
+        """Returns None: this backend runs every layer."""
         return None
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
-        """Expands the codes."""
+        """Expands the codes to float32."""
         codes, scale, bias = layer.codes().float(), layer.weight_scale.float(), layer.bias
         bits = layer.scheme.activation_bits
 

@@ -1,9 +1,9 @@
-"""8-bit floating point on NVIDIA GPUs: activations and codes as e4m3, through PyTorch's scaled matrix product.
+"""The backend of 8-bit floating point on NVIDIA GPUs: e4m3 activations and codes in PyTorch's scaled matrix product.
 
 {-1, 0, 1} is exact in e4m3, so the fp8 tensor cores of Ada, Hopper and newer multiply ternary weights at twice the rate
-of float16. Activations are rounded to e4m3 with a scale a token instead of int8, which moves vectors about as far as
-leaving them unrounded does (docs/research/gpu.md). Weights take a byte each. Encoders of the usual shapes run as a
-whole (`gpu.encoder`); of others the linears run, in operations that torch.compile takes without a break.
+of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this changes vectors about as much
+as unrounded activations do (docs/research/gpu.md). Weights take a byte each. Encoders of the usual shapes run fused
+(`gpu.encoder`); of other encoders only the linears run, in operations that torch.compile takes without a graph break.
 """
 
 from typing import TYPE_CHECKING
@@ -34,11 +34,11 @@ class ScaledMm:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Needs an NVIDIA GPU with fp8 tensor cores (Ada, Hopper or newer) and Triton."""
+        """Says which is missing: an NVIDIA GPU with fp8 tensor cores (Ada, Hopper or newer), or Triton; else None."""
         return missing((8, 9), "Ada, and has no fp8 tensor cores")
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes 8-bit activations and widths that are multiples of 16, on a GPU."""
+        """Says why a layer can't run: it needs 8-bit activations, widths that are multiples of 16, and a GPU."""
         return refuses(self.name, layer)
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
@@ -60,7 +60,7 @@ class ScaledMm:
         return run
 
     def whole(self, model: nn.Module) -> str | None:
-        """Lets a whole model run, or says why it can't and runs its linears only."""
+        """Runs a whole model fused; or else runs its linears only, and says why."""
         from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
         from ternarize_cli.kernels.gpu.e4m3 import E4m3
         from ternarize_cli.kernels.gpu.encoder import run_whole

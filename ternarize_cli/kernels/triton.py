@@ -1,7 +1,7 @@
-"""Weights of 2 bits on NVIDIA GPUs: int8 activations, int8 tensor cores, exact sums, in Triton.
+"""The backend of 2-bit weights on NVIDIA GPUs, in Triton: int8 activations, int8 tensor cores, exact sums.
 
-The weights stay in device memory as they are in the file. Encoders of the usual shapes run as a whole
-(`gpu.encoder`), others their linears. Triton comes with torch on Linux where torch is built for CUDA.
+In device memory the weights have the bits of the file. Encoders of the usual shapes run fused (`gpu.encoder`); of
+others the linears run. Triton comes with torch on Linux if torch is built for CUDA.
 """
 
 import importlib.util
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Triton", "missing", "refuses"]
 
-_MULTIPLE = 16  # what the engine that copies tiles asks of rows
+_MULTIPLE = 16  # the GPU's unit that copies tiles needs rows of a multiple of these bytes
 
 
 def missing(oldest: tuple[int, int], wanted: str) -> str | None:
-    """Why this machine has no GPU of that compute capability or newer, or no Triton."""
+    """Says whether a GPU of this compute capability or newer, or Triton, is missing; None if neither is."""
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
     if torch.version.cuda is None:
-        return "this torch is built for GPUs of another make"
+        return "this torch is not built for NVIDIA GPUs"
     if torch.cuda.get_device_capability() < oldest:
         return f"{torch.cuda.get_device_name()} is older than {wanted}"
     if importlib.util.find_spec("triton") is None:
@@ -34,7 +34,7 @@ def missing(oldest: tuple[int, int], wanted: str) -> str | None:
 
 
 def refuses(name: str, layer: "PackedLinear") -> str | None:
-    """Why a layer can't run on a GPU with 8-bit activations."""
+    """Says why a layer can't run on a GPU with 8-bit activations; None if it can."""
     if layer.weight.device.type != "cuda":
         return f"the model is on {layer.weight.device}, and {name} runs on cuda"
     if layer.scheme.activation_bits != 8:
@@ -46,7 +46,7 @@ def refuses(name: str, layer: "PackedLinear") -> str | None:
 
 @register
 class Triton:
-    """int8 activations × 2-bit weights."""
+    """The backend: int8 activations × 2-bit weights."""
 
     name = "triton"
     device = "cuda"
@@ -55,15 +55,15 @@ class Triton:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Needs an NVIDIA GPU (Ampere or newer) and Triton."""
+        """Says which is missing: an NVIDIA GPU (Ampere or newer), or Triton; None if neither is."""
         return missing((8, 0), "Ampere")
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes int8 activations and widths that are multiples of 16, on a GPU."""
+        """Says why a layer can't run: it needs int8 activations, widths that are multiples of 16, and a GPU."""
         return refuses(self.name, layer)
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
-        """A kernel for one layer, made when it runs for the first time: in a whole model it never does."""
+        """Makes the kernel of a layer when it runs for the first time; in a fused encoder this never happens."""
         from ternarize_cli.kernels.gpu.fused import quantise
         from ternarize_cli.kernels.gpu.int8 import Int8
         from ternarize_cli.kernels.gpu.products import Joined
@@ -72,7 +72,7 @@ class Triton:
 
         def run(x: Tensor) -> Tensor:
             if not made:
-                with torch.inference_mode(False):  # the layer's buffer becomes a part of what is made
+                with torch.inference_mode(False):  # the layer's buffer becomes a view of the new weights
                     made.append(Int8([[Joined([layer])]], between=torch.float32))
             (products,) = made
             rows = x.reshape(-1, x.shape[-1])
@@ -86,7 +86,7 @@ class Triton:
         return run
 
     def whole(self, model: nn.Module) -> str | None:
-        """Lets a whole model run, or says why it can't and runs its linears only."""
+        """Runs a whole model fused; or else runs its linears only, and says why."""
         from ternarize_cli.kernels.gpu.encoder import run_whole
         from ternarize_cli.kernels.gpu.int8 import Int8
 

@@ -1,1 +1,1 @@
-"""Timers, facts of the machine, and figures: what benchmarks, indexes and evaluations share."""
+"""Timers, facts about the machine, and figures, which benchmarks, indexes and evaluations share."""

@@ -1,7 +1,7 @@
-"""Energy of a pass on a GPU, from the counter of the card, which counts all of its board.
+"""Measures the energy of a pass on a GPU with the GPU's own counter, which counts the whole board.
 
-The counter moves in steps of some ten milliseconds. So passes are repeated for a second or more, between two of its
-steps, and what it has counted is divided by their number:
+The counter moves in steps of about ten milliseconds. So passes are repeated for a second or more, between two of its
+steps, and the counted energy is divided by their number:
 
     counter   ▏step        ▏step  …  ▏step       ▏step
     passes     ████████████████████████████
@@ -22,7 +22,7 @@ _LONGEST_STEP = 0.5
 
 
 def counter(device: str) -> Callable[[], float] | None:
-    """A function that reads the joules used so far by a GPU; None where that is not known."""
+    """Makes a function that reads the joules that a GPU has used so far; None if the device has no counter."""
     library, uuid = nvml(), gpu.uuid(device)
     if library is None or uuid is None or library.joules(uuid) is None:
         return None
@@ -37,14 +37,14 @@ def per_pass(
     seconds: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Joules of a pass, three digits.
+    """Measures the joules of a pass, rounded to three digits.
 
     Args:
-        run: a pass.
-        read: the counter.
-        wait: returns when a pass is done.
-        seconds: how long passes are repeated, at least.
-        clock: seconds, monotonic.
+        run: a function that runs a pass.
+        read: the counter, in joules.
+        wait: a function that returns when a pass is done.
+        seconds: the least time for which passes are repeated.
+        clock: a monotonic clock, in seconds.
     """
     start = _step(read, clock)
     begun, passes = clock(), 0
@@ -56,7 +56,7 @@ def per_pass(
 
 
 def _step(read: Callable[[], float], clock: Callable[[], float]) -> float:
-    """The counter just after it has moved."""
+    """Waits until the counter moves, and reads it."""
     first, begun = read(), clock()
     while (now := read()) == first and clock() - begun < _LONGEST_STEP:
         pass
@@ -64,6 +64,6 @@ def _step(read: Callable[[], float], clock: Callable[[], float]) -> float:
 
 
 def unknown(device: str) -> str:
-    """Why there is no counter, for people."""
+    """A sentence for users that says why energy is not measured."""
     why = "this GPU's driver does not tell it" if gpu.is_gpu(device) else f"it is measured on GPUs, not on {device}"
     return f"energy is left out: {why}"

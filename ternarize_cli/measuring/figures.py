@@ -1,11 +1,11 @@
-"""Figures: bars of text for the terminal, and files drawn by matplotlib (the extra `plot`).
+"""Draws bars of text for the terminal, and figures with matplotlib (the extra `plot`).
 
-A terminal bar is made of block characters that are an eighth of a cell apart, so 20 cells show 160 steps:
+A terminal bar is made of block characters in steps of an eighth of a cell, so 20 cells show 160 steps:
 
     0.250 ████████▊             4.4%
     0.375 █████████▌            4.8%
 
-Figures are drawn without pyplot: no window, no global state, the same on a server.
+Figures are drawn without pyplot, so there is no window and no global state, and they need no display.
 """
 
 import importlib.util
@@ -34,18 +34,18 @@ BLUE, ORANGE, GREEN, GREY = "#3b6ea8", "#d1712a", "#4a8f5c", "#8a8a8a"
 
 
 def bars(rows: Sequence[tuple[str, float]], width: int) -> list[str]:
-    """Lines of `width` characters: label, bar, and the value as a percentage. The largest value fills its bar.
+    """Draws lines of `width` characters: label, bar, and the value in percent. The largest value fills its bar.
 
     Args:
         rows: labels, and shares from 0 to 1.
-        width: of the terminal, in characters.
+        width: width of the terminal, in characters.
     """
     side = max(len(label) for label, _ in rows)
     cells = max(4, width - side - 8)
     largest = max(value for _, value in rows) or 1.0
     lines = []
     for label, value in rows:
-        eighths = max(round(8 * cells * value / largest), value > 0)  # what is there can be seen
+        eighths = max(round(8 * cells * value / largest), value > 0)  # a value above 0 is always visible
         bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
         lines.append(f"{label:>{side}} {bar:<{cells}} {value:>6.1%}")
     return lines
@@ -57,7 +57,8 @@ def check_plot(path: Path, *, force: bool) -> None:
     Raises:
         InputError: the name does not end in .png, .svg or .pdf.
         UnavailableError: matplotlib is not installed.
-        OutputExistsError, OutputError: as `files.check_output`.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"--plot {path}: a figure's name ends in {', '.join(_FORMATS)}", hint="--plot figure.png")
@@ -66,7 +67,7 @@ def check_plot(path: Path, *, force: bool) -> None:
 
 
 def require_matplotlib(option: str) -> None:
-    """Refuses an option that draws where matplotlib is missing.
+    """Checks that matplotlib, which `option` needs, is installed.
 
     Raises:
         UnavailableError: matplotlib is not installed.
@@ -76,7 +77,7 @@ def require_matplotlib(option: str) -> None:
 
 
 def new_figure(title: str, *, width: float, height: float) -> Any:
-    """An empty matplotlib figure, its size in inches; axes find their own places."""
+    """Makes an empty matplotlib figure; width and height are in inches, and axes are laid out automatically."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -85,6 +86,6 @@ def new_figure(title: str, *, width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path, *, force: bool) -> None:
-    """Writes a figure in the format that the path ends in."""
+    """Writes a figure in the format that the suffix of the path names."""
     with files.atomic_file(path, force=force) as partial:
         figure.savefig(partial, format=path.suffix.lower()[1:], dpi=130)

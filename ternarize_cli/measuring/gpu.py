@@ -1,12 +1,12 @@
-"""What measuring on an NVIDIA GPU needs: events, exact or rounded fp32 products, and bytes of device memory.
+"""Measures on an NVIDIA GPU: times between events, exact or rounded fp32 products, and bytes of device memory.
 
-A GPU works behind the host's back: a call returns once its kernels are queued. So two times belong to a pass,
+A GPU works asynchronously: a call returns once its kernels are queued. So a pass has two times,
 
-    host    call ──launch──launch──launch────────────────────wait─▶ result     what a user waits for
+    host    call ──launch──launch──launch────────────────────wait─▶ result     from call to result
     device           ▲kernel  kernel  kernel ............. kernel▲             between two events in the stream
 
-and their difference is what starting and waiting cost. Gaps between kernels, where the host is too slow to launch them,
-are in both.
+and their difference is the cost of launching and waiting. Gaps between kernels, where the host launches them too
+slowly, are part of both.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,23 +21,23 @@ __all__ = ["Events", "allocated", "is_gpu", "on", "reachable", "storage_bytes", 
 
 
 def is_gpu(device: str) -> bool:
-    """Whether that torch device is a GPU."""
+    """Whether a torch device is a GPU."""
     return torch.device(device).type == "cuda"
 
 
 def on(device: str) -> AbstractContextManager[object]:
-    """Makes a GPU the current one, for kernels that are launched on whichever is; nothing for the CPU."""
+    """Makes a GPU the current device, on which kernels are launched; does nothing for the CPU."""
     return torch.cuda.device(device) if is_gpu(device) and torch.device(device).index is not None else nullcontext()
 
 
 def synchronize(device: str) -> None:
-    """Returns when all work of the device is done."""
+    """Waits until all work of the device is done."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
 
 
 def uuid(device: str) -> str | None:
-    """The UUID of a GPU as the driver writes it; None for the CPU, and where torch doesn't tell."""
+    """The UUID of a GPU as the driver writes it; None for the CPU, and if torch does not know it."""
     if not is_gpu(device):
         return None
     found = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
@@ -47,7 +47,7 @@ def uuid(device: str) -> str | None:
 
 
 class Events:
-    """Times calls on a GPU, as `measure.Watch`."""
+    """Times calls on a GPU with two events in the stream; has the interface of `timing.Watch`."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -59,18 +59,18 @@ class Events:
         self._first.record()
 
     def end(self) -> None:
-        """Marks the end of what was queued, and waits for it."""
+        """Marks the end of the queued work, and waits for it."""
         self._last.record()
         synchronize(self._device)
 
     def seconds(self) -> float:
-        """Between the marks."""
+        """Seconds between the two marks."""
         return float(self._first.elapsed_time(self._last)) / 1000
 
 
 @contextmanager
 def tf32(wanted: bool) -> Iterator[None]:
-    """Whether fp32 products and convolutions round their inputs to TF32 (10 bits of fraction) meanwhile."""
+    """Lets fp32 products and convolutions round their inputs to TF32 (10 bits of fraction), or not, in the body."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if wanted else "highest")
     torch.backends.cudnn.allow_tf32 = wanted
@@ -82,25 +82,25 @@ def tf32(wanted: bool) -> Iterator[None]:
 
 
 def allocated(device: str) -> int:
-    """Bytes of live tensors on a GPU; cuBLAS's workspace, which torch counts among them, is given back before."""
+    """Counts the bytes of live tensors on a GPU; first frees cuBLAS's workspace, which torch would count too."""
     synchronize(device)
     torch._C._cuda_clearCublasWorkspaces()
     return torch.cuda.memory_allocated(device)
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of their storages, each counted once however many tensors share it."""
+    """Counts the bytes of the tensors' storages; a storage that several tensors share counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def reachable(start: object, kind: type, without: tuple[type, ...] = ()) -> list[Any]:
-    """Objects of a class that a model holds: in modules, containers, closures and objects of this package.
+    """Finds objects of a class that a model holds in modules, containers, closures and objects of this package.
 
     Args:
-        start: where to begin; functions are looked into if they are of this package.
+        start: the object to begin with; functions are searched if they belong to this package.
         kind: the class.
-        without: classes that are not looked into.
+        without: classes whose objects are not searched.
     """
     found: list[Any] = []
     seen: set[int] = set()
@@ -132,7 +132,7 @@ def _inside(x: object) -> list[object]:
 
 def _is_filled(cell: Any) -> bool:
     try:
-        cell.cell_contents  # noqa: B018  (asks whether there is any)
+        cell.cell_contents  # noqa: B018  (raises ValueError for an empty cell)
     except ValueError:
         return False
     return True

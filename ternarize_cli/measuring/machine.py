@@ -1,14 +1,13 @@
-"""What a measurement ran on, and whether it had the machine for itself.
+"""Describes the machine of a measurement, and measures how busy other processes kept it.
 
-A latency without its machine is no number: the same int8 GEMM runs ten times faster where the CPU has AMX than where
-it has AVX2 only. So every report carries the CPU's name, the instruction sets that matter for integer GEMMs, cores,
-memory and versions.
+A latency means nothing without its machine: an int8 GEMM runs ten times faster on a CPU with AMX than on one with AVX2
+only. So every report names the CPU, the instruction sets that matter for integer GEMMs, cores, memory and versions.
 
-Other processes disturb a measurement more than most things it compares. Their share is taken from the system's own
-accounting: CPU seconds that all of the system used (time stolen by other virtual machines included) minus the CPU
-seconds of this process and of those that it started and has seen end (a compiler), over the wall time; 100% is one
-core. `Watch` measures it over any stretch, so the report can say how busy the machine was before the measurement and
-during it.
+Other processes often disturb a measurement more than the differences that it shall show. Their share is computed from
+the system's accounting: CPU seconds of the whole system (with time stolen by other virtual machines) minus the CPU
+seconds of this process and of its finished children (such as a compiler), divided by the wall time; 100% is one core.
+`Watch` measures the share over any period, so a report can say how busy the machine was before and during the
+measurement.
 """
 
 import os
@@ -41,9 +40,9 @@ __all__ = [
 ]
 
 BUSY_PERCENT = 25.0
-"""Above this much of one core used by others, a machine counts as busy."""
+"""A machine counts as busy if other processes use more than this percentage of one core."""
 
-# In the order in which they are shown: what decides the speed of int8, bf16 and fp32 GEMMs.
+# Instruction sets that decide the speed of int8, bf16 and fp32 GEMMs, in the order of display.
 _ISA = {
     "avx2": "avx2",
     "avx_vnni": "avx_vnni",
@@ -62,7 +61,7 @@ _PACKAGES = ("torch", "transformers", "sentence-transformers", "safetensors", "f
 
 
 def isa_flags(cpuinfo: str) -> list[str]:
-    """The instruction sets that matter here, out of the text of /proc/cpuinfo (x86 `flags`, Arm `Features`)."""
+    """Finds the instruction sets that matter for GEMMs in the text of /proc/cpuinfo (x86 `flags`, Arm `Features`)."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
@@ -72,12 +71,12 @@ def isa_flags(cpuinfo: str) -> list[str]:
 
 
 def others_percent(system_seconds: float, own_seconds: float, wall_seconds: float) -> float:
-    """What others used of the CPU, in percent of one core; never below 0 (the two clocks tick differently)."""
+    """Computes the CPU use of other processes in percent of one core; never below 0, although the clocks differ."""
     return max(0.0, 100 * (system_seconds - own_seconds) / wall_seconds)
 
 
 def is_busy(*percents: float) -> bool:
-    """Whether any of these shares of a core that others used is above `BUSY_PERCENT`."""
+    """Whether any of these CPU uses of other processes, in percent of a core, is above `BUSY_PERCENT`."""
     return any(percent > BUSY_PERCENT for percent in percents)
 
 
@@ -94,7 +93,7 @@ class _Clock:
 
 
 class Watch:
-    """Measures what other processes use of the CPU while the body runs.
+    """Measures the CPU use of other processes while the body runs.
 
     with Watch() as watch:
         ...
@@ -122,7 +121,7 @@ def _read_clock() -> _Clock:
 
 
 def top_processes(seconds: float = 0.5, count: int = 3) -> list[dict[str, Any]]:
-    """The other processes that use most of the CPU: name, pid and percent of one core over `seconds`."""
+    """Finds the other processes that use most CPU over `seconds`: name, pid and percent of one core."""
     processes = [p for p in psutil.process_iter(["name"]) if p.pid != os.getpid()]
     before = {p: _cpu_seconds(p) for p in processes}
     started = time.monotonic()
@@ -146,7 +145,7 @@ def _cpu_seconds(process: psutil.Process) -> float | None:
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:
-    """Versions of Python, this package and the libraries that do the work; None where one is not installed."""
+    """The versions of Python, this package and its main libraries; None for a library that is not installed."""
     found: dict[str, str | None] = {"ternarize": __version__, "python": platform.python_version()}
     return found | {name: _version(name) for name in packages}
 
@@ -159,9 +158,9 @@ def _version(distribution: str) -> str | None:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs torch can use; empty with a CPU build of torch.
+    """Lists the NVIDIA GPUs that torch can use; empty with a CPU build of torch.
 
-    Of each: name, compute capability, memory in bytes, versions of CUDA and the driver, and what `Nvml.facts` tells.
+    Each has name, compute capability, memory in bytes, versions of CUDA and the driver, and the facts of `Nvml.facts`.
     """
     import torch
 
@@ -187,9 +186,9 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def facts() -> dict[str, Any]:
-    """The machine as a JSON object: cpu, isa, cores, memory_bytes, os, gpus, threads, versions.
+    """Describes the machine as a JSON object: cpu, isa, cores, memory_bytes, os, gpus, threads, versions.
 
-    `usable_cores` are those that the scheduler lets this process use; `threads` are the CPU threads torch uses now.
+    `usable_cores` counts the cores that the scheduler lets this process use; `threads` the CPU threads of torch now.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""What the driver of NVIDIA GPUs knows of a card: its version, limits, clocks, and the energy used so far.
+"""Reads from the driver of NVIDIA GPUs its version, and a GPU's limits, clocks and used energy.
 
     driver ships libnvidia-ml.so.1 ──ctypes──▶ Nvml     nvmlDeviceGet… fills a number and returns 0, or an error
 
-The library comes with the driver, so nothing has to be installed. Cards are found by their UUID: torch counts those
-that CUDA_VISIBLE_DEVICES leaves, NVML all. What a card or a driver does not tell is None.
+The library comes with the driver, so nothing has to be installed. GPUs are found by their UUID, because torch counts
+only the GPUs in CUDA_VISIBLE_DEVICES, and NVML counts all. A value that the GPU or the driver does not give is None.
 """
 
 import ctypes
@@ -19,13 +19,13 @@ _LONGEST = 96
 
 
 class Nvml:
-    """The library, initialised.
+    """The initialised library NVML.
 
     Args:
-        path: of the library.
+        path: path of the library.
 
     Raises:
-        OSError: there is none, or it finds no driver.
+        OSError: the library is missing, or finds no driver.
     """
 
     def __init__(self, path: str = _NAME) -> None:
@@ -40,7 +40,7 @@ class Nvml:
         return None if failed else text.value.decode("ascii", errors="replace")
 
     def facts(self, uuid: str) -> dict[str, Any]:
-        """Of one card: the power limit in watts, and the highest clocks of its processors and memory in MHz."""
+        """Reads a GPU's power limit in watts, and the highest clocks of its processors and memory in MHz."""
         limit = self._number(uuid, "nvmlDeviceGetPowerManagementLimit", ctypes.c_uint)
         return {
             "power_limit_w": None if limit is None else limit / 1000,
@@ -49,7 +49,7 @@ class Nvml:
         }
 
     def joules(self, uuid: str) -> float | None:
-        """Energy that all of the card used since the driver was loaded; known from Volta on."""
+        """Reads the joules that a whole GPU board used since the driver was loaded; None for GPUs before Volta."""
         used = self._number(uuid, "nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong)
         return None if used is None else used / 1000
 
@@ -64,7 +64,7 @@ class Nvml:
 
 @cache
 def nvml() -> Nvml | None:
-    """The library of this machine; None if there is none."""
+    """Loads the machine's NVML library; None if there is none."""
     try:
         return Nvml()
     except (OSError, AttributeError):

@@ -1,8 +1,8 @@
-"""One HTML page that needs nothing but itself, for reports of `bench` and `eval`.
+"""Writes reports of `bench` and `eval` as self-contained HTML pages.
 
-Styles and pictures (SVG) lie in it, no scripts, no fonts, nothing from elsewhere, so that it can be mailed, kept as an
-artifact of a CI run, and read in ten years. It follows the reader's light or dark theme; the pictures' black is the
-text's colour.
+A page holds its styles and pictures (SVG), and no scripts, fonts or links to other files, so that it can be mailed,
+kept as an artifact of a CI run, and read in ten years. It follows the reader's light or dark theme; black in pictures
+becomes the text's colour.
 """
 
 import io
@@ -58,14 +58,15 @@ def check_page(path: Path, option: str, *, force: bool) -> None:
     """Refuses a page that could not be written, before any work is done.
 
     Args:
-        path: the page.
-        option: how the user asked for it, such as `--report`.
-        force: whether a file of that name may be replaced.
+        path: path of the page.
+        option: the command-line option that names the page, such as `--report`.
+        force: whether an existing file may be replaced.
 
     Raises:
         InputError: the name does not end in .html.
         UnavailableError: matplotlib is not installed.
-        OutputExistsError, OutputError: as `files.check_output`.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{option} {path}: a report's name ends in .html", hint=f"{option} report.html")
@@ -74,10 +75,11 @@ def check_page(path: Path, option: str, *, force: bool) -> None:
 
 
 def write_page(path: Path, title: str, parts: Sequence[str], *, force: bool = False) -> None:
-    """Writes a page of these parts, each a piece of HTML, below its title.
+    """Writes a page with a title and parts, each a piece of HTML.
 
     Raises:
-        OutputExistsError, OutputError: as `files.atomic_file`.
+        OutputExistsError: the file exists, and `force` is false.
+        OutputError: the file can't be written.
     """
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -91,13 +93,13 @@ def write_page(path: Path, title: str, parts: Sequence[str], *, force: bool = Fa
 
 
 def cards(shown: Sequence[tuple[str, str]]) -> str:
-    """Large numbers, each with what it is; both are HTML."""
+    """Makes the HTML of large numbers, each with a text that explains it; numbers and texts are HTML."""
     inner = "".join(f'<div class="card"><b>{value}</b><span class="soft">{text}</span></div>' for value, text in shown)
     return f'<div class="cards">{inner}</div>'
 
 
 def picture(figure: Any) -> str:
-    """A matplotlib figure as SVG in the page's own colours, without a background."""
+    """Converts a matplotlib figure to SVG in the page's own colours, without a background."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -108,7 +110,7 @@ def picture(figure: Any) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[str], caption: str) -> str:
-    """A table; the rows are HTML (`<tr>…</tr>`)."""
+    """Makes the HTML of a table; its rows are HTML (`<tr>…</tr>`)."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     explained = f"<caption>{escape(caption)}</caption>" if caption else ""
     inner = f"{explained}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -1,15 +1,15 @@
-"""How alike two models are inside, and how their embeddings lie: pure functions of tensors and vectors.
+"""Measures of similarity between two models' inner values and embeddings: pure functions of tensors and vectors.
 
 linear CKA             ‖Yᵀ X‖²_F / (‖Xᵀ X‖_F ‖Yᵀ Y‖_F) of centred features X, Y, one row a token (Kornblith et al.
-                       2019, arXiv 1905.00414, section 3). 1 for the same geometry, whatever its rotation and scale;
-                       so it compares layers whose axes differ. A few features of large variance decide it, and
-                       with fewer rows than features it leans to 1 (Murphy et al. 2024, arXiv 2405.01012).
+                       2019, arXiv 1905.00414, section 3). It is 1 for equal geometry, whatever rotation and scale, so
+                       it can compare layers whose axes differ. A few features of large variance dominate it, and with
+                       fewer rows than features it is biased towards 1 (Murphy et al. 2024, arXiv 2405.01012).
 attention divergence   KL(teacher ‖ student) of the attention that a token pays to all others, in nats.
-isotropy               the mean cosine between different inputs (Ethayarajh 2019, arXiv 1909.00512): 0 where vectors
-                       point everywhere, near 1 where all lie in a narrow cone; and the share of the variance that
-                       the first principal component has: 1 / dim where all directions are used alike.
-neighbour overlap      of the k inputs that are nearest to an input by the cosine of one model, the share that is
-                       also among the k nearest by the other: what search over these inputs would notice.
+isotropy               the mean cosine between different inputs (Ethayarajh 2019, arXiv 1909.00512): 0 if vectors point
+                       in all directions, near 1 if all lie in a narrow cone; and the share of the variance of the
+                       first principal component: 1 / dim if all directions are used equally.
+neighbour overlap      of the k nearest inputs of an input by one model's cosine, the share that is also among the k
+                       nearest by the other model: a search over these inputs would show this difference.
 """
 
 import numpy as np
@@ -20,27 +20,27 @@ __all__ = ["LinearCKA", "Mean", "attention_divergence", "first_component", "mean
 
 
 class Mean:
-    """A mean over values that come in parts."""
+    """A mean over values that are added in parts."""
 
     def __init__(self) -> None:
         self._total, self._count = 0.0, 0
 
     def add(self, total: float, count: int) -> None:
-        """Adds `count` values of this sum."""
+        """Adds `count` values whose sum is `total`."""
         self._total += total
         self._count += count
 
     @property
     def value(self) -> float | None:
-        """None if there was no value."""
+        """The mean; None if no value was added."""
         return self._total / self._count if self._count else None
 
 
 class LinearCKA:
-    """Linear CKA of two models' features of the same tokens, which come in parts.
+    """Linear CKA of two models' features of the same tokens, which are added in parts.
 
-    Kept are sums over tokens, in double precision, of features less the first part's means; the means of all are taken
-    off at the end: Xᵀ Y of centred features is Σ x yᵀ − Σ x Σ yᵀ / n.
+    It keeps sums over tokens, in double precision, of features minus the first part's means. The means of all features
+    are subtracted at the end: Xᵀ Y of centred features is Σ x yᵀ − Σ x Σ yᵀ / n.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class LinearCKA:
         self._products: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """x: `[rows, dim]` float, y: `[rows, other dim]` float, row by row of the same token."""
+        """Adds features x `[rows, dim]` and y `[rows, other dim]`, both float; equal rows are of one token."""
         if not len(x):
             return
         if self._shifts is None:
@@ -67,7 +67,7 @@ class LinearCKA:
 
     @property
     def value(self) -> float | None:
-        """From 0 to 1; None if the features of a model don't vary."""
+        """Linear CKA, from 0 to 1; None if the features of a model don't vary."""
         if not self.rows:
             return None
         (x, y), (xx, yy, xy) = self._sums, self._products
@@ -79,38 +79,38 @@ class LinearCKA:
 
 
 def attention_divergence(teacher: Tensor, student: Tensor, mask: Tensor | None = None) -> tuple[float, int]:
-    """KL(teacher ‖ student) of attention rows, as their sum and their number.
+    """Computes KL(teacher ‖ student) of attention rows, in nats; returns the sum over rows, and their number.
 
     Args:
         teacher, student: `[batch, heads, queries, keys]`, probabilities over keys.
-        mask: `[batch, queries]`, 1 for real tokens; None: all are.
+        mask: `[batch, queries]`, 1 for real tokens; None means that all are real.
     """
     tiny = torch.finfo(torch.float32).tiny
     p, q = teacher.float(), student.float()
-    rows = (torch.xlogy(p, p) - p * q.clamp_min(tiny).log()).sum(dim=-1).clamp_min(0)  # but for rounding it is
+    rows = (torch.xlogy(p, p) - p * q.clamp_min(tiny).log()).sum(dim=-1).clamp_min(0)  # rounding can make it negative
     if mask is not None:
         rows = rows.transpose(1, 2)[mask.bool()]
     return float(rows.double().sum()), rows.numel()
 
 
 def units(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64 `[inputs, dim]`; a row of zeros stays."""
+    """Scales rows to length 1: float64 `[inputs, dim]`; a row of zeros stays."""
     vectors = vectors.astype(np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
-    """Over all pairs of different rows of `[inputs, dim]`, two or more."""
+    """Mean cosine over all pairs of different rows of `vectors`, `[inputs, dim]`, with two rows or more."""
     rows = units(vectors)
     total = rows.sum(axis=0)
     return float((total @ total - np.sum(rows * rows)) / (len(rows) * (len(rows) - 1)))
 
 
 def first_component(vectors: np.ndarray) -> float | None:
-    """The share of the variance of `[inputs, dim]`, as unit vectors, along the first principal component.
+    """Share of the variance along the first principal component, of `[inputs, dim]` scaled to length 1.
 
-    None if all are the same.
+    It is None if all vectors are equal.
     """
     rows = units(vectors)
     variances = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) ** 2
@@ -118,9 +118,9 @@ def first_component(vectors: np.ndarray) -> float | None:
 
 
 def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
-    """The share of each row's k nearest rows, by cosine, that two sets of vectors `[inputs, any dim]` agree on.
+    """Mean share of the k nearest rows, by cosine, that a row has in both sets of vectors, `[inputs, any dim]` each.
 
-    `k` is below the number of inputs.
+    `k` must be below the number of inputs.
     """
     nearest = []
     for vectors in (a, b):

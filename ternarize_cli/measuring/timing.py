@@ -1,14 +1,14 @@
 """Timing candidates against each other fairly.
 
-Two things spoil comparisons on a shared or warm machine: drift (clock speed, neighbours) and order (whoever runs
-after a heavy candidate finds cold caches). So candidates are not timed one after the other but in rounds: in each
-round each of them runs once, and the order rotates by one place from round to round. A disturbance then falls on all,
-and everybody has been everybody else's successor equally often:
+Two things spoil comparisons on a shared or warm machine: drift (clock speed, other processes) and order (a candidate
+that runs after a heavy one finds cold caches). So candidates are timed in rounds: each candidate runs once in each
+round, and the order rotates by one place from round to round. A disturbance then affects all candidates, and each
+candidate runs first, second, … equally often:
 
     round 0:  A B C      round 1:  B C A      round 2:  C A B      round 3:  A B C …
 
-The median is reported with the 10th and 90th percentile: a wide gap between them says that the numbers of that
-point are not to be trusted, whatever the median is.
+The median is reported with the 10th and 90th percentile. A wide gap between these means that the numbers of that point
+can't be trusted.
 """
 
 import time
@@ -21,12 +21,12 @@ import numpy as np
 __all__ = ["MIN_ROUNDS", "Point", "Timing", "Watch", "summarise", "time_interleaved", "turns"]
 
 MIN_ROUNDS = 3
-"""A time budget never cuts the rounds below this."""
+"""The least number of rounds, even if the time budget is spent."""
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One shape of input: `batch` texts of `tokens` tokens each, no padding; or `batch` images, tokens not said."""
+    """A shape of input: `batch` texts of `tokens` tokens each, without padding; or `batch` images, without tokens."""
 
     batch: int
     tokens: int = 0
@@ -34,7 +34,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was timed at one point: milliseconds of the median, 10th and 90th percentile call, and how many calls."""
+    """The timing of one point: median, 10th and 90th percentile in milliseconds, and the number of calls."""
 
     median_ms: float
     p10_ms: float
@@ -43,20 +43,20 @@ class Timing:
 
 
 class Watch(Protocol):
-    """A second clock, for a device that works behind the host's back."""
+    """A second clock, for a device that works asynchronously."""
 
     def begin(self) -> None:
-        """Called before a call, before the host's clock starts."""
+        """Runs before a timed call, before the host's clock starts."""
 
     def end(self) -> None:
-        """Called after it; returns when its work is done. The host's clock runs."""
+        """Runs after a timed call, while the host's clock runs; returns when the device's work is done."""
 
     def seconds(self) -> float:
-        """Of the last call."""
+        """Seconds of the last call on the device."""
 
 
 def turns(names: Sequence[str], round_number: int) -> list[str]:
-    """The order of one round: `names` rotated left by the round's number."""
+    """Orders the candidates of a round: `names` rotated left by the round's number."""
     shift = round_number % len(names)
     return [*names[shift:], *names[:shift]]
 
@@ -74,14 +74,14 @@ def time_interleaved(
     """Times every call `repeats` times, in rounds.
 
     Args:
-        calls: what to time, by name. A call returns when its work is done, or `watch` waits for it.
-        repeats: rounds.
-        seconds: no new round is begun once this much time is used, except that there are at least `MIN_ROUNDS`
-            (or `repeats`, if that is less).
-        warmup: untimed rounds before.
-        clock: seconds, monotonic.
-        watch: a second clock for the same calls.
-        watched: takes its times, as those that are returned.
+        calls: the calls to time, by name. A call returns when its work is done, or `watch` waits for it.
+        repeats: number of rounds.
+        seconds: time budget. After it no new round begins, but there are at least `MIN_ROUNDS` rounds (or `repeats`, if
+            that is less).
+        warmup: number of untimed rounds before.
+        clock: a monotonic clock, in seconds.
+        watch: a second clock for these calls.
+        watched: a dict that gets the times of `watch`, in the form of the result.
 
     Returns:
         The seconds of each call, in the order of the rounds.
@@ -109,6 +109,6 @@ def time_interleaved(
 
 
 def summarise(seconds: Sequence[float]) -> Timing:
-    """Median and percentiles (linear interpolation) of calls timed in seconds, in milliseconds."""
+    """Computes median and percentiles (linear interpolation) in milliseconds from times in seconds."""
     p10, median, p90 = (1000 * float(q) for q in np.quantile(seconds, (0.1, 0.5, 0.9)))
     return Timing(round(median, 4), round(p10, 4), round(p90, 4), len(seconds))

@@ -1,1 +1,1 @@
-"""Files of ours and of others: whole outputs, work in progress, caches, and bounds on what is read."""
+"""Reads and writes files: atomic outputs, work in progress, caches, weights, and bounds on sizes of inputs."""

@@ -1,8 +1,8 @@
-"""NumPy's files, read within bounds.
+"""Reads NumPy's files within bounds.
 
-NumPy reserves what a header asks for, and unpacks what a zip directory promises, before it looks whether the bytes are
-there. Here a header must fit the size of its file, and the members of an .npz file must be stored as they are, so no
-file takes more memory than its own size. Arrays hold numbers: objects, which are pickles, are refused.
+NumPy allocates the size that a header or a zip directory names before it checks whether the bytes exist. Here a header
+must fit the size of its file, and the members of an .npz file must be stored uncompressed, so no file takes more memory
+than its own size. Arrays must hold numbers; objects, which are pickles, are refused.
 """
 
 import math
@@ -27,14 +27,15 @@ _DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, IndexError, OverflowError, MemoryError),
     *(RecursionError, NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
-"""What damaged headers and zip directories set off in NumPy and zipfile."""
+"""Errors that damaged headers and zip directories raise in NumPy and zipfile."""
 
 
 def read_npy(path: Path, error: type[TernarizeError]) -> np.ndarray:
-    """The array of numbers in an .npy file.
+    """Reads the array of numbers in an .npy file.
 
     Raises:
-        TernarizeError (of the class `error`): it is no regular file, is damaged, or its header does not fit its size.
+        TernarizeError (of the class `error`): the file is no regular file, is damaged, or its header does not fit its
+            size.
     """
     size = require_regular(path, error).st_size
     try:
@@ -47,16 +48,17 @@ def read_npy(path: Path, error: type[TernarizeError]) -> np.ndarray:
 def read_npz(
     path: Path, error: type[TernarizeError], needed: Collection[str], optional: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The arrays of numbers in an .npz file that `numpy.savez` wrote, by their names.
+    """Reads the arrays of numbers in an .npz file that `numpy.savez` wrote, by their names.
 
     Args:
         path: the file.
-        error: the class of error that is raised.
-        needed: names that must be there.
-        optional: further names that may be there.
+        error: the class of the error to raise.
+        needed: names of arrays that the file must hold.
+        optional: names of further arrays that the file may hold.
 
     Raises:
-        TernarizeError (of the class `error`): it is no regular file, is damaged, is compressed, or has other names.
+        TernarizeError (of the class `error`): the file is no regular file, is damaged, is compressed, or has other
+            names.
     """
     require_regular(path, error)
     arrays = {}
@@ -78,12 +80,12 @@ def read_npz(
 
 
 def _array(stream: IO[bytes], size: int) -> np.ndarray:
-    """The array of a stream of `size` bytes.
+    """Reads an array from a stream of `size` bytes.
 
     Raises:
-        ValueError, and whatever a damaged header sets off: the stream is no array of numbers.
+        ValueError, and any other error of `_DAMAGE`: the stream is no array of numbers.
     """
-    with warnings.catch_warnings(action="ignore"):  # about headers that Python 2 wrote
+    with warnings.catch_warnings(action="ignore"):  # NumPy warns of headers that Python 2 wrote
         shape, fortran, dtype = _HEADERS[npy.read_magic(stream)](stream)
     header = stream.tell()
     if dtype.hasobject or dtype.kind not in "biuf":
@@ -94,5 +96,5 @@ def _array(stream: IO[bytes], size: int) -> np.ndarray:
     content = bytearray(expected)
     if stream.readinto(content) != expected:  # type: ignore[attr-defined]
         raise EOFError("it is cut off")
-    stream.read(1)  # at its end a member of a zip file compares its checksum
+    stream.read(1)  # reading to its end makes a zip member compare its checksum
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,7 +1,7 @@
-"""JSON records that tell when another hand changed them: one of their fields is a checksum of the others.
+"""JSON records with a checksum, by which damage and careless edits are found.
 
-The checksum finds damage; whoever edits a record can compute it anew. So what a record says is checked, too: its fields
-have the types of the dataclass that it becomes (`check_types`), and their values are checked where they are used.
+The checksum does not prevent forgery: whoever edits a record can compute it anew. So the content is also checked: its
+fields must have the types of the dataclass that it becomes (`check_types`), and values are checked where they are used.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ _DIGEST = "record_sha256"
 
 
 def signed(fields: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """The JSON text of a record.
+    """Makes the JSON text of a record, with its checksum.
 
     Args:
-        fields: of the record, JSON values.
-        indent: as `json.dumps` takes it.
+        fields: the fields of the record, JSON values.
+        indent: number of blanks for each level, as in `json.dumps`; None writes one line.
     """
     return json.dumps({**fields, _DIGEST: _digest(fields)}, indent=indent) + "\n"
 
 
 def checked(text: str) -> dict[str, Any]:
-    """The fields of a record that `signed` made.
+    """Reads the fields of a record that `signed` wrote.
 
     Raises:
         ValueError: the text is no such record, or was changed.
@@ -47,13 +47,13 @@ def checked(text: str) -> dict[str, Any]:
 
 
 def read_signed(path: Path, version: int, what: str, hint: str) -> dict[str, Any]:
-    """The fields of a record file, `format_version` being one of them.
+    """Reads the fields of a record file, which must have a field `format_version`.
 
     Args:
-        path: of the file.
-        version: the one that is read.
-        what: the record is of, for messages.
-        hint: what to do about a file that can't be used.
+        path: path of the file.
+        version: the version that can be read.
+        what: the kind of the record, for messages.
+        hint: the hint for a file that can't be used.
 
     Raises:
         DataError: the file is damaged, was edited, or is of another version.
@@ -73,7 +73,7 @@ def read_signed(path: Path, version: int, what: str, hint: str) -> dict[str, Any
 
 
 def _parsed(text: str) -> Any:
-    """The value of a JSON text; raises ValueError for one that is none or is nested too deep."""
+    """Parses a JSON text; raises ValueError if it is not valid or is nested too deep."""
     try:
         return parse_json(text, "its content", error=DataError)
     except DataError as e:
@@ -85,9 +85,9 @@ def check_types(found: Mapping[str, Any], cls: type[Any], path: Path, hint: str)
 
     Args:
         found: the fields.
-        cls: a dataclass; fields with a default may be missing.
-        path: the record's file, for messages.
-        hint: what to do about a file that can't be used.
+        cls: the dataclass; fields with a default may be missing.
+        path: path of the record's file, for messages.
+        hint: the hint for a file that can't be used.
 
     Raises:
         DataError: a field is missing, is not one of the dataclass's, or has a value of another type.
@@ -104,7 +104,7 @@ def check_types(found: Mapping[str, Any], cls: type[Any], path: Path, hint: str)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type; a dataclass stands for an object, whose fields are not looked at."""
+    """Whether a JSON value is of a type; a dataclass stands for any object, whose fields are not checked."""
     if isinstance(kind, UnionType):
         return any(_is_a(value, one) for one in get_args(kind))
     if get_origin(kind) is dict:

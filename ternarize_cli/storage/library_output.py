@@ -1,7 +1,7 @@
-"""Keeps what C++ and Rust libraries print off stdout, where only results belong.
+"""Keeps the output of C++ and Rust libraries off stdout, where only results belong.
 
-They write to descriptor 1 past Python: FAISS about files of lists, the tokenizers library about options that it does
-not know. While such a library reads a file, the descriptor leads elsewhere.
+Such libraries write to descriptor 1 directly: FAISS about files of lists, the tokenizers library about unknown options.
+While such a library reads a file, the descriptor leads elsewhere.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ __all__ = ["library_output"]
 
 @contextmanager
 def library_output(*, to_stderr: bool) -> Iterator[None]:
-    """Sends what is written to descriptor 1 to stderr, or drops it.
+    """Redirects output to descriptor 1 while the body runs.
 
     Args:
-        to_stderr: where it goes: to descriptor 2, or nowhere.
+        to_stderr: True sends it to descriptor 2; False drops it.
     """
     flush = ctypes.CDLL(None).fflush
-    with suppress(AttributeError, OSError, ValueError):  # there is no stdout, or nobody reads it
+    with suppress(AttributeError, OSError, ValueError):  # stdout is missing, or its reader has ended
         sys.stdout.flush()
     flush(None)
     try:

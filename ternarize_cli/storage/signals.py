@@ -1,9 +1,9 @@
-"""Signals that end a command: SIGTERM and SIGHUP clean up as Ctrl-C does.
+"""Makes SIGTERM and SIGHUP end a command as Ctrl-C does, with clean-up.
 
-`listen` makes them raise `Ended` in the main thread, a KeyboardInterrupt, so that whatever cleans up after Ctrl-C
-cleans up after them. A command then ends with 128 and the signal's number, as shells say it: 130, 143, 129. What was
-ignored when the process began stays ignored (`nohup`), and processes that were forked die of these signals as they
-always did.
+`listen` makes these signals raise `Ended`, a KeyboardInterrupt, in the main thread, so that code that cleans up after
+Ctrl-C cleans up after them too. A command then exits with 128 plus the signal's number, as is usual in shells: 130,
+143, 129. A signal that was ignored when the process began stays ignored (`nohup`), and forked processes are still
+killed by these signals.
 """
 
 import os
@@ -23,7 +23,7 @@ class Ended(KeyboardInterrupt):
     """A signal asked this process to end.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,12 +32,12 @@ class Ended(KeyboardInterrupt):
 
 
 def ending(number: int) -> KeyboardInterrupt:
-    """What to raise for a signal: Python's own exception for SIGINT, `Ended` for others."""
+    """Makes the exception for a signal: Python's own for SIGINT, `Ended` for others."""
     return KeyboardInterrupt() if number == signal.SIGINT else Ended(number)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """What a command ends with: 128 and the signal's number."""
+    """The exit code of a command: 128 plus the signal's number."""
     return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
 
 
@@ -45,7 +45,7 @@ def exit_code(error: KeyboardInterrupt) -> int:
 def listen() -> Iterator[None]:
     """Makes SIGTERM and SIGHUP raise `Ended` while the body runs, except those that are ignored.
 
-    Ctrl-C raises KeyboardInterrupt as ever. Each of the three is remembered (`received`).
+    Ctrl-C raises KeyboardInterrupt as before. `received` gives the last of the three signals.
     """
     global _received
     process = os.getpid()
@@ -65,19 +65,19 @@ def listen() -> Iterator[None]:
 
 
 def received() -> int | None:
-    """The number of the last signal that came while `listen` listened; None if none did.
+    """The number of the last signal that came while `listen` listened; None if none came.
 
-    An exception that a signal raises may arrive as another one: where it falls into a library's own clean-up, such as
-    between taking a lock and noting that it is taken, what fails there hides it.
+    Another exception may hide the one that a signal raises: if it strikes in a library's own clean-up, such as between
+    taking a lock and noting that it is taken, that clean-up fails with an error of its own.
     """
     return _received
 
 
 @contextmanager
 def noted() -> Iterator[Callable[[], int | None]]:
-    """Yields what tells which signal came, None if none did: Ctrl-C, or one that `listen` listens for.
+    """Yields a function that tells which signal came, Ctrl-C or one of `listen`; it returns None if none came.
 
-    While the body runs the first one only is noted; the second one ends the process at once, as without this.
+    While the body runs, the first signal is only noted; the second ends the process at once.
     """
     came: int | None = None
 

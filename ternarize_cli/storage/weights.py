@@ -1,9 +1,9 @@
-"""A model's weights files: found, read and written a tensor at a time.
+"""Finds, reads and writes a model's weights files, one tensor at a time.
 
 Weights are `model.safetensors`, or shards that `model.safetensors.index.json` names. Files are mapped into memory, and
-pages that were touched count as ours until the mapping goes: so every tensor gets a mapping of its own, which goes with
-the tensor. `ShardWriter` likewise holds no tensor longer than it takes to write it. What runs over a checkpoint of any
-size thus needs memory for the tensors in hand only.
+pages that were read count as this process's memory until the mapping ends. So every tensor gets its own mapping, which
+ends with the tensor. `ShardWriter` holds no tensor longer than it takes to write it. So a pass over a checkpoint of any
+size needs memory only for the tensors in use.
 
 `pytorch_model.bin` is a pickle: it is refused unless the user allows it, and then only tensors are unpickled. Pickled
 shards are mapped one at a time.
@@ -64,7 +64,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Names of dtypes in safetensors, in the order in which their tensors lie in a file."""
+"""Names of dtypes in safetensors, in the order of their tensors in a file."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
@@ -73,10 +73,10 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Shard:
-    """One weights file, opened.
+    """An opened weights file.
 
     Attributes:
-        name: the file name that an artifact gives to its twin, always `*.safetensors`.
+        name: name of the file that an artifact writes for this shard, always `*.safetensors`.
         path: the file.
     """
 
@@ -86,7 +86,7 @@ class Shard:
     _read: Callable[[str], Tensor]
 
     def keys(self) -> list[str]:
-        """Tensor names, sorted."""
+        """Lists the names of the tensors, sorted."""
         return sorted(self._headers)
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -98,15 +98,15 @@ class Shard:
         return self._headers[key][1]
 
     def get(self, key: str) -> Tensor:
-        """One tensor, on the CPU."""
+        """Reads a tensor to the CPU."""
         return self._read(key)
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
-    """The files that hold a folder's weights, in order.
+    """Lists the files of a folder's weights, in order.
 
     Raises:
-        CheckpointError: there are none, a shard is missing, or they are pickles and pickles are not allowed.
+        CheckpointError: there are no such files, a shard is missing, or the files are pickles, which are not allowed.
     """
     for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
         if (folder / single).is_file():
@@ -140,7 +140,11 @@ def _indexed(folder: Path, index: str) -> list[Path]:
 
 
 def bytes_on_disk(folder: Path, *, allow_pickle: bool = False) -> int:
-    """Size of a folder's weights files; raises as `weight_files`."""
+    """Counts the bytes of a folder's weights files.
+
+    Raises:
+        CheckpointError: there are no such files, a shard is missing, or the files are pickles, which are not allowed.
+    """
     return sum(path.stat().st_size for path in weight_files(folder, allow_pickle=allow_pickle))
 
 
@@ -149,7 +153,7 @@ def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[Sh
     """Opens a folder's weights for reading tensor by tensor.
 
     Raises:
-        CheckpointError: as `weight_files`, or a file that is truncated or damaged.
+        CheckpointError: a file is missing, truncated or damaged, or the files are pickles, which are not allowed.
     """
     with open_files(weight_files(folder, allow_pickle=allow_pickle)) as shards:
         yield shards
@@ -157,7 +161,11 @@ def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[Sh
 
 @contextmanager
 def open_files(paths: Iterable[str | Path]) -> Iterator[list[Shard]]:
-    """Opens weights files for reading tensor by tensor; raises as `open_shards`."""
+    """Opens weights files for reading tensor by tensor.
+
+    Raises:
+        CheckpointError: a file is truncated or damaged.
+    """
     unpickle = lru_cache(maxsize=1)(_unpickle)
     try:
         yield [_open(Path(path), unpickle) for path in paths]
@@ -174,7 +182,7 @@ def _open(path: Path, unpickle: Callable[[Path], dict[str, Tensor]]) -> Shard:
             return Shard(path.name, path, headers, lambda key: _read(path, key))
         tensors = unpickle(path)
     except OSError as e:
-        if e.errno is not None:  # the system's trouble (memory, open files), not the file's
+        if e.errno is not None:  # an error of the system (memory, open files), not of the file
             raise
         raise CheckpointError(f"{path} is damaged or cut off: {e}", hint="fetch the file again") from e
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as e:
@@ -191,10 +199,10 @@ def _read(path: Path, key: str) -> Tensor:
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle; files of torch before 1.6 can't be mapped into memory and are read whole."""
+    """Reads the tensors of a pickle; files of torch before 1.6 can't be mapped into memory and are read whole."""
     try:
         mapped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol
+        with warnings.catch_warnings(action="ignore"):  # torch warns of the pickle protocol
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as e:
         raise CheckpointError(f"{path} holds more than tensors, or no pickle at all, and is refused") from e
@@ -204,7 +212,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """`torch.isfinite(tensor).all()` without the copies that it makes, which for a large table are large."""
+    """Computes `torch.isfinite(tensor).all()` without its copies, which are large for a large table."""
     return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
@@ -228,12 +236,12 @@ class ShardWriter:
 
     @property
     def bytes(self) -> int:
-        """Size of the files written so far."""
+        """Bytes of the files written so far."""
         return self._file_bytes
 
     @contextmanager
     def shard(self, name: str) -> Iterator["ShardData"]:
-        """Yields what takes the tensors of the shard `name`; without any tensor no file is written."""
+        """Yields the object to which the tensors of the shard `name` are added; writes no file if there are none."""
         path = self._folder / name
         data = path.with_name(f"{name}.data")
         try:
@@ -251,13 +259,13 @@ class ShardWriter:
         self._weight_map |= dict.fromkeys(shard.tensors, name)
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Writes one shard of tensors that are in memory anyway."""
+        """Writes a shard of tensors that are all in memory."""
         with self.shard(name) as shard:
             for key, tensor in tensors.items():
                 shard.add(key, tensor)
 
     def finish(self) -> None:
-        """Writes the index, unless all is in `model.safetensors`; call it after the last shard."""
+        """Writes the index, unless all tensors are in `model.safetensors`. Call it after the last shard."""
         if set(self._weight_map.values()) != {SINGLE}:
             size = {"total_size": self._tensor_bytes}
             index = {"metadata": size, "weight_map": dict(sorted(self._weight_map.items()))}
@@ -266,7 +274,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class _Written:
-    """A tensor in a shard's data: dtype as torch names it, shape, first byte, length."""
+    """A tensor in a shard's data: torch dtype, shape, first byte, length in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -282,7 +290,7 @@ class ShardData:
         self.tensors: dict[str, _Written] = {}
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Appends one tensor; it is on disk, or on its way there, when this returns."""
+        """Appends a tensor; when this returns, the tensor has been written to the file."""
         if key in self.tensors:
             raise ValueError(f"{key} is in the shard already")
         start = self._stream.tell()
@@ -303,7 +311,7 @@ class ShardData:
 
 
 def _header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, list[str]]:
-    """The bytes of a file in front of its data, and the keys in the order of their data."""
+    """Makes the bytes of a file before its data; also returns the keys in the order of their data."""
     order = sorted(tensors, key=lambda key: (_RANK[tensors[key][0]], key))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -317,6 +325,6 @@ def _header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple
 
 
 def file_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
-    """Size of the file that `ShardWriter` would make of tensors of these dtypes and shapes; 0 without any tensor."""
+    """Computes the size in bytes of the file of `ShardWriter` for tensors of these dtypes and shapes; 0 for none."""
     data = sum(dtype.itemsize * math.prod(shape) for dtype, shape in tensors.values())
     return len(_header(tensors)[0]) + data if tensors else 0

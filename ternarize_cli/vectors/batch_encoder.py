@@ -46,7 +46,7 @@ class Prepared:
         batches: pairs of row numbers of the chunk and the model's input features for these rows.
         name: gives the name by which a message calls a row of the chunk.
         tokens: number of tokens of all texts, special tokens included, padding not.
-        truncated: how many texts are longer than the model reads.
+        truncated: number of texts that are longer than the model reads.
     """
 
     batches: list[tuple[list[int], dict[str, Any]]]

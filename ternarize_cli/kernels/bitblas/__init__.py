@@ -1,14 +1,14 @@
-"""BitBLAS: int8 or float16 activations × 2-bit weights on NVIDIA GPUs (extra `ternarize-cli[bitblas]`).
+"""The backend of BitBLAS: int8 or float16 activations × 2-bit weights on NVIDIA GPUs (extra `ternarize-cli[bitblas]`).
 
     operators    kernels built in parallel, loaded, checked                ▲
     kept         compiled kernels on disk                                  │ uses
     toolchain    what is missing; flags for the card                       │
-    layout       widths and weights as the kernels want them               │
+    layout       widths and weights in the form that the kernels read      │
     generate     the process in which BitBLAS writes a kernel              │
 
 The library (arXiv 2411.15438 uses it) writes a CUDA kernel for a weight shape, and nvcc compiles it, which takes about
-ten seconds the first time. int8 products are exact; float16 ones sum in float32. Encoders of the usual shapes run as a
-whole (`bitblas.products`).
+ten seconds the first time. int8 products are exact; float16 products are summed in float32. Encoders of the usual
+shapes run fused (`bitblas.products`).
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ __all__ = ["BitBlas"]
 
 @register
 class BitBlas:
-    """int8 × int2 and float16 × int2 through BitBLAS's kernels."""
+    """The backend: int8 × int2 and float16 × int2 products in BitBLAS's kernels."""
 
     name = "bitblas"
     device = "cuda"
@@ -38,25 +38,25 @@ class BitBlas:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Needs an NVIDIA GPU (Ampere or newer), nvcc, and the package with its CUDA 12 libraries."""
+        """Says which is missing: an NVIDIA GPU (Ampere or newer), nvcc, or the package with its CUDA 12 libraries."""
         from ternarize_cli.kernels.bitblas import toolchain
 
         return toolchain.missing()
 
     def note(self) -> str | None:
-        """What makes it slow to start, in words; None if nothing does."""
+        """Says why this backend starts slowly; None if it does not."""
         from ternarize_cli.kernels.bitblas import kept
 
         return kept.unwritable()
 
     def refuses(self, layer: "PackedLinear") -> str | None:
-        """Takes every width, on a GPU."""
+        """Says why a layer can't run: it must be on a GPU; its widths may be any."""
         if layer.weight.device.type != "cuda":
             return f"the model is on {layer.weight.device}, and bitblas runs on cuda"
         return None
 
     def prepare(self, layer: "PackedLinear") -> Kernel:
-        """Begins to build the operator; weights are laid out when the layer runs for the first time."""
+        """Starts to build the operator; weights are laid out when the layer runs for the first time."""
         from ternarize_cli.kernels.bitblas import operators
         from ternarize_cli.kernels.bitblas.layout import lay_out
 
@@ -80,10 +80,10 @@ class BitBlas:
         return run
 
     def whole(self, model: nn.Module) -> str | None:
-        """Waits for the model's operators, and lets a model of int8 activations run as a whole, where it can.
+        """Waits for the model's operators, and runs a model of int8 activations fused; or else says why it can't.
 
         Raises:
-            UnavailableError: an operator can't be built or computes something else.
+            UnavailableError: an operator can't be built, or its results are wrong.
         """
         from ternarize_cli.kernels.bitblas import operators
         from ternarize_cli.layers import PackedLinear
@@ -102,7 +102,7 @@ class BitBlas:
 
 
 def _refusal(layers: "list[PackedLinear]") -> str | None:
-    """Why models with such layers do not run as a whole, in words."""
+    """Says why a model with these layers does not run fused; None if it can."""
     if any(layer.scheme.activation_bits != 8 for layer in layers):
         return "its activations are not int8"
     if any(layer.in_features % 16 or layer.out_features % 16 for layer in layers):
@@ -120,7 +120,7 @@ def _shape(layer: "PackedLinear") -> "Shape":
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows by powers of two so that none is beyond float16: float16 `[rows, in]` within ±1, float32 `[rows, 1]`."""
+    """Divides rows by powers of two to fit float16: float16 `[rows, in]` within ±1, and float32 `[rows, 1]`."""
     x = x.float()
     exponent = torch.frexp(x.abs().amax(dim=-1, keepdim=True)).exponent
     return torch.ldexp(x, -exponent).half(), torch.ldexp(torch.ones_like(x[:, :1]), exponent)

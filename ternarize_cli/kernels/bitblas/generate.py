@@ -1,9 +1,9 @@
-"""The process that has BitBLAS write one kernel: `python -m ternarize_cli.kernels.bitblas.generate`.
+"""Has BitBLAS write one kernel, in a process of its own: `python -m ternarize_cli.kernels.bitblas.generate`.
 
-BitBLAS brings a TVM of its own, links CUDA 12 and needs a visible GPU to be imported; whoever runs models need not have
-any of that in the process. It takes what to make as JSON on stdin (outputs, inputs, activations, target) and writes the
-CUDA source, with `init` and `call`, to the file named there. Two public hooks keep BitBLAS from calling nvcc itself,
-which it would do twice and for the wrong card: TVM's registry of functions and the operator's `lib_generator`.
+BitBLAS brings its own TVM, links CUDA 12 and needs a visible GPU to be imported, so the process that runs models never
+imports it. This process reads JSON from stdin (outputs, inputs, activations, target) and writes the CUDA source, with
+`init` and `call`, to the file that the JSON names. Two public hooks keep BitBLAS from calling nvcc itself, which it
+would do twice and for the wrong GPU: TVM's registry of functions and the operator's `lib_generator`.
 """
 
 import json
@@ -21,15 +21,15 @@ _SUMS = {"int8": "int32", "float16": "float32"}
 
 
 def source(outputs: int, inputs: int, activations: str, target: str) -> str:
-    """CUDA source of the product of `[rows, inputs]` and 2-bit `[outputs, inputs]`, for any number of rows.
+    """Has BitBLAS write the CUDA source of the product of `[rows, inputs]` and 2-bit `[outputs, inputs]`, any rows.
 
     Args:
-        outputs, inputs: multiples of 16.
-        activations: "int8" (sums int32) or "float16" (sums float32).
-        target: as TVM writes it, such as "cuda -arch=sm_80".
+        outputs, inputs: widths, multiples of 16.
+        activations: "int8" (int32 sums) or "float16" (float32 sums).
+        target: a target of TVM, such as "cuda -arch=sm_80".
 
     Raises:
-        RuntimeError: BitBLAS wrote none; it has said why on stderr.
+        RuntimeError: BitBLAS wrote no kernel; its reason is on stderr.
     """
     import bitblas
     from bitblas.builder.lib_generator import LibraryGenerator
@@ -63,12 +63,12 @@ def source(outputs: int, inputs: int, activations: str, target: str) -> str:
 
 
 def mended(code: str) -> str:
-    """The source, with zeros of 8 bytes, where a tile reaches over the edge, written as CUDA's headers know them."""
+    """Rewrites zeros of 8 bytes, which stand for a tile beyond the edge, in the form that CUDA's headers know."""
     return _EIGHT_ZEROS.sub("make_int2(0, 0)", code)
 
 
 def main() -> None:
-    """Reads what to make from stdin, writes the source."""
+    """Reads the request from stdin and writes the CUDA source."""
     wanted = json.load(sys.stdin)
     file = Path(wanted.pop("file"))
     file.write_text(source(**wanted), encoding="utf-8")

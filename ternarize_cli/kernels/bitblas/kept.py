@@ -1,10 +1,10 @@
-"""Compiled kernels on disk: a library and, beside it, its digest.
+"""Keeps compiled kernels on disk: a library and, beside it, its digest.
 
     ~/.cache/ternarize/bitblas/CARD-smXX-bitblasV-nvccV-V-N/int8-3072x768.so, .json        (or TERNARIZE_CACHE)
 
-A library is read only if its digest is the recorded one, since loading a damaged one can end the process, and if
-nobody else could have put it there (`caches`). Files appear whole, the digest last; of two processes that write the
-same kernel one wins, and what does not fit together is built anew.
+A library is loaded only if its digest is the recorded one, because loading a damaged library can end the process, and
+only if no other user could have put it there (`caches`). Files appear whole, the digest last. If two processes write
+one kernel, one of them wins; a library that does not fit its digest is built anew.
 """
 
 import atexit
@@ -25,22 +25,22 @@ from ternarize_cli.storage.files import sha256
 __all__ = ["find", "folder", "keep", "unwritable", "workshop"]
 
 _RECIPE = 1
-"""To be raised when kernels are made in another way."""
+"""A version number; raise it when kernels are made in another way."""
 
 _LOG = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Where kernels of this card and these versions are.
+    """The folder of the kernels for this GPU and these versions.
 
     Raises:
-        InputError: others can write to the cache.
+        InputError: other users can write to the cache.
     """
     return cache_folder("bitblas") / f"{toolchain.card()}-{toolchain.versions()}-{__version__}-{_RECIPE}"
 
 
 def unwritable() -> str | None:
-    """Why kernels can't be kept, which makes every start a slow one; None if they can."""
+    """Says why kernels can't be kept, so that every start is slow; None if they can."""
     try:
         place = wanted = cache_folder("bitblas")
     except InputError as e:
@@ -53,10 +53,10 @@ def unwritable() -> str | None:
 
 
 def find(name: str) -> Path | None:
-    """The library of that name, if it is there and whole.
+    """Finds the library of a kernel; None if it is missing or damaged.
 
     Raises:
-        InputError: the library, or a folder it is in, is of another user, or others can write to it.
+        InputError: the library, or a folder that holds it, belongs to another user, or other users can write to it.
     """
     library = folder() / f"{name}.so"
     record = library.with_suffix(".json")
@@ -70,10 +70,10 @@ def find(name: str) -> Path | None:
 
 
 def keep(name: str, built: Path) -> Path:
-    """Copies a library that was just built to its place; returns where it is: `built` if it can't be kept.
+    """Copies a new library into the cache; returns the path of the copy, or `built` if it can't be kept.
 
     Raises:
-        InputError: others can write to the cache.
+        InputError: other users can write to the cache.
     """
     library = folder() / f"{name}.so"
     record = json.dumps({"sha256": sha256(built)}).encode()
@@ -89,7 +89,7 @@ def keep(name: str, built: Path) -> Path:
 
 @lru_cache
 def workshop() -> Path:
-    """A folder for this process, removed when it ends."""
+    """Makes a temporary folder for this process, removed when the process ends."""
     made = Path(tempfile.mkdtemp(prefix="ternarize-bitblas-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made

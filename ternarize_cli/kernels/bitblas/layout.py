@@ -1,4 +1,4 @@
-"""How BitBLAS wants operands: widths that are multiples of 16, and 2-bit weights in the order its kernels decode.
+"""Lays out operands for BitBLAS: widths that are multiples of 16, and 2-bit weights in the order that it decodes.
 
 A weight is its code plus 2, two bits wide. 16 weights of a row share 32 bits. int8 activations (bits 31 … 0, the number
 is that of the input):
@@ -21,20 +21,21 @@ _OFFSET = 2
 
 
 def fitted(width: int) -> int:
-    """The next multiple of 16."""
+    """Rounds a width up to a multiple of 16."""
     return -(-width // _MULTIPLE) * _MULTIPLE
 
 
 def padded(x: Tensor, rows: int) -> Tensor:
-    """`[n, width]` with zeros up to `rows` and a fitted width; contiguous."""
+    """Pads `[n, width]` with zeros to `[rows, fitted width]`, contiguous."""
     missing = (fitted(x.shape[1]) - x.shape[1], max(rows - len(x), 0))
     return F.pad(x, (0, missing[0], 0, missing[1])) if any(missing) else x.contiguous()
 
 
 def lay_out(codes: Tensor, activations: str) -> Tensor:
-    """Codes -1, 0 and 1, int8 `[out, in]`, packed as BitBLAS reads them: int8 `[fitted out, fitted in / 4]`.
+    """Packs codes -1, 0 and 1, int8 `[out, in]`, as BitBLAS reads them: int8 `[fitted out, fitted in / 4]`.
 
     Args:
+        codes: the codes.
         activations: "int8" or "float16".
     """
     outputs, inputs = codes.shape

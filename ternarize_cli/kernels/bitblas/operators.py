@@ -1,10 +1,10 @@
-"""Operators: one compiled kernel per weight shape, made in parallel, kept on disk, and checked before it is used.
+"""Builds operators: one compiled kernel per weight shape, built in parallel, kept on disk, and checked before its use.
 
-`start` has BitBLAS write the kernel and nvcc compile it, both in processes of their own; `get` waits for it, loads it
-and compares it with the exact product on the card, once a process. BitBLAS itself is never imported here, so that a
-start with kept kernels takes as long as loading some libraries.
+`start` has BitBLAS write the kernel and nvcc compile it, both in other processes. `get` waits for the kernel, loads it
+and compares it with the exact product on the GPU, once a process. BitBLAS itself is never imported here, so that a
+start with kept kernels only loads some libraries.
 
-BitBLAS's kernel for one row is wrong. Ours are those for any number of rows, and few rows are padded to 16.
+BitBLAS's kernel for one row is wrong. So only its kernels for any number of rows are used, with few rows padded to 16.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ _DTYPES = {"int8": (torch.int8, torch.int32), "float16": (torch.float16, torch.f
 
 
 class Shape(NamedTuple):
-    """What a kernel is made for: fitted widths, and "int8" or "float16" activations."""
+    """The shape that a kernel is made for: fitted widths, and "int8" or "float16" activations."""
 
     outputs: int
     inputs: int
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, outputs: int, inputs: int, activations: str) -> "Shape":
-        """That of a layer of any widths."""
+        """Makes the shape for a layer of any widths, which are fitted."""
         return cls(fitted(outputs), fitted(inputs), activations)
 
     def __str__(self) -> str:
@@ -56,11 +56,11 @@ class Shape(NamedTuple):
 
 @dataclass
 class Statistics:
-    """What this process did, by shape.
+    """Times of the kernels that this process built or loaded, by shape.
 
     Attributes:
-        built: when a kernel's building began and ended, seconds of `perf_counter`.
-        loaded: seconds that it took to load and check one found on disk.
+        built: begin and end of building a kernel, in seconds of `perf_counter`.
+        loaded: seconds for loading and checking a kernel from disk.
     """
 
     built: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ statistics = Statistics()
 
 
 class Operator:
-    """A kernel that was loaded."""
+    """A loaded kernel."""
 
     def __init__(self, shape: Shape, library: Path) -> None:
         self.shape = shape
@@ -95,10 +95,11 @@ class Operator:
         return loaded.call
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The product with weights as `lay_out` made them, on the current stream.
+        """Computes the product of activations and weights on the current CUDA stream.
 
         Args:
-            x: `[rows, in]`, int8 or float16; in may be less than the fitted width.
+            x: `[rows, in]`, int8 or float16; `in` may be less than the fitted width.
+            weight: weights as `lay_out` packs them.
 
         Returns:
             int32 or float32 `[rows, fitted out]`.
@@ -114,10 +115,10 @@ class Operator:
         self._call(x.data_ptr(), weight.data_ptr(), y.data_ptr(), len(x), stream)
 
     def check(self, device: str = "cuda") -> None:
-        """Compares it with the exact product for few, odd and many rows.
+        """Compares the kernel with the exact product for few, odd and many rows.
 
         Raises:
-            RuntimeError: it computes something else.
+            RuntimeError: the results differ.
         """
         generator = torch.Generator().manual_seed(0)
         size = (self.shape.outputs, self.shape.inputs)
@@ -142,7 +143,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def start(shape: Shape) -> None:
-    """Begins to build a kernel, unless it is on disk, loaded or being built."""
+    """Starts to build a kernel, unless it is on disk, loaded or being built."""
     with _LOCK:
         if shape not in _BUILDS:
             whole = kept.find(str(shape))
@@ -154,10 +155,10 @@ def start(shape: Shape) -> None:
 
 
 def build(shapes: Iterable[Shape]) -> None:
-    """Builds the kernels that are missing, in parallel, and loads and checks all.
+    """Builds the missing kernels in parallel, and loads and checks all of `shapes`.
 
     Raises:
-        UnavailableError: one can't be built or computes something else.
+        UnavailableError: a kernel can't be built, or its results are wrong.
     """
     wanted = sorted(set(shapes))
     for shape in wanted:
@@ -168,12 +169,12 @@ def build(shapes: Iterable[Shape]) -> None:
 
 @cache
 def get(shape: Shape) -> Operator:
-    """The operator of a shape, checked; waits for it where it is being built.
+    """Gives the checked operator of a shape; waits if it is being built.
 
-    A kept library that can't be loaded or is wrong is built anew, once.
+    A kept library that can't be loaded, or whose results are wrong, is built anew once.
 
     Raises:
-        UnavailableError: it can't be built or computes something else.
+        UnavailableError: the kernel can't be built, or its results are wrong.
     """
     start(shape)
     try:
@@ -191,7 +192,7 @@ def get(shape: Shape) -> Operator:
         _BUILDS.pop(shape, None)
         raise UnavailableError(
             f"bitblas has no kernel for {shape.outputs} × {shape.inputs} ({shape.activations}): {e}",
-            hint="ternarize doctor, or another --backend",
+            hint="run ternarize doctor, or choose another --backend",
         ) from e
     return operator
 

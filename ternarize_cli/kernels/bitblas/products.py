@@ -1,6 +1,6 @@
-"""The products of a whole encoder (`gpu.encoder`) through BitBLAS operators.
+"""Computes the products of a fused encoder (`gpu.encoder`) with BitBLAS operators.
 
-An operator's sums are int32. Where a layer norm follows it reads them as they are; elsewhere one kernel multiplies them
+An operator gives int32 sums. A layer norm that follows reads these sums directly; elsewhere one kernel multiplies them
 by the scales, adds the bias and rounds to float16.
 """
 
@@ -32,7 +32,7 @@ class _Laid(NamedTuple):
 
 
 class BitBlasProducts:
-    """int8 activations in the usual order, 2-bit weights; widths are multiples of 16."""
+    """Products of int8 activations in natural order and 2-bit weights; widths are multiples of 16."""
 
     dtype, between = torch.int8, torch.float16
 
@@ -41,28 +41,28 @@ class BitBlasProducts:
         self._linears = [[_linear(joined) for joined in block] for block in blocks]
 
     def order(self, rows: int) -> int:
-        """The usual one."""
+        """Returns 0: activations in natural order."""
         return 0
 
     def begin(self, block: int, rows: int) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
-        """As `Products`."""
+        """Computes a product: `[rows, in]` to `[rows, out]`."""
         return finish(self.before_norm(block, linear, x))
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Sums:
-        """As `Products`; the norm finishes the sums."""
+        """Computes the int32 sums of a product; the next norm applies scales and bias."""
         w = self._linears[block][linear]
         return Sums(w.operator(x.q, w.weight), x.t, w.scale, w.bias)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """As `Products`."""
+        """Computes GELU of a product, rounded to int8."""
         return quantise(self.run(block, linear, x), self.dtype, activate=True)
 
 
 def shapes_of(model: nn.Module) -> list[Shape]:
-    """The kernels that a model which runs as a whole needs."""
+    """Lists the shapes of the kernels that a fused encoder needs."""
     blocks = [linears_of(block) for block in blocks_of(model)]
     return [_shape(Joined(part)) for q, k, v, *others in blocks for part in ([q, k, v], *([m] for m in others))]
 
@@ -87,7 +87,7 @@ def _finish(raw_ptr, t_ptr, scale_ptr, bias_ptr, y_ptr, WIDTH: tl.constexpr, BLO
 
 
 def finish(sums: Sums) -> Tensor:
-    """`sums` by their scales, and the bias added: float16 `[rows, out]`."""
+    """Multiplies `sums` by their scales and adds the bias: float16 `[rows, out]`."""
     rows, width = sums.raw.shape
     y = torch.empty(rows, width, dtype=torch.float16, device=sums.raw.device)
     if rows:

@@ -1,6 +1,6 @@
-"""What BitBLAS needs of a machine, where it is found, and how its kernels are compiled for a card.
+"""Finds what BitBLAS needs on a machine, and chooses how its kernels are compiled for a GPU.
 
-Its last release was made for CUDA 12 and cards up to Ada:
+BitBLAS's last release was made for CUDA 12 and GPUs up to Ada:
 
     card                  BitBLAS writes for     nvcc compiles for
     Ampere, Ada (8.x)     the card               the card
@@ -8,7 +8,7 @@ Its last release was made for CUDA 12 and cards up to Ada:
                                                  to PTX of compute_80, which the driver compiles
 
 (BitBLAS itself does not dequantise for sm_90.) Its libraries link the CUDA 12 runtime and NVRTC, which newer builds of
-torch don't bring: they are looked for in the wheels of the extra and in CUDA 12 toolkits.
+torch don't bring, so they are searched for in the wheels of the extra and in CUDA 12 toolkits.
 """
 
 import importlib.metadata
@@ -34,12 +34,12 @@ _EXTRA = "pip install 'ternarize-cli[bitblas]'"
 
 
 def missing() -> str | None:
-    """Every reason why BitBLAS can't run here, in words; None if it can."""
+    """Names every reason why BitBLAS can't run on this machine; None if it can."""
     reasons = []
     if not torch.cuda.is_available():
         reasons.append("torch sees no NVIDIA GPU")
     elif torch.version.cuda is None:
-        reasons.append("this torch is built for GPUs of another make")
+        reasons.append("this torch is not built for NVIDIA GPUs")
     elif torch.cuda.get_device_capability() < _AMPERE:
         reasons.append(f"{torch.cuda.get_device_name()} is older than Ampere")
     if importlib.util.find_spec("bitblas") is None:
@@ -53,7 +53,7 @@ def missing() -> str | None:
 
 
 def nvcc() -> str | None:
-    """The compiler's path."""
+    """Finds the path of nvcc; None if it is missing."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     return shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
 
@@ -67,7 +67,7 @@ def _asked(compiler: str, question: str) -> str:
 
 
 def versions() -> str:
-    """BitBLAS's and nvcc's, as part of a file name."""
+    """The versions of BitBLAS and nvcc, as a part of a file name."""
     try:
         library = importlib.metadata.version("bitblas")
     except importlib.metadata.PackageNotFoundError:
@@ -77,22 +77,22 @@ def versions() -> str:
 
 
 def card() -> str:
-    """The current GPU's name and compute capability, as part of a file name."""
+    """The name and compute capability of the current GPU, as a part of a file name."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
     return "{}-sm{}{}".format(name, *torch.cuda.get_device_capability())
 
 
 def target(capability: tuple[int, int]) -> str:
-    """What BitBLAS is told to write for."""
+    """The TVM target for which BitBLAS writes kernels of a GPU with this compute capability."""
     return "cuda -arch=sm_{}{}".format(*(_AMPERE if capability >= _HOPPER else capability))
 
 
 def flags(capability: tuple[int, int], known: str) -> list[str]:
-    """nvcc's flags for a card.
+    """Chooses nvcc's flags for a GPU.
 
     Args:
-        capability: of the card.
-        known: what `nvcc --list-gpu-code` says.
+        capability: compute capability of the GPU.
+        known: output of `nvcc --list-gpu-code`.
     """
     code = "sm_{}{}".format(*capability)
     virtual = "compute_{}{}".format(*(_AMPERE if capability >= _HOPPER else capability))
@@ -102,19 +102,19 @@ def flags(capability: tuple[int, int], known: str) -> list[str]:
 
 
 def known_codes() -> str:
-    """The cards that this nvcc compiles for."""
+    """Lists the GPU architectures that the installed nvcc compiles for."""
     return _asked(nvcc() or "nvcc", "--list-gpu-code")
 
 
 def headers() -> list[str]:
-    """Folders of the headers that its kernels include, as flags."""
+    """Flags that name the folders of headers that BitBLAS's kernels include."""
     spec = importlib.util.find_spec("bitblas")
     root = Path((spec.submodule_search_locations or ["."])[0] if spec else ".") / "3rdparty"
     return [f"-I{root / 'tilelang' / 'src'}", f"-I{root / 'cutlass' / 'include'}"]
 
 
 def environment() -> dict[str, str]:
-    """Environment variables for a process that imports BitBLAS: its libraries are found, and so is nvcc."""
+    """Makes the environment variables of a process that imports BitBLAS, so that it finds its libraries and nvcc."""
     found = dict(os.environ)
     folders = [str(folder) for name in _LIBRARIES if (folder := _folder_of(name)) is not None]
     found["LD_LIBRARY_PATH"] = os.pathsep.join([*folders, *filter(None, [found.get("LD_LIBRARY_PATH")])])
@@ -124,7 +124,7 @@ def environment() -> dict[str, str]:
 
 
 def _folder_of(library: str) -> Path | None:
-    """Where a library lies that the loader need not know of."""
+    """Finds the folder of a library that may be outside the loader's search path."""
     return next((folder for folder in _folders(_LIBRARIES[library][0]) if (folder / library).is_file()), None)
 
 

@@ -1,15 +1,15 @@
-"""What the backends `triton`, `scaled_mm` and `bitblas` run on NVIDIA GPUs.
+"""The fused encoder that the backends `triton`, `scaled_mm` and `bitblas` run on NVIDIA GPUs.
 
-    encoder    whole passes: graphs, padding, blocks                  ▲
-    int8       the four products of a block: exact sums, 2-bit        │ uses
-    e4m3       … in 8-bit floating point                              │
-    bitblas    … by BitBLAS                                           │
-    products   what an encoder asks of these                          │
-    tuning     which kernel for which shape on this card              │
-    attention  a kernel between products                              │
-    fused      the others: embed, norm, round                         │
+    encoder    forward passes: CUDA graphs, padding, blocks           ▲
+    int8       a block's four products with exact sums, 2-bit weights │ uses
+    e4m3       a block's four products in 8-bit floating point        │
+    bitblas    a block's four products in BitBLAS's kernels           │
+    products   the interface of these three                           │
+    tuning     measures the fastest kernel of a shape on this GPU     │
+    attention  the attention kernel between two products              │
+    fused      the other kernels between products: embed, norm, round │
     matmul     kernels of products, and the layouts of weights        │
-    gelu       in products, and where they are rounded                │
+    gelu       GELU inside these kernels                              │
 
 Only the backends import them, when a model runs on a GPU: they need Triton.
 """

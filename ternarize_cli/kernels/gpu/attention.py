@@ -1,4 +1,4 @@
-"""Softmax attention of texts with themselves, in one kernel that keeps no scores (FlashAttention, arXiv 2205.14135)."""
+"""Softmax self-attention in one kernel that never stores the scores (FlashAttention, arXiv 2205.14135)."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ __all__ = ["Attention", "attention"]
 
 
 class Attention(NamedTuple):
-    """How `attention` runs: queries and keys of a step, warps, stages."""
+    """The configuration of `attention`: queries and keys of a step, warps, stages."""
 
     queries: int
     keys: int
@@ -73,19 +73,20 @@ def attention(
     qkv: Tensor, mask: Tensor | None, texts: int, heads: int, *, starts: Tensor | None = None, longest: int = 0,
     how: Attention | None = None,
 ) -> Tensor:  # fmt: skip
-    """Softmax attention of every text with itself.
+    """Computes softmax self-attention within every text.
 
     Args:
-        qkv: float16 or bfloat16 `[rows, 3 · width]`: queries, keys, values, the heads of each side by side.
-        mask: int `[texts, tokens]`, 0 where a key is padding; None: none is.
-        texts, heads: how many.
-        starts: int32 `[texts + 1]`: the row where each text starts, then the number of rows; None: all have the same
-            number of tokens.
-        longest: tokens of the longest text, where starts are given.
-        how: None: by the number of tokens.
+        qkv: float16 or bfloat16 `[rows, 3 · width]`: queries, keys and values, each with its heads side by side.
+        mask: int `[texts, tokens]`, 0 where a key is padding; None means that there is no padding.
+        texts: number of texts.
+        heads: number of heads.
+        starts: int32 `[texts + 1]`: the row where each text starts, then the number of rows; None means that all texts
+            have equally many tokens.
+        longest: number of tokens of the longest text, if `starts` is given.
+        how: the configuration; None chooses it by the number of tokens.
 
     Returns:
-        `[rows, width]`, dtype of qkv.
+        `[rows, width]`, in the dtype of `qkv`.
     """
     rows, width = qkv.shape[0], qkv.shape[1] // 3
     tokens, head = longest or rows // texts, width // heads

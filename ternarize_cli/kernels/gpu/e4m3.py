@@ -1,4 +1,4 @@
-"""Products of e4m3 activations and weights of a byte each: through PyTorch's scaled product, or our kernel."""
+"""Computes products of e4m3 activations and e4m3 weights, with PyTorch's scaled product or the kernel in `matmul`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from ternarize_cli.kernels.gpu.tuning import Choices
 __all__ = ["E4m3", "scaled_mm"]
 
 _MANY = 8192
-_ROOM = 16  # about how many times larger than the sample's largest an activation may be before it is cut
+_ROOM = 16  # about how many times larger than the largest of the sample an activation may be before it is cut
 E4M3 = torch.float8_e4m3fn
 
 
 class E4m3:
-    """e4m3 activations, a scale a token, and e4m3 weights."""
+    """Products of e4m3 activations, with one scale per token, and e4m3 weights."""
 
     dtype, between = E4M3, torch.bfloat16
     _watching = False
@@ -37,14 +37,14 @@ class E4m3:
         self._half = [[w.bias.bfloat16() for w in block] for block in self._linears]
 
     def order(self, rows: int) -> int:
-        """The usual one."""
+        """Returns 0: activations in natural order."""
         return 0
 
     def begin(self, block: int, rows: int) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
-        """As `Products`."""
+        """Computes a product: `[rows, in]` to `[rows, out]`."""
         w, bias = self._linears[block][linear], self._half[block][linear]
         rows = len(x.q)
 
@@ -56,14 +56,14 @@ class E4m3:
         return call(self._choices.of("e4m3", w.shape(rows), lambda rows: [None, *many_ways(rows)], call))
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Tensor | Sums:
-        """As `Products`."""
+        """Computes a product for the next norm."""
         return self.run(block, linear, x)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """As `Products`.
+        """Computes GELU of a product, rounded to e4m3.
 
-        With many rows the product itself applies GELU and rounds, by one scale for all rows: e4m3 has the same relative
-        error over 2^15, so that little is lost where the scale is not that of the row.
+        With many rows, the kernel of the product applies GELU and rounds, with one scale for all rows. e4m3 has a
+        constant relative error over a range of 2^15, so a scale that is not the row's own loses little.
         """
         rows = len(x.q)
         if rows < _MANY or not self._times[block]:
@@ -81,7 +81,7 @@ class E4m3:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """What is run meanwhile is a sample, from whose largest activations the scale of all rows is found."""
+        """Takes the passes that run meanwhile as a sample, whose largest activations give the scale of all rows."""
         self._watching = True
         try:
             yield
@@ -90,20 +90,23 @@ class E4m3:
 
 
 def _power_of_two(times: float) -> float:
-    """The nearest that float16 has as a normal number."""
+    """Rounds to the nearest power of two that is a normal number of float16."""
     return 2.0 ** min(max(round(math.log2(times)), -14), 15)
 
 
 def scaled_mm(x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """PyTorch's product of e4m3 `[rows, in]` and `[out, in]` with a scale a row and an output: bfloat16 `[rows, out]`.
+    """Computes PyTorch's scaled product of e4m3 `[rows, in]` and e4m3 `[out, in]`: bfloat16 `[rows, out]`.
 
     Args:
-        t, scale: float32 `[rows]`, `[out]`.
+        x: the activations.
+        t: their scales, float32 `[rows]`.
+        weight: the weights.
+        scale: their scales, float32 `[out]`.
         bias: bfloat16 `[out]` or None.
     """
-    if not x.is_cuda:  # Triton's interpreter runs there, PyTorch's product does not
+    if not x.is_cuda:  # PyTorch's scaled product does not run on the CPU, where Triton's interpreter runs
         y = x.float() @ weight.float().T * scale * t[:, None]
-        return (y if bias is None else y + bias).half()  # it does not know bfloat16
+        return (y if bias is None else y + bias).half()  # Triton's interpreter does not know bfloat16
     if hasattr(F, "scaled_mm") and not torch.compiler.is_compiling():  # from torch 2.10 on; Dynamo does not know it yet
         row = F.ScalingType.RowWise
         return F.scaled_mm(

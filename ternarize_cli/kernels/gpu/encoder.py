@@ -1,10 +1,11 @@
-"""Whole encoders on an NVIDIA GPU: a block is four products and, between them, one kernel each.
+"""Runs fused encoders on an NVIDIA GPU: a block is four products, with a few kernels between them.
 
     embed ─▶ [ product ─▶ attention ─▶ round ─▶ product ─▶ add, norm, round ─▶ product, GELU ─▶ round ─▶ product ─▶
                add, norm, round ] × blocks
 
-Where norms come first (ViT), a block begins with the one that here ends the block before. Passes are recorded as CUDA
-graphs, texts padded to one of few widths. Of large batches with much padding only the real tokens are run.
+In pre-norm encoders (ViT), the norm at the end of a block in this picture is the first norm of the next block. Passes
+are recorded as CUDA graphs, with texts padded to one of few lengths. In large batches with much padding, only the real
+tokens are run.
 """
 
 import threading
@@ -38,19 +39,19 @@ from ternarize_cli.kernels.gpu.products import Joined, Products
 
 __all__ = ["GpuForward", "GpuStack", "run_whole"]
 
-_LOCK = threading.RLock()  # recorded passes have one set of inputs
-_SMALL, _LARGE = 8192, 1 << 17  # rows; of passes with more than the latter none is recorded
-_MOSTLY = 0.9  # share of real tokens from which on padding is run, too
+_LOCK = threading.RLock()  # recorded passes share one set of input buffers
+_SMALL, _LARGE = 8192, 1 << 17  # rows; passes with more rows than the second number are not recorded
+_MOSTLY = 0.9  # share of real tokens from which on padding is run too
 _FAST_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
-_HEADS = (64, 128)  # dimensions of a head for which PyTorch's attention is faster than ours
+_HEADS = (64, 128)  # dimensions of a head for which PyTorch's attention is faster than the kernel in `attention`
 
 
 Arithmetic = Callable[[Sequence[Sequence[Joined]]], Products]
 
 
 def run_whole(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
-    """Lets a model run as a whole on the card, or says why it can't."""
+    """Makes a model run fused on the GPU; returns None, or the reason why it can't."""
     reason = refusal(model)
     if reason is None:
         model.forward = GpuForward(model, backend, arithmetic)
@@ -72,19 +73,19 @@ class GpuForward(WholeForward):
             return GpuStack(model, self._arithmetic)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """As the model's own."""
+        """Computes what the model's own `forward` computes."""
         try:
             return super().__call__(*arguments, **options)
         except InputError:
             raise
         except BaseException:
-            self._stack = None  # which may have been left in the middle of its work
+            self._stack = None  # an error may have left it in an inconsistent state
             raise
 
 
 @contextmanager
 def _apart(device: torch.device) -> Iterator[None]:
-    """One thread at a time, on that card, making tensors that any later call can write to."""
+    """Admits one thread at a time, on this GPU; later calls can write to the tensors that are made inside."""
     with _LOCK, torch.inference_mode(False), torch.no_grad():
         if device.type != "cuda":
             yield
@@ -98,7 +99,7 @@ def _norm(m: nn.LayerNorm) -> Norm:
 
 
 class GpuStack:
-    """A model's embeddings and blocks, prepared for the card."""
+    """A model's embeddings and blocks, prepared for the GPU."""
 
     def __init__(self, model: Any, arithmetic: Arithmetic) -> None:
         self._model = model
@@ -122,10 +123,10 @@ class GpuStack:
     # -- whole passes --------------------------------------------------------------------------------------------------
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """As `whole.Stack`; at padding the results are of no meaning.
+        """Encodes texts: int64 `[texts, tokens]` to float32 `[texts, tokens, width]`; values at padding are undefined.
 
         Raises:
-            InputError: there are more tokens than the model has positions.
+            InputError: a text has more tokens than the model has positions.
         """
         tokens = ids.shape[1]
         if tokens > self._longest and self._tables is not None:
@@ -154,7 +155,7 @@ class GpuStack:
         return hidden[:, :tokens].contiguous() if width > tokens else hidden
 
     def images(self, pixels: Tensor) -> Tensor:
-        """As `whole.Stack`."""
+        """Encodes images: `[images, channels, height, width]` to last hidden states, float32."""
         if not len(pixels):
             return self._model.layernorm(self._model.embeddings(pixels))
         with _apart(pixels.device):
@@ -168,7 +169,7 @@ class GpuStack:
         return graphs(given).clone()
 
     def _recorded(self, given: Mapping[str, Tensor]) -> Tensor:
-        """A pass that depends on no value, so that it can be recorded."""
+        """Runs a pass whose operations depend on no value, so that it can be recorded."""
         if "pixels" in given:
             hidden = self._model.embeddings(given["pixels"])
             shape, mask = hidden.shape, None
@@ -207,7 +208,7 @@ class GpuStack:
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def _embedded(self, ids: Tensor, types: Tensor | None, rows: int) -> tuple[Tensor, Rounded | None]:
-        """The residual `[texts · tokens, width]` and, for BERT's tables, the same rounded, for a product of `rows`."""
+        """Computes the residual `[texts · tokens, width]`; for BERT's tables also its rounded norm, for `rows` rows."""
         if self._tables is not None and self._embedding_norm is not None:
             return fused.embed(
                 ids, types, self._tables, self._embedding_norm, dtype=self._products.dtype, kept=torch.float16,
@@ -216,7 +217,7 @@ class GpuStack:
         return self._model.embeddings(input_ids=ids, token_type_ids=types).flatten(0, 1).half(), None
 
     def _blocks(self, x: Tensor, rounded: Rounded | None, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """All blocks: the residual `[rows, width]` → the last hidden states, float32."""
+        """Runs all blocks: from the residual `[rows, width]` to the last hidden states, float32 `[rows, width]`."""
         by, dtype, rows, last = self._products, self._products.dtype, len(x), len(self._norms) - 1
         b = by.order(rows)
         if rounded is None and not self._first:
@@ -241,7 +242,7 @@ class GpuStack:
         return fused.norm(x, y, norm, after=True, dtype=None, kept=torch.float32)[0]
 
     def _sample(self, products: E4m3) -> None:
-        """Shows the products a batch that depends on the model alone."""
+        """Runs a sample batch, which depends only on the model, so that the products choose their scales."""
         generator = torch.Generator().manual_seed(0)
         device = self._norms[0][0].gain.device
         with products.watching():
@@ -256,7 +257,7 @@ class GpuStack:
 
 
 def _patches(model: Any) -> int:
-    """Tokens of an image of the model's usual size, about; 0 for an encoder of texts."""
+    """Estimates the tokens of an image of the model's usual size; 0 for an encoder of texts."""
     config = model.config
     if not hasattr(model.embeddings, "patch_embeddings"):
         return 0

@@ -1,6 +1,6 @@
-"""What lies between the products, one kernel each: embedding, layer norm, rounding (and `attention`).
+"""The kernels between products: embedding, layer norm and rounding (`attention` has a file of its own).
 
-A kernel's results for the next product are 8-bit activations, int8 or e4m3, and a scale for each row (token).
+For the next product, a kernel gives 8-bit activations, int8 or e4m3, and a scale for each row (token).
 """
 
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from ternarize_cli.kernels.gpu.matmul import begin, filled, launch_options, near
 
 __all__ = ["Norm", "Rounded", "Sums", "embed", "norm", "quantise"]
 
-_TWO_A_WARP = 8192  # rows from which on a warp takes two; with fewer some warps would have none
+_TWO_A_WARP = 8192  # from this number of rows on, a warp takes two; with fewer rows some warps would have none
 
 
 class Rounded(NamedTuple):
-    """int8 or e4m3 `[rows, width]`, and float32 `[rows]`, by which the former are multiplied.
+    """8-bit activations, int8 or e4m3 `[rows, width]`, and their scales, float32 `[rows]`.
 
-    Where b is given to the kernels, a row is `matmul.in_order`.
+    If the kernel was given b, a row is in the order of `matmul.in_order`; otherwise in natural order.
     """
 
     q: Tensor
@@ -29,7 +29,7 @@ class Rounded(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A layer norm: gain and bias, float32 `[width]`, and what is added to the variance."""
+    """A layer norm: gain and bias, float32 `[width]`, and the epsilon that is added to the variance."""
 
     gain: Tensor
     bias: Tensor
@@ -37,9 +37,9 @@ class Norm(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """A product that is not finished: int32 `[rows, width]`, cleared when read, by `t` `[rows]` and `scale` `[width]`.
+    """The sums of an unfinished product: int32 `[rows, width]`, which the reader sets to zero.
 
-    `bias` is float32 `[width]` or None.
+    To finish it, multiply by `t` `[rows]` and `scale` `[width]`, and add `bias`, float32 `[width]` or None.
     """
 
     raw: Tensor
@@ -55,7 +55,7 @@ def _store_rounded(
 ):  # fmt: skip
     largest = tl.max(tl.abs(x), axis=1)
     if E4M3:
-        t = largest / 448.0  # a quotient and the product with 1 / t are the same to 3 bits, and that is quicker
+        t = largest / 448.0  # x / t and the faster x · (1 / t) agree in the 3 bits of e4m3's mantissa
         q = x * (1.0 / tl.maximum(t, 1e-30))[:, None]
     else:
         t = largest / 127.0
@@ -94,7 +94,7 @@ def _norm(
     x = tl.load(x_ptr + at, inside, 0.0).to(tl.float32)
     if RAW:
         raw = tl.load(y_ptr + at, inside, 0)
-        tl.debug_barrier()  # what one thread reads another may clear
+        tl.debug_barrier()  # one thread may clear what another still reads
         tl.store(y_ptr + at, tl.zeros((ROWS, BLOCK), tl.int32), inside)
         y = raw.to(tl.float32) * tl.load(scale_ptr + k, k < WIDTH, 0.0)[None, :]
         y *= tl.load(raw_t_ptr + row, here, 0.0)[:, None]
@@ -116,18 +116,18 @@ def norm(
     x: Tensor, y: Tensor | Sums | None, by: Norm, *, after: bool, dtype: torch.dtype | None,
     b: int = 0, kept: torch.dtype | None = None,
 ) -> tuple[Tensor, Rounded]:  # fmt: skip
-    """Layer norm of `x + y`, and the same rounded for a product.
+    """Computes the layer norm of `x + y`, and rounds it for a product.
 
     Args:
         x, y: `[rows, width]`; y may be None.
-        by: the norm.
-        after: what goes on as residual is the norm's result, not its input.
-        dtype: int8 or e4m3; None: nothing is rounded.
-        b: of the weights; 0: their inputs are in the usual order.
-        kept: dtype of the residual; None: that of x.
+        by: the layer norm.
+        after: whether the residual is the result of the norm (post-norm) or its input (pre-norm).
+        dtype: int8 or e4m3; None rounds nothing.
+        b: block size of the order of the weights' inputs (`matmul`); 0 is natural order.
+        kept: dtype of the residual; None keeps that of x.
 
     Returns:
-        the residual and the rounded norm.
+        The residual and the rounded norm.
     """
     x = x.contiguous()
     rows, width = x.shape
@@ -148,7 +148,7 @@ def norm(
 
 
 def _shared_out(rows: int, block: int) -> tuple[int, int]:
-    """Rows of a program, and its warps. With many rows a warp asks for two at once, and no warp waits for another."""
+    """Chooses the rows and the warps of a program. With many rows, a warp reads two at once, and none waits."""
     if rows >= _TWO_A_WARP and block <= 1024:
         return 2, 1
     return 1, max(1, min(8, block // 256))
@@ -197,18 +197,19 @@ def embed(
     ids: Tensor, kinds: Tensor | None, tables: list[tuple[Tensor, Tensor]], by: Norm, *, dtype: torch.dtype,
     kept: torch.dtype, b: int = 0,
 ) -> tuple[Tensor, Rounded]:  # fmt: skip
-    """BERT's embedding: words, token types and positions, their sum's layer norm, rounded.
+    """Computes BERT's embedding: the sum of words, token types and positions, its layer norm, and that rounded.
 
     Args:
-        ids, kinds: int64 `[texts, tokens]`; kinds None: all 0.
-        tables: of words, token types and positions: int8 `[n, width]` with scales float32 `[n]`.
-        by: the norm.
+        ids: int64 `[texts, tokens]`, ids of words.
+        kinds: int64 `[texts, tokens]`, token types; None means that all are 0.
+        tables: the tables of words, token types and positions: int8 `[n, width]` with scales, float32 `[n]`.
+        by: the layer norm.
         dtype: int8 or e4m3.
         kept: dtype of the residual.
-        b: as `norm`.
+        b: block size of the order of the weights' inputs (`matmul`); 0 is natural order.
 
     Returns:
-        the residual `[texts · tokens, width]`, NaN for ids that are in no table, and the rounded norm.
+        The residual `[texts · tokens, width]`, NaN for ids beyond a table, and the rounded norm.
     """
     (words, word_scales), (types, type_scales), (places, place_scales) = tables
     rows, width = ids.numel(), words.shape[1]
@@ -244,7 +245,7 @@ def _quantise(
 
 
 def quantise(x: Tensor, dtype: torch.dtype, *, b: int = 0, activate: bool = False) -> Rounded:
-    """`[rows, width]`, or GELU of it, rounded to int8 or e4m3; b as `norm`."""
+    """Rounds `x` `[rows, width]`, or GELU of `x` if `activate`, to int8 or e4m3; b is the order, as in `norm`."""
     x = x.contiguous()
     rows, width = x.shape
     rounded = _empty(rows, filled(width, b) if b else width, dtype, x.device)

@@ -1,4 +1,4 @@
-"""GELU in kernels: of float32, and of pairs of float16 before they are rounded to e4m3."""
+"""GELU for use in kernels: of float32, and of pairs of float16 that are then rounded to e4m3."""
 
 import triton
 import triton.language as tl
@@ -8,9 +8,9 @@ __all__ = ["gelu", "gelu_times"]
 
 @triton.jit
 def gelu(x, NATIVE: tl.constexpr):
-    """GELU of float32 `x`: x·(1 + tanh(…)) / 2, where Φ(x) is within 2.6e-5 of a logistic function of a polynomial.
+    """Computes GELU of float32 `x` as x·(1 + tanh(…)) / 2: Φ is within 2.6e-5 of a logistic function of a polynomial.
 
-    The polynomial was fitted to Φ. The GPU's own tanh has a relative error of 2^-11, as much as a float16 result.
+    The polynomial was fitted to Φ. The GPU's own tanh has a relative error of 2^-11, which is that of a float16 result.
     """
     square = tl.minimum(x * x, 25.0)
     half = x * (0.79750788 + square * (0.037005655 - 0.00035151 * square))
@@ -34,10 +34,10 @@ _TWO_GELUS = tl.constexpr(
 
 @triton.jit
 def gelu_times(x, times):
-    """GELU of `x`, times `times`, as float16 for e4m3; GPUs only; x is above -65,504.
+    """Computes GELU of `x`, times `times`, as float16 for e4m3. Runs on GPUs only; x must be above -65,504.
 
-    Two values an instruction, and no tanh, of which a multiprocessor makes 16 a clock. Before it is multiplied it is
-    off by .005 at most, 4e-4 rms (normal inputs), by which the rounding to e4m3 that follows grows .03%.
+    It handles two values an instruction and needs no tanh, of which a multiprocessor computes only 16 a clock. The
+    error of GELU is at most .005, 4e-4 rms (normal inputs), which makes the error of rounding to e4m3 .03% larger.
     """
     x, times = x.to(tl.float16), times.to(tl.float16)
     return tl.inline_asm_elementwise(_TWO_GELUS, "=r,r,r", [x, times], dtype=tl.float16, is_pure=True, pack=2)

@@ -1,7 +1,7 @@
-"""Products of int8 activations and 2-bit weights, with exact sums.
+"""Computes products of int8 activations and 2-bit weights, with exact sums.
 
-With few rows, kernels read the 2-bit weights themselves. With many, one launch expands a block's weights into a buffer
-that all blocks share, and the tensor cores read from there.
+With few rows, kernels read the 2-bit weights directly. With many rows, one launch expands a block's weights into a
+buffer that all blocks share, and the tensor cores read from there.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _PARTS = (3, 4, 6, 2, 12, 1)
 
 
 class Int8:
-    """int8 activations, 2-bit weights."""
+    """Products of int8 activations and 2-bit weights."""
 
     dtype = torch.int8
 
@@ -43,7 +43,7 @@ class Int8:
         self._sums: dict[int, Tensor] = {}
 
     def _laid_out(self, block: Sequence[Joined]) -> tuple[Tensor, list[Linear]]:
-        """A block's weights in one tensor. Where they lie as in the file, the layers' buffers become parts of it."""
+        """Packs a block's weights into one tensor. If they keep the file's layout, layers' buffers become its views."""
         shared = all(_lies_as_in_file(m, self._b) for j in block for m in j.layers)
         made = [
             torch.cat([m.weight for m in j.layers]) if shared else matmul.lay_out(j.codes(), self._b) for j in block
@@ -63,11 +63,11 @@ class Int8:
         return flat, linears
 
     def order(self, rows: int) -> int:
-        """That of the 2-bit weights, where they are read as they are."""
+        """The order of the 2-bit weights if kernels read them directly (few rows), else 0 for natural order."""
         return self._b if rows <= _FEW else 0
 
     def begin(self, block: int, rows: int) -> None:
-        """Expands the weights, where there are many rows."""
+        """Expands a block's weights if there are many rows."""
         if rows > _FEW:
             if self._codes is None:
                 most = max(flat.numel() for flat in self._flat)
@@ -75,11 +75,11 @@ class Int8:
             matmul.expand(self._flat[block], self._codes)
 
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
-        """As `Products`."""
+        """Computes a product: `[rows, in]` to `[rows, out]`."""
         return self._finished(self._linears[block][linear], x, gelu=False)
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Tensor | Sums:
-        """As `Products`; with few rows several programs share the inputs, and the norm finishes their sums."""
+        """Computes a product for the next norm. With few rows it may return raw sums, which the norm finishes."""
         w, rows = self._linears[block][linear], len(x.q)
         if rows > _FEW:
             return self._finished(w, x, gelu=False)
@@ -101,12 +101,12 @@ class Int8:
         return Sums(self._few(w, x, how, sums=sums), x.t, w.scale, w.bias)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """As `Products`."""
+        """Computes GELU of a product, rounded to int8."""
         h = self._finished(self._linears[block][linear], x, gelu=True)
         return quantise(h, self.dtype, b=self.order(len(h)))
 
     def _sums_of(self, rows: int, outputs: int, device: torch.device) -> Tensor:
-        """Zeros, as every norm leaves them."""
+        """The buffer of raw sums, int32 `[rows, outputs]`, which is zero because every norm clears it."""
         if outputs not in self._sums:
             self._sums[outputs] = torch.zeros(_FEW, outputs, dtype=torch.int32, device=device)
         return self._sums[outputs][:rows]
@@ -145,5 +145,5 @@ def _few_ways(rows: int, parts: int = 1) -> list[FewRows]:
 
 
 def _wide_ways(rows: int) -> list[ManyRows]:
-    """For results of four bytes, which take more room beside the tiles."""
+    """Lists configurations for results of four bytes, which leave less shared memory for tiles."""
     return [ManyRows(64, 128, 128, 4, 2, 1), ManyRows(128, 128, 128, 8, 2, 1), ManyRows(64, 64, 128, 4, 3, 2)]

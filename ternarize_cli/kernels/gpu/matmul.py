@@ -4,15 +4,17 @@
     few_rows    2 bits, unpacked in registers     finished, or raw sums to which several programs add (split inputs)
     many_rows   int8 or e4m3, expanded            finished
 
-Weights of 2 bits lie as in the file, byte j of a row with the codes + 1 of inputs 4j to 4j + 3. Unpacked, bits 0-1 of
-b bytes in a row are every fourth of 4b inputs, and so are bits 2-3, 4-5, 6-7. So activations are stored in that order:
-in blocks of 4b, first the inputs 0, 4, 8, …, then 1, 5, 9, … (`in_order`; the kernels of `fused` store them so). A row
-is filled up to whole blocks with zeros, and rows to a multiple of 64. Expanded weights have the usual order.
+2-bit weights are stored as in the file: byte j of a row holds the codes + 1 of inputs 4j to 4j + 3. Unpacked, bits 0-1
+of b consecutive bytes are every fourth of 4b inputs, and so are bits 2-3, 4-5 and 6-7. So activations are stored in
+that order: in blocks of 4b, first the inputs 0, 4, 8, …, then 1, 5, 9, … (`in_order`; the kernels of `fused` store
+them so). A row is padded with zeros to whole blocks, and the number of rows to a multiple of 64. Expanded weights are
+in natural order.
 
-Sums are int32 and exact, or, of e4m3, float32. Finished is `sum · weight scale · token scale + bias`, in this order.
+Sums are int32 and exact, or float32 for e4m3. A finished result is `sum · weight scale · token scale + bias`, in this
+order.
 
-Kernels begin with `gdc_wait`: where the launch allows it (programmatic dependent launch, sm_90), a kernel is set up
-while the one before still runs.
+Kernels begin with `gdc_wait`: if the launch allows it (programmatic dependent launch, sm_90), a kernel is set up while
+the one before still runs.
 """
 
 import os
@@ -55,13 +57,13 @@ def on_gpu() -> bool:
 
 @cache
 def overlaps() -> bool:
-    """Whether the card can set a kernel up while the one before runs."""
+    """Whether the GPU can set up a kernel while the one before runs."""
     return on_gpu() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 @triton.jit
 def begin(OVERLAP: tl.constexpr):
-    """To be called before anything is read or written."""
+    """Waits for the kernel before; a kernel calls it before it reads or writes anything."""
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
@@ -69,12 +71,12 @@ def begin(OVERLAP: tl.constexpr):
 
 @triton.jit
 def nearest(x):
-    """`x` rounded to integers, half to even; |x| < 2^22."""
+    """Rounds `x` to integers, half to even; needs |x| < 2^22."""
     return (x + 12582912.0) - 12582912.0
 
 
 def _unpacking(which: int) -> tl.constexpr:
-    """Assembly for four bytes at a time; 0, 1, 2 and 0x7f are 0x7f, 0x80, 0x81."""
+    """Assembly that unpacks four codes at a time. It adds 0x7f to 0, 1, 2, which gives 0x7f, 0x80, 0x81."""
     return tl.constexpr(
         f"{{ .reg .b32 t; shr.b32 t, $1, {2 * which}; and.b32 t, t, 0x03030303; "
         "add.u32 t, t, 0x7f7f7f7f; xor.b32 $0, t, 0x80808080; }"
@@ -86,7 +88,7 @@ _UNPACK_0, _UNPACK_1, _UNPACK_2, _UNPACK_3 = map(_unpacking, range(4))
 
 @triton.jit
 def _codes(packed, WHICH: tl.constexpr, NATIVE: tl.constexpr):
-    """The int8 codes in bits 2·WHICH and 2·WHICH + 1 of uint8 `packed`."""
+    """Unpacks the int8 codes in bits 2·WHICH and 2·WHICH + 1 of uint8 `packed`."""
     if not NATIVE:
         return ((packed >> (2 * WHICH)) & 3).to(tl.int8) - 1
     elif WHICH == 0:
@@ -100,17 +102,17 @@ def _codes(packed, WHICH: tl.constexpr, NATIVE: tl.constexpr):
 
 
 def block_of(*inputs: int) -> int:
-    """b for layers of so many inputs: the one that fills up least; 64 rather than 32."""
+    """Chooses b for layers of these numbers of inputs: the value with the least padding; 64 if 32 has as little."""
     return min((64, 32), key=lambda b: sum(-n % (4 * b) for n in inputs))
 
 
 def filled(inputs: int, b: int) -> int:
-    """Inputs of a row of weights as laid out: whole blocks."""
+    """Rounds the inputs of a row up to whole blocks of 4b."""
     return -(-inputs // (4 * b)) * 4 * b
 
 
 def lay_out(codes: Tensor, b: int) -> Tensor:
-    """int8 codes `[out, in]` → uint8 `[out to a multiple of 64, filled / 4]`."""
+    """Packs int8 codes `[out, in]` to uint8 `[out rounded up to a multiple of 64, filled / 4]`."""
     rows, inputs = codes.shape
     padded = F.pad(codes, (0, filled(inputs, b) - inputs, 0, -rows % _FILLED))
     parts = (padded + 1).to(torch.uint8).view(len(padded), -1, 4)
@@ -118,13 +120,13 @@ def lay_out(codes: Tensor, b: int) -> Tensor:
 
 
 def in_order(x: Tensor, b: int) -> Tensor:
-    """`[rows, in]` → `[rows, filled]` in the order of the weights."""
+    """Reorders `[rows, in]` to `[rows, filled]`, the order of the packed weights."""
     padded = F.pad(x, (0, filled(x.shape[1], b) - x.shape[1]))
     return padded.view(len(x), -1, b, 4).transpose(2, 3).flatten(1).contiguous()
 
 
 class FewRows(NamedTuple):
-    """How `few_rows` runs: rows and outputs of a program, its warps, stages of its pipeline, parts of the inputs."""
+    """The configuration of `few_rows`: rows and outputs of a program, warps, pipeline stages, parts of the inputs."""
 
     rows: int = 16
     outputs: int = 32
@@ -170,16 +172,20 @@ def few_rows(
     x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, b: int, *, gelu: bool = False,
     out: torch.dtype = torch.float16, how: FewRows = FewRows(), sums: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """int8 `[rows, in]` → `[rows, out]`.
+    """Multiplies few rows, int8 `[rows, in]`, by 2-bit weights: `[rows, out]`.
 
     Args:
-        x, t: activations, `in_order`, and their scales float32 `[rows]`.
-        weight, b: as `lay_out` made it.
-        scale, bias: float32 `[out]`; the bias may be None.
+        x: the activations in the order of `in_order`.
+        t: their scales, float32 `[rows]`.
+        weight: weights as `lay_out` packs them.
+        scale: float32 `[out]`, scales of the weights.
+        bias: float32 `[out]`, or None.
+        b: block size with which the weights were packed.
         gelu: apply GELU to the result.
         out: dtype of the result.
-        how: with several parts, which must divide the blocks, only the raw sums are made, and added to
-        sums: int32 `[rows, out]`.
+        how: the configuration. If the inputs are cut into several parts, which must divide the blocks, only raw sums
+            are computed and added to `sums`.
+        sums: int32 `[rows, out]`, to which raw sums are added.
     """
     rows, outputs = len(x), len(scale)
     y = torch.empty(rows, outputs, dtype=out, device=x.device) if sums is None else sums
@@ -194,7 +200,7 @@ def few_rows(
 
 
 def launch_options(overlap: bool) -> dict[str, Any]:
-    """What a launch is told where kernels are set up ahead."""
+    """Launch options that let kernels be set up ahead, if `overlap`."""
     return {"launch_pdl": True} if overlap else {}
 
 
@@ -208,7 +214,7 @@ def _expand(w_ptr, y_ptr, count, BYTES: tl.constexpr, OVERLAP: tl.constexpr):
 
 
 def expand(weights: Tensor, codes: Tensor) -> None:
-    """Writes the int8 codes, in the usual order, of weights as `lay_out` made them: one layer's or several layers'."""
+    """Expands weights that `lay_out` packed, of one layer or several, to int8 codes in natural order."""
     overlap = overlaps()
     _expand[(triton.cdiv(weights.numel(), 2048),)](
         weights,
@@ -222,7 +228,7 @@ def expand(weights: Tensor, codes: Tensor) -> None:
 
 
 class ManyRows(NamedTuple):
-    """How `many_rows` runs: rows, outputs and inputs of a tile, warps, stages, programs on a multiprocessor."""
+    """The configuration of `many_rows`: rows, outputs, inputs of a tile, warps, stages, programs a multiprocessor."""
 
     rows: int = 128
     outputs: int = 256
@@ -266,7 +272,7 @@ def _many_rows(
         if BIAS:
             y += tl.load(bias_ptr + n, n < outputs, 0.0)[None, :]
         if GELU and TIMES and NATIVE:
-            y = gelu_times(y, times)  # what is too large becomes 448 when it is stored
+            y = gelu_times(y, times)  # storing cuts larger values to 448
         else:
             if GELU:
                 y = gelu(y, NATIVE)
@@ -279,18 +285,21 @@ def many_rows(
     x: Tensor, t: Tensor | float, weight: Tensor, scale: Tensor, bias: Tensor | None, *, gelu: bool = False,
     out: torch.dtype = torch.float16, times: float = 0.0, how: ManyRows = ManyRows(),
 ) -> Tensor:  # fmt: skip
-    """`[rows, in]` → `[rows, out]`, both int8 or both e4m3; widths are multiples of 16, at most 33,000 inputs of int8.
+    """Multiplies many rows by expanded weights, both int8 or both e4m3: `[rows, in]` to `[rows, out]`.
+
+    Widths must be multiples of 16; int8 allows at most 33,000 inputs.
 
     Args:
-        x: activations.
-        t: their scales, float32 `[rows]`, or one for all.
-        weight: `[at least out, at least in]`, zeros beyond.
-        scale, bias: float32 `[out]`; the bias may be None.
+        x: the activations.
+        t: their scales, float32 `[rows]`, or one scale for all rows.
+        weight: `[at least out, at least in]`, with zeros beyond `out` and `in`.
+        scale: float32 `[out]`, scales of the weights.
+        bias: float32 `[out]`, or None.
         gelu: apply GELU to the result.
         out: dtype of the result.
-        times: for results in e4m3: a power of two that float16 has, by which they are multiplied, and then cut to ±448;
-            0: neither.
-        how: the tiles.
+        times: for results in e4m3, a power of two in float16's range, by which they are multiplied before they are cut
+            to ±448; 0 does neither.
+        how: the configuration.
     """
     rows, inputs = x.shape
     outputs = len(scale)

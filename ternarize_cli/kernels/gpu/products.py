@@ -1,4 +1,4 @@
-"""The four products of a block: what an encoder asks of them, and what the arithmetics have in common.
+"""The interface of the four products of a block, and what its implementations have in common.
 
 module            class              activations      weights in memory                          sums
 gpu.int8          Int8               int8 a token     2 bits, shared with the model's buffers    int32, exact
@@ -20,18 +20,18 @@ __all__ = ["Joined", "Linear", "Products", "many_ways"]
 
 
 class Joined(NamedTuple):
-    """Linears of the same input, their outputs side by side, multiplied by `by` `[out]` where that is given."""
+    """Linears of one input, whose outputs are concatenated and, if `by` `[out]` is given, multiplied by it."""
 
     layers: Sequence[PackedLinear]
     by: Tensor | None = None
 
     def scale(self) -> Tensor:
-        """float32 `[out]`."""
+        """The scales of all rows: float32 `[out]`."""
         scale = torch.cat([m.weight_scale.float().flatten().expand(m.out_features) for m in self.layers])
         return (scale if self.by is None else scale * self.by).contiguous()
 
     def bias(self) -> Tensor:
-        """float32 `[out]`, zeros where there is none."""
+        """The bias: float32 `[out]`, zeros for a linear without bias."""
         device = self.layers[0].weight.device
         bias = torch.cat(
             [torch.zeros(m.out_features, device=device) if m.bias is None else m.bias.float() for m in self.layers]
@@ -39,39 +39,39 @@ class Joined(NamedTuple):
         return (bias if self.by is None else bias * self.by).contiguous()
 
     def codes(self) -> Tensor:
-        """int8 `[out, in]`."""
+        """The codes: int8 `[out, in]`."""
         return torch.cat([m.codes() for m in self.layers])
 
 
 class Products(Protocol):
-    """What an encoder asks of its products. Blocks are numbered; linears of a block are those that it was made with.
+    """The products of an encoder's linears. Blocks are numbered, and so are the linears of a block.
 
     Attributes:
-        dtype: of activations.
-        between: of results.
+        dtype: dtype of the activations that the products take.
+        between: dtype of their results.
     """
 
     dtype: torch.dtype
     between: torch.dtype
 
     def order(self, rows: int) -> int:
-        """The order in which so many rows of activations are wanted: b of `matmul`, or 0 for the usual one."""
+        """The order of activations that the products of `rows` rows need: b of `matmul`, or 0 for natural order."""
 
     def begin(self, block: int, rows: int) -> None:
-        """Called before a block's products."""
+        """Prepares the products of a block; called before them."""
 
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
-        """`[rows, in]` → `[rows, out]`."""
+        """Computes a product: `[rows, in]` to `[rows, out]`."""
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Tensor | Sums:
-        """The same, perhaps unfinished."""
+        """Computes a product as `run` does, but may return partial sums, which the next norm finishes."""
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """GELU of the product, rounded."""
+        """Computes GELU of a product, rounded to 8 bits."""
 
 
 class Linear(NamedTuple):
-    """Joined linears on the card; `packed` begins at `start` of what holds a block's weights."""
+    """Joined linears on the GPU; `packed` begins at byte `start` of the tensor of a block's weights."""
 
     packed: Tensor
     start: int
@@ -80,12 +80,12 @@ class Linear(NamedTuple):
     inputs: int
 
     def shape(self, rows: int) -> tuple[int, int, int]:
-        """Of a product: rows, inputs, outputs."""
+        """The shape of a product: rows, inputs, outputs."""
         return rows, self.inputs, len(self.scale)
 
 
 def many_ways(rows: int) -> list[ManyRows]:
-    """Ways to multiply many rows, the one to take unmeasured first."""
+    """Lists configurations for multiplying many rows; the first is used if nothing is measured."""
     ways = [ManyRows(128, 128, 128, 4, 2, 2), ManyRows(128, 256, 128, 8, 3), ManyRows(128, 128, 64, 4, 4, 2)]
     if rows <= 8192:
         ways += [ManyRows(64, 128, 128, 4, 4, 2), ManyRows(128, 128, 128, 8, 4), ManyRows(64, 256, 128, 4, 3)]

@@ -1,9 +1,9 @@
-"""Which of several ways is the fastest on this card: measured once, then remembered.
+"""Measures once which of several configurations of a kernel is the fastest on this GPU, and remembers it.
 
-Times are those of a CUDA graph of the call, as short kernels take longer to start than to run. What was found is kept
-in a file (~/.cache/ternarize/gpu/CARD-….json; see `caches.cache_folder`), so that only the first process of a
-machine measures; another version of Triton or of this package measures anew. TERNARIZE_TUNE=0 measures nothing and
-takes the first way.
+Calls are timed inside a CUDA graph, because short kernels take longer to start than to run. Results are kept in a file
+(~/.cache/ternarize/gpu/CARD-….json; see `caches.cache_folder`), so that only the first process of a machine measures;
+another version of Triton or of this package measures anew. TERNARIZE_TUNE=0 measures nothing and takes the first
+configuration.
 """
 
 import json
@@ -27,12 +27,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def bucket(rows: int) -> int:
-    """Shapes with so many rows are measured as one: the next power of two, at least 16."""
+    """Rounds a number of rows up to a power of two, at least 16; such shapes share one measurement."""
     return max(16, 1 << (rows - 1).bit_length())
 
 
 class _Found:
-    """What is known of this card; read from the file, and written to it when something is added."""
+    """The results for this GPU, read from the file and written to it when one is added."""
 
     def __init__(self) -> None:
         import triton
@@ -48,17 +48,17 @@ class _Found:
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
             return {str(key): str(name) for key, name in known.items()}
-        except (OSError, ValueError, AttributeError):  # none yet, or damaged: it is measured anew
+        except (OSError, ValueError, AttributeError):  # the file is missing or damaged: everything is measured anew
             return {}
 
     def add(self, key: str, name: str) -> None:
-        self.best = self._read() | self.best | {key: name}  # other processes add, too
+        self.best = self._read() | self.best | {key: name}  # other processes may have added results
         content = json.dumps(self.best, indent=1, sort_keys=True).encode()
         try:
             keep_file(self.path, lambda stream: stream.write(content))
         except OSError as e:
             if self._kept:
-                _LOG.warning("what is fastest on this card can't be kept, and is measured in every run: %s", e)
+                _LOG.warning("the fastest kernels on this GPU can't be stored, and are measured in every run: %s", e)
             self._kept = False
 
 
@@ -68,20 +68,20 @@ def _found() -> _Found:
 
 
 def found() -> dict[str, str]:
-    """All that was measured on this card: key → name of the fastest way."""
+    """Gives all results for this GPU: a dict from key to the name of the fastest configuration."""
     return dict(_found().best)
 
 
 def fastest(key: str, ways: Sequence[Way], call: Callable[[Way], object]) -> Way:
-    """The fastest of several ways to call a function; ways that fail are left out.
+    """Finds the fastest of several configurations of a call; configurations that fail are left out.
 
     Args:
-        key: names the question, shapes included.
-        ways: the one to take unmeasured first; `str` tells them apart.
-        call: what is measured.
+        key: names the measurement, with its shapes.
+        ways: the configurations; the first is used if nothing is measured. `str` must tell them apart.
+        call: the function that is timed with each.
 
     Raises:
-        RuntimeError: none works.
+        RuntimeError: no configuration works.
     """
     if len(ways) == 1 or os.environ.get("TERNARIZE_TUNE") == "0" or not torch.cuda.is_available():
         return ways[0]
@@ -93,17 +93,17 @@ def fastest(key: str, ways: Sequence[Way], call: Callable[[Way], object]) -> Way
         return ways[0]
     times = [(taken, i) for i, way in enumerate(ways) if (taken := _milliseconds(partial(call, way))) is not None]
     if not times:
-        raise RuntimeError(f"nothing that was tried for {key} works on this card")
+        raise RuntimeError(f"no configuration for {key} works on this GPU")
     best = ways[min(times)[1]]
     _found().add(key, str(best))
     return best
 
 
 class Choices:
-    """What `fastest` said in this process, without asking it again.
+    """Remembers the results of `fastest` in this process.
 
     Attributes:
-        made: kind, bucket of rows, inputs and outputs → the way.
+        made: a dict from kind, bucket of rows, inputs and outputs to the configuration.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,14 @@ class Choices:
         ways: Callable[[int], Sequence[Way]],
         call: Callable[[Way], object],
     ) -> Way:
-        """The fastest way for a product of a shape: rows, inputs, outputs; `ways` are those for so many rows."""
+        """Finds the fastest configuration for a product.
+
+        Args:
+            kind: kind of the product.
+            shape: rows, inputs, outputs.
+            ways: a function from a number of rows to the configurations.
+            call: the function that is timed with each.
+        """
         rows, inputs, outputs = shape
         key = (kind, bucket(rows), inputs, outputs)
         chosen: Way | None = self.made.get(key)
@@ -129,11 +136,11 @@ class Choices:
 
 
 def _milliseconds(call: Callable[[], object]) -> float | None:
-    """The median of one call in a graph of many; None if it fails."""
+    """Measures a call in a CUDA graph of many: median milliseconds of one call; None if it fails."""
     from triton.errors import TritonError
     from triton.testing import do_bench_cudagraph
 
     try:
         return float(do_bench_cudagraph(call, rep=4, return_mode="median"))
-    except (TritonError, RuntimeError):  # RuntimeError: what torch refuses
+    except (TritonError, RuntimeError):  # torch raises RuntimeError
         return None
