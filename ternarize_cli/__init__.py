@@ -23,6 +23,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "Calibration",
+    "ConvertOptions",
     "DistillOptions",
     "EncoderOptions",
     "EvaluationOptions",
@@ -42,6 +43,7 @@ __all__ = [
 
 _MODULES = {
     "Calibration": "compress.calibrate",
+    "ConvertOptions": "compress.options",
     "DistillOptions": "distill.options",
     "EncoderOptions": "vectors.options",
     "EvaluationOptions": "evaluation.options",

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from ternarize_cli.bench.options import BenchFiles, BenchOptions
 from ternarize_cli.cli.app import app
 from ternarize_cli.cli.derived import Only, derived
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.distill.options import DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
@@ -129,6 +130,7 @@ def test_a_lone_string_is_no_sequence() -> None:
     ("command", "kinds"),
     [
         ("bench", (BenchOptions, BenchFiles)),
+        ("convert", (ConvertOptions,)),
         ("distill", (Training, DistillOptions)),
         ("encode", (EncoderOptions, ShardOptions)),
         ("eval", (EvaluationOptions, EvaluationFiles)),

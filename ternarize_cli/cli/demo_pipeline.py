@@ -97,6 +97,7 @@ def demo(
 
     from ternarize_cli import (
         Calibration,
+        ConvertOptions,
         DistillOptions,
         EncoderOptions,
         EvaluationOptions,
@@ -119,7 +120,7 @@ def demo(
         calibration = Calibration((partial / "training.txt",), tokens=_CALIBRATION_TOKENS)
         options = f"--calibrate {output}/training.txt --calibration-tokens {_CALIBRATION_TOKENS}"
         with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
-            convert(MODEL, ternary, calibration=calibration, seed=seed, track=track)
+            convert(MODEL, ternary, calibration=calibration, options=ConvertOptions(seed=seed), track=track)
         options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
         with step(f"distill: {minutes:g} minutes against the original", f"ternarize distill ternary {options}"):
             trained_report = distill(

@@ -1,11 +1,11 @@
 """`convert` and `pack` as Python users call them: models by the names that the command line takes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ternarize_cli.compress import convert as conversion
 from ternarize_cli.compress import pack as packing
 from ternarize_cli.compress.calibrate import Calibration
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.encoders.loading import model_name, resolve
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.progress import Track, silent
@@ -19,12 +19,8 @@ def convert(
     scheme: Scheme | None = None,
     *,
     calibration: Calibration | None = None,
-    skip: Sequence[str] = (),
-    keep_dense: bool = False,
-    trim: Sequence[str | Path] = (),
+    options: ConvertOptions | None = None,
     force: bool = False,
-    allow_pickle: bool = False,
-    seed: int = 0,
     track: Track = silent,
 ) -> conversion.ConversionReport:
     """Replaces the linears of a full-precision encoder by ternary ones and writes a ternary checkpoint.
@@ -37,12 +33,8 @@ def convert(
         scheme: rule, granularity and widths; None: `Scheme()`.
         calibration: texts or images to which codes, scales and biases are fitted in minutes; None: codes follow from
             the weights alone.
-        skip: shell patterns of module names to leave as they are.
-        keep_dense: leave the Dense modules of a sentence-transformers model as they are.
-        trim: files or folders of texts to whose tokens the vocabulary is trimmed.
+        options: what is left as it is, a smaller vocabulary, the seed; None: `ConvertOptions()`.
         force: replace the output if it exists.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
-        seed: draws the inputs of a calibration; recorded in the checkpoint.
         track: progress, as `ternarize_cli.progress` describes it.
 
     Returns:
@@ -53,17 +45,18 @@ def convert(
         InputError, DataError: options that do not go together, or texts or images that can't be read.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
     """
+    options = options or ConvertOptions()
     return conversion.convert(
-        resolve(model, allow_pickle=allow_pickle),
+        resolve(model, allow_pickle=options.allow_pickle),
         Path(output),
         scheme,
-        skip=skip,
-        keep_dense=keep_dense,
-        trim=trim,
+        skip=options.skip,
+        keep_dense=options.keep_dense,
+        trim=options.trim,
         calibration=calibration,
         force=force,
-        allow_pickle=allow_pickle,
-        seed=seed,
+        allow_pickle=options.allow_pickle,
+        seed=options.seed,
         track=track,
         source_name=model_name(model),
     )
