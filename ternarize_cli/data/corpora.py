@@ -55,7 +55,7 @@ class Skipped:
 
     @property
     def summary(self) -> str | None:
-        """One sentence for a warning; None if nothing was skipped."""
+        """A sentence for a warning that says what was skipped; None if nothing was."""
         more = f"; {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
         parts = [f"{self.count} lines were skipped: {'; '.join(self.shown)}{more}"] if self.count else []
         parts += [f"{self.empty} texts were empty and were left out"] if self.empty else []

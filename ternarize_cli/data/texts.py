@@ -35,7 +35,7 @@ _JSONL = {".jsonl": True, ".ndjson": True, ".txt": False}
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and the id under which results name it."""
+    """A text, and the id that names it in results."""
 
     id: str
     text: str

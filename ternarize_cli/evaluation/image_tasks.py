@@ -46,7 +46,7 @@ class LocalImageClassification(LocalTask, AbsTaskClassification):
 
 
 class LocalZeroShot(LocalTask, AbsTaskZeroShotClassification):
-    """Classification of images by the nearest text."""
+    """Zero-shot classification of images: each gets the label of the nearest text."""
 
     kind, category = "ZeroShotClassification", "i2t"
     data: ZeroShot

@@ -148,13 +148,23 @@ def compare_indexes(
 
 
 def precision(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> float:
-    """Mean precision of rows `[queries, k]`; `grades[i]` maps the rows that answer query i to their grades."""
+    """Computes the mean precision@k.
+
+    Args:
+        found: the rows that a search found, `[queries, k]`.
+        grades: for each query, a dict from the rows of documents that answer it to their grades.
+    """
     pairs = zip(found, grades, strict=True)
     return float(np.mean([sum(int(row) in good for row in rows) / len(rows) for rows, good in pairs]))
 
 
 def ndcg(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> float:
-    """Mean nDCG@k (Järvelin and Kekäläinen 2002) of rows `[queries, k]`; `grades` as in `precision`."""
+    """Computes the mean nDCG@k (Järvelin and Kekäläinen 2002).
+
+    Args:
+        found: the rows that a search found, `[queries, k]`.
+        grades: for each query, a dict from the rows of documents that answer it to their grades.
+    """
     discount = 1 / np.log2(np.arange(found.shape[1]) + 2)
     each = []
     for rows, good in zip(found, grades, strict=True):

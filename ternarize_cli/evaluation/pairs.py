@@ -44,14 +44,14 @@ class Bitext(_TwoTexts):
 
 @dataclass(frozen=True)
 class Pairs(_TwoTexts):
-    """Sentence pairs with a similarity score each, in file order."""
+    """Pairs of sentences, each with a similarity score, in file order."""
 
     scores: list[float]
 
 
 @dataclass(frozen=True)
 class LabelledPairs(_TwoTexts):
-    """Text pairs with a label each: 1 if they belong together, else 0."""
+    """Pairs of texts, each with a label: 1 if the two belong together, else 0."""
 
     labels: list[int]
 

@@ -76,7 +76,7 @@ class LocalSTS(LocalTask, AbsTaskSTS):
 
 
 class LocalPairClassification(LocalTask, AbsTaskPairClassification):
-    """Telling pairs that belong together from those that don't."""
+    """Classification of pairs of texts: those that belong together, and those that don't."""
 
     kind, main_score = "PairClassification", "max_ap"
     data: LabelledPairs
@@ -88,7 +88,7 @@ class LocalPairClassification(LocalTask, AbsTaskPairClassification):
 
 
 class LocalBitext(LocalTask, AbsTaskBitextMining):
-    """Finding each sentence's translation among all of them."""
+    """Bitext mining: finds each sentence's translation among all translations."""
 
     kind, main_score = "BitextMining", "f1"
     data: Bitext

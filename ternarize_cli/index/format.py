@@ -91,7 +91,7 @@ class IndexInfo(Origin):
 
     @property
     def live(self) -> int:
-        """How many documents can be found."""
+        """Number of documents that are not deleted."""
         return self.count - self.deleted
 
     @property

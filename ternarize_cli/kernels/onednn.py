@@ -32,7 +32,7 @@ _HINT_ROWS = 16
 
 @register
 class OneDnn:
-    """int8 activations × int8 codes through `torch.ops.onednn`."""
+    """The backend: int8 activations × int8 codes through `torch.ops.onednn`."""
 
     name = "onednn"
     device = "cpu"

@@ -21,7 +21,7 @@ __all__ = ["Reference"]
 
 @register
 class Reference:
-    """float32 arithmetic on dense codes."""
+    """The backend: float32 arithmetic on dense codes."""
 
     name = "reference"
     device = "any"

@@ -25,7 +25,7 @@ _TINY = 1e-30
 
 @register
 class ScaledMm:
-    """e4m3 activations × e4m3 codes."""
+    """The backend: e4m3 activations × e4m3 codes."""
 
     name = "scaled_mm"
     device = "cuda"

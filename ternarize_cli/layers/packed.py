@@ -123,7 +123,7 @@ class PackedLinear(Packed):
         self._kernel = None
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Describes the layer for `print(model)`."""
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{shape}, levels={self.scheme.levels}, codec={self.codec.name}, backend={self._backend}"
 
@@ -181,5 +181,5 @@ class PackedEmbedding(Packed):
         return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Describes the layer for `print(model)`."""
         return f"{self.num_embeddings}, {self.embedding_dim}, int{self.table_bits}"

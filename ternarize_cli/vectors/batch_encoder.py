@@ -155,12 +155,12 @@ class TextEncoder:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was encoded, in numbers."""
+        """Counts of what was encoded, and the number of dimensions of a vector."""
         return {"count": self.texts, "dim": self.dim, "tokens": self.tokens, "truncated": self.truncated}
 
     @property
     def summary(self) -> str:
-        """What was encoded, in words."""
+        """A phrase that says how much was encoded."""
         return f"{self.texts} texts, {self.tokens} tokens"
 
     @property
@@ -244,12 +244,12 @@ class ImageEncoder:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was encoded, in numbers."""
+        """Counts of what was encoded, and the number of dimensions of a vector."""
         return {"count": self.images, "dim": self.dim}
 
     @property
     def summary(self) -> str:
-        """What was encoded, in words."""
+        """A phrase that says how much was encoded."""
         return f"{self.images} images"
 
 
