@@ -390,7 +390,7 @@ def test_a_truth_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"neighbours": np.array([[1, 2], [3, 5]])}, "neighbours has rows from 1 to 5 of 5 vectors"),
+        ({"neighbours": np.array([[1, 2], [3, 5]])}, "neighbours has rows from 1 to 5, and the index has 5 vectors"),
         ({"neighbours": np.array([[1, 2], [3, -1]])}, "neighbours has rows from -1"),
         ({"own": np.array([0, -2])}, "own has rows from -2"),
         ({"own": np.array([0, 1, 2])}, "own has 3 rows for 2 queries"),

@@ -16,6 +16,8 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.storage import files
 from ternarize_cli.storage.workplace import holder_path
 
+pytestmark = pytest.mark.slow
+
 NAMES = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP", signal.SIGINT: "interrupted"}
 
 
@@ -58,8 +60,6 @@ def test_a_signal_is_told_where_a_library_s_own_clean_up_fails_on_it(number: sig
 import os, sys
 from ternarize_cli.__main__ import main
 from ternarize_cli.cli.app import app
-
-pytestmark = pytest.mark.slow
 
 def work():
     try:
