@@ -119,7 +119,7 @@ def sources_of(
     return found
 
 
-def _stored(model: Any, names: dict[str, str], shards: Sequence[weights.Shard]) -> dict[str, tuple[str, str]]:
+def _stored(model: Any, names: dict[str, str], shards: Sequence[weights.WeightShard]) -> dict[str, tuple[str, str]]:
     """The tensors to store, under which key and as what; of a tensor with several names one copy."""
     first = anatomy.first_names(model)
     chosen: dict[str, str] = {}
