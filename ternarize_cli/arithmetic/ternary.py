@@ -205,7 +205,8 @@ def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
 
     The gradient also goes to `value` if it requires one.
     """
-    return _StraightThrough.apply(value, smooth)
+    y: Tensor = _StraightThrough.apply(value, smooth)  # type: ignore[no-untyped-call]
+    return y
 
 
 def trained_linear(
@@ -226,7 +227,10 @@ def trained_linear(
     Returns:
         `[..., out]` in the dtype of the products.
     """
-    return _TrainedLinear.apply(x, weight, scale, bias, levels, activation_bits == 8)
+    y: Tensor = _TrainedLinear.apply(  # type: ignore[no-untyped-call]
+        x, weight, scale, bias, levels, activation_bits == 8
+    )
+    return y
 
 
 class _TrainedLinear(torch.autograd.Function):

@@ -15,7 +15,7 @@ model shows that all candidates do the same work.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def time_texts(
     rows: list[BenchRow] = []
     with machine.LoadWatch() as watch:
         for batch in track(sorted(set(batches)), "encoding", len(set(batches))):
-            options = {"batch_size": batch, "show_progress_bar": False}
+            options: dict[str, Any] = {"batch_size": batch, "show_progress_bar": False}
             calls = {who: partial(encoder.encode, texts, **options) for who, encoder in encoders.items()}
             expected = exact.encode(texts, **options)
             cosines = {who: mean_cosine(call(), expected) for who, call in calls.items()}
@@ -101,7 +101,7 @@ def time_texts(
 def count_tokens(encoder: "SentenceTransformer", texts: Sequence[str], batch: int) -> tuple[int, int]:
     """Counts the tokens of texts with the model's default prompt, in batches by length: without and with padding."""
     ordered = sorted(texts, key=len, reverse=True)
-    prompt = encoder.prompts.get(encoder.default_prompt_name)
+    prompt = encoder.prompts.get(encoder.default_prompt_name or "")
     masks = [
         encoder.preprocess(ordered[start : start + batch], prompt=prompt)["attention_mask"]
         for start in range(0, len(texts), batch)

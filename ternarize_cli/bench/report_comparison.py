@@ -123,7 +123,7 @@ def comparison_table(comparison: ReportComparison) -> Table:
 def _read(path: Path) -> dict[str, Any]:
     hint = f"ternarize bench MODEL --json > {path.name} writes one"
     content = read_bytes(path, error=InputError)
-    report = parse_json(content, f"{path} is no report of bench: it", error=InputError, hint=hint)
+    report: dict[str, Any] = parse_json(content, f"{path} is no report of bench: it", error=InputError, hint=hint)
     rows = report.get("rows") if isinstance(report, dict) else None
     if not isinstance(rows, list) or not rows or not isinstance(report.get("machine"), dict):
         raise InputError(f"{path} is no report of bench: it has no rows and machine", hint=hint)

@@ -27,6 +27,7 @@ from ternarize_cli.bench.shapes import DEFAULT, SHAPES, ModelShape, random_model
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint, loading, transformers_plugin
+from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.engines.inputs import image_shape
@@ -128,7 +129,7 @@ def max_tokens(config: dict[str, Any]) -> int | None:
     """
     positions = config.get("max_position_embeddings")
     if positions is not None and config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        return positions - config.get("pad_token_id", 1) - 1
+        return int(positions - config.get("pad_token_id", 1) - 1)
     return positions
 
 
@@ -183,7 +184,7 @@ def _has_safetensors(folder: Path) -> bool:
 
 def _write_twin(packed: Path, folder: Path) -> Path:
     encoder = loading.load_encoder(packed, backend="reference", device="cpu")
-    state = dequantize(encoder[0].auto_model).state_dict()
+    state = dequantize(backbone(encoder)).state_dict()
     folder.mkdir()
     checkpoint.copy_companions(packed, folder)
     wide = {name: (t.float() if t.is_floating_point() else t).clone() for name, t in state.items()}

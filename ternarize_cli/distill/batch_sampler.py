@@ -85,11 +85,11 @@ class SamplingPlan(Sequence[list[Piece]]):
 
     def longest(self) -> list[Piece]:
         """The batch with the longest input."""
-        return self[int(np.argmax([self._drawn.length[batch].max() for batch in self._batches]))]
+        return self._drawn.pieces(self._batches[int(np.argmax([self._drawn.length[b].max() for b in self._batches]))])
 
     def largest(self) -> list[Piece]:
         """The batch with the most inputs."""
-        return self[int(np.argmax([len(batch) for batch in self._batches]))]
+        return self._drawn.pieces(max(self._batches, key=len))
 
 
 def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, number: int) -> SamplingPlan:

@@ -186,7 +186,7 @@ def _processes(on: Any) -> int:
     """Chooses how many processes prepare batches for one that trains; 0 where fork is missing or unsafe."""
     if sys.platform != "linux":
         return 0
-    return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // on.num_processes))
+    return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // int(on.num_processes)))
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def load(partial: Path, run: str) -> dict[str, Any]:
     digest, content = content[:_DIGEST], content[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(f"{path} is damaged: it is not what was written", hint=again)
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if state.pop("revision", None) != REVISION:
         raise CheckpointError(f"{path} is of another version of ternarize, which trains otherwise", hint=again)
     if state.pop("key") != run:

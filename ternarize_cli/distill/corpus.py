@@ -116,7 +116,8 @@ class TextCorpus:
     @cached_property
     def _first(self) -> np.ndarray:
         """The position in `_flat` at which each text begins."""
-        return np.cumsum(self.lengths) - self.lengths
+        starts: np.ndarray = np.cumsum(self.lengths) - self.lengths
+        return starts
 
     def _bodies(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
         """Concatenates the tokens of pieces, without special tokens; also returns how many each has."""

@@ -32,6 +32,7 @@ from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.encoders import checkpoint, loading
+from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, InputError, OutputExistsError, TernarizeError
@@ -309,7 +310,7 @@ def _write(
     made.mkdir()
     checkpoint.copy_companions(student, made)
     for part in parts_of(student):
-        module = pair.student[part.index] if part.subfolder else pair.student[0].auto_model
+        module = pair.student[part.index] if part.subfolder else backbone(pair.student)
         checkpointing.write_tensors(part, made, module)
         own = part.artifact()
         if own is not None:

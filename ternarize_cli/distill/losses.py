@@ -130,7 +130,8 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         student, teacher: `[batch, tokens, dim]`.
         mask: `[batch, tokens]`, 1 for real tokens.
     """
-    return _RelativeError.apply(student, teacher, mask)
+    error: Tensor = _RelativeError.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return error
 
 
 class _RelativeError(torch.autograd.Function):

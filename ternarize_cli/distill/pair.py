@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
+from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.layers import PackedLinear, SimulatedEmbedding, TernaryLinear
 from ternarize_cli.tokenizers.tokenization import teacher_ids
@@ -50,7 +51,7 @@ class _Watched:
     def __init__(self, encoder: "SentenceTransformer") -> None:
         self.encoder = encoder
         self.seen: list[Tensor] = []
-        for block in blocks_of(encoder[0].auto_model):
+        for block in blocks_of(backbone(encoder)):
             block.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -90,7 +91,7 @@ class Pair:
         self.student, self.teacher = student, teacher
         self._watched = _Watched(student), _Watched(teacher)
         widths = [encoder.get_embedding_dimension() for encoder in (student, teacher)]
-        blocks = [len(blocks_of(encoder[0].auto_model)) for encoder in (student, teacher)]
+        blocks = [len(blocks_of(backbone(encoder))) for encoder in (student, teacher)]
         if widths[0] != widths[1] or blocks[0] != blocks[1]:
             raise CheckpointError(
                 f"the student has {blocks[0]} layers and gives vectors of {widths[0]}, "

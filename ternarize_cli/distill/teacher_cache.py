@@ -37,7 +37,7 @@ def cached_vectors(
         with files.atomic_file(path) as partial:
             _make(partial, shape, pair, corpus, track)
     try:
-        vectors = np.load(path, mmap_mode="r")
+        vectors: np.ndarray = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as e:
         raise CheckpointError(f"{path} can't be read: {e}", hint=f"rm {path}") from e
     if vectors.shape != shape or vectors.dtype != np.float16:

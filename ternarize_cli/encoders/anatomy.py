@@ -13,13 +13,17 @@ import inspect
 import re
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 __all__ = [
+    "backbone",
     "first_names",
     "in_attention",
     "interchangeable",
@@ -33,6 +37,12 @@ __all__ = [
 ]
 
 _TINY = 8
+
+
+def backbone(encoder: "SentenceTransformer") -> Any:
+    """Finds the transformers model in an encoder whose first module is a Transformer."""
+    first: Any = encoder[0]
+    return first.auto_model
 
 
 def weighted(model: nn.Module) -> list[tuple[str, nn.Linear | nn.Embedding | Conv1D]]:
@@ -130,7 +140,8 @@ def names_in_encoder(model: nn.Module) -> dict[str, str]:
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
         return {name: name for name in names}
-    kinds = MODEL_MAPPING.get(type(model.config), ())
+    config: Any = model.config
+    kinds = MODEL_MAPPING.get(type(config), ())
     if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)):
         return {name: name for name in names}
     return {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}

@@ -88,10 +88,11 @@ def skeleton(folder: Path) -> Any:
         config_check.check_built(config, folder / "config.json")
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        text_encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+        text_encoder: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
         encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
         with torch.device("meta"):
-            model = (AutoModelForTextEncoding if encoder_only else AutoModel).from_config(config)
+            auto: Any = AutoModelForTextEncoding if encoder_only else AutoModel
+            model = auto.from_config(config)
     except (CheckpointError, MemoryError):
         raise
     except Exception as e:  # a config with wrong values can raise any error in a model's constructor

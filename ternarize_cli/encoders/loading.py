@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
 
@@ -243,10 +243,11 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
     from ternarize_cli.model_folder.folder_check import LOADING, loading_arguments
 
     if not (folder / "modules.json").is_file() and modalities_of(folder) == {"image"}:
-        return SentenceTransformer(modules=vision.image_modules(folder, allow_pickle=allow_pickle), device=device)
+        return SentenceTransformer(modules=[*vision.image_modules(folder, allow_pickle=allow_pickle)], device=device)
     encoder = SentenceTransformer(str(folder), device=device, **LOADING, **loading_arguments(allow_pickle=allow_pickle))
-    if not (folder / "modules.json").is_file() and hasattr(encoder[-1], "pooling_mode"):
-        encoder[-1].pooling_mode = defaults.pooling_mode(folder)
+    last: Any = encoder[-1]
+    if not (folder / "modules.json").is_file() and hasattr(last, "pooling_mode"):
+        last.pooling_mode = defaults.pooling_mode(folder)
     tokenizer = encoder.tokenizer
     if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
         defaults.pad_tokenizer(tokenizer, folder)
@@ -258,7 +259,7 @@ def prompts_of(encoder: "SentenceTransformer") -> list[str]:
     if any(getattr(module, "include_prompt", True) is False for module in encoder):
         return [""]
     bare = [] if encoder.default_prompt_name else [""]
-    return sorted({*encoder.prompts.values(), *bare})
+    return sorted({*(prompt or "" for prompt in encoder.prompts.values()), *bare})
 
 
 def checked_device(device: str | None) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ternarize_cli.data.images import is_images
 from ternarize_cli.data.text_sources import TABLES, is_hub_id
@@ -23,10 +24,10 @@ def modalities_of(folder: Path) -> frozenset[str]:
 
     from ternarize_cli.encoders import checkpoint
 
-    kind = checkpoint.read_config(folder).get("model_type")
+    kind = checkpoint.read_config(folder).get("model_type", "")
     if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
         return frozenset({"text"})
-    model = MODEL_MAPPING[CONFIG_MAPPING[kind]]
+    model: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
     if isinstance(model, tuple):
         model = model[0]
     if model.main_input_name == "pixel_values" and not hasattr(model, "get_text_features"):

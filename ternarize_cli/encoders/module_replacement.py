@@ -278,7 +278,8 @@ def dequantize(model: M) -> M:
         if isinstance(module, SimulatedEmbedding | PackedEmbedding):
             ids = torch.arange(module.num_embeddings, device=module.weight.device)
             table = module.eval().forward(ids).detach()  # without the hook, which goes along
-            return nn.Embedding.from_pretrained(table.float(), padding_idx=module.padding_idx)
+            embedding: nn.Embedding = nn.Embedding.from_pretrained(table.float(), padding_idx=module.padding_idx)
+            return embedding
         return None
 
     _swap(model, swap)

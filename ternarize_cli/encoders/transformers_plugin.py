@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import ternarize_cli.kernels  # noqa: F401  (so that packed layers run)
@@ -45,7 +45,7 @@ class TernarizeConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, **values: Any) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.artifact = Artifact.from_dict({"quant_method": METHOD, **values})
 
     @classmethod
@@ -142,8 +142,9 @@ def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
 
 def _extend_dense() -> None:
     """Teaches sentence-transformers' Dense to load and save modules that are artifacts; does so once."""
-    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.base.modules import Dense as DenseModule
 
+    Dense: Any = DenseModule  # its methods are replaced
     if getattr(Dense, "_reads_ternarize", False):
         return
     read_config, read_weights = Dense.load_config.__func__, Dense.load_torch_weights.__func__
@@ -153,7 +154,7 @@ def _extend_dense() -> None:
         config.pop("quantization_config", None)  # Dense takes no such argument
         return config
 
-    def load_torch_weights(cls: Any, model_name_or_path: str, model: Any = None, **where: Any) -> Any:
+    def load_torch_weights(cls: Any, /, model_name_or_path: str, model: Any = None, **where: Any) -> Any:
         values = read_config(cls, model_name_or_path, **where).get("quantization_config")
         if model is None or values is None:
             return read_weights(cls, model_name_or_path, model=model, **where)

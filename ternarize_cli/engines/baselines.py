@@ -225,7 +225,8 @@ class ModelForward:
         """Runs a batch: [batch, tokens, width]."""
         fed = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in zip(self._names, batch, strict=True)}
         with self._around():
-            return self.model(**fed).last_hidden_state
+            hidden: Tensor = self.model(**fed).last_hidden_state
+            return hidden
 
 
 def forward_of(

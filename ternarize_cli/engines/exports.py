@@ -95,7 +95,8 @@ class _LastHidden(nn.Module):
         self.names = names
 
     def forward(self, *batch: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, batch, strict=True))).last_hidden_state
+        hidden: Tensor = self.model(**dict(zip(self.names, batch, strict=True))).last_hidden_state
+        return hidden
 
 
 def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:

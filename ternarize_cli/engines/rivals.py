@@ -188,7 +188,7 @@ def _run_outside(
     name: str, teacher: Path, encoder: "SentenceTransformer", device: str, items: list[str]
 ) -> tuple[int, str]:
     """Replaces the transformer by another runtime; returns the bytes of its weights, and how it was made."""
-    transformer = encoder[0]
+    transformer: Any = encoder[0]
     if transformer.modality_config["text"]["method_output_name"] != "last_hidden_state":
         raise InputError(
             f"{name} replaces a transformer that gives hidden states, and that of {teacher} gives something else",
@@ -220,7 +220,7 @@ def _run_outside(
 
 def _narrow(encoder: "SentenceTransformer", dtype: torch.dtype) -> None:
     """Runs the transformer in `dtype`; the dtypes of its inputs and outputs do not change."""
-    transformer = encoder[0]
+    transformer: Any = encoder[0]
     transformer.model.to(dtype)
     for method in {settings["method"] for settings in transformer.modality_config.values()}:
         setattr(transformer.model, method, _casting(getattr(transformer.model, method), dtype))

@@ -22,7 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
@@ -76,7 +76,7 @@ def choose(
     """
     names = [benchmark] if isinstance(benchmark, str) else list(benchmark or ())
     codes = [code for language in languages for code in _codes(language)]
-    types = [_known(kind, get_args(TaskType), "type of task") for kind in task_types]
+    types: list[Any] = [_known(kind, get_args(TaskType), "type of task") for kind in task_types]
     if data_root is not None and not os.path.isdir(user_path(data_root)):
         raise DataError(f"--data-root {data_root} is no folder", hint="it holds <organisation>/<data set>/ with files")
     with warnings.catch_warnings():

@@ -24,6 +24,7 @@ from torch import Tensor
 from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.compress.source_model import Source, check_source, sources_of
 from ternarize_cli.encoders import module_replacement
+from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import require_modality
 from ternarize_cli.encoders.module_replacement import HALF_ABOVE
@@ -169,9 +170,7 @@ def sweep(
     linears = [
         linear
         for source in sources
-        for linear in _pack(
-            encoder[source.part.index] if source.part.subfolder else encoder[0].auto_model, source, optimal
-        )
+        for linear in _pack(encoder[source.part.index] if source.part.subfolder else backbone(encoder), source, optimal)
     ]
     for i, scheme in enumerate(track(schemes, "trying rules", len(schemes))):
         _set_codes(linears, scheme)

@@ -95,7 +95,8 @@ def _retentions(student: Samples, teacher: Samples, resamples: int, seed: int) -
     if not alike or not np.array_equal(golds[0], golds[1]):
         raise ValueError("student and teacher are not scored on the same items")
     kept, whole = _scores([student, teacher], resamples, seed)
-    return kept / np.where(whole > 0, whole, np.nan)
+    retention: np.ndarray = kept / np.where(whole > 0, whole, np.nan)
+    return retention
 
 
 def _scores(models: Sequence[Samples], resamples: int, seed: int) -> np.ndarray:
@@ -136,7 +137,8 @@ def _spearman(samples: Samples) -> Statistic:
     def statistic(counts: np.ndarray) -> np.ndarray:
         a, b = of_values(counts), of_gold(counts)
         weighted = counts * a
-        return (weighted * b).sum(1) / np.sqrt((weighted * a).sum(1) * (counts * b * b).sum(1))
+        correlations: np.ndarray = (weighted * b).sum(1) / np.sqrt((weighted * a).sum(1) * (counts * b * b).sum(1))
+        return correlations
 
     return statistic
 
@@ -163,7 +165,8 @@ def _average_precision(samples: Samples) -> Statistic:
         relevant = np.add.reduceat((counts * gold)[:, order], starts, axis=1)
         hits = np.cumsum(relevant, axis=1)
         found = np.cumsum(np.add.reduceat(counts[:, order], starts, axis=1), axis=1)
-        return (relevant * hits / np.maximum(found, 1)).sum(1) / hits[:, -1]
+        precision: np.ndarray = (relevant * hits / np.maximum(found, 1)).sum(1) / hits[:, -1]
+        return precision
 
     return statistic
 

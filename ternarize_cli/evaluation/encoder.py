@@ -49,6 +49,8 @@ class LocalEncoder(AbsEncoder):
     Local tasks over the same images share their vectors; MTEB knows the images by the hash of their pixels.
     """
 
+    mteb_model_meta: ModelMeta
+
     def __init__(
         self,
         encoder: SentenceTransformer,
@@ -93,8 +95,8 @@ class LocalEncoder(AbsEncoder):
             return images
         texts = [text for batch in inputs for text in batch["text"]]
         by_side = {PromptType.query: self.model.encode_query, PromptType.document: self.model.encode_document}
-        encode = by_side.get(prompt_type, self.model.encode)
-        prompt = self.model_prompts.get(self.get_prompt_name(task_metadata, prompt_type))
+        encode = by_side.get(prompt_type, self.model.encode) if prompt_type else self.model.encode
+        prompt = (self.model_prompts or {}).get(self.get_prompt_name(task_metadata, prompt_type) or "")
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         vectors: list[np.ndarray] = [np.empty(0)] * len(texts)

@@ -115,7 +115,9 @@ def load(task: AbsTask) -> AbsTask | Missing:
 
 def splits_of(task: AbsTask, subset: str) -> dict[str, Any]:
     """Finds the loaded splits of a task's subset; tasks with one subset, or parallel ones, have no level for it."""
-    return task.dataset.get(subset, task.dataset)
+    splits: dict[str, Any] = task.dataset or {}
+    found: dict[str, Any] = splits.get(subset, splits)
+    return found
 
 
 def _load(task: AbsTask) -> None:

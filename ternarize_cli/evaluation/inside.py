@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ternarize_cli.distill.pair import Pair, blocks_of
+from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_divergence
 
@@ -63,7 +64,7 @@ class _Watch:
 
     def __init__(self, encoder: "SentenceTransformer") -> None:
         self.clear()
-        model = encoder[0].auto_model
+        model = backbone(encoder)
         model.set_attn_implementation("eager")
         for module in model.modules():
             # Some architectures return attentions only with this setting; those of timm raise an error with it.

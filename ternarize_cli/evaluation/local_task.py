@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.abstasks.task_metadata import TaskCategory, TaskMetadata, TaskType
 
 __all__ = ["Data", "LocalTask"]
 
@@ -37,8 +37,8 @@ class Data(Protocol):
 class LocalTask(ABC):
     """A mixin that comes before MTEB's class among a task's bases; attributes such as `main_score` are MTEB's."""
 
-    kind: ClassVar[str]
-    category: ClassVar[str] = "t2t"
+    kind: ClassVar[TaskType]
+    category: ClassVar[TaskCategory] = "t2t"
     main_score: ClassVar[str] = "accuracy"
 
     def __init__(self, data: Data, *, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ class LocalTask(ABC):
             dataset={"path": str(data.path), "revision": getattr(data, "pixels", data.sha256)},
             type=self.kind,
             category=self.category,
-            modalities=sorted(data.modalities, reverse=True),
+            modalities=sorted(data.modalities, reverse=True),  # type: ignore[arg-type]
             eval_langs=["und-Zyyy"],
             main_score=self.main_score,
         )

@@ -193,7 +193,7 @@ def _of_translations(metric: str, found: Sequence[Mapping[str, Any]] | None, gol
     return _mean(f1_score(right, given, labels=classes, average=None, zero_division=0)[place])
 
 
-def _of_queries(task: "AbsTask", metric: str, found: dict[str, dict[str, float]], data: Any) -> Samples | None:
+def _of_queries(task: Any, metric: str, found: dict[str, dict[str, float]], data: Any) -> Samples | None:
     from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
 
     matched = re.fullmatch(rf"({'|'.join(_TREC_NAMES)})_at_(\d+)", metric)

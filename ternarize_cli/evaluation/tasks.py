@@ -53,7 +53,8 @@ _MOST_PER_DRAW = 16_384  # the number in MTEB's clustering tasks
 
 def make_task(data: TaskData, *, seed: int = 0) -> AbsTask:
     """Makes the MTEB task of `data`; `seed` decides the split and the draws of a classification or clustering."""
-    return _TASKS[type(data)](data, seed=seed)
+    task: AbsTask = _TASKS[type(data)](data, seed=seed)
+    return task
 
 
 def metric_name(task: AbsTask) -> str:
@@ -70,7 +71,7 @@ class LocalSTS(LocalTask, AbsTaskSTS):
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
         """Hands over the pairs."""
-        self.min_score, self.max_score = min(self.data.scores), max(self.data.scores)
+        self.min_score, self.max_score = min(self.data.scores), max(self.data.scores)  # type: ignore[assignment]
         columns = {"sentence1": self.data.first, "sentence2": self.data.second, "score": self.data.scores}
         self.dataset = DatasetDict(test=Dataset.from_dict(columns))
 
@@ -115,7 +116,7 @@ class LocalRetrieval(LocalTask, AbsTaskRetrieval):
             "relevant_docs": self.data.relevant,
             "top_ranked": None,
         }
-        self.dataset = {"default": {"test": split}}
+        self.dataset = {"default": {"test": split}}  # type: ignore[dict-item]
 
 
 class LocalClassification(LocalTask, AbsTaskClassification):

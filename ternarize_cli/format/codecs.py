@@ -73,7 +73,7 @@ class Codec:
         codes = codes.to(torch.int8)
         codes = F.pad(codes, (0, -codes.shape[1] % self.per_byte), value=self.padding)
         digits = ((codes - first) // (second - first)).to(torch.uint8).unflatten(1, (-1, self.per_byte))
-        packed = digits[..., 0].clone()
+        packed: Tensor = digits[..., 0].clone()
         for i in range(1, self.per_byte):
             packed += digits[..., i] * self.radix**i
         return packed

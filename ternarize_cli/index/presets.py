@@ -30,7 +30,7 @@ _PQ_CODES = 16
 
 def clusters(count: int) -> int:
     """Chooses the number of clusters for `count` vectors."""
-    wanted = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(count))))
+    wanted: int = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(count))))
     while wanted > 1 and wanted * _PER_CLUSTER > count:
         wanted //= 2
     return wanted

@@ -73,6 +73,7 @@ class OneDnn:
             y = y.mul_(t)
             if bias is not None:
                 y += bias
-            return y.to(x.dtype).reshape(*x.shape[:-1], out_features)
+            output: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], out_features)
+            return output
 
         return run

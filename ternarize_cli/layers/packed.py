@@ -29,7 +29,7 @@ class Packed(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         scale = self.weight_scale
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != scale.dtype:
             self.weight_scale = scale.to(self.weight_scale.device)
         self._renew()
@@ -105,7 +105,8 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         self.ensure_kernel()
-        return self._kernel(x)
+        y: Tensor = self._kernel(x)
+        return y
 
     def ensure_kernel(self) -> None:
         """Prepares the backend, unless it was prepared since the layer was last loaded or moved.

@@ -141,7 +141,7 @@ def _cpu_seconds(process: psutil.Process) -> float | None:
         times = process.cpu_times()
     except psutil.Error:
         return None
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:

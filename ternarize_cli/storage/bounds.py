@@ -57,7 +57,7 @@ def _half_of_memory() -> int:
     except ImportError:  # Windows, where a process has no such limit
         import psutil
 
-        return psutil.virtual_memory().total // 2
+        return int(psutil.virtual_memory().total) // 2
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2

@@ -195,7 +195,8 @@ def _open(path: Path, unpickle: Callable[[Path], dict[str, Tensor]]) -> WeightSh
 
 def _read(path: Path, key: str) -> Tensor:
     with safe_open(path, framework="pt") as file:
-        return file.get_tensor(key)
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

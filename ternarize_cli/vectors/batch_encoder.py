@@ -97,7 +97,7 @@ class TextEncoder:
         self.limit: float = encoder.max_seq_length or float("inf")
         self.texts = self.tokens = self.truncated = 0
         self._normalize, self._batch_size = bool(normalize), batch_size
-        self._prompt: str | None = encoder.prompts.get(self.prompt_name)
+        self._prompt = encoder.prompts.get(self.prompt_name or "")
         self._task = {} if role == "text" else {"task": role}
 
     def __call__(self, texts: list[str]) -> np.ndarray:

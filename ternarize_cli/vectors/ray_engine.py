@@ -8,6 +8,7 @@ folder under the same paths.
 """
 
 import importlib.util
+import logging
 import socket
 import sys
 import warnings
@@ -127,11 +128,11 @@ def _run(
     from ray.data import ActorPoolStrategy, DataContext
 
     # one CPU more than the actors hold, for the tasks that hand out shard numbers
-    local = {"num_cpus": workers * threads + 1, "include_dashboard": False} if address is None else {}
+    local: dict[str, Any] = {"num_cpus": workers * threads + 1, "include_dashboard": False} if address is None else {}
     started = not ray.is_initialized()
     try:
         if started:
-            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise UnavailableError(
             f"there is no Ray cluster at {address}: {e}", hint="ray start --head, or no --ray-address"

@@ -257,4 +257,5 @@ def _is_vector(kind: Any) -> bool:
 def _numbers(path: Path, rows: int) -> np.ndarray:
     """Reads the vectors of a shard's Parquet file: `[rows, dim]`, in the stored dtype."""
     column = _column(path, "vector", rows, _is_vector)
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(rows, column.type.list_size)
+    vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(rows, column.type.list_size)
+    return vectors

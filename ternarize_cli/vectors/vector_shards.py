@@ -275,4 +275,5 @@ def _as(vectors: np.ndarray, dtype: str) -> np.ndarray:
     if dtype != "int8":
         return vectors.astype(DTYPES[dtype])
     largest = np.abs(vectors).max(axis=1, keepdims=True)
-    return np.rint(127 * vectors / np.maximum(largest, np.finfo(np.float32).tiny)).astype(np.int8)
+    codes: np.ndarray = np.rint(127 * vectors / np.maximum(largest, np.finfo(np.float32).tiny)).astype(np.int8)
+    return codes

@@ -10,6 +10,7 @@ from ternarize_cli.compress.calibrate.data import DEFAULT_TOKENS, Features, make
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
 from ternarize_cli.compress.calibrate.solve import CalibrationRecipe
 from ternarize_cli.encoders import anatomy, module_replacement
+from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.encoders.parts import Part
@@ -88,7 +89,7 @@ def calibrate_folder(
     linears: dict[str, nn.Module] = {}
     tables: dict[nn.Module, int] = {}
     for part, plan in parts:
-        model = encoder[part.index] if part.subfolder else encoder[0].auto_model
+        model = encoder[part.index] if part.subfolder else backbone(encoder)
         linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
         tables |= _tables(model, plan, scheme)
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)

@@ -40,7 +40,7 @@ class Stop:
     output: Tensor | None = None
 
 
-class _Pass(greenlet):
+class _Pass(greenlet):  # type: ignore[misc]
     def __init__(self, run: Callable[[], Any], *, student: bool) -> None:
         super().__init__(run)
         self.student = student
@@ -48,7 +48,7 @@ class _Pass(greenlet):
 
 @contextmanager
 def intercepted(
-    linears: Mapping[str, nn.Module], norms: Mapping[str, nn.Module], tables: Mapping[nn.Module, Callable]
+    linears: Mapping[str, nn.Module], norms: Mapping[str, nn.Module], tables: Mapping[nn.Module, Callable[..., Tensor]]
 ) -> Iterator[None]:
     """Makes modules wait when a pass driven by `drive` reaches them.
 
@@ -71,14 +71,15 @@ def intercepted(
             del module.forward  # the class's own shows again
 
 
-def _waiting_linear(name: str, original: Callable) -> Callable:
+def _waiting_linear(name: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
         here = getcurrent()
         (x,) = (*args, *kwargs.values())
         if not isinstance(here, _Pass):
             return original(x)
         if here.student:
-            return here.parent.switch(Stop(name, x))
+            result: Tensor = here.parent.switch(Stop(name, x))
+            return result
         output = original(x)
         here.parent.switch(Stop(name, x, output))
         return output
@@ -86,7 +87,7 @@ def _waiting_linear(name: str, original: Callable) -> Callable:
     return forward
 
 
-def _waiting_norm(name: str, original: Callable) -> Callable:
+def _waiting_norm(name: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         here = getcurrent()
         if isinstance(here, _Pass):
@@ -96,7 +97,7 @@ def _waiting_norm(name: str, original: Callable) -> Callable:
     return forward
 
 
-def _rounded_table(original: Callable, rounded: Callable) -> Callable:
+def _rounded_table(original: Callable[..., Tensor], rounded: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(ids: Tensor) -> Tensor:
         here = getcurrent()
         rows = original(ids)

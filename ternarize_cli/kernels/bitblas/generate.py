@@ -36,7 +36,7 @@ def source(outputs: int, inputs: int, activations: str, target: str) -> str:
 
     bitblas.tvm.register_func("tilelang_callback_cuda_compile", lambda code, target: "", override=True)
 
-    class Kept(LibraryGenerator):
+    class Kept(LibraryGenerator):  # type: ignore[misc]
         def compile_lib(self, timeout: float | None = None, with_tl: bool = False) -> None:
             pass
 

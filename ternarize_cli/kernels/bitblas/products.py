@@ -77,7 +77,7 @@ def _linear(joined: Joined) -> _Laid:
 
 
 @triton.jit
-def _finish(raw_ptr, t_ptr, scale_ptr, bias_ptr, y_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _finish(raw_ptr, t_ptr, scale_ptr, bias_ptr, y_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = k < WIDTH

@@ -157,7 +157,8 @@ class GpuEncoder:
     def images(self, pixels: Tensor) -> Tensor:
         """Encodes images: `[images, channels, height, width]` to last hidden states, float32."""
         if not len(pixels):
-            return self._model.layernorm(self._model.embeddings(pixels))
+            hidden: Tensor = self._model.layernorm(self._model.embeddings(pixels))
+            return hidden
         with _apart(pixels.device):
             return self._run({"pixels": pixels.contiguous()})
 
@@ -262,7 +263,7 @@ def _patches(model: Any) -> int:
     if not hasattr(model.embeddings, "patch_embeddings"):
         return 0
     high, wide = _image_size(model)
-    return (high // config.patch_size) * (wide // config.patch_size) + 1
+    return int((high // config.patch_size) * (wide // config.patch_size)) + 1
 
 
 def _image_size(model: Any) -> tuple[int, int]:

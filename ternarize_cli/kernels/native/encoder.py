@@ -85,7 +85,8 @@ class NativeEncoder:
         x = x.contiguous()
         self._lib.encode(self._encoder, starts, x)
         if full:
-            return x.view(batch, tokens, x.shape[1])
+            full_batch: Tensor = x.view(batch, tokens, x.shape[1])
+            return full_batch
         made = torch.zeros(batch, tokens, x.shape[1], dtype=torch.float32, device="cpu")
         made[real] = x
         return made
@@ -96,7 +97,8 @@ class NativeEncoder:
         starts = torch.arange(len(x) + 1, dtype=torch.int32, device="cpu") * x.shape[1]
         made = x.detach().float().reshape(-1, x.shape[-1]).clone()
         self._lib.encode(self._encoder, starts, made)
-        return self._model.layernorm(made.view(x.shape))
+        hidden: Tensor = self._model.layernorm(made.view(x.shape))
+        return hidden
 
     def _layer(self, block: nn.Module, width: int) -> NativeLayer:
         q, k, v, output, up, down = linears_of(block)
