@@ -90,7 +90,7 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], None] | None]] = 
     "latent": (answer_of_full, None),
     "full": (answer_of_full, None),
     "index": (answer_of_index, None),
-    "with_checksum": (answer_of_index, sign),
+    "signed": (answer_of_index, sign),
 }
 
 
