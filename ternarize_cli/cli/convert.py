@@ -164,12 +164,12 @@ def convert(
     if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:
         limit = "--calibration-tokens allows" if calibration.tokens < _ENOUGH else "there were"
         out.warn(f"{limit} only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
-    for name, reason in report.kept.items():
-        out.note(f"kept {name}: {reason}")
-    for name, what in report.others.items():
+    for name, reason in report.plan.excluded.items():
+        out.note(f"excluded {name}: {reason}")
+    for name, what in report.plan.others.items():
         out.note(f"kept {name}: {what}")
-    if report.dropped:
-        out.note(f"dropped, the encoder has no place for them: {', '.join(report.dropped)}")
+    if report.plan.dropped:
+        out.note(f"dropped, the encoder has no place for them: {', '.join(report.plan.dropped)}")
     for note in report.notes:
         out.note(f"note: {note}")
     if (kept := report.vocabulary) is not None:
@@ -190,9 +190,7 @@ def convert(
         {
             "output": str(target),
             "layers": [vars(layer) for layer in report.layers],
-            "kept": report.kept,
-            "others": report.others,
-            "dropped": list(report.dropped),
+            **report.plan.to_json(),
             "bytes_linears_before": before,
             "bytes_linears_packed": after,
             "vocabulary": kept.summary() if kept else None,

@@ -17,13 +17,12 @@ from torch import Tensor
 from ternarize_cli import __version__
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress import vocabulary
-from ternarize_cli.compress.calibrate import Calibrated, Calibration, calibrate_folder
-from ternarize_cli.compress.source_model import Source, check_source, sources_of
+from ternarize_cli.compress.calibrate import Calibration, calibrate_folder
+from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, check_source, source_parts
+from ternarize_cli.compress.tensor_policy import TensorDecision
 from ternarize_cli.encoders import checkpoint, defaults
 from ternarize_cli.encoders.loading import model_name
-from ternarize_cli.encoders.module_replacement import HALF_ABOVE
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.progress import Track, silent
@@ -62,20 +61,14 @@ class ConversionReport:
     Attributes:
         artifact: the scheme and where the weights came from.
         layers: one entry per ternarised linear, in the model's order.
-        tables: the embeddings that `pack` will compress.
-        kept: linears and embeddings that stay, with the reason.
-        others: what else has weights and stays, with what becomes of it.
-        dropped: tensors of the source that the encoder has no place for.
+        plan: what became of every tensor, with the reason; `convert --dry-run` foretells it.
         notes: what was added for the sake of later stages, in words.
         vocabulary: what stays of it, if it was trimmed.
     """
 
     artifact: Artifact
     layers: tuple[LayerReport, ...]
-    tables: tuple[str, ...]
-    kept: dict[str, str]
-    others: dict[str, str]
-    dropped: tuple[str, ...]
+    plan: ConversionPlan
     notes: tuple[str, ...]
     vocabulary: vocabulary.Vocabulary | None
 
@@ -122,7 +115,7 @@ def convert(
     check_source(source, allow_pickle=allow_pickle)
     if calibration is not None:
         calibration.check(source, scheme)
-    sources = sources_of(source, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
+    sources = source_parts(source, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
     made = Artifact(
         stage="latent",
         scheme=scheme,
@@ -134,25 +127,26 @@ def convert(
     chosen = None
     if trim:
         chosen = vocabulary.select(source, sources[0].model, trim, allow_pickle=allow_pickle, track=track)
-    calibrated: dict[str, Calibrated] = {}
+        sources[0] = sources[0].trimmed(chosen.tables, len(chosen.ids))
     if calibration is not None:
         for one in sources:
             one.check_finite(allow_pickle=allow_pickle)
-        plans = [(one.part, one.plan) for one in sources]
-        calibrated, data = calibrate_folder(
-            source, plans, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
+        policies = [(one.part, one.policy) for one in sources]
+        found, data = calibrate_folder(
+            source, policies, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
         )
         made = replace(made, calibration=data)
-    sources = [one.with_calibrated(calibrated) for one in sources]
+        sources = [one.with_calibrated(found) for one in sources]
     layers: list[LayerReport] = []
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
         _unpickle_modules(source, partial, {one.part.subfolder for one in sources})
         notes = defaults.complete(source, partial)
-        count = sum(len(part.keys) for part in sources)
+        plan = ConversionPlan.of(sources)
+        count = sum(d.stored is not None and d.fate != "added" for d in plan.tensors)
         pending = iter(track(range(count), "ternarising", count))
         for one in sources:
-            layers += _write(one, partial, scheme, pending, chosen, allow_pickle=allow_pickle)
+            layers += _write(one, partial, pending, chosen, allow_pickle=allow_pickle)
             one.part.write_config(partial, one.describe(made))
         if chosen is not None:
             notes += vocabulary.write(chosen, sources[0].model, partial)
@@ -160,10 +154,7 @@ def convert(
     return ConversionReport(
         artifact=sources[0].describe(made),
         layers=tuple(layers),
-        tables=tuple(one.part.prefix + name for one in sources for name in one.plan.tables),
-        kept={one.part.prefix + name: why for one in sources for name, why in one.plan.kept.items()},
-        others=sources[0].plan.others,
-        dropped=tuple(one.part.prefix + key for one in sources for key in one.dropped),
+        plan=plan,
         notes=tuple(notes),
         vocabulary=chosen,
     )
@@ -187,9 +178,8 @@ def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) ->
 
 
 def _write(
-    source: Source,
+    source: SourcePart,
     output: Path,
-    scheme: Scheme,
     pending: Iterator[object],
     chosen: vocabulary.Vocabulary | None,
     *,
@@ -201,70 +191,62 @@ def _write(
     with source.part.open_source(source.model, allow_pickle=allow_pickle) as shards:
         for shard in shards:
             with writer.shard(shard.name) as out:
-                for key in shard.keys():  # noqa: SIM118
-                    if key not in source.keys:
+                for decision in (source.decisions[key] for key in shard.keys()):  # noqa: SIM118
+                    if decision.stored is None:
                         continue
                     next(pending)
-                    stored, name = source.keys[key]
-                    tensor = shard.get(key)
-                    if chosen is not None and not source.part.subfolder and name in chosen.tables:
+                    tensor = shard.get(decision.key)
+                    if chosen is not None and not source.part.subfolder and decision.name in chosen.tables:
                         tensor = chosen.rows_of(tensor)
-                    for new, value in _latent(stored, name, tensor, source, scheme, reports).items():
-                        out.add(new, value)
+                    if decision.fate == "ternary":
+                        made, reports[decision.module] = _linear(decision, decision.stored, tensor, source)
+                    else:
+                        made = {decision.stored: _other(decision, tensor, source)}
+                    for key, value in made.items():
+                        out.add(key, value)
     writer.finish()
-    return [reports[name] for name in source.plan.linears]
+    return [reports[name] for name in source.policy.linears]
 
 
-def _latent(
-    key: str, name: str, tensor: Tensor, source: Source, scheme: Scheme, reports: dict[str, LayerReport]
-) -> dict[str, Tensor]:
-    """The tensors that the checkpoint holds for one tensor of the source."""
-    plan, module = source.plan, name.removesuffix(".weight")
-    found = source.calibrated.get(name.rpartition(".")[0])
-    if module in plan.linears and name.endswith(".weight"):
-        matrix = tensor.float().T if module in plan.transposed else tensor.float()
-        try:
-            latent, scale = (found.weight, found.scale) if found else (matrix, ternary.scale_of(matrix, scheme))
-        except ValueError as e:
-            raise CheckpointError(
-                f"{key}: {e}", hint="the source is damaged; fetch it again, or --skip this layer"
-            ) from e
-        if not torch.isfinite(scale.half()).all():
-            raise CheckpointError(f"{key}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it")
-        codes = ternary.codes_of(latent, scale, scheme.levels)
-        report = _report(source.part.prefix + module, tensor, matrix, codes, scale, scheme.levels)
-        reports[module] = replace(report, output_error=found.output_error if found else None)
-        made = {key: latent.T if module in plan.transposed else latent, f"{key}_scale": scale}
-        if found and source.model.get_submodule(module).bias is None:
-            made[f"{key.removesuffix('weight')}bias"] = found.bias
-        return made
-    if found and name.endswith(".bias"):
-        return {key: found.bias}
-    if not tensor.is_floating_point():
-        return {key: tensor}
-    if not weights.all_finite(tensor):
-        raise CheckpointError(f"{key}: a value is not finite", hint="the source is damaged; fetch it again")
-    if module in plan.tables:
-        return {key: tensor.float()}
-    if tensor.numel() > HALF_ABOVE and module not in plan.kept:
-        return {key: _half(key, tensor).float()}
-    return {key: tensor}
-
-
-def _half(key: str, tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    if not torch.isfinite(half).all():
-        raise InputError(f"{key}: a value does not fit float16")
-    return half
-
-
-def _report(name: str, source: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, levels: str) -> LayerReport:
-    norm = float(weight.norm()) or 1.0
-    return LayerReport(
-        name=name,
-        shape=(weight.shape[0], weight.shape[1]),
-        error=float((weight - ternary.dequantize(codes, scale)).norm()) / norm,
+def _linear(
+    decision: TensorDecision, key: str, tensor: Tensor, source: SourcePart
+) -> tuple[dict[str, Tensor], LayerReport]:
+    """The tensors that the checkpoint holds for a linear's weight, under `key` and names made of it."""
+    found, scheme = source.calibrated.get(decision.module), source.policy.scheme
+    matrix = tensor.float().T if decision.transposed else tensor.float()
+    try:
+        latent, scale = (found.weight, found.scale) if found else (matrix, ternary.scale_of(matrix, scheme))
+    except ValueError as e:
+        raise CheckpointError(f"{key}: {e}", hint="the source is damaged; fetch it again, or --skip this layer") from e
+    if not torch.isfinite(scale.half()).all():
+        raise CheckpointError(f"{key}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it")
+    codes = ternary.codes_of(latent, scale, scheme.levels)
+    made = {key: latent.T if decision.transposed else latent, f"{key}_scale": scale}
+    if found and source.without_bias([decision.module]):
+        made[f"{key.removesuffix('weight')}bias"] = found.bias
+    norm = float(matrix.norm()) or 1.0
+    return made, LayerReport(
+        name=source.part.prefix + decision.module,
+        shape=decision.matrix,
+        error=float((matrix - ternary.dequantize(codes, scale)).norm()) / norm,
         zeros=float((codes == 0).float().mean()),
-        bytes_before=source.numel() * source.element_size(),
-        bytes_after=weight.shape[0] * codec_for(levels).width(weight.shape[1]) + 2 * scale.numel(),
+        bytes_before=decision.bytes_source,
+        bytes_after=decision.bytes_packed,
+        output_error=found.output_error if found else None,
     )
+
+
+def _other(decision: TensorDecision, tensor: Tensor, source: SourcePart) -> Tensor:
+    """What the checkpoint holds for a tensor that is no linear's weight."""
+    found = source.calibrated.get(decision.module)
+    if found and decision.name == f"{decision.module}.bias":
+        return found.bias
+    if not tensor.is_floating_point():
+        return tensor
+    if not weights.all_finite(tensor):
+        raise CheckpointError(f"{decision.stored}: a value is not finite", hint="the source is damaged; fetch it again")
+    if decision.fate == "half":
+        tensor = tensor.half()
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{decision.stored}: a value does not fit float16")
+    return tensor.float() if decision.fate in ("half", "table") else tensor

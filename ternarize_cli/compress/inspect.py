@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.arithmetic import ternary
+from ternarize_cli.compress.tensor_policy import policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, FormatError
@@ -163,6 +164,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     for part in parts_of(folder):
         model, known = part.skeleton(), part.artifact()
         architecture = architecture or type(model).__name__
+        policy = policy_of_artifact(model, known) if known is not None else None
         if known is not None:
             module_replacement.replace(model, known)
         with part.open_source(model, allow_pickle=allow_pickle) as shards:
@@ -177,7 +179,8 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
                     key, shard = at[f"{name}.weight"]
                     scale_at = at.get(f"{name}.weight_scale")
                     scale = scale_at[1].get(scale_at[0]) if scale_at else None
-                    modules.append(survey.describe(part.prefix + name, module, key, shard.get(key), scale))
+                    kind = policy.kind(name) if policy else "dense"
+                    modules.append(survey.describe(part.prefix + name, kind, module, key, shard.get(key), scale))
         parameters += parameter_count(model, at)
         size += weights.bytes_on_disk(part.path, allow_pickle=allow_pickle)
     return Inspection(
@@ -222,12 +225,12 @@ class _Survey:
         self.magnitudes = _Counter(0, widest, _BINS)
         self.exponents = _Counter(*_OCTAVES, (_OCTAVES[1] - _OCTAVES[0]) * _PER_OCTAVE)
 
-    def describe(self, name: str, module: nn.Module, key: str, weight: Tensor, scale: Tensor | None) -> TensorInfo:
+    def describe(
+        self, name: str, kind: str, module: nn.Module, key: str, weight: Tensor, scale: Tensor | None
+    ) -> TensorInfo:
         size = sum(t.numel() * t.element_size() for t in (weight, scale) if t is not None)
         if isinstance(module, nn.Embedding | PackedEmbedding):
-            dense = self._artifact is None or module_replacement.kept_by(name, self._artifact)
-            shape = (module.num_embeddings, module.embedding_dim)
-            return TensorInfo(name, "dense" if dense else "table", shape, size)
+            return TensorInfo(name, kind, (module.num_embeddings, module.embedding_dim), size)
         if isinstance(module, TernaryLinear | PackedLinear):
             assert scale is not None
             check_scale(scale, f"{key}_scale")
@@ -238,7 +241,7 @@ class _Survey:
             self.magnitudes.add(magnitude / mean)
         columns, rows = weight.shape if isinstance(module, Conv1D) else weight.T.shape
         shape = (int(rows), int(columns))
-        return TensorInfo(name, "dense", shape, size, mean_abs=mean, max_abs=float(magnitude.max()))
+        return TensorInfo(name, kind, shape, size, mean_abs=mean, max_abs=float(magnitude.max()))
 
     def _ternary(
         self, name: str, module: TernaryLinear | PackedLinear, key: str, weight: Tensor, scale: Tensor, size: int

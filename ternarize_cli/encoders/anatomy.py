@@ -25,7 +25,7 @@ __all__ = [
     "interchangeable",
     "names_in_encoder",
     "reader",
-    "reason_to_keep",
+    "reason_to_exclude",
     "row_factor",
     "sizes",
     "weighted",
@@ -80,7 +80,7 @@ def row_factor(table: nn.Embedding) -> float | None:
     return float(table.embed_scale if factor is None else factor)  # type: ignore[arg-type]
 
 
-def reason_to_keep(module: nn.Linear | nn.Embedding | Conv1D) -> str | None:
+def reason_to_exclude(module: nn.Linear | nn.Embedding | Conv1D) -> str | None:
     """Why a module stays as it is, in words; None if nothing about itself speaks against replacing it."""
     if isinstance(module, nn.Embedding):
         if type(module).forward is not nn.Embedding.forward and row_factor(module) is None:
@@ -93,7 +93,7 @@ def reason_to_keep(module: nn.Linear | nn.Embedding | Conv1D) -> str | None:
 
 
 def reader(model: nn.Module, name: str) -> str | None:
-    """The reason to keep a module whose parent reads its weight instead of calling it (DeBERTa's `rel_embeddings`).
+    """The reason to exclude a module whose parent reads its weight instead of calling it (DeBERTa's `rel_embeddings`).
 
     That shows only in the parent's source; asking for a weight's type, dtype or device does no harm.
     """

@@ -1,6 +1,6 @@
 """Calibration of a model folder: its encoder is loaded, and the linears of all its parts are calibrated together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import nn
 from ternarize_cli.compress.calibrate.data import DEFAULT_TOKENS, Features, make_batches
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
 from ternarize_cli.compress.calibrate.solve import Recipe
-from ternarize_cli.encoders import anatomy, module_replacement
+from ternarize_cli.compress.tensor_policy import TensorPolicy
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.encoders.parts import Part
@@ -56,7 +56,7 @@ class Calibration:
 
 def calibrate_folder(
     folder: Path,
-    parts: Sequence[tuple[Part, module_replacement.Plan]],
+    parts: Sequence[tuple[Part, TensorPolicy]],
     scheme: Scheme,
     calibration: Calibration,
     *,
@@ -64,7 +64,7 @@ def calibrate_folder(
     seed: int = 0,
     track: Track = silent,
 ) -> tuple[dict[str, Calibrated], CalibrationData]:
-    """Calibrates the linears that the plans of a folder's parts name.
+    """Calibrates the linears of a folder's parts that become ternary, as the part's policy says.
 
     Returns:
         What was found, by name with the part's prefix (linears that the data does not reach are absent), and what it
@@ -87,10 +87,10 @@ def calibrate_folder(
     )
     linears: dict[str, nn.Module] = {}
     tables: dict[nn.Module, int] = {}
-    for part, plan in parts:
+    for part, policy in parts:
         model = encoder[part.index] if part.subfolder else encoder[0].auto_model
-        linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
-        tables |= _tables(model, plan, scheme)
+        linears |= {part.prefix + name: model.get_submodule(name) for name in policy.linears}
+        tables |= {model.get_submodule(name): policy.table_bits(name) for name in policy.tables}
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
     return found, _data(kind, batches)
 
@@ -103,9 +103,3 @@ def _data(kind: str, batches: Sequence[Features]) -> CalibrationData:
     return CalibrationData(
         kind, samples, sum(info.size * width if info.mask is None else int(info.mask.sum()) for info, width in infos)
     )
-
-
-def _tables(model: nn.Module, plan: module_replacement.Plan, scheme: Scheme) -> Mapping[nn.Module, int]:
-    words = anatomy.word_tables(model)
-    modules = [model.get_submodule(name) for name in plan.tables]
-    return {module: module_replacement.table_bits(module, words, scheme) for module in modules}
