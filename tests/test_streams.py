@@ -70,7 +70,7 @@ def test_a_name_that_is_not_utf8_is_printed_and_is_valid_json(here: Path, locale
 def test_a_library_that_can_not_work_with_a_name_is_no_unexpected_error(here: Path) -> None:
     done = shell("ternarize index build x.txt -m m --factory flat -o $(printf 'caf\\351') --json", cwd=here)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"FAISS takes names in UTF-8 only" in done.stderr
+    assert b"FAISS takes only paths in UTF-8" in done.stderr
     assert b"unexpected" not in done.stderr
     assert sorted(path.name for path in here.iterdir()) == ["m", "x.txt"]
 

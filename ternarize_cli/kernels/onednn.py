@@ -12,7 +12,6 @@ a pair is at most 510 for ternary and 4,080 for int4, where the limit is 32,767.
 """
 
 import platform
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,7 @@ from torch import Tensor
 from ternarize_cli.arithmetic.ternary import quantize_tokens
 from ternarize_cli.format.scheme import LEVELS
 from ternarize_cli.kernels import Kernel, register
-
-if TYPE_CHECKING:
-    from ternarize_cli.layers import PackedLinear
+from ternarize_cli.layers import PackedLinear
 
 __all__ = ["OneDnn"]
 
@@ -50,7 +47,7 @@ class OneDnn:
             return "this CPU has no AVX2 (or ATEN_CPU_CAPABILITY hides it)"
         return None
 
-    def refuses(self, layer: "PackedLinear") -> str | None:
+    def refuses(self, layer: PackedLinear) -> str | None:
         """Says why a layer can't run here: it needs int8 activations and the CPU; None if it can."""
         if layer.weight.device.type != "cpu":
             return f"the model is on {layer.weight.device}, and onednn runs on the CPU"
@@ -58,7 +55,7 @@ class OneDnn:
             return "its activations are not int8"
         return None
 
-    def prepare(self, layer: "PackedLinear") -> Kernel:
+    def prepare(self, layer: PackedLinear) -> Kernel:
         """Expands the codes to int8 and has oneDNN reorder them."""
         weight = torch.ops.onednn.qlinear_prepack(layer.codes(), [_HINT_ROWS, layer.in_features])
         scale = layer.weight_scale.float().flatten().expand(layer.out_features).contiguous()

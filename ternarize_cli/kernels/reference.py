@@ -5,16 +5,12 @@ for exact float32 sums (more than 16,512 inputs, see `ternary`). It runs everywh
 granularities; the other backends are tested against it.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from ternarize_cli.arithmetic.ternary import ternary_linear
 from ternarize_cli.format.scheme import GRANULARITIES, LEVELS
 from ternarize_cli.kernels import Kernel, register
-
-if TYPE_CHECKING:
-    from ternarize_cli.layers import PackedLinear
+from ternarize_cli.layers import PackedLinear
 
 __all__ = ["Reference"]
 
@@ -33,11 +29,11 @@ class Reference:
         """Returns None: this backend runs on every machine."""
         return None
 
-    def refuses(self, layer: "PackedLinear") -> str | None:
+    def refuses(self, layer: PackedLinear) -> str | None:
         """Returns None: this backend runs every layer."""
         return None
 
-    def prepare(self, layer: "PackedLinear") -> Kernel:
+    def prepare(self, layer: PackedLinear) -> Kernel:
         """Expands the codes to float32."""
         codes, scale, bias = layer.codes().float(), layer.weight_scale.float(), layer.bias
         bits = layer.scheme.activation_bits

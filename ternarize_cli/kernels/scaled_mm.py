@@ -6,16 +6,12 @@ as unrounded activations do (docs/research/gpu.md). Weights take a byte each. En
 (`gpu.encoder`); of other encoders only the linears run, in operations that torch.compile takes without a graph break.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from ternarize_cli.kernels import Kernel, register
 from ternarize_cli.kernels.triton import missing, refuses
-
-if TYPE_CHECKING:
-    from ternarize_cli.layers import PackedLinear
+from ternarize_cli.layers import PackedLinear
 
 __all__ = ["ScaledMm"]
 
@@ -37,11 +33,11 @@ class ScaledMm:
         """Says which is missing: an NVIDIA GPU with fp8 tensor cores (Ada, Hopper or newer), or Triton; else None."""
         return missing((8, 9), "Ada, and has no fp8 tensor cores")
 
-    def refuses(self, layer: "PackedLinear") -> str | None:
+    def refuses(self, layer: PackedLinear) -> str | None:
         """Says why a layer can't run: it needs 8-bit activations, widths that are multiples of 16, and a GPU."""
         return refuses(self.name, layer)
 
-    def prepare(self, layer: "PackedLinear") -> Kernel:
+    def prepare(self, layer: PackedLinear) -> Kernel:
         """Expands the codes to e4m3."""
         from ternarize_cli.kernels.gpu.e4m3 import scaled_mm
 

@@ -5,15 +5,12 @@ others the linears run. Triton comes with torch on Linux if torch is built for C
 """
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ternarize_cli.kernels import Kernel, register
-
-if TYPE_CHECKING:
-    from ternarize_cli.layers import PackedLinear
+from ternarize_cli.layers import PackedLinear
 
 __all__ = ["Triton", "missing", "refuses"]
 
@@ -33,7 +30,7 @@ def missing(oldest: tuple[int, int], wanted: str) -> str | None:
     return None
 
 
-def refuses(name: str, layer: "PackedLinear") -> str | None:
+def refuses(name: str, layer: PackedLinear) -> str | None:
     """Says why a layer can't run on a GPU with 8-bit activations; None if it can."""
     if layer.weight.device.type != "cuda":
         return f"the model is on {layer.weight.device}, and {name} runs on cuda"
@@ -58,11 +55,11 @@ class Triton:
         """Says which is missing: an NVIDIA GPU (Ampere or newer), or Triton; None if neither is."""
         return missing((8, 0), "Ampere")
 
-    def refuses(self, layer: "PackedLinear") -> str | None:
+    def refuses(self, layer: PackedLinear) -> str | None:
         """Says why a layer can't run: it needs int8 activations, widths that are multiples of 16, and a GPU."""
         return refuses(self.name, layer)
 
-    def prepare(self, layer: "PackedLinear") -> Kernel:
+    def prepare(self, layer: PackedLinear) -> Kernel:
         """Makes the kernel of a layer when it runs for the first time; in a fused encoder this never happens."""
         from ternarize_cli.kernels.gpu.fused import quantise
         from ternarize_cli.kernels.gpu.int8 import Int8

@@ -45,7 +45,7 @@ _ARGUMENT_KEYS = {
 }
 _SENTENCE_KEYS = {
     *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"),
-    *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion"),
+    *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion", "backend"),
 }
 _DROPPED = {"trust_remote_code", "cache_dir", "local_files_only", "revision", "token"}
 """Keys that sentence-transformers drops, or that `folder_check.LOADING` overrides."""
@@ -80,9 +80,8 @@ def check_companion(path: Path, *, is_module: bool) -> None:
         CheckpointError: the file has more than MAX_TOKENIZER bytes, is damaged, or has a key or value that is not in
             the lists of this module; the message names file, key and value.
     """
-    if (
-        require_regular(path).st_size > MAX_TOKENIZER
-    ):  # the only check of tokenizer.json, which its library parses strictly
+    # The size is the only check of tokenizer.json, which its library parses strictly.
+    if require_regular(path).st_size > MAX_TOKENIZER:
         raise CheckpointError(f"{path} has more than {MAX_TOKENIZER:,} bytes", hint="fetch the file again")
     for pattern, check in _CHECKS.items():
         if fnmatchcase(path.name, pattern):
@@ -97,7 +96,7 @@ def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
     for key, value in values.items():
         if key in _ARGUMENT_KEYS:
             _check_arguments(_ARGUMENT_KEYS[key], key, value, path)
-        elif key not in _SENTENCE_KEYS | _DROPPED | {"backend"} and value is not None:
+        elif key not in _SENTENCE_KEYS | _DROPPED and value is not None:
             raise CheckpointError(
                 f"{path}: {named(key)} is {shown(value)}; this key is not known, and is not passed on to a loader",
                 hint=f"take {named(key)} out of the file",

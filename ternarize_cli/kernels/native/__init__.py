@@ -6,7 +6,6 @@ rounding makes of a last bit (docs/research/cpu.md).
 """
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -14,9 +13,7 @@ from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels import Kernel, register
 from ternarize_cli.kernels.native.interface import MAX_INPUTS, MAX_OUTPUTS
 from ternarize_cli.kernels.native.library import PackedCodes, library
-
-if TYPE_CHECKING:
-    from ternarize_cli.layers import PackedLinear
+from ternarize_cli.layers import PackedLinear
 
 __all__ = ["Native"]
 
@@ -39,7 +36,7 @@ class Native:
             return str(e.args[0])
         return None
 
-    def refuses(self, layer: "PackedLinear") -> str | None:
+    def refuses(self, layer: PackedLinear) -> str | None:
         """Takes int8 activations on the CPU."""
         if layer.weight.device.type != "cpu":
             return f"the model is on {layer.weight.device}, and native runs on the CPU"
@@ -49,7 +46,7 @@ class Native:
             return f"it is {layer.in_features:,} × {layer.out_features:,}, and {MAX_INPUTS:,} inputs are the most"
         return None
 
-    def prepare(self, layer: "PackedLinear") -> Kernel:
+    def prepare(self, layer: PackedLinear) -> Kernel:
         """Lays the codes out for the processor, when the layer runs for the first time: most never run on their own."""
         lib = library()
 
