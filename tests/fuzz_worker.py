@@ -70,7 +70,7 @@ def seal(folder: Path) -> None:
 def sign(folder: Path) -> None:
     """Writes digests and checksum of an index anew, where its record can be read."""
     from ternarize_cli.storage.bounds import read_json
-    from ternarize_cli.storage.checksummed import signed
+    from ternarize_cli.storage.checksummed import with_checksum
     from ternarize_cli.storage.files import sha256
 
     try:
@@ -79,7 +79,7 @@ def sign(folder: Path) -> None:
         for name, file in record["files"].items():
             if (folder / name).is_file() and not (folder / name).is_symlink():
                 file |= {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        (folder / "index.json").write_text(signed(record))
+        (folder / "index.json").write_text(with_checksum(record))
     except Exception:  # a record that can't be signed is opened as it is
         return
 
@@ -90,7 +90,7 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], None] | None]] = 
     "latent": (answer_of_full, None),
     "full": (answer_of_full, None),
     "index": (answer_of_index, None),
-    "signed": (answer_of_index, sign),
+    "with_checksum": (answer_of_index, sign),
 }
 
 

@@ -12,13 +12,13 @@ import torch
 
 from ternarize_cli import kernels
 from ternarize_cli.bench import run
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate, relative_l2
 from ternarize_cli.bench.model_bytes import storage
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import Memory, peak_bytes, probe
 from ternarize_cli.bench.report import latency_table, machine_line, size_table, tables
-from ternarize_cli.bench.run import Report, benchmark
-from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.bench.run import BenchReport, benchmark
+from ternarize_cli.bench.shapes import ModelShape
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
@@ -27,7 +27,7 @@ from ternarize_cli.engines import baselines
 from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, TernarizeError
 from ternarize_cli.measuring import machine
-from ternarize_cli.measuring.timing import MIN_ROUNDS, Point, summarise, time_interleaved, turns
+from ternarize_cli.measuring.timing import MIN_ROUNDS, GridPoint, summarise, time_interleaved, turns
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--no-memory")
@@ -53,9 +53,9 @@ def packed(latent: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> BenchReport:
     plan = BenchOptions(backends=("reference",), batches=(2, 1), tokens=(4,), repeats=2, warmup=0, memory=False)
-    return benchmark(None, plan, shape=Shape("bert", TINY))
+    return benchmark(None, plan, shape=ModelShape("bert", TINY))
 
 
 # The order and the arithmetic of timing.
@@ -95,7 +95,7 @@ def test_a_summary_has_median_and_percentiles_in_milliseconds() -> None:
 
 
 def test_points_are_all_pairs_once() -> None:
-    assert BenchOptions(batches=(8, 1, 8), tokens=(16,)).points() == [Point(1, 16), Point(8, 16)]
+    assert BenchOptions(batches=(8, 1, 8), tokens=(16,)).points() == [GridPoint(1, 16), GridPoint(8, 16)]
 
 
 # Whether the machine was busy.
@@ -136,11 +136,11 @@ def test_isa_flags_are_those_that_matter_on_x86_and_arm() -> None:
 
 
 def test_random_tokens_fill_the_vocabulary_but_never_pad() -> None:
-    ids, mask = random_tokens({"vocab_size": 5, "pad_token_id": 2}, Point(10, 30), seed=0)
+    ids, mask = random_tokens({"vocab_size": 5, "pad_token_id": 2}, GridPoint(10, 30), seed=0)
     assert set(ids.flatten().tolist()) == {0, 1, 3, 4}
     assert ids.shape == mask.shape == (10, 30)
     assert mask.all()
-    assert torch.equal(ids, random_tokens({"vocab_size": 5, "pad_token_id": 2}, Point(10, 30), seed=0)[0])
+    assert torch.equal(ids, random_tokens({"vocab_size": 5, "pad_token_id": 2}, GridPoint(10, 30), seed=0)[0])
 
 
 def test_relative_l2_is_that_of_the_worst_sentence() -> None:
@@ -178,8 +178,8 @@ def test_rivals_of_an_artifact_run_its_codes_at_full_width(latent: Path, packed:
             assert checkpoint.stage(subject.dense) is None
             assert any("full width" in note for note in subject.notes)
             twin = AutoModel.from_pretrained(subject.dense)
-            candidate = Candidate("reference", BACKEND, subject.packed, "cpu")
-            ids, mask = random_tokens(checkpoint.read_config(packed), Point(2, 8), seed=0)
+            candidate = BenchCandidate("reference", BACKEND, subject.packed, "cpu")
+            ids, mask = random_tokens(checkpoint.read_config(packed), GridPoint(2, 8), seed=0)
             with torch.inference_mode():
                 hidden = twin(input_ids=ids, attention_mask=mask).last_hidden_state
                 # They differ by the rounding of activations to int8 only.
@@ -236,7 +236,7 @@ def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
     plan = BenchOptions(
         backends=("reference",), rivals=(), batches=(1,), tokens=(4,), repeats=1, warmup=0, memory=False
     )
-    report = benchmark(None, plan, shape=Shape("bert", TINY), say=said.append)
+    report = benchmark(None, plan, shape=ModelShape("bert", TINY), say=said.append)
     assert any("no MODEL was given" in text and "'vocab_size': 50" in text for text in said)
     assert [(row.name, row.ratio, row.best_rival) for row in report.rows] == [("reference", None, None)]
     assert "speed-up" not in latency_table(report).columns
@@ -250,7 +250,7 @@ def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
     assert {row["name"] for row in json.loads(result.stdout)["rows"]} == {"reference"}
 
 
-def test_rows_hold_every_candidate_at_every_point(report: Report) -> None:
+def test_rows_hold_every_candidate_at_every_point(report: BenchReport) -> None:
     assert [(row.batch, row.tokens, row.name, row.kind) for row in report.rows] == [
         (batch, 4, name, kind)
         for batch in (1, 2)
@@ -263,7 +263,7 @@ def test_rows_hold_every_candidate_at_every_point(report: Report) -> None:
     assert [row.relative_l2 for row in report.rows] == [0.0, None, None] * 2
 
 
-def test_the_ratio_is_against_the_fastest_rival(report: Report) -> None:
+def test_the_ratio_is_against_the_fastest_rival(report: BenchReport) -> None:
     for start in (0, 3):
         backend, *rivals = report.rows[start : start + 3]
         fastest = min(rivals, key=lambda row: row.median_ms)
@@ -272,7 +272,7 @@ def test_the_ratio_is_against_the_fastest_rival(report: Report) -> None:
         assert backend.ratio == pytest.approx(fastest.median_ms / backend.median_ms, rel=1e-2)
 
 
-def test_the_machine_is_described(report: Report) -> None:
+def test_the_machine_is_described(report: BenchReport) -> None:
     found = report.machine
     assert {"cpu", "isa", "cores", "memory_bytes", "os", "threads", "versions", "load_before", "load_after"} <= set(
         found
@@ -281,7 +281,7 @@ def test_the_machine_is_described(report: Report) -> None:
     assert f"torch {torch.__version__}" in machine_line(found)
 
 
-def test_tables_have_a_column_per_candidate_and_a_row_per_point(report: Report) -> None:
+def test_tables_have_a_column_per_candidate_and_a_row_per_point(report: BenchReport) -> None:
     table = latency_table(report)
     assert table.columns == ["batch x tokens", "reference", "torch-fp32", "torch-bf16", "tokens/s", "speed-up"]
     assert [row[0] for row in table.rows] == ["1 x 4", "2 x 4"]
@@ -310,7 +310,7 @@ def test_threads_are_set_for_the_run_and_restored(packed: Path) -> None:
 
 
 def test_memory_and_start_are_measured_in_a_process_of_its_own(packed: Path) -> None:
-    memory = probe(Candidate("reference", BACKEND, packed, "cpu"), Point(1, 4), threads=1, seed=0)
+    memory = probe(BenchCandidate("reference", BACKEND, packed, "cpu"), GridPoint(1, 4), threads=1, seed=0)
     assert (memory.name, memory.kind) == ("reference", BACKEND)
     assert 50e6 < memory.imports_bytes <= memory.peak_bytes
     assert memory.resident_bytes <= memory.peak_bytes
@@ -330,12 +330,12 @@ def test_a_memory_process_that_dies_is_an_error_that_names_the_candidate(
 ) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(TernarizeError, match="memory of onednn failed") as caught:
-        probe(Candidate("onednn", BACKEND, packed, "cpu"), Point(1, 4), threads=1, seed=0)
+        probe(BenchCandidate("onednn", BACKEND, packed, "cpu"), GridPoint(1, 4), threads=1, seed=0)
     assert caught.value.hint is not None
     assert "--no-memory" in caught.value.hint
 
 
-def test_memory_and_start_have_a_table_where_they_were_measured(report: Report) -> None:
+def test_memory_and_start_have_a_table_where_they_were_measured(report: BenchReport) -> None:
     sizes = {"imports_bytes": 100, "resident_bytes": 5, "peak_bytes": 3_100_000, "loaded_bytes": 2_000_000}
     times = {"load_ms": 1234.5, "cold_start_ms": 98.76}
     memory = [Memory(name, "", **sizes, **times, model_bytes=3_000_000) for name in ("reference", "torch-fp32")]
@@ -372,7 +372,7 @@ def test_auto_says_which_backend_ran(run: Callable[..., object], packed: Path) -
     result = run("bench", packed, "--backend", "auto", *QUICK, "--json")
     row = json.loads(result.stdout)["rows"][0]
     assert row["name"] == "auto"
-    assert row["ran"] in kernels.names()
+    assert row["ran"] in kernels.backend_names()
 
 
 @pytest.mark.parametrize(
@@ -397,16 +397,18 @@ def test_a_wrong_name_or_number_ends_with_2_before_any_model_is_built(
 
 def test_an_unknown_rival_lists_those_known() -> None:
     with pytest.raises(InputError) as caught:
-        baselines.require("x")
-    assert caught.value.hint == "--against one of: " + ", ".join([*baselines.names(same_vectors=True), "all", "none"])
-    assert {"torch-fp32", "torch-bf16", "torch-fp16", "onnx-int8", "openvino-int8"} <= set(baselines.names())
+        baselines.require_baseline("x")
+    assert caught.value.hint == "--against one of: " + ", ".join(
+        [*baselines.baseline_names(same_vectors=True), "all", "none"]
+    )
+    assert {"torch-fp32", "torch-bf16", "torch-fp16", "onnx-int8", "openvino-int8"} <= set(baselines.baseline_names())
 
 
 def test_a_backend_that_cannot_run_ends_with_4_before_any_model_is_built(
     run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_models(monkeypatch)
-    monkeypatch.setattr(kernels.require("onednn"), "missing", lambda: "this CPU has no AVX2")
+    monkeypatch.setattr(kernels.require_backend("onednn"), "missing", lambda: "this CPU has no AVX2")
     result = run("bench", "--backend", "onednn")
     assert result.exit_code == 4
     assert "onednn can't run here: this CPU has no AVX2" in result.stderr
@@ -425,7 +427,7 @@ def test_bitblas_without_a_gpu_ends_with_4_and_says_what_is_missing(
 
 def test_backends_of_two_devices_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_models(monkeypatch)
-    monkeypatch.setattr(kernels.require("reference"), "device", "cuda")
+    monkeypatch.setattr(kernels.require_backend("reference"), "device", "cuda")
     with pytest.raises(InputError, match="one run has one device"):
         benchmark(None, BenchOptions(backends=("reference", "onednn")))
 

@@ -14,14 +14,14 @@ from torch import nn
 
 from ternarize_cli import kernels
 from ternarize_cli.bench import chosen_kernels, participants
-from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, BenchCandidate, relative_l2
 from ternarize_cli.bench.model_bytes import Storage, storage
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.probe import Memory, device_weights
 from ternarize_cli.bench.report import latency_table, machine_line, process_table
-from ternarize_cli.bench.run import Report, benchmark
-from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.bench.run import BenchReport, benchmark
+from ternarize_cli.bench.shapes import ModelShape
 from ternarize_cli.bench.subject import Subject
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
@@ -35,7 +35,7 @@ from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.measuring import energy, gpu
 from ternarize_cli.measuring.nvml import Nvml
-from ternarize_cli.measuring.timing import Point, time_interleaved
+from ternarize_cli.measuring.timing import GridPoint, time_interleaved
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 CUDA_ONLY = (
@@ -55,7 +55,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> BenchReport:
     plan = BenchOptions(
         backends=("reference",),
         rivals=("torch-fp32", "torch-fp16"),
@@ -65,7 +65,7 @@ def report() -> Report:
         warmup=0,
         memory=False,
     )
-    found = benchmark(None, plan, shape=Shape("bert", TINY))
+    found = benchmark(None, plan, shape=ModelShape("bert", TINY))
     return replace(found, rows=[replace(row, median_ms=2.0, device_ms=1.5) for row in found.rows])
 
 
@@ -88,14 +88,14 @@ def test_an_unknown_device_ends_with_2(run: Callable[..., object], device: str, 
 
 
 def test_a_backend_of_the_other_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.require("reference"), "device", "cuda")
+    monkeypatch.setattr(kernels.require_backend("reference"), "device", "cuda")
     with pytest.raises(InputError, match="reference does not run on cpu"):
         benchmark(None, BenchOptions(backends=("reference",), device="cpu"))
 
 
 def test_a_gpu_takes_backends_of_any_device_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(participants, "checked_device", lambda device: device)
-    monkeypatch.setattr(kernels.require("onednn"), "device", "cuda")
+    monkeypatch.setattr(kernels.require_backend("onednn"), "device", "cuda")
     for name in ("triton", "scaled_mm", "bitblas"):
         monkeypatch.setattr(kernels._REGISTRY[name], "missing", lambda: "it was taken out")
     chosen, device = participants.choose_backends((), "cuda:1")
@@ -134,7 +134,7 @@ def test_the_second_clock_brackets_timed_calls_only() -> None:
     assert watched == {"a": [5.0, 14.0], "b": [8.0, 11.0]}
 
 
-def test_tables_show_both_clocks_and_say_what_they_are(report: Report) -> None:
+def test_tables_show_both_clocks_and_say_what_they_are(report: BenchReport) -> None:
     wide = latency_table(report)
     assert wide.rows[0][1].endswith(") | 1.50")
     assert "CUDA events" in wide.caption
@@ -152,7 +152,7 @@ def test_tables_show_both_clocks_and_say_what_they_are(report: Report) -> None:
 @pytest.mark.parametrize("name", CUDA_ONLY)
 def test_a_rival_of_gpus_refuses_the_cpu(name: str) -> None:
     with pytest.raises(UnavailableError, match=f"{name} runs on an NVIDIA GPU, not on cpu"):
-        baselines.require(name)
+        baselines.require_baseline(name)
     assert name not in baselines.available("cpu")[0]
 
 
@@ -207,7 +207,9 @@ def test_every_shape_is_a_program_of_its_own(tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path, num_hidden_layers=1)
     counter = CompileCounter()
     eager = forward_of(exports.transformer(folder, torch.float32))
-    shapes = [Point(batch, tokens) for batch in (1, 2, 3) for tokens in (3, 5, 7)]  # more than torch's own limit of 8
+    shapes = [
+        GridPoint(batch, tokens) for batch in (1, 2, 3) for tokens in (3, 5, 7)
+    ]  # more than torch's own limit of 8
     with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256), torch.inference_mode():
         compiled = fixed_shapes("x", exports.transformer(folder, torch.float32), torch.float32, backend=counter)
         for point in shapes:
@@ -221,7 +223,7 @@ def test_every_shape_is_a_program_of_its_own(tmp_path: Path) -> None:
 
 
 def test_weights_on_the_device_are_counted_once(packed: Path) -> None:
-    forward, _ = Candidate("reference", BACKEND, packed, "cpu").load()
+    forward, _ = BenchCandidate("reference", BACKEND, packed, "cpu").load()
     model = forward.model
     expected = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     plain = device_weights(forward, "cpu")
@@ -235,7 +237,7 @@ def test_weights_on_the_device_are_counted_once(packed: Path) -> None:
     assert device_weights(lambda ids, mask: ids, "cpu") is None
 
 
-def test_memory_of_the_gpu_has_columns_where_there_is_one(report: Report) -> None:
+def test_memory_of_the_gpu_has_columns_where_there_is_one(report: BenchReport) -> None:
     on_gpu = Memory("triton", BACKEND, 1, 2, 3, 4, 5.0, 6.0, 7, 40_000_000, 50_000_000, None, 70_000_000)
     table = process_table(replace(report, memory=[on_gpu]))
     assert table.columns[-4:] == ["GPU: weights", "GPU: in use", "GPU: peak", "GPU: reserved"]
@@ -311,7 +313,7 @@ def test_the_driver_is_asked_through_its_own_library(tmp_path: Path) -> None:
     assert library.joules("GPU-2") is None
 
 
-def test_the_line_of_the_machine_names_the_card_and_what_is_known_of_it(report: Report) -> None:
+def test_the_line_of_the_machine_names_the_card_and_what_is_known_of_it(report: BenchReport) -> None:
     known = {"name": "H", "capability": "sm_90", "memory_bytes": 1, "cuda": "12.8"}
     plain = machine_line(report.machine | {"gpus": [known]})
     assert "H (sm_90, CUDA 12.8)" in plain
@@ -321,7 +323,7 @@ def test_the_line_of_the_machine_names_the_card_and_what_is_known_of_it(report: 
     )
 
 
-def test_shares_of_fp32_are_given_in_both_readings_beside_the_best_rival(report: Report) -> None:
+def test_shares_of_fp32_are_given_in_both_readings_beside_the_best_rival(report: BenchReport) -> None:
     medians = {"reference": 3.7, "torch-fp32": 10.0, "torch-fp16": 5.0}
     rows = [replace(r, median_ms=medians[r.name], ratio=5.0 / medians[r.name]) for r in report.rows if r.batch == 1]
     forms = [
@@ -339,14 +341,14 @@ def test_shares_of_fp32_are_given_in_both_readings_beside_the_best_rival(report:
     assert paper_tables([row for row in rows if row.name != "torch-fp32"], forms, "cuda") == []
 
 
-def test_energy_has_a_column_where_it_was_measured(report: Report) -> None:
+def test_energy_has_a_column_where_it_was_measured(report: BenchReport) -> None:
     table = latency_table(replace(report, rows=[replace(row, joules=0.1234) for row in report.rows]))
     assert table.columns[-2:] == ["joules", "speed-up"]
     assert table.rows[0][-2] == "0.123"
 
 
 def test_a_report_says_which_kernels_a_backend_took(packed: Path) -> None:
-    forward, _ = Candidate("reference", BACKEND, packed, "cpu").load()
+    forward, _ = BenchCandidate("reference", BACKEND, packed, "cpu").load()
     assert chosen_kernels.choices_of(forward) == {}
     made = tuning.Choices()
     made.of("int8", (100, 32, 64), lambda rows: ["fast", "slow"], lambda way: None)

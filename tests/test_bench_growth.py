@@ -13,17 +13,17 @@ from ternarize_cli.bench.growth import BATCH, TOKENS, fit, growths
 from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.report import formula, growth_table, tables
-from ternarize_cli.bench.rows import Row
-from ternarize_cli.bench.run import Report, benchmark
-from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.bench.rows import BenchRow
+from ternarize_cli.bench.run import BenchReport, benchmark
+from ternarize_cli.bench.shapes import ModelShape
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 
 
-def row(batch: int, tokens: int, ms: float, **changes: object) -> Row:
+def row(batch: int, tokens: int, ms: float, **changes: object) -> BenchRow:
     fields = {"name": "native", "kind": "backend", "ran": "native", "batch": batch, "tokens": tokens, "median_ms": ms}
     rates = {"p10_ms": ms, "p90_ms": ms, "tokens_per_s": 1.0, "inputs_per_s": 1.0, "padded_tokens_per_s": 1.0}
-    return Row(**fields, **rates, repeats=1, ratio=None, best_rival=None, **changes)  # type: ignore[arg-type]
+    return BenchRow(**fields, **rates, repeats=1, ratio=None, best_rival=None, **changes)  # type: ignore[arg-type]
 
 
 def cost(batch: int, tokens: int) -> float:
@@ -34,11 +34,11 @@ GRID = [row(batch, tokens, cost(batch, tokens)) for batch in (1, 2, 4) for token
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> BenchReport:
     plan = BenchOptions(
         backends=("reference",), rivals=(), batches=(1, 2, 3), tokens=(2, 3, 4, 5), repeats=1, warmup=0, memory=False
     )
-    return benchmark(None, plan, shape=Shape("bert", TINY))
+    return benchmark(None, plan, shape=ModelShape("bert", TINY))
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=3, max_size=3))
@@ -81,7 +81,7 @@ def test_images_grow_over_the_batch() -> None:
     assert (line.along, line.fixed) == (BATCH, "8x8")
 
 
-def test_the_table_writes_the_curves(report: Report) -> None:
+def test_the_table_writes_the_curves(report: BenchReport) -> None:
     line = replace(report.growth[-1], coefficients=(1.0, 0.25, 0.0000315), deviation=0.123)
     assert formula(line) == "1 + 0.25 n + 3.15e-05 n²"
     table = growth_table(replace(report, growth=[line]))
@@ -90,7 +90,7 @@ def test_the_table_writes_the_curves(report: Report) -> None:
     assert "how time grows" not in [table.title for table in tables(replace(report, growth=[]))]
 
 
-def test_the_picture_has_a_panel_for_batch_and_one_for_length(report: Report) -> None:
+def test_the_picture_has_a_panel_for_batch_and_one_for_length(report: BenchReport) -> None:
     batch, tokens = growth_figure(report).axes
     assert (batch.get_xlabel(), tokens.get_xlabel()) == ("batch", "tokens of a text")
     assert len(batch.lines) == 2 * 4

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ternarize_cli.bench.candidates import BACKEND, Candidate, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, BenchCandidate, relative_l2
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import probe
 from ternarize_cli.bench.report import latency_table
-from ternarize_cli.bench.run import Report, benchmark
-from ternarize_cli.bench.shapes import SHAPES, Shape
+from ternarize_cli.bench.run import BenchReport, benchmark
+from ternarize_cli.bench.shapes import SHAPES, ModelShape
 from ternarize_cli.bench.subject import prepare
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.engines import baselines
 from ternarize_cli.engines.inputs import image_shape, random_batch
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGES = TINY | {"image_size": 16, "patch_size": 4}
@@ -36,7 +36,7 @@ def packed(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(packed: Path) -> Report:
+def report(packed: Path) -> BenchReport:
     plan = BenchOptions(
         backends=("reference", "auto"),
         rivals=("torch-fp32", "torch-bf16"),
@@ -60,13 +60,13 @@ def test_images_have_the_size_that_the_image_processor_makes(tiny_vit: Path, tin
 
 
 def test_images_are_random_and_of_the_seed(tiny_vit: Path) -> None:
-    (pixels,) = random_batch(tiny_vit, Point(5), seed=1)
+    (pixels,) = random_batch(tiny_vit, GridPoint(5), seed=1)
     assert pixels.shape == (5, 3, 8, 8)
-    assert torch.equal(pixels, random_batch(tiny_vit, Point(5), seed=1)[0])
-    assert not torch.equal(pixels, random_batch(tiny_vit, Point(5), seed=2)[0])
+    assert torch.equal(pixels, random_batch(tiny_vit, GridPoint(5), seed=1)[0])
+    assert not torch.equal(pixels, random_batch(tiny_vit, GridPoint(5), seed=2)[0])
 
 
-def test_a_row_counts_images_and_their_tokens(report: Report) -> None:
+def test_a_row_counts_images_and_their_tokens(report: BenchReport) -> None:
     assert [(row.batch, row.tokens, row.image, row.name) for row in report.rows] == [
         (batch, 5, "8x8", name)  # four patches and the CLS token
         for batch in (1, 2)
@@ -78,7 +78,7 @@ def test_a_row_counts_images_and_their_tokens(report: Report) -> None:
         assert row.relative_l2 is None or row.relative_l2 < 0.05
 
 
-def test_the_table_says_images(report: Report) -> None:
+def test_the_table_says_images(report: BenchReport) -> None:
     table = latency_table(report)
     assert (table.columns[0], table.columns[-2]) == ("batch x image", "images/s")
     assert [line[0] for line in table.rows] == ["1 x 8x8", "2 x 8x8"]
@@ -89,39 +89,41 @@ def test_the_twin_of_packed_images_keeps_the_image_processor(packed: Path) -> No
     with prepare(str(packed)) as subject:
         assert subject.image == (3, 8, 8) == image_shape(subject.dense)
         assert checkpoint.stage(subject.dense) is None
-        batch = random_batch(packed, Point(2), seed=0)
+        batch = random_batch(packed, GridPoint(2), seed=0)
         with torch.inference_mode():
-            hidden = baselines.require("torch-fp32").build(subject.dense, "cpu")(*batch)
-            assert relative_l2(hidden, Candidate("reference", BACKEND, packed, "cpu").load()[0](*batch)) < 0.05
+            hidden = baselines.require_baseline("torch-fp32").build(subject.dense, "cpu")(*batch)
+            assert relative_l2(hidden, BenchCandidate("reference", BACKEND, packed, "cpu").load()[0](*batch)) < 0.05
 
 
 @pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8"])
 def test_other_runtimes_run_any_number_of_images(tiny_vit: Path, name: str) -> None:
     if not all(find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")):
         pytest.skip("the extra `rivals` is not installed")
-    rival, eager = (baselines.require(which).build(tiny_vit, "cpu") for which in (name, "torch-fp32"))
+    rival, eager = (baselines.require_baseline(which).build(tiny_vit, "cpu") for which in (name, "torch-fp32"))
     with torch.inference_mode():
         for count in (1, 3):
-            batch = random_batch(tiny_vit, Point(count), seed=0)
+            batch = random_batch(tiny_vit, GridPoint(count), seed=0)
             assert relative_l2(rival(*batch), eager(*batch)) < (1e-4 if name.endswith("fp32") else 0.2)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_image_encoder_gives_what_eager_torch_gives(tiny_vit: Path) -> None:
-    compiled, eager = (baselines.require(name).build(tiny_vit, "cpu") for name in ("torch-compiled", "torch-fp32"))
-    batch = random_batch(tiny_vit, Point(3), seed=0)
+    compiled, eager = (
+        baselines.require_baseline(name).build(tiny_vit, "cpu") for name in ("torch-compiled", "torch-fp32")
+    )
+    batch = random_batch(tiny_vit, GridPoint(3), seed=0)
     with torch.inference_mode():
         assert relative_l2(compiled(*batch), eager(*batch)) < 1e-5
 
 
 @pytest.mark.slow
 def test_memory_is_measured_with_images(packed: Path) -> None:
-    assert probe(Candidate("reference", BACKEND, packed, "cpu"), Point(2), threads=1, seed=0).model_bytes > 0
+    assert probe(BenchCandidate("reference", BACKEND, packed, "cpu"), GridPoint(2), threads=1, seed=0).model_bytes > 0
 
 
-@pytest.mark.parametrize("shape", [Shape("vit", IMAGES), Shape("dinov2", IMAGES)])
-def test_without_a_model_a_shape_of_images_is_measured(shape: Shape) -> None:
+@pytest.mark.parametrize("shape", [ModelShape("vit", IMAGES), ModelShape("dinov2", IMAGES)])
+def test_without_a_model_a_shape_of_images_is_measured(shape: ModelShape) -> None:
     said: list[str] = []
     plan = BenchOptions(backends=("auto",), rivals=(), batches=(1,), repeats=1, warmup=0, memory=False)
     found = benchmark(None, plan, shape=shape, say=said.append)

@@ -15,7 +15,7 @@ from conftest import save_tiny_bert
 
 from ternarize_cli.bench import lengths
 from ternarize_cli.bench import run as running
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate, relative_l2
 from ternarize_cli.bench.html import latency_figure, write_html
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import Memory
@@ -23,12 +23,12 @@ from ternarize_cli.bench.report import latency_table, size_table
 from ternarize_cli.bench.report_comparison import compare, comparison_table
 from ternarize_cli.bench.report_files import csv_text, markdown_text
 from ternarize_cli.bench.rows import Feed, rate, time_feed
-from ternarize_cli.bench.run import Report, benchmark
-from ternarize_cli.bench.shapes import Shape
+from ternarize_cli.bench.run import BenchReport, benchmark
+from ternarize_cli.bench.shapes import ModelShape
 from ternarize_cli.engines import baselines
 from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, UnavailableError
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 
@@ -42,7 +42,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(texts: Path) -> Report:
+def report(texts: Path) -> BenchReport:
     """Of a random BERT, at 4 x 8 and 4 x texts, with made-up memory."""
     plan = BenchOptions(
         backends=("reference",),
@@ -54,7 +54,7 @@ def report(texts: Path) -> Report:
         memory=False,
         lengths=str(texts),
     )
-    found = benchmark(None, plan, shape=Shape("bert", TINY))
+    found = benchmark(None, plan, shape=ModelShape("bert", TINY))
     memory = [Memory(row.name, row.kind, 100, 200, 300, 40, 5.5, 6.5, 200) for row in found.rows[:2]]
     return replace(found, memory=memory, busy=False)
 
@@ -102,7 +102,7 @@ def test_padding_is_masked_and_every_round_has_the_next_batch_for_all() -> None:
         return call
 
     feed = Feed(((short, torch.ones_like(short)), (long, mask)), "x.txt")
-    candidates = [Candidate("a", BACKEND, Path(), "cpu"), Candidate("b", RIVAL, Path(), "cpu")]
+    candidates = [BenchCandidate("a", BACKEND, Path(), "cpu"), BenchCandidate("b", RIVAL, Path(), "cpu")]
     forwards = {name: forward(name) for name in "ab"}
     ran = {name: name for name in "ab"}
     first, second = time_feed(feed, candidates, forwards, ran, forward("reference"), repeats=3, seconds=9.0, warmup=1)
@@ -121,7 +121,7 @@ def test_a_distance_looks_at_tokens_that_count() -> None:
     assert relative_l2(hidden, reference) > 1.0
 
 
-def test_rows_of_texts_follow_the_grid_and_say_so(report: Report) -> None:
+def test_rows_of_texts_follow_the_grid_and_say_so(report: BenchReport) -> None:
     assert [(row.name, row.batch, row.lengths) for row in report.rows] == [
         ("reference", 4, None),
         ("torch-fp32", 4, None),
@@ -154,10 +154,12 @@ def test_a_missing_file_of_texts_is_refused_before_any_model_is_built(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_model_gives_what_eager_torch_gives(tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path, num_hidden_layers=1)
-    compiled, eager = (baselines.require(name).build(folder, "cpu") for name in ("torch-compiled", "torch-fp32"))
+    compiled, eager = (
+        baselines.require_baseline(name).build(folder, "cpu") for name in ("torch-compiled", "torch-fp32")
+    )
     config = {"vocab_size": 40}
     with torch.inference_mode():
-        for point in (Point(1, 5), Point(3, 12)):
+        for point in (GridPoint(1, 5), GridPoint(3, 12)):
             ids, mask = random_tokens(config, point, seed=0)
             mask[:, 4:] = 0
             assert relative_l2(compiled(ids, mask), eager(ids, mask), mask) < 1e-5
@@ -166,7 +168,7 @@ def test_a_compiled_model_gives_what_eager_torch_gives(tmp_path: Path) -> None:
 def test_without_a_compiler_there_is_no_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UnavailableError, match=r"torch-compiled can't run here: .* no C\+\+ compiler"):
-        baselines.require("torch-compiled")
+        baselines.require_baseline("torch-compiled")
     assert "torch-compiled" not in baselines.available("cpu")[0]
 
 
@@ -185,20 +187,20 @@ def test_all_leaves_out_what_cannot_run_here_and_says_why(monkeypatch: pytest.Mo
         warmup=0,
         memory=False,
     )
-    found = benchmark(None, plan, shape=Shape("bert", TINY), say=said.append)
+    found = benchmark(None, plan, shape=ModelShape("bert", TINY), say=said.append)
     assert [row.name for row in found.rows] == ["reference", "torch-fp32", "torch-bf16"]
     assert "left out: x needs y" in said
     assert "left out: x needs y" in found.notes
 
 
 def test_eval_does_not_offer_a_rival_whose_vectors_are_anothers() -> None:
-    assert set(baselines.names(same_vectors=True)) - set(baselines.names()) == {
+    assert set(baselines.baseline_names(same_vectors=True)) - set(baselines.baseline_names()) == {
         *("torch-compiled", "torch-tf32", "torch-int8", "torch-int8-compiled"),
         *("torch-fp16-compiled", "torch-fp16-autotuned"),
     }
 
 
-def test_more_than_five_candidates_have_a_line_each(report: Report) -> None:
+def test_more_than_five_candidates_have_a_line_each(report: BenchReport) -> None:
     grid = [row for row in report.rows if row.lengths is None]
     rows = [replace(row, name=f"{row.name}-{i}", ran=f"{row.name}-{i}") for i in range(3) for row in grid]
     table = latency_table(replace(report, rows=rows))
@@ -210,7 +212,7 @@ def test_more_than_five_candidates_have_a_line_each(report: Report) -> None:
 # Files.
 
 
-def test_csv_has_a_line_for_each_row_with_its_candidate_and_machine(report: Report) -> None:
+def test_csv_has_a_line_for_each_row_with_its_candidate_and_machine(report: BenchReport) -> None:
     lines = list(csv.DictReader(csv_text(report).splitlines()))
     assert len(lines) == len(report.rows)
     first = lines[0]
@@ -222,7 +224,7 @@ def test_csv_has_a_line_for_each_row_with_its_candidate_and_machine(report: Repo
     assert lines[2]["lengths"] == "my|texts.txt"
 
 
-def test_markdown_has_the_tables_and_the_command(report: Report) -> None:
+def test_markdown_has_the_tables_and_the_command(report: BenchReport) -> None:
     text = markdown_text(report, "ternarize bench x")
     assert "| batch x tokens |  | median | spread |" in text
     assert "| 4 x lengths of my\\|texts.txt | reference |" in text
@@ -231,7 +233,7 @@ def test_markdown_has_the_tables_and_the_command(report: Report) -> None:
     assert len({line.count("|") for line in text.split("### ")[2].splitlines() if line.startswith("|")}) == 1
 
 
-def test_a_page_has_picture_tables_and_machine_and_needs_nothing_else(report: Report, tmp_path: Path) -> None:
+def test_a_page_has_picture_tables_and_machine_and_needs_nothing_else(report: BenchReport, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_html(path, replace(report, model="<b>", busy=True), "ternarize bench 'a & b'")
     page = path.read_text(encoding="utf-8")
@@ -249,7 +251,7 @@ def test_a_page_has_picture_tables_and_machine_and_needs_nothing_else(report: Re
     assert not re.search(r"<script|<link|<img|@import|url\((?!#)|\ssrc=", page)
 
 
-def test_the_picture_has_a_panel_for_each_point_and_a_bar_for_each_candidate(report: Report) -> None:
+def test_the_picture_has_a_panel_for_each_point_and_a_bar_for_each_candidate(report: BenchReport) -> None:
     axes = latency_figure(report).axes
     assert [axis.get_title(loc="left") for axis in axes] == ["4 x 8", "4 x lengths of my|texts.txt"]
     assert [len(axis.patches) for axis in axes] == [2, 2]
@@ -282,20 +284,20 @@ def test_the_command_writes_all_files_and_refuses_to_write_over_them(
 
 
 @pytest.fixture
-def before(report: Report, tmp_path: Path) -> Path:
+def before(report: BenchReport, tmp_path: Path) -> Path:
     path = tmp_path / "before.json"
     path.write_text(json.dumps(report.to_dict()))
     return path
 
 
-def write_changed(report: Report, path: Path, factor: float, **machine: object) -> Path:
+def write_changed(report: BenchReport, path: Path, factor: float, **machine: object) -> Path:
     """The report with all times multiplied, on another machine."""
     rows = [replace(row, median_ms=row.median_ms * factor) for row in report.rows]
     path.write_text(json.dumps(replace(report, rows=rows, machine=report.machine | machine).to_dict()))
     return path
 
 
-def test_reports_are_set_against_the_first(report: Report, before: Path, tmp_path: Path) -> None:
+def test_reports_are_set_against_the_first(report: BenchReport, before: Path, tmp_path: Path) -> None:
     found = compare([before, write_changed(report, tmp_path / "after.json", 0.5)])
     assert [(line.name, line.batch, line.lengths) for line in found.lines] == [
         (row.name, row.batch, row.lengths) for row in report.rows
@@ -307,7 +309,7 @@ def test_reports_are_set_against_the_first(report: Report, before: Path, tmp_pat
     assert {row[-1] for row in table.rows} == {"2.00x"}
 
 
-def test_other_machines_and_threads_are_warned_of(report: Report, before: Path, tmp_path: Path) -> None:
+def test_other_machines_and_threads_are_warned_of(report: BenchReport, before: Path, tmp_path: Path) -> None:
     other = write_changed(report, tmp_path / "other.json", 1.0, cpu="Abacus", threads=64)
     warnings = compare([before, other]).warnings
     assert [text for text in warnings if "the CPUs differ" in text and "Abacus" in text]
@@ -315,7 +317,7 @@ def test_other_machines_and_threads_are_warned_of(report: Report, before: Path, 
     assert len(warnings) == 2
 
 
-def test_what_only_one_report_has_is_left_open(report: Report, before: Path, tmp_path: Path) -> None:
+def test_what_only_one_report_has_is_left_open(report: BenchReport, before: Path, tmp_path: Path) -> None:
     rows = [replace(report.rows[0], tokens=99), *report.rows[1:2]]
     path = tmp_path / "less.json"
     path.write_text(json.dumps(replace(report, rows=rows).to_dict()))
@@ -327,7 +329,7 @@ def test_what_only_one_report_has_is_left_open(report: Report, before: Path, tmp
 
 
 def test_compare_prints_a_table_or_one_json_object(
-    run: Callable[..., object], report: Report, before: Path, tmp_path: Path
+    run: Callable[..., object], report: BenchReport, before: Path, tmp_path: Path
 ) -> None:
     after = write_changed(report, tmp_path / "after.json", 4.0, threads=64)
     shown = run("bench", "--compare", before, after)

@@ -15,7 +15,7 @@ from ternarize_cli.bench.end_to_end import count_tokens, mean_cosine
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.report import tables
 from ternarize_cli.bench.report_files import csv_text
-from ternarize_cli.bench.run import Report, benchmark
+from ternarize_cli.bench.run import BenchReport, benchmark
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
@@ -30,14 +30,14 @@ def packed(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(packed: Path, corpus: Path) -> Report:
+def report(packed: Path, corpus: Path) -> BenchReport:
     plan = BenchOptions(
         backends=("reference", "auto"), rivals=("torch-fp32", "torch-bf16"), batches=(64,), repeats=2, text=str(corpus)
     )
     return benchmark(str(packed), plan)
 
 
-def test_all_texts_are_encoded_by_all(report: Report) -> None:
+def test_all_texts_are_encoded_by_all(report: BenchReport) -> None:
     assert [row.name for row in report.rows] == ["reference", "auto", "torch-fp32", "torch-bf16"]
     assert {(row.encoded, row.batch, row.repeats) for row in report.rows} == {("300 texts of corpus.txt", 64, 2)}
     for row in report.rows:
@@ -46,7 +46,7 @@ def test_all_texts_are_encoded_by_all(report: Report) -> None:
     assert report.memory == []
 
 
-def test_vectors_are_those_of_the_model_at_full_width(report: Report) -> None:
+def test_vectors_are_those_of_the_model_at_full_width(report: BenchReport) -> None:
     packed, auto, exact, narrow = (row.cosine for row in report.rows)
     assert exact == 1.0
     assert min(packed, auto, narrow) > 0.995
@@ -83,7 +83,7 @@ def test_a_cosine_does_not_look_at_lengths() -> None:
     assert mean_cosine(a, np.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
 
 
-def test_the_table_has_texts_per_second_and_cosine(report: Report) -> None:
+def test_the_table_has_texts_per_second_and_cosine(report: BenchReport) -> None:
     encoding, *others = tables(report)
     assert encoding.columns == ["batch", "", "texts/s", "tokens/s", "seconds", "spread", "speed-up", "cosine"]
     assert encoding.title == "packed on cpu: 300 texts of corpus.txt, from strings to vectors"

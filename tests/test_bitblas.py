@@ -20,7 +20,7 @@ from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.kernels.bitblas import BitBlas, _scaled, kept, operators, toolchain
 from ternarize_cli.kernels.bitblas.generate import mended
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
-from ternarize_cli.kernels.bitblas.operators import Operator, Shape
+from ternarize_cli.kernels.bitblas.operators import Operator, OperatorShape
 
 REASON = BitBlas().missing()
 needs_bitblas = pytest.mark.skipif(REASON is not None, reason=f"bitblas can't run here: {REASON}")
@@ -38,7 +38,7 @@ def cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("width", "multiple"), [(1, 16), (16, 16), (17, 32), (312, 320), (768, 768)])
 def test_widths_are_fitted_to_multiples_of_16(width: int, multiple: int) -> None:
     assert fitted(width) == multiple
-    assert Shape.of(width, 5, "int8") == (multiple, 16, "int8")
+    assert OperatorShape.of(width, 5, "int8") == (multiple, 16, "int8")
 
 
 def test_few_rows_and_odd_widths_are_padded_with_zeros() -> None:
@@ -134,14 +134,14 @@ def test_a_kept_kernel_is_found_by_card_versions_and_shape(
 ) -> None:
     built = tmp_path / "built.so"
     built.write_bytes(b"a library")
-    shape = Shape(3072, 768, "int8")
+    shape = OperatorShape(3072, 768, "int8")
     assert kept.find(str(shape)) is None
     library = kept.keep(str(shape), built)
     assert kept.find(str(shape)) == library
     assert library.parent.parent == cards
     assert library.name == "int8-3072x768.so"
     assert sorted(p.name for p in library.parent.iterdir()) == ["int8-3072x768.json", "int8-3072x768.so"]
-    assert kept.find(str(Shape(3072, 768, "float16"))) is None
+    assert kept.find(str(OperatorShape(3072, 768, "float16"))) is None
     monkeypatch.setattr(toolchain, "card", lambda: "NVIDIA-A100-sm80")
     assert kept.find(str(shape)) is None
 
@@ -246,7 +246,7 @@ def test_what_is_around_the_kernel_equals_reference(outputs: int, inputs: int, b
 
 @pytest.mark.parametrize("activations", ["int8", "float16"])
 def test_an_operator_that_is_wrong_is_refused(activations: str) -> None:
-    operator = OnCpu(Shape(48, 64, activations), Path())
+    operator = OnCpu(OperatorShape(48, 64, activations), Path())
     operator.check("cpu")
 
     class Wrong(OnCpu):
@@ -256,7 +256,7 @@ def test_an_operator_that_is_wrong_is_refused(activations: str) -> None:
                 y[-1, -1] += 64
 
     with pytest.raises(RuntimeError, match="wrong at 130 rows"):
-        Wrong(Shape(48, 64, activations), Path()).check("cpu")
+        Wrong(OperatorShape(48, 64, activations), Path()).check("cpu")
 
 
 @pytest.mark.slow
@@ -266,15 +266,17 @@ def test_an_operator_that_is_wrong_is_refused(activations: str) -> None:
 def test_whole_encoders_give_nearly_what_the_reference_gives(tmp_path: Path, save: Callable[..., Path]) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     from ternarize_cli.kernels.bitblas.products import BitBlasProducts, shapes_of
-    from ternarize_cli.kernels.gpu.encoder import GpuStack
+    from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 
     convert(save(tmp_path / "model"), tmp_path / "ternary", Scheme())
     pack(tmp_path / "ternary", tmp_path / "packed")
     model: Any = loading.load_encoder(tmp_path / "packed", backend="reference", device="cpu")[0].auto_model
     width, inner = model.config.hidden_size, model.config.intermediate_size
     wanted = {(3 * width, width), (width, width), (inner, width), (width, inner)}
-    assert {(shape.outputs, shape.inputs) for shape in shapes_of(model)} == {Shape.of(*w, "int8")[:2] for w in wanted}
-    stack = GpuStack(model, BitBlasProducts)
+    assert {(shape.outputs, shape.inputs) for shape in shapes_of(model)} == {
+        OperatorShape.of(*w, "int8")[:2] for w in wanted
+    }
+    stack = GpuEncoder(model, BitBlasProducts)
     with torch.no_grad():
         if save is save_tiny_vit:
             pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -305,7 +307,7 @@ def test_it_equals_reference_on_a_gpu(outputs: int, inputs: int, bits: int) -> N
 def test_a_damaged_kernel_is_built_anew_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TERNARIZE_CACHE", str(tmp_path))
     monkeypatch.setattr(operators, "_BUILDS", {})
-    shape = Shape(32, 48, "int8")
+    shape = OperatorShape(32, 48, "int8")
     operators.get.cache_clear()
     operators.get(shape)
     library = kept.folder() / f"{shape}.so"
@@ -321,4 +323,4 @@ def test_a_damaged_kernel_is_built_anew_on_a_gpu(monkeypatch: pytest.MonkeyPatch
 def test_a_layer_on_the_cpu_is_refused() -> None:
     reason = BitBlas().refuses(random_layer(8, 8, Scheme()))
     assert reason == "the model is on cpu, and bitblas runs on cuda"
-    assert "bitblas" in kernels.names()
+    assert "bitblas" in kernels.backend_names()

@@ -10,7 +10,7 @@ from conftest import WORDS, save_tiny_bert, save_word_tokenizer
 from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import ternary
-from ternarize_cli.compress.calibrate import Calibrated, Recipe, calibrate, make_batches
+from ternarize_cli.compress.calibrate import Calibrated, CalibrationRecipe, calibrate, make_batches
 from ternarize_cli.compress.calibrate.lockstep import drive, intercepted
 from ternarize_cli.compress.calibrate.moments import Batch, Moments
 from ternarize_cli.compress.calibrate.residuals import find_residuals, norms_of
@@ -45,7 +45,7 @@ def output_error(weight: Tensor, x: Tensor, codes: Tensor, scale: Tensor) -> flo
 def test_fitted_codes_miss_less_of_the_outputs_than_rounded_ones(levels: str, granularity: str, group: int) -> None:
     x, weight = correlated(600, 48), torch.randn(20, 48, generator=torch.Generator().manual_seed(1))
     scheme = Scheme(levels=levels, granularity=granularity, group_size=group)
-    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), scheme, Recipe())
+    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), scheme, CalibrationRecipe())
     plain = ternary.scale_of(weight, scheme)
     fitted = output_error(weight, x, found.codes, found.scale)
     assert fitted < 0.75 * output_error(weight, x, ternary.codes_of(weight, plain, levels), plain)
@@ -57,7 +57,7 @@ def test_fitted_codes_miss_less_of_the_outputs_than_rounded_ones(levels: str, gr
 def test_the_latent_weight_gives_the_codes_back(levels: str) -> None:
     x, weight = correlated(300, 32), torch.randn(24, 32, generator=torch.Generator().manual_seed(2))
     weight[3] = 0.0
-    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(levels=levels), Recipe())
+    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(levels=levels), CalibrationRecipe())
     assert torch.equal(ternary.codes_of(latent_weight(found, levels), found.scale, levels), found.codes)
 
 
@@ -66,7 +66,7 @@ def test_coordinate_descent_never_costs_more() -> None:
     h, c = moments_of(x, x), moments_of(x @ weight.T, x)
     costs = []
     for sweeps in (0, 1, 4):
-        found = solve(weight, h, c, Scheme(), Recipe(regress=0.0, sweeps=sweeps, damping=1e-6))
+        found = solve(weight, h, c, Scheme(), CalibrationRecipe(regress=0.0, sweeps=sweeps, damping=1e-6))
         costs.append(output_error(weight, x, found.codes, found.scale))
     assert costs[0] > costs[1] > costs[2]
 
@@ -74,10 +74,10 @@ def test_coordinate_descent_never_costs_more() -> None:
 def test_an_input_that_never_varies_is_no_obstacle() -> None:
     x, weight = correlated(200, 24), torch.randn(16, 24, generator=torch.Generator().manual_seed(4))
     x[:, 5] = 3.0
-    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(), Recipe())
+    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(), CalibrationRecipe())
     assert torch.isfinite(found.scale).all()
     none = torch.zeros(24, 24, dtype=torch.float64)
-    assert torch.isfinite(solve(weight, none, none[:16], Scheme(), Recipe()).scale).all()
+    assert torch.isfinite(solve(weight, none, none[:16], Scheme(), CalibrationRecipe()).scale).all()
 
 
 def test_moments_leave_padding_out_and_weigh_texts_alike() -> None:
@@ -224,7 +224,7 @@ def test_passes_that_part_ways_are_an_error() -> None:
 def test_a_singular_metric_without_damping_is_solved() -> None:
     x, weight = correlated(200, 24), torch.randn(8, 24, generator=torch.Generator().manual_seed(4))
     x[:, 5] = x[:, 6]
-    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(), Recipe(damping=0.0))
+    found = solve(weight, moments_of(x, x), moments_of(x @ weight.T, x), Scheme(), CalibrationRecipe(damping=0.0))
     assert torch.isfinite(found.scale).all()
 
 
@@ -239,7 +239,7 @@ def test_a_fit_to_few_noisy_samples_holds_on_others_thanks_to_the_ridge() -> Non
     inputs.add(whole.rows(few[None]), whole.rows(few[None]))
     errors = []
     for noise in (0.0, inputs.noise(0.0)):
-        found = solve(weight, inputs.covariance(0.0), moments_of(wanted, few), Scheme(), Recipe(), noise)
+        found = solve(weight, inputs.covariance(0.0), moments_of(wanted, few), Scheme(), CalibrationRecipe(), noise)
         errors.append(output_error(weight, others, found.codes, found.scale))
     assert errors[1] < 0.6 * errors[0]
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ternarize_cli.data.images import read_images
 from ternarize_cli.data.length_buckets import width_of
-from ternarize_cli.distill.batch_sampler import Mixture, Piece, Plan, epoch
-from ternarize_cli.distill.corpus import Corpus, ImageCorpus
+from ternarize_cli.distill.batch_sampler import Mixture, Piece, SamplingPlan, epoch
+from ternarize_cli.distill.corpus import ImageCorpus, TrainingCorpus
 from ternarize_cli.distill.data import Sources, mixture_of, read_corpus
 from ternarize_cli.distill.pixels import finished, preparation
 from ternarize_cli.encoders.loading import load_encoder
@@ -26,7 +26,9 @@ from ternarize_cli.errors import CheckpointError, DataError, InputError
 LENGTHS = np.random.default_rng(0).integers(2, 60, size=500)
 
 
-def read(folder: Path, *paths: Path, max_length: int | None = None, **options: object) -> tuple[Corpus, Corpus]:
+def read(
+    folder: Path, *paths: Path, max_length: int | None = None, **options: object
+) -> tuple[TrainingCorpus, TrainingCorpus]:
     encoder = load_encoder(folder, device="cpu")
     return read_corpus(encoder, folder, Sources(paths, **options), max_length=max_length, seed=0)  # type: ignore[arg-type]
 
@@ -35,7 +37,7 @@ def pairs() -> list[tuple[str, str]]:
     return [(f"{a} {b}", f"{b} {c} {a}") for a, b, c in zip(WORDS, WORDS[1:], WORDS[2:], strict=False)]
 
 
-def seen_first(plan: Plan) -> list[int]:
+def seen_first(plan: SamplingPlan) -> list[int]:
     """The rows of an epoch, sorted, without those that fill up its last batch."""
     rows = [row for batch in plan[:-1] for piece in batch for row in piece.rows]
     rest = [row for piece in plan[-1] for row in piece.rows]

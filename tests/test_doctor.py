@@ -15,7 +15,7 @@ def test_doctor_prints_one_json_object(run: Callable[..., object]) -> None:
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert set(found) == {"schema_version", "machine", "backends", "native_instruction_sets", "extras", "hub", "disks"}
-    assert [b["name"] for b in found["backends"]] == kernels.names()
+    assert [b["name"] for b in found["backends"]] == kernels.backend_names()
     assert all(b["available"] or b["reason"] for b in found["backends"])
     assert found["machine"]["versions"]["ternarize"] == __version__
     assert [disk["purpose"] for disk in found["disks"]] == ["working folder", "temporary files", "hub cache"]
@@ -23,7 +23,7 @@ def test_doctor_prints_one_json_object(run: Callable[..., object]) -> None:
 
 
 def test_doctor_says_why_a_backend_is_missing(run: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.require("onednn"), "missing", lambda: "this CPU has no AVX2")
+    monkeypatch.setattr(kernels.require_backend("onednn"), "missing", lambda: "this CPU has no AVX2")
     result = run("doctor")
     assert result.exit_code == 0
     assert "onednn can't run here: this CPU has no AVX2" in result.stdout
@@ -33,7 +33,7 @@ def test_doctor_with_a_backend_that_cannot_run_ends_with_4_after_the_report(
     run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("doctor", "--backend", "reference").exit_code == 0
-    monkeypatch.setattr(kernels.require("onednn"), "missing", lambda: "this CPU has no AVX2")
+    monkeypatch.setattr(kernels.require_backend("onednn"), "missing", lambda: "this CPU has no AVX2")
     result = run("doctor", "--backend", "onednn", "--json")
     assert result.exit_code == 4
     assert json.loads(result.stdout)["backends"]

@@ -16,7 +16,7 @@ from ternarize_cli.compress.dry_run import dry_run
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import CODECS, Scheme
-from ternarize_cli.storage.weights import Shard
+from ternarize_cli.storage.weights import WeightShard
 
 Run = Callable[..., Any]
 
@@ -138,10 +138,10 @@ def test_linears_are_grouped_by_shape(tiny_bert: Path) -> None:
 def test_no_tensor_is_read(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = dry_run(tiny_bert).bytes_packed
 
-    def refuse(self: Shard, key: str) -> torch.Tensor:
+    def refuse(self: WeightShard, key: str) -> torch.Tensor:
         raise AssertionError(f"{key} was read")
 
-    monkeypatch.setattr(Shard, "get", refuse)
+    monkeypatch.setattr(WeightShard, "get", refuse)
     assert dry_run(tiny_bert).bytes_packed == expected
 
 

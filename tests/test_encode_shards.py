@@ -10,7 +10,7 @@ import pytest
 from conftest import WORDS
 
 from ternarize_cli.errors import DataError
-from ternarize_cli.storage.checksummed import signed
+from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.vectors.vector_folder import VectorFolder, read_record
 
 
@@ -214,7 +214,7 @@ def test_an_index_is_built_of_shards(run, encode, tiny_bert, tmp_path):
 def test_a_record_of_another_width_builds_no_index(run, encode, tmp_path):
     encode("--shards")
     record = read_record(tmp_path / "v")
-    other = signed(dataclasses.asdict(dataclasses.replace(record, dim=16)))
+    other = with_checksum(dataclasses.asdict(dataclasses.replace(record, dim=16)))
     (tmp_path / "v" / "vectors.json").write_text(other)
     result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")
     assert result.exit_code == 2

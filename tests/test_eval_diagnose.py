@@ -13,7 +13,7 @@ from test_images import make_labels, make_pixels, write_folder
 
 from ternarize_cli.data.images import Images, read_images
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.evaluation.diagnose import Diagnosis, Layer, diagnose, inputs_of
+from ternarize_cli.evaluation.diagnose import Diagnosis, LayerAgreement, diagnose, inputs_of
 from ternarize_cli.evaluation.reading import read_tasks
 from ternarize_cli.measuring.similarity import (
     LinearCKA,
@@ -248,7 +248,7 @@ def test_models_that_do_not_belong_together_are_refused(tiny_bert: Path, damaged
 
 def test_the_steepest_layer_is_where_most_is_lost() -> None:
     def having(*values: float | None) -> Diagnosis:
-        layers = tuple(Layer(str(i), value, 1.0, None) for i, value in enumerate(values))
+        layers = tuple(LayerAgreement(str(i), value, 1.0, None) for i, value in enumerate(values))
         return Diagnosis(2, 2, layers, None, None, 1.0, 1, 1.0, ())  # type: ignore[arg-type]
 
     assert having().steepest is None

@@ -19,7 +19,7 @@ from ternarize_cli.engines import baselines, exports, onnx, rivals
 from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
 from ternarize_cli.evaluation.costs import latency
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 
 TEXTS = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(40)]
 CALIBRATION = [" ".join(WORDS[i % 40 : i % 40 + 3 + i % 9]) for i in range(60)]
@@ -129,7 +129,7 @@ def test_a_roberta_counts_positions_from_the_mask_in_onnx_too(tmp_path: Path) ->
         XLMRobertaConfig(vocab_size=60, max_position_embeddings=40, pad_token_id=1, initializer_range=0.3, **settings)
     ).eval()
     model.save_pretrained(tmp_path)
-    run = baselines.require("onnx-fp32").build(tmp_path, "cpu")
+    run = baselines.require_baseline("onnx-fp32").build(tmp_path, "cpu")
     ids = torch.randint(5, 60, (3, 11))
     mask = torch.ones_like(ids)
     ids[2, 6:], mask[2, 6:] = 1, 0
@@ -221,12 +221,12 @@ def test_a_model_that_truncates_already_is_quantised_at_its_own_length(tmp_path:
 )
 def test_an_unknown_rival_has_its_nearest_names(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"no rival '{name}'") as caught:
-        rivals.require(name)
+        rivals.require_rival(name)
     assert near in str(caught.value.hint)
 
 
 def test_all_names_are_rivals_and_models_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(rivals.is_rival(name) for name in rivals.names())
+    assert all(rivals.is_rival(name) for name in rivals.rival_names())
     assert rivals.is_rival("onnx-int9")
     assert not any(rivals.is_rival(m) for m in ("intfloat/e5-small", "package:x", "./onnx-int8", "bert-base-chinese"))
     (tmp_path / "onnx-int8").mkdir()
@@ -238,13 +238,13 @@ def test_all_names_are_rivals_and_models_are_not(tmp_path: Path, monkeypatch: py
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(UnavailableError, match=f"{name} needs onnx, onnxscript") as caught:
-        rivals.require(name)
+        rivals.require_rival(name)
     assert "ternarize-cli[rivals]" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", rivals.CALIBRATED)
 def test_ranges_are_not_found_without_texts(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(rivals, "require", lambda name: None)
+    monkeypatch.setattr(rivals, "require_rival", lambda name: None)
     with pytest.raises(InputError, match="needs calibration texts for its ranges, and there are none"):
         rivals.make(name, tiny_bert, calibration=[])
 
@@ -305,8 +305,8 @@ def test_bench_compares_with_onnx(run: Callable[..., object], teacher: Path) -> 
 
 @needs_openvino
 def test_openvino_int8_of_bench_needs_no_texts(teacher: Path) -> None:
-    run = baselines.require("openvino-int8").build(teacher, "cpu")
-    ids, mask = random_tokens({"vocab_size": 40, "pad_token_id": 0}, Point(2, 8), seed=0)
+    run = baselines.require_baseline("openvino-int8").build(teacher, "cpu")
+    ids, mask = random_tokens({"vocab_size": 40, "pad_token_id": 0}, GridPoint(2, 8), seed=0)
     assert run(ids, mask).shape == (2, 8, 32)
 
 

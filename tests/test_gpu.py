@@ -28,7 +28,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 from ternarize_cli.kernels.gpu import e4m3, fused, gelu, int8, matmul, tuning
 from ternarize_cli.kernels.gpu.attention import attention
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
-from ternarize_cli.kernels.gpu.encoder import GpuForward, GpuStack
+from ternarize_cli.kernels.gpu.encoder import GpuEncoder, GpuForward
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
 from ternarize_cli.kernels.gpu.int8 import Int8
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
@@ -349,7 +349,7 @@ def test_texts_give_nearly_what_the_reference_gives(
     mask = (torch.arange(11) < torch.tensor([[11], [4], [7]])).long().to(DEVICE)
     types = (torch.arange(11) > 2).long().expand(3, 11).to(DEVICE) if save is save_tiny_bert else None
     wanted = model(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
-    stack = GpuStack(model, arithmetic)
+    stack = GpuEncoder(model, arithmetic)
     real = mask.bool()
     with torch.no_grad():
         assert distance(stack.texts(ids, mask, types)[real], wanted[real]) < most
@@ -367,7 +367,7 @@ def test_inputs_that_are_parts_of_larger_ones(tmp_path: Path) -> None:
     mask = (torch.arange(20) < torch.tensor([[20], [4], [7]])).long().to(DEVICE)
     real = mask[:, :8].bool()
     wanted = model(input_ids=ids[:, :8], attention_mask=mask[:, :8]).last_hidden_state
-    made = GpuStack(model, Int8).texts(ids[:, :8], mask[:, :8], None)
+    made = GpuEncoder(model, Int8).texts(ids[:, :8], mask[:, :8], None)
     assert distance(made[real], wanted[real]) < 0.06
 
 
@@ -409,7 +409,7 @@ def test_a_single_layer_takes_rows_of_any_stride_and_results_beyond_float16() ->
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter on NaN
 def test_unusual_inputs(tmp_path: Path) -> None:
     model = packed(tmp_path, save_tiny_bert)
-    stack = GpuStack(model, Int8)
+    stack = GpuEncoder(model, Int8)
     with torch.no_grad():
         assert stack.texts(torch.zeros(0, 5, dtype=torch.long, device=DEVICE), None, None).shape == (0, 5, 32)
         with pytest.raises(InputError, match="a text has 65 tokens, and the model takes at most 64"):
@@ -426,13 +426,13 @@ def test_images_give_nearly_what_the_reference_gives(tmp_path: Path, arithmetic:
     pixels = normal(2, 3, 8, 8)
     wanted = model(pixel_values=pixels).last_hidden_state
     with torch.no_grad():
-        assert distance(GpuStack(model, arithmetic).images(pixels), wanted) < most
+        assert distance(GpuEncoder(model, arithmetic).images(pixels), wanted) < most
 
 
 def test_weights_lie_in_memory_once_and_stay_those_of_the_model(tmp_path: Path) -> None:
     model = packed(tmp_path, save_tiny_bert, hidden_size=128, intermediate_size=256)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    stack = GpuStack(model, Int8)
+    stack = GpuEncoder(model, Int8)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     layer = model.encoder.layer[0].attention.self.key
     flat = stack._products._flat[0]
@@ -446,7 +446,7 @@ def test_the_largest_activations_of_a_sample_set_the_scale_of_e4m3(
     model = packed(tmp_path, save_tiny_bert)
     ids = torch.randint(5, 40, (2, 9), generator=seeded()).to(DEVICE)
     wanted = model(input_ids=ids).last_hidden_state
-    stack = GpuStack(model, E4m3)
+    stack = GpuEncoder(model, E4m3)
     assert all(0 < times < 448 for times in stack._products._times)
     monkeypatch.setattr(e4m3, "_MANY", 0)  # large batches round by that scale
     with torch.no_grad():
@@ -460,7 +460,7 @@ def test_the_largest_activations_of_a_sample_set_the_scale_of_e4m3(
 @pytest.mark.parametrize("name", ["triton", "scaled_mm"])
 def test_without_a_gpu_they_say_what_is_missing(name: str) -> None:
     with pytest.raises(UnavailableError, match="torch sees no NVIDIA GPU"):
-        kernels.require(name)
+        kernels.require_backend(name)
     layer = random_layer(16, 32, Scheme())
     assert "the model is on cpu" in str(kernels._REGISTRY[name].refuses(layer))
 

@@ -32,7 +32,7 @@ from ternarize_cli.evaluation.reading import read_tasks
 from ternarize_cli.index.documents import Documents, read_documents, read_ids, write_documents
 from ternarize_cli.index.truth import Truth, read_truth
 from ternarize_cli.storage.arrays import read_npy
-from ternarize_cli.storage.checksummed import signed
+from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.storage.files import sha256
 from ternarize_cli.vectors.vector_folder import VectorFolder, VectorRecord, chained
 
@@ -289,7 +289,7 @@ def _vector_files(kind: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_signed_shards_of_damaged_vectors_end_in_a_designed_error(kind: str, tmp_path: Path) -> None:
     """The records are signed again after a change, and hold the digests of the changed files."""
-    shards = tmp_path / "signed"
+    shards = tmp_path / "with_checksum"
     shards.mkdir()
 
     def read(folder: Path) -> None:
@@ -300,7 +300,7 @@ def test_signed_shards_of_damaged_vectors_end_in_a_designed_error(kind: str, tmp
                     record = json.loads(content)
                     if isinstance(record.get("files"), dict):
                         record["files"] = {s: sha256(folder / f"000000{s}") for s in record["files"]}
-                    content = signed(record).encode()
+                    content = with_checksum(record).encode()
                 except (ValueError, OSError, AttributeError, RecursionError):
                     pass
             (shards / path.name).write_bytes(content)

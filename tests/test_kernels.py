@@ -110,14 +110,14 @@ def test_backends_declare_what_they_run() -> None:
 
 def test_an_unknown_backend_is_wrong_usage_and_lists_the_known() -> None:
     with pytest.raises(InputError, match="no backend 'fast'") as caught:
-        kernels.require("fast")
+        kernels.require_backend("fast")
     assert "reference" in str(caught.value.hint)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_bitblas_without_a_gpu_says_what_is_missing() -> None:
     with pytest.raises(UnavailableError, match="GPU"):
-        kernels.require("bitblas")
+        kernels.require_backend("bitblas")
 
 
 def test_a_backend_for_a_model_that_is_not_packed_is_wrong_usage() -> None:

@@ -24,7 +24,7 @@ from ternarize_cli.kernels.native.encoder import NativeForward
 from ternarize_cli.kernels.native.library import Encoder, Library, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 
-BUILT = kernels.describe()[kernels.names().index("native")].available
+BUILT = kernels.describe()[kernels.backend_names().index("native")].available
 SETS = library().instruction_sets if BUILT else ()
 pytestmark = pytest.mark.skipif(not BUILT, reason="the native library is not built: no C++ compiler")
 
@@ -369,7 +369,7 @@ def test_other_types_and_training_go_through_the_modules(model: Any) -> None:
     ids = torch.tensor([[2, 7, 8, 3]])
     model.train()
     made = model(input_ids=ids)
-    assert model.forward._stack is None
+    assert model.forward._encoder is None
     assert made.last_hidden_state.shape == (1, 4, model.config.hidden_size)
     assert model.eval().to(torch.bfloat16)(input_ids=ids).last_hidden_state.dtype == torch.bfloat16
 
@@ -396,7 +396,7 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.Monke
     library.cache_clear()
     try:
         with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9") as caught:
-            kernels.require("native")
+            kernels.require_backend("native")
         assert caught.value.exit_code == 4
         with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9"):
             random_layer(8, 8, Scheme())(torch.zeros(1, 8))

@@ -14,13 +14,13 @@ from ternarize_cli.encoders import checkpoint
 from ternarize_cli.engines import baselines, exports
 from ternarize_cli.engines.baselines import Forward
 
-__all__ = ["BACKEND", "RIVAL", "Candidate", "relative_l2"]
+__all__ = ["BACKEND", "RIVAL", "BenchCandidate", "relative_l2"]
 
 BACKEND, RIVAL = "backend", "rival"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchCandidate:
     """A backend or a rival, with the folder it loads.
 
     Attributes:
@@ -42,7 +42,11 @@ class Candidate:
             TernarizeError: the rival can't be made from the model.
         """
         checkpoint.skeleton(self.folder)  # imports the model's class
-        return baselines.require(self.name, self.device).prepare(self.folder) if self.kind == RIVAL else self.folder
+        return (
+            baselines.require_baseline(self.name, self.device).prepare(self.folder)
+            if self.kind == RIVAL
+            else self.folder
+        )
 
     def load(self, path: Path | None = None) -> tuple[Forward, str]:
         """Loads the forward pass; also returns the name of the backend that runs ("onednn" for "auto", for example).
@@ -55,7 +59,7 @@ class Candidate:
         """
         path = path or self.prepare()
         if self.kind == RIVAL:
-            return baselines.require(self.name, self.device).load(path, self.device), self.name
+            return baselines.require_baseline(self.name, self.device).load(path, self.device), self.name
         model = exports.transformer(path).to(self.device)
         ran = kernels.use_backend(model, self.name)
         return baselines.forward_of(model), ran

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ternarize_cli.bench.rows import Row
+from ternarize_cli.bench.rows import BenchRow
 
 __all__ = ["Table", "megabytes", "point_title", "points", "three_digits", "timing", "title_of"]
 
@@ -19,9 +19,9 @@ class Table:
     caption: str
 
 
-def points(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+def points(rows: Sequence[BenchRow]) -> dict[str, dict[str, BenchRow]]:
     """Groups rows: a dict from each point's title to a dict from candidates' names to rows, in the report's order."""
-    found: dict[str, dict[str, Row]] = {}
+    found: dict[str, dict[str, BenchRow]] = {}
     for row in rows:
         found.setdefault(point_title(vars(row)), {})[row.name] = row
     return found
@@ -31,7 +31,7 @@ def point_title(row: Mapping[str, Any]) -> str:
     """Names the point of a row: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or the encoded texts.
 
     Args:
-        row: the fields of a `Row`.
+        row: the fields of a `BenchRow`.
     """
     if row.get("encoded"):
         return f"{row['encoded']}, batches of {row['batch']}"
@@ -39,7 +39,7 @@ def point_title(row: Mapping[str, Any]) -> str:
     return f"{row['batch']} x {what}"
 
 
-def title_of(row: Row) -> str:
+def title_of(row: BenchRow) -> str:
     """A candidate's name, followed by the backend that ran, if that is another."""
     return row.name if row.name == row.ran else f"{row.name} ({row.ran})"
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ternarize_cli import kernels
-from ternarize_cli.bench.candidates import RIVAL, Candidate
-from ternarize_cli.bench.rows import Row, timed_rows
+from ternarize_cli.bench.candidates import RIVAL, BenchCandidate
+from ternarize_cli.bench.rows import BenchRow, timed_rows
 from ternarize_cli.bench.subject import Subject
 from ternarize_cli.encoders import loading
 from ternarize_cli.engines import rivals
@@ -40,7 +40,7 @@ _FULL_PRECISION = "torch-fp32"
 
 
 def time_texts(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BenchCandidate],
     subject: Subject,
     texts: Sequence[str],
     name: str,
@@ -49,7 +49,7 @@ def time_texts(
     repeats: int,
     seconds: float,
     track: Track,
-) -> tuple[list[Row], float]:
+) -> tuple[list[BenchRow], float]:
     """Times all texts, in batches of each size.
 
     Args:
@@ -74,8 +74,8 @@ def time_texts(
         encoders[candidate.name], ran[candidate.name] = _load(candidate, texts)
     if (exact := encoders.get(_FULL_PRECISION)) is None:
         exact = rivals.make(_FULL_PRECISION, subject.dense, device=candidates[0].device).encoder
-    rows: list[Row] = []
-    with machine.Watch() as watch:
+    rows: list[BenchRow] = []
+    with machine.LoadWatch() as watch:
         for batch in track(sorted(set(batches)), "encoding", len(set(batches))):
             options = {"batch_size": batch, "show_progress_bar": False}
             calls = {who: partial(encoder.encode, texts, **options) for who, encoder in encoders.items()}
@@ -115,7 +115,7 @@ def mean_cosine(vectors: np.ndarray, expected: np.ndarray) -> float:
     return round(float((a * b).sum(axis=1).mean()), 5)
 
 
-def _load(candidate: Candidate, texts: Sequence[str]) -> "tuple[SentenceTransformer, str]":
+def _load(candidate: BenchCandidate, texts: Sequence[str]) -> "tuple[SentenceTransformer, str]":
     """Loads the encoder of a candidate; also returns the name of the backend that runs."""
     if candidate.kind == RIVAL:
         made = rivals.make(candidate.name, candidate.folder, device=candidate.device, calibration=texts)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ternarize_cli.bench.rows import Row
+from ternarize_cli.bench.rows import BenchRow
 
 __all__ = ["BATCH", "TOKENS", "Growth", "fit", "growths"]
 
@@ -54,7 +54,7 @@ class Growth:
         return sum(c * n**power for power, c in enumerate(self.coefficients))
 
 
-def growths(rows: Sequence[Row]) -> list[Growth]:
+def growths(rows: Sequence[BenchRow]) -> list[Growth]:
     """Fits each candidate on each line of the grid that has more points than its curve has coefficients."""
     lines: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ternarize_cli.bench.growth import BATCH, TOKENS, Growth
-from ternarize_cli.bench.run import Report
+from ternarize_cli.bench.run import BenchReport
 from ternarize_cli.measuring.figures import new_figure
 
 __all__ = ["growth_figure"]
@@ -21,7 +21,7 @@ _PANELS = {
 }
 
 
-def growth_figure(report: Report) -> Any:
+def growth_figure(report: BenchReport) -> Any:
     """Draws a matplotlib figure of a report's growth, which must not be empty."""
     panels = {along: [line for line in report.growth if line.along == along] for along in _PANELS}
     shown = {along: lines for along, lines in panels.items() if lines}

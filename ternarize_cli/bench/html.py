@@ -14,8 +14,8 @@ from ternarize_cli.bench.candidates import BACKEND
 from ternarize_cli.bench.cells import Table, points, three_digits
 from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.report import machine_line, tables
-from ternarize_cli.bench.rows import Row
-from ternarize_cli.bench.run import Report
+from ternarize_cli.bench.rows import BenchRow
+from ternarize_cli.bench.run import BenchReport
 from ternarize_cli.measuring import page
 from ternarize_cli.measuring.figures import BLUE, GREY, ORANGE, new_figure
 
@@ -31,7 +31,7 @@ _LEGEND = (
 )
 
 
-def write_html(path: Path, report: Report, command: str, *, force: bool = False) -> None:
+def write_html(path: Path, report: BenchReport, command: str, *, force: bool = False) -> None:
     """Writes the page of a benchmark.
 
     Args:
@@ -65,7 +65,7 @@ def write_html(path: Path, report: Report, command: str, *, force: bool = False)
     page.write_page(path, f"Benchmark of {report.model}", parts, force=force)
 
 
-def latency_figure(report: Report) -> Any:
+def latency_figure(report: BenchReport) -> Any:
     """Draws a matplotlib figure of all times, with a panel for each point, in the order of the report."""
     panels = points(report.rows)
     candidates = len(next(iter(panels.values())))
@@ -80,7 +80,7 @@ def latency_figure(report: Report) -> Any:
     return figure
 
 
-def _panel(axis: Any, title: str, rows: Sequence[Row]) -> None:
+def _panel(axis: Any, title: str, rows: Sequence[BenchRow]) -> None:
     best = {kind: min(r.median_ms for r in rows if r.kind == kind) for kind in {r.kind for r in rows}}
     longest = max(row.p90_ms for row in rows)
     for i, row in enumerate(rows):
@@ -98,7 +98,7 @@ def _panel(axis: Any, title: str, rows: Sequence[Row]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _cards(report: Report) -> str:
+def _cards(report: BenchReport) -> str:
     """Makes cards: the factor of file sizes, the speed of the best backend over all points, and the least memory."""
     forms = {form.name: form for form in report.storage}
     shown = [(f"{forms['torch-fp32'].bytes / forms['packed'].bytes:.1f}×", "smaller files than in fp32")]

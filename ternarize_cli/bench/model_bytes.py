@@ -60,7 +60,7 @@ def storage(subject: Subject, rivals: Sequence[str] = (), device: str = "cpu") -
     )
     half = Storage("torch-bf16", 2 * total, 2 * elements, computed=True)
     forms = [fp32, half, Storage("packed", weights.bytes_on_disk(subject.packed), codes, computed=False)]
-    for rival in (baselines.require(name, device) for name in rivals):
+    for rival in (baselines.require_baseline(name, device) for name in rivals):
         if rival.make is not None:
             made = exports.bytes_of(rival.make(subject.dense).parent)
             forms.append(Storage(rival.name, made, None, computed=False))

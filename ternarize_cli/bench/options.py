@@ -9,7 +9,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.storage.option import ALLOW_PICKLE, SEED, THREADS, Option, check_sequences
 
 if TYPE_CHECKING:
-    from ternarize_cli.measuring.timing import Point
+    from ternarize_cli.measuring.timing import GridPoint
 
 __all__ = ["DEFAULT_TOKENS", "BenchFiles", "BenchOptions"]
 
@@ -113,12 +113,12 @@ class BenchOptions:
             return tuple(self.batches)
         return (1, 8) if self.text is None else (32,)
 
-    def points(self, *, images: bool = False) -> "list[Point]":
+    def points(self, *, images: bool = False) -> "list[GridPoint]":
         """All points, small to large; of images, whose tokens are not chosen, if `images`."""
-        from ternarize_cli.measuring.timing import Point
+        from ternarize_cli.measuring.timing import GridPoint
 
         lengths = (0,) if images else self.tokens or DEFAULT_TOKENS
-        return sorted({Point(batch, tokens) for batch in self.batch_sizes for tokens in lengths})
+        return sorted({GridPoint(batch, tokens) for batch in self.batch_sizes for tokens in lengths})
 
     def check(self, *, random: bool) -> None:
         """Checks the options against each other.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ternarize_cli.bench.candidates import BACKEND
 from ternarize_cli.bench.cells import Table, points, title_of
 from ternarize_cli.bench.model_bytes import Storage
-from ternarize_cli.bench.rows import Row
+from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.measuring import gpu
 
 __all__ = ["paper_tables"]
@@ -21,7 +21,7 @@ _CAPTION = (
 )
 
 
-def paper_tables(rows: Sequence[Row], forms: Sequence[Storage], device: str) -> list[Table]:
+def paper_tables(rows: Sequence[BenchRow], forms: Sequence[Storage], device: str) -> list[Table]:
     """Makes the table of a run with fp32 on a GPU; gives no table for other runs, and for encoded texts."""
     sizes = {form.name: form.bytes for form in forms}
     lines = []

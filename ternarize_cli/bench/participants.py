@@ -30,7 +30,7 @@ def choose_backends(backends: Sequence[str], device: str | None) -> tuple[list[s
     known = {info.name: info for info in kernels.describe()}
     for name in backends:
         if name != "auto":
-            kernels.require(name)
+            kernels.require_backend(name)
     device = None if device is None else checked_device(device)
     devices = {name: known[name].device for name in backends if name != "auto"}
     on_gpu = [name for name, kind in devices.items() if kind == "cuda"]
@@ -71,13 +71,13 @@ def choose_rivals(rivals: Sequence[str] | None, device: str, *, texts: bool) -> 
     for name in rivals if rivals is not None else DEFAULT_GPU_RIVALS:
         if name == baselines.ALL:
             there, reasons = baselines.available(device)
-            chosen += [rival for rival in there if not (texts and baselines.require(rival, device).cuda_only)]
+            chosen += [rival for rival in there if not (texts and baselines.require_baseline(rival, device).cuda_only)]
             notes += [f"left out: {reason}" for reason in reasons]
             continue
         if name == baselines.NONE:
             continue
         try:
-            entry = baselines.require(name, device)
+            entry = baselines.require_baseline(name, device)
             if texts and entry.cuda_only:
                 raise UnavailableError(f"{name} runs forward passes, and --text encodes texts", hint="leave it out")
             chosen.append(name)

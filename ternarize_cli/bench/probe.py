@@ -38,12 +38,12 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic.cuda_graphs import Graphs
-from ternarize_cli.bench.candidates import Candidate
+from ternarize_cli.bench.candidates import BenchCandidate
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.engines.inputs import Batch, random_batch
 from ternarize_cli.errors import TernarizeError
 from ternarize_cli.measuring import gpu
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 
 __all__ = ["Memory", "device_weights", "peak_bytes", "probe"]
 
@@ -87,7 +87,7 @@ class Memory:
         return self.device_weights_bytes, self.device_bytes, self.device_peak_bytes, self.device_reserved_bytes
 
 
-def probe(candidate: Candidate, point: Point, *, threads: int, seed: int) -> Memory:
+def probe(candidate: BenchCandidate, point: GridPoint, *, threads: int, seed: int) -> Memory:
     """Measures a candidate at one point in a subprocess.
 
     Raises:
@@ -133,7 +133,7 @@ def _measure(request: str) -> dict[str, float]:
 
     values = json.loads(request)
     fields = values["candidate"]
-    candidate, point = Candidate(**{**fields, "folder": Path(fields["folder"])}), Point(**values["point"])
+    candidate, point = BenchCandidate(**{**fields, "folder": Path(fields["folder"])}), GridPoint(**values["point"])
     transformers_plugin.quiet_libraries()
     torch.set_num_threads(values["threads"])
     device = candidate.device

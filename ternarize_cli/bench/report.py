@@ -7,8 +7,8 @@ from ternarize_cli.bench.candidates import BACKEND, RIVAL
 from ternarize_cli.bench.cells import Table, megabytes, point_title, points, three_digits, timing, title_of
 from ternarize_cli.bench.growth import Growth
 from ternarize_cli.bench.paper import paper_tables
-from ternarize_cli.bench.rows import Row
-from ternarize_cli.bench.run import Report
+from ternarize_cli.bench.rows import BenchRow
+from ternarize_cli.bench.run import BenchReport
 
 __all__ = [
     "formula",
@@ -24,14 +24,14 @@ _WIDEST = 5
 _NAMED = ("ternarize", "torch", "transformers", "onnxruntime", "openvino", "python")
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: BenchReport) -> list[Table]:
     """Makes all tables of a report: latency, bytes, and if measured, growth, fp32 on a GPU, memory and start-up."""
     found = [latency_table(report), *paper_tables(report.rows, report.storage, report.device), size_table(report)]
     found[1:1] = [growth_table(report)] if report.growth else []
     return found + ([process_table(report)] if report.memory else [])
 
 
-def latency_table(report: Report) -> Table:
+def latency_table(report: BenchReport) -> Table:
     """Makes the table of median and spread of each candidate at each point.
 
     Up to five candidates on a grid have a column each, and each point is a line that ends with the speed-up of the best
@@ -58,7 +58,7 @@ def latency_table(report: Report) -> Table:
     return Table(title, columns, lines, caption + _tokens_of_images(report) + _clocks(report, "after |"))
 
 
-def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> Table:
+def _long_table(report: BenchReport, title: str, *, compared: bool, padded: bool) -> Table:
     per_second = _rate(report)
     timed = any(row.device_ms is not None for row in report.rows)
     columns = [_points(report), "", "median", "spread", *(["on the GPU"] if timed else []), per_second]
@@ -83,12 +83,12 @@ def _long_table(report: Report, title: str, *, compared: bool, padded: bool) -> 
     return Table(title, columns, lines[:-1], caption.strip())
 
 
-def _behind(row: Row) -> str:
+def _behind(row: BenchRow) -> str:
     """Formats the time on the GPU, which follows the host's time in a cell."""
     return "" if row.device_ms is None else f" | {three_digits(row.device_ms)}"
 
 
-def _clocks(report: Report, where: str) -> str:
+def _clocks(report: BenchReport, where: str) -> str:
     """A sentence that explains the two times on a GPU, with a blank in front."""
     if all(row.device_ms is None for row in report.rows):
         return ""
@@ -98,7 +98,7 @@ def _clocks(report: Report, where: str) -> str:
     )
 
 
-def _encoding_table(report: Report) -> Table:
+def _encoding_table(report: BenchReport) -> Table:
     columns = ["batch", "", "texts/s", "tokens/s", "seconds", "spread", "speed-up", "cosine"]
     lines = []
     for rows in points(report.rows).values():
@@ -120,30 +120,30 @@ def _encoding_table(report: Report) -> Table:
     return Table(title, columns, lines[:-1], caption)
 
 
-def _padding(row: Row) -> float:
+def _padding(row: BenchRow) -> float:
     """The share of a row's positions that is padding."""
     return 1 - row.tokens_per_s / row.padded_tokens_per_s
 
 
-def _points(report: Report) -> str:
+def _points(report: BenchReport) -> str:
     return "batch x image" if report.rows[0].image else "batch x tokens"
 
 
-def _rate(report: Report) -> str:
+def _rate(report: BenchReport) -> str:
     return "images/s" if report.rows[0].image else "tokens/s"
 
 
-def _speed(row: Row) -> str:
+def _speed(row: BenchRow) -> str:
     return three_digits(row.inputs_per_s) if row.image else f"{row.tokens_per_s:,.0f}"
 
 
-def _tokens_of_images(report: Report) -> str:
+def _tokens_of_images(report: BenchReport) -> str:
     """A sentence about the tokens of an image, with a blank in front; empty if texts were measured."""
     first = report.rows[0]
     return f" An image of {first.image} pixels is {first.tokens} tokens." if first.image else ""
 
 
-def _paddings(report: Report) -> str:
+def _paddings(report: BenchReport) -> str:
     """A sentence about padding for each padded point, each with a blank in front."""
     first = [next(iter(rows.values())) for rows in points(report.rows).values()]
     return "".join(
@@ -153,7 +153,7 @@ def _paddings(report: Report) -> str:
     )
 
 
-def size_table(report: Report) -> Table:
+def size_table(report: BenchReport) -> Table:
     """Makes the table of sizes, a line per candidate: bytes on disk, bytes of the linears, distance to `reference`."""
     forms = {form.name: form for form in report.storage}
     lines = []
@@ -172,7 +172,7 @@ def size_table(report: Report) -> Table:
     return Table("megabytes (10^6 bytes) on disk", ["", "on disk", "its linears", "relative L2"], lines, caption)
 
 
-def growth_table(report: Report) -> Table:
+def growth_table(report: BenchReport) -> Table:
     """Makes the table of growth, a row per candidate and line of the grid: its curve, and the largest deviation."""
     lines = [
         [line.name, f"{line.along}, {line.fixed}", formula(line), f"{line.deviation:.0%}", str(line.deviation_at)]
@@ -191,7 +191,7 @@ def formula(line: Growth) -> str:
     return " + ".join(f"{c:.3g}{unit}" for c, unit in zip(line.coefficients, units, strict=False))
 
 
-def process_table(report: Report) -> Table:
+def process_table(report: BenchReport) -> Table:
     """Makes the table of processes, a line per candidate: start-up time and memory of a process of its own."""
     columns = ["", "load", "first pass", "loaded", "peak", "peak, all of the process"]
     on_gpu = any(entry.device_bytes is not None for entry in report.memory)

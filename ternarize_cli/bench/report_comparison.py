@@ -14,7 +14,7 @@ from ternarize_cli.bench.cells import Table, point_title, three_digits, timing
 from ternarize_cli.errors import InputError, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes
 
-__all__ = ["Comparison", "Line", "compare", "comparison_table"]
+__all__ = ["Line", "ReportComparison", "compare", "comparison_table"]
 
 _NUMBERS = {"batch": int, "tokens": int, "median_ms": int | float, "p10_ms": int | float, "p90_ms": int | float}
 _WORDS = ("lengths", "image", "encoded")
@@ -52,7 +52,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReportComparison:
     """A comparison of reports: their files, their models, the lines, and warnings about the ratios."""
 
     files: tuple[str, ...]
@@ -66,7 +66,7 @@ class Comparison:
         return {"files": self.files, "models": self.models, "rows": rows, "warnings": self.warnings}
 
 
-def compare(paths: Sequence[Path]) -> Comparison:
+def compare(paths: Sequence[Path]) -> ReportComparison:
     """Reads and compares reports.
 
     Args:
@@ -94,7 +94,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     ]
     if not any(value is not None for line in lines for value in line.speed_up[1:]):
         warnings.append(f"{paths[0]} shares no candidate at the same batch x tokens with the others")
-    return Comparison(
+    return ReportComparison(
         tuple(str(path) for path in paths),
         tuple(str(report.get("model", "")) for report in reports),
         tuple(lines),
@@ -102,7 +102,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     )
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: ReportComparison) -> Table:
     """Makes the table with a line per candidate and point: median and spread in each file, and the speed-up."""
     names = _short_names(comparison.files)
     columns = ["", "batch x tokens", names[0]]

@@ -15,8 +15,8 @@ from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.html import write_html
 from ternarize_cli.bench.options import BenchFiles
 from ternarize_cli.bench.report import machine_line, tables
-from ternarize_cli.bench.rows import Row
-from ternarize_cli.bench.run import Report
+from ternarize_cli.bench.rows import BenchRow
+from ternarize_cli.bench.run import BenchReport
 from ternarize_cli.measuring import figures
 from ternarize_cli.storage import files
 
@@ -28,9 +28,9 @@ _OF_A_PROCESS = (
 )
 
 
-def csv_text(report: Report) -> str:
+def csv_text(report: BenchReport) -> str:
     """Formats the report as CSV, with a header; values that were not measured are empty."""
-    columns = ["model", *(field.name for field in fields(Row)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
+    columns = ["model", *(field.name for field in fields(BenchRow)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
     columns += ["device", "cpu", "cores", "threads", "busy"]
     forms = {form.name: form for form in report.storage}
     memory = {entry.name: asdict(entry) for entry in report.memory}
@@ -52,7 +52,7 @@ def csv_text(report: Report) -> str:
     return buffer.getvalue()
 
 
-def markdown_text(report: Report, command: str) -> str:
+def markdown_text(report: BenchReport, command: str) -> str:
     """Formats the report's tables, the command and the machine as Markdown."""
     parts = []
     for table in tables(report):
@@ -63,7 +63,7 @@ def markdown_text(report: Report, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_files(wanted: BenchFiles, report: Report, command: str, *, force: bool = False) -> list[Path]:
+def write_files(wanted: BenchFiles, report: BenchReport, command: str, *, force: bool = False) -> list[Path]:
     """Writes the files that were asked for and returns their paths.
 
     Args:

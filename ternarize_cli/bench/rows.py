@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate, relative_l2
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate, relative_l2
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.engines.inputs import Batch
-from ternarize_cli.measuring.timing import Watch, summarise, time_interleaved
+from ternarize_cli.measuring.timing import DeviceClock, summarise, time_interleaved
 
-__all__ = ["Feed", "Row", "in_turn", "rate", "time_feed", "timed_rows"]
+__all__ = ["BenchRow", "Feed", "in_turn", "rate", "time_feed", "timed_rows"]
 
 _UNRECORDED = 2
 
@@ -47,7 +47,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """The measurements of one candidate at one point.
 
     Attributes:
@@ -97,7 +97,7 @@ class Row:
 
 def time_feed(
     feed: Feed,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BenchCandidate],
     forwards: Mapping[str, Forward],
     ran: Mapping[str, str],
     reference: Forward,
@@ -105,14 +105,14 @@ def time_feed(
     repeats: int,
     seconds: float,
     warmup: int,
-    watch: Watch | None = None,
-) -> list[Row]:
+    watch: DeviceClock | None = None,
+) -> list[BenchRow]:
     """Makes the rows of one point; every round takes the next batch, for all candidates.
 
     Args:
         feed: the batches of the point.
         candidates: the candidates.
-        forwards, ran: for each candidate by name, the forward pass and the backend that `Candidate.load` returned.
+        forwards, ran: for each candidate by name, the forward pass and the backend that `BenchCandidate.load` returned.
         reference: the forward pass with which backends are compared.
         repeats, seconds: number of rounds and time budget, as in `timing.time_interleaved`.
         warmup: number of untimed calls with each batch before.
@@ -152,7 +152,7 @@ def time_feed(
 
 
 def timed_rows(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BenchCandidate],
     ran: Mapping[str, str],
     times: Mapping[str, Sequence[float]],
     *,
@@ -160,7 +160,7 @@ def timed_rows(
     real: Sequence[int],
     padded: Sequence[int],
     **point: Any,
-) -> list[Row]:
+) -> list[BenchRow]:
     """Makes a row for each candidate, with its rates and its ratio to the fastest rival.
 
     Args:
@@ -168,13 +168,13 @@ def timed_rows(
         ran: for each candidate by name, the backend that ran.
         times: for each candidate by name, the seconds of each call.
         inputs, real, padded: for each batch, the number of texts or images, of tokens, and of tokens with padding.
-        point: the fields of `Row` that describe the point.
+        point: the fields of `BenchRow` that describe the point.
     """
     timings = {name: summarise(measured) for name, measured in times.items()}
     rivals = [c.name for c in candidates if c.kind == RIVAL]
     best = min(rivals, key=lambda name: timings[name].median_ms) if rivals else None
     return [
-        Row(
+        BenchRow(
             name=c.name,
             kind=c.kind,
             ran=ran[c.name],

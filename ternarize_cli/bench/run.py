@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ternarize_cli.bench import chosen_kernels
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, Candidate
+from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate
 from ternarize_cli.bench.end_to_end import time_texts
 from ternarize_cli.bench.growth import Growth, growths
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
@@ -25,8 +25,8 @@ from ternarize_cli.bench.model_bytes import Storage, storage
 from ternarize_cli.bench.options import DEFAULT_TOKENS, BenchOptions
 from ternarize_cli.bench.participants import choose_backends, choose_rivals
 from ternarize_cli.bench.probe import Memory, probe
-from ternarize_cli.bench.rows import Feed, Row, in_turn, time_feed
-from ternarize_cli.bench.shapes import DEFAULT, Shape, require
+from ternarize_cli.bench.rows import BenchRow, Feed, in_turn, time_feed
+from ternarize_cli.bench.shapes import DEFAULT, ModelShape, model_shape
 from ternarize_cli.bench.subject import Subject, max_tokens, prepare
 from ternarize_cli.data.texts import source_name
 from ternarize_cli.encoders import checkpoint
@@ -40,11 +40,11 @@ from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.measuring import energy, gpu, machine
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["Report", "benchmark"]
+__all__ = ["BenchReport", "benchmark"]
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """What `benchmark` found; `machine` is `machine.facts` with the load around the measurement.
 
     `choices`: of each backend the kernels that it chose for the shapes that came up (`chosen_kernels.choices_of`).
@@ -53,7 +53,7 @@ class Report:
     model: str
     device: str
     notes: tuple[str, ...]
-    rows: list[Row]
+    rows: list[BenchRow]
     storage: list[Storage]
     memory: list[Memory]
     growth: list[Growth]
@@ -70,10 +70,10 @@ def benchmark(
     model: str | None,
     options: BenchOptions,
     *,
-    shape: Shape | None = None,
+    shape: ModelShape | None = None,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
-) -> Report:
+) -> BenchReport:
     """Measures MODEL, or a model with random weights if it is None.
 
     Args:
@@ -90,7 +90,7 @@ def benchmark(
         UnavailableError: a backend was named that can't run here, or can't run this model, or there is no such device.
     """
     options.check(random=model is None)
-    shape = shape or require(options.shape or DEFAULT)
+    shape = shape or model_shape(options.shape or DEFAULT)
     backends, device = choose_backends(options.backends, options.device)
     wanted = tuple(dict.fromkeys(options.rivals)) if options.rivals is not None else None
     rivals, left_out = choose_rivals(wanted, device, texts=options.text is not None)
@@ -102,7 +102,7 @@ def benchmark(
     source = options.text or options.lengths
     texts = draw(source, options.seed) if source is not None else []
     load_before = machine.load_average()
-    with machine.Watch() as before:
+    with machine.LoadWatch() as before:
         top = machine.top_processes()
     if machine.is_busy(before.others):
         culprits = ", ".join(f"{p['name']} ({p['pid']}) {p['percent']:.0f}%" for p in top)
@@ -123,8 +123,8 @@ def benchmark(
                 track=track,
             ) as subject,
         ):
-            candidates = [Candidate(name, BACKEND, subject.packed, device) for name in backends]
-            candidates += [Candidate(name, RIVAL, subject.dense, device) for name in rivals]
+            candidates = [BenchCandidate(name, BACKEND, subject.packed, device) for name in backends]
+            candidates += [BenchCandidate(name, RIVAL, subject.dense, device) for name in rivals]
             chosen: dict[str, dict[str, str]] = {}
             if options.text is not None:
                 name = Path(source_name(options.text)).name
@@ -165,7 +165,7 @@ def benchmark(
                 explained.append(f"kernels of bitblas: {operators.statistics}")
             for note in explained:
                 say(note)
-            return Report(
+            return BenchReport(
                 subject.name,
                 device,
                 (*left_out, *subject.notes, *explained),
@@ -212,13 +212,13 @@ def _feeds(subject: Subject, options: BenchOptions, texts: Sequence[str], device
 
 
 def _time(
-    candidates: list[Candidate],
+    candidates: list[BenchCandidate],
     subject: Subject,
     options: BenchOptions,
     feeds: Sequence[Feed],
     meter: Callable[[], float] | None,
     track: Track,
-) -> tuple[list[Row], float, dict[str, dict[str, str]]]:
+) -> tuple[list[BenchRow], float, dict[str, dict[str, str]]]:
     """All rows, what others used of the CPU while the clock ran, in percent of a core, and what backends chose."""
     forwards: dict[str, Forward] = {}
     ran: dict[str, str] = {}
@@ -227,10 +227,10 @@ def _time(
     device = candidates[0].device
     reference = forwards.get("reference")
     if reference is None:
-        reference, _ = Candidate("reference", BACKEND, subject.packed, device).load()
-    rows: list[Row] = []
+        reference, _ = BenchCandidate("reference", BACKEND, subject.packed, device).load()
+    rows: list[BenchRow] = []
     events = gpu.Events(device) if gpu.is_gpu(device) else None
-    with torch.inference_mode(), machine.Watch() as watch:
+    with torch.inference_mode(), machine.LoadWatch() as watch:
         for feed in track(feeds, "timing", len(feeds)):
             timed = time_feed(
                 feed,

@@ -11,11 +11,11 @@ import torch
 
 from ternarize_cli.errors import InputError
 
-__all__ = ["DEFAULT", "SHAPES", "Shape", "random_model", "require"]
+__all__ = ["DEFAULT", "SHAPES", "ModelShape", "model_shape", "random_model"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The shape of a model.
 
     Attributes:
@@ -31,13 +31,13 @@ class Shape:
 
 DEFAULT = "bert-base"
 SHAPES = {
-    DEFAULT: Shape("bert", {"vocab_size": 21128}, "bert-base-chinese"),
-    "vit-base": Shape("vit", {}, "ViT-B/16 on images of 224 x 224"),
-    "dinov2-base": Shape("dinov2", {}, "DINOv2 ViT-B/14 on images of 224 x 224"),
+    DEFAULT: ModelShape("bert", {"vocab_size": 21128}, "bert-base-chinese"),
+    "vit-base": ModelShape("vit", {}, "ViT-B/16 on images of 224 x 224"),
+    "dinov2-base": ModelShape("dinov2", {}, "DINOv2 ViT-B/14 on images of 224 x 224"),
 }
 
 
-def require(name: str) -> Shape:
+def model_shape(name: str) -> ModelShape:
     """Gives the shape of a name.
 
     Raises:
@@ -48,7 +48,7 @@ def require(name: str) -> Shape:
     return SHAPES[name]
 
 
-def random_model(folder: Path, shape: Shape, seed: int) -> Path:
+def random_model(folder: Path, shape: ModelShape, seed: int) -> Path:
     """Writes a model of a shape into `folder`; a text model gets a tokenizer with made-up words for its vocabulary."""
     from transformers import AutoConfig, AutoModel
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bench.shapes import DEFAULT, SHAPES, Shape, random_model
+from ternarize_cli.bench.shapes import DEFAULT, SHAPES, ModelShape, random_model
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint, loading, transformers_plugin
@@ -62,7 +62,7 @@ def prepare(
     *,
     seed: int = 0,
     allow_pickle: bool = False,
-    shape: Shape = SHAPES[DEFAULT],
+    shape: ModelShape = SHAPES[DEFAULT],
     teacher: str | None = None,
     check: Callable[[Path], None] = lambda folder: None,
     say: Callable[[str], None] = lambda text: None,
@@ -132,7 +132,7 @@ def max_tokens(config: dict[str, Any]) -> int | None:
     return positions
 
 
-def _told(shape: Shape) -> str:
+def _told(shape: ModelShape) -> str:
     kind = {"bert": "BERT", "vit": "ViT", "dinov2": "DINOv2"}[shape.model_type]
     return f"{kind} with random weights" + (f", in the shape of {shape.like}" if shape.like else f" ({shape.config})")
 

@@ -26,14 +26,14 @@ def _doctor(
     Versions, CPU and GPU, backends, optional extras, disk space.
     """
     from ternarize_cli.bench.environment import examine
-    from ternarize_cli.kernels import require
+    from ternarize_cli.kernels import require_backend
 
     out = Output(json_mode=json)
     found = examine()
     _show(out, found)
     out.result(found)
     if backend is not None and backend != "auto":
-        require(backend)
+        require_backend(backend)
 
 
 def _show(out: Output, found: dict[str, Any]) -> None:

@@ -7,14 +7,14 @@ from ternarize_cli.cli.output import Output, megabytes
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
     from ternarize_cli.evaluation.diagnose import Diagnosis
-    from ternarize_cli.evaluation.run import Report
+    from ternarize_cli.evaluation.run import EvaluationReport
 
 __all__ = ["payload", "show"]
 
 _WIDEST = 4
 
 
-def show(out: Output, report: "Report") -> None:
+def show(out: Output, report: "EvaluationReport") -> None:
     """Prints an evaluation."""
     comparison = report.comparison
     for skipped in report.skipped:
@@ -139,7 +139,7 @@ def _costs(evaluation: "Evaluation") -> tuple[str, str]:
     return "" if time is None else f"{time:.1f}", "" if memory is None else megabytes(memory)
 
 
-def payload(report: "Report", data: dict[str, str], seed: int) -> dict[str, Any]:
+def payload(report: "EvaluationReport", data: dict[str, str], seed: int) -> dict[str, Any]:
     """An evaluation for --json; `data`: task → sha256 of its data."""
     comparison = report.comparison
     students = [

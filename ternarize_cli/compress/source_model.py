@@ -215,7 +215,7 @@ def source_parts(
     return found
 
 
-def _tensors(model: Any, shards: Sequence[weights.Shard]) -> tuple[SourceTensor, ...]:
+def _tensors(model: Any, shards: Sequence[weights.WeightShard]) -> tuple[SourceTensor, ...]:
     """The tensors of the files in the model's order; of a tensor with several names, one copy is stored."""
     by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
     names, first = checkpoint.names_in_model(model, by_key), anatomy.first_names(model)

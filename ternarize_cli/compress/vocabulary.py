@@ -294,7 +294,9 @@ def _explain(batch: Sequence[str], ids: np.ndarray, old: Any, new: Any) -> None:
     raise TernarizeError("the corpus changed while it was read", hint="run it again")
 
 
-def _find(shards: Sequence[weights.Shard], model: Any, tables: Collection[str]) -> tuple[weights.Shard, str]:
+def _find(
+    shards: Sequence[weights.WeightShard], model: Any, tables: Collection[str]
+) -> tuple[weights.WeightShard, str]:
     """The shard that holds the token table, and the table's name there."""
     for shard in shards:
         for key, name in checkpoint.names_in_model(model, shard.keys()).items():

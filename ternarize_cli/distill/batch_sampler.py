@@ -23,7 +23,7 @@ import numpy as np
 
 from ternarize_cli.data.length_buckets import by_length, width_of
 
-__all__ = ["Mixture", "Piece", "Plan", "epoch"]
+__all__ = ["Mixture", "Piece", "SamplingPlan", "epoch"]
 
 _CHUNK = 32
 
@@ -66,7 +66,7 @@ class Mixture:
     weights: tuple[float, ...] | None = None
 
 
-class Plan(Sequence[list[Piece]]):
+class SamplingPlan(Sequence[list[Piece]]):
     """The batches of an epoch, held as arrays; the pieces of a batch, of millions, become objects when it is read."""
 
     def __init__(self, drawn: "_Drawn", batches: Sequence[np.ndarray]) -> None:
@@ -92,7 +92,7 @@ class Plan(Sequence[list[Piece]]):
         return self[int(np.argmax([len(batch) for batch in self._batches]))]
 
 
-def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, number: int) -> Plan:
+def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, number: int) -> SamplingPlan:
     """Draws the batches of an epoch.
 
     Args:
@@ -118,7 +118,7 @@ def epoch(lengths: np.ndarray, mixture: Mixture, batch_size: int, seed: int, num
         made += [groups[i] for i in rng.permutation(len(groups))]
     if len(left):
         made.append(_filled_up(left, drawn.length, budget, mixture.around) if made else left)
-    return Plan(drawn, made)
+    return SamplingPlan(drawn, made)
 
 
 class _Drawn(NamedTuple):

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ternarize_cli.distill.batch_sampler import Piece, Plan, epoch
-from ternarize_cli.distill.corpus import Corpus, ImageCorpus
+from ternarize_cli.distill.batch_sampler import Piece, SamplingPlan, epoch
+from ternarize_cli.distill.corpus import ImageCorpus, TrainingCorpus
 from ternarize_cli.distill.data import Sources, mixture_of
 from ternarize_cli.distill.options import Training
 from ternarize_cli.distill.pair import TAUGHT
@@ -46,7 +46,7 @@ class Batches:
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: TrainingCorpus,
         sources: Sources,
         training: Training,
         on: Any,
@@ -146,7 +146,7 @@ class Batches:
                     raise made
                 yield made
 
-    def _planned(self, number: int) -> Plan:
+    def _planned(self, number: int) -> SamplingPlan:
         size = self._training.batch * self._on.num_processes
         return epoch(self._lengths, self._mixture, size, self._training.seed, number)
 

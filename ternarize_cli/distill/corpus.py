@@ -19,13 +19,13 @@ from ternarize_cli.distill.batch_sampler import Piece
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Corpus", "ImageCorpus", "TextCorpus"]
+__all__ = ["ImageCorpus", "TextCorpus", "TrainingCorpus"]
 
 _MOST_CHANGED = 0.3
 _SMALLEST_CROP = 0.8
 
 
-class Corpus(Protocol):
+class TrainingCorpus(Protocol):
     """The interface of training data."""
 
     @property
@@ -60,7 +60,7 @@ class Corpus(Protocol):
             even: pad texts to `length_buckets.width_of` the longest.
         """
 
-    def take(self, rows: Sequence[int]) -> "Corpus":
+    def take(self, rows: Sequence[int]) -> "TrainingCorpus":
         """Selects some of the texts or images."""
 
 
@@ -88,22 +88,22 @@ class TextCorpus:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         return np.array([len(ids) for ids in self.ids])
 
     @property
     def prompts(self) -> int:
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         return len(self.heads)
 
     @property
     def around(self) -> int:
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         return max(map(len, self.heads)) + len(self.tail)
 
     @property
     def digest(self) -> str:
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         made = hashlib.sha256()
         for row in (*self.ids, *self.heads, self.tail, self.lengths, self.sources, np.array([self.limit])):
             made.update(np.ascontiguousarray(row).tobytes())
@@ -160,7 +160,7 @@ class TextCorpus:
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def take(self, rows: Sequence[int]) -> "TextCorpus":
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         ids = [self.ids[i] for i in rows]
         return TextCorpus(ids, self.sources[list(rows)], self.heads, self.tail, self.limit, self.pad, self.left)
 
@@ -183,7 +183,7 @@ class ImageCorpus:
 
     @property
     def sources(self) -> np.ndarray:
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         return np.searchsorted(self._ends(), self.chosen, side="right")
 
     @property
@@ -208,7 +208,7 @@ class ImageCorpus:
         return dict(self.prepare(images))
 
     def take(self, rows: Sequence[int]) -> "ImageCorpus":
-        """As `Corpus`."""
+        """As `TrainingCorpus`."""
         return ImageCorpus(self.parts, self.chosen[list(rows)], self.prepare)
 
     def _ends(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from ternarize_cli.data.images import read_images
 from ternarize_cli.data.text_sources import texts_of
 from ternarize_cli.distill.batch_sampler import Mixture
-from ternarize_cli.distill.corpus import Corpus, ImageCorpus, TextCorpus
+from ternarize_cli.distill.corpus import ImageCorpus, TextCorpus, TrainingCorpus
 from ternarize_cli.distill.pixels import preparation
 from ternarize_cli.encoders.loading import prompts_of
 from ternarize_cli.encoders.modalities import modality_of_sources
@@ -67,7 +67,7 @@ def read_corpus(
     max_length: int | None,
     seed: int,
     track: Track = silent,
-) -> tuple[Corpus, Corpus]:
+) -> tuple[TrainingCorpus, TrainingCorpus]:
     """Reads all sources, drops duplicate texts, and holds some out; returns the training data and the held-out data.
 
     Args:
@@ -108,7 +108,7 @@ def _refuse(count: int, what: str) -> None:
     )
 
 
-def _split(corpus: Corpus, sources: Sources, seed: int, what: str) -> tuple[Corpus, Corpus]:
+def _split(corpus: TrainingCorpus, sources: Sources, seed: int, what: str) -> tuple[TrainingCorpus, TrainingCorpus]:
     count = len(corpus.lengths)
     if count < _FEWEST:
         _refuse(count, what)
@@ -177,7 +177,7 @@ def _images(encoder: "SentenceTransformer", sources: Sources, seed: int) -> Imag
 
 
 def mixture_of(
-    corpus: Corpus, sources: Sources, joined: float, changed: float = 0.0, *, windows: bool = True
+    corpus: TrainingCorpus, sources: Sources, joined: float, changed: float = 0.0, *, windows: bool = True
 ) -> Mixture:
     """Makes the settings for drawing the inputs of an epoch from a corpus."""
     return Mixture(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternarize_cli.distill.batch_sampler import Piece
-from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.corpus import TrainingCorpus
 from ternarize_cli.distill.losses import Outputs
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import TernarizeError
@@ -21,7 +21,7 @@ _BATCH = 32
 class HeldOut:
     """Held-out texts or images. Each process computes a part of the embeddings, and all processes get all of them."""
 
-    def __init__(self, pair: Pair, corpus: Corpus, on: Any, group: Any = None) -> None:
+    def __init__(self, pair: Pair, corpus: TrainingCorpus, on: Any, group: Any = None) -> None:
         """Computes the teacher's embeddings of the held-out data, of texts with its first prompt.
 
         Args:

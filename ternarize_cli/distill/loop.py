@@ -22,7 +22,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import checkpointing
 from ternarize_cli.distill.batches import Batches
-from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.corpus import TrainingCorpus
 from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
@@ -216,7 +216,9 @@ def _check_cacheable(kind: str, training: Training) -> None:
         raise InputError("joined texts differ from epoch to epoch and can't be cached", hint="--joined 0")
 
 
-def _known_vectors(folder: Path, on: Any, pair: Pair, corpus: Corpus, teacher: Path, track: Track) -> np.ndarray:
+def _known_vectors(
+    folder: Path, on: Any, pair: Pair, corpus: TrainingCorpus, teacher: Path, track: Track
+) -> np.ndarray:
     if not on.is_main_process:
         on.wait_for_everyone()
     vectors = cached_vectors(folder, pair, corpus, files.content_hash(teacher), track)

@@ -30,8 +30,8 @@ __all__ = [
     "PARTS",
     "RECIPES",
     "REVISION",
+    "LossRecipe",
     "Outputs",
-    "Recipe",
     "loss_parts",
     "masked_mse",
     "relation_divergence",
@@ -63,7 +63,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LossRecipe:
     """Settings for training a student.
 
     Attributes:
@@ -104,9 +104,9 @@ class Recipe:
         return parts
 
 
-RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(parts={"output": 1.0}, rule="absmean", granularity="tensor"),
-    "full": Recipe(
+RECIPES: dict[str, LossRecipe] = {
+    "paper": LossRecipe(parts={"output": 1.0}, rule="absmean", granularity="tensor"),
+    "full": LossRecipe(
         parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=0.3, changed=0.5
     ),
 }

@@ -10,7 +10,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.storage.option import DEVICE, MANY, MAX_BATCH, SEED, THREADS, Option, check_sequences
 
 if TYPE_CHECKING:
-    from ternarize_cli.distill.losses import Recipe
+    from ternarize_cli.distill.losses import LossRecipe
 
 __all__ = ["DistillOptions", "Progress", "Training"]
 
@@ -80,7 +80,7 @@ class Training:
         _ = self.parts
 
     @property
-    def chosen(self) -> "Recipe":
+    def chosen(self) -> "LossRecipe":
         """The recipe."""
         from ternarize_cli.distill.losses import RECIPES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ternarize_cli.distill.batch_sampler import Piece
-from ternarize_cli.distill.corpus import Corpus
+from ternarize_cli.distill.corpus import TrainingCorpus
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.progress import Track, silent
@@ -17,7 +17,9 @@ __all__ = ["cached_vectors"]
 _BATCH = 64
 
 
-def cached_vectors(folder: Path, pair: Pair, corpus: Corpus, teacher_hash: str, track: Track = silent) -> np.ndarray:
+def cached_vectors(
+    folder: Path, pair: Pair, corpus: TrainingCorpus, teacher_hash: str, track: Track = silent
+) -> np.ndarray:
     """Gives the teacher's embeddings, float16 `[prompts, texts, dim]`, memory-mapped from a file in `folder`.
 
     The file is made if it is missing. Its name is a hash of the teacher and of the texts as token ids, so it is never
@@ -43,7 +45,7 @@ def cached_vectors(folder: Path, pair: Pair, corpus: Corpus, teacher_hash: str, 
     return vectors
 
 
-def _make(path: Path, shape: tuple[int, int, int], pair: Pair, corpus: Corpus, track: Track) -> None:
+def _make(path: Path, shape: tuple[int, int, int], pair: Pair, corpus: TrainingCorpus, track: Track) -> None:
     made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     lengths = corpus.lengths.clip(max=corpus.limit)
     rows = lengths.argsort(kind="stable").tolist()

@@ -15,7 +15,7 @@ from ternarize_cli.model_folder import config_check, integrity
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.model_folder.model_files import copy_companions
 from ternarize_cli.storage.bounds import read_object
-from ternarize_cli.storage.weights import DTYPES, Shard, open_shards
+from ternarize_cli.storage.weights import DTYPES, WeightShard, open_shards
 
 __all__ = [
     "artifact_of",
@@ -162,7 +162,7 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
     return artifact
 
 
-def check_tensors(model: Any, shards: Iterable[Shard], error: type[CheckpointError] = CheckpointError) -> None:
+def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[CheckpointError] = CheckpointError) -> None:
     """Checks that the files hold every tensor of a model, in its shape and dtype; reads only their headers.
 
     Only tensors that transformers itself expects to be absent may be missing: a pooler without ternary modules, tied

@@ -23,7 +23,7 @@ from ternarize_cli.errors import CheckpointError, named
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.storage.bounds import read_json
-from ternarize_cli.storage.weights import Shard, open_shards
+from ternarize_cli.storage.weights import WeightShard, open_shards
 
 __all__ = ["Part", "parts_of"]
 
@@ -63,7 +63,7 @@ class Part:
         return _dense(self.path) if self.subfolder else checkpoint.skeleton(self.folder)
 
     @contextmanager
-    def open_source(self, model: Any, *, allow_pickle: bool = False) -> Iterator[list[Shard]]:
+    def open_source(self, model: Any, *, allow_pickle: bool = False) -> Iterator[list[WeightShard]]:
         """Opens the weights of a full-precision part, with fused tensors split (`tensor_names.split_fused`).
 
         Args:

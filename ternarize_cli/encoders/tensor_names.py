@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.storage.weights import Shard
+from ternarize_cli.storage.weights import WeightShard
 
 __all__ = ["names_in_model", "split_fused"]
 
@@ -59,7 +59,7 @@ def _renaming(model: Any) -> Callable[[str], str | None]:
     return rename
 
 
-def split_fused(model: Any, shards: Iterable[Shard]) -> list[Shard]:
+def split_fused(model: Any, shards: Iterable[WeightShard]) -> list[WeightShard]:
     """Splits the fused tensors of `shards` into the pieces that transformers would make of them when it loads.
 
     Args:
@@ -114,7 +114,7 @@ def _cut(key: str, converter: Any) -> int:
     )
 
 
-def _with_pieces(shard: Shard, pieces: dict[str, tuple[str, int, int, int]]) -> Shard:
+def _with_pieces(shard: WeightShard, pieces: dict[str, tuple[str, int, int, int]]) -> WeightShard:
     if not pieces:
         return shard
     fused = {key for key, *_ in pieces.values()}
@@ -132,4 +132,4 @@ def _with_pieces(shard: Shard, pieces: dict[str, tuple[str, int, int, int]]) -> 
         key, dim, i, count = pieces[name]
         return shard.get(key).chunk(count, dim)[i].clone()
 
-    return Shard(shard.name, shard.path, headers, read)
+    return WeightShard(shard.name, shard.path, headers, read)

@@ -36,12 +36,12 @@ __all__ = [
     "ModelForward",
     "Rival",
     "available",
+    "baseline_names",
     "forward_of",
     "libraries",
-    "names",
     "on_cpu",
     "on_gpu",
-    "require",
+    "require_baseline",
     "rival",
 ]
 
@@ -136,7 +136,7 @@ def rival(name: str, summary: str, **settings: Any) -> Callable[[Load], Load]:
     return register
 
 
-def names(*, same_vectors: bool = False) -> list[str]:
+def baseline_names(*, same_vectors: bool = False) -> list[str]:
     """Lists the registered rivals, in the order of registration, installed or not.
 
     Args:
@@ -145,7 +145,7 @@ def names(*, same_vectors: bool = False) -> list[str]:
     return [name for name, entry in _RIVALS.items() if same_vectors or not entry.same_vectors]
 
 
-def require(name: str, device: str = "cpu") -> Rival:
+def require_baseline(name: str, device: str = "cpu") -> Rival:
     """Gives the rival of a name, if it can run on this machine.
 
     Raises:
@@ -181,7 +181,7 @@ def available(device: str) -> tuple[list[str], list[str]]:
     there, reasons = [], []
     for name in _RIVALS:
         try:
-            require(name, device)
+            require_baseline(name, device)
             there.append(name)
         except UnavailableError as e:
             reasons.append(str(e))

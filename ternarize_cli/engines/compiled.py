@@ -28,7 +28,7 @@ from ternarize_cli.engines import exports
 from ternarize_cli.engines.baselines import Forward, ModelForward, forward_of, rival
 from ternarize_cli.engines.inputs import random_batch
 from ternarize_cli.errors import UnavailableError
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 
 __all__ = ["FixedShapes", "fixed_shapes", "without_gpu_compiler"]
 
@@ -60,7 +60,7 @@ def _torch_compiled(path: Path, device: str) -> Forward:
     forward = forward_of(model)
     with torch.inference_mode():
         for batch in (2, 1):
-            _made_ready("torch-compiled", forward, random_batch(path, Point(batch, _TOKENS), seed=0))
+            _made_ready("torch-compiled", forward, random_batch(path, GridPoint(batch, _TOKENS), seed=0))
     return forward
 
 

@@ -30,7 +30,7 @@ import ternarize_cli.encoders.transformers_plugin  # noqa: F401  (lets transform
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.engines import inputs
 from ternarize_cli.errors import OutputExistsError, TernarizeError
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.storage import files
 from ternarize_cli.storage.caches import made_folder
@@ -61,7 +61,7 @@ def onnx_export(folder: Path) -> Path:
     def make(output: Path) -> None:
         model = transformer(folder, torch.float32, attn_implementation="eager")
         names = inputs.names(model)
-        batch = inputs.random_batch(folder, Point(2, 9), seed=0)
+        batch = inputs.random_batch(folder, GridPoint(2, 9), seed=0)
         free = {0: torch.export.Dim.DYNAMIC}
         if len(batch) == 2:
             batch[1][1, 5:] = 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ternarize_cli.encoders import checkpoint, vision
 from ternarize_cli.encoders.modalities import modalities_of
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING
 
 __all__ = ["Batch", "image_shape", "names", "random_batch", "random_images", "random_tokens"]
@@ -52,7 +52,7 @@ def image_shape(folder: Path) -> tuple[int, int, int] | None:
     return channels, high, wide
 
 
-def random_batch(folder: Path, point: Point, seed: int, device: str = "cpu") -> Batch:
+def random_batch(folder: Path, point: GridPoint, seed: int, device: str = "cpu") -> Batch:
     """Makes a batch of random values for the model in `folder`; for images, the tokens of `point` are ignored."""
     shape = image_shape(folder)
     if shape is not None:
@@ -65,7 +65,7 @@ def random_images(shape: tuple[int, int, int], batch: int, seed: int, device: st
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def random_tokens(config: dict[str, Any], point: Point, seed: int, device: str = "cpu") -> Batch:
+def random_tokens(config: dict[str, Any], point: GridPoint, seed: int, device: str = "cpu") -> Batch:
     """Draws random ids, except the padding token, and makes a mask of ones, both int64 `[batch, tokens]`."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(config["vocab_size"] - 1, (point.batch, point.tokens), generator=generator)

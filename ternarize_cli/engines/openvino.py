@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ternarize_cli.engines import exports, inputs
 from ternarize_cli.engines.baselines import Forward, rival
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 
 __all__ = ["forward_of_openvino", "int8_model"]
 
@@ -82,7 +82,7 @@ def forward_of_openvino(path: Path, *, precision: str | None = None) -> Forward:
 
 def _int8_of_random_inputs(folder: Path) -> Path:
     count, tokens = _RANDOM
-    batch = inputs.random_batch(folder, Point(count, tokens), seed=0)
+    batch = inputs.random_batch(folder, GridPoint(count, tokens), seed=0)
     return int8_model(folder, list(zip(*(tensor.split(1) for tensor in batch), strict=True)))
 
 

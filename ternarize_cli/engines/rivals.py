@@ -40,7 +40,7 @@ from ternarize_cli.storage.files import content_hash
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["CALIBRATED", "Made", "fingerprint", "is_rival", "make", "names", "require"]
+__all__ = ["CALIBRATED", "Made", "fingerprint", "is_rival", "make", "require_rival", "rival_names"]
 
 CALIBRATED = ("openvino-int8", "vectors-int8")
 """Rivals that need calibration texts."""
@@ -69,9 +69,9 @@ class Made:
     note: str
 
 
-def names() -> list[str]:
+def rival_names() -> list[str]:
     """Lists the names of all rivals; `truncate-N` stands for any number N."""
-    return [*baselines.names(), *_VECTORS, "truncate-N"]
+    return [*baselines.baseline_names(), *_VECTORS, "truncate-N"]
 
 
 def is_rival(name: str) -> bool:
@@ -79,17 +79,17 @@ def is_rival(name: str) -> bool:
     return _FAMILY.fullmatch(name) is not None and not Path(name).is_dir()
 
 
-def require(name: str) -> None:
+def require_rival(name: str) -> None:
     """Checks that a rival can be made on this machine, before any model is loaded.
 
     Raises:
         InputError: there is no rival of that name.
         UnavailableError: a package that it needs is not installed.
     """
-    if name in baselines.names(same_vectors=True):
-        baselines.require(name)
+    if name in baselines.baseline_names(same_vectors=True):
+        baselines.require_baseline(name)
     elif name not in _VECTORS and not _TRUNCATE.fullmatch(name):
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5) or names()
+        near = difflib.get_close_matches(name, rival_names(), n=3, cutoff=0.5) or rival_names()
         raise InputError(f"there is no rival {name!r}", hint="one of: " + ", ".join(near))
 
 
@@ -120,7 +120,7 @@ def make(
     """Makes a rival of the teacher.
 
     Args:
-        name: name of the rival, one of `names()`.
+        name: name of the rival, one of `rival_names()`.
         teacher: the folder of a full-precision model.
         device: name of a torch device; None picks CUDA if there is a GPU, but the CPU for other runtimes.
         threads: number of CPU threads, also of other runtimes; None keeps torch's number.
@@ -133,7 +133,7 @@ def make(
         UnavailableError: packages or CPU instructions that the rival needs are missing on this machine.
         TernarizeError: the teacher can't be exported.
     """
-    require(name)
+    require_rival(name)
     items = _calibration(name, calibration)
     outside = name.startswith(("onnx-", "openvino-")) or name == "torch-compiled"
     if name not in _VECTORS and not name.startswith("truncate-"):
@@ -146,7 +146,7 @@ def make(
         return Made(encoder, size, 4 * dimension, note)
     if name in _DTYPES:
         _narrow(encoder, _DTYPES[name])
-        return Made(encoder, _bytes_in_memory(encoder), 4 * dimension, baselines.require(name).summary)
+        return Made(encoder, _bytes_in_memory(encoder), 4 * dimension, baselines.require_baseline(name).summary)
     vector_bytes, note = _change_vectors(name, encoder, dimension, items)
     return Made(encoder, weights.bytes_on_disk(teacher, allow_pickle=allow_pickle), vector_bytes, note)
 
@@ -194,7 +194,7 @@ def _run_outside(
             f"{name} replaces a transformer that gives hidden states, and that of {teacher} gives something else",
             hint="compare with torch-* rivals instead",
         )
-    entry = baselines.require(name)
+    entry = baselines.require_baseline(name)
     note = entry.summary
     if name == "openvino-int8":
         features = [transformer.preprocess([text]) for text in items]

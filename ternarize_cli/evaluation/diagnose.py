@@ -24,7 +24,7 @@ from ternarize_cli.data.images import Images
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.encoders.loading import load_encoder, resolve
 from ternarize_cli.errors import InputError
-from ternarize_cli.evaluation.inside import Inside, Layer
+from ternarize_cli.evaluation.inside import Inside, LayerAgreement
 from ternarize_cli.evaluation.labels import Clusters, Labels
 from ternarize_cli.evaluation.neighbours import LabelledImages
 from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs
@@ -82,7 +82,7 @@ class Diagnosis:
 
     inputs: int
     tokens: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerAgreement, ...]
     teacher: Space
     student: Space
     cosine: float
@@ -91,7 +91,7 @@ class Diagnosis:
     moved: tuple[Moved, ...]
 
     @property
-    def steepest(self) -> Layer | None:
+    def steepest(self) -> LayerAgreement | None:
         """The layer with the largest loss of CKA against the layer before (the first: against 1); None without loss."""
         known = [(layer, layer.cka) for layer in self.layers if layer.cka is not None]
         falls = [before - cka for before, (_, cka) in zip([1.0, *(cka for _, cka in known)], known, strict=False)]

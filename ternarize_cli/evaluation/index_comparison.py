@@ -31,7 +31,7 @@ from ternarize_cli.vectors.encode import text_folder
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["CompareReport", "EncodingCost", "Row", "compare_indexes", "ndcg", "precision"]
+__all__ = ["CompareReport", "EncodingCost", "IndexRow", "compare_indexes", "ndcg", "precision"]
 
 _K = 10
 _ONE_BY_ONE = 100
@@ -48,7 +48,7 @@ class EncodingCost:
 
 
 @dataclass(frozen=True)
-class Row:
+class IndexRow:
     """Quality and cost of one kind of index with one pair of encoders.
 
     Attributes:
@@ -80,7 +80,7 @@ class CompareReport:
     queries: int
     threads: int
     encoding: list[EncodingCost]
-    rows: list[Row]
+    rows: list[IndexRow]
 
 
 def compare_indexes(
@@ -132,7 +132,7 @@ def compare_indexes(
                 faiss.ParameterSpace().set_index_parameter(index, knob, value)
             found = _search(index, asked)
             rows.append(
-                Row(
+                IndexRow(
                     name,
                     kind,
                     factory,

@@ -24,7 +24,7 @@ from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_diverg
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Inside", "Layer"]
+__all__ = ["Inside", "LayerAgreement"]
 
 _TOKENS = 512
 _SQUARE = 1 << 19
@@ -34,7 +34,7 @@ _ROUNDED = 0.05
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerAgreement:
     """The comparison of student and teacher after a layer.
 
     Attributes:
@@ -120,9 +120,9 @@ class _Row:
             known = mask.shape == (len(student), student.shape[2])
             self.attention.add(*attention_divergence(teacher, student, mask if known else None))
 
-    def done(self) -> Layer:
+    def done(self) -> LayerAgreement:
         """Computes the means over all that was added."""
-        return Layer(self.name, self.cka.value, self.cosine.value, self.attention.value)
+        return LayerAgreement(self.name, self.cka.value, self.cosine.value, self.attention.value)
 
 
 class Inside:
@@ -147,7 +147,7 @@ class Inside:
         self._vectors: tuple[list[Tensor], list[Tensor]] = [], []
         self._norms = Mean(), Mean()
 
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[LayerAgreement, ...]:
         """The layers compared, in order."""
         return tuple(row.done() for row in self._rows)
 

@@ -17,14 +17,14 @@ from ternarize_cli.measuring.figures import BLUE, GREEN, GREY, ORANGE, new_figur
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation
 
-__all__ = ["Point", "frontier", "pareto_figure", "points"]
+__all__ = ["CostPoint", "frontier", "pareto_figure", "points"]
 
 _LONGEST = 34
 _COLOURS = {"teacher": BLUE, "student": ORANGE, "other": GREEN}
 
 
 @dataclass(frozen=True)
-class Point:
+class CostPoint:
     """A model in the plot. `low` and `high` bound `quality`, if the interval is known; `role` decides the colour."""
 
     name: str
@@ -36,7 +36,7 @@ class Point:
     latency_ms: float | None
 
 
-def points(comparison: "Comparison") -> list[Point]:
+def points(comparison: "Comparison") -> list[CostPoint]:
     """Makes the points of models with a defined quality: the teacher, the first student, and others (roles)."""
     found = []
     if comparison.teacher is not None:
@@ -52,9 +52,9 @@ def points(comparison: "Comparison") -> list[Point]:
     return found
 
 
-def _point(model: "Evaluation", role: str, quality: float, interval: tuple[float, float] | None) -> Point:
+def _point(model: "Evaluation", role: str, quality: float, interval: tuple[float, float] | None) -> CostPoint:
     low, high = interval or (None, None)
-    return Point(model.name, role, quality, low, high, model.weights_bytes, model.latency_ms)
+    return CostPoint(model.name, role, quality, low, high, model.weights_bytes, model.latency_ms)
 
 
 def frontier(of: Sequence[tuple[float, float]]) -> list[bool]:
@@ -66,7 +66,7 @@ def pareto_figure(comparison: "Comparison", title: str) -> Any:
     """Draws a matplotlib figure: quality against bytes and, if latencies are known, against latency."""
     shown = points(comparison)
     timed = [p for p in shown if p.latency_ms is not None]
-    panels: list[tuple[str, list[Point], Callable[[Point], float], Callable[[float], str]]] = [
+    panels: list[tuple[str, list[CostPoint], Callable[[CostPoint], float], Callable[[float], str]]] = [
         ("bytes of weights", shown, lambda p: p.weights_bytes, _bytes)
     ]
     if timed:
@@ -86,7 +86,7 @@ def pareto_figure(comparison: "Comparison", title: str) -> Any:
     return figure
 
 
-def _panel(axis: Any, models: Sequence[tuple[float, Point]], unit: Callable[[float], str]) -> None:
+def _panel(axis: Any, models: Sequence[tuple[float, CostPoint]], unit: Callable[[float], str]) -> None:
     on = frontier([(cost, p.quality) for cost, p in models])
     edge = sorted((cost, p.quality) for (cost, p), best in zip(models, on, strict=True) if best)
     corners = [*edge[:1], *(corner for (_, q), (c, r) in pairwise(edge) for corner in ((c, q), (c, r)))]

@@ -8,7 +8,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.storage.option import Option
 
 if TYPE_CHECKING:
-    from ternarize_cli.evaluation.run import Report
+    from ternarize_cli.evaluation.run import EvaluationReport
 
 __all__ = ["EvaluationFiles"]
 
@@ -57,7 +57,7 @@ class EvaluationFiles:
         if self.junit is not None:
             check_output(self.junit, force=force, folder=False)
 
-    def write(self, found: "Report", *, command: str, force: bool) -> list[Path]:
+    def write(self, found: "EvaluationReport", *, command: str, force: bool) -> list[Path]:
         """Writes the files and returns their paths.
 
         Args:

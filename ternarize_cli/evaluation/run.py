@@ -33,16 +33,16 @@ from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.measuring import machine
-from ternarize_cli.measuring.timing import Point
+from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["Report", "run"]
+__all__ = ["EvaluationReport", "run"]
 
 _TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """What was found.
 
     Attributes:
@@ -93,7 +93,7 @@ def run(
     hub: Sequence[AbsTask] = (),
     gates: tuple[Gate, ...] = (),
     track: Track = silent,
-) -> Report:
+) -> EvaluationReport:
     """Scores all models on tasks that were read (`evaluate` reads them first).
 
     Args:
@@ -138,7 +138,7 @@ def run(
         gap = next(iter(missing.values()))
         raise InputError(f"no task can be scored; {gap.task}: {gap.reason}", hint=gap.how)
     timed = _latencies(job, lineup) if options.costs else {}
-    measured: dict[bench.Candidate, int] = {}
+    measured: dict[bench.BenchCandidate, int] = {}
     evaluations = [
         Evaluation(
             model.name,
@@ -151,7 +151,7 @@ def run(
         for model, scores in zip(lineup, found, strict=True)
     ]
     reference = evaluations.pop(0) if teacher else None
-    return Report(
+    return EvaluationReport(
         compare(evaluations, reference, seed=options.seed, noisy=frozenset(task.name for task in noisy)),
         tuple(missing.values()),
         lost,
@@ -169,7 +169,7 @@ def _models(job: _Job) -> tuple[Candidate | None, list[Candidate], tuple[str, ..
     if job.options.diagnose and job.options.against is None:
         raise InputError("a diagnosis compares with the teacher, and none is given", hint="--against MODEL")
     for name in job.options.rivals:
-        rivals.require(name)
+        rivals.require_rival(name)
     make = partial(
         candidate,
         tasks=job.tasks,
@@ -244,22 +244,24 @@ def _scores(
     return found | {known.task: known for known in of_mteb}, missing
 
 
-def _memory(job: _Job, model: Candidate, measured: dict[bench.Candidate, int]) -> int | None:
+def _memory(job: _Job, model: Candidate, measured: dict[bench.BenchCandidate, int]) -> int | None:
     """What a process of its own needs to load a text model and encode a batch with it, beyond the imports; in bytes.
 
     `measured` keeps what was found: vectors are made smaller by the teacher itself.
     """
     if "text" not in modalities_of(model.folder):
         return None
-    kind, name = (RIVAL, model.backend) if model.backend in baselines.names() else (BACKEND, model.backend)
+    kind, name = (RIVAL, model.backend) if model.backend in baselines.baseline_names() else (BACKEND, model.backend)
     if model.is_rival and kind == BACKEND:  # the teacher, with other vectors
         name = "auto"
     if name == "openvino-int8":  # made and kept before, so that its making is not measured
-        baselines.require(name).build(model.folder, "cpu")
-    subject = bench.Candidate(name, kind, model.folder, loading.checked_device(job.options.device))
+        baselines.require_baseline(name).build(model.folder, "cpu")
+    subject = bench.BenchCandidate(name, kind, model.folder, loading.checked_device(job.options.device))
     if subject not in measured:
         threads = job.options.threads or torch.get_num_threads()
-        measured[subject] = probe(subject, Point(BATCH, _TOKENS), threads=threads, seed=job.options.seed).model_bytes
+        measured[subject] = probe(
+            subject, GridPoint(BATCH, _TOKENS), threads=threads, seed=job.options.seed
+        ).model_bytes
     return measured[subject]
 
 

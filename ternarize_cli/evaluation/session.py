@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
     from ternarize_cli.evaluation.reading import TaskData
-    from ternarize_cli.evaluation.run import Report
+    from ternarize_cli.evaluation.run import EvaluationReport
 
 __all__ = ["evaluate"]
 
@@ -30,7 +30,7 @@ def evaluate(
     *,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
-) -> "Report":
+) -> "EvaluationReport":
     """Scores a model on files of your own or on tasks of MTEB, alone or against its teacher and rivals.
 
         options = ternarize.EvaluationOptions(against="my-model", sts=["pairs.csv"])

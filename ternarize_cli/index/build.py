@@ -26,7 +26,7 @@ from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.index.documents import read_documents, write_documents
 from ternarize_cli.index.faiss_file import check_name, trust
-from ternarize_cli.index.fill import METRICS, Plan, check_metric, fill, plan
+from ternarize_cli.index.fill import METRICS, FillPlan, check_metric, fill, plan_fill
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, OFFSETS, TRUTH, IndexInfo, stored_file, write_info
 from ternarize_cli.index.options import IndexOptions
 from ternarize_cli.index.truth import QUERIES, find_truth
@@ -187,8 +187,8 @@ def _index_vectors(
     return BuildReport(info, source.shards, source.shards, False, Skipped(), note, 0, None)
 
 
-def _planned(options: IndexOptions, record: VectorRecord, count: int) -> Plan:
-    return plan(
+def _planned(options: IndexOptions, record: VectorRecord, count: int) -> FillPlan:
+    return plan_fill(
         options.factory,
         options.metric,
         count,
@@ -202,7 +202,7 @@ def _planned(options: IndexOptions, record: VectorRecord, count: int) -> Plan:
 
 def _index(
     vectors: VectorFolder,
-    made: Plan,
+    made: FillPlan,
     options: IndexOptions,
     partial: Path,
     corpus: str,

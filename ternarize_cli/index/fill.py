@@ -22,7 +22,7 @@ from ternarize_cli.index.presets import factory_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.library_output import library_output
 
-__all__ = ["METRICS", "Plan", "Vectors", "check_metric", "fill", "levels", "plan", "quiet_clusterings"]
+__all__ = ["METRICS", "FillPlan", "Vectors", "check_metric", "fill", "levels", "plan_fill", "quiet_clusterings"]
 
 METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 _TRAINING_ROWS = 65_536
@@ -31,7 +31,7 @@ _BLOCK = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
-class Plan:
+class FillPlan:
     """An empty index that is to be filled, and the fields of its record that describe it."""
 
     index: faiss.Index
@@ -62,7 +62,7 @@ def check_metric(metric: str | None) -> None:
         raise InputError(f"there is no metric {metric!r}", hint="--metric takes ip or l2")
 
 
-def plan(
+def plan_fill(
     factory: str,
     metric: str | None,
     count: int,
@@ -72,7 +72,7 @@ def plan(
     normalized: bool,
     memory: int | None = None,
     on_disk: bool = False,
-) -> Plan:
+) -> FillPlan:
     """Chooses the index for `count` vectors, and makes it empty.
 
     Args:
@@ -93,14 +93,14 @@ def plan(
     preset, factory, needed = factory_of(factory, count, dim, normalized=normalized, memory=memory)
     metric = metric or needed or ("l2" if similarity == "euclidean" else "ip")
     _check_factory(factory, count)
-    made = Plan(_make(factory, dim, metric), preset, factory, metric, dim)
+    made = FillPlan(_make(factory, dim, metric), preset, factory, metric, dim)
     if on_disk:
         _check_on_disk(made)
     return made
 
 
 def fill(
-    made: Plan, vectors: Vectors, folder: Path, seed: int, *, on_disk: bool = False, track: Track = silent
+    made: FillPlan, vectors: Vectors, folder: Path, seed: int, *, on_disk: bool = False, track: Track = silent
 ) -> str | None:
     """Trains and fills the index and writes it into a folder.
 
@@ -196,7 +196,7 @@ def quiet_clusterings(index: faiss.Index) -> Iterator[int]:
             step.pq = None
 
 
-def _check_on_disk(made: Plan) -> None:
+def _check_on_disk(made: FillPlan) -> None:
     inner = faiss.try_extract_index_ivf(made.index)
     lists = inner and faiss.downcast_InvertedLists(inner.invlists)  # type: ignore[arg-type]
     kinds = {type(level).__name__ for level in levels(made.index)}
@@ -236,7 +236,7 @@ def _make(factory: str, dim: int, metric: str) -> faiss.Index:
 
 
 @contextmanager
-def _refusals(made: Plan, count: int) -> Iterator[None]:
+def _refusals(made: FillPlan, count: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:

@@ -27,7 +27,7 @@ from ternarize_cli.errors import DataError, shown
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.storage import files
 from ternarize_cli.storage.bounds import read_bytes
-from ternarize_cli.storage.checksummed import check_types, read_signed, signed
+from ternarize_cli.storage.checksummed import check_types, read_checksummed, with_checksum
 from ternarize_cli.vectors.origin import Origin
 
 __all__ = [
@@ -129,7 +129,7 @@ def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
 def write_info(folder: Path, info: IndexInfo) -> None:
     """Writes index.json, or replaces it in one step."""
     with files.atomic_file(folder / INFO, force=True) as partial:
-        partial.write_text(signed(dataclasses.asdict(info), indent=2), encoding="utf-8")
+        partial.write_text(with_checksum(dataclasses.asdict(info), indent=2), encoding="utf-8")
 
 
 def read_info(folder: Path) -> IndexInfo:
@@ -162,7 +162,7 @@ def _read_info(folder: Path) -> IndexInfo:
     if not path.is_file():
         what = "is no index: it has no index.json" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}", hint="pass the folder that `ternarize index build` wrote")
-    content = read_signed(path, _VERSION, "index", _AGAIN)
+    content = read_checksummed(path, _VERSION, "index", _AGAIN)
     check_types(content, IndexInfo, path, _AGAIN)
     for name, file in content["files"].items():
         check_types(file, StoredFile, path, _AGAIN)

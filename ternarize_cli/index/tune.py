@@ -21,7 +21,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.index.format import TRUTH, IndexInfo, check_files, read_deleted, read_info, write_info
 from ternarize_cli.index.search import open_index, search_live, set_knob
 from ternarize_cli.index.truth import DEPTH, Truth, read_truth, recall, without_own
-from ternarize_cli.measuring.machine import Watch
+from ternarize_cli.measuring.machine import LoadWatch
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 
@@ -124,7 +124,7 @@ def tune_index(
         )
     index = open_index(folder, info)
     measured: list[Measured] = []
-    with Watch() as watch:
+    with LoadWatch() as watch:
         for settings in track(_sweep(index, info, measured, target), "tuning"):
             for name, value in settings.items():
                 set_knob(index, info, name, value)

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["Backend", "BackendInfo", "describe", "names", "prepare", "register", "require", "use_backend"]
+__all__ = [
+    "Backend",
+    "BackendInfo",
+    "backend_names",
+    "describe",
+    "prepare",
+    "register",
+    "require_backend",
+    "use_backend",
+]
 
 Kernel = Callable[[Tensor], Tensor]
 AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("triton", "reference")}
@@ -52,7 +61,7 @@ class Backend(Protocol):
     def prepare(self, layer: PackedLinear) -> Kernel:
         """Makes the function from `[..., in]` to `[..., out]` of a layer that is not refused."""
 
-    # A backend that runs fused encoders also has `whole(model) -> str | None`: see `native.Native`.
+    # A backend that runs fused encoders also has `fuse(model) -> str | None`: see `native.Native`.
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def register(cls: type[Backend]) -> type[Backend]:
     return cls
 
 
-def names() -> list[str]:
+def backend_names() -> list[str]:
     """Lists the names of all registered backends, available or not."""
     return list(_REGISTRY)
 
@@ -90,7 +99,7 @@ def describe() -> list[BackendInfo]:
     ]
 
 
-def require(name: str) -> Backend:
+def require_backend(name: str) -> Backend:
     """Gives the backend of a name.
 
     Raises:
@@ -129,10 +138,10 @@ def prepare(layer: PackedLinear) -> tuple[str, Kernel]:
         for name in AUTO.get(layer.weight.device.type, ("reference",)):
             backend = _REGISTRY[name]
             if name == "native" and os.environ.get("TERNARIZE_NATIVE_ISA"):
-                require(name)  # choosing a backend's instructions chooses the backend
+                require_backend(name)  # choosing a backend's instructions chooses the backend
             if backend.missing() is None and _refusal(backend, layer) is None:
                 return name, backend.prepare(layer)
-    backend = require("reference" if layer.backend == "auto" else layer.backend)
+    backend = require_backend("reference" if layer.backend == "auto" else layer.backend)
     reason = _refusal(backend, layer)
     if reason is not None:
         raise UnavailableError(f"the backend {backend.name} can't run this model: {reason}", hint="--backend auto")
@@ -155,7 +164,7 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         UnavailableError: the backend can't run on this machine, or can't run this model.
     """
     if name != "auto":
-        require(name)
+        require_backend(name)
     layers = [m for m in encoder.modules() if isinstance(m, PackedLinear)]
     if not layers:
         if name != "auto":
@@ -165,17 +174,17 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         layer.backend = name
         layer.ensure_kernel()
     ran = "+".join(sorted({layer.backend for layer in layers}))
-    whole = [_runs_whole(m) for m in encoder.modules() if hasattr(m, "config")]
-    return f"{ran} (linears only)" if hasattr(_REGISTRY.get(ran), "whole") and not any(whole) else ran
+    fused = [_runs_fused(m) for m in encoder.modules() if hasattr(m, "config")]
+    return f"{ran} (linears only)" if hasattr(_REGISTRY.get(ran), "fuse") and not any(fused) else ran
 
 
-def _runs_whole(model: nn.Module) -> bool:
+def _runs_fused(model: nn.Module) -> bool:
     """Has the backend of all packed layers of a model run the model fused, if it can; returns whether it does."""
     model.__dict__.pop("forward", None)  # set by an earlier backend
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
-    if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "whole"):
+    if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "fuse"):
         return False
-    return backend.whole(model) is None
+    return backend.fuse(model) is None
 
 
 PackedLinear.prepare = staticmethod(prepare)

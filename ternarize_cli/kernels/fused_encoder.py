@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ternarize_cli.layers import Packed, PackedEmbedding, PackedLinear
 
 __all__ = [
-    "Stack",
-    "WholeForward",
+    "FusedEncoder",
+    "FusedForward",
     "blocks_of",
     "layer_scales",
     "linears_of",
@@ -96,7 +96,7 @@ def refusal(model: nn.Module) -> str | None:
     return None
 
 
-class Stack(Protocol):
+class FusedEncoder(Protocol):
     """A model's embeddings and blocks in the form of a backend."""
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
@@ -106,7 +106,7 @@ class Stack(Protocol):
         """Encodes images `[batch, channels, height, width]`: hidden states after the last norm, float32."""
 
 
-class WholeForward(ABC):
+class FusedForward(ABC):
     """Replaces a model's `forward`; the first call makes the backend's form of the weights.
 
     A copy or a pickle of this object makes that form again.
@@ -117,17 +117,17 @@ class WholeForward(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._stack: Stack | None = None
+        self._encoder: FusedEncoder | None = None
         self._made_of: int | None = None
         self._modules = list(model.modules())
         self._known, self._looked = self._looked_up(), Packed.changes
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stack": None}
+        return {**self.__dict__, "_encoder": None}
 
     @abstractmethod
-    def _stacked(self, model: nn.Module) -> Stack:
+    def _make_encoder(self, model: nn.Module) -> FusedEncoder:
         """Makes the backend's form of a model that is not refused."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -139,12 +139,12 @@ class WholeForward(ABC):
         if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
             return type(model).forward(model, *arguments, **options)
         with torch.no_grad():
-            if self._stack is None or self._made_of != generation:
-                self._stack, self._made_of = self._stacked(model), generation
+            if self._encoder is None or self._made_of != generation:
+                self._encoder, self._made_of = self._make_encoder(model), generation
             if self._reads == _IMAGES:
-                hidden = self._stack.images(first)
+                hidden = self._encoder.images(first)
             else:
-                hidden = self._stack.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
+                hidden = self._encoder.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
             pooler = getattr(model, "pooler", None)
             first_is_pooled = self._reads == _IMAGES and not hasattr(model, "pooler")  # DINOv2
             pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None

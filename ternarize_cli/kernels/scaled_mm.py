@@ -55,13 +55,13 @@ class ScaledMm:
 
         return run
 
-    def whole(self, model: nn.Module) -> str | None:
+    def fuse(self, model: nn.Module) -> str | None:
         """Runs a whole model fused; or else runs its linears only, and says why."""
         from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
         from ternarize_cli.kernels.gpu.e4m3 import E4m3
-        from ternarize_cli.kernels.gpu.encoder import run_whole
+        from ternarize_cli.kernels.gpu.encoder import run_fused
 
-        reason = run_whole(model, self.name, E4m3)
+        reason = run_fused(model, self.name, E4m3)
         if reason is None:
             for layer in (m for block in blocks_of(model) for m in linears_of(block)):
                 layer.release()

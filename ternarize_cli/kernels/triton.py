@@ -82,9 +82,9 @@ class Triton:
 
         return run
 
-    def whole(self, model: nn.Module) -> str | None:
+    def fuse(self, model: nn.Module) -> str | None:
         """Runs a whole model fused; or else runs its linears only, and says why."""
-        from ternarize_cli.kernels.gpu.encoder import run_whole
+        from ternarize_cli.kernels.gpu.encoder import run_fused
         from ternarize_cli.kernels.gpu.int8 import Int8
 
-        return run_whole(model, self.name, Int8)
+        return run_fused(model, self.name, Int8)

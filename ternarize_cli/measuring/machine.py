@@ -6,7 +6,7 @@ only. So every report names the CPU, the instruction sets that matter for intege
 Other processes often disturb a measurement more than the differences that it shall show. Their share is computed from
 the system's accounting: CPU seconds of the whole system (with time stolen by other virtual machines) minus the CPU
 seconds of this process and of its finished children (such as a compiler), divided by the wall time; 100% is one core.
-`Watch` measures the share over any period, so a report can say how busy the machine was before and during the
+`LoadWatch` measures the share over any period, so a report can say how busy the machine was before and during the
 measurement.
 """
 
@@ -28,7 +28,7 @@ from ternarize_cli import __version__
 
 __all__ = [
     "BUSY_PERCENT",
-    "Watch",
+    "LoadWatch",
     "facts",
     "gpus",
     "is_busy",
@@ -92,7 +92,7 @@ class _Clock:
     own: float
 
 
-class Watch:
+class LoadWatch:
     """Measures the CPU use of other processes while the body runs.
 
     with Watch() as watch:
@@ -102,7 +102,7 @@ class Watch:
 
     others: float = 0.0
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "LoadWatch":
         self._start = _read_clock()
         return self
 

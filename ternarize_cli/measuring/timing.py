@@ -18,14 +18,14 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["MIN_ROUNDS", "Point", "Timing", "Watch", "summarise", "time_interleaved", "turns"]
+__all__ = ["MIN_ROUNDS", "DeviceClock", "GridPoint", "Timing", "summarise", "time_interleaved", "turns"]
 
 MIN_ROUNDS = 3
 """The least number of rounds, even if the time budget is spent."""
 
 
 @dataclass(frozen=True, order=True)
-class Point:
+class GridPoint:
     """A shape of input: `batch` texts of `tokens` tokens each, without padding; or `batch` images, without tokens."""
 
     batch: int
@@ -42,7 +42,7 @@ class Timing:
     repeats: int
 
 
-class Watch(Protocol):
+class DeviceClock(Protocol):
     """A second clock, for a device that works asynchronously."""
 
     def begin(self) -> None:
@@ -68,7 +68,7 @@ def time_interleaved(
     seconds: float,
     warmup: int,
     clock: Callable[[], float] = time.perf_counter,
-    watch: Watch | None = None,
+    watch: DeviceClock | None = None,
     watched: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Times every call `repeats` times, in rounds.

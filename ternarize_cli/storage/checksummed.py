@@ -16,12 +16,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ternarize_cli.errors import DataError, shown
 from ternarize_cli.storage.bounds import MAX_CONFIG, parse_json, read_bytes
 
-__all__ = ["check_types", "checked", "read_signed", "signed"]
+__all__ = ["check_types", "checked", "read_checksummed", "with_checksum"]
 
 _DIGEST = "record_sha256"
 
 
-def signed(fields: Mapping[str, Any], *, indent: int | None = None) -> str:
+def with_checksum(fields: Mapping[str, Any], *, indent: int | None = None) -> str:
     """Makes the JSON text of a record, with its checksum.
 
     Args:
@@ -32,7 +32,7 @@ def signed(fields: Mapping[str, Any], *, indent: int | None = None) -> str:
 
 
 def checked(text: str) -> dict[str, Any]:
-    """Reads the fields of a record that `signed` wrote.
+    """Reads the fields of a record that `with_checksum` wrote.
 
     Raises:
         ValueError: the text is no such record, or was changed.
@@ -46,7 +46,7 @@ def checked(text: str) -> dict[str, Any]:
     return fields
 
 
-def read_signed(path: Path, version: int, what: str, hint: str) -> dict[str, Any]:
+def read_checksummed(path: Path, version: int, what: str, hint: str) -> dict[str, Any]:
     """Reads the fields of a record file, which must have a field `format_version`.
 
     Args:

@@ -31,9 +31,9 @@ from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json
 __all__ = [
     "DTYPES",
     "INDEX_FILES",
-    "Shard",
     "ShardData",
     "ShardWriter",
+    "WeightShard",
     "all_finite",
     "bytes_on_disk",
     "file_bytes",
@@ -72,7 +72,7 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Shard:
+class WeightShard:
     """An opened weights file.
 
     Attributes:
@@ -149,7 +149,7 @@ def bytes_on_disk(folder: Path, *, allow_pickle: bool = False) -> int:
 
 
 @contextmanager
-def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[Shard]]:
+def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[WeightShard]]:
     """Opens a folder's weights for reading tensor by tensor.
 
     Raises:
@@ -160,7 +160,7 @@ def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[Sh
 
 
 @contextmanager
-def open_files(paths: Iterable[str | Path]) -> Iterator[list[Shard]]:
+def open_files(paths: Iterable[str | Path]) -> Iterator[list[WeightShard]]:
     """Opens weights files for reading tensor by tensor.
 
     Raises:
@@ -173,13 +173,13 @@ def open_files(paths: Iterable[str | Path]) -> Iterator[list[Shard]]:
         unpickle.cache_clear()
 
 
-def _open(path: Path, unpickle: Callable[[Path], dict[str, Tensor]]) -> Shard:
+def _open(path: Path, unpickle: Callable[[Path], dict[str, Tensor]]) -> WeightShard:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
                 headers = {key: (tuple(s.get_shape()), str(s.get_dtype())) for key, s in slices.items()}
-            return Shard(path.name, path, headers, lambda key: _read(path, key))
+            return WeightShard(path.name, path, headers, lambda key: _read(path, key))
         tensors = unpickle(path)
     except OSError as e:
         if e.errno is not None:  # an error of the system (memory, open files), not of the file
@@ -190,7 +190,7 @@ def _open(path: Path, unpickle: Callable[[Path], dict[str, Tensor]]) -> Shard:
         raise CheckpointError(f"{path} is damaged or cut off: {text}", hint="fetch the file again") from e
     name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
     headers = {key: (tuple(t.shape), _NAMES.get(t.dtype, str(t.dtype))) for key, t in tensors.items()}
-    return Shard(name, path, headers, lambda key: unpickle(path)[key])
+    return WeightShard(name, path, headers, lambda key: unpickle(path)[key])
 
 
 def _read(path: Path, key: str) -> Tensor:

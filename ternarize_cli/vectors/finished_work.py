@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ternarize_cli.errors import DataError
 from ternarize_cli.storage.bounds import read_bytes, require_regular
-from ternarize_cli.storage.checksummed import checked, signed
+from ternarize_cli.storage.checksummed import checked, with_checksum
 from ternarize_cli.storage.files import sha256
 from ternarize_cli.storage.whole_files import put_file, sweep
 
@@ -51,7 +51,7 @@ class ShardFiles:
 
     def amend(self, shard: int, record: dict[str, Any]) -> None:
         """Replaces the record of a finished shard, and leaves its files."""
-        text = signed(record).encode()
+        text = with_checksum(record).encode()
         put_file(self.path(shard, ".json"), lambda stream: stream.write(text))
 
     def record(self, shard: int) -> dict[str, Any] | None:

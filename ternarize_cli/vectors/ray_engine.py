@@ -24,7 +24,7 @@ from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.vectors.encode import EncoderOptions, open_model
 from ternarize_cli.vectors.vector_folder import VectorRecord
-from ternarize_cli.vectors.vector_shards import Shard, ShardsReport, cut, encode_shard, open_shards
+from ternarize_cli.vectors.vector_shards import PendingShard, ShardsReport, cut, encode_shard, open_shards
 
 __all__ = ["encode_with_ray", "require_ray"]
 
@@ -174,7 +174,7 @@ class _Worker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"rows": np.array([self._do(int(number)) for number in batch["id"]])}
 
-    def _cut(self) -> Iterator[Shard]:
+    def _cut(self) -> Iterator[PendingShard]:
         corpus = open_corpus(self._source, skip_bad=self._skip_bad, documents=True)
         return cut(corpus.items, self._record.shard_size)
 

@@ -25,7 +25,7 @@ import numpy as np
 from ternarize_cli.errors import DataError, reason, shown
 from ternarize_cli.storage.arrays import read_npy
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
-from ternarize_cli.storage.checksummed import check_types, read_signed
+from ternarize_cli.storage.checksummed import check_types, read_checksummed
 from ternarize_cli.vectors.finished_work import ShardFiles
 from ternarize_cli.vectors.origin import Origin
 
@@ -70,7 +70,7 @@ def read_record(folder: Path) -> VectorRecord:
     path = folder / RECORD
     if not path.is_file():
         raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
-    found = read_signed(path, _VERSION, "vector folder", _REMAKE)
+    found = read_checksummed(path, _VERSION, "vector folder", _REMAKE)
     check_types(found, VectorRecord, path, _REMAKE)
     wrong = _fault(found)
     if wrong is not None:

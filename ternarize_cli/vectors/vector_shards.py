@@ -19,7 +19,7 @@ import numpy as np
 
 from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage.checksummed import signed
+from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.storage.files import content_hash
 from ternarize_cli.storage.whole_files import put_file
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
@@ -29,7 +29,7 @@ from ternarize_cli.vectors.options import ShardOptions
 from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, read_record
 
 __all__ = [
-    "Shard",
+    "PendingShard",
     "ShardOptions",
     "ShardsReport",
     "cut",
@@ -147,7 +147,7 @@ def open_shards(folder: Path, record: VectorRecord) -> ShardFiles:
 
 
 @dataclass(frozen=True)
-class Shard:
+class PendingShard:
     """A shard's rows, before they are encoded.
 
     Attributes:
@@ -164,7 +164,9 @@ class Shard:
     last: bool
 
 
-def encode_shard(encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: Shard) -> bool:
+def encode_shard(
+    encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: PendingShard
+) -> bool:
     """Encodes a shard and writes it; False if its vectors were there already.
 
     Raises:
@@ -179,7 +181,7 @@ def encode_shard(encode: TextEncoder | ImageEncoder, files: ShardFiles, record: 
 
 
 def _encoding(
-    encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: Shard
+    encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: PendingShard
 ) -> Generator[object, None, bool]:
     """As `encode_shard`; yields once for each row that is done."""
     try:
@@ -203,7 +205,7 @@ def _encoding(
     return True
 
 
-def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[Shard]:
+def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[PendingShard]:
     """The shards of a corpus, one after the other; an item is read ahead to know the last."""
     stream, number, so_far = iter(items), 0, ""
     following = list(islice(stream, 1))
@@ -212,7 +214,7 @@ def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[Shard]:
         following = list(islice(stream, 1))
         digest = _digest(rows)
         so_far = chained(so_far, digest)
-        yield Shard(number, rows, digest, so_far, not following)
+        yield PendingShard(number, rows, digest, so_far, not following)
         number += 1
 
 
@@ -232,7 +234,7 @@ def _agree(folder: Path, record: VectorRecord) -> None:
         # another job may be writing the record just now
         if any(p.name != RECORD and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
             raise InputError(f"{folder} holds other files, and no vectors of ternarize", hint="name another with -o")
-        text = signed(dataclasses.asdict(record), indent=2).encode()
+        text = with_checksum(dataclasses.asdict(record), indent=2).encode()
         put_file(path, lambda stream: stream.write(text))
     there = read_record(folder)
     differs = [
@@ -247,7 +249,7 @@ def _agree(folder: Path, record: VectorRecord) -> None:
         )
 
 
-def _put(files: ShardFiles, shard: Shard, vectors: np.ndarray, record: VectorRecord) -> None:
+def _put(files: ShardFiles, shard: PendingShard, vectors: np.ndarray, record: VectorRecord) -> None:
     ids = [identity for identity, _ in shard.rows]
     numbers = _as(vectors, record.dtype)
 

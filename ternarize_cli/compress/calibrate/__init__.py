@@ -11,7 +11,7 @@ run         all of it for an encoder
 from ternarize_cli.compress.calibrate.data import DEFAULT_IMAGES, DEFAULT_TEXTS, DEFAULT_TOKENS, make_batches
 from ternarize_cli.compress.calibrate.folder import Calibration, calibrate_folder
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
-from ternarize_cli.compress.calibrate.solve import Recipe
+from ternarize_cli.compress.calibrate.solve import CalibrationRecipe
 
 __all__ = [
     "DEFAULT_IMAGES",
@@ -19,7 +19,7 @@ __all__ = [
     "DEFAULT_TOKENS",
     "Calibrated",
     "Calibration",
-    "Recipe",
+    "CalibrationRecipe",
     "calibrate",
     "calibrate_folder",
     "make_batches",

@@ -8,7 +8,7 @@ from torch import nn
 
 from ternarize_cli.compress.calibrate.data import DEFAULT_TOKENS, Features, make_batches
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
-from ternarize_cli.compress.calibrate.solve import Recipe
+from ternarize_cli.compress.calibrate.solve import CalibrationRecipe
 from ternarize_cli.compress.tensor_policy import TensorPolicy
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modality_of_sources
@@ -35,7 +35,7 @@ class Calibration:
     sources: tuple[str | Path, ...]
     samples: int | None = None
     tokens: int = DEFAULT_TOKENS
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     device: str | None = None
     threads: int | None = None
 

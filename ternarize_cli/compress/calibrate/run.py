@@ -16,7 +16,7 @@ from ternarize_cli.compress.calibrate.data import Features
 from ternarize_cli.compress.calibrate.lockstep import Stop, drive, intercepted
 from ternarize_cli.compress.calibrate.moments import Batch, Moments
 from ternarize_cli.compress.calibrate.residuals import Residual, find_residuals, norms_of
-from ternarize_cli.compress.calibrate.solve import Recipe, latent_weight, solve
+from ternarize_cli.compress.calibrate.solve import CalibrationRecipe, latent_weight, solve
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.progress import Track, silent
@@ -50,7 +50,7 @@ def calibrate(
     linears: Mapping[str, nn.Module],
     tables: Mapping[nn.Module, int],
     scheme: Scheme,
-    recipe: Recipe | None = None,
+    recipe: CalibrationRecipe | None = None,
     *,
     track: Track = silent,
 ) -> dict[str, Calibrated]:
@@ -72,7 +72,7 @@ def calibrate(
         DataError: the data makes activations that are not finite.
         CheckpointError: the data reaches none of the linears, or not all of it goes the same way through the model.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or CalibrationRecipe()
 
     def run(batch: Features) -> object:
         return encoder(dict(batch.values))
@@ -104,7 +104,7 @@ class _Loop:
         linears: Mapping[str, nn.Module],
         residuals: Mapping[str, Residual],
         scheme: Scheme,
-        recipe: Recipe,
+        recipe: CalibrationRecipe,
         advance: Callable[[], object],
     ) -> None:
         self.infos: list[Batch] = [batch.info for batch in batches]

@@ -24,7 +24,7 @@ from torch import Tensor
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.format.scheme import Scheme
 
-__all__ = ["Recipe", "Solution", "latent_weight", "solve"]
+__all__ = ["CalibrationRecipe", "Solution", "latent_weight", "solve"]
 
 _BLOCK = 128
 _TINY = 1e-12
@@ -32,7 +32,7 @@ _MULTIPLES = [3.0 * 0.86**i for i in range(24)]  # down to 0.09
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CalibrationRecipe:
     """How calibration works; the defaults are what pays (see the ablation in docs/research/calibration.md).
 
     Attributes:
@@ -72,7 +72,7 @@ class Solution:
 
 
 def solve(
-    weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe: Recipe, noise: float = 0.0
+    weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe: CalibrationRecipe, noise: float = 0.0
 ) -> Solution:
     """Finds codes and scales.
 

@@ -21,7 +21,7 @@ from ternarize_cli.arithmetic.ternary import quantize_tokens
 from ternarize_cli.kernels import Kernel, register
 
 if TYPE_CHECKING:
-    from ternarize_cli.kernels.bitblas.operators import Shape
+    from ternarize_cli.kernels.bitblas.operators import OperatorShape
     from ternarize_cli.layers import PackedLinear
 
 __all__ = ["BitBlas"]
@@ -79,7 +79,7 @@ class BitBlas:
 
         return run
 
-    def whole(self, model: nn.Module) -> str | None:
+    def fuse(self, model: nn.Module) -> str | None:
         """Waits for the model's operators, and runs a model of int8 activations fused; or else says why it can't.
 
         Raises:
@@ -93,9 +93,9 @@ class BitBlas:
         reason = _refusal(layers)
         if reason is None:
             from ternarize_cli.kernels.bitblas.products import BitBlasProducts, shapes_of
-            from ternarize_cli.kernels.gpu.encoder import run_whole
+            from ternarize_cli.kernels.gpu.encoder import run_fused
 
-            reason = run_whole(model, self.name, BitBlasProducts)
+            reason = run_fused(model, self.name, BitBlasProducts)
             shapes += [] if reason else shapes_of(model)
         operators.build(shapes)
         return reason
@@ -112,11 +112,11 @@ def _refusal(layers: "list[PackedLinear]") -> str | None:
     return None
 
 
-def _shape(layer: "PackedLinear") -> "Shape":
-    from ternarize_cli.kernels.bitblas.operators import Shape
+def _shape(layer: "PackedLinear") -> "OperatorShape":
+    from ternarize_cli.kernels.bitblas.operators import OperatorShape
 
     activations = "int8" if layer.scheme.activation_bits == 8 else "float16"
-    return Shape.of(layer.out_features, layer.in_features, activations)
+    return OperatorShape.of(layer.out_features, layer.in_features, activations)
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:

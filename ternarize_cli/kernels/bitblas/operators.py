@@ -28,7 +28,7 @@ from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels.bitblas import generate, kept, toolchain
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
 
-__all__ = ["Operator", "Shape", "Statistics", "build", "get", "start", "statistics"]
+__all__ = ["Operator", "OperatorShape", "Statistics", "build", "get", "start", "statistics"]
 
 _MIN_ROWS = 16
 _CHECKED_ROWS = (1, 17, 130)
@@ -38,7 +38,7 @@ _SECONDS = 600
 _DTYPES = {"int8": (torch.int8, torch.int32), "float16": (torch.float16, torch.float32)}
 
 
-class Shape(NamedTuple):
+class OperatorShape(NamedTuple):
     """The shape that a kernel is made for: fitted widths, and "int8" or "float16" activations."""
 
     outputs: int
@@ -46,7 +46,7 @@ class Shape(NamedTuple):
     activations: str
 
     @classmethod
-    def of(cls, outputs: int, inputs: int, activations: str) -> "Shape":
+    def of(cls, outputs: int, inputs: int, activations: str) -> "OperatorShape":
         """Makes the shape for a layer of any widths, which are fitted."""
         return cls(fitted(outputs), fitted(inputs), activations)
 
@@ -82,7 +82,7 @@ statistics = Statistics()
 class Operator:
     """A loaded kernel."""
 
-    def __init__(self, shape: Shape, library: Path) -> None:
+    def __init__(self, shape: OperatorShape, library: Path) -> None:
         self.shape = shape
         self._takes, self._gives = _DTYPES[shape.activations]
         self._call = self._loaded(library)
@@ -133,7 +133,7 @@ class Operator:
                 raise RuntimeError(f"its results are wrong at {rows} rows (relative error {float(wrong):.2g})")
 
 
-_BUILDS: dict[Shape, "Future[Path]"] = {}
+_BUILDS: dict[OperatorShape, "Future[Path]"] = {}
 _LOCK = Lock()
 
 
@@ -142,7 +142,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=max(1, min(_PROCESSES, os.cpu_count() or 1)))
 
 
-def start(shape: Shape) -> None:
+def start(shape: OperatorShape) -> None:
     """Starts to build a kernel, unless it is on disk, loaded or being built."""
     with _LOCK:
         if shape not in _BUILDS:
@@ -154,7 +154,7 @@ def start(shape: Shape) -> None:
                 _BUILDS[shape].set_result(whole)
 
 
-def build(shapes: Iterable[Shape]) -> None:
+def build(shapes: Iterable[OperatorShape]) -> None:
     """Builds the missing kernels in parallel, and loads and checks all of `shapes`.
 
     Raises:
@@ -168,7 +168,7 @@ def build(shapes: Iterable[Shape]) -> None:
 
 
 @cache
-def get(shape: Shape) -> Operator:
+def get(shape: OperatorShape) -> Operator:
     """Gives the checked operator of a shape; waits if it is being built.
 
     A kept library that can't be loaded, or whose results are wrong, is built anew once.
@@ -197,13 +197,13 @@ def get(shape: Shape) -> Operator:
     return operator
 
 
-def _checked(shape: Shape, library: Path) -> Operator:
+def _checked(shape: OperatorShape, library: Path) -> Operator:
     operator = Operator(shape, library)
     operator.check()
     return operator
 
 
-def _built(shape: Shape, capability: tuple[int, int]) -> Path:
+def _built(shape: OperatorShape, capability: tuple[int, int]) -> Path:
     """Builds a kernel and keeps it.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.bitblas.layout import lay_out
-from ternarize_cli.kernels.bitblas.operators import Operator, Shape
+from ternarize_cli.kernels.bitblas.operators import Operator, OperatorShape
 from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
 from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.products import Joined
@@ -61,14 +61,14 @@ class BitBlasProducts:
         return quantise(self.run(block, linear, x), self.dtype, activate=True)
 
 
-def shapes_of(model: nn.Module) -> list[Shape]:
+def shapes_of(model: nn.Module) -> list[OperatorShape]:
     """Lists the shapes of the kernels that a fused encoder needs."""
     blocks = [linears_of(block) for block in blocks_of(model)]
     return [_shape(Joined(part)) for q, k, v, *others in blocks for part in ([q, k, v], *([m] for m in others))]
 
 
-def _shape(joined: Joined) -> Shape:
-    return Shape.of(sum(m.out_features for m in joined.layers), joined.layers[0].in_features, "int8")
+def _shape(joined: Joined) -> OperatorShape:
+    return OperatorShape.of(sum(m.out_features for m in joined.layers), joined.layers[0].in_features, "int8")
 
 
 def _linear(joined: Joined) -> _Laid:

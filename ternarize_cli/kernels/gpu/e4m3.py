@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ternarize_cli.kernels.gpu import matmul
 from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.matmul import ManyRows
-from ternarize_cli.kernels.gpu.products import Joined, Linear, many_ways
+from ternarize_cli.kernels.gpu.products import Joined, JoinedLinear, many_ways
 from ternarize_cli.kernels.gpu.tuning import Choices
 
 __all__ = ["E4m3", "scaled_mm"]
@@ -29,7 +29,10 @@ class E4m3:
 
     def __init__(self, blocks: Sequence[Sequence[Joined]]) -> None:
         self._linears = [
-            [Linear(j.codes().to(E4M3).contiguous(), 0, j.scale(), j.bias(), j.layers[0].in_features) for j in block]
+            [
+                JoinedLinear(j.codes().to(E4M3).contiguous(), 0, j.scale(), j.bias(), j.layers[0].in_features)
+                for j in block
+            ]
             for block in blocks
         ]
         self._times = [0.0] * len(blocks)

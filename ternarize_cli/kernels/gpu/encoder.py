@@ -22,7 +22,7 @@ from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.fused_encoder import (
-    WholeForward,
+    FusedForward,
     blocks_of,
     layer_scales,
     linears_of,
@@ -37,7 +37,7 @@ from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
 from ternarize_cli.kernels.gpu.products import Joined, Products
 
-__all__ = ["GpuForward", "GpuStack", "run_whole"]
+__all__ = ["GpuEncoder", "GpuForward", "run_fused"]
 
 _LOCK = threading.RLock()  # recorded passes share one set of input buffers
 _SMALL, _LARGE = 8192, 1 << 17  # rows; passes with more rows than the second number are not recorded
@@ -50,7 +50,7 @@ _HEADS = (64, 128)  # dimensions of a head for which PyTorch's attention is fast
 Arithmetic = Callable[[Sequence[Sequence[Joined]]], Products]
 
 
-def run_whole(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
+def run_fused(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
     """Makes a model run fused on the GPU; returns None, or the reason why it can't."""
     reason = refusal(model)
     if reason is None:
@@ -58,7 +58,7 @@ def run_whole(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | N
     return reason
 
 
-class GpuForward(WholeForward):
+class GpuForward(FusedForward):
     """A model's forward pass on a GPU, with one of the arithmetics of `products`."""
 
     device = "cuda"
@@ -68,9 +68,9 @@ class GpuForward(WholeForward):
         self._arithmetic = arithmetic
         super().__init__(model)
 
-    def _stacked(self, model: nn.Module) -> "GpuStack":
+    def _make_encoder(self, model: nn.Module) -> "GpuEncoder":
         with _apart(next(model.parameters()).device):
-            return GpuStack(model, self._arithmetic)
+            return GpuEncoder(model, self._arithmetic)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes."""
@@ -79,7 +79,7 @@ class GpuForward(WholeForward):
         except InputError:
             raise
         except BaseException:
-            self._stack = None  # an error may have left it in an inconsistent state
+            self._encoder = None  # an error may have left it in an inconsistent state
             raise
 
 
@@ -98,7 +98,7 @@ def _norm(m: nn.LayerNorm) -> Norm:
     return Norm(m.weight.detach().float().contiguous(), m.bias.detach().float().contiguous(), m.eps)
 
 
-class GpuStack:
+class GpuEncoder:
     """A model's embeddings and blocks, prepared for the GPU."""
 
     def __init__(self, model: Any, arithmetic: Arithmetic) -> None:
@@ -120,7 +120,7 @@ class GpuStack:
         if isinstance(self._products, E4m3):
             self._sample(self._products)
 
-    # -- whole passes --------------------------------------------------------------------------------------------------
+    # -- fused passes --------------------------------------------------------------------------------------------------
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
         """Encodes texts: int64 `[texts, tokens]` to float32 `[texts, tokens, width]`; values at padding are undefined.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ternarize_cli.kernels.gpu import matmul
 from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
-from ternarize_cli.kernels.gpu.products import Joined, Linear, many_ways
+from ternarize_cli.kernels.gpu.products import Joined, JoinedLinear, many_ways
 from ternarize_cli.kernels.gpu.tuning import Choices
 from ternarize_cli.layers import PackedLinear
 
@@ -33,7 +33,7 @@ class Int8:
         first = blocks[0]
         self._b = matmul.block_of(*(j.layers[0].in_features for j in first))
         self._flat: list[Tensor] = []
-        self._linears: list[list[Linear]] = []
+        self._linears: list[list[JoinedLinear]] = []
         for block in blocks:
             flat, linears = self._laid_out(block)
             self._flat.append(flat)
@@ -42,7 +42,7 @@ class Int8:
         self._codes: Tensor | None = None
         self._sums: dict[int, Tensor] = {}
 
-    def _laid_out(self, block: Sequence[Joined]) -> tuple[Tensor, list[Linear]]:
+    def _laid_out(self, block: Sequence[Joined]) -> tuple[Tensor, list[JoinedLinear]]:
         """Packs a block's weights into one tensor. If they keep the file's layout, layers' buffers become its views."""
         shared = all(_lies_as_in_file(m, self._b) for j in block for m in j.layers)
         made = [
@@ -58,7 +58,7 @@ class Int8:
                     m.weight = part[row : row + m.out_features]
                     row += m.out_features
             inputs = matmul.filled(joined.layers[0].in_features, self._b)
-            linears.append(Linear(part, start, joined.scale(), joined.bias(), inputs))
+            linears.append(JoinedLinear(part, start, joined.scale(), joined.bias(), inputs))
             start += weight.numel()
         return flat, linears
 
@@ -111,7 +111,7 @@ class Int8:
             self._sums[outputs] = torch.zeros(_FEW, outputs, dtype=torch.int32, device=device)
         return self._sums[outputs][:rows]
 
-    def _finished(self, w: Linear, x: Rounded, *, gelu: bool) -> Tensor:
+    def _finished(self, w: JoinedLinear, x: Rounded, *, gelu: bool) -> Tensor:
         rows, kind = len(x.q), "int8 gelu" if gelu else "int8"
         if rows <= _FEW:
             few = partial(self._few, w, x, gelu=gelu)
@@ -126,7 +126,9 @@ class Int8:
             return many(self._choices.of(f"{kind} wide", w.shape(rows), _wide_ways, many))
         return many(self._choices.of(kind, w.shape(rows), many_ways, many))
 
-    def _few(self, w: Linear, x: Rounded, how: FewRows, *, gelu: bool = False, sums: Tensor | None = None) -> Tensor:
+    def _few(
+        self, w: JoinedLinear, x: Rounded, how: FewRows, *, gelu: bool = False, sums: Tensor | None = None
+    ) -> Tensor:
         out = self.between
         return matmul.few_rows(x.q, x.t, w.packed, w.scale, w.bias, self._b, gelu=gelu, out=out, how=how, sums=sums)
 

@@ -16,7 +16,7 @@ from ternarize_cli.kernels.gpu.fused import Rounded, Sums
 from ternarize_cli.kernels.gpu.matmul import ManyRows
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["Joined", "Linear", "Products", "many_ways"]
+__all__ = ["Joined", "JoinedLinear", "Products", "many_ways"]
 
 
 class Joined(NamedTuple):
@@ -70,7 +70,7 @@ class Products(Protocol):
         """Computes GELU of a product, rounded to 8 bits."""
 
 
-class Linear(NamedTuple):
+class JoinedLinear(NamedTuple):
     """Joined linears on the GPU; `packed` begins at byte `start` of the tensor of a block's weights."""
 
     packed: Tensor

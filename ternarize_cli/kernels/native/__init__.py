@@ -61,7 +61,7 @@ class Native:
 
         return run
 
-    def whole(self, model: nn.Module) -> str | None:
+    def fuse(self, model: nn.Module) -> str | None:
         """Lets a whole model run in one call, or says why it can't and runs its linears only."""
         from ternarize_cli.kernels.fused_encoder import refusal
         from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal

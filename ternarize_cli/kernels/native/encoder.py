@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.kernels.fused_encoder import (
-    WholeForward,
+    FusedForward,
     blocks_of,
     layer_scales,
     linears_of,
@@ -18,10 +18,10 @@ from ternarize_cli.kernels.fused_encoder import (
     tables_of,
 )
 from ternarize_cli.kernels.native.interface import MAX_HEAD
-from ternarize_cli.kernels.native.library import Encoder, Layer, Library, PackedCodes, library
+from ternarize_cli.kernels.native.library import Encoder, Library, NativeLayer, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["NativeForward", "head_refusal"]
+__all__ = ["NativeEncoder", "NativeForward", "head_refusal"]
 
 
 def head_refusal(model: Any) -> str | None:
@@ -32,16 +32,16 @@ def head_refusal(model: Any) -> str | None:
     return None
 
 
-class NativeForward(WholeForward):
+class NativeForward(FusedForward):
     """A model's forward pass in the library."""
 
     backend, device = "native", "cpu"
 
-    def _stacked(self, model: nn.Module) -> "_Stack":
-        return _Stack(model)
+    def _make_encoder(self, model: nn.Module) -> "NativeEncoder":
+        return NativeEncoder(model)
 
 
-class _Stack:
+class NativeEncoder:
     """A model's blocks and, where they are int8, its embedding tables, in the library's form."""
 
     def __init__(self, model: Any) -> None:
@@ -57,7 +57,7 @@ class _Stack:
         blocks = blocks_of(model)
         width, inner = linears_of(blocks[0])[0].in_features, linears_of(blocks[0])[4].out_features
         heads, eps = _heads(model.config, width), _epsilon([norm for block in blocks for norm in norms_of(block)])
-        layers = (Layer * len(blocks))(*(self._layer(block, width) for block in blocks))
+        layers = (NativeLayer * len(blocks))(*(self._layer(block, width) for block in blocks))
         self._encoder = Encoder(len(blocks), width, heads, inner, norm_first(blocks[0]), eps, layers)
         self._kept.append(layers)
         self._tables = tables_of(model.embeddings)
@@ -98,13 +98,13 @@ class _Stack:
         self._lib.encode(self._encoder, starts, made)
         return self._model.layernorm(made.view(x.shape))
 
-    def _layer(self, block: nn.Module, width: int) -> Layer:
+    def _layer(self, block: nn.Module, width: int) -> NativeLayer:
         q, k, v, output, up, down = linears_of(block)
         first, second = norms_of(block)
         by = layer_scales(block)
         norms = [t for norm in (first, second) for t in _norm_tensors(norm, width)]
         self._kept.append(norms)
-        return Layer(
+        return NativeLayer(
             self._packed([q, k, v], None),
             self._packed([output], by[0]),
             self._packed([up], None),

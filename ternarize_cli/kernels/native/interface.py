@@ -17,8 +17,8 @@ __all__ = [
     "MAX_OUTPUTS",
     "MAX_THREADS",
     "Encoder",
-    "Layer",
-    "Linear",
+    "NativeLayer",
+    "NativeLinear",
     "declare",
 ]
 
@@ -40,7 +40,7 @@ _POINTER = ctypes.c_void_p
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)
 
 
-class Linear(ctypes.Structure):
+class NativeLinear(ctypes.Structure):
     """`tz::Linear`: pointers into tensors that the caller keeps."""
 
     _fields_ = [
@@ -51,11 +51,11 @@ class Linear(ctypes.Structure):
     ]
 
 
-class Layer(ctypes.Structure):
+class NativeLayer(ctypes.Structure):
     """`tz::Layer`."""
 
     _fields_ = [
-        *((name, Linear) for name in ("qkv", "output", "up", "down")),
+        *((name, NativeLinear) for name in ("qkv", "output", "up", "down")),
         *((name, _POINTER) for name in ("first_gain", "first_bias", "second_gain", "second_bias")),
     ]
 
@@ -66,7 +66,7 @@ class Encoder(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "inner", "norm_first")),
         ("eps", ctypes.c_float),
-        ("layer", ctypes.POINTER(Layer)),
+        ("layer", ctypes.POINTER(NativeLayer)),
     ]
 
 
@@ -77,7 +77,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tz_pack": (_INT, [_POINTER, _INT, _INT, _INT, _INT, _INT, _POINTER, _LONG, _INT]),
     "tz_rest": (_INT, [_POINTER, _LONG]),
     "tz_trim": (None, []),
-    "tz_linear": (_INT, [_INT, ctypes.POINTER(Linear), _POINTER, _INT, _POINTER, _POINTER, _INT]),
+    "tz_linear": (_INT, [_INT, ctypes.POINTER(NativeLinear), _POINTER, _INT, _POINTER, _POINTER, _INT]),
     "tz_embed": (
         _INT,
         [

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.codecs import Codec
-from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, Layer, Linear, declare
+from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, NativeLayer, NativeLinear, declare
 
-__all__ = ["Encoder", "Layer", "Library", "Linear", "PackedCodes", "library"]
+__all__ = ["Encoder", "Library", "NativeLayer", "NativeLinear", "PackedCodes", "library"]
 
 PANEL, BLOCK = 32, 64
 _NAME = "libternarize_native.so.1"
@@ -58,7 +58,7 @@ class PackedCodes:
         self.scale[:outputs] = scale.float()
         if bias is not None:
             self.bias[:outputs] = bias.float()
-        self.linear = Linear(
+        self.linear = NativeLinear(
             self.codes.data_ptr(), self.scale.data_ptr(), self.bias.data_ptr(), inputs, outputs, blocks, panels
         )
 

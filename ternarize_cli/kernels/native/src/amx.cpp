@@ -179,7 +179,7 @@ inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
 
 // Tiles of a head: queries [rows/16][head/32] of 16 x 32; keys [length/16][head/32] of 16 pairs of dimensions x 16 keys;
 // values [length/32][head/16] of 16 pairs of keys x 16 dimensions. Zeros behind the end.
-inline void half_attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head,
+inline void bf16_attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head,
                            float scale, float* out, size_t out_stride, uint8_t* scratch) {
   const uint16_t* q = static_cast<const uint16_t*>(qkv);
   const uint16_t* k = q + width;
@@ -282,7 +282,7 @@ inline void half_attention(const void* qkv, size_t stride, int width, int length
 }  // namespace amx
 
 const Kernels* amx_kernels() {
-  static const Kernels table = {"amx", true, amx::begin, amx::end, amx::gemm, amx::quantize, amx::layer_norm, amx::half_attention, amx::gather};
+  static const Kernels table = {"amx", true, amx::begin, amx::end, amx::gemm, amx::quantize, amx::layer_norm, amx::bf16_attention, amx::gather};
   return &table;
 }
 }  // namespace tz

@@ -82,9 +82,9 @@ struct Buffers {
     return rows * (3 * width * 4 + width * 4 + up_to(width, kBlock) + 8) + 8 * 64;
   }
 
-  Buffers(const Encoder& e, int tokens, bool half, Pieces pieces) {
+  Buffers(const Encoder& e, int tokens, bool bf16, Pieces pieces) {
     const size_t rows = up_to(tokens, kRows);
-    qkv = half ? static_cast<void*>(pieces.take<uint16_t>(rows * 3 * e.width)) : pieces.take<float>(rows * 3 * e.width);
+    qkv = bf16 ? static_cast<void*>(pieces.take<uint16_t>(rows * 3 * e.width)) : pieces.take<float>(rows * 3 * e.width);
     context = pieces.take<float>(rows * e.width);
     narrow = activations(pieces, static_cast<int>(rows), e.width);
   }
@@ -151,7 +151,7 @@ struct Member {
       const int first = std::max(from - at, 0), last = std::min(until - at, length);
       if (first >= last) continue;
       const size_t place = at * stride + column;
-      const void* qkv = k.half ? static_cast<const void*>(static_cast<const uint16_t*>(to.qkv) + place)
+      const void* qkv = k.bf16 ? static_cast<const void*>(static_cast<const uint16_t*>(to.qkv) + place)
                                : static_cast<const float*>(to.qkv) + place;
       k.attention(qkv, stride, e.width, length, first, last, head, scale,
                   to.context + static_cast<size_t>(at) * e.width + column, e.width, scratch);
@@ -161,9 +161,9 @@ struct Member {
   void project(const Linear& w, int from, int rows) const {
     const size_t stride = 3 * static_cast<size_t>(e.width), at = from * stride;
     Sink sink = {Then::kStore, nullptr, nullptr, nullptr, stride};
-    if (k.half) {
-      sink.then = Then::kHalf;
-      sink.half = static_cast<uint16_t*>(to.qkv) + at;
+    if (k.bf16) {
+      sink.then = Then::kBf16;
+      sink.bf16 = static_cast<uint16_t*>(to.qkv) + at;
     } else {
       sink.out = static_cast<float*>(to.qkv) + at;
     }
@@ -234,7 +234,7 @@ struct Room {
 void run_team(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, const Room& room,
               uint8_t* memory, int threads) {
   const int tokens = starts[sequences] - starts[0];
-  const Buffers buffers(e, tokens, k.half, Pieces(memory));
+  const Buffers buffers(e, tokens, k.bf16, Pieces(memory));
   uint8_t* const own = memory + room.team;  // of the first thread; the others' follow
   parallel(threads, [&](int rank, int size) {
     const bool by_rows = size == 1 || tokens >= kLeast * size;

@@ -40,13 +40,13 @@ enum class Then : int32_t {
   kStore,  // out = y
   kGelu,   // out = gelu(y), with the error function
   kAdd,    // out = y + residual
-  kHalf,   // half = bfloat16(y)
+  kBf16,   // bf16 = bfloat16(y)
 };
 
 struct Sink {
   Then then;
   float* out;
-  uint16_t* half;
+  uint16_t* bf16;
   const float* residual;
   size_t stride;  // elements from row to row, of all of these
   int32_t* sums = nullptr;
@@ -69,7 +69,7 @@ struct Activations {
 // One instruction set.
 struct Kernels {
   const char* name;
-  bool half;  // attention takes queries, keys and values as bfloat16, not as float
+  bool bf16;  // attention takes queries, keys and values as bfloat16, not as float
   void (*begin)();
   void (*end)();
   // Panels [first, last) of a linear times `rows` activations. `scratch`: gemm_scratch bytes.

@@ -172,14 +172,14 @@ inline Floats exp_of_negative(Floats x) {
   return polynomial(p, f) * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
-inline uint16_t to_half(float x) {
+inline uint16_t to_bf16(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
   if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);  // rounding could carry a NaN into the sign
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline void put_half(uint16_t* to, Floats y, int count) {
+inline void put_bf16(uint16_t* to, Floats y, int count) {
 #if defined(__AVX512BF16__)
   const __m256i made = (__m256i)_mm512_cvtneps_pbh((__m512)y);
   if (count >= kLanes)
@@ -187,7 +187,7 @@ inline void put_half(uint16_t* to, Floats y, int count) {
   else
     _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), made);
 #else
-  for (int j = 0; j < min(count, kLanes); ++j) to[j] = to_half(y[j]);
+  for (int j = 0; j < min(count, kLanes); ++j) to[j] = to_bf16(y[j]);
 #endif
 }
 
@@ -197,8 +197,8 @@ inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
   const bool whole = count >= kLanes;
   if constexpr (then == Then::kSums) {
     __builtin_memcpy(to.sums + place, &sums, min(count, kLanes) * sizeof(int32_t));
-  } else if constexpr (then == Then::kHalf) {
-    put_half(to.half + place, y, count);
+  } else if constexpr (then == Then::kBf16) {
+    put_bf16(to.bf16 + place, y, count);
   } else {
     if constexpr (then == Then::kGelu) y = gelu(y);
     if constexpr (then == Then::kAdd) {
@@ -265,7 +265,7 @@ inline void gemm(const Linear& w, int first, int last, const Activations& a, int
     case Then::kStore: return gemm_then<Then::kStore>(w, first, last, a, rows, to, scratch);
     case Then::kGelu: return gemm_then<Then::kGelu>(w, first, last, a, rows, to, scratch);
     case Then::kAdd: return gemm_then<Then::kAdd>(w, first, last, a, rows, to, scratch);
-    case Then::kHalf: return gemm_then<Then::kHalf>(w, first, last, a, rows, to, scratch);
+    case Then::kBf16: return gemm_then<Then::kBf16>(w, first, last, a, rows, to, scratch);
   }
 }
 
