@@ -158,7 +158,7 @@ def test_a_text_encoder_packs_to_itself(family: Family, tmp_path: Path) -> None:
     model = load_encoder(packed, device="cpu")[0].auto_model
     left = [name for name, m in model.named_modules() if type(m) in (torch.nn.Linear, hf.pytorch_utils.Conv1D)]
     assert left == []
-    assert set(report.kept) == KEPT.get(family[0], set())
+    assert set(report.plan.excluded) == KEPT.get(family[0], set())
     assert all(np.isfinite(encode(source)).flatten())
 
 
@@ -190,14 +190,14 @@ def test_an_image_encoder_packs_to_itself(family: Family, tmp_path: Path) -> Non
     vectors = hidden(packed, pixel_values=pixels)
     assert torch.isfinite(vectors).all()
     assert torch.equal(vectors, hidden(latent, pixel_values=pixels))
-    assert any("Conv2d" in name or "Conv2d" in what for name, what in report.others.items())
-    assert any("LayerNorm" in name for name in report.others)
+    assert any("Conv2d" in name or "Conv2d" in what for name, what in report.plan.others.items())
+    assert any("LayerNorm" in name for name in report.plan.others)
 
 
 def test_the_attention_head_of_siglip_stays_and_says_why(tmp_path: Path) -> None:
     family = next(f for f in IMAGE_FAMILIES if f[0] == "SiglipVisionModel")
     report, _, packed = stages(save_family(family, tmp_path / "source"), tmp_path)
-    assert "nn.MultiheadAttention" in report.kept["head.attention.out_proj"]
+    assert "nn.MultiheadAttention" in report.plan.excluded["head.attention.out_proj"]
     assert isinstance(AutoModel.from_pretrained(packed).head.mlp.fc1, PackedLinear)
 
 
@@ -329,7 +329,7 @@ def test_a_checkpoint_with_a_head_gives_the_encoder(name: str, prefix: str, head
     prefixed(source, prefix, {head: torch.ones(32, 32)})
     (tmp_path / "prefixed").mkdir()
     report, latent, packed = stages(source, tmp_path / "prefixed")
-    assert report.dropped == (head,)
+    assert report.plan.dropped == (head,)
     assert [layer.name for layer in report.layers] == [layer.name for layer in plain.layers]
     assert all(key.startswith(f"{prefix}.") for key in load_file(packed / "model.safetensors"))
     if is_text:
@@ -392,7 +392,7 @@ def test_fused_tensors_are_cut_as_transformers_cuts_them(
     (tmp_path / "fused").mkdir()
     report, latent, packed = stages(source, tmp_path / "fused", scheme=scheme)
     assert report.layers == apart.layers
-    assert report.dropped == ()
+    assert report.plan.dropped == ()
     assert (packed / "model.safetensors").read_bytes() == (tmp_path / "packed" / "model.safetensors").read_bytes()
     assert {m.name for m in inspect(source).modules} == {m.name for m in inspect(packed).modules}
     inputs = (
@@ -464,7 +464,7 @@ def test_a_dense_module_becomes_ternary_and_packs_to_itself(with_dense: Path, tm
 
 def test_keep_dense_keeps_dense(with_dense: Path, tmp_path: Path) -> None:
     report, latent, packed = stages(with_dense, tmp_path, keep_dense=True)
-    assert report.kept["2_Dense.linear"] == "--keep-dense"
+    assert report.plan.excluded["2_Dense.linear"] == "--keep-dense"
     for folder in (latent, packed):
         tensors = load_file(folder / "2_Dense" / "model.safetensors")
         source = load_file(with_dense / "2_Dense" / "model.safetensors")
@@ -475,7 +475,7 @@ def test_keep_dense_keeps_dense(with_dense: Path, tmp_path: Path) -> None:
 
 def test_skip_patterns_reach_dense_modules(with_dense: Path, tmp_path: Path) -> None:
     report, latent, packed = stages(with_dense, tmp_path, skip=["2_Dense.*", "pooler*"])
-    assert report.kept["2_Dense.linear"] == "--skip 2_Dense.*"
+    assert report.plan.excluded["2_Dense.linear"] == "--skip 2_Dense.*"
     assert_encodes_equally(latent, packed)
     with pytest.raises(InputError, match="'3_Dense' matches no linear"):
         convert(with_dense, tmp_path / "no", skip=["3_Dense"])

@@ -211,8 +211,8 @@ def test_a_pretraining_head_is_dropped_and_a_prefix_understood(tmp_path: Path, t
     shutil.copytree(tiny_bert, source)
     BertForMaskedLM(config).save_pretrained(source)
     report = convert(source, tmp_path / "latent")
-    assert any(name.startswith("cls.predictions") for name in report.dropped)
-    assert report.kept == {"pooler.dense": "not in the source"}
+    assert any(name.startswith("cls.predictions") for name in report.plan.dropped)
+    assert report.plan.excluded == {"pooler.dense": "not in the source"}
     pack(tmp_path / "latent", tmp_path / "packed")
     keys = load_file(tmp_path / "packed" / "model.safetensors")
     assert not any("pooler" in k or "cls." in k for k in keys)

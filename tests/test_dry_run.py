@@ -82,8 +82,8 @@ def test_bytes_are_exact_for_shards_dropped_and_large_tensors(tmp_path: Path) ->
     save_file({**tensors, "classifier.weight": torch.ones(9, 9)}, shards[0], metadata={"format": "pt"})
     check_bytes(source, tmp_path, Scheme())
     planned = dry_run(source)
-    assert planned.dropped == ("classifier.weight",)
-    assert any("float16 when packed" in why for why in planned.others.values())  # the patch convolution
+    assert planned.plan.dropped == ("classifier.weight",)
+    assert any("float16 when packed" in why for why in planned.plan.others.values())  # the patch convolution
 
 
 @pytest.mark.parametrize("keep_dense", [False, True])
@@ -95,7 +95,7 @@ def test_bytes_are_exact_with_a_dense_module(tmp_path: Path, keep_dense: bool) -
     pack(tmp_path / "latent", tmp_path / "packed", codec="base3")
     assert planned.bytes_checkpoint == weights_bytes(tmp_path / "latent")
     assert planned.bytes_packed["base3"][8] == weights_bytes(tmp_path / "packed")
-    assert ("2_Dense.linear" in planned.kept) == keep_dense
+    assert ("2_Dense.linear" in planned.plan.excluded) == keep_dense
 
 
 def test_bytes_are_exact_for_transposed_weights(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_linears_are_grouped_by_shape(tiny_bert: Path) -> None:
         "position_embeddings",
         "token_type_embeddings",
     ]
-    assert len(planned.kept) == 3
+    assert len(planned.plan.excluded) == 3
     layers = {(32, 32): 32 * (8 + 2), (64, 32): 64 * (8 + 2), (32, 64): 32 * (16 + 2)}
     assert [g.bytes_packed for g in planned.linears] == [g.count * layers[g.shape] for g in planned.linears]
 

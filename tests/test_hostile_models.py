@@ -331,7 +331,7 @@ def test_a_surplus_tensor_in_a_layer_is_refused_and_heads_are_listed(folder: Pat
     tensors = tensors_of(folder)
     write(folder, tensors | {"cls.predictions.bias": torch.zeros(3), "bert.pooler.extra": torch.zeros(1)})
     assert load_encoder(folder) is not None
-    assert convert(folder, folder.parent / "out").dropped == ("bert.pooler.extra", "cls.predictions.bias")
+    assert convert(folder, folder.parent / "out").plan.dropped == ("bert.pooler.extra", "cls.predictions.bias")
     write(folder, tensors | {"encoder.layer.0.attention.self.query.lora_A.weight": torch.zeros(2, 32)})
     with pytest.raises(CheckpointError, match="has no place for the tensor"):
         load_encoder(folder)

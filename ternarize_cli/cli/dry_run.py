@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["print_plan"]
 
 
-def print_plan(
-    out: Output, planned: "DryRun", scheme: "Scheme", model: str, target: Path, *, calibrating: bool
-) -> None:
+def print_plan(out: Output, planned: "DryRun", scheme: "Scheme", model: str, target: Path) -> None:
     """Prints the plan, or gives it as the JSON result; `target` is where `convert` would write."""
     from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.format.codecs import codec_for
@@ -59,11 +57,6 @@ def print_plan(
     out.text(
         f"packed              {packed:>15,} bytes, {planned.codec} and {scheme.table_bits}-bit tables as asked for"
     )
-    spent = _duration(sum(planned.seconds.values()))
-    share = f", {_duration(planned.seconds['calibrate'])} of it calibrating" if "calibrate" in planned.seconds else ""
-    out.text(f"time                {spent:>15} on this machine{share}, and what the disk takes")
-    if calibrating and "calibrate" not in planned.seconds:
-        out.warn("the time of --calibrate is not in it: the config does not tell how many patches an image has")
     largest = max((g.bytes_packed for g in planned.tables), default=0)
     if largest > packed / 2:
         out.hint(
@@ -82,7 +75,6 @@ def print_plan(
             "codec": planned.codec,
             "table_bits": scheme.table_bits,
             "bytes_packed": planned.bytes_packed,
-            "seconds": planned.seconds,
         }
     )
 
@@ -100,13 +92,3 @@ def _by_reason(excluded: dict[str, str]) -> list[tuple[str, str]]:
         (", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else ""), reason)
         for reason, some in names.items()
     ]
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"about {seconds:.1f} s"
-        if seconds < 10
-        else f"about {seconds:.0f} s"
-        if seconds < 90
-        else f"about {seconds / 60:.0f} min"
-    )

@@ -7,7 +7,7 @@ are dropped, and tensors that the source lacks are never invented. The Dense mod
 are converted like the encoder (`parts`).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from ternarize_cli import __version__
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress import vocabulary
-from ternarize_cli.compress.calibrate import Calibration, calibrate_folder
-from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, check_source, source_parts
+from ternarize_cli.compress.calibrate import Calibrated, Calibration, calibrate_folder
+from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
 from ternarize_cli.compress.tensor_policy import TensorDecision
 from ternarize_cli.encoders import checkpoint, defaults
 from ternarize_cli.encoders.loading import model_name
@@ -41,8 +42,8 @@ class LayerReport:
         error: ‖W − s·c‖ / ‖W‖, Frobenius.
         zeros: fraction of codes that are 0.
         output_error: of a calibrated linear, how much of the wanted outputs it misses (`calibrate.Calibrated`).
-        bytes_before: of the weight in the source; bytes_after: of codes and scales when packed with
-            the default codec.
+        bytes_before: bytes of the weight in the source.
+        bytes_after: bytes of codes and scales when packed with the default codec.
     """
 
     name: str
@@ -77,14 +78,10 @@ def convert(
     source: Path,
     output: Path,
     scheme: Scheme | None = None,
+    options: ConvertOptions | None = None,
     *,
-    skip: Sequence[str] = (),
-    keep_dense: bool = False,
-    trim: Sequence[str | Path] = (),
     calibration: Calibration | None = None,
     force: bool = False,
-    allow_pickle: bool = False,
-    seed: int = 0,
     track: Track = silent,
     source_name: str | None = None,
 ) -> ConversionReport:
@@ -94,70 +91,56 @@ def convert(
         source: a full-precision model folder.
         output: the folder to write, atomically.
         scheme: rule, granularity and widths; the defaults if None.
-        skip: shell patterns of module names to leave as they are.
-        keep_dense: leave the Dense modules of sentence-transformers as they are.
-        trim: texts (files or folders) to whose tokens the vocabulary is trimmed; see `vocabulary`.
+        options: what stays as it is, a smaller vocabulary, the seed; the defaults if None.
         calibration: what codes, scales and biases are fitted to; None: codes follow from the weights alone.
         force: replace an existing output.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
-        seed: draws the texts or images of a calibration; recorded in the artifact.
         track: progress over tensors.
         source_name: what the artifact records as its source; the folder's name if None.
 
     Raises:
         CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite.
-        InputError: a skip pattern without a match, or a group size that does not divide a width.
+        InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, or a value
+            does not fit float16.
         DataError: texts or images can't be read, or are not what the model reads.
         OutputError, OutputExistsError: the output can't be written.
     """
-    scheme = scheme or Scheme()
+    scheme, options = scheme or Scheme(), options or ConvertOptions()
+    allow_pickle = options.allow_pickle
     files.check_output(output, force=force, inputs=[source])
-    check_source(source, allow_pickle=allow_pickle)
-    if calibration is not None:
-        calibration.check(source, scheme)
-    sources = source_parts(source, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
+    parts, chosen = planned_parts(source, scheme, options, calibration, track)
     made = Artifact(
         stage="latent",
         scheme=scheme,
         tool_version=__version__,
         source=source_name or model_name(source),
         source_sha256=files.content_hash(source),
-        seed=seed,
+        seed=options.seed,
     )
-    chosen = None
-    if trim:
-        chosen = vocabulary.select(source, sources[0].model, trim, allow_pickle=allow_pickle, track=track)
-        sources[0] = sources[0].trimmed(chosen.tables, len(chosen.ids))
+    found: dict[str, Calibrated] = {}
     if calibration is not None:
-        for one in sources:
+        for one in parts:
             one.check_finite(allow_pickle=allow_pickle)
-        policies = [(one.part, one.policy) for one in sources]
+        policies = [(one.part, one.policy) for one in parts]
         found, data = calibrate_folder(
-            source, policies, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
+            source, policies, scheme, calibration, allow_pickle=allow_pickle, seed=options.seed, track=track
         )
         made = replace(made, calibration=data)
-        sources = [one.with_calibrated(found) for one in sources]
+        parts = [one.calibrated([n for n in one.policy.linears if one.part.prefix + n in found]) for one in parts]
+    plan = ConversionPlan.of(parts)
     layers: list[LayerReport] = []
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
-        _unpickle_modules(source, partial, {one.part.subfolder for one in sources})
+        _unpickle_modules(source, partial, {one.part.subfolder for one in parts})
         notes = defaults.complete(source, partial)
-        plan = ConversionPlan.of(sources)
-        count = sum(d.stored is not None and d.fate != "added" for d in plan.tensors)
+        count = sum(d.stored is not None for d in plan.tensors)
         pending = iter(track(range(count), "ternarising", count))
-        for one in sources:
-            layers += _write(one, partial, pending, chosen, allow_pickle=allow_pickle)
+        for one in parts:
+            layers += _write(one, partial, pending, chosen, found, allow_pickle=allow_pickle)
             one.part.write_config(partial, one.describe(made))
         if chosen is not None:
-            notes += vocabulary.write(chosen, sources[0].model, partial)
+            notes += vocabulary.write(chosen, parts[0].model, partial)
             vocabulary.check(chosen, source, partial, allow_pickle=allow_pickle, track=track)
-    return ConversionReport(
-        artifact=sources[0].describe(made),
-        layers=tuple(layers),
-        plan=plan,
-        notes=tuple(notes),
-        vocabulary=chosen,
-    )
+    return ConversionReport(parts[0].describe(made), tuple(layers), plan, tuple(notes), chosen)
 
 
 def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) -> None:
@@ -182,6 +165,7 @@ def _write(
     output: Path,
     pending: Iterator[object],
     chosen: vocabulary.Vocabulary | None,
+    calibrated: Mapping[str, Calibrated],
     *,
     allow_pickle: bool,
 ) -> list[LayerReport]:
@@ -191,56 +175,58 @@ def _write(
     with source.part.open_source(source.model, allow_pickle=allow_pickle) as shards:
         for shard in shards:
             with writer.shard(shard.name) as out:
-                for decision in (source.decisions[key] for key in shard.keys()):  # noqa: SIM118
-                    if decision.stored is None:
+                for d in source.decisions.values():
+                    if d.stored is None or d.file != shard.name:
                         continue
                     next(pending)
-                    tensor = shard.get(decision.key)
-                    if chosen is not None and not source.part.subfolder and decision.name in chosen.tables:
+                    found = calibrated.get(source.part.prefix + d.module)
+                    if found and d.name == f"{d.module}.bias":
+                        out.add(d.stored, found.bias)
+                        continue
+                    tensor = shard.get(d.key)
+                    if chosen is not None and not source.part.subfolder and d.name in chosen.tables:
                         tensor = chosen.rows_of(tensor)
-                    if decision.fate == "ternary":
-                        made, reports[decision.module] = _linear(decision, decision.stored, tensor, source)
+                    if d.fate == "ternary":
+                        latent, scale, report = _linear(d, tensor, source.policy.scheme, found)
+                        reports[d.module] = replace(report, name=source.part.prefix + d.module)
+                        out.add(d.stored, latent)
+                        out.add(f"{d.stored}_scale", scale)
                     else:
-                        made = {decision.stored: _other(decision, tensor, source)}
-                    for key, value in made.items():
-                        out.add(key, value)
+                        out.add(d.stored, _other(d, tensor))
     writer.finish()
     return [reports[name] for name in source.policy.linears]
 
 
 def _linear(
-    decision: TensorDecision, key: str, tensor: Tensor, source: SourcePart
-) -> tuple[dict[str, Tensor], LayerReport]:
-    """The tensors that the checkpoint holds for a linear's weight, under `key` and names made of it."""
-    found, scheme = source.calibrated.get(decision.module), source.policy.scheme
+    decision: TensorDecision, tensor: Tensor, scheme: Scheme, found: Calibrated | None
+) -> tuple[Tensor, Tensor, LayerReport]:
+    """What the checkpoint holds for a linear's weight: the latent weight in the source's layout, and the scale."""
     matrix = tensor.float().T if decision.transposed else tensor.float()
     try:
         latent, scale = (found.weight, found.scale) if found else (matrix, ternary.scale_of(matrix, scheme))
     except ValueError as e:
-        raise CheckpointError(f"{key}: {e}", hint="the source is damaged; fetch it again, or --skip this layer") from e
+        raise CheckpointError(
+            f"{decision.stored}: {e}", hint="the source is damaged; fetch it again, or --skip this layer"
+        ) from e
     if not torch.isfinite(scale.half()).all():
-        raise CheckpointError(f"{key}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it")
+        raise CheckpointError(
+            f"{decision.stored}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it"
+        )
     codes = ternary.codes_of(latent, scale, scheme.levels)
-    made = {key: latent.T if decision.transposed else latent, f"{key}_scale": scale}
-    if found and source.without_bias([decision.module]):
-        made[f"{key.removesuffix('weight')}bias"] = found.bias
-    norm = float(matrix.norm()) or 1.0
-    return made, LayerReport(
-        name=source.part.prefix + decision.module,
+    report = LayerReport(
+        name=decision.module,
         shape=decision.matrix,
-        error=float((matrix - ternary.dequantize(codes, scale)).norm()) / norm,
+        error=float((matrix - ternary.dequantize(codes, scale)).norm()) / (float(matrix.norm()) or 1.0),
         zeros=float((codes == 0).float().mean()),
         bytes_before=decision.bytes_source,
         bytes_after=decision.bytes_packed,
         output_error=found.output_error if found else None,
     )
+    return latent.T if decision.transposed else latent, scale, report
 
 
-def _other(decision: TensorDecision, tensor: Tensor, source: SourcePart) -> Tensor:
-    """What the checkpoint holds for a tensor that is no linear's weight."""
-    found = source.calibrated.get(decision.module)
-    if found and decision.name == f"{decision.module}.bias":
-        return found.bias
+def _other(decision: TensorDecision, tensor: Tensor) -> Tensor:
+    """What the checkpoint holds for a tensor that is no linear's weight and that no calibration fits."""
     if not tensor.is_floating_point():
         return tensor
     if not weights.all_finite(tensor):

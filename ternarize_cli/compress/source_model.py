@@ -2,24 +2,27 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ternarize_cli.compress import tensor_policy
-from ternarize_cli.compress.calibrate import Calibrated
-from ternarize_cli.compress.tensor_policy import SourceTensor, TensorDecision, TensorPolicy
+from ternarize_cli.compress.calibrate import Calibration
+from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.tensor_policy import Fate, SourceTensor, TensorDecision, TensorPolicy, policy_of_source
+from ternarize_cli.compress.vocabulary import Vocabulary, select
 from ternarize_cli.encoders import anatomy, checkpoint
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import Artifact, Scheme
+from ternarize_cli.progress import Track
 from ternarize_cli.storage import weights
 
-__all__ = ["ConversionPlan", "SourcePart", "check_source", "source_parts"]
+__all__ = ["ConversionPlan", "SourcePart", "check_source", "planned_parts", "source_parts"]
 
 
 def check_source(source: Path, *, allow_pickle: bool = False) -> None:
@@ -46,15 +49,14 @@ class SourcePart:
         part: where it lies.
         model: its skeleton.
         policy: decides over its tensors.
-        tensors: the tensors of its files in the order of the model's state dict, those without a place in it last.
-        calibrated: what calibration found, by the name of the linear.
+        tensors: the tensors of its files in the order of the model's state dict, those without a place in it last;
+            then the biases that calibration adds.
     """
 
     part: Part
     model: Any
     policy: TensorPolicy
     tensors: tuple[SourceTensor, ...]
-    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
 
     @cached_property
     def decisions(self) -> dict[str, TensorDecision]:
@@ -62,31 +64,19 @@ class SourcePart:
         return {tensor.key: self.policy.decide(tensor) for tensor in self.tensors}
 
     def trimmed(self, tables: Collection[str], rows: int) -> "SourcePart":
-        """This part with `rows` rows in the tables of these state-dict names."""
+        """Makes this part with `rows` rows in the tables of these state-dict names."""
         cut = (replace(t, shape=(rows, *t.shape[1:])) if t.name in tables else t for t in self.tensors)
         return replace(self, tensors=tuple(cut))
 
-    def with_biases(self, linears: Collection[str]) -> "SourcePart":
-        """This part with biases that calibration fits for these of its linears; those without a bias get one."""
-        bare, tensors = set(self.without_bias(linears)), list[SourceTensor]()
-        for tensor, decision in zip(self.tensors, self.decisions.values(), strict=True):
-            tensors.append(tensor)
-            if decision.fate == "ternary" and tensor.module in bare:
-                key = f"{str(tensor.stored).removesuffix('weight')}bias"
-                shape = decision.matrix[:1]
-                tensors.append(SourceTensor(key, f"{tensor.module}.bias", key, tensor.file, None, shape))
+    def calibrated(self, linears: Collection[str]) -> "SourcePart":
+        """Makes this part with biases that calibration fits for these of its linears; those without a bias get one."""
+        added = []
+        for d in self.decisions.values():
+            if d.fate == "ternary" and d.module in linears and self.model.get_submodule(d.module).bias is None:
+                key = f"{str(d.stored).removesuffix('weight')}bias"
+                added.append(SourceTensor(key, f"{d.module}.bias", key, d.file, None, d.matrix[:1]))
         policy = replace(self.policy, calibrated=frozenset(linears))
-        return replace(self, policy=policy, tensors=tuple(tensors))
-
-    def with_calibrated(self, found: Mapping[str, Calibrated]) -> "SourcePart":
-        """This part with what calibration found for its linears, whose names in `found` have the part's prefix."""
-        named = {name: self.part.prefix + name for name in self.policy.linears}
-        own = {name: found[full] for name, full in named.items() if full in found}
-        return replace(self.with_biases(own), calibrated=own)
-
-    def without_bias(self, linears: Iterable[str]) -> tuple[str, ...]:
-        """Those of the linears that have no bias in the model."""
-        return tuple(name for name in linears if self.model.get_submodule(name).bias is None)
+        return replace(self, policy=policy, tensors=(*self.tensors, *added))
 
     def check_finite(self, *, allow_pickle: bool = False) -> None:
         """Reads every tensor that will be stored.
@@ -108,7 +98,7 @@ class SourcePart:
         return replace(
             made,
             modules_to_not_convert=tuple(self.policy.excluded),
-            added_biases=self.without_bias(self.calibrated),
+            added_biases=tuple(d.module for d in self.decisions.values() if d.fate == "added"),
         )
 
 
@@ -142,20 +132,14 @@ class ConversionPlan:
             others=_others(parts[0]),
         )
 
-    @property
-    def linears(self) -> tuple[TensorDecision, ...]:
-        """The decisions over the weights that become ternary."""
-        return tuple(d for d in self.tensors if d.fate == "ternary")
-
-    @property
-    def tables(self) -> tuple[TensorDecision, ...]:
-        """The decisions over the embeddings that are compressed."""
-        return tuple(d for d in self.tensors if d.fate == "table")
+    def having(self, fate: Fate) -> tuple[TensorDecision, ...]:
+        """The decisions with this fate."""
+        return tuple(d for d in self.tensors if d.fate == fate)
 
     @property
     def dropped(self) -> tuple[str, ...]:
         """Names in the files of the tensors that the encoder has no place for."""
-        return tuple(d.key for d in self.tensors if d.fate == "dropped")
+        return tuple(d.key for d in self.having("dropped"))
 
     def to_json(self) -> dict[str, Any]:
         """What stays as it is and what is dropped, in the JSON form of `convert` and `convert --dry-run`."""
@@ -175,37 +159,32 @@ def _others(source: SourcePart) -> dict[str, str]:
     }
 
 
-def source_parts(
-    folder: Path, scheme: Scheme, skip: Sequence[str] = (), *, keep_dense: bool = False, allow_pickle: bool = False
-) -> list[SourcePart]:
-    """Opens the parts of a full-precision folder and decides over their tensors.
-
-    Args:
-        folder: the model.
-        scheme: granularity, levels and width of tables.
-        skip: shell patterns of module names to leave as they are.
-        keep_dense: leave Dense modules as they are.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+def source_parts(folder: Path, scheme: Scheme, options: ConvertOptions) -> list[SourcePart]:
+    """Opens the parts of a full-precision folder and decides over their tensors; the vocabulary is not trimmed yet.
 
     Raises:
         CheckpointError: a tensor is missing or misshapen, or is stored twice with different values, or the encoder has
             no linear to ternarise.
-        InputError: a pattern matches nothing, or the group size does not divide the width of a linear.
+        InputError: a pattern matches no linear and no embedding, or the group size does not divide the width of a
+            linear.
     """
     parts = [(part, part.skeleton()) for part in parts_of(folder)]
-    unknown = [p for p in skip if not any(tensor_policy.matches(model, p, part.prefix) for part, model in parts)]
+    names = [part.prefix + name for part, model in parts for name, _ in anatomy.weighted(model)]
+    for pattern in options.skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"--skip {pattern!r} matches no linear and no embedding",
+                hint="`ternarize inspect MODEL` lists their names; quote the pattern",
+            )
     found = []
     for part, model in parts:
-        with part.open_source(model, allow_pickle=allow_pickle) as shards:
+        with part.open_source(model, allow_pickle=options.allow_pickle) as shards:
             checkpoint.check_tensors(model, shards)
             tensors = _tensors(model, shards)
-        mine = [p for p in skip if tensor_policy.matches(model, p, part.prefix)] + ([] if part.subfolder else unknown)
-        reasons = {p: f"--skip {p}" for p in mine}
-        if part.subfolder and keep_dense:
-            reasons = {"*": "--keep-dense"}
+        dense = options.keep_dense and part.subfolder
+        skip = {"*": "--keep-dense"} if dense else {pattern: f"--skip {pattern}" for pattern in options.skip}
         present = {tensor.name for tensor in tensors if tensor.name is not None}
-        policy = tensor_policy.policy_of_source(model, scheme, present=present, skip=reasons, prefix=part.prefix)
-        one = SourcePart(part, model, policy, tensors)
+        one = SourcePart(part, model, policy_of_source(model, scheme, present, skip, part.prefix), tensors)
         for refused in (d for d in one.decisions.values() if d.fate == "refused"):
             raise InputError(
                 f"{part.prefix}{refused.module}: {refused.reason}",
@@ -213,6 +192,28 @@ def source_parts(
             )
         found.append(one)
     return found
+
+
+def planned_parts(
+    folder: Path, scheme: Scheme, options: ConvertOptions, calibration: Calibration | None, track: Track
+) -> tuple[list[SourcePart], Vocabulary | None]:
+    """Checks what `convert` is given, and decides over the tensors of the model as far as no calibration is needed.
+
+    Returns:
+        The parts of the model with the rows that a trimmed vocabulary leaves, and that vocabulary if it is trimmed.
+
+    Raises:
+        CheckpointError, DataError, InputError: as `check_source`, `Calibration.check`, `source_parts` and
+            `vocabulary.select`.
+    """
+    check_source(folder, allow_pickle=options.allow_pickle)
+    if calibration is not None:
+        calibration.check(folder, scheme)
+    parts = source_parts(folder, scheme, options)
+    if not options.trim:
+        return parts, None
+    chosen = select(folder, parts[0].model, options.trim, allow_pickle=options.allow_pickle, track=track)
+    return [parts[0].trimmed(chosen.tables, len(chosen.ids)), *parts[1:]], chosen
 
 
 def _tensors(model: Any, shards: Sequence[weights.WeightShard]) -> tuple[SourceTensor, ...]:

@@ -15,13 +15,13 @@
 A `TensorPolicy` holds what is decided by module: which linears become ternary, which embeddings are compressed, and
 which of both are excluded, with the reason. It comes from the modules of a full-precision model (`policy_of_source`) or
 from the description in a checkpoint (`policy_of_artifact`). `TensorPolicy.decide` then gives a tensor its
-`TensorDecision`, with the dtypes and shapes that stand for it in both artifacts; so bytes are known before anything is
-written. `convert`, `convert --dry-run`, `pack`, `inspect`, calibration and the beta sweep follow these decisions.
+`TensorDecision`, with the dtypes and shapes of what stands for it in both artifacts; so bytes are known before anything
+is written. `convert`, `convert --dry-run`, `pack`, `inspect`, calibration and the beta sweep follow these decisions.
 """
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -32,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.encoders import anatomy
 from ternarize_cli.encoders.module_replacement import table_bits
-from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.errors import CheckpointError
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Artifact, Scheme
 
@@ -43,7 +43,6 @@ __all__ = [
     "SourceTensor",
     "TensorDecision",
     "TensorPolicy",
-    "matches",
     "policy_of_artifact",
     "policy_of_source",
 ]
@@ -112,14 +111,9 @@ class TensorDecision(SourceTensor):
         return (second, first) if self.transposed else (first, second)
 
     @property
-    def bytes_checkpoint(self) -> int:
-        """Bytes of its values and scales in a ternary checkpoint."""
-        return _bytes(self.checkpoint)
-
-    @property
     def bytes_packed(self) -> int:
         """Bytes of its codes or values and its scales in a packed model."""
-        return _bytes(self.packed)
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.packed.values())
 
 
 @dataclass(frozen=True)
@@ -158,19 +152,13 @@ class TensorPolicy:
         written = tensor.stored is not None and fate != "refused"
         checkpoint, packed = _headers(self, tensor, fate) if written else ({}, {})
         transposed = fate == "ternary" and self.linears[tensor.module]
-        own = {f.name: getattr(tensor, f.name) for f in fields(SourceTensor)}
         return TensorDecision(
-            **own, fate=fate, reason=reason, checkpoint=checkpoint, packed=packed, transposed=transposed
+            **vars(tensor), fate=fate, reason=reason, checkpoint=checkpoint, packed=packed, transposed=transposed
         )
 
 
 def policy_of_source(
-    model: nn.Module,
-    scheme: Scheme,
-    *,
-    present: Collection[str],
-    skip: Mapping[str, str] | None = None,
-    prefix: str = "",
+    model: nn.Module, scheme: Scheme, present: Collection[str], skip: Mapping[str, str], prefix: str = ""
 ) -> TensorPolicy:
     """Decides over every linear and embedding of a full-precision model.
 
@@ -183,16 +171,8 @@ def policy_of_source(
         prefix: what users write before the names of this model, such as "2_Dense.".
 
     Raises:
-        InputError: a pattern matches no linear and no embedding.
         CheckpointError: no linear is left to ternarise, and `prefix` is empty: a Dense module may have none.
     """
-    skip = skip or {}
-    for pattern in skip:
-        if not matches(model, pattern, prefix):
-            raise InputError(
-                f"--skip {pattern!r} matches no linear and no embedding",
-                hint="`ternarize inspect MODEL` lists their names; quote the pattern",
-            )
     policy = _policy(model, scheme, _excluded(model, present, skip, prefix))
     if not policy.linears and not prefix:
         what = "nothing to ternarise: no nn.Linear and no Conv1D" + (" that does not stay" if policy.excluded else "")
@@ -209,11 +189,6 @@ def policy_of_artifact(model: nn.Module, artifact: Artifact) -> TensorPolicy:
     """
     excluded = dict.fromkeys(artifact.modules_to_not_convert, "excluded when the model was converted")
     return _policy(model, artifact.scheme, excluded, artifact.codec)
-
-
-def matches(model: nn.Module, pattern: str, prefix: str = "") -> bool:
-    """Whether a --skip pattern matches a linear or an embedding of a model."""
-    return any(fnmatchcase(prefix + name, pattern) for name, _ in anatomy.weighted(model))
 
 
 def _excluded(model: nn.Module, present: Collection[str], skip: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -309,7 +284,3 @@ def _headers(policy: TensorPolicy, tensor: SourceTensor, fate: Fate) -> tuple[He
     fitted = tensor.module in policy.calibrated and tensor.name == f"{tensor.module}.bias"
     same = {key: (torch.float32 if fitted or tensor.dtype is None else tensor.dtype, shape)}
     return same, same
-
-
-def _bytes(headers: Headers) -> int:
-    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in headers.values())

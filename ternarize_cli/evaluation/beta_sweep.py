@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.source_model import SourcePart, check_source, source_parts
 from ternarize_cli.encoders import module_replacement
 from ternarize_cli.encoders.loading import load_encoder
@@ -29,7 +30,7 @@ from ternarize_cli.encoders.modalities import require_modality
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Artifact, Scheme
-from ternarize_cli.layers import PackedEmbedding, PackedLinear
+from ternarize_cli.layers import PackedLinear
 from ternarize_cli.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def sweep(
         require_modality(folder, "text", folder)
     if images is not None:
         require_modality(folder, "image", folder)
-    sources = source_parts(folder, optimal, allow_pickle=allow_pickle)
+    sources = source_parts(folder, optimal, ConvertOptions(allow_pickle=allow_pickle))
     rows = _weights(sources, schemes, allow_pickle, track)
     count = sum(len(source.policy.linears) for source in sources)
     found = Sweep(granularity, count, tuple(rows[:-1]), rows[-1], MEASURES[:2])
@@ -231,13 +232,13 @@ def _pack(model: Any, source: SourcePart, scheme: Scheme) -> list[tuple[PackedLi
         model, Artifact("packed", scheme, codec_for(scheme.levels).name, tuple(source.policy.excluded))
     )
     linears = []
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            weight = state.pop(f"{name}.weight")
-            linears.append((module, weight.T if module.transposed else weight))
-        elif isinstance(module, PackedEmbedding):
-            codes, module.weight_scale = tables.quantize_table(state.pop(f"{name}.weight"), module.table_bits)
-            module.weight = tables.pack_codes(codes, module.table_bits)
+    for name, transposed in source.policy.linears.items():
+        weight = state.pop(f"{name}.weight")
+        linears.append((model.get_submodule(name), weight.T if transposed else weight))
+    for name in source.policy.tables:
+        table = model.get_submodule(name)
+        codes, table.weight_scale = tables.quantize_table(state.pop(f"{name}.weight"), table.table_bits)
+        table.weight = tables.pack_codes(codes, table.table_bits)
     for decision in source.decisions.values():
         if decision.fate == "half":
             state[str(decision.name)] = state[str(decision.name)].half().float()
