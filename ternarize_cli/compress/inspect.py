@@ -18,14 +18,15 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress.tensor_policy import policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
+from ternarize_cli.encoders.anatomy import sizes, weighted
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.scheme import LEVELS, Artifact
@@ -164,6 +165,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     for part in parts_of(folder):
         model, known = part.skeleton(), part.artifact()
         architecture = architecture or type(model).__name__
+        names = [name for name, _ in weighted(model)]
         policy = policy_of_artifact(model, known) if known is not None else None
         if known is not None:
             module_replacement.replace(model, known)
@@ -174,13 +176,12 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
                 for shard in shards
                 for key, name in checkpoint.names_in_model(model, shard.keys()).items()
             }
-            for name, module in model.named_modules():
-                if f"{name}.weight" in at and isinstance(module, _LISTED):
-                    key, shard = at[f"{name}.weight"]
-                    scale_at = at.get(f"{name}.weight_scale")
-                    scale = scale_at[1].get(scale_at[0]) if scale_at else None
-                    kind = policy.kind(name) if policy else "dense"
-                    modules.append(survey.describe(part.prefix + name, kind, module, key, shard.get(key), scale))
+            for name in (n for n in names if f"{n}.weight" in at):
+                key, shard = at[f"{name}.weight"]
+                scale_at = at.get(f"{name}.weight_scale")
+                scale = scale_at[1].get(scale_at[0]) if scale_at else None
+                kind, module = policy.kind(name) if policy else "dense", model.get_submodule(name)
+                modules.append(survey.describe(part.prefix + name, kind, module, key, shard.get(key), scale))
         parameters += parameter_count(model, at)
         size += weights.bytes_on_disk(part.path, allow_pickle=allow_pickle)
     return Inspection(
@@ -194,9 +195,6 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
         magnitudes=survey.magnitudes.histogram(),
         scales=_powers_of_two(survey.exponents.histogram()),
     )
-
-
-_LISTED = (nn.Linear, Conv1D, nn.Embedding, PackedLinear, PackedEmbedding)
 
 
 def parameter_count(model: nn.Module, present: Iterable[str]) -> int:
@@ -225,9 +223,7 @@ class _Survey:
         self.magnitudes = _Counter(0, widest, _BINS)
         self.exponents = _Counter(*_OCTAVES, (_OCTAVES[1] - _OCTAVES[0]) * _PER_OCTAVE)
 
-    def describe(
-        self, name: str, kind: str, module: nn.Module, key: str, weight: Tensor, scale: Tensor | None
-    ) -> TensorInfo:
+    def describe(self, name: str, kind: str, module: Any, key: str, weight: Tensor, scale: Tensor | None) -> TensorInfo:
         size = sum(t.numel() * t.element_size() for t in (weight, scale) if t is not None)
         if isinstance(module, nn.Embedding | PackedEmbedding):
             return TensorInfo(name, kind, (module.num_embeddings, module.embedding_dim), size)
@@ -239,9 +235,7 @@ class _Survey:
         mean = float(magnitude.mean())
         if self._artifact is None and mean > 0:
             self.magnitudes.add(magnitude / mean)
-        columns, rows = weight.shape if isinstance(module, Conv1D) else weight.T.shape
-        shape = (int(rows), int(columns))
-        return TensorInfo(name, kind, shape, size, mean_abs=mean, max_abs=float(magnitude.max()))
+        return TensorInfo(name, kind, sizes(module), size, mean_abs=mean, max_abs=float(magnitude.max()))
 
     def _ternary(
         self, name: str, module: TernaryLinear | PackedLinear, key: str, weight: Tensor, scale: Tensor, size: int

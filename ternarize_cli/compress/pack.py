@@ -33,8 +33,11 @@ class PackReport:
 
     Attributes:
         artifact: the packed model's description.
-        bytes_source: weights files of the checkpoint; bytes_packed: of the packed model.
-        bytes_linears, bytes_tables, bytes_other: the packed bytes by kind (file headers not counted).
+        bytes_source: bytes of the checkpoint's weights files.
+        bytes_packed: bytes of the packed model's weights files.
+        bytes_linears: bytes of the codes and scales of all linears.
+        bytes_tables: bytes of the rows and scales of all compressed embeddings.
+        bytes_other: bytes of all other tensors in the packed model.
         zeros: fraction of codes that are 0, over all linears.
     """
 
@@ -57,20 +60,23 @@ def pack(
         output: the folder to write.
         codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
         force: replace an existing output.
-        track: progress over tensors.
+        track: reports progress over tensors.
 
     Raises:
         InputError: the codec does not hold the checkpoint's levels.
-        CheckpointError: `source` is full precision or packed already, or damaged.
-        FormatError: a scale is not finite or negative, or does not fit float16.
-        OutputError, OutputExistsError: the output can't be written.
+        CheckpointError: `source` is full precision or packed already, damaged, or pickled.
+        FormatError: a weight or scale is not finite, a scale is negative, a scale or a large tensor does not fit
+            float16, or the group size does not divide the width of a linear.
+        OutputExistsError: the output exists, and `force` is false.
+        OutputError: the output can't be written.
     """
     files.check_output(output, force=force, inputs=[source])
-    latent = checkpoint.validate(source)
+    latent = checkpoint.artifact_of(source)
     if latent is None:
         raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {source}")
     if latent.stage != "latent":
         raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {source}")
+    checkpoint.validate(source)
     layout = codec_for(latent.scheme.levels, codec)
     artifact = replace(latent, stage="packed", codec=layout.name)
     totals: Counter[str] = Counter()
@@ -94,7 +100,12 @@ def pack(
 
 
 def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track: Track) -> Counter[str]:
-    """Packs the encoder or a Dense module; returns bytes by kind and the numbers of codes and of zeros."""
+    """Packs the encoder or a Dense module.
+
+    Returns:
+        Bytes by fate, those of the weights files before ("source") and after ("packed"), and the numbers of "codes" and
+        of "zeros" among them.
+    """
     model = part.skeleton()
     policy = policy_of_artifact(model, replace(latent, codec=layout.name))
     module_replacement.replace(model, latent)

@@ -23,15 +23,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.arithmetic import ternary
-from ternarize_cli.encoders.anatomy import (
-    first_names,
-    in_attention,
-    names_in_encoder,
-    row_factor,
-    sizes,
-    word_tables,
-)
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.encoders.anatomy import first_names, in_attention, names_in_encoder, row_factor, sizes, word_tables
+from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
 
@@ -49,6 +42,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
 
     Raises:
         CheckpointError: a layer beside the encoder is tied to a table that is compressed.
+        FormatError: the group size that the artifact describes does not divide the width of a linear.
     """
     packed, scheme = artifact.stage == "packed", artifact.scheme
     words = word_tables(model)
@@ -95,11 +89,14 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
         rows, columns = sizes(module)
         bias = module.bias is not None or name in artifact.added_biases
         device, kind, flip = module.weight.device, dtype or module.weight.dtype, isinstance(module, Conv1D)
-        if packed:
+        try:
+            if not packed:
+                return TernaryLinear(columns, rows, bias, scheme, device, kind, transposed=flip)
             new = PackedLinear(columns, rows, bias, scheme, device, kind, codec=artifact.codec)
-            new.transposed = flip
-            return new
-        return TernaryLinear(columns, rows, bias, scheme, device, kind, transposed=flip)
+        except ValueError as e:
+            raise FormatError(f"{name}: {e}", hint="config.json is not that of these weights: make it again") from e
+        new.transposed = flip
+        return new
 
     names = _swap(model, swap)
     for module in model.modules():
