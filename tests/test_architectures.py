@@ -21,6 +21,7 @@ import ternarize_cli.hf
 from ternarize_cli import kernels
 from ternarize_cli.compress.convert import ConversionReport, convert
 from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder, pooling_note
 from ternarize_cli.errors import CheckpointError, FormatError, InputError
@@ -130,8 +131,10 @@ def save_processor(folder: Path) -> None:
     hf.ViTImageProcessorPil(size=size).save_pretrained(folder)
 
 
-def stages(source: Path, folder: Path, **options: Any) -> tuple[ConversionReport, Path, Path]:
-    report = convert(source, folder / "latent", **options)
+def stages(
+    source: Path, folder: Path, scheme: Scheme | None = None, **options: Any
+) -> tuple[ConversionReport, Path, Path]:
+    report = convert(source, folder / "latent", scheme, ConvertOptions(**options))
     pack(folder / "latent", folder / "packed")
     return report, folder / "latent", folder / "packed"
 
@@ -261,8 +264,8 @@ def test_a_table_under_two_names_is_stored_once(tmp_path: Path) -> None:
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     report, latent, packed = stages(source, tmp_path)
-    assert "shared" in report.tables
-    assert "encoder.embed_tokens" not in report.tables
+    assert "shared" in {d.module for d in report.plan.having("table")}
+    assert [d.key for d in report.plan.having("tied")] == ["encoder.embed_tokens.weight"]
     for folder in (latent, packed):
         assert "encoder.embed_tokens.weight" not in load_file(folder / "model.safetensors")
     model = load_encoder(packed, device="cpu")[0].auto_model
@@ -478,7 +481,7 @@ def test_skip_patterns_reach_dense_modules(with_dense: Path, tmp_path: Path) -> 
     assert report.plan.excluded["2_Dense.linear"] == "--skip 2_Dense.*"
     assert_encodes_equally(latent, packed)
     with pytest.raises(InputError, match="'3_Dense' matches no linear"):
-        convert(with_dense, tmp_path / "no", skip=["3_Dense"])
+        convert(with_dense, tmp_path / "no", options=ConvertOptions(skip=["3_Dense"]))
 
 
 def test_a_dense_module_with_a_residual_projection_packs_to_itself(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ternarize_cli import kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import load_encoder
@@ -144,7 +145,7 @@ def test_a_codec_of_other_levels_leaves_nothing_behind(tiny_bert: Path, tmp_path
 
 def test_two_conversions_and_packs_are_byte_identical(tiny_bert: Path, tmp_path: Path) -> None:
     for name in "ab":
-        convert(tiny_bert, tmp_path / f"latent-{name}", seed=3)
+        convert(tiny_bert, tmp_path / f"latent-{name}", options=ConvertOptions(seed=3))
         pack(tmp_path / f"latent-{name}", tmp_path / f"packed-{name}")
     for stage in ("latent", "packed"):
         a, b = tmp_path / f"{stage}-a", tmp_path / f"{stage}-b"

@@ -14,6 +14,7 @@ from transformers import GPTNeoConfig
 
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.loading import load_encoder
@@ -476,7 +477,7 @@ def test_a_pickled_module_follows_allow_pickle(folder: Path) -> None:
         with pytest.raises(CheckpointError, match=r"3_LayerNorm/pytorch_model\.bin is a pickle"):
             use(folder)
     expected = load_encoder(folder, allow_pickle=True).encode(["the cat"])
-    convert(folder, folder.parent / "out", allow_pickle=True)
+    convert(folder, folder.parent / "out", options=ConvertOptions(allow_pickle=True))
     assert (folder.parent / "out" / "3_LayerNorm" / "model.safetensors").is_file()
     assert load_encoder(folder.parent / "out").encode(["the cat"]).shape == expected.shape
 
