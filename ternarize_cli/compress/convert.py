@@ -37,13 +37,14 @@ class LayerReport:
     """One ternarised linear.
 
     Attributes:
-        name: the module.
-        shape: (out, in).
-        error: ‖W − s·c‖ / ‖W‖, Frobenius.
+        name: the name of the module.
+        shape: the shape of its weight, (out, in).
+        error: ‖W − s·c‖ / ‖W‖ in the Frobenius norm.
         zeros: fraction of codes that are 0.
-        output_error: of a calibrated linear, how much of the wanted outputs it misses (`calibrate.Calibrated`).
         bytes_before: bytes of the weight in the source.
         bytes_after: bytes of codes and scales when packed with the default codec.
+        output_error: how much of the wanted outputs a calibrated linear misses (`calibrate.Calibrated`); None of a
+            linear that was not calibrated.
     """
 
     name: str
@@ -63,8 +64,8 @@ class ConversionReport:
         artifact: the scheme and where the weights came from.
         layers: one entry per ternarised linear, in the model's order.
         plan: what became of every tensor, with the reason; `convert --dry-run` foretells it.
-        notes: what was added for the sake of later stages, in words.
-        vocabulary: what stays of it, if it was trimmed.
+        notes: sentences about what was added or dropped for the sake of later stages.
+        vocabulary: what stays of the vocabulary; None if it was not trimmed.
     """
 
     artifact: Artifact
@@ -94,7 +95,7 @@ def convert(
         options: what stays as it is, a smaller vocabulary, the seed; the defaults if None.
         calibration: what codes, scales and biases are fitted to; None: codes follow from the weights alone.
         force: replace an existing output.
-        track: progress over tensors.
+        track: reports progress over tensors.
         source_name: what the artifact records as its source; the folder's name if None.
 
     Raises:
@@ -102,7 +103,8 @@ def convert(
         InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, or a value
             does not fit float16.
         DataError: texts or images can't be read, or are not what the model reads.
-        OutputError, OutputExistsError: the output can't be written.
+        OutputExistsError: the output exists, and `force` is false.
+        OutputError: the output can't be written.
     """
     scheme, options = scheme or Scheme(), options or ConvertOptions()
     allow_pickle = options.allow_pickle

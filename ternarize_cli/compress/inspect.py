@@ -46,15 +46,15 @@ class Histogram:
     """Counts of values in bins; what lies outside is counted in the outermost bin.
 
     Attributes:
-        edges: ascending, one more than there are bins.
-        counts: of values in each bin.
+        edges: the edges of the bins, ascending; one more than there are bins.
+        counts: number of values in each bin.
     """
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
     def merged(self, bins: int) -> "Histogram":
-        """At most `bins` bins, as many neighbours in each: for drawing."""
+        """Merges neighbouring bins, as many into each, so that at most `bins` are left."""
         step = -(-len(self.counts) // bins)
         starts = range(0, len(self.counts), step)
         edges = (*(self.edges[i] for i in starts), self.edges[-1])
@@ -66,13 +66,18 @@ class TensorInfo:
     """One linear or embedding of a model.
 
     Attributes:
-        name: the module; kind: "ternary" (whatever its levels), "table" or "dense".
-        shape: (out, in) or (rows, dim).
-        bytes: of the module's weight and scales in the file.
+        name: the name of the module.
+        kind: "ternary" (whatever its levels), "table" or "dense".
+        shape: (out, in) of a linear, or (rows, dim) of an embedding.
+        bytes: bytes of the module's weight and scales in the file.
         codes: the share of each code, such as {-1: .25, 0: .5, 1: .25}; None unless ternary.
-        zeros: fraction of zero codes; scale_min, scale_mean, scale_max: of its scales. None unless ternary.
-        error: ‖W − s·c‖ / ‖W‖, Frobenius; only in a latent checkpoint.
-        mean_abs, max_abs: mean|w| and max|w| of a full-precision linear.
+        zeros: the share of zero codes; None unless ternary.
+        scale_min: the smallest scale; None unless ternary.
+        scale_mean: the mean of the scales; None unless ternary.
+        scale_max: the largest scale; None unless ternary.
+        error: ‖W − s·c‖ / ‖W‖ in the Frobenius norm; None unless in a latent checkpoint.
+        mean_abs: mean|w| of a full-precision linear; None of any other module.
+        max_abs: max|w| of a full-precision linear; None of any other module.
     """
 
     name: str
@@ -95,15 +100,15 @@ class Inspection:
 
     Attributes:
         stage: "full precision", "latent" or "packed".
-        architecture: the class that transformers builds for it.
-        bytes: of all weights files.
-        parameters: weights of the encoder, counted unpacked.
+        architecture: the class that transformers builds for the encoder.
+        bytes: bytes of all weights files.
+        parameters: number of weights, those that are packed counted as the weights that they stand for.
         sha256: the folder's content hash.
-        modules: its linears and embeddings, in the model's order.
-        artifact: the description of an artifact of ours.
-        magnitudes: of the weights of all linears (in an artifact: of the ternary ones), as the module's docstring says;
-            None if packed.
-        scales: of all scales that are not zero; None at full precision.
+        modules: the linears and embeddings, in the model's order.
+        artifact: the description in a ternary checkpoint or packed model; None at full precision.
+        magnitudes: |w| / mean|w| of the weights of all linears at full precision, |w| / s of those of the ternary
+            linears in a latent checkpoint; None if packed.
+        scales: all scales that are not zero; None at full precision.
     """
 
     stage: str
@@ -126,7 +131,7 @@ class Inspection:
 
     @property
     def codes(self) -> dict[int, float] | None:
-        """The share of each code over all ternary linears; None if there are none."""
+        """The share of each code over all ternary linears; None if no linear is ternary."""
         found = [(m.codes, m.shape[0] * m.shape[1]) for m in self.modules if m.codes is not None]
         total = sum(count for _, count in found)
         if not found:
@@ -155,8 +160,14 @@ class _Counter:
 def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     """Reads a model folder of any stage; a packed model's digest, codes and scales are checked on the way.
 
+    Args:
+        folder: the model folder.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
+
     Raises:
-        CheckpointError, FormatError: as reading it would.
+        CheckpointError: a file is missing or damaged, or asks for something that a folder may not ask for.
+        FormatError: the description of an artifact breaks the format or does not fit the weights, a packed model does
+            not match its digest, or a code or scale is invalid.
     """
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle, always_verify=True)
     survey = _Survey(artifact)
@@ -198,7 +209,12 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
 
 
 def parameter_count(model: nn.Module, present: Iterable[str]) -> int:
-    """The weights among `present`, names of the state dict; packed ones count as what they stand for, scales don't."""
+    """Counts the weights of a model; packed ones count as the weights that they stand for, and scales do not count.
+
+    Args:
+        model: the skeleton; for an artifact, with its modules in place.
+        present: the names in the state dict of the tensors to count.
+    """
     logical = {
         f"{name}.weight": module.in_features * module.out_features
         if isinstance(module, PackedLinear)

@@ -38,12 +38,16 @@ def convert(
         track: progress, as `ternarize_cli.progress` describes it.
 
     Returns:
-        Errors and bytes, linear by linear, and what was left as it is.
+        Errors and bytes, linear by linear, and what became of every tensor.
 
     Raises:
-        ModelNotFoundError, CheckpointError: the model can't be found or read, or is ternary already.
-        InputError, DataError: options that do not go together, or texts or images that can't be read.
-        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
+        ModelNotFoundError: the model can't be found.
+        CheckpointError: the model is damaged, or is ternary already.
+        InputError: a pattern to skip matches nothing, the group size does not divide a width, or the scheme's rule does
+            not go with a calibration.
+        DataError: texts or images can't be read, or are not what the model reads.
+        OutputExistsError: the output exists, and `force` is false.
+        OutputError: the output can't be written.
     """
     options = options or ConvertOptions()
     return conversion.convert(
@@ -82,8 +86,11 @@ def pack(
         Bytes before and after, by kind of tensor.
 
     Raises:
-        ModelNotFoundError, CheckpointError, FormatError: the checkpoint can't be found or read, or is not ternary.
+        ModelNotFoundError: the checkpoint can't be found.
+        CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already.
+        FormatError: a value is not finite or does not fit float16, or the description does not fit the weights.
         InputError: the codec does not hold the checkpoint's levels.
-        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
+        OutputExistsError: the output exists, and `force` is false.
+        OutputError: the output can't be written.
     """
     return packing.pack(resolve(student), Path(output), codec=codec, force=force, track=track)

@@ -46,11 +46,11 @@ class SourcePart:
     """One part of a full-precision model, with what becomes of its tensors.
 
     Attributes:
-        part: where it lies.
-        model: its skeleton.
-        policy: decides over its tensors.
-        tensors: the tensors of its files in the order of the model's state dict, those without a place in it last;
-            then the biases that calibration adds.
+        part: the place of the part in the model folder.
+        model: the part's skeleton.
+        policy: what decides over the part's tensors.
+        tensors: the tensors in the part's files in the order of the skeleton's state dict, then those without a place
+            in it, then the biases that calibration adds.
     """
 
     part: Part
@@ -69,7 +69,11 @@ class SourcePart:
         return replace(self, tensors=tuple(cut))
 
     def calibrated(self, linears: Collection[str]) -> "SourcePart":
-        """Makes this part with biases that calibration fits for these of its linears; those without a bias get one."""
+        """Makes this part with biases that calibration fits for some linears; those without a bias get one.
+
+        Args:
+            linears: names of the linears, without the part's prefix.
+        """
         added = []
         for d in self.decisions.values():
             if d.fate == "ternary" and d.module in linears and self.model.get_submodule(d.module).bias is None:
@@ -94,7 +98,11 @@ class SourcePart:
                         )
 
     def describe(self, made: Artifact) -> Artifact:
-        """The artifact of this part: `made`, with the part's excluded modules and added biases."""
+        """Describes this part's artifact.
+
+        Args:
+            made: the description without excluded modules and added biases.
+        """
         return replace(
             made,
             modules_to_not_convert=tuple(self.policy.excluded),
@@ -106,13 +114,13 @@ class SourcePart:
 class ConversionPlan:
     """What becomes of every tensor of a model: `convert --dry-run` foretells it, and `convert` reports it.
 
-    Attributes:
-        tensors: one decision for each tensor of the source and each bias that calibration adds, in the model's order.
-        excluded: names of the linears and embeddings that stay as they are, and why.
-        others: what else the encoder has weights for, with what becomes of it: large tensors by name, small ones
-            counted by the class of their module.
+    Names and keys of tensors and names of modules have the prefix of their part, such as "2_Dense.".
 
-    Names in `excluded`, and the names and keys of `tensors`, have the prefix of their part.
+    Attributes:
+        tensors: the decision over each tensor of the source and each bias that calibration adds.
+        excluded: names of the linears and embeddings that stay as they are, and why.
+        others: what becomes of the weights of all other modules of the encoder: large tensors by name, small ones
+            counted by the class of their module.
     """
 
     tensors: tuple[TensorDecision, ...]

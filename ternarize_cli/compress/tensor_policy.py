@@ -60,12 +60,12 @@ class SourceTensor:
     """A tensor in the weights files of one part of a model, without its values.
 
     Attributes:
-        key: its name in the files.
-        name: its first name in the model's state dict; None if the model has no place for it.
-        stored: its name in the files of an artifact; None if it is not stored.
-        file: name of the file of an artifact that holds it.
-        dtype: its dtype; None for a bias that the source lacks and that calibration adds.
-        shape: its shape, after the vocabulary was trimmed.
+        key: the tensor's name in the files.
+        name: the tensor's first name in the model's state dict; None if the model has no place for it.
+        stored: the tensor's name in the files of an artifact; None if it is not stored.
+        file: the name of the file that holds it in the source and in an artifact.
+        dtype: the tensor's dtype; None for a bias that the source lacks and that calibration adds.
+        shape: the tensor's shape, after the vocabulary was trimmed.
     """
 
     key: str
@@ -82,7 +82,7 @@ class SourceTensor:
 
     @property
     def bytes_source(self) -> int:
-        """Bytes of its values in the source, without what the trimmed vocabulary leaves out."""
+        """Bytes of the tensor's values in the source, without the rows that a trimmed vocabulary leaves out."""
         return self.dtype.itemsize * math.prod(self.shape) if self.dtype else 0
 
 
@@ -91,11 +91,11 @@ class TensorDecision(SourceTensor):
     """What becomes of a tensor.
 
     Attributes:
-        fate: one of those that the docstring of this module lists.
-        reason: why, in words.
-        checkpoint: what stands for it in a ternary checkpoint.
-        packed: what stands for it in a packed model.
-        transposed: whether it is a weight stored `[in, out]` (Conv1D).
+        fate: one of the fates that the docstring of this module lists.
+        reason: the reason for the fate, in words.
+        checkpoint: the headers of what stands for the tensor in a ternary checkpoint; empty if nothing does.
+        packed: the headers of what stands for the tensor in a packed model; empty if nothing does.
+        transposed: whether the tensor is a linear's weight stored `[in, out]` (Conv1D).
     """
 
     fate: Fate
@@ -112,7 +112,7 @@ class TensorDecision(SourceTensor):
 
     @property
     def bytes_packed(self) -> int:
-        """Bytes of its codes or values and its scales in a packed model."""
+        """Bytes of the codes or values and the scales that stand for the tensor in a packed model."""
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.packed.values())
 
 
@@ -123,7 +123,7 @@ class TensorPolicy:
     Attributes:
         scheme: granularity, levels and width of tables.
         linears: names of the modules that become ternary, and whether their weight is stored `[in, out]` (Conv1D).
-        tables: names of the embeddings that are compressed, and whether tokens are looked up in them.
+        tables: names of the embeddings that are compressed, and whether they are the model's input embedding.
         excluded: names of the linears and embeddings that stay as they are, and why.
         classes: names of the parameters of all other modules, and the module's class.
         codec: how codes lie in bytes; None: the default for the scheme's levels.
@@ -143,7 +143,7 @@ class TensorPolicy:
         return "ternary" if module in self.linears else "table" if module in self.tables else "dense"
 
     def table_bits(self, module: str) -> int:
-        """The width in bits of one of `tables` in a packed model."""
+        """The width in bits that an embedding named in `tables` has in a packed model."""
         return table_bits(self.scheme, words=self.tables[module])
 
     def decide(self, tensor: SourceTensor) -> TensorDecision:

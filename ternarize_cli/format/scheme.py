@@ -89,7 +89,9 @@ class Scheme:
             object.__setattr__(self, "beta", PAPER_BETA)
         if self.beta is not None:
             if not isinstance(self.beta, int | float) or not 0 < self.beta < 1000:
-                raise InputError(f"beta is {self.beta}; it must be positive", hint="the paper uses --beta 2")
+                raise InputError(
+                    f"beta is {self.beta}; it must be above 0 and below 1000", hint="the paper uses --beta 2"
+                )
             if self.rule != "absmean":
                 raise InputError(
                     f"beta is the threshold of the rule absmean, and the rule is {self.rule}",

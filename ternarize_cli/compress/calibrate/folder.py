@@ -26,10 +26,11 @@ class Calibration:
 
     Attributes:
         sources: files, folders or hub datasets: all texts, or all images.
-        samples: at most so many texts or images, over all sources; None: the defaults of `make_batches`.
+        samples: at most so many texts or images, over all sources; None: 8,192 texts or 256 images.
         tokens: about so many tokens of text, over all sources.
         recipe: how codes and scales are found.
-        device, threads: as `loading.load_encoder` takes them.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
     """
 
     sources: tuple[str | Path, ...]
@@ -40,11 +41,15 @@ class Calibration:
     threads: int | None = None
 
     def check(self, folder: Path, scheme: Scheme) -> str:
-        """Refuses what can't work, before any work is done; tells "text" or "image", as `modality_of_sources`.
+        """Checks, before any work is done, that the sources are what the model reads and that the rule allows for them.
+
+        Returns:
+            What the sources hold: "text" or "image".
 
         Raises:
-            InputError: a rule that fixes the scales, which calibration chooses.
-            DataError, CheckpointError: as `modality_of_sources`.
+            InputError: the scheme's rule fixes the scales, which calibration chooses.
+            DataError: a source is missing, or some hold texts and others images.
+            CheckpointError: the model does not read what the sources hold.
         """
         if scheme.rule != "optimal":
             raise InputError(
@@ -64,14 +69,25 @@ def calibrate_folder(
     seed: int = 0,
     track: Track = silent,
 ) -> tuple[dict[str, Calibrated], CalibrationData]:
-    """Calibrates the linears of a folder's parts that become ternary, as the part's policy says.
+    """Calibrates the linears of a model folder that become ternary.
+
+    Args:
+        folder: a full-precision model.
+        parts: the parts of the model, each with the policy that says which linears become ternary.
+        scheme: levels, granularity and width of activations.
+        calibration: the data and the recipe.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
+        seed: the seed by which texts or images are drawn.
+        track: reports progress over linears.
 
     Returns:
-        What was found, by name with the part's prefix (linears that the data does not reach are absent), and what it
-        was fitted to.
+        What was found, by name with the part's prefix (linears that the data does not reach are absent), and a
+        description of the calibration data.
 
     Raises:
-        InputError, DataError, CheckpointError: as `Calibration.check`, `make_batches`, `load_encoder` and `calibrate`.
+        InputError: the scheme's rule fixes the scales, or the device does not exist.
+        DataError: a source can't be read, holds hardly anything, or makes activations that are not finite.
+        CheckpointError: the model is damaged, or the data does not go one way through it, or reaches no linear.
     """
     kind = calibration.check(folder, scheme)
     encoder = load_encoder(
