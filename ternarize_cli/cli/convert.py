@@ -88,15 +88,9 @@ def _convert(
 
         print_plan(out, plan(source, scheme, options, calibration=calibration, track=out.track), scheme, model, target)
         return
+    name = model_name(model)
     report = convert(
-        source,
-        target,
-        scheme,
-        options,
-        calibration=calibration,
-        force=force,
-        track=out.track,
-        source_name=model_name(model),
+        source, target, scheme, options, calibration=calibration, force=force, track=out.track, source_name=name
     )
     before = sum(layer.bytes_before for layer in report.layers)
     after = sum(layer.bytes_after for layer in report.layers)
@@ -105,7 +99,7 @@ def _convert(
     if calibrate:
         caption = f"missed: of the wanted outputs' standard deviation, on the calibration data; {caption}"
     out.table(
-        f"{model_name(model)}: {len(report.layers)} linears, {levels}, {way}, one scale per {granularity}",
+        f"{name}: {len(report.layers)} linears, {levels}, {way}, one scale per {granularity}",
         ["linear", "out × in", *(["missed"] if calibrate else []), "error", "zeros", "bytes", "packed"],
         [
             (
@@ -127,10 +121,10 @@ def _convert(
     if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:
         limit = "--calibration-tokens allows" if calibration.tokens < _ENOUGH else "there were"
         out.warn(f"{limit} only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
-    for name, reason in report.plan.excluded.items():
-        out.note(f"excluded {name}: {reason}")
-    for name, what in report.plan.others.items():
-        out.note(f"kept {name}: {what}")
+    for excluded, reason in report.plan.excluded.items():
+        out.note(f"excluded {excluded}: {reason}")
+    for other, what in report.plan.others.items():
+        out.note(f"kept {other}: {what}")
     if report.plan.dropped:
         out.note(f"dropped, the encoder has no place for them: {', '.join(report.plan.dropped)}")
     for note in report.notes:

@@ -12,52 +12,45 @@ if TYPE_CHECKING:
 __all__ = ["print_plan"]
 
 
-def print_plan(out: Output, planned: "DryRun", scheme: "Scheme", model: str, target: Path) -> None:
+def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target: Path) -> None:
     """Prints the plan, or gives it as the JSON result; `target` is where `convert` would write."""
     from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.format.codecs import codec_for
 
-    linears = [(g.name, g.count, *_sizes(g)) for g in planned.linears]
-    count = sum(g.count for g in planned.linears)
-    sums = [
-        megabytes(sum(values))
-        for values in zip(*((g.bytes_before, g.bytes_packed) for g in planned.linears), strict=True)
-    ]
+    linears = [(g.name, g.count, *_sizes(g)) for g in dry.linears]
+    count = sum(g.count for g in dry.linears)
+    sums = [megabytes(sum(getattr(g, field) for g in dry.linears)) for field in ("bytes_before", "bytes_packed")]
     grain = f"group of {scheme.group_size}" if scheme.granularity == "group" else scheme.granularity
     out.table(
         f"{model_name(model)}: {count} linears would become {scheme.levels}, rule {scheme.rule}, one scale per {grain}",
         ["linears", "count", "out × in", "now", "packed"],
         [*linears, ("all linears", count, "", *sums)],
-        caption=f"packed: codes ({planned.codec}) and scales",
+        caption=f"packed: codes ({dry.codec}) and scales",
     )
-    if planned.tables:
-        widths = f"{scheme.table_bits} bits when packed" + (
-            " (the tokens'; others 8)" if scheme.table_bits == 4 else ""
-        )
-        rows = [(g.name, *_sizes(g)) for g in planned.tables]
-        out.table(f"{len(rows)} embedding tables, {widths}", ["table", "rows × dim", "now", "packed"], rows)
-    stay = [*_by_reason(planned.plan.excluded), *planned.plan.others.items()]
+    if dry.tables:
+        title = f"{len(dry.tables)} embedding tables, {scheme.table_bits} bits when packed"
+        title += " (the tokens'; others 8)" if scheme.table_bits == 4 else ""
+        out.table(title, ["table", "rows × dim", "now", "packed"], [(g.name, *_sizes(g)) for g in dry.tables])
+    stay = [*_by_reason(dry.plan.excluded), *dry.plan.others.items()]
     if stay:
         out.table("what stays", ["module or tensor", "why"], stay)
-    if planned.plan.dropped:
-        out.text(f"dropped, the encoder has no place for them: {', '.join(planned.plan.dropped)}\n")
+    if dry.plan.dropped:
+        out.text(f"dropped, the encoder has no place for them: {', '.join(dry.plan.dropped)}\n")
     sizes: list[list[object]] = []
-    for name, by_bits in planned.bytes_packed.items():
-        cells = [f"{megabytes(n)} (−{1 - n / planned.bytes_source:.1%})" for n in by_bits.values()]
+    for name, by_bits in dry.bytes_packed.items():
+        cells = [f"{megabytes(n)} (−{1 - n / dry.bytes_source:.1%})" for n in by_bits.values()]
         sizes.append([f"{name}, {codec_for(scheme.levels, name).bits:g} bits", *cells])
     out.table(
         "packed weights files, by codec and width of the tables",
-        ["codec", *(f"{bits}-bit" for bits in next(iter(planned.bytes_packed.values())))],
+        ["codec", *(f"{bits}-bit" for bits in next(iter(dry.bytes_packed.values())))],
         sizes,
-        caption=f"(−%): saved of the source's {megabytes(planned.bytes_source)}",
+        caption=f"(−%): saved of the source's {megabytes(dry.bytes_source)}",
     )
-    packed = planned.bytes_packed[planned.codec][scheme.table_bits]
-    out.text(f"now                 {planned.bytes_source:>15,} bytes")
-    out.text(f"ternary checkpoint  {planned.bytes_checkpoint:>15,} bytes, what convert would write to {target}")
-    out.text(
-        f"packed              {packed:>15,} bytes, {planned.codec} and {scheme.table_bits}-bit tables as asked for"
-    )
-    largest = max((g.bytes_packed for g in planned.tables), default=0)
+    packed = dry.bytes_packed[dry.codec][scheme.table_bits]
+    out.text(f"now                 {dry.bytes_source:>15,} bytes")
+    out.text(f"ternary checkpoint  {dry.bytes_checkpoint:>15,} bytes, what convert would write to {target}")
+    out.text(f"packed              {packed:>15,} bytes, {dry.codec} and {scheme.table_bits}-bit tables as asked for")
+    largest = max((g.bytes_packed for g in dry.tables), default=0)
     if largest > packed / 2:
         out.hint(
             f"one table is {largest / packed:.0%} of the packed file: --table-bits 4, or --trim-vocabulary FILE "
@@ -67,14 +60,11 @@ def print_plan(out: Output, planned: "DryRun", scheme: "Scheme", model: str, tar
     out.result(
         {
             "output": str(target),
-            "linears": [vars(g) for g in planned.linears],
-            "tables": [vars(g) for g in planned.tables],
-            **planned.plan.to_json(),
-            "bytes_source": planned.bytes_source,
-            "bytes_checkpoint": planned.bytes_checkpoint,
-            "codec": planned.codec,
+            "linears": [vars(g) for g in dry.linears],
+            "tables": [vars(g) for g in dry.tables],
+            **dry.plan.to_json(),
+            **{name: getattr(dry, name) for name in ("bytes_source", "bytes_checkpoint", "codec", "bytes_packed")},
             "table_bits": scheme.table_bits,
-            "bytes_packed": planned.bytes_packed,
         }
     )
 

@@ -103,8 +103,7 @@ def convert(
         InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, or a value
             does not fit float16.
         DataError: texts or images can't be read, or are not what the model reads.
-        OutputExistsError: the output exists, and `force` is false.
-        OutputError: the output can't be written.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     scheme, options = scheme or Scheme(), options or ConvertOptions()
     allow_pickle = options.allow_pickle
@@ -146,13 +145,7 @@ def convert(
 
 
 def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) -> None:
-    """Writes the pickled weights of modules that stay as they are (LayerNorm, LSTM, …) as safetensors.
-
-    Args:
-        source: a folder whose pickles may be read.
-        output: the folder that holds a copy of its companion files.
-        converted: folders of modules whose weights are written elsewhere.
-    """
+    """Writes the pickled weights of modules that stay as they are (LayerNorm, LSTM, …) as safetensors."""
     for where in module_folders(source):
         pickled, safe = source / where / "pytorch_model.bin", source / where / "model.safetensors"
         if where in converted or not pickled.is_file() or safe.is_file():

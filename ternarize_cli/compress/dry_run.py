@@ -113,17 +113,13 @@ def _linears(plan: ConversionPlan) -> tuple[Group, ...]:
     by_shape: dict[tuple[int, int], list[TensorDecision]] = {}
     for linear in plan.having("ternary"):
         by_shape.setdefault(linear.matrix, []).append(linear)
-    groups = [
-        _group(", ".join(dict.fromkeys(_end(d.module) for d in members)), members) for members in by_shape.values()
-    ]
+    groups = []
+    for members in by_shape.values():
+        ends = (".".join([part for part in d.module.split(".") if not part.isdecimal()][-2:]) for d in members)
+        groups.append(_group(", ".join(dict.fromkeys(ends)), members))
     return tuple(sorted(groups, key=lambda group: -group.count * math.prod(group.shape)))
 
 
 def _group(name: str, members: list[TensorDecision]) -> Group:
     before, packed = sum(d.bytes_source for d in members), sum(d.bytes_packed for d in members)
     return Group(name, len(members), members[0].matrix, before, packed)
-
-
-def _end(module: str) -> str:
-    """The end of a module's name, without the numbers of layers."""
-    return ".".join([part for part in module.split(".") if not part.isdecimal()][-2:])

@@ -160,10 +160,6 @@ class _Counter:
 def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     """Reads a model folder of any stage; a packed model's digest, codes and scales are checked on the way.
 
-    Args:
-        folder: the model folder.
-        allow_pickle: read pytorch_model.bin if there is no safetensors file.
-
     Raises:
         CheckpointError: a file is missing or damaged, or asks for something that a folder may not ask for.
         FormatError: the description of an artifact breaks the format or does not fit the weights, a packed model does

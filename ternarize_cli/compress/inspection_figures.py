@@ -39,17 +39,10 @@ def histogram_bars(
 def plot_inspection(found: "Inspection", title: str, path: Path, *, force: bool = False) -> None:
     """Draws what `inspect` found to a file: histograms, and error, codes and scales of each linear.
 
-    Args:
-        found: what `inspect` found.
-        title: the name of the model.
-        path: the file to write; its suffix says what kind.
-        force: replace the file if it exists.
-
     Raises:
         InputError: the name of the file does not end in .png, .svg or .pdf.
         UnavailableError: matplotlib is not installed.
-        OutputExistsError: the file exists, and `force` is false.
-        OutputError: the file can't be written.
+        OutputError, OutputExistsError: the file can't be written, or exists and `force` is false.
     """
     check_plot(path, force=force)
     linears = [m for m in found.modules if m.mean_abs is not None or m.codes is not None]

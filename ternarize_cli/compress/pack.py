@@ -67,8 +67,7 @@ def pack(
         CheckpointError: `source` is full precision or packed already, damaged, or pickled.
         FormatError: a weight or scale is not finite, a scale is negative, a scale or a large tensor does not fit
             float16, or the group size does not divide the width of a linear.
-        OutputExistsError: the output exists, and `force` is false.
-        OutputError: the output can't be written.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     files.check_output(output, force=force, inputs=[source])
     latent = checkpoint.artifact_of(source)
@@ -112,11 +111,10 @@ def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track:
     totals: Counter[str] = Counter()
     with weights.open_shards(part.path) as shards:
         checkpoint.check_tensors(model, shards, FormatError)
-        keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
-        names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
+        names = checkpoint.names_in_model(model, by_key)
         writer = weights.ShardWriter(output / part.subfolder)
-        pending = iter(track(keys, f"packing {part.subfolder}".strip(), len(keys)))
+        pending = iter(track(by_key, f"packing {part.subfolder}".strip(), len(by_key)))
         for shard in shards:
             with writer.shard(shard.name) as out:
                 for key in shard.keys():  # noqa: SIM118
@@ -125,9 +123,8 @@ def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track:
                     if name.endswith(".weight_scale") and name.removesuffix(".weight_scale") in policy.linears:
                         continue
                     tensor = shard.get(key)
-                    decision = policy.decide(
-                        SourceTensor(key, name, key, shard.name, tensor.dtype, tuple(tensor.shape))
-                    )
+                    own = SourceTensor(key, name, key, shard.name, tensor.dtype, tuple(tensor.shape))
+                    decision = policy.decide(own)
                     if decision.fate == "ternary":
                         scale = by_key[f"{key}_scale"].get(f"{key}_scale")
                         new, codes = _packed_linear(key, tensor.T if decision.transposed else tensor, scale, layout)

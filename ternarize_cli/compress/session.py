@@ -46,8 +46,7 @@ def convert(
         InputError: a pattern to skip matches nothing, the group size does not divide a width, or the scheme's rule does
             not go with a calibration.
         DataError: texts or images can't be read, or are not what the model reads.
-        OutputExistsError: the output exists, and `force` is false.
-        OutputError: the output can't be written.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     options = options or ConvertOptions()
     return conversion.convert(
@@ -90,7 +89,6 @@ def pack(
         CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already.
         FormatError: a value is not finite or does not fit float16, or the description does not fit the weights.
         InputError: the codec does not hold the checkpoint's levels.
-        OutputExistsError: the output exists, and `force` is false.
-        OutputError: the output can't be written.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     return packing.pack(resolve(student), Path(output), codec=codec, force=force, track=track)

@@ -69,11 +69,7 @@ class SourcePart:
         return replace(self, tensors=tuple(cut))
 
     def calibrated(self, linears: Collection[str]) -> "SourcePart":
-        """Makes this part with biases that calibration fits for some linears; those without a bias get one.
-
-        Args:
-            linears: names of the linears, without the part's prefix.
-        """
+        """Makes this part with biases that calibration fits for these of its linears; those without a bias get one."""
         added = []
         for d in self.decisions.values():
             if d.fate == "ternary" and d.module in linears and self.model.get_submodule(d.module).bias is None:
@@ -98,11 +94,7 @@ class SourcePart:
                         )
 
     def describe(self, made: Artifact) -> Artifact:
-        """Describes this part's artifact.
-
-        Args:
-            made: the description without excluded modules and added biases.
-        """
+        """Completes the description of an artifact with this part's excluded modules and added biases."""
         return replace(
             made,
             modules_to_not_convert=tuple(self.policy.excluded),

@@ -181,13 +181,6 @@ def check(
     The corpus, each text bare and behind the prompts, is split by the new tokenizer; the new ids, mapped back, must be
     the old ones. Special tokens must be what they were, and the row of every token must be the row it had.
 
-    Args:
-        vocabulary: what stays.
-        source: the folder of the full-precision model.
-        folder: the folder of the trimmed artifact.
-        allow_pickle: read the source's pytorch_model.bin if there is no safetensors file.
-        track: reports progress over texts.
-
     Raises:
         TernarizeError: tokens, ids or rows differ; the message names a token or a text.
         CheckpointError: config.json holds the size of the vocabulary in a place that `write` does not know.

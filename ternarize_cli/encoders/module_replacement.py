@@ -106,12 +106,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
 
 
 def table_bits(scheme: Scheme, *, words: bool) -> int:
-    """The width in bits of a table in the packed model; only tables that tokens are looked up in go below 8 bits.
-
-    Args:
-        scheme: the scheme, whose `table_bits` the user chose.
-        words: whether tokens are looked up in the table (`anatomy.word_tables`).
-    """
+    """The width in bits of a table in a packed model; only an input embedding (`words`) goes below 8 bits."""
     return scheme.table_bits if words else max(scheme.table_bits, 8)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -72,13 +73,7 @@ def calibrate_folder(
     """Calibrates the linears of a model folder that become ternary.
 
     Args:
-        folder: a full-precision model.
         parts: the parts of the model, each with the policy that says which linears become ternary.
-        scheme: levels, granularity and width of activations.
-        calibration: the data and the recipe.
-        allow_pickle: read pytorch_model.bin if there is no safetensors file.
-        seed: the seed by which texts or images are drawn.
-        track: reports progress over linears.
 
     Returns:
         What was found, by name with the part's prefix (linears that the data does not reach are absent), and a
@@ -104,7 +99,7 @@ def calibrate_folder(
     linears: dict[str, nn.Module] = {}
     tables: dict[nn.Module, int] = {}
     for part, policy in parts:
-        model = encoder[part.index] if part.subfolder else encoder[0].auto_model
+        model: Any = encoder[part.index] if part.subfolder else encoder[0].auto_model
         linears |= {part.prefix + name: model.get_submodule(name) for name in policy.linears}
         tables |= {model.get_submodule(name): policy.table_bits(name) for name in policy.tables}
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
