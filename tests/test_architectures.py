@@ -21,6 +21,7 @@ import ternarize_cli.hf
 from ternarize_cli import kernels
 from ternarize_cli.compress.convert import ConversionReport, convert
 from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder, pooling_note
 from ternarize_cli.errors import CheckpointError, FormatError, InputError
@@ -130,8 +131,10 @@ def save_processor(folder: Path) -> None:
     hf.ViTImageProcessorPil(size=size).save_pretrained(folder)
 
 
-def stages(source: Path, folder: Path, **options: Any) -> tuple[ConversionReport, Path, Path]:
-    report = convert(source, folder / "latent", **options)
+def stages(
+    source: Path, folder: Path, scheme: Scheme | None = None, **options: Any
+) -> tuple[ConversionReport, Path, Path]:
+    report = convert(source, folder / "latent", scheme, ConvertOptions(**options))
     pack(folder / "latent", folder / "packed")
     return report, folder / "latent", folder / "packed"
 
@@ -158,7 +161,7 @@ def test_a_text_encoder_packs_to_itself(family: Family, tmp_path: Path) -> None:
     model = load_encoder(packed, device="cpu")[0].auto_model
     left = [name for name, m in model.named_modules() if type(m) in (torch.nn.Linear, hf.pytorch_utils.Conv1D)]
     assert left == []
-    assert set(report.kept) == KEPT.get(family[0], set())
+    assert set(report.plan.excluded) == KEPT.get(family[0], set())
     assert all(np.isfinite(encode(source)).flatten())
 
 
@@ -190,14 +193,14 @@ def test_an_image_encoder_packs_to_itself(family: Family, tmp_path: Path) -> Non
     vectors = hidden(packed, pixel_values=pixels)
     assert torch.isfinite(vectors).all()
     assert torch.equal(vectors, hidden(latent, pixel_values=pixels))
-    assert any("Conv2d" in name or "Conv2d" in what for name, what in report.others.items())
-    assert any("LayerNorm" in name for name in report.others)
+    assert any("Conv2d" in name or "Conv2d" in what for name, what in report.plan.others.items())
+    assert any("LayerNorm" in name for name in report.plan.others)
 
 
 def test_the_attention_head_of_siglip_stays_and_says_why(tmp_path: Path) -> None:
     family = next(f for f in IMAGE_FAMILIES if f[0] == "SiglipVisionModel")
     report, _, packed = stages(save_family(family, tmp_path / "source"), tmp_path)
-    assert "nn.MultiheadAttention" in report.kept["head.attention.out_proj"]
+    assert "nn.MultiheadAttention" in report.plan.excluded["head.attention.out_proj"]
     assert isinstance(AutoModel.from_pretrained(packed).head.mlp.fc1, PackedLinear)
 
 
@@ -261,8 +264,8 @@ def test_a_table_under_two_names_is_stored_once(tmp_path: Path) -> None:
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     report, latent, packed = stages(source, tmp_path)
-    assert "shared" in report.tables
-    assert "encoder.embed_tokens" not in report.tables
+    assert "shared" in {d.module for d in report.plan.having("table")}
+    assert [d.key for d in report.plan.having("tied")] == ["encoder.embed_tokens.weight"]
     for folder in (latent, packed):
         assert "encoder.embed_tokens.weight" not in load_file(folder / "model.safetensors")
     model = load_encoder(packed, device="cpu")[0].auto_model
@@ -329,7 +332,7 @@ def test_a_checkpoint_with_a_head_gives_the_encoder(name: str, prefix: str, head
     prefixed(source, prefix, {head: torch.ones(32, 32)})
     (tmp_path / "prefixed").mkdir()
     report, latent, packed = stages(source, tmp_path / "prefixed")
-    assert report.dropped == (head,)
+    assert report.plan.dropped == (head,)
     assert [layer.name for layer in report.layers] == [layer.name for layer in plain.layers]
     assert all(key.startswith(f"{prefix}.") for key in load_file(packed / "model.safetensors"))
     if is_text:
@@ -392,7 +395,7 @@ def test_fused_tensors_are_cut_as_transformers_cuts_them(
     (tmp_path / "fused").mkdir()
     report, latent, packed = stages(source, tmp_path / "fused", scheme=scheme)
     assert report.layers == apart.layers
-    assert report.dropped == ()
+    assert report.plan.dropped == ()
     assert (packed / "model.safetensors").read_bytes() == (tmp_path / "packed" / "model.safetensors").read_bytes()
     assert {m.name for m in inspect(source).modules} == {m.name for m in inspect(packed).modules}
     inputs = (
@@ -464,7 +467,7 @@ def test_a_dense_module_becomes_ternary_and_packs_to_itself(with_dense: Path, tm
 
 def test_keep_dense_keeps_dense(with_dense: Path, tmp_path: Path) -> None:
     report, latent, packed = stages(with_dense, tmp_path, keep_dense=True)
-    assert report.kept["2_Dense.linear"] == "--keep-dense"
+    assert report.plan.excluded["2_Dense.linear"] == "--keep-dense"
     for folder in (latent, packed):
         tensors = load_file(folder / "2_Dense" / "model.safetensors")
         source = load_file(with_dense / "2_Dense" / "model.safetensors")
@@ -475,10 +478,10 @@ def test_keep_dense_keeps_dense(with_dense: Path, tmp_path: Path) -> None:
 
 def test_skip_patterns_reach_dense_modules(with_dense: Path, tmp_path: Path) -> None:
     report, latent, packed = stages(with_dense, tmp_path, skip=["2_Dense.*", "pooler*"])
-    assert report.kept["2_Dense.linear"] == "--skip 2_Dense.*"
+    assert report.plan.excluded["2_Dense.linear"] == "--skip 2_Dense.*"
     assert_encodes_equally(latent, packed)
     with pytest.raises(InputError, match="'3_Dense' matches no linear"):
-        convert(with_dense, tmp_path / "no", skip=["3_Dense"])
+        convert(with_dense, tmp_path / "no", options=ConvertOptions(skip=["3_Dense"]))
 
 
 def test_a_dense_module_with_a_residual_projection_packs_to_itself(tmp_path: Path) -> None:

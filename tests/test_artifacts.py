@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from ternarize_cli import kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputError, OutputExistsError
 from ternarize_cli.format.codecs import codec_for
-from ternarize_cli.format.scheme import CODECS, Scheme
+from ternarize_cli.format.scheme import CODECS, Artifact, Scheme
 from ternarize_cli.model_folder.integrity import seal
 from ternarize_cli.storage import files, weights
 
@@ -144,7 +145,7 @@ def test_a_codec_of_other_levels_leaves_nothing_behind(tiny_bert: Path, tmp_path
 
 def test_two_conversions_and_packs_are_byte_identical(tiny_bert: Path, tmp_path: Path) -> None:
     for name in "ab":
-        convert(tiny_bert, tmp_path / f"latent-{name}", seed=3)
+        convert(tiny_bert, tmp_path / f"latent-{name}", options=ConvertOptions(seed=3))
         pack(tmp_path / f"latent-{name}", tmp_path / f"packed-{name}")
     for stage in ("latent", "packed"):
         a, b = tmp_path / f"{stage}-a", tmp_path / f"{stage}-b"
@@ -211,8 +212,8 @@ def test_a_pretraining_head_is_dropped_and_a_prefix_understood(tmp_path: Path, t
     shutil.copytree(tiny_bert, source)
     BertForMaskedLM(config).save_pretrained(source)
     report = convert(source, tmp_path / "latent")
-    assert any(name.startswith("cls.predictions") for name in report.dropped)
-    assert report.kept == {"pooler.dense": "not in the source"}
+    assert any(name.startswith("cls.predictions") for name in report.plan.dropped)
+    assert report.plan.excluded == {"pooler.dense": "not in the source"}
     pack(tmp_path / "latent", tmp_path / "packed")
     keys = load_file(tmp_path / "packed" / "model.safetensors")
     assert not any("pooler" in k or "cls." in k for k in keys)
@@ -506,6 +507,42 @@ def test_a_description_of_the_wrong_type_is_refused(packed: Path, key: str, valu
     change_config(packed, **{key: value})
     with pytest.raises(FormatError, match=key):
         load_encoder(packed)
+
+
+@pytest.mark.parametrize("beta", [2.0, 1.5])
+def test_the_beta_of_an_artifact_whose_rule_has_none_is_passed_over(packed: Path, beta: float) -> None:
+    change_config(packed, beta=beta)
+    described = Artifact.from_dict(json.loads((packed / "config.json").read_text())["quantization_config"])
+    assert (described.scheme, described.to_dict()["beta"]) == (Scheme(), 2.0)
+
+
+@pytest.mark.parametrize("command", ["pack", "inspect"])
+def test_a_group_size_that_does_not_fit_the_weights_is_refused(tiny_bert: Path, tmp_path: Path, command: str) -> None:
+    convert(tiny_bert, tmp_path / "latent", Scheme(granularity="group", group_size=8))
+    change_config(tmp_path / "latent", group_size=5)
+    with pytest.raises(FormatError, match=r"attention\.self\.query: groups of 5 do not divide 32 inputs") as caught:
+        pack(tmp_path / "latent", tmp_path / "out") if command == "pack" else inspect(tmp_path / "latent")
+    assert "config.json" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickled_checkpoint_is_not_packed_and_the_hint_is_one_that_helps(tiny_bert: Path, tmp_path: Path) -> None:
+    convert(tiny_bert, tmp_path / "latent")
+    torch.save(load_file(tmp_path / "latent" / "model.safetensors"), tmp_path / "latent" / "pytorch_model.bin")
+    (tmp_path / "latent" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle") as caught:
+        pack(tmp_path / "latent", tmp_path / "out")
+    assert "--allow-pickle" not in str(caught.value.hint)
+    assert "convert or distill again" in str(caught.value.hint)
+
+
+def test_a_pickled_source_is_not_packed_and_told_to_be_converted(tiny_bert: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny_bert, tmp_path / "source")
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is not ternary yet") as caught:
+        pack(source, tmp_path / "out")
+    assert caught.value.hint == f"ternarize convert {source}"
 
 
 @pytest.mark.parametrize(("device", "threads"), [("bogus", None), ("meta", None), (None, 10**6)])

@@ -175,7 +175,6 @@ def test_linears_without_a_bias_get_one(tmp_path: Path, run: Callable, corpus: P
     plain = convert_and_compare(run, folder)
     options = ("--calibrate", corpus, "--calibration-tokens", 3000)
     planned = json.loads(run("convert", folder, "--dry-run", *options, "--json").stdout)
-    assert planned["seconds"]["calibrate"] > 0
     assert convert_and_compare(run, folder, *options) > plain
     assert planned["bytes_packed"]["2bit"]["8"] == (tmp_path / "packed" / "model.safetensors").stat().st_size
     described = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]

@@ -208,6 +208,15 @@ def test_wrong_values_are_wrong_usage(run: Run, tiny_bert: Path, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_beta_goes_with_the_rule_absmean(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
+    for beta in ("1.5", "2"):
+        text = fails(run, 2, "convert", tiny_bert, "-o", tmp_path / "out", "--beta", beta)
+        assert "beta is the threshold of the rule absmean, and the rule is optimal" in text
+        assert "--rule absmean, or no --beta" in text
+    assert not (tmp_path / "out").exists()
+    assert run("convert", tiny_bert, "-o", tmp_path / "out", "--rule", "absmean", "--beta", "1.5").exit_code == 0
+
+
 def test_an_unknown_option_is_wrong_usage(run: Run) -> None:
     assert run("convert", "x", "--no-such-option").exit_code == 2
 

@@ -1,19 +1,24 @@
 """`convert --dry-run`: sizes to the byte of what `convert` and `pack` then write, and nothing else happens."""
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import add_dense, save_tiny_bert
+import transformers as hf
+from conftest import add_dense, save_tiny_bert, save_word_tokenizer
 from safetensors.torch import load_file, save_file
 
-import ternarize_cli.compress.dry_run as module
+from ternarize_cli.compress.calibrate import Calibration
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.dry_run import dry_run
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
+from ternarize_cli.compress.source_model import ConversionPlan
+from ternarize_cli.compress.tensor_policy import Headers
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import CODECS, Scheme
 from ternarize_cli.storage.weights import WeightShard
@@ -21,108 +26,127 @@ from ternarize_cli.storage.weights import WeightShard
 Run = Callable[..., Any]
 
 
+SETTINGS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WORDS_49 = {"vocab_size": 49, **SETTINGS}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "roberta": (hf.RobertaModel, hf.RobertaConfig(max_position_embeddings=70, pad_token_id=0, **WORDS_49)),
+    "qwen3": (hf.Qwen3Model, hf.Qwen3Config(num_key_value_heads=2, head_dim=8, **WORDS_49)),
+    "vit": (hf.ViTModel, hf.ViTConfig(image_size=64, patch_size=16, **SETTINGS | {"hidden_size": 96})),
+    "gpt2": (hf.GPT2Model, hf.GPT2Config(vocab_size=49, n_positions=64, n_embd=32, n_layer=2, n_head=4)),
+    "deberta": (hf.DebertaV2Model, hf.DebertaV2Config(relative_attention=True, position_buckets=8, **WORDS_49)),
+    "t5": (hf.T5EncoderModel, hf.T5Config(vocab_size=49, **T5)),  # one table under two names
+}
+SCHEMES = [
+    Scheme(),
+    Scheme(granularity="group", group_size=8, table_bits=4),
+    Scheme(granularity="tensor", rule="absmean", table_bits=16),
+    Scheme(levels="binary", table_bits=32),
+    Scheme(levels="int2", granularity="group", group_size=16),
+    Scheme(levels="int4"),
+]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models of all families; "bert" and "dense" are sentence-transformers ones, "vit" has several shards."""
+    root = tmp_path_factory.mktemp("sources")
+    found = {"bert": save_tiny_bert(root / "bert"), "dense": save_tiny_bert(root / "dense")}
+    add_dense(found["dense"])
+    for name, (kind, config) in FAMILIES.items():
+        torch.manual_seed(0)
+        kind(config).save_pretrained(root / name, max_shard_size="200KB" if name == "vit" else "5GB")
+        found[name] = root / name
+    save_word_tokenizer(root / "qwen3")
+    shard = min((root / "vit").glob("*.safetensors"))
+    save_file({**load_file(shard), "classifier.weight": torch.ones(9, 9)}, shard, metadata={"format": "pt"})
+    return found
+
+
 def weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def check_bytes(source: Path, folder: Path, scheme: Scheme, skip: Sequence[str] = ()) -> None:
-    """Converts and packs with every codec, and compares the files with what was foretold."""
-    planned = dry_run(source, scheme, skip=skip)
+def headers(folder: Path) -> Headers:
+    files = [load_file(path) for path in folder.rglob("*.safetensors")]
+    found = {key: (tensor.dtype, tuple(tensor.shape)) for file in files for key, tensor in file.items()}
+    assert len(found) == sum(map(len, files))
+    return found
+
+
+def check(
+    source: Path, folder: Path, scheme: Scheme, calibration: Calibration | None = None, **options: Any
+) -> ConversionPlan:
+    """Converts and packs with every codec, and compares plan, sizes and headers with what was foretold."""
+    chosen = ConvertOptions(**options)
+    planned = dry_run(source, scheme, chosen, calibration=calibration)
+    report = convert(source, folder / "latent", scheme, chosen, calibration=calibration)
+    assert isinstance(report.plan, ConversionPlan)
+    assert report.plan == planned.plan
     assert planned.bytes_source == weights_bytes(source)
-    convert(source, folder / "latent", scheme, skip=skip)
     assert planned.bytes_checkpoint == weights_bytes(folder / "latent")
+    assert headers(folder / "latent") == {k: h for d in report.plan.tensors for k, h in d.checkpoint.items()}
     assert list(planned.bytes_packed) == list(CODECS[scheme.levels])
     for codec, sizes in planned.bytes_packed.items():
         pack(folder / "latent", folder / codec, codec=codec)
         assert sizes[scheme.table_bits] == weights_bytes(folder / codec)
+    assert headers(folder / planned.codec) == {k: h for d in report.plan.tensors for k, h in d.packed.items()}
+    return report.plan
 
 
-@pytest.mark.parametrize("table_bits", [4, 8, 16, 32])
-def test_bytes_are_exact_for_every_codec_and_table_width(tiny_bert: Path, tmp_path: Path, table_bits: int) -> None:
-    check_bytes(tiny_bert, tmp_path, Scheme(table_bits=table_bits))
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: f"{s.levels}-{s.granularity}-{s.table_bits}")
+@pytest.mark.parametrize("name", ["bert", "dense", *FAMILIES])
+def test_plan_bytes_and_headers_are_those_that_are_written(
+    sources: dict[str, Path], tmp_path: Path, name: str, scheme: Scheme
+) -> None:
+    plan = check(sources[name], tmp_path, scheme)
+    assert plan.having("ternary")
+    assert plan.dropped == (("classifier.weight",) if name == "vit" else ())
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        Scheme(granularity="tensor", rule="absmean"),
-        Scheme(granularity="group", group_size=8),
-        Scheme(levels="binary"),
-        Scheme(levels="int2", granularity="group", group_size=16),
-        Scheme(levels="int4"),
-    ],
-    ids=lambda scheme: f"{scheme.levels}-{scheme.granularity}",
-)
-def test_bytes_are_exact_for_every_scheme(tiny_bert: Path, tmp_path: Path, scheme: Scheme) -> None:
-    check_bytes(tiny_bert, tmp_path, scheme)
+@pytest.mark.parametrize("name", ["bert", "dense", "qwen3"])
+def test_plan_bytes_and_headers_are_exact_with_calibration(
+    sources: dict[str, Path], tmp_path: Path, corpus: Path, name: str
+) -> None:
+    scheme = Scheme(granularity="group", group_size=8)
+    plan = check(sources[name], tmp_path, scheme, Calibration((corpus,), 32), skip=["pooler*"] * (name != "qwen3"))
+    assert len(plan.having("added")) == (2 * 7 if name == "qwen3" else 0)
+    assert any("calibration fits" in d.reason for d in plan.tensors)
 
 
-def test_bytes_are_exact_for_images_and_for_half_precision_with_skipped_modules(tiny_vit: Path, tmp_path: Path) -> None:
-    (tmp_path / "vit").mkdir()
-    check_bytes(tiny_vit, tmp_path / "vit", Scheme())
-    (tmp_path / "bert").mkdir()
-    source = save_tiny_bert(tmp_path / "source")
+def test_plan_bytes_and_headers_are_exact_for_half_precision_with_skipped_modules(
+    tiny_bert: Path, tmp_path: Path, corpus: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_bert, source)
     tensors = load_file(source / "model.safetensors")
     save_file({k: t.half() for k, t in tensors.items()}, source / "model.safetensors", metadata={"format": "pt"})
-    check_bytes(source, tmp_path / "bert", Scheme(), skip=["pooler*", "*position_embeddings", "*layer.1.*"])
+    skip = ["pooler*", "*position_embeddings", "*layer.1.*"]
+    check(source, tmp_path, Scheme(), skip=skip)
+    (tmp_path / "calibrated").mkdir()
+    check(source, tmp_path / "calibrated", Scheme(), Calibration((corpus,), 32), skip=skip)
 
 
-def test_bytes_are_exact_for_shards_dropped_and_large_tensors(tmp_path: Path) -> None:
-    from transformers import ViTConfig, ViTModel
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=64, patch_size=16, hidden_size=96, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96
-    )
-    source = tmp_path / "source"
-    ViTModel(config).save_pretrained(source, max_shard_size="200KB")
-    shards = sorted(source.glob("*.safetensors"))
-    assert len(shards) > 1
-    tensors = load_file(shards[0])
-    save_file({**tensors, "classifier.weight": torch.ones(9, 9)}, shards[0], metadata={"format": "pt"})
-    check_bytes(source, tmp_path, Scheme())
-    planned = dry_run(source)
-    assert planned.dropped == ("classifier.weight",)
-    assert any("float16 when packed" in why for why in planned.others.values())  # the patch convolution
+def test_plan_bytes_and_headers_are_exact_with_a_kept_dense_module(sources: dict[str, Path], tmp_path: Path) -> None:
+    assert check(sources["dense"], tmp_path, Scheme(), keep_dense=True).excluded == {"2_Dense.linear": "--keep-dense"}
 
 
-@pytest.mark.parametrize("keep_dense", [False, True])
-def test_bytes_are_exact_with_a_dense_module(tmp_path: Path, keep_dense: bool) -> None:
-    source = save_tiny_bert(tmp_path / "source")
-    add_dense(source)
-    planned = dry_run(source, keep_dense=keep_dense)
-    convert(source, tmp_path / "latent", keep_dense=keep_dense)
-    pack(tmp_path / "latent", tmp_path / "packed", codec="base3")
-    assert planned.bytes_checkpoint == weights_bytes(tmp_path / "latent")
-    assert planned.bytes_packed["base3"][8] == weights_bytes(tmp_path / "packed")
-    assert ("2_Dense.linear" in planned.kept) == keep_dense
-
-
-def test_bytes_are_exact_for_transposed_weights(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2Model
-
-    GPT2Model(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
-        tmp_path / "source"
-    )
-    check_bytes(tmp_path / "source", tmp_path, Scheme())
-    shapes = {group.name: group.shape for group in dry_run(tmp_path / "source").linears}
-    assert shapes["attn.c_attn"] == (48, 16)
-
-
-def test_bytes_are_exact_with_a_trimmed_vocabulary(tmp_path: Path) -> None:
-    source = save_tiny_bert(tmp_path / "source")
+@pytest.mark.parametrize("name", ["bert", "dense"])
+def test_plan_bytes_and_headers_are_exact_with_a_trimmed_vocabulary(
+    sources: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     (tmp_path / "corpus.txt").write_text("the cat and the river\na bird in a tree\n")
-    trim = [tmp_path / "corpus.txt"]
-    planned = dry_run(source, trim=trim)
-    assert planned.tables[0].shape[0] < 45
-    convert(source, tmp_path / "latent", trim=trim)
-    pack(tmp_path / "latent", tmp_path / "packed")
-    assert planned.bytes_checkpoint == weights_bytes(tmp_path / "latent")
-    assert planned.bytes_packed["2bit"][8] == weights_bytes(tmp_path / "packed")
+    plan = check(sources[name], tmp_path, Scheme(table_bits=4), trim=[tmp_path / "corpus.txt"])
+    assert plan.having("table")[0].shape[0] < 45
+
+
+def test_a_conv1d_is_listed_as_out_by_in(sources: dict[str, Path]) -> None:
+    shapes = {group.name: group.shape for group in dry_run(sources["gpt2"]).linears}
+    assert shapes["attn.c_attn"] == (96, 32)
 
 
 def test_linears_are_grouped_by_shape(tiny_bert: Path) -> None:
-    planned = dry_run(tiny_bert, skip=["encoder.layer.1.attention.self.*"])
+    planned = dry_run(tiny_bert, options=ConvertOptions(skip=["encoder.layer.1.attention.self.*"]))
     assert [(g.count, g.shape) for g in planned.linears] == [(6, (32, 32)), (2, (64, 32)), (2, (32, 64))]
     assert planned.linears[0].name == "self.query, self.key, self.value, output.dense, pooler.dense"
     assert [g.name.rpartition(".")[2] for g in planned.tables] == [
@@ -130,7 +154,7 @@ def test_linears_are_grouped_by_shape(tiny_bert: Path) -> None:
         "position_embeddings",
         "token_type_embeddings",
     ]
-    assert len(planned.kept) == 3
+    assert len(planned.plan.excluded) == 3
     layers = {(32, 32): 32 * (8 + 2), (64, 32): 64 * (8 + 2), (32, 64): 32 * (16 + 2)}
     assert [g.bytes_packed for g in planned.linears] == [g.count * layers[g.shape] for g in planned.linears]
 
@@ -145,23 +169,9 @@ def test_no_tensor_is_read(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert dry_run(tiny_bert).bytes_packed == expected
 
 
-def test_the_time_is_measured_here_and_scaled_to_the_model(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = dry_run(tiny_bert).seconds
-    assert set(seconds) == {"ternarise", "hash"}
-    assert all(value > 0 for value in seconds.values())
-    monkeypatch.setattr(module, "_measure", lambda shape, scheme: 1e-6 * shape[0] * shape[1])
-    monkeypatch.setattr(module, "_SAMPLE", 640)  # a part of each matrix, and not all widths
-    monkeypatch.setattr(module, "_MEASURED", 2)
-    planned = dry_run(tiny_bert)
-    count = sum(group.count * group.shape[0] * group.shape[1] for group in planned.linears)
-    assert planned.seconds["ternarise"] == pytest.approx(1e-6 * count)
-
-
 def test_what_convert_would_refuse_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="groups of 5 do not divide"):
-        dry_run(tiny_bert, Scheme(granularity="group", group_size=5))
     with pytest.raises(InputError, match="matches no linear"):
-        dry_run(tiny_bert, skip=["poler"])
+        dry_run(tiny_bert, options=ConvertOptions(skip=["poler"]))
     convert(tiny_bert, tmp_path / "latent")
     with pytest.raises(CheckpointError, match="is a ternary model already"):
         dry_run(tmp_path / "latent")

@@ -11,6 +11,7 @@ from conftest import WORDS, save_tiny_bert, save_tiny_vit
 from test_architectures import IMAGE_FAMILIES, TEXT_FAMILIES, save_family, save_processor, save_text, stages
 from test_images import make_labels, make_pixels, write_folder
 
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.data.images import Images, read_images
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.evaluation.diagnose import Diagnosis, LayerAgreement, diagnose, inputs_of
@@ -232,7 +233,8 @@ def test_a_trimmed_student_is_compared_with_the_teacher_on_its_own_tokens(tiny_b
 
     texts = make_texts(12)
     (tmp_path / "corpus.txt").write_text("\n".join(texts[:6]))
-    convert(tiny_bert, tmp_path / "trimmed", trim=[tmp_path / "corpus.txt"])
+    options = ConvertOptions(trim=[tmp_path / "corpus.txt"])
+    convert(tiny_bert, tmp_path / "trimmed", options=options)
     found = diagnose(tmp_path / "trimmed", tiny_bert, texts, device="cpu")
     a, b = (SentenceTransformer(str(f), device="cpu").encode(texts) for f in (tmp_path / "trimmed", tiny_bert))
     assert found.cosine == pytest.approx(float((a * b).sum(axis=1).mean()), abs=1e-5)

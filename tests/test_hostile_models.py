@@ -14,6 +14,7 @@ from transformers import GPTNeoConfig
 
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.loading import load_encoder
@@ -331,7 +332,7 @@ def test_a_surplus_tensor_in_a_layer_is_refused_and_heads_are_listed(folder: Pat
     tensors = tensors_of(folder)
     write(folder, tensors | {"cls.predictions.bias": torch.zeros(3), "bert.pooler.extra": torch.zeros(1)})
     assert load_encoder(folder) is not None
-    assert convert(folder, folder.parent / "out").dropped == ("bert.pooler.extra", "cls.predictions.bias")
+    assert convert(folder, folder.parent / "out").plan.dropped == ("bert.pooler.extra", "cls.predictions.bias")
     write(folder, tensors | {"encoder.layer.0.attention.self.query.lora_A.weight": torch.zeros(2, 32)})
     with pytest.raises(CheckpointError, match="has no place for the tensor"):
         load_encoder(folder)
@@ -476,7 +477,7 @@ def test_a_pickled_module_follows_allow_pickle(folder: Path) -> None:
         with pytest.raises(CheckpointError, match=r"3_LayerNorm/pytorch_model\.bin is a pickle"):
             use(folder)
     expected = load_encoder(folder, allow_pickle=True).encode(["the cat"])
-    convert(folder, folder.parent / "out", allow_pickle=True)
+    convert(folder, folder.parent / "out", options=ConvertOptions(allow_pickle=True))
     assert (folder.parent / "out" / "3_LayerNorm" / "model.safetensors").is_file()
     assert load_encoder(folder.parent / "out").encode(["the cat"]).shape == expected.shape
 

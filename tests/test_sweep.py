@@ -134,7 +134,7 @@ def test_cosine_and_sts_are_those_of_the_packed_model(
     source = request.getfixturevalue(model)
     found = sweep(source, (2.0,), granularity="group:8", pairs=pairs)
     assert found.encoded == 12
-    schemes = {"absmean": Scheme("absmean", 2.0, "group", 8), "optimal": Scheme("optimal", 2.0, "group", 8)}
+    schemes = {"absmean": Scheme("absmean", 2.0, "group", 8), "optimal": Scheme("optimal", None, "group", 8)}
     for row, (name, scheme) in zip((*found.absmean, found.optimal), schemes.items(), strict=True):
         convert(source, tmp_path / f"{name}-latent", scheme)
         pack(tmp_path / f"{name}-latent", tmp_path / name)

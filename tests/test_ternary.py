@@ -225,3 +225,18 @@ def test_sums_of_wide_int4_layers_are_exact(width: int) -> None:
 def test_a_scheme_refuses_what_it_does_not_know(arguments: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Scheme(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_beta_without_the_rule_absmean_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="beta is the threshold of the rule absmean, and the rule is optimal"
+    ) as caught:
+        Scheme(beta=2.0)
+    assert caught.value.hint == "--rule absmean, or no --beta"
+    assert Scheme("absmean") == Scheme("absmean", 2.0) != Scheme("absmean", 1.5)
+
+
+@pytest.mark.parametrize("beta", [0, -1, 1000, float("nan")])
+def test_a_beta_that_is_no_threshold_is_refused(beta: float) -> None:
+    with pytest.raises(InputError, match="it must be above 0 and below 1000"):
+        Scheme("absmean", beta)

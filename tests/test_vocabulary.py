@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.encoders.loading import load_encoder
@@ -155,7 +156,7 @@ def tokens_of(folder: Path, text: str) -> list[str]:
 @pytest.mark.slow
 def test_texts_of_the_corpus_words_embed_exactly_as_before(model: Path, used: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "whole")
-    report = convert(model, tmp_path / "trimmed", trim=[used])
+    report = convert(model, tmp_path / "trimmed", options=ConvertOptions(trim=[used]))
     assert report.vocabulary is not None
     assert report.vocabulary.bytes_after < report.vocabulary.bytes_before
     pack(tmp_path / "trimmed", tmp_path / "packed")
@@ -170,7 +171,7 @@ def test_texts_of_the_corpus_words_embed_exactly_as_before(model: Path, used: Pa
 
 
 def test_files_and_config_agree_with_the_trimmed_table(model: Path, used: Path, tmp_path: Path) -> None:
-    report = convert(model, tmp_path / "out", trim=[used])
+    report = convert(model, tmp_path / "out", options=ConvertOptions(trim=[used]))
     assert report.vocabulary is not None
     count = len(report.vocabulary.ids)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -188,7 +189,7 @@ def test_files_and_config_agree_with_the_trimmed_table(model: Path, used: Path, 
 
 
 def test_a_text_that_the_corpus_does_not_foresee_still_embeds(model: Path, used: Path, tmp_path: Path) -> None:
-    report = convert(model, tmp_path / "out", trim=[used])
+    report = convert(model, tmp_path / "out", options=ConvertOptions(trim=[used]))
     assert report.vocabulary is not None
     other = [word for word in WORDS if word not in USED]
     assert max(max(ids_of(tmp_path / "out", text)) for text in [*other, "Ünseen ☃ 7%"]) < len(report.vocabulary.ids)
@@ -198,7 +199,7 @@ def test_a_text_that_the_corpus_does_not_foresee_still_embeds(model: Path, used:
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe-bytes", "bpe-suffix"])
 def test_new_words_of_known_characters_are_never_unknown(kind: str, used: Path, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", kind)
-    convert(source, tmp_path / "out", trim=[used])
+    convert(source, tmp_path / "out", options=ConvertOptions(trim=[used]))
     old, new = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(tmp_path / "out")
     characters = sorted(set("".join(USED)))
     words = ["".join(random.Random(i).choices(characters, k=7)) for i in range(50)]
@@ -217,7 +218,7 @@ def write_tokenizer(folder: Path, model: dict[str, Any], **parts: Any) -> Path:
 
 
 def trimmed(source: Path, corpus_lines: list[str], tmp_path: Path) -> Path:
-    convert(source, tmp_path / "trimmed", trim=[corpus(tmp_path / "corpus.txt", corpus_lines)])
+    convert(source, tmp_path / "trimmed", options=ConvertOptions(trim=[corpus(tmp_path / "corpus.txt", corpus_lines)]))
     return tmp_path / "trimmed"
 
 
@@ -288,7 +289,7 @@ def test_all_that_holds_ids_is_renumbered(tmp_path: Path) -> None:
 
 def test_a_sentencepiece_file_is_dropped_and_named(used: Path, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "unigram")
-    report = convert(source, tmp_path / "out", trim=[used])
+    report = convert(source, tmp_path / "out", options=ConvertOptions(trim=[used]))
     assert not (tmp_path / "out" / "sentencepiece.bpe.model").exists()
     assert any("sentencepiece.bpe.model" in note for note in report.notes)
 
@@ -302,7 +303,9 @@ def test_a_corpus_is_files_folders_and_jsonl(tiny_bert: Path, tmp_path: Path) ->
     corpus(folder / "a.txt", ["cat dog"])
     (folder / "more" / "b.jsonl").write_text('{"title": "tree", "text": "river"}\n')
     (folder / "notes.md").write_text("stone\n")
-    report = convert(tiny_bert, tmp_path / "out", trim=[folder, corpus(tmp_path / "c.txt", ["light"])])
+    report = convert(
+        tiny_bert, tmp_path / "out", options=ConvertOptions(trim=[folder, corpus(tmp_path / "c.txt", ["light"])])
+    )
     assert report.vocabulary is not None
     kept = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().keys()
     assert kept & set(WORDS) == {"cat", "dog", "tree", "river", "light"}
@@ -338,7 +341,7 @@ def test_the_command_reports_tokens_and_bytes(run: Callable[..., Any], tiny_bert
 
 
 def test_a_trimmed_student_learns_from_the_whole_teacher(tiny_bert: Path, used: Path, tmp_path: Path) -> None:
-    convert(tiny_bert, tmp_path / "student", trim=[used])
+    convert(tiny_bert, tmp_path / "student", options=ConvertOptions(trim=[used]))
     texts = list(dict.fromkeys(sentences(USED, 60, 3)))
     data = Sources([corpus(tmp_path / "corpus.txt", texts)])
     report = distill(tmp_path / "student", tiny_bert, data, tmp_path / "out", Training(steps=30, batch_size=16))
@@ -352,7 +355,7 @@ def refused(source: Path, lines: list[str], tmp_path: Path, error: type[Ternariz
     before = {p.name for p in tmp_path.iterdir()}
     texts = corpus(tmp_path / "corpus.txt", lines)
     with pytest.raises(error, match=match):
-        convert(source, tmp_path / "out", trim=[texts])
+        convert(source, tmp_path / "out", options=ConvertOptions(trim=[texts]))
     assert {p.name for p in tmp_path.iterdir()} == before | {"corpus.txt"}
 
 
@@ -374,9 +377,9 @@ def test_a_corpus_that_is_empty_unknown_or_stdin_is_refused(tiny_bert: Path, tmp
     refused(tiny_bert, ["猫 犬 cat 木"], tmp_path, DataError, r"75% of the corpus is unknown .* 3 of 4 tokens")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.txt and no"):
-        convert(tiny_bert, tmp_path / "out", trim=[tmp_path / "empty"])
+        convert(tiny_bert, tmp_path / "out", options=ConvertOptions(trim=[tmp_path / "empty"]))
     with pytest.raises(DataError, match="stdin"):
-        convert(tiny_bert, tmp_path / "out", trim=["-"])
+        convert(tiny_bert, tmp_path / "out", options=ConvertOptions(trim=["-"]))
 
 
 def test_a_vocabulary_larger_than_the_table_is_refused(tmp_path: Path) -> None:
@@ -436,7 +439,7 @@ def test_float16_rows_and_shards_are_trimmed_alike(tiny_bert: Path, used: Path, 
         save_file({k: tensors[k] for k in keys}, source / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {k: file for file, keys in parts.items() for k in keys}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    report = convert(source, tmp_path / "out", trim=[used])
+    report = convert(source, tmp_path / "out", options=ConvertOptions(trim=[used]))
     assert report.vocabulary is not None
     kept = list(report.vocabulary.ids)
     written = {k: v for file in parts for k, v in load_file(tmp_path / "out" / file).items()}

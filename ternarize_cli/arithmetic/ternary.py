@@ -98,6 +98,7 @@ def _block_scale(blocks: Tensor, scheme: Scheme) -> Tensor:
         return int4_scale(blocks)
     magnitude = blocks.abs().double()
     if scheme.rule == "absmean":
+        assert scheme.beta is not None
         return (scheme.beta * magnitude.mean(dim=1)).float()
     if scheme.levels == "binary":
         return magnitude.mean(dim=1).float()

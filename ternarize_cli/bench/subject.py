@@ -25,6 +25,7 @@ from typing import Any
 
 from ternarize_cli.bench.shapes import DEFAULT, SHAPES, ModelShape, random_model
 from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint, loading, transformers_plugin
 from ternarize_cli.encoders.anatomy import backbone
@@ -107,7 +108,8 @@ def prepare(
         if stage is None:
             if model is not None:
                 note("the model is converted and packed for this run, without training: latency is all it shows")
-            convert(source, work / "ternary", allow_pickle=allow_pickle, seed=seed, track=track)
+            options = ConvertOptions(allow_pickle=allow_pickle, seed=seed)
+            convert(source, work / "ternary", options=options, track=track)
             packed = _pack(work / "ternary", work / "packed", track)
             shutil.rmtree(work / "ternary")
         elif stage == "latent":

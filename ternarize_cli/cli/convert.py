@@ -5,26 +5,17 @@ from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.options import (
-    MANY,
-    AllowPickle,
-    Device,
-    Force,
-    Json,
-    ModelArgument,
-    OutputFolder,
-    Quiet,
-    Seed,
-    Threads,
-)
+from ternarize_cli.cli.derived import derived
+from ternarize_cli.cli.options import MANY, Device, Force, Json, ModelArgument, OutputFolder, Quiet, Threads
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.compress.options import ConvertOptions
 
 __all__ = ["register"]
 
 _ENOUGH = 20_000
 
 
-def convert(
+def _convert(
     model: ModelArgument,
     output: OutputFolder = None,
     rule: Annotated[
@@ -43,16 +34,8 @@ def convert(
     levels: Annotated[
         str, typer.Option(help="Grid of the weights: ternary, binary, int2 (four levels) or int4.")
     ] = "ternary",
-    skip: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Leave modules of this name as they are; repeatable.")
-    ] = None,
-    keep_dense: Annotated[
-        bool, typer.Option("--keep-dense", help="Leave the Dense modules of a sentence-transformers model as they are.")
-    ] = False,
-    trim_vocabulary: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Keep only the tokens that these texts use; repeatable, folders too."),
-    ] = None,
+    *,
+    options: ConvertOptions,
     calibrate: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE|DIR|DATASET", help="Fit codes and scales to these texts or images; repeatable."),
@@ -69,12 +52,8 @@ def convert(
     ] = None,
     device: Device = None,
     threads: Threads = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing; print the plan, exact bytes and an estimate of the time.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print the plan and exact bytes.")] = False,
     force: Force = False,
-    allow_pickle: AllowPickle = False,
-    seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -84,16 +63,14 @@ def convert(
     evaluates as it is, and packs (`ternarize pack`).
     """
     from ternarize_cli.compress.calibrate import DEFAULT_TOKENS, Calibration
-    from ternarize_cli.compress.convert import convert as run
+    from ternarize_cli.compress.convert import convert
     from ternarize_cli.encoders.loading import model_name, pooling_note, resolve
     from ternarize_cli.format.codecs import codec_for
     from ternarize_cli.format.scheme import Scheme
 
     out = Output(json_mode=json, quiet=quiet)
     kind, group_size = Scheme.parse_granularity(granularity)
-    scheme = Scheme(rule, 2.0 if beta is None else beta, kind, group_size, activations, table_bits, levels)
-    if beta is not None and rule != "absmean":
-        out.warn(f"--beta is the threshold of --rule absmean; the rule {rule} does not use it")
+    scheme = Scheme(rule, beta, kind, group_size, activations, table_bits, levels)
     calibration = None
     if calibrate:
         calibration = Calibration(
@@ -101,7 +78,7 @@ def convert(
         )
     elif calibration_samples or calibration_tokens:
         out.warn("--calibration-samples and --calibration-tokens do nothing without --calibrate")
-    source = resolve(model, allow_pickle=allow_pickle)
+    source = resolve(model, allow_pickle=options.allow_pickle)
     target = output or Path(f"{model_name(model)}-ternary")
     if (note := pooling_note(source)) is not None:
         out.note(f"note: {note}")
@@ -109,31 +86,11 @@ def convert(
         from ternarize_cli.cli.dry_run import print_plan
         from ternarize_cli.compress.dry_run import dry_run as plan
 
-        planned = plan(
-            source,
-            scheme,
-            skip=skip or (),
-            keep_dense=keep_dense,
-            trim=trim_vocabulary or (),
-            calibration=calibration,
-            allow_pickle=allow_pickle,
-            track=out.track,
-        )
-        print_plan(out, planned, scheme, model, target, calibrating=calibration is not None)
+        print_plan(out, plan(source, scheme, options, calibration=calibration, track=out.track), scheme, model, target)
         return
-    report = run(
-        source,
-        target,
-        scheme,
-        skip=skip or (),
-        keep_dense=keep_dense,
-        trim=trim_vocabulary or (),
-        calibration=calibration,
-        force=force,
-        allow_pickle=allow_pickle,
-        seed=seed,
-        track=out.track,
-        source_name=model_name(model),
+    name = model_name(model)
+    report = convert(
+        source, target, scheme, options, calibration=calibration, force=force, track=out.track, source_name=name
     )
     before = sum(layer.bytes_before for layer in report.layers)
     after = sum(layer.bytes_after for layer in report.layers)
@@ -142,7 +99,7 @@ def convert(
     if calibrate:
         caption = f"missed: of the wanted outputs' standard deviation, on the calibration data; {caption}"
     out.table(
-        f"{model_name(model)}: {len(report.layers)} linears, {levels}, {way}, one scale per {granularity}",
+        f"{name}: {len(report.layers)} linears, {levels}, {way}, one scale per {granularity}",
         ["linear", "out × in", *(["missed"] if calibrate else []), "error", "zeros", "bytes", "packed"],
         [
             (
@@ -164,12 +121,12 @@ def convert(
     if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:
         limit = "--calibration-tokens allows" if calibration.tokens < _ENOUGH else "there were"
         out.warn(f"{limit} only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
-    for name, reason in report.kept.items():
-        out.note(f"kept {name}: {reason}")
-    for name, what in report.others.items():
-        out.note(f"kept {name}: {what}")
-    if report.dropped:
-        out.note(f"dropped, the encoder has no place for them: {', '.join(report.dropped)}")
+    for excluded, reason in report.plan.excluded.items():
+        out.note(f"excluded {excluded}: {reason}")
+    for other, what in report.plan.others.items():
+        out.note(f"kept {other}: {what}")
+    if report.plan.dropped:
+        out.note(f"dropped, the encoder has no place for them: {', '.join(report.plan.dropped)}")
     for note in report.notes:
         out.note(f"note: {note}")
     if (kept := report.vocabulary) is not None:
@@ -190,9 +147,7 @@ def convert(
         {
             "output": str(target),
             "layers": [vars(layer) for layer in report.layers],
-            "kept": report.kept,
-            "others": report.others,
-            "dropped": list(report.dropped),
+            **report.plan.to_json(),
             "bytes_linears_before": before,
             "bytes_linears_packed": after,
             "vocabulary": kept.summary() if kept else None,
@@ -203,4 +158,4 @@ def convert(
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("convert")(convert)
+    app.command("convert")(derived(_convert))

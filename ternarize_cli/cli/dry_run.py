@@ -12,54 +12,45 @@ if TYPE_CHECKING:
 __all__ = ["print_plan"]
 
 
-def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target: Path, *, calibrating: bool) -> None:
+def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target: Path) -> None:
     """Prints the plan, or gives it as the JSON result; `target` is where `convert` would write."""
     from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.format.codecs import codec_for
 
-    linears = [(g.name, g.count, *_sizes(g)) for g in plan.linears]
-    count = sum(g.count for g in plan.linears)
-    sums = [
-        megabytes(sum(values)) for values in zip(*((g.bytes_before, g.bytes_packed) for g in plan.linears), strict=True)
-    ]
+    linears = [(g.name, g.count, *_sizes(g)) for g in dry.linears]
+    count = sum(g.count for g in dry.linears)
+    sums = [megabytes(sum(getattr(g, field) for g in dry.linears)) for field in ("bytes_before", "bytes_packed")]
     grain = f"group of {scheme.group_size}" if scheme.granularity == "group" else scheme.granularity
     out.table(
         f"{model_name(model)}: {count} linears would become {scheme.levels}, rule {scheme.rule}, one scale per {grain}",
         ["linears", "count", "out × in", "now", "packed"],
         [*linears, ("all linears", count, "", *sums)],
-        caption=f"packed: codes ({plan.codec}) and scales",
+        caption=f"packed: codes ({dry.codec}) and scales",
     )
-    if plan.tables:
-        widths = f"{scheme.table_bits} bits when packed" + (
-            " (the tokens'; others 8)" if scheme.table_bits == 4 else ""
-        )
-        rows = [(g.name, *_sizes(g)) for g in plan.tables]
-        out.table(f"{len(rows)} embedding tables, {widths}", ["table", "rows × dim", "now", "packed"], rows)
-    stay = [*_by_reason(plan.kept), *plan.others.items()]
+    if dry.tables:
+        title = f"{len(dry.tables)} embedding tables, {scheme.table_bits} bits when packed"
+        title += " (the tokens'; others 8)" if scheme.table_bits == 4 else ""
+        out.table(title, ["table", "rows × dim", "now", "packed"], [(g.name, *_sizes(g)) for g in dry.tables])
+    stay = [*_by_reason(dry.plan.excluded), *dry.plan.others.items()]
     if stay:
         out.table("what stays", ["module or tensor", "why"], stay)
-    if plan.dropped:
-        out.text(f"dropped, the encoder has no place for them: {', '.join(plan.dropped)}\n")
+    if dry.plan.dropped:
+        out.text(f"dropped, the encoder has no place for them: {', '.join(dry.plan.dropped)}\n")
     sizes: list[list[object]] = []
-    for name, by_bits in plan.bytes_packed.items():
-        cells = [f"{megabytes(n)} (−{1 - n / plan.bytes_source:.1%})" for n in by_bits.values()]
+    for name, by_bits in dry.bytes_packed.items():
+        cells = [f"{megabytes(n)} (−{1 - n / dry.bytes_source:.1%})" for n in by_bits.values()]
         sizes.append([f"{name}, {codec_for(scheme.levels, name).bits:g} bits", *cells])
     out.table(
         "packed weights files, by codec and width of the tables",
-        ["codec", *(f"{bits}-bit" for bits in next(iter(plan.bytes_packed.values())))],
+        ["codec", *(f"{bits}-bit" for bits in next(iter(dry.bytes_packed.values())))],
         sizes,
-        caption=f"(−%): saved of the source's {megabytes(plan.bytes_source)}",
+        caption=f"(−%): saved of the source's {megabytes(dry.bytes_source)}",
     )
-    packed = plan.bytes_packed[plan.codec][scheme.table_bits]
-    out.text(f"now                 {plan.bytes_source:>15,} bytes")
-    out.text(f"ternary checkpoint  {plan.bytes_checkpoint:>15,} bytes, what convert would write to {target}")
-    out.text(f"packed              {packed:>15,} bytes, {plan.codec} and {scheme.table_bits}-bit tables as asked for")
-    spent = _duration(sum(plan.seconds.values()))
-    share = f", {_duration(plan.seconds['calibrate'])} of it calibrating" if "calibrate" in plan.seconds else ""
-    out.text(f"time                {spent:>15} on this machine{share}, and what the disk takes")
-    if calibrating and "calibrate" not in plan.seconds:
-        out.warn("the time of --calibrate is not in it: the config does not tell how many patches an image has")
-    largest = max((g.bytes_packed for g in plan.tables), default=0)
+    packed = dry.bytes_packed[dry.codec][scheme.table_bits]
+    out.text(f"now                 {dry.bytes_source:>15,} bytes")
+    out.text(f"ternary checkpoint  {dry.bytes_checkpoint:>15,} bytes, what convert would write to {target}")
+    out.text(f"packed              {packed:>15,} bytes, {dry.codec} and {scheme.table_bits}-bit tables as asked for")
+    largest = max((g.bytes_packed for g in dry.tables), default=0)
     if largest > packed / 2:
         out.hint(
             f"one table is {largest / packed:.0%} of the packed file: --table-bits 4, or --trim-vocabulary FILE "
@@ -69,17 +60,11 @@ def print_plan(out: Output, plan: "DryRun", scheme: "Scheme", model: str, target
     out.result(
         {
             "output": str(target),
-            "linears": [vars(g) for g in plan.linears],
-            "tables": [vars(g) for g in plan.tables],
-            "kept": plan.kept,
-            "others": plan.others,
-            "dropped": list(plan.dropped),
-            "bytes_source": plan.bytes_source,
-            "bytes_checkpoint": plan.bytes_checkpoint,
-            "codec": plan.codec,
+            "linears": [vars(g) for g in dry.linears],
+            "tables": [vars(g) for g in dry.tables],
+            **dry.plan.to_json(),
+            **{name: getattr(dry, name) for name in ("bytes_source", "bytes_checkpoint", "codec", "bytes_packed")},
             "table_bits": scheme.table_bits,
-            "bytes_packed": plan.bytes_packed,
-            "seconds": plan.seconds,
         }
     )
 
@@ -88,22 +73,12 @@ def _sizes(group: "Group") -> tuple[str, str, str]:
     return f"{group.shape[0]} × {group.shape[1]}", megabytes(group.bytes_before), megabytes(group.bytes_packed)
 
 
-def _by_reason(kept: dict[str, str]) -> list[tuple[str, str]]:
-    """The modules kept for each reason, the first three of them by name."""
+def _by_reason(excluded: dict[str, str]) -> list[tuple[str, str]]:
+    """The excluded modules for each reason, the first three of them by name."""
     names: dict[str, list[str]] = {}
-    for name, reason in kept.items():
+    for name, reason in excluded.items():
         names.setdefault(reason, []).append(name)
     return [
         (", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else ""), reason)
         for reason, some in names.items()
     ]
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"about {seconds:.1f} s"
-        if seconds < 10
-        else f"about {seconds:.0f} s"
-        if seconds < 90
-        else f"about {seconds / 60:.0f} min"
-    )

@@ -7,7 +7,7 @@ are dropped, and tensors that the source lacks are never invented. The Dense mod
 are converted like the encoder (`parts`).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from ternarize_cli import __version__
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress import vocabulary
 from ternarize_cli.compress.calibrate import Calibrated, Calibration, calibrate_folder
-from ternarize_cli.compress.source_model import Source, check_source, sources_of
+from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
+from ternarize_cli.compress.tensor_policy import TensorDecision
 from ternarize_cli.encoders import checkpoint, defaults
 from ternarize_cli.encoders.loading import model_name
-from ternarize_cli.encoders.module_replacement import HALF_ABOVE
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.progress import Track, silent
@@ -37,13 +37,14 @@ class LayerReport:
     """One ternarised linear.
 
     Attributes:
-        name: the module.
-        shape: (out, in).
-        error: ‖W − s·c‖ / ‖W‖, Frobenius.
+        name: the name of the module.
+        shape: the shape of its weight, (out, in).
+        error: ‖W − s·c‖ / ‖W‖ in the Frobenius norm.
         zeros: fraction of codes that are 0.
-        output_error: of a calibrated linear, how much of the wanted outputs it misses (`calibrate.Calibrated`).
-        bytes_before: of the weight in the source; bytes_after: of codes and scales when packed with
-            the default codec.
+        bytes_before: bytes of the weight in the source.
+        bytes_after: bytes of codes and scales when packed with the default codec.
+        output_error: how much of the wanted outputs a calibrated linear misses (`calibrate.Calibrated`); None of a
+            linear that was not calibrated.
     """
 
     name: str
@@ -62,20 +63,14 @@ class ConversionReport:
     Attributes:
         artifact: the scheme and where the weights came from.
         layers: one entry per ternarised linear, in the model's order.
-        tables: the embeddings that `pack` will compress.
-        kept: linears and embeddings that stay, with the reason.
-        others: what else has weights and stays, with what becomes of it.
-        dropped: tensors of the source that the encoder has no place for.
-        notes: what was added for the sake of later stages, in words.
-        vocabulary: what stays of it, if it was trimmed.
+        plan: what became of every tensor, with the reason; `convert --dry-run` foretells it.
+        notes: sentences about what was added or dropped for the sake of later stages.
+        vocabulary: what stays of the vocabulary; None if it was not trimmed.
     """
 
     artifact: Artifact
     layers: tuple[LayerReport, ...]
-    tables: tuple[str, ...]
-    kept: dict[str, str]
-    others: dict[str, str]
-    dropped: tuple[str, ...]
+    plan: ConversionPlan
     notes: tuple[str, ...]
     vocabulary: vocabulary.Vocabulary | None
 
@@ -84,14 +79,10 @@ def convert(
     source: Path,
     output: Path,
     scheme: Scheme | None = None,
+    options: ConvertOptions | None = None,
     *,
-    skip: Sequence[str] = (),
-    keep_dense: bool = False,
-    trim: Sequence[str | Path] = (),
     calibration: Calibration | None = None,
     force: bool = False,
-    allow_pickle: bool = False,
-    seed: int = 0,
     track: Track = silent,
     source_name: str | None = None,
 ) -> ConversionReport:
@@ -101,82 +92,60 @@ def convert(
         source: a full-precision model folder.
         output: the folder to write, atomically.
         scheme: rule, granularity and widths; the defaults if None.
-        skip: shell patterns of module names to leave as they are.
-        keep_dense: leave the Dense modules of sentence-transformers as they are.
-        trim: texts (files or folders) to whose tokens the vocabulary is trimmed; see `vocabulary`.
+        options: what stays as it is, a smaller vocabulary, the seed; the defaults if None.
         calibration: what codes, scales and biases are fitted to; None: codes follow from the weights alone.
         force: replace an existing output.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
-        seed: draws the texts or images of a calibration; recorded in the artifact.
-        track: progress over tensors.
+        track: reports progress over tensors.
         source_name: what the artifact records as its source; the folder's name if None.
 
     Raises:
         CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite.
-        InputError: a skip pattern without a match, or a group size that does not divide a width.
+        InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, or a value
+            does not fit float16.
         DataError: texts or images can't be read, or are not what the model reads.
-        OutputError, OutputExistsError: the output can't be written.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
-    scheme = scheme or Scheme()
+    scheme, options = scheme or Scheme(), options or ConvertOptions()
+    allow_pickle = options.allow_pickle
     files.check_output(output, force=force, inputs=[source])
-    check_source(source, allow_pickle=allow_pickle)
-    if calibration is not None:
-        calibration.check(source, scheme)
-    sources = sources_of(source, scheme, skip, keep_dense=keep_dense, allow_pickle=allow_pickle)
+    parts, chosen = planned_parts(source, scheme, options, calibration, track)
     made = Artifact(
         stage="latent",
         scheme=scheme,
         tool_version=__version__,
         source=source_name or model_name(source),
         source_sha256=files.content_hash(source),
-        seed=seed,
+        seed=options.seed,
     )
-    chosen = None
-    if trim:
-        chosen = vocabulary.select(source, sources[0].model, trim, allow_pickle=allow_pickle, track=track)
-    calibrated: dict[str, Calibrated] = {}
+    found: dict[str, Calibrated] = {}
     if calibration is not None:
-        for one in sources:
+        for one in parts:
             one.check_finite(allow_pickle=allow_pickle)
-        plans = [(one.part, one.plan) for one in sources]
-        calibrated, data = calibrate_folder(
-            source, plans, scheme, calibration, allow_pickle=allow_pickle, seed=seed, track=track
+        policies = [(one.part, one.policy) for one in parts]
+        found, data = calibrate_folder(
+            source, policies, scheme, calibration, allow_pickle=allow_pickle, seed=options.seed, track=track
         )
         made = replace(made, calibration=data)
-    sources = [one.with_calibrated(calibrated) for one in sources]
+        parts = [one.calibrated([n for n in one.policy.linears if one.part.prefix + n in found]) for one in parts]
+    plan = ConversionPlan.of(parts)
     layers: list[LayerReport] = []
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
-        _unpickle_modules(source, partial, {one.part.subfolder for one in sources})
+        _unpickle_modules(source, partial, {one.part.subfolder for one in parts})
         notes = defaults.complete(source, partial)
-        count = sum(len(part.keys) for part in sources)
+        count = sum(d.stored is not None for d in plan.tensors)
         pending = iter(track(range(count), "ternarising", count))
-        for one in sources:
-            layers += _write(one, partial, scheme, pending, chosen, allow_pickle=allow_pickle)
+        for one in parts:
+            layers += _write(one, partial, pending, chosen, found, allow_pickle=allow_pickle)
             one.part.write_config(partial, one.describe(made))
         if chosen is not None:
-            notes += vocabulary.write(chosen, sources[0].model, partial)
+            notes += vocabulary.write(chosen, parts[0].model, partial)
             vocabulary.check(chosen, source, partial, allow_pickle=allow_pickle, track=track)
-    return ConversionReport(
-        artifact=sources[0].describe(made),
-        layers=tuple(layers),
-        tables=tuple(one.part.prefix + name for one in sources for name in one.plan.tables),
-        kept={one.part.prefix + name: why for one in sources for name, why in one.plan.kept.items()},
-        others=sources[0].plan.others,
-        dropped=tuple(one.part.prefix + key for one in sources for key in one.dropped),
-        notes=tuple(notes),
-        vocabulary=chosen,
-    )
+    return ConversionReport(parts[0].describe(made), tuple(layers), plan, tuple(notes), chosen)
 
 
 def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) -> None:
-    """Writes the pickled weights of modules that stay as they are (LayerNorm, LSTM, …) as safetensors.
-
-    Args:
-        source: a folder whose pickles may be read.
-        output: the folder that holds a copy of its companion files.
-        converted: folders of modules whose weights are written elsewhere.
-    """
+    """Writes the pickled weights of modules that stay as they are (LayerNorm, LSTM, …) as safetensors."""
     for where in module_folders(source):
         pickled, safe = source / where / "pytorch_model.bin", source / where / "model.safetensors"
         if where in converted or not pickled.is_file() or safe.is_file():
@@ -187,11 +156,11 @@ def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) ->
 
 
 def _write(
-    source: Source,
+    source: SourcePart,
     output: Path,
-    scheme: Scheme,
     pending: Iterator[object],
     chosen: vocabulary.Vocabulary | None,
+    calibrated: Mapping[str, Calibrated],
     *,
     allow_pickle: bool,
 ) -> list[LayerReport]:
@@ -201,70 +170,64 @@ def _write(
     with source.part.open_source(source.model, allow_pickle=allow_pickle) as shards:
         for shard in shards:
             with writer.shard(shard.name) as out:
-                for key in shard.keys():  # noqa: SIM118
-                    if key not in source.keys:
+                for d in source.decisions.values():
+                    if d.stored is None or d.file != shard.name:
                         continue
                     next(pending)
-                    stored, name = source.keys[key]
-                    tensor = shard.get(key)
-                    if chosen is not None and not source.part.subfolder and name in chosen.tables:
+                    found = calibrated.get(source.part.prefix + d.module)
+                    if found and d.name == f"{d.module}.bias":
+                        out.add(d.stored, found.bias)
+                        continue
+                    tensor = shard.get(d.key)
+                    if chosen is not None and not source.part.subfolder and d.name in chosen.tables:
                         tensor = chosen.rows_of(tensor)
-                    for new, value in _latent(stored, name, tensor, source, scheme, reports).items():
-                        out.add(new, value)
+                    if d.fate == "ternary":
+                        latent, scale, report = _linear(d, tensor, source.policy.scheme, found)
+                        reports[d.module] = replace(report, name=source.part.prefix + d.module)
+                        out.add(d.stored, latent)
+                        out.add(f"{d.stored}_scale", scale)
+                    else:
+                        out.add(d.stored, _other(d, tensor))
     writer.finish()
-    return [reports[name] for name in source.plan.linears]
+    return [reports[name] for name in source.policy.linears]
 
 
-def _latent(
-    key: str, name: str, tensor: Tensor, source: Source, scheme: Scheme, reports: dict[str, LayerReport]
-) -> dict[str, Tensor]:
-    """The tensors that the checkpoint holds for one tensor of the source."""
-    plan, module = source.plan, name.removesuffix(".weight")
-    found = source.calibrated.get(name.rpartition(".")[0])
-    if module in plan.linears and name.endswith(".weight"):
-        matrix = tensor.float().T if module in plan.transposed else tensor.float()
-        try:
-            latent, scale = (found.weight, found.scale) if found else (matrix, ternary.scale_of(matrix, scheme))
-        except ValueError as e:
-            raise CheckpointError(
-                f"{key}: {e}", hint="the source is damaged; fetch it again, or --skip this layer"
-            ) from e
-        if not torch.isfinite(scale.half()).all():
-            raise CheckpointError(f"{key}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it")
-        codes = ternary.codes_of(latent, scale, scheme.levels)
-        report = _report(source.part.prefix + module, tensor, matrix, codes, scale, scheme.levels)
-        reports[module] = replace(report, output_error=found.output_error if found else None)
-        made = {key: latent.T if module in plan.transposed else latent, f"{key}_scale": scale}
-        if found and source.model.get_submodule(module).bias is None:
-            made[f"{key.removesuffix('weight')}bias"] = found.bias
-        return made
-    if found and name.endswith(".bias"):
-        return {key: found.bias}
-    if not tensor.is_floating_point():
-        return {key: tensor}
-    if not weights.all_finite(tensor):
-        raise CheckpointError(f"{key}: a value is not finite", hint="the source is damaged; fetch it again")
-    if module in plan.tables:
-        return {key: tensor.float()}
-    if tensor.numel() > HALF_ABOVE and module not in plan.kept:
-        return {key: _half(key, tensor).float()}
-    return {key: tensor}
-
-
-def _half(key: str, tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    if not torch.isfinite(half).all():
-        raise InputError(f"{key}: a value does not fit float16")
-    return half
-
-
-def _report(name: str, source: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, levels: str) -> LayerReport:
-    norm = float(weight.norm()) or 1.0
-    return LayerReport(
-        name=name,
-        shape=(weight.shape[0], weight.shape[1]),
-        error=float((weight - ternary.dequantize(codes, scale)).norm()) / norm,
+def _linear(
+    decision: TensorDecision, tensor: Tensor, scheme: Scheme, found: Calibrated | None
+) -> tuple[Tensor, Tensor, LayerReport]:
+    """What the checkpoint holds for a linear's weight: the latent weight in the source's layout, and the scale."""
+    matrix = tensor.float().T if decision.transposed else tensor.float()
+    try:
+        latent, scale = (found.weight, found.scale) if found else (matrix, ternary.scale_of(matrix, scheme))
+    except ValueError as e:
+        raise CheckpointError(
+            f"{decision.stored}: {e}", hint="the source is damaged; fetch it again, or --skip this layer"
+        ) from e
+    if not torch.isfinite(scale.half()).all():
+        raise CheckpointError(
+            f"{decision.stored}: its scale {float(scale.max()):.3g} does not fit float16", hint="--skip it"
+        )
+    codes = ternary.codes_of(latent, scale, scheme.levels)
+    report = LayerReport(
+        name=decision.module,
+        shape=decision.matrix,
+        error=float((matrix - ternary.dequantize(codes, scale)).norm()) / (float(matrix.norm()) or 1.0),
         zeros=float((codes == 0).float().mean()),
-        bytes_before=source.numel() * source.element_size(),
-        bytes_after=weight.shape[0] * codec_for(levels).width(weight.shape[1]) + 2 * scale.numel(),
+        bytes_before=decision.bytes_source,
+        bytes_after=decision.bytes_packed,
+        output_error=found.output_error if found else None,
     )
+    return latent.T if decision.transposed else latent, scale, report
+
+
+def _other(decision: TensorDecision, tensor: Tensor) -> Tensor:
+    """What the checkpoint holds for a tensor that is no linear's weight and that no calibration fits."""
+    if not tensor.is_floating_point():
+        return tensor
+    if not weights.all_finite(tensor):
+        raise CheckpointError(f"{decision.stored}: a value is not finite", hint="the source is damaged; fetch it again")
+    if decision.fate == "half":
+        tensor = tensor.half()
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{decision.stored}: a value does not fit float16")
+    return tensor.float() if decision.fate in ("half", "table") else tensor

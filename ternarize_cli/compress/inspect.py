@@ -18,13 +18,15 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.arithmetic import ternary
+from ternarize_cli.compress.tensor_policy import policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
+from ternarize_cli.encoders.anatomy import sizes, weighted
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.scheme import LEVELS, Artifact
@@ -44,15 +46,15 @@ class Histogram:
     """Counts of values in bins; what lies outside is counted in the outermost bin.
 
     Attributes:
-        edges: ascending, one more than there are bins.
-        counts: of values in each bin.
+        edges: the edges of the bins, ascending; one more than there are bins.
+        counts: number of values in each bin.
     """
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
     def merged(self, bins: int) -> "Histogram":
-        """At most `bins` bins, as many neighbours in each: for drawing."""
+        """Merges neighbouring bins, as many into each, so that at most `bins` are left."""
         step = -(-len(self.counts) // bins)
         starts = range(0, len(self.counts), step)
         edges = (*(self.edges[i] for i in starts), self.edges[-1])
@@ -64,13 +66,18 @@ class TensorInfo:
     """One linear or embedding of a model.
 
     Attributes:
-        name: the module; kind: "ternary" (whatever its levels), "table" or "dense".
-        shape: (out, in) or (rows, dim).
-        bytes: of the module's weight and scales in the file.
+        name: the name of the module.
+        kind: "ternary" (whatever its levels), "table" or "dense".
+        shape: (out, in) of a linear, or (rows, dim) of an embedding.
+        bytes: bytes of the module's weight and scales in the file.
         codes: the share of each code, such as {-1: .25, 0: .5, 1: .25}; None unless ternary.
-        zeros: fraction of zero codes; scale_min, scale_mean, scale_max: of its scales. None unless ternary.
-        error: ‖W − s·c‖ / ‖W‖, Frobenius; only in a latent checkpoint.
-        mean_abs, max_abs: mean|w| and max|w| of a full-precision linear.
+        zeros: the share of zero codes; None unless ternary.
+        scale_min: the smallest scale; None unless ternary.
+        scale_mean: the mean of the scales; None unless ternary.
+        scale_max: the largest scale; None unless ternary.
+        error: ‖W − s·c‖ / ‖W‖ in the Frobenius norm; None unless in a latent checkpoint.
+        mean_abs: mean|w| of a full-precision linear; None of any other module.
+        max_abs: max|w| of a full-precision linear; None of any other module.
     """
 
     name: str
@@ -93,15 +100,15 @@ class Inspection:
 
     Attributes:
         stage: "full precision", "latent" or "packed".
-        architecture: the class that transformers builds for it.
-        bytes: of all weights files.
-        parameters: weights of the encoder, counted unpacked.
+        architecture: the class that transformers builds for the encoder.
+        bytes: bytes of all weights files.
+        parameters: number of weights, those that are packed counted as the weights that they stand for.
         sha256: the folder's content hash.
-        modules: its linears and embeddings, in the model's order.
-        artifact: the description of an artifact of ours.
-        magnitudes: of the weights of all linears (in an artifact: of the ternary ones), as the module's docstring says;
-            None if packed.
-        scales: of all scales that are not zero; None at full precision.
+        modules: the linears and embeddings, in the model's order.
+        artifact: the description in a ternary checkpoint or packed model; None at full precision.
+        magnitudes: |w| / mean|w| of the weights of all linears at full precision, |w| / s of those of the ternary
+            linears in a latent checkpoint; None if packed.
+        scales: all scales that are not zero; None at full precision.
     """
 
     stage: str
@@ -124,7 +131,7 @@ class Inspection:
 
     @property
     def codes(self) -> dict[int, float] | None:
-        """The share of each code over all ternary linears; None if there are none."""
+        """The share of each code over all ternary linears; None if no linear is ternary."""
         found = [(m.codes, m.shape[0] * m.shape[1]) for m in self.modules if m.codes is not None]
         total = sum(count for _, count in found)
         if not found:
@@ -154,7 +161,9 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     """Reads a model folder of any stage; a packed model's digest, codes and scales are checked on the way.
 
     Raises:
-        CheckpointError, FormatError: as reading it would.
+        CheckpointError: a file is missing or damaged, or asks for something that a folder may not ask for.
+        FormatError: the description of an artifact breaks the format or does not fit the weights, a packed model does
+            not match its digest, or a code or scale is invalid.
     """
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle, always_verify=True)
     survey = _Survey(artifact)
@@ -163,6 +172,8 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     for part in parts_of(folder):
         model, known = part.skeleton(), part.artifact()
         architecture = architecture or type(model).__name__
+        names = [name for name, _ in weighted(model)]
+        policy = policy_of_artifact(model, known) if known is not None else None
         if known is not None:
             module_replacement.replace(model, known)
         with part.open_source(model, allow_pickle=allow_pickle) as shards:
@@ -172,12 +183,12 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
                 for shard in shards
                 for key, name in checkpoint.names_in_model(model, shard.keys()).items()
             }
-            for name, module in model.named_modules():
-                if f"{name}.weight" in at and isinstance(module, _LISTED):
-                    key, shard = at[f"{name}.weight"]
-                    scale_at = at.get(f"{name}.weight_scale")
-                    scale = scale_at[1].get(scale_at[0]) if scale_at else None
-                    modules.append(survey.describe(part.prefix + name, module, key, shard.get(key), scale))
+            for name in (n for n in names if f"{n}.weight" in at):
+                key, shard = at[f"{name}.weight"]
+                scale_at = at.get(f"{name}.weight_scale")
+                scale = scale_at[1].get(scale_at[0]) if scale_at else None
+                kind, module = policy.kind(name) if policy else "dense", model.get_submodule(name)
+                modules.append(survey.describe(part.prefix + name, kind, module, key, shard.get(key), scale))
         parameters += parameter_count(model, at)
         size += weights.bytes_on_disk(part.path, allow_pickle=allow_pickle)
     return Inspection(
@@ -193,11 +204,13 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     )
 
 
-_LISTED = (nn.Linear, Conv1D, nn.Embedding, PackedLinear, PackedEmbedding)
-
-
 def parameter_count(model: nn.Module, present: Iterable[str]) -> int:
-    """The weights among `present`, names of the state dict; packed ones count as what they stand for, scales don't."""
+    """Counts the weights of a model; packed ones count as the weights that they stand for, and scales do not count.
+
+    Args:
+        model: the skeleton; for an artifact, with its modules in place.
+        present: the names in the state dict of the tensors to count.
+    """
     logical = {
         f"{name}.weight": module.in_features * module.out_features
         if isinstance(module, PackedLinear)
@@ -222,12 +235,10 @@ class _Survey:
         self.magnitudes = _Counter(0, widest, _BINS)
         self.exponents = _Counter(*_OCTAVES, (_OCTAVES[1] - _OCTAVES[0]) * _PER_OCTAVE)
 
-    def describe(self, name: str, module: nn.Module, key: str, weight: Tensor, scale: Tensor | None) -> TensorInfo:
+    def describe(self, name: str, kind: str, module: Any, key: str, weight: Tensor, scale: Tensor | None) -> TensorInfo:
         size = sum(t.numel() * t.element_size() for t in (weight, scale) if t is not None)
         if isinstance(module, nn.Embedding | PackedEmbedding):
-            dense = self._artifact is None or module_replacement.kept_by(name, self._artifact)
-            shape = (module.num_embeddings, module.embedding_dim)
-            return TensorInfo(name, "dense" if dense else "table", shape, size)
+            return TensorInfo(name, kind, (module.num_embeddings, module.embedding_dim), size)
         if isinstance(module, TernaryLinear | PackedLinear):
             assert scale is not None
             check_scale(scale, f"{key}_scale")
@@ -236,9 +247,7 @@ class _Survey:
         mean = float(magnitude.mean())
         if self._artifact is None and mean > 0:
             self.magnitudes.add(magnitude / mean)
-        columns, rows = weight.shape if isinstance(module, Conv1D) else weight.T.shape
-        shape = (int(rows), int(columns))
-        return TensorInfo(name, "dense", shape, size, mean_abs=mean, max_abs=float(magnitude.max()))
+        return TensorInfo(name, kind, sizes(module), size, mean_abs=mean, max_abs=float(magnitude.max()))
 
     def _ternary(
         self, name: str, module: TernaryLinear | PackedLinear, key: str, weight: Tensor, scale: Tensor, size: int

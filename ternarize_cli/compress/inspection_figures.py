@@ -15,13 +15,13 @@ __all__ = ["histogram_bars", "plot_inspection"]
 def histogram_bars(
     histogram: "Histogram", width: int, *, marks: Sequence[tuple[float, str]] = (), open_end: bool = False
 ) -> list[str]:
-    """A histogram as bars, a line for each bin, labelled with the bin's lower edge.
+    """Draws a histogram as lines of text: a bar for each bin, labelled with the bin's lower edge.
 
     Args:
-        histogram: merge it to as many bins as there should be lines.
-        width: of the terminal, in characters.
-        marks: edges in front of which a rule with a text is drawn.
-        open_end: whether the last bin holds what is larger, too.
+        histogram: what to draw, merged to as many bins as there should be lines.
+        width: width of the terminal in characters.
+        marks: values in front of whose bins a line is drawn, each with the text on that line.
+        open_end: whether the last bin also counts larger values.
     """
     total = sum(histogram.counts) or 1
     digits = 3 if histogram.edges[-1] >= 0.1 else 6
@@ -37,10 +37,12 @@ def histogram_bars(
 
 
 def plot_inspection(found: "Inspection", title: str, path: Path, *, force: bool = False) -> None:
-    """Draws what `inspect` found: histograms, and error, codes and scales of each linear.
+    """Draws what `inspect` found to a file: histograms, and error, codes and scales of each linear.
 
     Raises:
-        InputError, UnavailableError, OutputExistsError, OutputError: as `check_plot`.
+        InputError: the name of the file does not end in .png, .svg or .pdf.
+        UnavailableError: matplotlib is not installed.
+        OutputError, OutputExistsError: the file can't be written, or exists and `force` is false.
     """
     check_plot(path, force=force)
     linears = [m for m in found.modules if m.mean_abs is not None or m.codes is not None]

@@ -19,7 +19,10 @@ class ConvertOptions:
         keep_dense: leave the Dense modules of a sentence-transformers model as they are.
         trim: files or folders of texts; of the vocabulary only the tokens that they use are kept.
         allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
-        seed: draws the inputs of a calibration; recorded in the checkpoint.
+        seed: the seed by which the data of a calibration is drawn; recorded in the checkpoint.
+
+    Raises:
+        InputError: `skip` or `trim` is a lone string.
     """
 
     skip: Annotated[

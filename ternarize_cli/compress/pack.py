@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.codecs import Codec, codec_for
 from ternarize_cli.format.scheme import Artifact
-from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear, check_scale
+from ternarize_cli.layers import check_scale
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files, weights
@@ -32,8 +33,11 @@ class PackReport:
 
     Attributes:
         artifact: the packed model's description.
-        bytes_source: weights files of the checkpoint; bytes_packed: of the packed model.
-        bytes_linears, bytes_tables, bytes_other: the packed bytes by kind (file headers not counted).
+        bytes_source: bytes of the checkpoint's weights files.
+        bytes_packed: bytes of the packed model's weights files.
+        bytes_linears: bytes of the codes and scales of all linears.
+        bytes_tables: bytes of the rows and scales of all compressed embeddings.
+        bytes_other: bytes of all other tensors in the packed model.
         zeros: fraction of codes that are 0, over all linears.
     """
 
@@ -56,20 +60,22 @@ def pack(
         output: the folder to write.
         codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
         force: replace an existing output.
-        track: progress over tensors.
+        track: reports progress over tensors.
 
     Raises:
         InputError: the codec does not hold the checkpoint's levels.
-        CheckpointError: `source` is full precision or packed already, or damaged.
-        FormatError: a scale is not finite or negative, or does not fit float16.
-        OutputError, OutputExistsError: the output can't be written.
+        CheckpointError: `source` is full precision or packed already, damaged, or pickled.
+        FormatError: a weight or scale is not finite, a scale is negative, a scale or a large tensor does not fit
+            float16, or the group size does not divide the width of a linear.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     files.check_output(output, force=force, inputs=[source])
-    latent = checkpoint.validate(source)
+    latent = checkpoint.artifact_of(source)
     if latent is None:
         raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {source}")
     if latent.stage != "latent":
         raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {source}")
+    checkpoint.validate(source)
     layout = codec_for(latent.scheme.levels, codec)
     artifact = replace(latent, stage="packed", codec=layout.name)
     totals: Counter[str] = Counter()
@@ -85,49 +91,52 @@ def pack(
         artifact=artifact,
         bytes_source=totals["source"],
         bytes_packed=totals["packed"],
-        bytes_linears=totals["linear"],
+        bytes_linears=totals["ternary"],
         bytes_tables=totals["table"],
-        bytes_other=totals["other"],
+        bytes_other=totals["kept"] + totals["half"],
         zeros=totals["zeros"] / max(totals["codes"], 1),
     )
 
 
 def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track: Track) -> Counter[str]:
-    """Packs the encoder or a Dense module; returns bytes by kind and the numbers of codes and of zeros."""
+    """Packs the encoder or a Dense module.
+
+    Returns:
+        Bytes by fate, those of the weights files before ("source") and after ("packed"), and the numbers of "codes" and
+        of "zeros" among them.
+    """
     model = part.skeleton()
+    policy = policy_of_artifact(model, replace(latent, codec=layout.name))
     module_replacement.replace(model, latent)
-    linears = {n: module.transposed for n, module in model.named_modules() if isinstance(module, TernaryLinear)}
-    table_bits = {n: module.table_bits for n, module in model.named_modules() if isinstance(module, SimulatedEmbedding)}
     totals: Counter[str] = Counter()
     with weights.open_shards(part.path) as shards:
         checkpoint.check_tensors(model, shards, FormatError)
-        keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
-        names = checkpoint.names_in_model(model, keys)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
+        names = checkpoint.names_in_model(model, by_key)
         writer = weights.ShardWriter(output / part.subfolder)
-        pending = iter(track(keys, f"packing {part.subfolder}".strip(), len(keys)))
+        pending = iter(track(by_key, f"packing {part.subfolder}".strip(), len(by_key)))
         for shard in shards:
             with writer.shard(shard.name) as out:
                 for key in shard.keys():  # noqa: SIM118
                     next(pending)
-                    module, _, leaf = names.get(key, key).rpartition(".")
-                    if leaf == "weight" and module in linears:
+                    name = names.get(key, key)
+                    if name.endswith(".weight_scale") and name.removesuffix(".weight_scale") in policy.linears:
+                        continue
+                    tensor = shard.get(key)
+                    own = SourceTensor(key, name, key, shard.name, tensor.dtype, tuple(tensor.shape))
+                    decision = policy.decide(own)
+                    if decision.fate == "ternary":
                         scale = by_key[f"{key}_scale"].get(f"{key}_scale")
-                        weight = shard.get(key)
-                        new, codes = _packed_linear(key, weight.T if linears[module] else weight, scale, layout)
+                        new, codes = _packed_linear(key, tensor.T if decision.transposed else tensor, scale, layout)
                         totals["zeros"] += int((codes == 0).sum())
                         totals["codes"] += codes.numel()
-                        kind = "linear"
-                    elif leaf == "weight_scale" and module in linears:
-                        continue
-                    elif leaf == "weight" and module in table_bits:
-                        new, kind = _packed_table(key, shard.get(key), table_bits[module]), "table"
+                    elif decision.fate == "table":
+                        new = _packed_table(key, tensor, policy.table_bits(decision.module))
                     else:
-                        kept = module_replacement.kept_by(module, latent)
-                        new, kind = {key: _other(key, shard.get(key), keep=kept)}, "other"
-                    for name, tensor in new.items():
-                        out.add(name, tensor)
-                    totals[kind] += sum(t.numel() * t.element_size() for t in new.values())
+                        new = {key: _half(key, tensor) if decision.fate == "half" else tensor}
+                    for stored, value in new.items():
+                        out.add(stored, value)
+                    totals[decision.fate] += sum(t.numel() * t.element_size() for t in new.values())
         writer.finish()
     totals["packed"] = writer.bytes
     totals["source"] = weights.bytes_on_disk(part.path)
@@ -150,23 +159,15 @@ def _packed_table(key: str, table: Tensor, bits: int) -> dict[str, Tensor]:
     if bits == 32:
         return {key: table.float()}
     if bits == 16:
-        half = table.half()
-        _check_finite(half, key)
-        return {key: half}
+        return {key: _half(key, table)}
     codes, scale = tables.quantize_table(table, bits)
     check_scale(scale, f"{key}_scale as float16")
     return {key: tables.pack_codes(codes, bits), f"{key}_scale": scale}
 
 
-def _other(key: str, tensor: Tensor, *, keep: bool) -> Tensor:
-    if keep or not tensor.is_floating_point() or tensor.numel() <= module_replacement.HALF_ABOVE:
-        return tensor
+def _half(key: str, tensor: Tensor) -> Tensor:
+    """Rounds to float16; raises FormatError if a value overflows or was not finite."""
     half = tensor.half()
-    _check_finite(half, key)
-    return half
-
-
-def _check_finite(tensor: Tensor, key: str) -> None:
-    """Raises FormatError if a float16 tensor overflowed or its source was not finite."""
-    if not torch.isfinite(tensor).all():
+    if not torch.isfinite(half).all():
         raise FormatError(f"{key}: a value is not finite or does not fit float16", hint="--table-bits 32 or --skip")
+    return half

@@ -38,25 +38,24 @@ def convert(
         track: progress, as `ternarize_cli.progress` describes it.
 
     Returns:
-        Errors and bytes, linear by linear, and what was left as it is.
+        Errors and bytes, linear by linear, and what became of every tensor.
 
     Raises:
-        ModelNotFoundError, CheckpointError: the model can't be found or read, or is ternary already.
-        InputError, DataError: options that do not go together, or texts or images that can't be read.
-        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
+        ModelNotFoundError: the model can't be found.
+        CheckpointError: the model is damaged, or is ternary already.
+        InputError: a pattern to skip matches nothing, the group size does not divide a width, or the scheme's rule does
+            not go with a calibration.
+        DataError: texts or images can't be read, or are not what the model reads.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     options = options or ConvertOptions()
     return conversion.convert(
         resolve(model, allow_pickle=options.allow_pickle),
         Path(output),
         scheme,
-        skip=options.skip,
-        keep_dense=options.keep_dense,
-        trim=options.trim,
+        options,
         calibration=calibration,
         force=force,
-        allow_pickle=options.allow_pickle,
-        seed=options.seed,
         track=track,
         source_name=model_name(model),
     )
@@ -86,8 +85,10 @@ def pack(
         Bytes before and after, by kind of tensor.
 
     Raises:
-        ModelNotFoundError, CheckpointError, FormatError: the checkpoint can't be found or read, or is not ternary.
+        ModelNotFoundError: the checkpoint can't be found.
+        CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already.
+        FormatError: a value is not finite or does not fit float16, or the description does not fit the weights.
         InputError: the codec does not hold the checkpoint's levels.
-        OutputError, OutputExistsError: the output can't be written, or exists and `force` is False.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     return packing.pack(resolve(student), Path(output), codec=codec, force=force, track=track)

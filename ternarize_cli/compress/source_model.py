@@ -1,27 +1,35 @@
-"""The full-precision model that is converted: read, checked, and planned over, part by part."""
+"""The full-precision model that is converted: read, checked, and decided over, part by part."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ternarize_cli.compress.calibrate import Calibrated
-from ternarize_cli.encoders import anatomy, checkpoint, module_replacement
+from ternarize_cli.compress.calibrate import Calibration
+from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.tensor_policy import Fate, SourceTensor, TensorDecision, TensorPolicy, policy_of_source
+from ternarize_cli.compress.vocabulary import Vocabulary, select
+from ternarize_cli.encoders import anatomy, checkpoint
 from ternarize_cli.encoders.parts import Part, parts_of
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import Artifact, Scheme
+from ternarize_cli.progress import Track
 from ternarize_cli.storage import weights
 
-__all__ = ["Source", "check_source", "sources_of"]
+__all__ = ["ConversionPlan", "SourcePart", "check_source", "planned_parts", "source_parts"]
 
 
 def check_source(source: Path, *, allow_pickle: bool = False) -> None:
-    """Refuses a folder that is no full-precision model.
+    """Checks that a folder holds a full-precision model.
 
     Raises:
-        CheckpointError: it is incomplete, damaged, or quantised already.
+        CheckpointError: the folder is incomplete or damaged, or its model is quantised already.
     """
     known = checkpoint.validate(source, allow_pickle=allow_pickle)
     if known is not None:
@@ -34,38 +42,51 @@ def check_source(source: Path, *, allow_pickle: bool = False) -> None:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One part of a full-precision model, and what becomes of it.
+class SourcePart:
+    """One part of a full-precision model, with what becomes of its tensors.
 
     Attributes:
-        part, model: where it lies, and its skeleton.
-        plan: over its modules.
-        keys: key in its files → key in the checkpoint and name in the model, for the tensors that are stored.
-        dropped: keys that the model has no place for.
-        calibrated: what calibration found, by the name of the linear.
+        part: the place of the part in the model folder.
+        model: the part's skeleton.
+        policy: what decides over the part's tensors.
+        tensors: the tensors in the part's files in the order of the skeleton's state dict, then those without a place
+            in it, then the biases that calibration adds.
     """
 
     part: Part
     model: Any
-    plan: module_replacement.Plan
-    keys: dict[str, tuple[str, str]]
-    dropped: tuple[str, ...]
-    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
+    policy: TensorPolicy
+    tensors: tuple[SourceTensor, ...]
 
-    def with_calibrated(self, found: Mapping[str, Calibrated]) -> "Source":
-        """This part, with what calibration found for its linears; `found` has the part's prefix before the names."""
-        named = {name: self.part.prefix + name for name in self.plan.linears}
-        return replace(self, calibrated={name: found[full] for name, full in named.items() if full in found})
+    @cached_property
+    def decisions(self) -> dict[str, TensorDecision]:
+        """What becomes of each tensor, by its name in the files."""
+        return {tensor.key: self.policy.decide(tensor) for tensor in self.tensors}
+
+    def trimmed(self, tables: Collection[str], rows: int) -> "SourcePart":
+        """Makes this part with `rows` rows in the tables of these state-dict names."""
+        cut = (replace(t, shape=(rows, *t.shape[1:])) if t.name in tables else t for t in self.tensors)
+        return replace(self, tensors=tuple(cut))
+
+    def calibrated(self, linears: Collection[str]) -> "SourcePart":
+        """Makes this part with biases that calibration fits for these of its linears; those without a bias get one."""
+        added = []
+        for d in self.decisions.values():
+            if d.fate == "ternary" and d.module in linears and self.model.get_submodule(d.module).bias is None:
+                key = f"{str(d.stored).removesuffix('weight')}bias"
+                added.append(SourceTensor(key, f"{d.module}.bias", key, d.file, None, d.matrix[:1]))
+        policy = replace(self.policy, calibrated=frozenset(linears))
+        return replace(self, policy=policy, tensors=(*self.tensors, *added))
 
     def check_finite(self, *, allow_pickle: bool = False) -> None:
-        """Reads every tensor once.
+        """Reads every tensor that will be stored.
 
         Raises:
             CheckpointError: a value is not finite.
         """
         with self.part.open_source(self.model, allow_pickle=allow_pickle) as shards:
             for shard in shards:
-                for key in (key for key in shard.keys() if key in self.keys):  # noqa: SIM118
+                for key in (key for key in shard.keys() if self.decisions[key].stored):  # noqa: SIM118
                     tensor = shard.get(key)
                     if tensor.is_floating_point() and not weights.all_finite(tensor):
                         raise CheckpointError(
@@ -73,61 +94,136 @@ class Source:
                         )
 
     def describe(self, made: Artifact) -> Artifact:
-        """The artifact of this part."""
+        """Completes the description of an artifact with this part's excluded modules and added biases."""
         return replace(
-            made, modules_to_not_convert=tuple(self.plan.kept), added_biases=self.without_bias(self.calibrated)
+            made,
+            modules_to_not_convert=tuple(self.policy.excluded),
+            added_biases=tuple(d.module for d in self.decisions.values() if d.fate == "added"),
         )
 
-    def without_bias(self, linears: Iterable[str]) -> tuple[str, ...]:
-        """Those of the linears that have no bias, and get one when they are calibrated."""
-        return tuple(name for name in linears if self.model.get_submodule(name).bias is None)
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What becomes of every tensor of a model: `convert --dry-run` foretells it, and `convert` reports it.
+
+    Names and keys of tensors and names of modules have the prefix of their part, such as "2_Dense.".
+
+    Attributes:
+        tensors: the decision over each tensor of the source and each bias that calibration adds.
+        excluded: names of the linears and embeddings that stay as they are, and why.
+        others: what becomes of the weights of all other modules of the encoder: large tensors by name, small ones
+            counted by the class of their module.
+    """
+
+    tensors: tuple[TensorDecision, ...]
+    excluded: dict[str, str]
+    others: dict[str, str]
+
+    @classmethod
+    def of(cls, parts: Sequence[SourcePart]) -> "ConversionPlan":
+        """Collects the decisions over the parts of a model, the encoder first."""
+        return cls(
+            tensors=tuple(
+                replace(d, key=one.part.prefix + d.key, name=d.name and one.part.prefix + d.name)
+                for one in parts
+                for d in one.decisions.values()
+            ),
+            excluded={one.part.prefix + name: why for one in parts for name, why in one.policy.excluded.items()},
+            others=_others(parts[0]),
+        )
+
+    def having(self, fate: Fate) -> tuple[TensorDecision, ...]:
+        """The decisions with this fate."""
+        return tuple(d for d in self.tensors if d.fate == fate)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Names in the files of the tensors that the encoder has no place for."""
+        return tuple(d.key for d in self.having("dropped"))
+
+    def to_json(self) -> dict[str, Any]:
+        """What stays as it is and what is dropped, in the JSON form of `convert` and `convert --dry-run`."""
+        return {"kept": self.excluded, "others": self.others, "dropped": list(self.dropped)}
 
 
-def sources_of(
-    folder: Path, scheme: Scheme, skip: Sequence[str], *, keep_dense: bool, allow_pickle: bool
-) -> list[Source]:
-    """The parts of a full-precision folder, with a plan for each.
+def _others(source: SourcePart) -> dict[str, str]:
+    classes = source.policy.classes
+    found = [(d, classes[d.name]) for d in source.decisions.values() if d.name is not None and d.name in classes]
+    small: dict[str, Counter[str]] = {}
+    for d, kind in found:
+        if d.fate == "kept":
+            small.setdefault(kind, Counter())[d.module] += math.prod(d.shape)
+    return {str(d.name): d.reason for d, _ in found if d.fate == "half"} | {
+        f"{len(modules)} × {kind}": f"small ({modules.total():,} weights), as in the source"
+        for kind, modules in small.items()
+    }
 
-    Args:
-        folder: the model; scheme: its granularity must fit every layer.
-        skip: shell patterns of module names to leave as they are.
-        keep_dense: leave Dense modules as they are.
-        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+
+def source_parts(folder: Path, scheme: Scheme, options: ConvertOptions) -> list[SourcePart]:
+    """Opens the parts of a full-precision folder and decides over their tensors; the vocabulary is not trimmed yet.
 
     Raises:
-        CheckpointError: a tensor is missing, misshapen, or stored twice and different.
-        InputError: as `module_replacement.plan`.
+        CheckpointError: a tensor is missing or misshapen, or is stored twice with different values, or the encoder has
+            no linear to ternarise.
+        InputError: a pattern matches no linear and no embedding, or the group size does not divide the width of a
+            linear.
     """
     parts = [(part, part.skeleton()) for part in parts_of(folder)]
-    unknown = [p for p in skip if not any(module_replacement.matches(model, p, part.prefix) for part, model in parts)]
+    names = [part.prefix + name for part, model in parts for name, _ in anatomy.weighted(model)]
+    for pattern in options.skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"--skip {pattern!r} matches no linear and no embedding",
+                hint="`ternarize inspect MODEL` lists their names; quote the pattern",
+            )
     found = []
     for part, model in parts:
-        with part.open_source(model, allow_pickle=allow_pickle) as shards:
+        with part.open_source(model, allow_pickle=options.allow_pickle) as shards:
             checkpoint.check_tensors(model, shards)
-            keys = [key for shard in shards for key in shard.keys()]  # noqa: SIM118
-            names = checkpoint.names_in_model(model, keys)
-            stored = _stored(model, names, shards)
-        mine = [p for p in skip if module_replacement.matches(model, p, part.prefix)] + (
-            [] if part.subfolder else unknown
-        )
-        if part.subfolder and keep_dense:
-            reasons = {name: "--keep-dense" for name, _ in anatomy.weighted(model)}
-            plan = module_replacement.Plan((), (), reasons)
-        else:
-            plan = module_replacement.plan(model, scheme, present=set(names.values()), skip=mine, prefix=part.prefix)
-        found.append(Source(part, model, plan, stored, tuple(key for key in keys if key not in names)))
+            tensors = _tensors(model, shards)
+        dense = options.keep_dense and part.subfolder
+        skip = {"*": "--keep-dense"} if dense else {pattern: f"--skip {pattern}" for pattern in options.skip}
+        present = {tensor.name for tensor in tensors if tensor.name is not None}
+        one = SourcePart(part, model, policy_of_source(model, scheme, present, skip, part.prefix), tensors)
+        for refused in (d for d in one.decisions.values() if d.fate == "refused"):
+            raise InputError(
+                f"{part.prefix}{refused.module}: {refused.reason}",
+                hint="another group size, --granularity row, or --skip for this layer",
+            )
+        found.append(one)
     return found
 
 
-def _stored(model: Any, names: dict[str, str], shards: Sequence[weights.WeightShard]) -> dict[str, tuple[str, str]]:
-    """The tensors to store, under which key and as what; of a tensor with several names one copy."""
-    first = anatomy.first_names(model)
+def planned_parts(
+    folder: Path, scheme: Scheme, options: ConvertOptions, calibration: Calibration | None, track: Track
+) -> tuple[list[SourcePart], Vocabulary | None]:
+    """Checks what `convert` is given, and decides over the tensors of the model as far as no calibration is needed.
+
+    Returns:
+        The parts of the model with the rows that a trimmed vocabulary leaves, and that vocabulary if it is trimmed.
+
+    Raises:
+        CheckpointError, DataError, InputError: as `check_source`, `Calibration.check`, `source_parts` and
+            `vocabulary.select`.
+    """
+    check_source(folder, allow_pickle=options.allow_pickle)
+    if calibration is not None:
+        calibration.check(folder, scheme)
+    parts = source_parts(folder, scheme, options)
+    if not options.trim:
+        return parts, None
+    chosen = select(folder, parts[0].model, options.trim, allow_pickle=options.allow_pickle, track=track)
+    return [parts[0].trimmed(chosen.tables, len(chosen.ids)), *parts[1:]], chosen
+
+
+def _tensors(model: Any, shards: Sequence[weights.WeightShard]) -> tuple[SourceTensor, ...]:
+    """The tensors of the files in the model's order; of a tensor with several names, one copy is stored."""
+    by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
+    names, first = checkpoint.names_in_model(model, by_key), anatomy.first_names(model)
     chosen: dict[str, str] = {}
     for key, name in names.items():
-        owner = first[name]
-        if owner not in chosen or name == owner:
-            chosen[owner] = key
-    by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
+        if first[name] not in chosen or name == first[name]:
+            chosen[first[name]] = key
     for key, name in names.items():
         other = chosen[first[name]]
         if other != key and not torch.equal(by_key[key].get(key), by_key[other].get(other)):
@@ -135,4 +231,13 @@ def _stored(model: Any, names: dict[str, str], shards: Sequence[weights.WeightSh
                 f"{key} and {other} are one weight in the model that config.json describes, but differ here",
                 hint='if they should differ: "tie_word_embeddings": false in config.json',
             )
-    return {key: (key if names[key] == owner else owner, owner) for owner, key in chosen.items()}
+    found = []
+    for key, shard in by_key.items():
+        owner = first[names[key]] if key in names else None
+        stored = None if owner is None or chosen[owner] != key else key if names[key] == owner else owner
+        dtype = weights.DTYPES.get(shard.dtype(key))
+        if owner is not None and dtype is None:
+            raise CheckpointError(f"{key} is {shard.dtype(key)}, which no artifact can hold", hint="fetch it again")
+        found.append(SourceTensor(key, owner, stored, shard.name, dtype, shard.shape(key)))
+    place = {name: i for i, name in enumerate(first)}
+    return tuple(sorted(found, key=lambda tensor: place.get(tensor.name or "", len(place))))

@@ -40,12 +40,15 @@ class Vocabulary:
     """What stays of a vocabulary, as `select` decides it.
 
     Attributes:
-        ids: the kept ids, ascending; the new id of each is its place.
-        rows: rows of the token table before; row_bytes: of one, in the source.
+        ids: the ids of the tokens that stay, ascending; the new id of a token is its place here.
+        rows: number of rows of the token table in the source.
+        row_bytes: bytes of one row in the source.
         tables: state-dict names of the token table, more than one where tensors are tied.
-        corpus: the files.
-        tokens: in the corpus, prompts included, special ones not; unknown: those of them that no piece fits.
+        corpus: the files whose tokens stay.
+        tokens: number of tokens of the corpus with prompts, without special tokens.
+        unknown: number of those tokens that no piece of the vocabulary fits.
         digests: a hash of the ids of each batch, by which `check` compares.
+        file: the tokenizer's file.
     """
 
     ids: tuple[int, ...]
@@ -60,16 +63,16 @@ class Vocabulary:
 
     @property
     def bytes_before(self) -> int:
-        """Of the token table in the source."""
+        """Bytes of the token table in the source."""
         return self.rows * self.row_bytes
 
     @property
     def bytes_after(self) -> int:
-        """Of the rows that stay, in the source's dtype."""
+        """Bytes of the rows that stay, in the source's dtype."""
         return len(self.ids) * self.row_bytes
 
     def summary(self) -> dict[str, int]:
-        """The numbers of it."""
+        """Makes the JSON form: tokens and bytes of the table before and after, and tokens of the corpus."""
         return {
             "tokens_before": self.rows,
             "tokens_after": len(self.ids),
@@ -80,7 +83,7 @@ class Vocabulary:
         }
 
     def rows_of(self, table: Tensor) -> Tensor:
-        """The rows of a table `[rows, dim]` that stay: `[len(ids), dim]`."""
+        """Takes the rows of a table `[rows, dim]` that stay: `[len(ids), dim]`."""
         return table[torch.tensor(self.ids)]
 
 
@@ -91,14 +94,15 @@ def select(
 
     Args:
         source: the model's folder.
-        model: its skeleton.
-        corpus: files of texts as `texts.read_texts` reads them, or folders of such; read twice in all.
-        track: progress over texts.
+        model: the model's skeleton.
+        corpus: files of texts, or folders of such; `select` reads them once, and `check` once more.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
+        track: reports progress over texts.
 
     Raises:
-        CheckpointError: no token table, no fast tokenizer or one of another kind, a tokenizer with more tokens than the
-            table has rows, or positions that would move.
-        DataError: the corpus is empty, unreadable, or unknown to the tokenizer for a third.
+        CheckpointError: the model has no token table, or no fast tokenizer of a known kind, or more tokens than the
+            table has rows, or its positions would move.
+        DataError: the corpus is empty or can't be read, or a third of its tokens is unknown to the tokenizer.
     """
     table = _token_table(source, model)
     files = tuple(corpus_files(corpus))
@@ -151,7 +155,7 @@ def write(vocabulary: Vocabulary, model: Any, folder: Path) -> list[str]:
         folder: an artifact in the making: the source's files, copied, with config.json written.
 
     Returns:
-        What was dropped, for the user.
+        A sentence for the user about each file that was dropped.
     """
     new = {old: i for i, old in enumerate(vocabulary.ids)}
     for name in ("config.json", "generation_config.json"):
@@ -172,13 +176,13 @@ def write(vocabulary: Vocabulary, model: Any, folder: Path) -> list[str]:
 def check(
     vocabulary: Vocabulary, source: Path, folder: Path, *, allow_pickle: bool = False, track: Track = silent
 ) -> None:
-    """Proves that a trimmed artifact embeds the corpus as the whole one does.
+    """Checks that a trimmed artifact embeds the corpus as an artifact with the whole vocabulary does.
 
     The corpus, each text bare and behind the prompts, is split by the new tokenizer; the new ids, mapped back, must be
     the old ones. Special tokens must be what they were, and the row of every token must be the row it had.
 
     Raises:
-        TernarizeError: they differ; the message names the text.
+        TernarizeError: tokens, ids or rows differ; the message names a token or a text.
         CheckpointError: config.json holds the size of the vocabulary in a place that `write` does not know.
     """
     small = checkpoint.skeleton(folder)

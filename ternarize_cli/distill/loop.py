@@ -19,6 +19,7 @@ import torch
 
 from ternarize_cli import __version__
 from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import checkpointing
 from ternarize_cli.distill.batches import Batches
@@ -141,7 +142,7 @@ def distill(
             started_from = partial / "start"
             if on.is_main_process and not started_from.is_dir():
                 scheme = Scheme(rule=training.chosen.rule, granularity=training.chosen.granularity)
-                convert(student, started_from, scheme, seed=training.seed)
+                convert(student, started_from, scheme, ConvertOptions(seed=training.seed))
             on.wait_for_everyone()
         name = str(on.device)
         pair = Pair(

@@ -29,7 +29,7 @@ __all__ = [
     "interchangeable",
     "names_in_encoder",
     "reader",
-    "reason_to_keep",
+    "reason_to_exclude",
     "row_factor",
     "sizes",
     "weighted",
@@ -90,7 +90,7 @@ def row_factor(table: nn.Embedding) -> float | None:
     return float(table.embed_scale if factor is None else factor)  # type: ignore[arg-type]
 
 
-def reason_to_keep(module: nn.Linear | nn.Embedding | Conv1D) -> str | None:
+def reason_to_exclude(module: nn.Linear | nn.Embedding | Conv1D) -> str | None:
     """Why a module stays as it is, in words; None if nothing about itself speaks against replacing it."""
     if isinstance(module, nn.Embedding):
         if type(module).forward is not nn.Embedding.forward and row_factor(module) is None:
@@ -103,25 +103,30 @@ def reason_to_keep(module: nn.Linear | nn.Embedding | Conv1D) -> str | None:
 
 
 def reader(model: nn.Module, name: str) -> str | None:
-    """The reason to keep a module whose parent reads its weight instead of calling it (DeBERTa's `rel_embeddings`).
+    """The reason to exclude a module whose parent reads its weight instead of calling it (DeBERTa's `rel_embeddings`).
 
-    That shows only in the parent's source; asking for a weight's type, dtype or device does no harm.
+    That shows only in the parent's source; asking for a weight's type, dtype or device does no harm. A module whose
+    parent has no source that can be read is excluded, too: its weight as it is is always right, and codes in its place
+    may be read as weights without any error.
     """
     where, _, child = name.rpartition(".")
     kind: Any = type(model.get_submodule(where))
-    if re.search(rf"(?<!isinstance\()\bself\.{child}\.weight\b(?!\.(dtype|device))", _source_of(kind)):
+    source = _source_of(kind)
+    if source is None:
+        return f"the source of its parent's class {kind.__name__} can't be read, which may read its weight directly"
+    if re.search(rf"(?<!isinstance\()\bself\.{child}\.weight\b(?!\.(dtype|device))", source):
         return f"{kind.__name__} reads its weight directly"
     return None
 
 
 @cache
-def _source_of(kind: Any) -> str:
+def _source_of(kind: Any) -> str | None:
+    """The source of a class and of those that it is derived from; None if one of them has none, as if made by exec."""
     own = (c for c in kind.__mro__ if issubclass(c, nn.Module) and c is not nn.Module and c is not PreTrainedModel)
-    sources = []
-    for c in own:
-        with suppress(OSError, TypeError):  # no source: a class made at run time
-            sources.append(inspect.getsource(c))
-    return "\n".join(sources)
+    try:
+        return "\n".join(inspect.getsource(c) for c in own)
+    except (OSError, TypeError):
+        return None
 
 
 def sizes(module: nn.Linear | Conv1D) -> tuple[int, int]:

@@ -1,9 +1,10 @@
-"""Which modules of a model become ternary, and putting the new modules in place.
+"""Puts ternary modules in place of a model's linears and embeddings, and dense ones back.
 
-Modules are found by type, not by name, so that every encoder whose weights sit in `nn.Linear` or in transformers'
-`Conv1D` (a linear with its weight stored `[in, out]`) goes through the same code: BERT, RoBERTa, GPT-2, Qwen3, ViT,
-CLIP and the rest. `plan` decides, with a reason for all that stays; `replace` swaps modules on a skeleton (meta device)
-or a live model; `dequantize` swaps them back.
+`replace` swaps modules on a skeleton (meta device) or a live model, as an artifact's description says; `dequantize`
+swaps them back. Modules are found by type, not by name, so that every encoder whose weights sit in `nn.Linear` or in
+transformers' `Conv1D` (a linear with its weight stored `[in, out]`) goes through the same code: BERT, RoBERTa, GPT-2,
+Qwen3, ViT, CLIP and the rest. Which of them become ternary is decided when a model is converted
+(`compress.tensor_policy`); an artifact lists those that do not.
 
 Two things need care when modules are swapped (`anatomy` has more):
 
@@ -13,10 +14,7 @@ Two things need care when modules are swapped (`anatomy` has more):
 - **A class around the encoder**: its own layers are left alone, and names are taken without its prefix.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,144 +23,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.arithmetic import ternary
-from ternarize_cli.encoders.anatomy import (
-    first_names,
-    in_attention,
-    interchangeable,
-    names_in_encoder,
-    reader,
-    reason_to_keep,
-    row_factor,
-    sizes,
-    weighted,
-    word_tables,
-)
-from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.encoders.anatomy import first_names, in_attention, names_in_encoder, row_factor, sizes, word_tables
+from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
 
-__all__ = ["HALF_ABOVE", "Plan", "T5FeedForward", "dequantize", "kept_by", "matches", "plan", "replace", "table_bits"]
-
-HALF_ABOVE = 65_536
-"""Other tensors with more elements than this are float16 in a packed model."""
+__all__ = ["T5FeedForward", "dequantize", "replace", "table_bits"]
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `convert` will do.
-
-    Attributes:
-        linears: names of the modules that become ternary.
-        tables: names of the embeddings that are compressed.
-        kept: the linears and embeddings that stay as they are, with the reason.
-        transposed: those of `linears` whose weight is stored `[in, out]` (Conv1D).
-        others: what else has weights and stays (convolutions, norms, position parameters), with what becomes of it.
-    """
-
-    linears: tuple[str, ...]
-    tables: tuple[str, ...]
-    kept: dict[str, str]
-    transposed: frozenset[str] = frozenset()
-    others: dict[str, str] = field(default_factory=dict)
-
-
-def plan(
-    model: nn.Module, scheme: Scheme, *, present: Collection[str], skip: Sequence[str] = (), prefix: str = ""
-) -> Plan:
-    """Decides over every linear and embedding of a model.
-
-    Args:
-        model: the encoder; meta tensors are fine.
-        scheme: its granularity must fit every layer.
-        present: the state-dict names that the source holds; of a weight with several names, one is enough.
-        skip: shell patterns over module names, such as "pooler*" or "encoder.layer.0.*".
-        prefix: what users write before the names of this model, such as "2_Dense.".
-
-    Raises:
-        InputError: a pattern that matches nothing, or a group size that does not divide a width.
-        CheckpointError: no linear is left to ternarise (unless there is a prefix: a part of a model may have none).
-    """
-    linears: list[str] = []
-    tables: list[str] = []
-    kept: dict[str, str] = {}
-    first = first_names(model)
-    owned = {first[name] for name in present if name in first}
-    inside = in_attention(model)
-    for pattern in skip:
-        if not matches(model, pattern, prefix):
-            raise InputError(
-                f"--skip {pattern!r} matches no linear and no embedding",
-                hint="`ternarize inspect MODEL` lists their names; quote the pattern",
-            )
-    for name, module in weighted(model):
-        key = f"{name}.weight"
-        owner = first[key].removesuffix(".weight")
-        if owner != name:
-            if not interchangeable(module, model.get_submodule(owner)):
-                kept[owner] = kept[name] = f"{owner} and {name} share one weight and use it differently"
-            continue
-        skipped = [p for p in skip if fnmatchcase(prefix + name, p)]
-        reason = f"--skip {skipped[0]}" if skipped else reason_to_keep(module) or reader(model, name)
-        if name in inside and not skipped:
-            kept[name] = "inside nn.MultiheadAttention, which reads its weights directly"
-        elif key not in owned and not skipped:
-            kept[name] = "not in the source"
-        elif reason is not None:
-            kept[name] = reason
-        elif isinstance(module, nn.Embedding):
-            tables.append(name)
-        else:
-            _check_groups(prefix + name, module, scheme)
-            linears.append(name)
-    linears, tables = ([n for n in names if n not in kept] for names in (linears, tables))
-    if not linears and not prefix:
-        what = "nothing to ternarise: no nn.Linear and no Conv1D" + (" that does not stay" if kept else "")
-        raise CheckpointError(f"this model has {what}", hint="ternarize takes encoders whose weights sit in linears")
-    return Plan(
-        tuple(linears),
-        tuple(tables),
-        kept,
-        frozenset(name for name in linears if isinstance(model.get_submodule(name), Conv1D)),
-        _others(model, {*linears, *tables, *kept}, owned),
-    )
-
-
-def matches(model: nn.Module, pattern: str, prefix: str = "") -> bool:
-    """Whether a --skip pattern matches a linear or an embedding of a model."""
-    return any(fnmatchcase(prefix + name, pattern) for name, _ in weighted(model))
-
-
-def _check_groups(name: str, module: nn.Linear | Conv1D, scheme: Scheme) -> None:
-    try:
-        ternary.scale_shape(*sizes(module), scheme.granularity, scheme.group_size)
-    except ValueError as e:
-        raise InputError(f"{name}: {e}", hint="another group size, --granularity row, or --skip for this layer") from e
-
-
-def _others(model: nn.Module, named: Collection[str], present: Collection[str]) -> dict[str, str]:
-    """What has weights and is neither linear nor table: large tensors by name, small ones counted by class."""
-    large: dict[str, str] = {}
-    small: Counter[str] = Counter()
-    counts: dict[str, int] = defaultdict(int)
-    for name, module in model.named_modules():
-        if name in named:
-            continue
-        kind = type(module).__name__
-        own = {f"{name}.{k}".lstrip("."): p for k, p in module.named_parameters(recurse=False)}
-        own = {key: p for key, p in own.items() if key in present}
-        large |= {key: f"of a {kind}: float16 when packed" for key, p in own.items() if p.numel() > HALF_ABOVE}
-        rest = sum(p.numel() for p in own.values() if p.numel() <= HALF_ABOVE)
-        if rest:
-            small[kind] += 1
-            counts[kind] += rest
-    return large | {f"{n} × {kind}": f"small ({counts[kind]:,} weights), as in the source" for kind, n in small.items()}
-
-
-def kept_by(name: str, artifact: Artifact) -> bool:
-    """Whether an artifact leaves a module as it is; `name` as the encoder has it (see `anatomy.names_in_encoder`)."""
-    return name in artifact.modules_to_not_convert
 
 
 def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = None) -> list[str]:
@@ -174,6 +42,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
 
     Raises:
         CheckpointError: a layer beside the encoder is tied to a table that is compressed.
+        FormatError: the group size that the artifact describes does not divide the width of a linear.
     """
     packed, scheme = artifact.stage == "packed", artifact.scheme
     words = word_tables(model)
@@ -191,7 +60,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
                     hint="load the encoder (AutoModel), or this class from the ternary checkpoint",
                 )
             return None
-        if kept_by(own[name], artifact):
+        if own[name] in artifact.modules_to_not_convert:
             return None
         if owner != name:
             return swapped.get(owner)
@@ -201,7 +70,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
         return new
 
     def table(module: nn.Embedding) -> nn.Module | None:
-        bits = table_bits(module, words, scheme)
+        bits = table_bits(scheme, words=module in words)
         shape = module.num_embeddings, module.embedding_dim, module.padding_idx
         kind = dtype or module.weight.dtype
         new: nn.Module
@@ -220,11 +89,14 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
         rows, columns = sizes(module)
         bias = module.bias is not None or name in artifact.added_biases
         device, kind, flip = module.weight.device, dtype or module.weight.dtype, isinstance(module, Conv1D)
-        if packed:
+        try:
+            if not packed:
+                return TernaryLinear(columns, rows, bias, scheme, device, kind, transposed=flip)
             new = PackedLinear(columns, rows, bias, scheme, device, kind, codec=artifact.codec)
-            new.transposed = flip
-            return new
-        return TernaryLinear(columns, rows, bias, scheme, device, kind, transposed=flip)
+        except ValueError as e:
+            raise FormatError(f"{name}: {e}", hint="config.json is not that of these weights: make it again") from e
+        new.transposed = flip
+        return new
 
     names = _swap(model, swap)
     for module in model.modules():
@@ -233,9 +105,9 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
     return names
 
 
-def table_bits(table: nn.Module, words: Collection[nn.Module], scheme: Scheme) -> int:
-    """The width of a table in the packed model: only those in `words` (`word_tables`) go below 8 bits."""
-    return scheme.table_bits if table in words else max(scheme.table_bits, 8)
+def table_bits(scheme: Scheme, *, words: bool) -> int:
+    """The width in bits of a table in a packed model; only an input embedding (`words`) goes below 8 bits."""
+    return scheme.table_bits if words else max(scheme.table_bits, 8)
 
 
 def _multiplied(factor: float, _: nn.Module, __: Any, rows: Tensor) -> Tensor:

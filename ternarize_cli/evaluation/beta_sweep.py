@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic import tables, ternary
-from ternarize_cli.compress.source_model import Source, check_source, sources_of
+from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.source_model import SourcePart, check_source, source_parts
 from ternarize_cli.encoders import module_replacement
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import require_modality
-from ternarize_cli.encoders.module_replacement import HALF_ABOVE
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Artifact, Scheme
-from ternarize_cli.layers import PackedEmbedding, PackedLinear
+from ternarize_cli.layers import PackedLinear
 from ternarize_cli.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -154,9 +154,9 @@ def sweep(
         require_modality(folder, "text", folder)
     if images is not None:
         require_modality(folder, "image", folder)
-    sources = sources_of(folder, optimal, (), keep_dense=False, allow_pickle=allow_pickle)
+    sources = source_parts(folder, optimal, ConvertOptions(allow_pickle=allow_pickle))
     rows = _weights(sources, schemes, allow_pickle, track)
-    count = sum(len(source.plan.linears) for source in sources)
+    count = sum(len(source.policy.linears) for source in sources)
     found = Sweep(granularity, count, tuple(rows[:-1]), rows[-1], MEASURES[:2])
     if pairs is None and images is None:
         return found
@@ -186,20 +186,20 @@ def sweep(
     )
 
 
-def _weights(sources: Sequence[Source], schemes: Sequence[Scheme], allow_pickle: bool, track: Track) -> list[SweepRow]:
+def _weights(
+    sources: Sequence[SourcePart], schemes: Sequence[Scheme], allow_pickle: bool, track: Track
+) -> list[SweepRow]:
     """A row without cosine and STS for each scheme."""
     squares, zeros = [0.0] * len(schemes), [0] * len(schemes)
     norm, count = 0.0, 0
-    progress = iter(track(range(sum(len(source.plan.linears) for source in sources)), "trying rules on the weights"))
+    progress = iter(track(range(sum(len(source.policy.linears) for source in sources)), "trying rules on the weights"))
     for source in sources:
-        chosen = {f"{name}.weight" for name in source.plan.linears}
         with source.part.open_source(source.model, allow_pickle=allow_pickle) as shards:
             for shard in shards:
-                for key in (k for k in shard.keys() if k in source.keys and source.keys[k][1] in chosen):  # noqa: SIM118
+                for key in (k for k in shard.keys() if source.decisions[k].fate == "ternary"):  # noqa: SIM118
                     next(progress)
                     weight = shard.get(key).float()
-                    if source.keys[key][1].removesuffix(".weight") in source.plan.transposed:
-                        weight = weight.T
+                    weight = weight.T if source.decisions[key].transposed else weight
                     norm += float(weight.double().square().sum())
                     count += weight.numel()
                     for i, scheme in enumerate(schemes):
@@ -224,22 +224,23 @@ def _codes(key: str, weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     return ternary.codes_of(weight, scale), scale
 
 
-def _pack(model: Any, source: Source, scheme: Scheme) -> list[tuple[PackedLinear, Tensor]]:
+def _pack(model: Any, source: SourcePart, scheme: Scheme) -> list[tuple[PackedLinear, Tensor]]:
     """Makes a live model its packed twin but for the codes; returns the linears, each with its weights `[out, in]`."""
-    kept = tuple(source.plan.kept)
     state: dict[str, Tensor] = dict(model.float().state_dict())
-    module_replacement.replace(model, Artifact("packed", scheme, codec_for(scheme.levels).name, kept))
+    module_replacement.replace(
+        model, Artifact("packed", scheme, codec_for(scheme.levels).name, tuple(source.policy.excluded))
+    )
     linears = []
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            weight = state.pop(f"{name}.weight")
-            linears.append((module, weight.T if module.transposed else weight))
-        elif isinstance(module, PackedEmbedding):
-            codes, module.weight_scale = tables.quantize_table(state.pop(f"{name}.weight"), module.table_bits)
-            module.weight = tables.pack_codes(codes, module.table_bits)
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and tensor.numel() > HALF_ABOVE and name.rpartition(".")[0] not in kept:
-            state[name] = tensor.half().float()
+    for name, transposed in source.policy.linears.items():
+        weight = state.pop(f"{name}.weight")
+        linears.append((model.get_submodule(name), weight.T if transposed else weight))
+    for name in source.policy.tables:
+        table = model.get_submodule(name)
+        codes, table.weight_scale = tables.quantize_table(state.pop(f"{name}.weight"), table.table_bits)
+        table.weight = tables.pack_codes(codes, table.table_bits)
+    for decision in source.decisions.values():
+        if decision.fate == "half":
+            state[str(decision.name)] = state[str(decision.name)].half().float()
     model.load_state_dict(state, strict=False)
     return linears
 

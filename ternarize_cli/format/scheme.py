@@ -42,6 +42,7 @@ RULES = ("optimal", "absmean")
 GRANULARITIES = ("row", "tensor", "group")
 ACTIVATION_BITS = (8, 16)
 TABLE_BITS = (4, 8, 16, 32)
+PAPER_BETA = 2.0
 LEVELS = {"ternary": (-1, 0, 1), "binary": (-1, 1), "int2": (-3, -1, 1, 3), "int4": tuple(range(-8, 8))}
 """The codes of each grid, ascending and evenly spaced."""
 CODECS = {"ternary": ("2bit", "base3"), "binary": ("1bit",), "int2": ("2bit",), "int4": ("4bit",)}
@@ -54,7 +55,7 @@ class Scheme:
 
     Attributes:
         rule: "optimal" (exact least squares) or "absmean" (the paper's `beta * mean|W|`).
-        beta: the paper's threshold parameter; used by "absmean" only.
+        beta: the threshold parameter of the rule "absmean"; None: the paper's 2. The rule "optimal" has none.
         granularity: the weights that share a scale: a "row", the whole "tensor", or a "group" of `group_size` inputs.
         group_size: number of inputs per group; None unless granularity is "group".
         activation_bits: 8 quantises each token's activations to int8; 16 does not quantise them.
@@ -67,7 +68,7 @@ class Scheme:
     """
 
     rule: str = "optimal"
-    beta: float = 2.0
+    beta: float | None = None
     granularity: str = "row"
     group_size: int | None = None
     activation_bits: int = 8
@@ -84,8 +85,18 @@ class Scheme:
             raise InputError(
                 f"the rule absmean gives ternary codes, and levels is {self.levels}", hint="--rule optimal"
             )
-        if not isinstance(self.beta, int | float) or not 0 < self.beta < 1000:
-            raise InputError(f"beta is {self.beta}; it must be positive", hint="the paper uses --beta 2")
+        if self.rule == "absmean" and self.beta is None:
+            object.__setattr__(self, "beta", PAPER_BETA)
+        if self.beta is not None:
+            if not isinstance(self.beta, int | float) or not 0 < self.beta < 1000:
+                raise InputError(
+                    f"beta is {self.beta}; it must be above 0 and below 1000", hint="the paper uses --beta 2"
+                )
+            if self.rule != "absmean":
+                raise InputError(
+                    f"beta is the threshold of the rule absmean, and the rule is {self.rule}",
+                    hint="--rule absmean, or no --beta",
+                )
         if (self.granularity == "group") != (self.group_size is not None):
             raise InputError(
                 "a group size goes with granularity group, and only with it", hint="--granularity group:64"
@@ -162,6 +173,7 @@ class Artifact:
             "format_version": FORMAT_VERSION,
             "levels": self.scheme.levels,
             **asdict(self.scheme),
+            "beta": self.scheme.beta or PAPER_BETA,
             "codec": self.codec,
             "modules_to_not_convert": list(self.modules_to_not_convert),
             "added_biases": list(self.added_biases),
@@ -216,7 +228,10 @@ class Artifact:
             if not isinstance(values[key], str):
                 raise FormatError(f"quantization_config: {key} is {shown(values[key])}; it must be text")
         try:
-            scheme = Scheme(**{f.name: values[f.name] for f in fields(Scheme)})
+            chosen = {f.name: values[f.name] for f in fields(Scheme)}
+            if chosen["rule"] != "absmean" and isinstance(chosen["beta"], int | float):
+                chosen["beta"] = None  # is written for any rule, and read by one
+            scheme = Scheme(**chosen)
             calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
         except (InputError, TypeError) as e:
             raise FormatError(f"quantization_config: {e}") from e

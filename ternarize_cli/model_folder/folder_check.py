@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.errors import CheckpointError
+from ternarize_cli.format.scheme import METHOD
 from ternarize_cli.model_folder.companion_check import check_companion
 from ternarize_cli.model_folder.config_check import check_config
 from ternarize_cli.model_folder.model_files import model_files
@@ -29,6 +30,8 @@ __all__ = ["LOADING", "check_folder", "loading_arguments", "refuse_adapter"]
 LOADING: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Keyword arguments for every loader of transformers: fetch nothing from a hub, and run no code of the folder."""
 _WEIGHTS = (".safetensors", ".bin", ".npz")
+_TRUST = "--allow-pickle if you trust its author (only tensors are read), or fetch model.safetensors"
+_UNPICKLE = "convert or distill again, which write safetensors, or save its tensors as model.safetensors"
 
 
 def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -52,7 +55,9 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     files = model_files(folder)
     config = read_object(folder / "config.json")
     check_config(config, folder / "config.json")
-    _check_pickles(folder, files, allow_pickle)
+    quantization = config.get("quantization_config")
+    ours = isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+    _check_pickles(folder, files, allow_pickle, _UNPICKLE if ours else _TRUST)
     for name in files:
         if not name.endswith(_WEIGHTS):
             check_companion(folder / name, is_module="/" in name)
@@ -81,7 +86,7 @@ def loading_arguments(*, allow_pickle: bool) -> dict[str, Any]:
     return {"model_kwargs": weights, "processor_kwargs": dict(LOADING), "config_kwargs": dict(LOADING)}
 
 
-def _check_pickles(folder: Path, files: Iterable[str], allow_pickle: bool) -> None:
+def _check_pickles(folder: Path, files: Iterable[str], allow_pickle: bool, hint: str) -> None:
     """Refuses a folder or a subfolder whose only weights are pickled."""
     names = set(files)
     for name in sorted(names):
@@ -90,7 +95,4 @@ def _check_pickles(folder: Path, files: Iterable[str], allow_pickle: bool) -> No
             continue
         safe = [f"{where}/{n}".lstrip("/") for n in ("model.safetensors", "model.safetensors.index.json")]
         if not allow_pickle and not names.intersection(safe):
-            raise CheckpointError(
-                f"{folder / name} is a pickle: loading one can run code, so it is refused",
-                hint="--allow-pickle if you trust its author (only tensors are read), or fetch model.safetensors",
-            )
+            raise CheckpointError(f"{folder / name} is a pickle: loading one can run code, so it is refused", hint=hint)

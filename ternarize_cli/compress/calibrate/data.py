@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "DEFAULT_TOKENS", "Features", "make_batches"]
 
 DEFAULT_TEXTS, DEFAULT_TOKENS = 8192, 120_000
+"""The most texts of a calibration, and about how many tokens they have."""
 DEFAULT_IMAGES = 256
+"""The most images of a calibration."""
 _BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
 _FEWEST = 16
 _LONGEST = 512
@@ -37,12 +39,12 @@ _JOINED = 0.25
 
 @dataclass(frozen=True)
 class Features:
-    """A batch as the encoder takes it.
+    """A batch of texts or images as the encoder takes it.
 
     Attributes:
-        values: what its forward pass gets.
-        info: size and padding.
-        tokens: padded length of a text, or of an image's input, for choosing a small batch.
+        values: the arguments of the encoder's forward pass, such as `input_ids`.
+        info: how many texts or images there are, and which of their tokens are padding.
+        tokens: the padded length of a text in tokens, or the second dimension of an image's input.
     """
 
     values: dict[str, Any]
@@ -50,7 +52,7 @@ class Features:
     tokens: int
 
     def first(self, count: int) -> "Features":
-        """Its first texts or images; all of them if the values do not tell them apart."""
+        """Takes the first `count` texts or images; all of them if a value has no entry for each of them."""
         tensors = [value for value in self.values.values() if isinstance(value, Tensor)]
         if any(value.dim() == 0 or len(value) != self.info.size for value in tensors):
             return self
@@ -71,14 +73,20 @@ def make_batches(
     """Draws texts or images and makes batches of them, on the encoder's device.
 
     Args:
-        encoder: loaded from `folder`.
+        encoder: the model, loaded from `folder`.
+        folder: the model's folder.
         sources: files, folders of files, or hub datasets (`owner/name`): all texts, or all images.
         samples: at most so many texts or images, over all sources; None: `DEFAULT_TEXTS` or `DEFAULT_IMAGES`.
-        tokens: about so many tokens, over all sources (texts only).
-        seed: draws them.
+        tokens: about so many tokens of text, over all sources; of no effect for images.
+        seed: the seed by which texts or images are drawn from a source that has more of them.
+
+    Returns:
+        Batches; those of texts have up to 8,192 padded tokens, and the longest texts come first.
 
     Raises:
-        DataError, CheckpointError: as `modality_of_sources`; a source can't be read or holds hardly anything.
+        DataError: a source is missing, can't be read or holds fewer than 16 texts or images, or some hold texts and
+            others images.
+        CheckpointError: the model does not read what the sources hold.
     """
     kind = modality_of_sources(folder, sources)
     samples = samples or (DEFAULT_IMAGES if kind == "image" else DEFAULT_TEXTS)

@@ -1,15 +1,16 @@
 """Calibration of a model folder: its encoder is loaded, and the linears of all its parts are calibrated together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ternarize_cli.compress.calibrate.data import DEFAULT_TOKENS, Features, make_batches
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
 from ternarize_cli.compress.calibrate.solve import CalibrationRecipe
-from ternarize_cli.encoders import anatomy, module_replacement
+from ternarize_cli.compress.tensor_policy import TensorPolicy
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modality_of_sources
@@ -27,10 +28,11 @@ class Calibration:
 
     Attributes:
         sources: files, folders or hub datasets: all texts, or all images.
-        samples: at most so many texts or images, over all sources; None: the defaults of `make_batches`.
+        samples: at most so many texts or images, over all sources; None: 8,192 texts or 256 images.
         tokens: about so many tokens of text, over all sources.
         recipe: how codes and scales are found.
-        device, threads: as `loading.load_encoder` takes them.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
     """
 
     sources: tuple[str | Path, ...]
@@ -41,11 +43,15 @@ class Calibration:
     threads: int | None = None
 
     def check(self, folder: Path, scheme: Scheme) -> str:
-        """Refuses what can't work, before any work is done; tells "text" or "image", as `modality_of_sources`.
+        """Checks, before any work is done, that the sources are what the model reads and that the rule allows for them.
+
+        Returns:
+            What the sources hold: "text" or "image".
 
         Raises:
-            InputError: a rule that fixes the scales, which calibration chooses.
-            DataError, CheckpointError: as `modality_of_sources`.
+            InputError: the scheme's rule fixes the scales, which calibration chooses.
+            DataError: a source is missing, or some hold texts and others images.
+            CheckpointError: the model does not read what the sources hold.
         """
         if scheme.rule != "optimal":
             raise InputError(
@@ -57,7 +63,7 @@ class Calibration:
 
 def calibrate_folder(
     folder: Path,
-    parts: Sequence[tuple[Part, module_replacement.Plan]],
+    parts: Sequence[tuple[Part, TensorPolicy]],
     scheme: Scheme,
     calibration: Calibration,
     *,
@@ -65,14 +71,19 @@ def calibrate_folder(
     seed: int = 0,
     track: Track = silent,
 ) -> tuple[dict[str, Calibrated], CalibrationData]:
-    """Calibrates the linears that the plans of a folder's parts name.
+    """Calibrates the linears of a model folder that become ternary.
+
+    Args:
+        parts: the parts of the model, each with the policy that says which linears become ternary.
 
     Returns:
-        What was found, by name with the part's prefix (linears that the data does not reach are absent), and what it
-        was fitted to.
+        What was found, by name with the part's prefix (linears that the data does not reach are absent), and a
+        description of the calibration data.
 
     Raises:
-        InputError, DataError, CheckpointError: as `Calibration.check`, `make_batches`, `load_encoder` and `calibrate`.
+        InputError: the scheme's rule fixes the scales, or the device does not exist.
+        DataError: a source can't be read, holds hardly anything, or makes activations that are not finite.
+        CheckpointError: the model is damaged, or the data does not go one way through it, or reaches no linear.
     """
     kind = calibration.check(folder, scheme)
     encoder = load_encoder(
@@ -88,10 +99,10 @@ def calibrate_folder(
     )
     linears: dict[str, nn.Module] = {}
     tables: dict[nn.Module, int] = {}
-    for part, plan in parts:
-        model = encoder[part.index] if part.subfolder else backbone(encoder)
-        linears |= {part.prefix + name: model.get_submodule(name) for name in plan.linears}
-        tables |= _tables(model, plan, scheme)
+    for part, policy in parts:
+        model: Any = encoder[part.index] if part.subfolder else backbone(encoder)
+        linears |= {part.prefix + name: model.get_submodule(name) for name in policy.linears}
+        tables |= {model.get_submodule(name): policy.table_bits(name) for name in policy.tables}
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
     return found, _data(kind, batches)
 
@@ -104,9 +115,3 @@ def _data(kind: str, batches: Sequence[Features]) -> CalibrationData:
     return CalibrationData(
         kind, samples, sum(info.size * width if info.mask is None else int(info.mask.sum()) for info, width in infos)
     )
-
-
-def _tables(model: nn.Module, plan: module_replacement.Plan, scheme: Scheme) -> Mapping[nn.Module, int]:
-    words = anatomy.word_tables(model)
-    modules = [model.get_submodule(name) for name in plan.tables]
-    return {module: module_replacement.table_bits(module, words, scheme) for module in modules}

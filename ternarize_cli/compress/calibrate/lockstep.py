@@ -27,12 +27,12 @@ __all__ = ["Stop", "drive", "intercepted", "trace"]
 
 @dataclass(eq=False)
 class Stop:
-    """A forward pass that waits.
+    """A forward pass that waits in a module.
 
     Attributes:
-        name: the module it waits in.
+        name: the name of the module.
         value: the module's input `[..., in]`.
-        output: what the original module makes of it, for a teacher's linear; else None.
+        output: the output `[..., out]` of a linear in a teacher's pass; None for a norm and in a student's pass.
     """
 
     name: str
@@ -53,9 +53,9 @@ def intercepted(
     """Makes modules wait when a pass driven by `drive` reaches them.
 
     Args:
-        linears: by name; a student gets the output that the driver sends.
-        norms: by name; their input waits, and the driver may change it in place.
-        tables: embeddings, with what a student does to their rows.
+        linears: modules by name whose output in a student's pass is what the driver sends.
+        norms: modules by name whose input the driver may change in place.
+        tables: embeddings, each with a function that a student's pass applies to the rows that were looked up.
     """
     patched = [*linears.values(), *norms.values(), *tables]
     for name, module in linears.items():
@@ -115,9 +115,9 @@ def drive(
 
     Args:
         run: the forward pass over one batch.
-        batches: what `run` takes.
-        at: called at each stop with the module's name, the teachers' stops and the students', one for each batch. What
-            it returns are the students' outputs (linears), or None (norms).
+        batches: the arguments of `run`, one for each pass.
+        at: called at each stop with the module's name, the teachers' stops and the students' stops, one for each batch.
+            It returns the students' outputs if the module is a linear, and None if it is a norm.
 
     Raises:
         CheckpointError: the passes do not go through the same modules in the same order.
@@ -146,12 +146,13 @@ def drive(
 def trace(
     run: Callable[[Any], object], batch: Any, output: Callable[[Stop], Tensor | None], limit: int | None = None
 ) -> list[Stop]:
-    """The stops of one pass, in order.
+    """Runs one pass and collects its stops, in order.
 
     Args:
-        run: the forward pass; batch: what it takes.
-        output: gives the output of a linear; what it returns for a norm is not used.
-        limit: give the pass up after so many stops.
+        run: the forward pass over one batch.
+        batch: the argument of `run`.
+        output: gives the output of a linear for its stop; what it gives for a norm is not used.
+        limit: the number of stops after which the pass is given up; None runs it to its end.
     """
     stops: list[Stop] = []
     one = _Pass(partial(run, batch), student=True)

@@ -19,10 +19,10 @@ __all__ = ["Batch", "Moments", "Rows"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What is known of a batch besides its features.
+    """The size and the padding of a batch.
 
     Attributes:
-        size: texts or images in it.
+        size: number of texts or images.
         mask: bool `[size, tokens]`, False for padding; None where nothing is padded.
     """
 
@@ -30,7 +30,7 @@ class Batch:
     mask: Tensor | None
 
     def rows(self, x: Tensor) -> "Rows":
-        """The activations of real tokens, `x` being `[size, tokens, d]`, `[size · k, tokens, d]` or `[size, d]`."""
+        """Takes what is no padding out of `x`: `[size, tokens, d]`, `[size · k, tokens, d]`, `[size, d]`."""
         width = x.shape[-1]
         if self.mask is not None and x.shape[:-1] == self.mask.shape:
             weight = self.mask / self.mask.sum(dim=1, keepdim=True)
@@ -42,16 +42,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rows:
-    """Activations: `tokens` `[n, d]` and the means of the texts they come from, `texts` `[m, d]`."""
+    """Activations of the tokens of a batch.
+
+    Attributes:
+        tokens: the activations `[n, d]`.
+        texts: the means `[m, d]` of the tokens of each text.
+    """
 
     tokens: Tensor
     texts: Tensor
 
 
 class Moments:
-    """Sums over batches of a (first argument) and b (second): `add`, then `covariance` and `mean`.
+    """First and second moments of two variables a and b, such as a linear's outputs and inputs.
 
-    Products are float32, sums float64.
+    Call `add` for each batch, then `means`, `covariance` and `noise`. Products are float32, sums float64.
     """
 
     def __init__(self) -> None:
@@ -59,26 +64,26 @@ class Moments:
         self._texts = _Sums()
 
     def add(self, a: Rows, b: Rows) -> None:
-        """Adds a batch; a and b hold the same tokens."""
+        """Adds a batch, in which the rows of a and of b belong to the same tokens."""
         self._tokens.add(a.tokens, b.tokens)
         self._texts.add(a.texts, b.texts)
 
     @property
     def count(self) -> int:
-        """Tokens so far."""
+        """The number of tokens that were added."""
         return self._tokens.count
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Mean over tokens of a and of b."""
+        """Computes the means over tokens of a `[d_a]` and of b `[d_b]`, float64."""
         return self._tokens.a / self._tokens.count, self._tokens.b / self._tokens.count
 
     def covariance(self, pooled: float) -> Tensor:
-        """Cov_tokens(a, b) + pooled · Cov_texts(a, b), float64 `[d_a, d_b]`, both about the means over tokens."""
+        """Computes Cov_tokens(a, b) + pooled · Cov_texts(a, b), float64 `[d_a, d_b]`, about the means over tokens."""
         a, b = self.means()
         return self._tokens.about(a, b) + pooled * self._texts.about(a, b)
 
     def noise(self, pooled: float) -> float:
-        """About how far a finite sample moves the eigenvalues of `covariance(pooled)`, for a and b the same.
+        """Estimates how far a finite sample moves the eigenvalues of `covariance(pooled)` if a and b are one variable.
 
         A covariance of n samples is off by about its trace / n in every direction (Ledoit and Wolf 2004, section 2).
         """

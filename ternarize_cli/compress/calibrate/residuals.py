@@ -30,8 +30,8 @@ class Residual:
     """A linear that writes into the residual stream.
 
     Attributes:
-        norm: the norm that reads the stream next.
-        gain: λ, `[channels]`.
+        norm: the name of the norm that reads the stream next.
+        gain: λ, the factor of the linear's output, `[channels]`.
     """
 
     def __init__(self, norm: str, gain: Tensor) -> None:
@@ -39,7 +39,7 @@ class Residual:
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
-    """LayerNorm, RMSNorm and their kin: what has a vector `weight`, no children, and Norm in the name of its class."""
+    """Finds LayerNorm, RMSNorm and their kin by name: a vector `weight`, no children, Norm in the name of the class."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -52,14 +52,16 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
 def find_residuals(
     run: Callable[[Any], object], batch: Any, linears: Mapping[str, nn.Module], norms: Mapping[str, nn.Module]
 ) -> tuple[list[str], dict[str, Residual]]:
-    """The linears in the order in which a pass reaches them, and those that write into the residual stream.
+    """Finds the order in which a pass reaches the linears, and those that write into the residual stream.
 
     Args:
-        run: the forward pass; batch: a small batch for it.
-        linears, norms: of the model, by name.
+        run: the forward pass over one batch.
+        batch: the argument of `run`; a small one is enough.
+        linears: the model's linears by name.
+        norms: the model's norms by name.
 
     Returns:
-        Names, one for each time that a linear is reached; residual linears by name.
+        The names of the linears, one for each time that one is reached, and the residual linears by name.
     """
     with intercepted(linears, norms, {}):
         originals = {name: type(module).forward for name, module in linears.items()}

@@ -32,10 +32,10 @@ class Calibrated:
     """What calibration found for a linear.
 
     Attributes:
-        weight: latent, float32 `[out, in]`; its codes under `scale` are the ones that were found.
-        scale: float32, as `ternary.scale_shape` says.
-        bias: float32 `[out]`.
-        output_error: sqrt of the part of the wanted outputs' variance over tokens that the ternary linear misses.
+        weight: the latent weight, float32 `[out, in]`; its codes under `scale` are the ones that were found.
+        scale: the scales, float32, shaped as `ternary.scale_shape` says.
+        bias: the bias, float32 `[out]`.
+        output_error: square root of the share of the wanted outputs' variance over tokens that the linear misses.
     """
 
     weight: Tensor
@@ -57,16 +57,16 @@ def calibrate(
     """Calibrates the linears of a live full-precision encoder, which is left as it was.
 
     Args:
-        encoder: in eval mode, float32.
-        batches: as `calibrate.data` makes them.
+        encoder: the model, in eval mode, float32.
+        batches: the calibration data, as `make_batches` makes it.
         linears: the nn.Linear or Conv1D modules to calibrate, by the names that the result uses.
         tables: the embeddings whose rows will be rounded, with their width in bits.
-        scheme: levels, granularity, width of activations.
-        recipe: how; the default if None.
-        track: progress over linears.
+        scheme: levels, granularity and width of activations.
+        recipe: how codes and scales are found; None: `CalibrationRecipe()`.
+        track: reports progress over linears.
 
     Returns:
-        By name, on the CPU. Linears that the data did not reach are absent.
+        What was found by the linear's name, on the CPU. Linears that the data did not reach are absent.
 
     Raises:
         DataError: the data makes activations that are not finite.

@@ -33,7 +33,7 @@ _MULTIPLES = [3.0 * 0.86**i for i in range(24)]  # down to 0.09
 
 @dataclass(frozen=True)
 class CalibrationRecipe:
-    """How calibration works; the defaults are what pays (see the ablation in docs/research/calibration.md).
+    """How calibration finds codes and scales; docs/research/calibration.md has the ablation behind the defaults.
 
     Attributes:
         regress: how far the target goes from the original weight (0) to the regression W* (1).
@@ -41,9 +41,9 @@ class CalibrationRecipe:
         pooled: weight of the covariance of text means beside that of tokens.
         passes: rounds of error feedback; 0 rounds to nearest.
         sweeps: rounds of coordinate descent.
-        damping: added to the diagonal of H, as a fraction of its mean.
-        shrinkage: added to the diagonal of H besides, in units of its sampling noise (`Moments.noise`).
-        falling: error feedback takes columns by falling variance instead of in order.
+        damping: what is added to the diagonal of H, as a fraction of the diagonal's mean.
+        shrinkage: what is added to the diagonal of H besides, in units of its sampling noise (`Moments.noise`).
+        falling: whether error feedback takes columns by falling variance instead of in order.
     """
 
     regress: float = 1.0
@@ -62,8 +62,8 @@ class Solution:
 
     Attributes:
         target: the dense weight that was rounded, float32 `[out, in]`.
-        codes: float32 `[out, in]`.
-        scale: float32, representable in float16, shaped as `ternary.scale_shape` says.
+        codes: the codes, float32 `[out, in]`.
+        scale: the scales, float32, representable in float16, shaped as `ternary.scale_shape` says.
     """
 
     target: Tensor
@@ -74,15 +74,15 @@ class Solution:
 def solve(
     weight: Tensor, inputs: Tensor, wanted: Tensor, scheme: Scheme, recipe: CalibrationRecipe, noise: float = 0.0
 ) -> Solution:
-    """Finds codes and scales.
+    """Finds codes and scales for one linear.
 
     Args:
-        weight: the original, `[out, in]`.
-        inputs: H, float64 `[in, in]`.
-        wanted: C, float64 `[out, in]`.
+        weight: the original weight `[out, in]`.
+        inputs: H, the covariance of the inputs, float64 `[in, in]`.
+        wanted: C, the covariance of the wanted outputs with the inputs, float64 `[out, in]`.
         scheme: levels and granularity.
-        recipe: how.
-        noise: added to the diagonal of H.
+        recipe: the steps and their strength.
+        noise: what is added to the diagonal of H.
     """
     weight = weight.double()
     order = (
@@ -255,7 +255,7 @@ class _Problem:
 
 
 def latent_weight(solution: Solution, levels: str) -> Tensor:
-    """The dense weight nearest the target from which `ternary.codes_of` gives back the solution's codes."""
+    """Finds the weight `[out, in]` nearest the target from which `ternary.codes_of` gives back the solution's codes."""
     codes, wide = solution.codes, ternary.expand_scale(solution.scale, *solution.codes.shape)
     half = 1.0 if levels in ("binary", "int2") else 0.5
     x = solution.target / wide.clamp_min(torch.finfo(torch.float32).tiny)
