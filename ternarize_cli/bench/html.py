@@ -12,7 +12,6 @@ from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND
 from ternarize_cli.bench.cells import Table, points, three_digits
-from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.bench.run import BenchReport
@@ -20,8 +19,6 @@ from ternarize_cli.measuring import page
 from ternarize_cli.measuring.figures import BLUE, GREY, ORANGE, new_figure
 
 __all__ = ["latency_figure", "write_html"]
-
-_GROWTH = "How time grows with batch and length: medians, and the curves of the table below."
 
 _ACROSS = 2
 _LEGEND = (
@@ -52,8 +49,6 @@ def write_html(path: Path, report: BenchReport, command: str, *, force: bool = F
         _cards(report),
         f"<figure>{page.picture(latency_figure(report))}<figcaption>{_LEGEND}</figcaption></figure>",
     ]
-    if report.growth:
-        parts.append(f"<figure>{page.picture(growth_figure(report))}<figcaption>{_GROWTH}</figcaption></figure>")
     if report.busy:
         parts.insert(0, "<p><b>Other processes were busy: these times are not fit to be quoted.</b></p>")
     for table in tables(report):

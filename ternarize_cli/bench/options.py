@@ -146,7 +146,6 @@ class BenchFiles:
         csv: a line for each row of the report.
         markdown: the tables.
         html: a page with tables, machine and a plot.
-        plot: a picture of how time grows over batches or lengths.
     """
 
     csv: Annotated[Path | None, Option("Write all rows as CSV, for spreadsheets.", metavar="FILE")] = None
@@ -154,33 +153,25 @@ class BenchFiles:
     html: Annotated[
         Path | None, Option("Write one page with tables, machine and a plot (extra `plot`).", metavar="FILE")
     ] = None
-    plot: Annotated[
-        Path | None,
-        Option(
-            "Draw how time grows over 3 batches or 4 lengths at least; PNG, SVG or PDF (extra `plot`).",
-            metavar="FILE",
-        ),
-    ] = None
 
     @property
     def by_option(self) -> dict[str, Path]:
         """What was asked for: option → file."""
-        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html, "--plot": self.plot}
+        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
         return {option: path for option, path in given.items() if path is not None}
 
-    def check(self, options: BenchOptions, *, force: bool) -> None:
+    def check(self, *, force: bool) -> None:
         """Checks that all files can be written, before any work is done.
 
         Args:
-            options: what will be measured.
             force: files that exist may be replaced.
 
         Raises:
-            InputError: two of them are one file, a name does not end as it should, or there are too few points to draw.
-            UnavailableError: matplotlib is not installed, which the page and the picture need.
+            InputError: two of them are one file, or a name does not end as it should.
+            UnavailableError: matplotlib is not installed, which the page needs.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
-        from ternarize_cli.measuring import figures, page
+        from ternarize_cli.measuring import page
         from ternarize_cli.storage import files
 
         seen: dict[Path, str] = {}
@@ -190,11 +181,3 @@ class BenchFiles:
             files.check_output(path, force=force, folder=False)
         if self.html is not None:
             page.check_page(self.html, "--html", force=force)
-        if self.plot is None:
-            return
-        figures.check_plot(self.plot, force=force)
-        if options.text is not None or (len(options.batch_sizes) < 3 and len(options.tokens or ()) < 4):
-            raise InputError(
-                "--plot draws how time grows over a grid of 3 batches or 4 lengths at least",
-                hint="--batch 1,2,4,8,16,32 --tokens 128",
-            )

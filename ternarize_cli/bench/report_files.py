@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND
-from ternarize_cli.bench.growth_figure import growth_figure
 from ternarize_cli.bench.html import write_html
 from ternarize_cli.bench.options import BenchFiles
 from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.bench.run import BenchReport
-from ternarize_cli.measuring import figures
 from ternarize_cli.storage import files
 
 __all__ = ["csv_text", "markdown_text", "write_files"]
@@ -81,8 +79,6 @@ def write_files(wanted: BenchFiles, report: BenchReport, command: str, *, force:
         _write(wanted.markdown, markdown_text(report, command), force)
     if wanted.html is not None:
         write_html(wanted.html, report, command, force=force)
-    if wanted.plot is not None:
-        figures.save_figure(growth_figure(report), wanted.plot, force=force)
     return list(wanted.by_option.values())
 
 

@@ -19,7 +19,6 @@ import torch
 from ternarize_cli.bench import chosen_kernels
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate
 from ternarize_cli.bench.end_to_end import time_texts
-from ternarize_cli.bench.growth import Growth, growths
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.model_bytes import Storage, storage
 from ternarize_cli.bench.options import DEFAULT_TOKENS, BenchOptions
@@ -56,7 +55,6 @@ class BenchReport:
     rows: list[BenchRow]
     storage: list[Storage]
     memory: list[Memory]
-    growth: list[Growth]
     machine: dict[str, Any]
     busy: bool
     choices: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -172,7 +170,6 @@ def benchmark(
                 rows,
                 storage(subject, rivals, device),
                 memory,
-                growths(rows),
                 found,
                 busy,
                 chosen,
