@@ -145,19 +145,15 @@ class BenchFiles:
     Attributes:
         csv: a line for each row of the report.
         markdown: the tables.
-        html: a page with tables, machine and a plot.
     """
 
     csv: Annotated[Path | None, Option("Write all rows as CSV, for spreadsheets.", metavar="FILE")] = None
     markdown: Annotated[Path | None, Option("Write the tables.", metavar="FILE")] = None
-    html: Annotated[
-        Path | None, Option("Write one page with tables, machine and a plot (extra `plot`).", metavar="FILE")
-    ] = None
 
     @property
     def by_option(self) -> dict[str, Path]:
         """What was asked for: option → file."""
-        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        given = {"--csv": self.csv, "--markdown": self.markdown}
         return {option: path for option, path in given.items() if path is not None}
 
     def check(self, *, force: bool) -> None:
@@ -167,11 +163,9 @@ class BenchFiles:
             force: files that exist may be replaced.
 
         Raises:
-            InputError: two of them are one file, or a name does not end as it should.
-            UnavailableError: matplotlib is not installed, which the page needs.
+            InputError: both are one file.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
-        from ternarize_cli.measuring import page
         from ternarize_cli.storage import files
 
         seen: dict[Path, str] = {}
@@ -179,5 +173,3 @@ class BenchFiles:
             if (other := seen.setdefault(path.resolve(), option)) != option:
                 raise InputError(f"{other} and {option} name the same file, {path}", hint="a file for each")
             files.check_output(path, force=force, folder=False)
-        if self.html is not None:
-            page.check_page(self.html, "--html", force=force)
