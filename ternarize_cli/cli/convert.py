@@ -1,7 +1,7 @@
 """`ternarize convert`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,10 +12,10 @@ from ternarize_cli.cli.options import (
     Force,
     Json,
     ModelArgument,
-    OutputFolder,
     Quiet,
     Seed,
     Threads,
+    output_folder,
 )
 from ternarize_cli.cli.output import Output, megabytes
 
@@ -26,7 +26,7 @@ _ENOUGH = 20_000
 
 def convert(
     model: ModelArgument,
-    output: OutputFolder = None,
+    output: Annotated[Path | None, output_folder("./NAME-ternary")] = None,
     rule: Annotated[
         str, typer.Option(help="optimal: exact least squares; absmean: the paper's beta * mean|W|.")
     ] = "optimal",
@@ -35,11 +35,9 @@ def convert(
     ] = None,
     granularity: Annotated[str, typer.Option(help="What shares a scale: row, tensor, or group:N inputs.")] = "row",
     activations: Annotated[
-        int, typer.Option(min=1, max=32, help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
+        Literal[8, 16], typer.Option(help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
     ] = 8,
-    table_bits: Annotated[
-        int, typer.Option(min=1, max=32, help="Width of embedding tables when packed: 4, 8, 16 or 32.")
-    ] = 8,
+    table_bits: Annotated[Literal[4, 8, 16, 32], typer.Option(help="Bits of embedding tables when packed.")] = 8,
     levels: Annotated[
         str, typer.Option(help="Grid of the weights: ternary, binary, int2 (four levels) or int4.")
     ] = "ternary",
