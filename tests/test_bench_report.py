@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from conftest import save_tiny_bert
 from ternarize_cli.bench import lengths
 from ternarize_cli.bench import run as running
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate, relative_l2
-from ternarize_cli.bench.html import latency_figure, write_html
 from ternarize_cli.bench.options import BenchOptions
 from ternarize_cli.bench.probe import Memory
 from ternarize_cli.bench.report import latency_table, size_table
@@ -233,48 +231,21 @@ def test_markdown_has_the_tables_and_the_command(report: BenchReport) -> None:
     assert len({line.count("|") for line in text.split("### ")[2].splitlines() if line.startswith("|")}) == 1
 
 
-def test_a_page_has_picture_tables_and_machine_and_needs_nothing_else(report: BenchReport, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    write_html(path, replace(report, model="<b>", busy=True), "ternarize bench 'a & b'")
-    page = path.read_text(encoding="utf-8")
-    for text in (
-        "Benchmark of &lt;b&gt;",
-        "a &amp; b",
-        "lengths of my|texts.txt",
-        "first pass",
-        "not fit to be quoted",
-    ):
-        assert text in page, text
-    assert "others during" in page
-    (picture,) = re.findall(r"<figure>(<svg.*?</svg>)", page, flags=re.DOTALL)
-    assert ElementTree.fromstring(picture).get("fill") == "currentColor"
-    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|\ssrc=", page)
-
-
-def test_the_picture_has_a_panel_for_each_point_and_a_bar_for_each_candidate(report: BenchReport) -> None:
-    axes = latency_figure(report).axes
-    assert [axis.get_title(loc="left") for axis in axes] == ["4 x 8", "4 x lengths of my|texts.txt"]
-    assert [len(axis.patches) for axis in axes] == [2, 2]
-    assert len(latency_figure(replace(report, rows=report.rows[:2])).axes) == 1
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["reference", "torch-fp32"]
-
-
 def test_the_command_writes_all_files_and_refuses_to_write_over_them(
     run: Callable[..., object], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {"--csv": tmp_path / "a.csv", "--markdown": tmp_path / "a.md", "--html": tmp_path / "a.html"}
+    files = {"--csv": tmp_path / "a.csv", "--markdown": tmp_path / "a.md"}
     options = [part for option, path in files.items() for part in (option, path)]
     quick = ("--backend", "reference", "--batch", 1, "--tokens", 4, "--repeats", 1, "--warmup", 0, "--no-memory")
     result = run("bench", tiny_bert, *quick, *options)
     assert result.exit_code == 0, result.stderr
     assert all(path.stat().st_size > 300 for path in files.values())
-    assert f"wrote {tmp_path / 'a.html'}" in result.stderr
+    assert f"wrote {tmp_path / 'a.md'}" in result.stderr
     monkeypatch.setattr(running, "prepare", lambda *args, **kwargs: pytest.fail("a model was built"))
     for option, path in files.items():
         again = run("bench", tiny_bert, *quick, option, path)
         assert again.exit_code == 2
         assert "exists already" in again.stderr
-    assert run("bench", tiny_bert, "--html", tmp_path / "a.pdf").exit_code == 2
     same = run("bench", tiny_bert, "--csv", tmp_path / "b", "--markdown", tmp_path / "b")
     assert same.exit_code == 2
     assert "--csv and --markdown name the same file" in same.stderr
@@ -370,7 +341,7 @@ def test_compare_wants_two_reports_and_a_measurement_one_model(run: Callable[...
     with pytest.raises(InputError, match="two or more reports, not 1"):
         compare([before])
     for arguments, message in (
-        (("--compare", before, before, "--html", "x.html"), "--html writes a measurement"),
+        (("--compare", before, before, "--csv", "x.csv"), "--csv writes a measurement"),
         ((before, before), "bench measures one MODEL, not 2"),
     ):
         result = run("bench", *arguments)

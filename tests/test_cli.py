@@ -201,7 +201,7 @@ def test_an_output_in_a_missing_or_read_only_folder(run: Run, tiny_bert: Path, t
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--rule", "best"), ("--granularity", "group:x"), ("--activations", "7"), ("--table-bits", "5"), ("--beta", "-1")],
+    [("--rule", "best"), ("--granularity", "group:x"), ("--beta", "-1")],
 )
 def test_wrong_values_are_wrong_usage(run: Run, tiny_bert: Path, tmp_path: Path, option: str, value: str) -> None:
     fails(run, 2, "convert", tiny_bert, "-o", tmp_path / "out", option, value)
@@ -215,6 +215,21 @@ def test_beta_goes_with_the_rule_absmean(run: Run, tiny_bert: Path, tmp_path: Pa
         assert "--rule absmean, or no --beta" in text
     assert not (tmp_path / "out").exists()
     assert run("convert", tiny_bert, "-o", tmp_path / "out", "--rule", "absmean", "--beta", "1.5").exit_code == 0
+
+
+def test_numbers_that_can_not_be_chosen_are_named_with_those_that_can(run: Run) -> None:
+    for option, value, known in (("--activations", "7", "'8', '16'"), ("--table-bits", "5", "'4', '8', '16', '32'")):
+        result = run("convert", "m", option, value)
+        assert result.exit_code == 2
+        assert f"'{option}'" in result.stderr
+        assert f"'{value}' is not one of {known}" in result.stderr
+
+
+def test_the_help_shows_the_numbers_that_can_be_chosen_and_where_outputs_go(run: Run) -> None:
+    shown = " ".join(run("convert", "--help").stdout.split())
+    assert "--activations <8|16>" in shown
+    assert "--table-bits <4|8|16|32>" in shown
+    assert "Where to write; default: ./NAME-ternary." in shown
 
 
 def test_an_unknown_option_is_wrong_usage(run: Run) -> None:

@@ -13,7 +13,7 @@ from conftest import WORDS
 from ternarize_cli.arithmetic import cuda_graphs
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import loop
-from ternarize_cli.distill.held_out import HeldOut
+from ternarize_cli.distill.held_out import HeldOut, _agreement
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.encoders.loading import load_encoder
 
@@ -124,3 +124,13 @@ def test_recorded_steps_train_as_others_do(
         assert result.exit_code == 0, result.stderr
         cosines.append(json.loads(result.stdout)["cosine_after"])
     assert cosines[0] == pytest.approx(cosines[1], abs=5e-3)
+
+
+def test_agreement_is_the_rank_correlation_of_all_pairs_with_ties_at_their_mean_rank() -> None:
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])  # cosines 1, 0, .6, 0, .6, .8
+    b = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, 0.6]])  # cosines .6, 0, .8, .8, .96, .6
+    first, second = np.array([6, 1.5, 3.5, 1.5, 3.5, 5]), np.array([2.5, 1, 4.5, 4.5, 6, 2.5])
+    assert _agreement(a, a) == pytest.approx(1.0, abs=1e-12)
+    assert _agreement(a, b) == pytest.approx(np.corrcoef(first, second)[0, 1], abs=1e-12)
+    assert _agreement(a, torch.ones(4, 2)) == 0.0
+    assert _agreement(a[:2], b[:2]) == 1.0

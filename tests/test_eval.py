@@ -181,6 +181,11 @@ def test_eval_says_what_is_wrong_with_the_usage(run: Run, tiny_bert: Path, taugh
         ((tiny_bert, "--sts", taught, "--min-retention", "0.9"), "--min-retention compares with a teacher"),
         ((tiny_bert, "--sts", taught, "--queries-where", "seen=false"), "no --retrieval is given"),
         ((tiny_bert, "--sts", taught, "--against", tiny_bert, "--min-retention", "x=1"), "there is no task 'x'"),
+        # a value is refused before any file is read
+        (
+            (tiny_bert, "--sts", "none.csv", "--against", tiny_bert, "--min-retention", "2"),
+            "'2' is not a number above 0",
+        ),
         ((tiny_bert, "--sts", tiny_bert / "none.csv"), "there is no file"),
         ((tiny_bert, "--sts", taught, "--results", tiny_bert), "--results and --data-root are for tasks of MTEB"),
         ((tiny_bert, "--sts", taught, "--plot", "a.png", "--junit", "a.png"), "name the same file"),
@@ -306,6 +311,19 @@ def test_eval_of_a_model_with_itself_keeps_every_image_where_it_is(run: Run, tin
     alone = run("eval", tiny_vit, "--images", pictures, "--json", "-q")
     task, _ = json.loads(alone.stdout)["tasks"]
     assert (task["cosine"], task["retention"], task["student"]) == (None, None, 1.0)
+
+
+def test_images_that_are_left_out_are_named_before_anything_is_scored(
+    run: Run, tiny_vit: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "train" / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+
+    def begin(*args: object, **options: object) -> None:
+        raise InputError("scoring began")
+
+    monkeypatch.setattr("ternarize_cli.evaluation.run.run", begin)
+    told = run("eval", tiny_vit, "--images", pictures, "-q").stderr
+    assert "broken.png" in told[told.index("warning: left out: ") : told.index("scoring began")]
 
 
 def test_a_source_without_parts_is_split_in_halves(run: Run, tiny_vit: Path, pictures: Path) -> None:

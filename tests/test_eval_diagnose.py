@@ -14,7 +14,7 @@ from test_images import make_labels, make_pixels, write_folder
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.data.images import Images, read_images
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.evaluation.diagnose import Diagnosis, LayerAgreement, diagnose, inputs_of
+from ternarize_cli.evaluation.diagnose import diagnose, inputs_of
 from ternarize_cli.evaluation.reading import read_tasks
 from ternarize_cli.measuring.similarity import (
     LinearCKA,
@@ -131,7 +131,6 @@ def test_a_damaged_layer_is_the_first_whose_similarity_falls(damaged: tuple[Path
     assert by_name["3"].cosine < 0.9
     assert by_name["2"].attention_kl == pytest.approx(0, abs=1e-6)
     assert by_name["3"].attention_kl > 0.01
-    assert found.steepest is by_name["3"]
     assert found.overlap < 1
 
 
@@ -246,19 +245,6 @@ def test_models_that_do_not_belong_together_are_refused(tiny_bert: Path, damaged
     assert "converted from" in str(error.value.hint)
     with pytest.raises(InputError, match="there is 1"):
         diagnose(tiny_bert, tiny_bert, ["a cat"], device="cpu")
-
-
-def test_the_steepest_layer_is_where_most_is_lost() -> None:
-    def having(*values: float | None) -> Diagnosis:
-        layers = tuple(LayerAgreement(str(i), value, 1.0, None) for i, value in enumerate(values))
-        return Diagnosis(2, 2, layers, None, None, 1.0, 1, 1.0, ())  # type: ignore[arg-type]
-
-    assert having().steepest is None
-    assert having(1.0, 1.0).steepest is None
-    for values, name in (((0.5, 0.4), "0"), ((0.9, None, 0.7, 0.65), "2"), ((0.9, 0.95, 0.6), "2")):
-        steepest = having(*values).steepest
-        assert steepest is not None
-        assert steepest.name == name
 
 
 def test_inputs_come_from_every_task_and_differ(tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
 """The report and the Pareto plot: what they say is what was found, and they need nothing but themselves."""
 
 import importlib.util
+import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
 from ternarize_cli.evaluation.compare import Comparison, Evaluation, compare
+from ternarize_cli.evaluation.page import check_page
 from ternarize_cli.evaluation.pareto import frontier, pareto_figure, points
-from ternarize_cli.evaluation.report import check_report, plot_pareto, write_report
+from ternarize_cli.evaluation.report import plot_pareto, write_report
 from ternarize_cli.evaluation.samples import Samples, Score
 from ternarize_cli.measuring import machine
 
@@ -75,20 +77,19 @@ def test_there_is_a_panel_for_bytes_and_one_for_latency_where_it_is_known(compar
     assert [axis.get_xlabel() for axis in pareto_figure(untimed, "").axes] == ["bytes of weights"]
 
 
-def test_names_do_not_cover_each_other() -> None:
-    crowd = [model(f"rival-number-{i}", 0.97 + 0.004 * (i % 3), 20_000_000 + 300_000 * i, 30 + i) for i in range(9)]
+def test_the_legend_names_each_model_with_a_marker_that_is_the_same_in_both_panels() -> None:
+    crowd = [model(f"rival-{i}", 0.97 + 0.004 * (i % 3), 20_000_000 + i, None if i == 1 else 30 + i) for i in range(9)]
     figure = pareto_figure(compare(crowd, model("teacher", 1.0, 90_000_000, 60.0)), "")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for axis in figure.axes:
-        boxes = [text.get_window_extent(canvas.get_renderer()) for text in axis.texts if text.get_text()]
-        assert len(boxes) == 10
-        assert not [(i, j) for i in range(10) for j in range(i) if boxes[i].overlaps(boxes[j])]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["teacher", *(f"rival-{i}" for i in range(9))]
+    by_bytes, by_time = ({line.get_label(): line.get_marker() for line in axis.lines[1:-1]} for axis in figure.axes)
+    assert len(set(by_bytes.values())) == 10
+    assert by_time == {name: marker for name, marker in by_bytes.items() if name != "rival-1"}
 
 
 def test_dominated_rivals_are_grey_and_the_student_never_is(comparison: Comparison) -> None:
     worse = compare([*comparison.students[1:], model("bad", 0.5, 95_000_000, 200.0)], comparison.teacher)
-    colours = {text.get_text(): text.get_color() for text in pareto_figure(worse, "").axes[0].texts}
+    colours = {line.get_label(): line.get_color() for line in pareto_figure(worse, "").axes[0].lines}
     assert colours["bad"] == colours["torch-bf16"] == "#8a8a8a"
     assert len({colours["teacher"], colours["onnx-int8"], "#8a8a8a"}) == 3
 
@@ -146,6 +147,31 @@ def test_the_pictures_follow_the_theme_of_the_page(comparison: Comparison, tmp_p
     assert "#000000" not in picture
 
 
+def test_the_page_shows_the_times_of_a_report_of_bench_as_text(comparison: Comparison, tmp_path: Path) -> None:
+    row = {"name": "<script>alert(1)</script>", "batch": 1, "tokens": 16, "median_ms": 3.25, "p10_ms": 3, "p90_ms": 4}
+    bench = {"model": "<img src=x>", "rows": [row | {"lengths": "</td>"}], "machine": {"cpu": ["<b>"]}, "busy": True}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    page = page_of(comparison, tmp_path, bench=tmp_path / "bench.json")
+    for text in (
+        "Speed of &lt;img src=x&gt;",
+        "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td><td>1 x lengths of &lt;/td&gt;</td><td>3.25 (3.00-4.00)</td>",
+        "Measured on &lt;b&gt;, unknown threads. Other processes were busy",
+    ):
+        assert text in page, text
+    assert not re.search(r"<script|<img|<b>(?!\d)", page)
+
+
+def test_times_of_bench_need_a_page_and_a_report(run: Callable[..., object], tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text('{"rows": []}')
+    for options, message in (
+        ((), "--bench is shown in a page, and none is written"),
+        (("--report", tmp_path / "page.html"), "is no report of bench: it has no rows and machine"),
+    ):
+        result = run("eval", tiny_bert, "--sts", "none.csv", "--bench", tmp_path / "bench.json", *options)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
 def test_a_slower_student_is_called_slower_and_memory_has_a_column(tmp_path: Path) -> None:
     slow = model("slow", 0.9, 10_000_000, 90.0, 250_000_000)
     page = page_of(compare([slow], model("t", 1.0, 20_000_000, 60.0)), tmp_path)
@@ -175,11 +201,11 @@ def test_an_undefined_retention_is_said_to_be_undefined(comparison: Comparison, 
 
 def test_a_report_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"ends in \.html"):
-        check_report(tmp_path / "report.pdf", force=False)
+        check_page(tmp_path / "report.pdf", force=False)
     (tmp_path / "there.html").touch()
     with pytest.raises(OutputExistsError):
-        check_report(tmp_path / "there.html", force=False)
+        check_page(tmp_path / "there.html", force=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="--report needs matplotlib") as caught:
-        check_report(tmp_path / "new.html", force=False)
+        check_page(tmp_path / "new.html", force=False)
     assert "ternarize-cli[plot]" in str(caught.value.hint)

@@ -184,6 +184,7 @@ def test_another_model_is_refused_by_its_hash(run, index, tmp_path):
     assert result.exit_code == 2
     assert "is not the model that made this index" in result.stderr
     assert f"the index has {read_info(index).model_sha256[:12]}" in result.stderr
+    assert "--asymmetric, if" in result.stderr
 
 
 def test_a_model_may_move_but_not_change(run, corpus, tmp_path):

@@ -239,7 +239,9 @@ def test_another_model_adds_nothing(run, build, tmp_path):
     index = build(range(50))
     more = _write(tmp_path / "more.jsonl", range(50, 60))
     other = save_tiny_bert(tmp_path / "other", seed=1)
-    assert "is not the model that made this index" in run("index", "add", index, more, "-m", other).stderr
+    refused = run("index", "add", index, more, "-m", other).stderr
+    assert "is not the model that made this index" in refused
+    assert "--asymmetric" not in refused
     (other / "distillation.json").write_text(json.dumps({"teacher_sha256": read_info(index).model_sha256}))
     result = run("index", "add", index, more, "-m", other)
     assert result.exit_code == 2

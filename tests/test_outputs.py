@@ -340,6 +340,30 @@ def test_a_name_that_is_too_long_is_an_error_of_the_output(tmp_path: Path) -> No
 # ---- folders to which many processes write
 
 
+def _write_and(spoil: Callable[[Path], None], output: Path) -> None:
+    with files.atomic_file(output) as partial:
+        spoil(partial)
+        partial.read_bytes()
+
+
+def test_a_missing_parent_is_named_and_never_the_hidden_folder(tmp_path: Path) -> None:
+    output = tmp_path / "dir" / "x.npy"
+    with pytest.raises(OutputError, match=r"x\.npy: there is no folder .*dir$") as missing:
+        files.check_output(output, force=False)
+    assert missing.value.hint == f"mkdir -p {output.parent}"
+    for spoil, message in (
+        (lambda partial: shutil.rmtree(output.parent), r"x\.npy: there is no folder .*dir$"),
+        (lambda partial: partial.unlink(), r"can't write .*dir/x\.npy: No such file"),
+    ):
+        output.parent.mkdir(exist_ok=True)
+        with pytest.raises(OutputError, match=message):
+            _write_and(spoil, output)
+    shutil.rmtree(output.parent)
+    output.parent.write_text("")
+    with pytest.raises(OutputError, match="dir is a file"):
+        files.check_output(output, force=False)
+
+
 def test_jobs_remove_what_killed_ones_left_and_nothing_else(tmp_path: Path) -> None:
     dead = tmp_path / f"000001.npy.{'0' * 32}.partial"
     dead.write_text("half")

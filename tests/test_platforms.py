@@ -36,6 +36,18 @@ def test_files_are_read_without_fcntl_and_resource(tmp_path: Path) -> None:
     assert (made.stdout, made.stderr, made.returncode) == ("{'layers': 2} True\n", "", 0)
 
 
+def test_signals_are_handled_where_there_is_no_sighup() -> None:
+    made = run_without(
+        "import os, signal\n"
+        "del signal.SIGHUP\n"
+        "from ternarize_cli.storage import signals\n"
+        "try:\n"
+        "    with signals.listen(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except signals.Ended as e: print(signals.exit_code(e))\n"
+    )
+    assert (made.stdout, made.stderr, made.returncode) == ("143\n", "", 0)
+
+
 def test_without_fcntl_outputs_are_refused_in_words_and_nothing_is_left(tmp_path: Path) -> None:
     made = run_without(
         "from pathlib import Path\n"

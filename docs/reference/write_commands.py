@@ -7,7 +7,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
@@ -45,7 +45,10 @@ def _type(parameter: Any) -> str:
     """What a value looks like: the metavar if the command names one, else the type's name; nothing for a flag."""
     if getattr(parameter, "is_flag", False):
         return ""
-    name = getattr(parameter.type_descriptor.annotation, "__name__", "")
+    annotation = parameter.type_descriptor.annotation
+    if get_origin(annotation) is Literal:
+        return f"`{_one_line('|'.join(map(str, get_args(annotation))))}`"
+    name = getattr(annotation, "__name__", "")
     return f"`{_one_line(parameter.metavar or _WORDS.get(name, 'VALUE'))}`"
 
 

@@ -145,42 +145,27 @@ class BenchFiles:
     Attributes:
         csv: a line for each row of the report.
         markdown: the tables.
-        html: a page with tables, machine and a plot.
-        plot: a picture of how time grows over batches or lengths.
     """
 
     csv: Annotated[Path | None, Option("Write all rows as CSV, for spreadsheets.", metavar="FILE")] = None
     markdown: Annotated[Path | None, Option("Write the tables.", metavar="FILE")] = None
-    html: Annotated[
-        Path | None, Option("Write one page with tables, machine and a plot (extra `plot`).", metavar="FILE")
-    ] = None
-    plot: Annotated[
-        Path | None,
-        Option(
-            "Draw how time grows over 3 batches or 4 lengths at least; PNG, SVG or PDF (extra `plot`).",
-            metavar="FILE",
-        ),
-    ] = None
 
     @property
     def by_option(self) -> dict[str, Path]:
         """What was asked for: option → file."""
-        given = {"--csv": self.csv, "--markdown": self.markdown, "--html": self.html, "--plot": self.plot}
+        given = {"--csv": self.csv, "--markdown": self.markdown}
         return {option: path for option, path in given.items() if path is not None}
 
-    def check(self, options: BenchOptions, *, force: bool) -> None:
+    def check(self, *, force: bool) -> None:
         """Checks that all files can be written, before any work is done.
 
         Args:
-            options: what will be measured.
             force: files that exist may be replaced.
 
         Raises:
-            InputError: two of them are one file, a name does not end as it should, or there are too few points to draw.
-            UnavailableError: matplotlib is not installed, which the page and the picture need.
+            InputError: both are one file.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
-        from ternarize_cli.measuring import figures, page
         from ternarize_cli.storage import files
 
         seen: dict[Path, str] = {}
@@ -188,13 +173,3 @@ class BenchFiles:
             if (other := seen.setdefault(path.resolve(), option)) != option:
                 raise InputError(f"{other} and {option} name the same file, {path}", hint="a file for each")
             files.check_output(path, force=force, folder=False)
-        if self.html is not None:
-            page.check_page(self.html, "--html", force=force)
-        if self.plot is None:
-            return
-        figures.check_plot(self.plot, force=force)
-        if options.text is not None or (len(options.batch_sizes) < 3 and len(options.tokens or ()) < 4):
-            raise InputError(
-                "--plot draws how time grows over a grid of 3 batches or 4 lengths at least",
-                hint="--batch 1,2,4,8,16,32 --tokens 128",
-            )

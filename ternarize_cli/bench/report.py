@@ -5,29 +5,19 @@ from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
 from ternarize_cli.bench.cells import Table, megabytes, point_title, points, three_digits, timing, title_of
-from ternarize_cli.bench.growth import Growth
 from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.bench.run import BenchReport
 
-__all__ = [
-    "formula",
-    "growth_table",
-    "latency_table",
-    "machine_line",
-    "process_table",
-    "size_table",
-    "tables",
-]
+__all__ = ["latency_table", "machine_line", "process_table", "size_table", "tables"]
 
 _WIDEST = 5
 _NAMED = ("ternarize", "torch", "transformers", "onnxruntime", "openvino", "python")
 
 
 def tables(report: BenchReport) -> list[Table]:
-    """Makes all tables of a report: latency, bytes, and if measured, growth, fp32 on a GPU, memory and start-up."""
+    """Makes all tables of a report: latency, bytes, and if measured, fp32 on a GPU, memory and start-up."""
     found = [latency_table(report), *paper_tables(report.rows, report.storage, report.device), size_table(report)]
-    found[1:1] = [growth_table(report)] if report.growth else []
     return found + ([process_table(report)] if report.memory else [])
 
 
@@ -170,25 +160,6 @@ def size_table(report: BenchReport) -> Table:
     caption = f"on disk computed, not a file: {', '.join(computed)}. " if computed else ""
     caption += "relative L2: distance from the output of reference."
     return Table("megabytes (10^6 bytes) on disk", ["", "on disk", "its linears", "relative L2"], lines, caption)
-
-
-def growth_table(report: BenchReport) -> Table:
-    """Makes the table of growth, a row per candidate and line of the grid: its curve, and the largest deviation."""
-    lines = [
-        [line.name, f"{line.along}, {line.fixed}", formula(line), f"{line.deviation:.0%}", str(line.deviation_at)]
-        for line in report.growth
-    ]
-    caption = (
-        "t: milliseconds as a curve of n, the batch or the tokens of a text; all else is fixed. off by: the largest "
-        "relative distance of a median from its curve, and the n where it is."
-    )
-    return Table("how time grows", ["", "n", "t", "off by", "at n"], lines, caption)
-
-
-def formula(line: Growth) -> str:
-    """Writes the curve as a formula: `1.20 + 0.0531 n + 2.1e-05 n²`."""
-    units = ("", " n", " n²")
-    return " + ".join(f"{c:.3g}{unit}" for c, unit in zip(line.coefficients, units, strict=False))
 
 
 def process_table(report: BenchReport) -> Table:

@@ -14,7 +14,7 @@ from ternarize_cli.bench.cells import Table, point_title, three_digits, timing
 from ternarize_cli.errors import InputError, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes
 
-__all__ = ["Line", "ReportComparison", "compare", "comparison_table"]
+__all__ = ["Line", "ReportComparison", "compare", "comparison_table", "times_table"]
 
 _NUMBERS = {"batch": int, "tokens": int, "median_ms": int | float, "p10_ms": int | float, "p90_ms": int | float}
 _WORDS = ("lengths", "image", "encoded")
@@ -80,7 +80,24 @@ def compare(paths: Sequence[Path]) -> ReportComparison:
             f"--compare takes two or more reports, not {len(paths)}",
             hint="ternarize bench --compare before.json after.json",
         )
-    reports = [_read(path) for path in paths]
+    return _compared(paths, [_read(path) for path in paths])
+
+
+def times_table(path: Path) -> Table:
+    """Makes the table of one report: median and spread of each candidate at each point; its caption has the machine.
+
+    Raises:
+        InputError: the file can't be read or is no report.
+    """
+    report = _read(path)
+    table = comparison_table(_compared([path], [report]))
+    machine = report["machine"]
+    caption = f"Measured on {_told(machine.get('cpu'))}, {_told(machine.get('threads'))} threads."
+    caption += " Other processes were busy: these times are not fit to be quoted." if report.get("busy") else ""
+    return Table(table.title, [*table.columns[:2], "milliseconds"], table.rows, caption)
+
+
+def _compared(paths: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> ReportComparison:
     found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for i, report in enumerate(reports):
         for row in report["rows"]:
@@ -92,7 +109,7 @@ def compare(paths: Sequence[Path]) -> ReportComparison:
         for title, widths in _widths(reports).items()
         if len(widths) > 1
     ]
-    if not any(value is not None for line in lines for value in line.speed_up[1:]):
+    if len(paths) > 1 and not any(value is not None for line in lines for value in line.speed_up[1:]):
         warnings.append(f"{paths[0]} shares no candidate at the same batch x tokens with the others")
     return ReportComparison(
         tuple(str(path) for path in paths),

@@ -1,4 +1,4 @@
-"""Writes a report to files: CSV, Markdown, and the page of `html`.
+"""Writes a report to files: CSV and Markdown.
 
 CSV has a line for each row of the report, which also describes its candidate and the machine, so that files of several
 machines can be concatenated. Markdown has the tables that the terminal shows.
@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND
-from ternarize_cli.bench.growth_figure import growth_figure
-from ternarize_cli.bench.html import write_html
 from ternarize_cli.bench.options import BenchFiles
 from ternarize_cli.bench.report import machine_line, tables
 from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.bench.run import BenchReport
-from ternarize_cli.measuring import figures
 from ternarize_cli.storage import files
 
 __all__ = ["csv_text", "markdown_text", "write_files"]
@@ -79,10 +76,6 @@ def write_files(wanted: BenchFiles, report: BenchReport, command: str, *, force:
         _write(wanted.csv, csv_text(report), force)
     if wanted.markdown is not None:
         _write(wanted.markdown, markdown_text(report, command), force)
-    if wanted.html is not None:
-        write_html(wanted.html, report, command, force=force)
-    if wanted.plot is not None:
-        figures.save_figure(growth_figure(report), wanted.plot, force=force)
     return list(wanted.by_option.values())
 
 

@@ -19,7 +19,6 @@ import torch
 from ternarize_cli.bench import chosen_kernels
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate
 from ternarize_cli.bench.end_to_end import time_texts
-from ternarize_cli.bench.growth import Growth, growths
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.model_bytes import Storage, storage
 from ternarize_cli.bench.options import DEFAULT_TOKENS, BenchOptions
@@ -56,7 +55,6 @@ class BenchReport:
     rows: list[BenchRow]
     storage: list[Storage]
     memory: list[Memory]
-    growth: list[Growth]
     machine: dict[str, Any]
     busy: bool
     choices: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -101,12 +99,7 @@ def benchmark(
         say(note)
     source = options.text or options.lengths
     texts = draw(source, options.seed) if source is not None else []
-    load_before = machine.load_average()
-    with machine.LoadWatch() as before:
-        top = machine.top_processes()
-    if machine.is_busy(before.others):
-        culprits = ", ".join(f"{p['name']} ({p['pid']}) {p['percent']:.0f}%" for p in top)
-        say(f"others are using {before.others:.0f}% of a core before the start" + (f": {culprits}" if culprits else ""))
+    load = _load(say)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(checked_threads(options.threads) if options.threads else threads)
@@ -125,44 +118,11 @@ def benchmark(
         ):
             candidates = [BenchCandidate(name, BACKEND, subject.packed, device) for name in backends]
             candidates += [BenchCandidate(name, RIVAL, subject.dense, device) for name in rivals]
-            chosen: dict[str, dict[str, str]] = {}
-            if options.text is not None:
-                name = Path(source_name(options.text)).name
-                rows, during = time_texts(
-                    candidates,
-                    subject,
-                    texts,
-                    name,
-                    options.batch_sizes,
-                    repeats=options.repeats,
-                    seconds=options.seconds,
-                    track=track,
-                )
-            else:
-                feeds = _feeds(subject, options, texts, device)
-                rows, during, chosen = _time(candidates, subject, options, feeds, meter, track)
-            memory = []
-            if options.memory and options.text is None:
-                points = options.points(images=subject.image is not None)
-                largest = max(points, key=lambda point: (point.batch * max(point.tokens, 1), point.tokens))
-                memory = [
-                    probe(candidate, largest, threads=torch.get_num_threads(), seed=options.seed)
-                    for candidate in track(candidates, "measuring memory and start", len(candidates))
-                ]
+            rows, during, chosen, memory = _measured(candidates, subject, options, texts, meter, track)
             facts = machine.facts()
             facts["versions"] |= machine.versions(baselines.libraries(rivals))
-            found = facts | {
-                "load_before": load_before,
-                "load_after": machine.load_average(),
-                "others_percent_before": before.others,
-                "others_percent_during": during,
-                "top_processes": top,
-            }
-            busy = machine.is_busy(before.others, during)
-            ran = {row.name: row.ran for row in rows}
-            explained = chosen_kernels.notes(chosen, ran)
-            if "bitblas" in ran.values():
-                explained.append(f"kernels of bitblas: {operators.statistics}")
+            facts |= load | {"load_after": machine.load_average(), "others_percent_during": during}
+            explained = _explained(chosen, rows)
             for note in explained:
                 say(note)
             return BenchReport(
@@ -172,13 +132,70 @@ def benchmark(
                 rows,
                 storage(subject, rivals, device),
                 memory,
-                growths(rows),
-                found,
-                busy,
+                facts,
+                machine.is_busy(load["others_percent_before"], during),
                 chosen,
             )
     finally:
         torch.set_num_threads(threads)
+
+
+def _load(say: Callable[[str], None]) -> dict[str, Any]:
+    """The load before the measurement, as facts of the machine; says which processes keep it busy, if any do."""
+    average = machine.load_average()
+    with machine.LoadWatch() as before:
+        top = machine.top_processes()
+    if machine.is_busy(before.others):
+        culprits = ", ".join(f"{p['name']} ({p['pid']}) {p['percent']:.0f}%" for p in top)
+        say(f"others are using {before.others:.0f}% of a core before the start" + (f": {culprits}" if culprits else ""))
+    return {"load_before": average, "others_percent_before": before.others, "top_processes": top}
+
+
+def _measured(
+    candidates: list[BenchCandidate],
+    subject: Subject,
+    options: BenchOptions,
+    texts: Sequence[str],
+    meter: Callable[[], float] | None,
+    track: Track,
+) -> tuple[list[BenchRow], float, dict[str, dict[str, str]], list[Memory]]:
+    """What `_time` returns, and memory and start of each candidate, if they are asked for; or the times of texts."""
+    if options.text is None:
+        feeds = _feeds(subject, options, texts, candidates[0].device)
+        timed = _time(candidates, subject, options, feeds, meter, track)
+        return *timed, _memory(candidates, subject, options, track) if options.memory else []
+    rows, others = time_texts(
+        candidates,
+        subject,
+        texts,
+        Path(source_name(options.text)).name,
+        options.batch_sizes,
+        repeats=options.repeats,
+        seconds=options.seconds,
+        track=track,
+    )
+    return rows, others, {}, []
+
+
+def _memory(
+    candidates: Sequence[BenchCandidate], subject: Subject, options: BenchOptions, track: Track
+) -> list[Memory]:
+    """Memory and start of each candidate at the point with the most tokens, in a process each."""
+    points = options.points(images=subject.image is not None)
+    largest = max(points, key=lambda point: (point.batch * max(point.tokens, 1), point.tokens))
+    return [
+        probe(candidate, largest, threads=torch.get_num_threads(), seed=options.seed)
+        for candidate in track(candidates, "measuring memory and start", len(candidates))
+    ]
+
+
+def _explained(chosen: dict[str, dict[str, str]], rows: Sequence[BenchRow]) -> list[str]:
+    """Sentences on the kernels that backends chose."""
+    ran = {row.name: row.ran for row in rows}
+    explained = chosen_kernels.notes(chosen, ran)
+    if "bitblas" in ran.values():
+        explained.append(f"kernels of bitblas: {operators.statistics}")
+    return explained
 
 
 def _check_inputs(folder: Path, options: BenchOptions) -> None:

@@ -72,7 +72,7 @@ def _bench(
             hint="one run for each with --json > NAME.json, then: ternarize bench --compare NAME.json …",
         )
     options.check(random=not model)
-    files.check(options, force=force)
+    files.check(force=force)
 
     from ternarize_cli.bench.report import machine_line, tables
     from ternarize_cli.bench.report_files import write_files

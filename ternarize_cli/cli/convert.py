@@ -1,12 +1,12 @@
 """`ternarize convert`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ternarize_cli.cli.derived import derived
-from ternarize_cli.cli.options import MANY, Device, Force, Json, ModelArgument, OutputFolder, Quiet, Threads
+from ternarize_cli.cli.options import MANY, Device, Force, Json, ModelArgument, Quiet, Threads, output_folder
 from ternarize_cli.cli.output import Output, megabytes
 from ternarize_cli.compress.options import ConvertOptions
 
@@ -17,7 +17,7 @@ _ENOUGH = 20_000
 
 def _convert(
     model: ModelArgument,
-    output: OutputFolder = None,
+    output: Annotated[Path | None, output_folder("./NAME-ternary")] = None,
     rule: Annotated[
         str, typer.Option(help="optimal: exact least squares; absmean: the paper's beta * mean|W|.")
     ] = "optimal",
@@ -26,11 +26,9 @@ def _convert(
     ] = None,
     granularity: Annotated[str, typer.Option(help="What shares a scale: row, tensor, or group:N inputs.")] = "row",
     activations: Annotated[
-        int, typer.Option(min=1, max=32, help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
+        Literal[8, 16], typer.Option(help="Bits of activations: 8 (per token, dynamic) or 16 (untouched).")
     ] = 8,
-    table_bits: Annotated[
-        int, typer.Option(min=1, max=32, help="Width of embedding tables when packed: 4, 8, 16 or 32.")
-    ] = 8,
+    table_bits: Annotated[Literal[4, 8, 16, 32], typer.Option(help="Bits of embedding tables when packed.")] = 8,
     levels: Annotated[
         str, typer.Option(help="Grid of the weights: ternary, binary, int2 (four levels) or int4.")
     ] = "ternary",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ternarize_cli.cli.derived import derived
-from ternarize_cli.cli.options import Force, Json, OutputFolder, Quiet
+from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
 from ternarize_cli.cli.output import Output, counted, duration
 from ternarize_cli.distill.options import DistillOptions, Training
 
@@ -37,7 +37,7 @@ def _distill(
         str | None,
         typer.Option("--teacher", metavar="MODEL", help="The full-precision model that STUDENT came from."),
     ] = None,
-    output: OutputFolder = None,
+    output: Annotated[Path | None, output_folder("./NAME-distilled")] = None,
     *,
     training: Training,
     options: DistillOptions,

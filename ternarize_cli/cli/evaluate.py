@@ -39,7 +39,7 @@ def _evaluate(
     options.check()
     files.check(force=force)
     options = dataclasses.replace(options, costs=options.costs or files.need_costs)
-    found = evaluate(model, options, say=out.note, track=out.track)
+    found = evaluate(model, options, say=out.note, warn=out.warn, track=out.track)
     show(out, found)
     out.result(payload(found, found.hashes, options.seed))
     for path in files.write(found, command=shlex.join(["ternarize", *sys.argv[1:]]), force=force):

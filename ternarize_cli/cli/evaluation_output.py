@@ -17,8 +17,6 @@ _WIDEST = 4
 def show(out: Output, report: "EvaluationReport") -> None:
     """Prints an evaluation."""
     comparison = report.comparison
-    for skipped in report.skipped:
-        out.warn(f"left out: {skipped}")
     if comparison.teacher is None and len(comparison.students) == 1:
         _print_scores(out, comparison)
     elif len(comparison.students) == 1:

@@ -8,7 +8,7 @@ import typer
 from ternarize_cli.cli import index_change, index_search, index_tune
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.index_options import Index, SomeEncoderOptions
-from ternarize_cli.cli.options import Force, Json, OutputFolder, Quiet
+from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
 from ternarize_cli.index.options import IndexOptions
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def build(
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder, hub id or package:NAME.")
     ] = None,
-    output: OutputFolder = None,
+    output: Annotated[Path | None, output_folder("./NAME-index, after the corpus")] = None,
     *,
     options: IndexOptions,
     force: Force = False,

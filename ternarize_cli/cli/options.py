@@ -1,7 +1,6 @@
 """Options that several commands share, so that they read and behave alike everywhere."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +17,11 @@ __all__ = [
     "Force",
     "Json",
     "ModelArgument",
-    "OutputFolder",
     "Quiet",
     "Seed",
     "SkipBad",
     "Threads",
+    "output_folder",
 ]
 
 ModelArgument = Annotated[
@@ -30,9 +29,6 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL", help="A folder, a hub id, or package:NAME for a checkpoint carried by a Python package."
     ),
-]
-OutputFolder = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; see above for the default.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
@@ -43,3 +39,12 @@ Backend = Annotated[str, typer_option(option.BACKEND, "backend")]
 Device = Annotated[str | None, typer_option(option.DEVICE, "device")]
 Threads = Annotated[int | None, typer_option(option.THREADS, "threads")]
 SkipBad = Annotated[bool, typer_option(option.SKIP_BAD, "skip_bad")]
+
+
+def output_folder(default: str) -> Any:
+    """Makes typer's description of `-o`, whose value is a folder.
+
+    Args:
+        default: what the folder is called if none is given, for the help.
+    """
+    return typer.Option("--output", "-o", metavar="DIR", help=f"Where to write; default: {default}.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.options import Force, Json, OutputFolder, Quiet
+from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
 from ternarize_cli.cli.output import Output, megabytes
 
 __all__ = ["register"]
@@ -13,7 +13,7 @@ __all__ = ["register"]
 
 def pack(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert or distill.")],
-    output: OutputFolder = None,
+    output: Annotated[Path | None, output_folder("./NAME-packed")] = None,
     codec: Annotated[
         str | None,
         typer.Option(help="How codes lie in bytes. Ternary: 2bit (default) or base3 (1.6 bits); others have one."),

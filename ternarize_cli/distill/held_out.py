@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,9 +71,12 @@ class HeldOut:
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation between the similarities of all pairs in `a` and in `b`, `[n, dim]` each."""
-    rows, columns = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
-    ranks = [(x @ x.T)[rows, columns].argsort().argsort().double() for x in (a, b)]
-    if len(ranks[0]) < 2:
+    """Computes Spearman's correlation between the similarities of all pairs in `a` and in `b`, `[n, dim]` each.
+
+    It is 0 if all similarities in one of them are equal, and 1 for fewer than two pairs.
+    """
+    if len(a) < 3:
         return 1.0
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    rows, columns = torch.triu_indices(len(a), len(a), offset=1)
+    first, second = ((x @ x.T).cpu()[rows, columns].numpy() for x in (a, b))
+    return float(spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else 0.0

@@ -90,14 +90,6 @@ class Diagnosis:
     overlap: float
     moved: tuple[Moved, ...]
 
-    @property
-    def steepest(self) -> LayerAgreement | None:
-        """The layer with the largest loss of CKA against the layer before (the first: against 1); None without loss."""
-        known = [(layer, layer.cka) for layer in self.layers if layer.cka is not None]
-        falls = [before - cka for before, (_, cka) in zip([1.0, *(cka for _, cka in known)], known, strict=False)]
-        most = max(range(len(falls)), key=falls.__getitem__, default=None)
-        return known[most][0] if most is not None and falls[most] > 0 else None
-
     def to_dict(self) -> dict[str, Any]:
         """Converts to plain lists and numbers for JSON."""
         return asdict(self)

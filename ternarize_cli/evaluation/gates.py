@@ -25,12 +25,12 @@ class Gate:
     minimum: float
 
 
-def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
+def parse_gates(texts: Sequence[str], tasks: Sequence[str] | None = None) -> tuple[Gate, ...]:
     """Reads `VALUE` and `TASK=VALUE`.
 
     Args:
         texts: the gates as the user wrote them.
-        tasks: names of the tasks that will run.
+        tasks: names of the tasks that will run; None: they are not known yet, and not checked.
 
     Raises:
         InputError: a value is not between 0 and 1, a task is unknown, or a gate is given twice.
@@ -39,7 +39,7 @@ def parse_gates(texts: Sequence[str], tasks: Sequence[str]) -> tuple[Gate, ...]:
     for text in texts:
         name, separator, value = text.rpartition("=")
         task = name if separator else None
-        if task is not None and task not in tasks:
+        if task is not None and tasks is not None and task not in tasks:
             raise InputError(f"--min-retention {text}: there is no task {task!r}", hint=f"tasks: {', '.join(tasks)}")
         try:
             minimum = float(value)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
+from pytrec_eval import RelevanceEvaluator
 
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.loading import checked_threads
@@ -31,7 +32,7 @@ from ternarize_cli.vectors.encode import text_folder
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["CompareReport", "EncodingCost", "IndexRow", "compare_indexes", "ndcg", "precision"]
+__all__ = ["CompareReport", "EncodingCost", "IndexRow", "compare_indexes", "precision_and_ndcg"]
 
 _K = 10
 _ONE_BY_ONE = 100
@@ -131,15 +132,16 @@ def compare_indexes(
             for knob, value in settings.items():
                 faiss.ParameterSpace().set_index_parameter(index, knob, value)
             found = _search(index, asked)
+            precision, ndcg = precision_and_ndcg(found, grades)
             rows.append(
                 IndexRow(
                     name,
                     kind,
                     factory,
                     settings,
-                    precision(found, grades),
+                    precision,
                     recall(found, exact),
-                    ndcg(found, grades),
+                    ndcg,
                     _milliseconds(index, asked),
                     len(faiss.serialize_index(index)) / len(documents),
                 )
@@ -147,31 +149,20 @@ def compare_indexes(
     return CompareReport(len(texts), len(queries), faiss.omp_get_max_threads(), costs, rows)
 
 
-def precision(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> float:
-    """Computes the mean precision@k.
+def precision_and_ndcg(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> tuple[float, float]:
+    """Computes the mean precision@10 and the mean nDCG@10, as trec_eval has them.
 
     Args:
-        found: the rows that a search found, `[queries, k]`.
-        grades: for each query, a dict from the rows of documents that answer it to their grades.
+        found: the rows that a search found, best first, int `[queries, up to 10]`; -1 where it found none.
+        grades: for each query, a dict from the rows of documents that answer it to their grades, above 0.
     """
-    pairs = zip(found, grades, strict=True)
-    return float(np.mean([sum(int(row) in good for row in rows) / len(rows) for rows, good in pairs]))
-
-
-def ndcg(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> float:
-    """Computes the mean nDCG@k (Järvelin and Kekäläinen 2002).
-
-    Args:
-        found: the rows that a search found, `[queries, k]`.
-        grades: for each query, a dict from the rows of documents that answer it to their grades.
-    """
-    discount = 1 / np.log2(np.arange(found.shape[1]) + 2)
-    each = []
-    for rows, good in zip(found, grades, strict=True):
-        gained = np.array([good.get(int(row), 0) for row in rows])
-        best = np.sort(np.array(list(good.values())))[::-1][: found.shape[1]]
-        each.append(float((gained * discount).sum() / (best * discount[: len(best)]).sum()))
-    return float(np.mean(each))
+    truth = {str(i): {str(row): grade for row, grade in good.items()} for i, good in enumerate(grades)}
+    run = {
+        str(i): {str(row): float(-rank) for rank, row in enumerate(rows) if row >= 0} for i, rows in enumerate(found)
+    }
+    scored = RelevanceEvaluator(truth, {f"P.{_K}", f"ndcg_cut.{_K}"}).evaluate(run).values()
+    precision, ndcg = ([each[f"{name}_{_K}"] for each in scored] for name in ("P", "ndcg_cut"))
+    return float(np.mean(precision)), float(np.mean(ndcg))
 
 
 def _encode(

@@ -172,9 +172,13 @@ class EvaluationOptions:
         """Checks the options against each other, before any file is read.
 
         Raises:
-            InputError: `min_retention` without `against`, or `results` or `data_root` without a task of MTEB.
+            InputError: `min_retention` without `against`, or one that is not above 0 and at most 1; or `results` or
+                `data_root` without a task of MTEB.
         """
         if self.min_retention and self.against is None:
             raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
+        from ternarize_cli.evaluation.gates import parse_gates
+
+        parse_gates(self.min_retention)
         if not self.is_of_mteb and (self.results is not None or self.data_root is not None):
             raise InputError("--results and --data-root are for tasks of MTEB", hint="--tasks NAME or --benchmark NAME")

@@ -1,6 +1,6 @@
 """Writes an HTML page about an evaluation, and its picture as a file.
 
-The page (`measuring.page`) is a single file without links to others. Its numbers can be checked: it names the machine,
+The page (`page`) is a single file without links to others. Its numbers can be checked: it names the machine,
 the command, and the hashes of data and models.
 """
 
@@ -11,28 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.bench.report import machine_line
+from ternarize_cli.bench.report_comparison import times_table
+from ternarize_cli.evaluation import page
 from ternarize_cli.evaluation.pareto import pareto_figure
-from ternarize_cli.measuring import figures, page
+from ternarize_cli.measuring import figures
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
 
-__all__ = ["check_report", "plot_pareto", "write_report"]
+__all__ = ["plot_pareto", "write_report"]
 
 _WHISKER = 110, 14
 """Width and height of the picture of an interval, in pixels."""
-
-
-def check_report(path: Path, *, force: bool) -> None:
-    """Refuses a report that could not be written, before any work is done.
-
-    Raises:
-        InputError: the name does not end in .html.
-        UnavailableError: matplotlib is not installed.
-        OutputExistsError: the file exists, and `force` is false.
-        OutputError: the file can't be written.
-    """
-    page.check_page(path, "--report", force=force)
 
 
 def plot_pareto(path: Path, comparison: "Comparison", *, force: bool = False) -> None:
@@ -56,6 +46,7 @@ def write_report(
     command: str,
     data: Mapping[str, str],
     notes: Sequence[str] = (),
+    bench: Path | None = None,
     force: bool = False,
 ) -> None:
     """Writes the page of an evaluation.
@@ -67,15 +58,16 @@ def write_report(
         command: the command line as it was typed.
         data: for each task, the sha256 or revision of its data.
         notes: sentences for the reader, such as how rivals were made.
+        bench: a file of `bench --json`, whose times become a table.
         force: replace an existing file.
 
     Raises:
-        InputError: the name does not end in .html.
+        InputError: the name does not end in .html, or `bench` is no report of bench.
         UnavailableError: matplotlib is not installed.
         OutputExistsError: the file exists, and `force` is false.
         OutputError: the file can't be written.
     """
-    check_report(path, force=force)
+    page.check_page(path, force=force)
     title = _title(comparison)
     parts = [
         f'<p class="soft">{_subtitle(comparison)}</p>',
@@ -86,6 +78,7 @@ def write_report(
         _models(comparison),
         "<h2>Tasks</h2>",
         _tasks(comparison),
+        *([] if bench is None else _times(bench)),
         *(["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"] if notes else []),
         "<h2>How this was measured</h2>",
         f"<pre>{escape(command)}</pre>",
@@ -173,6 +166,13 @@ def _tasks(comparison: "Comparison") -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = "Scores; below them what is kept of the teacher's." if teacher else "Scores, with their 95% intervals."
     return page.table(columns, rows, caption)
+
+
+def _times(bench: Path) -> list[str]:
+    """Makes the heading and the table of a report of bench."""
+    table = times_table(bench)
+    rows = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
+    return [f"<h2>Speed of {escape(table.title)}</h2>", page.table(table.columns, rows, table.caption)]
 
 
 def _score(task: "Retention") -> str:

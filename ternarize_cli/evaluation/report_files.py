@@ -19,11 +19,15 @@ class EvaluationFiles:
 
     Attributes:
         report: a page (.html) with tables and pictures.
+        bench: a file of `bench --json`, read for the page, which shows its times as a table.
         plot: a picture (.png, .svg, .pdf) of quality against bytes and latency.
         junit: JUnit XML for continuous integration.
     """
 
     report: Annotated[Path | None, Option("One page with tables and pictures.", metavar="FILE.html")] = None
+    bench: Annotated[
+        Path | None, Option("Times of bench --json, shown as a table in --report.", metavar="FILE.json")
+    ] = None
     plot: Annotated[Path | None, Option("Quality against bytes and latency.", metavar="FILE.png")] = None
     junit: Annotated[Path | None, Option("JUnit XML for CI.", metavar="FILE.xml")] = None
 
@@ -39,19 +43,25 @@ class EvaluationFiles:
             force: files that exist may be replaced.
 
         Raises:
-            InputError: two of them are one file, or a name does not end as it should.
+            InputError: two of them are one file, a name does not end as it should, or `bench` is no report of bench or
+                has no page to be shown in.
             UnavailableError: matplotlib is not installed, which the page and the picture need.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
-        from ternarize_cli.evaluation.report import check_report
+        from ternarize_cli.bench.report_comparison import times_table
+        from ternarize_cli.evaluation.page import check_page
         from ternarize_cli.measuring.figures import check_plot
         from ternarize_cli.storage.files import check_output
 
         paths = [path for path in (self.report, self.plot, self.junit) if path is not None]
         if len({path.expanduser().resolve() for path in paths}) < len(paths):
             raise InputError("--report, --plot and --junit name the same file", hint="a file for each")
+        if self.bench is not None:
+            if self.report is None:
+                raise InputError("--bench is shown in a page, and none is written", hint="--report report.html")
+            times_table(self.bench)
         if self.report is not None:
-            check_report(self.report, force=force)
+            check_page(self.report, force=force)
         if self.plot is not None:
             check_plot(self.plot, force=force)
         if self.junit is not None:
@@ -81,6 +91,7 @@ class EvaluationFiles:
                 command=command,
                 data=found.hashes,
                 notes=found.notes,
+                bench=self.bench,
                 force=force,
             )
         if self.junit is not None:

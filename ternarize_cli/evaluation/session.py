@@ -29,6 +29,7 @@ def evaluate(
     options: EvaluationOptions,
     *,
     say: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> "EvaluationReport":
     """Scores a model on files of your own or on tasks of MTEB, alone or against its teacher and rivals.
@@ -41,6 +42,7 @@ def evaluate(
         model: a folder, a hub id or `package:NAME`, packed or not.
         options: the tasks (one at least), the other models, and how they run.
         say: is told what goes on, a sentence at a time.
+        warn: is told what can't be scored, such as each image that can't be decoded, before anything is scored.
         track: progress, as `ternarize_cli.progress` describes it.
 
     Returns:
@@ -62,6 +64,8 @@ def evaluate(
             seed=options.seed,
             strict=options.strict,
         )
+    for skipped in (reason for task in data for reason in getattr(task, "skipped", ())):
+        warn(f"left out: {skipped}")
     noisy = [perturbed(task, kind, options.seed) for kind in kinds_in(options.perturb or "") for task in data]
     for name in (model, options.against):
         if name is not None and (note := pooling_note(resolve(name, allow_pickle=options.allow_pickle))):

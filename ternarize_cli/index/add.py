@@ -69,7 +69,7 @@ def add_documents(
         prefix = f"{'stdin' if corpus == STDIN else Path(corpus).name}:"
         source = open_corpus(corpus, skip_bad=skip_bad, documents=True, prefix=prefix)
         _check_kind(info, corpus, source.kind)
-        where, student = model_for(folder, info, model, asymmetric=False)
+        where, student = model_for(folder, info, model, asymmetric=None)
         if student:
             raise InputError(
                 f"{model} is a student of the model that made this index: it may ask, but its documents don't fit",

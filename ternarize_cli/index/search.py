@@ -231,7 +231,7 @@ def open_index(folder: Path, info: IndexInfo) -> faiss.Index:
     return index
 
 
-def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool) -> tuple[Path, bool]:
+def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool | None) -> tuple[Path, bool]:
     """Finds the folder of the model for the queries; also returns whether it differs from the index's model.
 
     Args:
@@ -239,7 +239,7 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
         info: its record.
         model: MODEL as the user named it; None takes the model that the record names, if it may be opened unasked
             (`Origin.is_sealed`, `Origin.is_near`).
-        asymmetric: allow any model.
+        asymmetric: allow any model; None if that is not to be proposed, as the vectors would not be queries.
 
     Raises:
         InputError: the model is neither the one that made the index nor a student of it; or the record names a folder
@@ -260,10 +260,10 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool)
         return folder, False
     if model is not None and (asymmetric or _teacher_of(folder) == info.model_sha256):
         return folder, True
-    raise InputError(
-        f"{what}: content hash {found[:12]}…, the index has {info.model_sha256[:12]}…",
-        hint="pass that model or a student of it with --model, or build the index again with this one",
-    )
+    hint = "pass that model or a student of it with --model, or build the index again with this one"
+    if model is not None and asymmetric is not None:
+        hint = f"--asymmetric, if {model} was calibrated from that model; or {hint}"
+    raise InputError(f"{what}: content hash {found[:12]}…, the index has {info.model_sha256[:12]}…", hint=hint)
 
 
 def _recorded_model(index: Path, info: IndexInfo) -> Path:

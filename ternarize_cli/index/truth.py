@@ -65,7 +65,14 @@ class Truth:
         return Truth(self.queries, self.own, np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
     def without(self, dead: np.ndarray) -> "Truth":
-        """Removes deleted rows from the neighbours, and removes queries that then have too few known neighbours."""
+        """Removes deleted rows from the neighbours.
+
+        Queries that then know fewer than 10 neighbours are removed, too, unless none knows more. The lists of the
+        others are cut to the length of the shortest, because all have one length.
+
+        Args:
+            dead: int64 `[deleted]`, the deleted rows.
+        """
         if not len(dead):
             return self
         live = ~np.isin(self.neighbours, dead)

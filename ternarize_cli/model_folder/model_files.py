@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from ternarize_cli.errors import CheckpointError, shown
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
 
-__all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module_folders", "part_folders"]
+__all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module_folders"]
 
 _CONFIGS = (
     *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
@@ -125,16 +125,6 @@ def copy_companions(source: Path, folder: Path) -> None:
                 copy.write(chunk)
     for where in module_folders(source):  # modules without files, such as Normalize, have a folder too
         (folder / where).mkdir(parents=True, exist_ok=True)
-
-
-def part_folders(folder: Path) -> list[str]:
-    """Lists the folders that hold files of a model: "" for the model's own, then those of its modules and below.
-
-    Raises:
-        CheckpointError: modules.json is damaged or names a folder that is a link or outside the model's; a file of the
-            model is a pipe, a device or a socket.
-    """
-    return ["", *dict.fromkeys(str(PurePosixPath(name).parent) for name in model_files(folder) if "/" in name)]
 
 
 def is_snapshot(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 from ternarize_cli.storage.caches import cache_folder
 from ternarize_cli.storage.locks import lock, require_locks
-from ternarize_cli.storage.workplace import Workplace, held, partial_path, recover, remove
+from ternarize_cli.storage.workplace import Workplace, held, holder_path, partial_path, recover, remove
 
 __all__ = [
     "atomic_file",
@@ -81,7 +82,7 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
             )
     parent = output.parent
     if not parent.is_dir():
-        raise OutputError(f"can't write {output}: there is no folder {parent}", hint=f"mkdir -p {parent}")
+        raise _no_parent(output)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"can't write {output}: no permission in {parent}", hint="name a writable place with -o")
 
@@ -209,7 +210,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def _reporting_disk(output: Path) -> Iterator[None]:
-    """Names the output in errors that the disk is to blame for."""
+    """Names the output in errors that the disk is to blame for, and never the hidden folder where the work is done."""
     try:
         yield
     except Exception as e:
@@ -220,9 +221,19 @@ def _reporting_disk(output: Path) -> Iterator[None]:
             raise OutputError(
                 f"the disk is full: {output} was not written", hint="free some space or name another place with -o"
             ) from e
-        if isinstance(e, OSError) and e.errno in _REFUSED:
+        if isinstance(e, OSError) and not output.parent.is_dir():
+            raise _no_parent(output) from e
+        if isinstance(e, OSError) and (e.errno in _REFUSED or str(e.filename).startswith(str(holder_path(output)))):
             raise OutputError(f"can't write {output}: {e.strerror}", hint="name a writable place with -o") from e
         raise
+
+
+def _no_parent(output: Path) -> OutputError:
+    if output.parent.exists():
+        return OutputError(f"can't write {output}: {output.parent} is a file", hint="name another place with -o")
+    return OutputError(
+        f"can't write {output}: there is no folder {output.parent}", hint=f"mkdir -p {shlex.quote(str(output.parent))}"
+    )
 
 
 def _put_in_place(place: Workplace) -> None:

@@ -15,7 +15,8 @@ from types import FrameType
 
 __all__ = ["Ended", "ending", "exit_code", "listen", "noted", "received"]
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Windows has no SIGHUP."""
 _received: int | None = None
 
 

@@ -30,7 +30,6 @@ from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json
 
 __all__ = [
     "DTYPES",
-    "INDEX_FILES",
     "ShardData",
     "ShardWriter",
     "WeightShard",
@@ -44,7 +43,6 @@ __all__ = [
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-INDEX_FILES = (INDEX, PICKLE_INDEX)
 
 DTYPES = {
     "U64": torch.uint64,

@@ -1,4 +1,4 @@
-"""Writes reports of `bench` and `eval` as self-contained HTML pages.
+"""Writes self-contained HTML pages.
 
 A page holds its styles and pictures (SVG), and no scripts, fonts or links to other files, so that it can be mailed,
 kept as an artifact of a CI run, and read in ten years. It follows the reader's light or dark theme; black in pictures
@@ -54,12 +54,11 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def check_page(path: Path, option: str, *, force: bool) -> None:
+def check_page(path: Path, *, force: bool) -> None:
     """Refuses a page that could not be written, before any work is done.
 
     Args:
         path: path of the page.
-        option: the command-line option that names the page, such as `--report`.
         force: whether an existing file may be replaced.
 
     Raises:
@@ -69,8 +68,8 @@ def check_page(path: Path, option: str, *, force: bool) -> None:
         OutputError: the file can't be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{option} {path}: a report's name ends in .html", hint=f"{option} report.html")
-    figures.require_matplotlib(option)
+        raise InputError(f"--report {path}: a report's name ends in .html", hint="--report report.html")
+    figures.require_matplotlib("--report")
     files.check_output(path, force=force, folder=False)
 
 
