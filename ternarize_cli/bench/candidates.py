@@ -7,7 +7,6 @@ pooling do not differ between candidates, and are left out.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from torch import Tensor
@@ -50,11 +49,7 @@ class BenchCandidate:
         if self.kind != RIVAL:
             return lambda: self.load()[0]
         rival = baselines.require_baseline(self.name, self.device)
-        path = rival.prepare(self.folder)
-        if rival.runtime:
-            with exports.quiet():
-                import_module(rival.runtime)
-        return partial(rival.alone or rival.load, path, self.device)
+        return partial(rival.alone or rival.load, rival.prepare(self.folder, alone=True), self.device)
 
     def load(self) -> tuple[Forward, str]:
         """Loads the forward pass; also returns the name of the backend that runs ("onednn" for "auto", for example).

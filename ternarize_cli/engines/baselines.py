@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli.engines import inputs
-from ternarize_cli.engines.exports import transformer
+from ternarize_cli.engines.exports import quiet, transformer
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.measuring import gpu
 
@@ -72,7 +72,7 @@ class Rival:
         alone: like `load`, but in this process, where nothing else runs; for a runtime that `load` puts into a process
             of its own. None if there is no difference.
         needs: further packages that making the rival needs.
-        runtime: the module that runs the rival; None for eager torch.
+        runtime: the module that runs the rival, imported before loading is timed; None for eager torch.
         make: `make(folder)` writes the file that `load` reads, or finds it in the cache; None reads the model's folder.
         missing: says why the rival can't run on this machine, or returns None; called only if its packages are there.
         cpu_only, cuda_only: whether the rival runs on the CPU only, or on a GPU only.
@@ -103,13 +103,24 @@ class Rival:
         if self.cuda_only:
             on_gpu(self.name, device)
 
-    def prepare(self, folder: Path) -> Path:
-        """Makes the rival's files from a full-precision model, unless they exist; returns the path for `load`.
+    def prepare(self, folder: Path, *, alone: bool = False) -> Path:
+        """Makes the rival's files from a full-precision model, unless they exist, and imports its runtime.
+
+        Args:
+            folder: the folder of the model.
+            alone: import a runtime for `alone`, too, which `load` imports in another process.
+
+        Returns:
+            The path for `load` and `alone`.
 
         Raises:
             TernarizeError: the files can't be made.
         """
-        return self.make(folder) if self.make else folder
+        path = self.make(folder) if self.make else folder
+        if self.runtime and (alone or not self.alone):
+            with quiet():
+                import_module(self.runtime)
+        return path
 
     def build(self, folder: Path, device: str) -> Forward:
         """Prepares and loads the rival.
