@@ -24,7 +24,7 @@ __all__ = ["register"]
 _ENOUGH = 20_000
 
 
-def convert(
+def _convert(
     model: ModelArgument,
     output: OutputFolder = None,
     rule: Annotated[
@@ -203,4 +203,4 @@ def convert(
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("convert")(convert)
+    app.command("convert")(_convert)
