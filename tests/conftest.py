@@ -18,16 +18,6 @@ from pathlib import Path
 
 import pytest
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the tests that fork processes which make batches.
-
-    Once OpenVINO has run in a process, Python's handler of ended children may run on memory that is another's by then
-    (`distill.batches`): a wrong batch or a crash, seen where these tests came after those of `bench` and `eval`.
-    """
-    items.sort(key=lambda item: item.path.name != "test_distill_batches.py")
-
-
 WORDS = (
     "the a of to and in on for with from by cat dog house tree river stone light water fire bird mouse keyboard "
     "file list open close read write sort search index vector model weight scale code row column big small red green"

@@ -75,7 +75,7 @@ def test_a_row_counts_images_and_their_tokens(report: BenchReport) -> None:
     for row in report.rows:
         assert row.inputs_per_s == pytest.approx(1000 * row.batch / row.median_ms, rel=0.1)
         assert row.tokens_per_s == pytest.approx(5 * row.inputs_per_s, rel=0.1)
-        assert row.relative_l2 is None or row.relative_l2 < 0.05
+        assert row.relative_l2 < 0.05 if row.kind == BACKEND else row.relative_l2 is None
 
 
 def test_the_table_says_images(report: BenchReport) -> None:
@@ -95,15 +95,17 @@ def test_the_twin_of_packed_images_keeps_the_image_processor(packed: Path) -> No
             assert relative_l2(hidden, BenchCandidate("reference", BACKEND, packed, "cpu").load()[0](*batch)) < 0.05
 
 
-@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8"])
-def test_other_runtimes_run_any_number_of_images(tiny_vit: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "most"), [("onnx-fp32", 1e-5), ("onnx-int8", 0.1), ("openvino-fp32", 1e-5), ("openvino-int8", 0.2)]
+)
+def test_other_runtimes_run_any_number_of_images(tiny_vit: Path, name: str, most: float) -> None:
     if not all(find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")):
         pytest.skip("the extra `rivals` is not installed")
     rival, eager = (baselines.require_baseline(which).build(tiny_vit, "cpu") for which in (name, "torch-fp32"))
     with torch.inference_mode():
         for count in (1, 3):
             batch = random_batch(tiny_vit, GridPoint(count), seed=0)
-            assert relative_l2(rival(*batch), eager(*batch)) < (1e-4 if name.endswith("fp32") else 0.2)
+            assert relative_l2(rival(*batch), eager(*batch)) < most
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ def test_a_latent_checkpoint_shows_the_errors_and_zeros_of_its_conversion(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
     report = {layer.name: layer for layer in convert(stages["full"], tmp_path / "again").layers}
-    for module in (m for m in inspect(stages["latent"]).modules if m.kind == "ternary"):
+    ternary = [m for m in inspect(stages["latent"]).modules if m.kind == "ternary"]
+    assert {m.name for m in ternary} == report.keys()
+    for module in ternary:
         assert module.error == pytest.approx(report[module.name].error, abs=1e-6)
         assert module.zeros == report[module.name].zeros
 

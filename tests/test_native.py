@@ -134,8 +134,8 @@ def open_model(folder: Path) -> Any:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Within what int8 rounding makes of a last bit, or of bfloat16 attention."""
-    return float((a - b).norm() / b.norm()) < 0.05
+    """Within what int8 rounding makes of a last bit; with AMX, of bfloat16 attention. 1.4e-7 and 1.7e-2 were seen."""
+    return float((a - b).norm() / b.norm()) < (0.03 if library().chosen == "amx" else 1e-3)
 
 
 @pytest.mark.parametrize("lengths", [[5], [1, 40, 7, 7], [64], [60, 64, 3], [20] * 30])

@@ -1,14 +1,13 @@
 """`ternarize encode --engine ray`: the same bytes as without, with a worker killed, and what is refused."""
 
+import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 from conftest import WORDS
 
@@ -31,15 +30,15 @@ def _contents(folder):
 
 
 def _kill_a_worker(folder, killed, over):
-    """Kills the first process of an actor that there is once a shard is written."""
+    """Kills a process of an actor that this process started, directly or not, once a shard is written."""
     while not over.is_set():
         if len(list(folder.glob("*.json"))) > 3:
-            listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-            for line in listed.splitlines():
-                if "MapWorker" in line or "_MapWorker" in line:
-                    os.kill(int(line.split()[0]), signal.SIGKILL)
-                    killed.append(line)
-                    return
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if any("MapWorker" in word for word in process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
         time.sleep(0.01)
 
 
@@ -47,7 +46,7 @@ def _kill_a_worker(folder, killed, over):
 def test_two_workers_write_what_one_process_writes_though_one_is_killed(run, tiny_bert, corpus, tmp_path):
     options = ["--shard-size", 20, "--threads", 1, "--json"]
     assert run("encode", tiny_bert, corpus, "--shards", "-o", tmp_path / "one", *options).exit_code == 0
-    killed: list[str] = []
+    killed: list[int] = []
     over = threading.Event()
     killer = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two", killed, over))
     killer.start()

@@ -4,7 +4,9 @@ Both become a `Forward`, the transformer's pass from token ids or pixels to the 
 pooling do not differ between candidates, and are left out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -35,32 +37,30 @@ class BenchCandidate:
     folder: Path
     device: str
 
-    def prepare(self) -> Path:
-        """Imports the libraries of `load` and makes the files that it reads, if missing; returns their path.
+    def prepare(self) -> Callable[[], Forward]:
+        """Returns a function that loads the forward pass in a process that runs nothing else.
+
+        All that is done once comes first: the libraries are imported, and the files are made unless they exist.
 
         Raises:
             TernarizeError: the rival can't be made from the model.
         """
         checkpoint.skeleton(self.folder)  # imports the model's class
-        return (
-            baselines.require_baseline(self.name, self.device).prepare(self.folder)
-            if self.kind == RIVAL
-            else self.folder
-        )
+        if self.kind != RIVAL:
+            return lambda: self.load()[0]
+        rival = baselines.require_baseline(self.name, self.device)
+        return partial(rival.alone or rival.load, rival.prepare(self.folder, alone=True), self.device)
 
-    def load(self, path: Path | None = None) -> tuple[Forward, str]:
+    def load(self) -> tuple[Forward, str]:
         """Loads the forward pass; also returns the name of the backend that runs ("onednn" for "auto", for example).
-
-        Args:
-            path: the path that `prepare` returned; None prepares first.
 
         Raises:
             UnavailableError: the backend can't run on this machine, or can't run this model.
+            TernarizeError: the rival can't be made from the model.
         """
-        path = path or self.prepare()
         if self.kind == RIVAL:
-            return baselines.require_baseline(self.name, self.device).load(path, self.device), self.name
-        model = exports.transformer(path).to(self.device)
+            return baselines.require_baseline(self.name, self.device).build(self.folder, self.device), self.name
+        model = exports.transformer(self.folder).to(self.device)
         ran = kernels.use_backend(model, self.name)
         return baselines.forward_of(model), ran
 

@@ -137,7 +137,7 @@ def _measure(request: str) -> dict[str, float]:
     transformers_plugin.quiet_libraries()
     torch.set_num_threads(values["threads"])
     device = candidate.device
-    path = candidate.prepare()
+    load = candidate.prepare()
     before = 0
     if gpu.is_gpu(device):
         torch.zeros(1, device=device)
@@ -148,7 +148,7 @@ def _measure(request: str) -> dict[str, float]:
     on_device: dict[str, float] = {}
     with gpu.on(device), torch.inference_mode():
         started = time.perf_counter()
-        forward, _ = candidate.load(path)
+        forward = load()
         gpu.synchronize(device)
         loaded = time.perf_counter()
         after_loading = process.memory_info().rss

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
-def demo(
+def _demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path(
         "ternarize-demo"
     ),
@@ -106,4 +106,4 @@ def _show(out: Output, report: "DemoReport", output: Path) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("demo")(demo)
+    app.command("demo")(_demo)

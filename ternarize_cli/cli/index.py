@@ -22,18 +22,18 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Encode a corpus, index it with FAISS, and search it."
     )
-    group.command("build")(derived(build))
+    group.command("build")(derived(_build))
     group.command("tune")(index_tune.tune)
     group.command("search")(derived(index_search.search))
     group.command("add")(derived(index_change.add))
     group.command("delete")(index_change.delete)
     group.command("compact")(index_change.compact)
-    group.command("info")(info)
+    group.command("info")(_info)
     group.command("compare")(index_tune.compare)
     app.add_typer(group, name="index")
 
 
-def build(
+def _build(
     corpus: Annotated[
         str,
         typer.Argument(
@@ -91,7 +91,7 @@ def build(
     out.result({"output": str(output), **_payload(report.info), **work})
 
 
-def info(index: Index, json: Json = False) -> None:
+def _info(index: Index, json: Json = False) -> None:
     """Show what an index was made of, and check that its files are whole."""
     from ternarize_cli.cli.output import Output, megabytes
     from ternarize_cli.index.search import check_index

@@ -16,7 +16,7 @@ __all__ = ["register"]
 _LINES = 20
 
 
-def inspect(
+def _inspect(
     model: ModelArgument,
     histogram: Annotated[
         bool, typer.Option("--histogram", help="Draw codes, scales and weights as bars in the terminal.")
@@ -66,7 +66,7 @@ def inspect(
         for name, value in given.items():
             if value is not None:
                 raise InputError(f"{name} goes with --beta", hint=f"--beta 0.5,1,1.5,2,2.5,3,4 {name} {value}")
-        _inspect(out, model, histogram, plot, force, allow_pickle)
+        _show(out, model, histogram, plot, force, allow_pickle)
         return
     if histogram:
         raise InputError("--histogram shows a model as it is, --beta what it would become", hint="--beta … --plot FILE")
@@ -90,7 +90,7 @@ def inspect(
     )
 
 
-def _inspect(out: Output, model: str, histogram: bool, plot: Path | None, force: bool, allow_pickle: bool) -> None:
+def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bool, allow_pickle: bool) -> None:
     from ternarize_cli.compress.inspect import inspect as run
     from ternarize_cli.compress.inspection_figures import plot_inspection
     from ternarize_cli.encoders.loading import model_name, resolve
@@ -218,4 +218,4 @@ def _figure(out: Output, title: str, lines: list[str]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("inspect")(inspect)
+    app.command("inspect")(_inspect)

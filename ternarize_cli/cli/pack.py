@@ -11,7 +11,7 @@ from ternarize_cli.cli.output import Output, megabytes
 __all__ = ["register"]
 
 
-def pack(
+def _pack(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert or distill.")],
     output: Annotated[Path | None, output_folder("./NAME-packed")] = None,
     codec: Annotated[
@@ -58,4 +58,4 @@ def pack(
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("pack")(pack)
+    app.command("pack")(_pack)

@@ -11,11 +11,9 @@ import gc
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -140,11 +138,10 @@ class Batches:
             worker_init_fn=_serve,
             generator=torch.Generator(),  # torch's own generator would not be restored on resuming
         )
-        with _handler_of_children():
-            for made in _forked(loader):
-                if isinstance(made, TernarizeError):
-                    raise made
-                yield made
+        for made in _forked(loader):
+            if isinstance(made, TernarizeError):
+                raise made
+            yield made
 
     def _planned(self, number: int) -> SamplingPlan:
         size = self._training.batch * self._on.num_processes
@@ -187,21 +184,6 @@ def _processes(on: Any) -> int:
     if sys.platform != "linux":
         return 0
     return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // int(on.num_processes)))
-
-
-@contextmanager
-def _handler_of_children() -> Iterator[None]:
-    """Restores the handler of SIGCHLD, since a DataLoader leaves its own handler behind.
-
-    Python's handlers run on the signal stack, which libraries with stacks of their own (OpenVINO) may leave unmapped.
-    Then the end of any child process would crash this process.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
 
 
 def _forked(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -69,6 +69,8 @@ class Rival:
         name: the name that users type.
         summary: a description for users.
         load: `load(path, device)` gives the forward pass; `path` is the one that `prepare` returns.
+        alone: like `load`, but in this process, where nothing else runs; for a runtime that `load` puts into a process
+            of its own. None if there is no difference.
         needs: further packages that making the rival needs.
         runtime: the module that runs the rival, imported before loading is timed; None for eager torch.
         make: `make(folder)` writes the file that `load` reads, or finds it in the cache; None reads the model's folder.
@@ -81,6 +83,7 @@ class Rival:
     name: str
     summary: str
     load: Load
+    alone: Load | None = None
     needs: tuple[str, ...] = ()
     runtime: str | None = None
     make: Callable[[Path], Path] | None = None
@@ -100,14 +103,21 @@ class Rival:
         if self.cuda_only:
             on_gpu(self.name, device)
 
-    def prepare(self, folder: Path) -> Path:
+    def prepare(self, folder: Path, *, alone: bool = False) -> Path:
         """Makes the rival's files from a full-precision model, unless they exist, and imports its runtime.
+
+        Args:
+            folder: the folder of the model.
+            alone: import a runtime for `alone`, too, which `load` imports in another process.
+
+        Returns:
+            The path for `load` and `alone`.
 
         Raises:
             TernarizeError: the files can't be made.
         """
         path = self.make(folder) if self.make else folder
-        if self.runtime:
+        if self.runtime and (alone or not self.alone):
             with quiet():
                 import_module(self.runtime)
         return path

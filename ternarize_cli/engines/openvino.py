@@ -5,13 +5,13 @@ ranges from calibration batches (minutes for a large model), with SmoothQuant an
 calibrate on real text; `bench` uses random values, with which a pass takes as long. On a CPU with bf16 units, OpenVINO
 runs all operations that are not int8 in bf16; this default of OpenVINO is kept. Its threads sleep between calls.
 
-NNCF sends usage reports to its makers unless it believes to run in a test system. A command that measures must not use
-the network, so NNCF gets this setting.
+OpenVINO runs in processes of its own, one for each model; `openvino_runtime` says why.
 """
 
+import functools
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternarize_cli.engines import exports, inputs
+from ternarize_cli.engines import exports, inputs, openvino_runtime
 from ternarize_cli.engines.baselines import Forward, rival
+from ternarize_cli.engines.child import Child
 from ternarize_cli.measuring.timing import GridPoint
 
-__all__ = ["forward_of_openvino", "int8_model"]
+__all__ = ["OpenVinoForward", "int8_model"]
 
 _RANDOM = 32, 64
 """Number of random inputs with which `bench` calibrates, and number of tokens of each text."""
@@ -35,22 +36,15 @@ def int8_model(folder: Path, calibration: Sequence[inputs.Batch]) -> Path:
     Args:
         folder: the folder of the full-precision model.
         calibration: batches without padding, which would widen the ranges; NNCF recommends 300 of one text each.
+
+    Raises:
+        TernarizeError: NNCF failed, or its process was ended, for example because memory was short.
     """
 
     def make(output: Path) -> None:
-        os.environ.setdefault("NNCF_CI", "1")
-        with exports.quiet():
-            import nncf
-            import openvino
-
-            feeds = [[tensor.numpy() for tensor in batch] for batch in calibration]
-            model = nncf.quantize(
-                openvino.Core().read_model(exports.onnx_export(folder)),
-                nncf.Dataset(feeds),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(feeds),
-            )
-            openvino.save_model(model, output / "model.xml", compress_to_fp16=False)
+        feeds = [[tensor.numpy() for tensor in batch] for batch in calibration]
+        source = exports.onnx_export(folder)
+        Child("NNCF").call(openvino_runtime.quantise, source, feeds, output / "model.xml")
 
     digest = hashlib.sha256()
     for batch in calibration:
@@ -61,23 +55,35 @@ def int8_model(folder: Path, calibration: Sequence[inputs.Batch]) -> Path:
     return exports.kept(folder, "openvino-int8", decides, make) / "model.xml"
 
 
-def forward_of_openvino(path: Path, *, precision: str | None = None) -> Forward:
-    """Compiles an ONNX or OpenVINO file for the CPU, with the number of threads that torch uses now.
+class OpenVinoForward:
+    """The `Forward` of an ONNX or OpenVINO file on the CPU, with the number of threads that torch uses now.
 
     Args:
         path: path of `model.onnx` or `model.xml`.
         precision: "f32" or "bf16" for operations that are not quantised; None leaves the choice to OpenVINO.
+        alone: run in this process, which does nothing else.
+
+    Attributes:
+        threads: number of OpenVINO's threads.
+
+    Raises:
+        TernarizeError: OpenVINO failed, or its process ended. A pass can also raise this.
     """
-    import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-    request = openvino.Core().compile_model(path, "CPU", settings | hint).create_infer_request()
+    def __init__(self, path: Path, *, precision: str | None = None, alone: bool = False) -> None:
+        settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        if precision:
+            settings["INFERENCE_PRECISION_HINT"] = precision
+        self._call: Callable[..., Any] = _here if alone else Child("OpenVINO").call
+        self.threads: int = self._call(openvino_runtime.load, path, settings)
 
-    def forward(*batch: Tensor) -> Tensor:
-        return torch.from_numpy(request.infer([tensor.numpy() for tensor in batch])[0])
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """Runs a batch: [batch, tokens, width]."""
+        return torch.from_numpy(self._call(openvino_runtime.infer, *(tensor.numpy() for tensor in batch)))
 
-    return forward
+
+def _here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _int8_of_random_inputs(folder: Path) -> Path:
@@ -86,33 +92,27 @@ def _int8_of_random_inputs(folder: Path) -> Path:
     return int8_model(folder, list(zip(*(tensor.split(1) for tensor in batch), strict=True)))
 
 
+@functools.cache
 def _without_bf16() -> str | None:
-    import openvino
-
-    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return None if "BF16" in found else "OpenVINO finds no bf16 units in this CPU"
+    found = Child("OpenVINO").call(openvino_runtime.runs_bf16)
+    return None if found else "OpenVINO finds no bf16 units in this CPU"
 
 
-_NEEDS = ("onnx", "onnxscript")
-_SHARED: dict[str, Any] = {"runtime": "openvino", "cpu_only": True}
+def _load(path: Path, device: str, **settings: Any) -> Forward:
+    return OpenVinoForward(path, **settings)
 
 
-@rival("openvino-fp32", "OpenVINO, fp32", needs=_NEEDS, make=exports.onnx_export, **_SHARED)
-def _openvino_fp32(path: Path, device: str) -> Forward:
-    return forward_of_openvino(path, precision="f32")
+def _register(name: str, summary: str, precision: str | None = None, **settings: Any) -> None:
+    load, alone = (partial(_load, precision=precision, alone=alone) for alone in (False, True))
+    rival(name, summary, alone=alone, runtime="openvino", cpu_only=True, **settings)(load)
 
 
-@rival("openvino-bf16", "OpenVINO, bf16", needs=_NEEDS, make=exports.onnx_export, missing=_without_bf16, **_SHARED)
-def _openvino_bf16(path: Path, device: str) -> Forward:
-    return forward_of_openvino(path, precision="bf16")
-
-
-@rival(
+_EXPORT: dict[str, Any] = {"needs": ("onnx", "onnxscript"), "make": exports.onnx_export}
+_register("openvino-fp32", "OpenVINO, fp32", "f32", **_EXPORT)
+_register("openvino-bf16", "OpenVINO, bf16", "bf16", missing=_without_bf16, **_EXPORT)
+_register(
     "openvino-int8",
     "OpenVINO, NNCF int8, calibrated on random inputs",
-    needs=(*_NEEDS, "nncf"),
+    needs=(*_EXPORT["needs"], "nncf"),
     make=_int8_of_random_inputs,
-    **_SHARED,
 )
-def _openvino_int8(path: Path, device: str) -> Forward:
-    return forward_of_openvino(path)

@@ -196,11 +196,12 @@ def _run_outside(
         )
     entry = baselines.require_baseline(name)
     note = entry.summary
+    forward: Forward
     if name == "openvino-int8":
         features = [transformer.preprocess([text]) for text in items]
         batches = [(f["input_ids"], f["attention_mask"]) for f in features]
         path = openvino.int8_model(teacher, batches)
-        forward = openvino.forward_of_openvino(path)
+        forward = openvino.OpenVinoForward(path)
         note = f"OpenVINO, NNCF int8, calibrated on {len(items)} texts of the task data"
     else:
         forward = entry.build(teacher, device)

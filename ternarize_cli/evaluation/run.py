@@ -255,7 +255,7 @@ def _memory(job: _Job, model: Candidate, measured: dict[bench.BenchCandidate, in
     if model.is_rival and kind == BACKEND:  # the teacher, with other vectors
         name = "auto"
     if name == "openvino-int8":  # made and kept before, so that its making is not measured
-        baselines.require_baseline(name).build(model.folder, "cpu")
+        baselines.require_baseline(name).prepare(model.folder)
     subject = bench.BenchCandidate(name, kind, model.folder, loading.checked_device(job.options.device))
     if subject not in measured:
         threads = job.options.threads or torch.get_num_threads()

@@ -5,7 +5,8 @@ only. So every report names the CPU, the instruction sets that matter for intege
 
 Other processes often disturb a measurement more than the differences that it shall show. Their share is computed from
 the system's accounting: CPU seconds of the whole system (with time stolen by other virtual machines) minus the CPU
-seconds of this process and of its finished children (such as a compiler), divided by the wall time; 100% is one core.
+seconds of this process and of its children, running (another engine) or finished (a compiler), divided by the wall
+time; 100% is one core.
 `LoadWatch` measures the share over any period, so a report can say how busy the machine was before and during the
 measurement.
 """
@@ -114,15 +115,21 @@ class LoadWatch:
 
 def _read_clock() -> _Clock:
     system = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
     used = ("user", "nice", "system", "irq", "softirq", "steal")
-    ours = own.user + own.system + own.children_user + own.children_system
+    ours = sum(_cpu_seconds(process, finished=True) or 0.0 for process in _family())
     return _Clock(time.monotonic(), sum(getattr(system, name, 0.0) for name in used), ours)
+
+
+def _family() -> list[psutil.Process]:
+    """This process and the running processes that it or they started."""
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
 
 
 def top_processes(seconds: float = 0.5, count: int = 3) -> list[dict[str, Any]]:
     """Finds the other processes that use most CPU over `seconds`: name, pid and percent of one core."""
-    processes = [p for p in psutil.process_iter(["name"]) if p.pid != os.getpid()]
+    ours = _family()
+    processes = [p for p in psutil.process_iter(["name"]) if p not in ours]
     before = {p: _cpu_seconds(p) for p in processes}
     started = time.monotonic()
     time.sleep(seconds)
@@ -136,12 +143,14 @@ def top_processes(seconds: float = 0.5, count: int = 3) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -entry["percent"])[:count]
 
 
-def _cpu_seconds(process: psutil.Process) -> float | None:
+def _cpu_seconds(process: psutil.Process, *, finished: bool = False) -> float | None:
+    """CPU seconds of a process, with those of its finished children if asked for; None if it is gone."""
     try:
         times = process.cpu_times()
     except psutil.Error:
         return None
-    return float(times.user + times.system)
+    finished_children = times.children_user + times.children_system if finished else 0.0
+    return float(times.user + times.system + finished_children)
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:

@@ -18,10 +18,34 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["MIN_ROUNDS", "DeviceClock", "GridPoint", "Timing", "summarise", "time_interleaved", "turns"]
+__all__ = [
+    "MIN_ROUNDS",
+    "DeviceClock",
+    "GridPoint",
+    "Timing",
+    "leave_out",
+    "summarise",
+    "time_interleaved",
+    "turns",
+    "working_time",
+]
 
 MIN_ROUNDS = 3
 """The least number of rounds, even if the time budget is spent."""
+
+
+_left_out = 0.0
+
+
+def leave_out(seconds: float) -> None:
+    """Takes seconds that just passed out of `working_time`, such as those of the way to another process and back."""
+    global _left_out
+    _left_out += seconds
+
+
+def working_time() -> float:
+    """A monotonic clock, in seconds, without those that `leave_out` took out."""
+    return time.perf_counter() - _left_out
 
 
 @dataclass(frozen=True, order=True)
@@ -67,7 +91,7 @@ def time_interleaved(
     repeats: int,
     seconds: float,
     warmup: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = working_time,
     watch: DeviceClock | None = None,
     watched: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:

@@ -1,0 +1,126 @@
+"""Runs functions in a process of its own, for a library that spoils the process in which it runs.
+
+    Child ──(function, arguments)───────▶ stdin  ┌ python -m ternarize_cli.engines.child
+          ◀──(failure, result, seconds)── stdout ┘
+
+All is pickled, so functions belong to modules, which the new process imports: it begins with nothing of this one.
+`multiprocessing` would import the user's script there, too, and most scripts are not written for that. The process ends
+when its stdin does: when its `Child` is deleted, or when this process ends, in whatever way.
+
+The new process measures the seconds of a call. What else passes here until the result arrives is left out of
+`timing.working_time`, so that benchmarks time the function and not the way to it.
+"""
+
+import contextlib
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import IO, Any
+
+from ternarize_cli.errors import TernarizeError, reason
+from ternarize_cli.measuring import timing
+
+__all__ = ["Child", "serve"]
+
+_HINT = "compare without it; if a signal ended it, memory may have been short"
+
+
+class Child:
+    """A process that waits for calls; `name` is what messages call it.
+
+    Its standard streams are not those of this process: libraries may print there what they like.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._said = name, tempfile.TemporaryFile()  # noqa: SIM115 (`_close` closes it)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            start_new_session=True,  # Ctrl-C is for this process, whose end is the other one's
+        )
+        self._close = weakref.finalize(self, _close, self._process, self._said)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls `function(*arguments)` in the process; returns the result.
+
+        Raises:
+            TernarizeError: the function raised an exception, or the process has ended.
+        """
+        begun, (stdin, stdout) = time.perf_counter(), _pipes(self._process)
+        try:
+            pickle.dump((function, arguments), stdin)
+            stdin.flush()
+            failure, result, seconds = pickle.load(stdout)
+        except (OSError, ValueError, EOFError, pickle.UnpicklingError) as e:
+            raise TernarizeError(f"the process of {self._name} ended: {self._fate()}", hint=_HINT) from e
+        except BaseException:  # an interrupt: the result of this call would be taken for that of the next one
+            self._close()
+            raise
+        timing.leave_out(time.perf_counter() - begun - seconds)
+        if failure is not None:
+            raise TernarizeError(f"{self._name} failed: {failure}", hint=_HINT)
+        return result
+
+    def _fate(self) -> str:
+        if not self._close.alive:
+            return "it was interrupted"
+        code = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").split("\n")
+        told = [line for line in lines if line.strip()]
+        return f"signal {-code}" if code < 0 else told[-1][:200] if told else f"code {code}"
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _close(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    for stream in (*_pipes(process), said):
+        with contextlib.suppress(OSError):
+            stream.close()
+    process.wait()
+
+
+def serve() -> None:
+    """Answers the calls that come by stdin until it ends, and ends the process then, in the middle of a call, too."""
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no reply
+
+    def read() -> None:
+        try:
+            while True:
+                requests.put(pickle.load(sys.stdin.buffer))
+        except EOFError:
+            os._exit(0)
+        except Exception as e:
+            print(reason(e), file=sys.stderr, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        function, arguments = requests.get()
+        try:
+            begun = time.perf_counter()
+            result = function(*arguments)
+            reply = pickle.dumps((None, result, time.perf_counter() - begun))
+        except BaseException as e:  # sys.exit() too, which would wait for the thread that reads
+            reply = pickle.dumps((reason(e), None, 0.0))
+        replies.write(reply)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    serve()
