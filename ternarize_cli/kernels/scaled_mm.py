@@ -30,7 +30,7 @@ class ScaledMm:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Says what this machine lacks, an NVIDIA GPU with fp8 (Ada, Hopper or newer) or Triton; None if it has both."""
+        """Says what is missing, an NVIDIA GPU with fp8 (Ada, Hopper or newer) or Triton; None if neither is."""
         return missing((8, 9), "Ada, and has no fp8 tensor cores")
 
     def refuses(self, layer: PackedLinear) -> str | None:

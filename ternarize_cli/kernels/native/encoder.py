@@ -102,7 +102,7 @@ class NativeEncoder:
         return made
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Encodes images, float `[batch, channels, height, width]`: hidden states, float32 `[batch, patches, width]`."""
+        """Encodes images `[batch, channels, height, width]`: hidden states, float32 `[batch, patches, width]`."""
         x = self._model.embeddings(pixels)
         starts = torch.arange(len(x) + 1, dtype=torch.int32, device="cpu") * x.shape[1]
         made = x.detach().float().reshape(-1, x.shape[-1]).clone()

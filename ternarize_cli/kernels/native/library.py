@@ -239,7 +239,7 @@ class Library:
     def _refusal(self) -> FormatError:
         why = self._c.tz_why().decode()
         hint = "fetch the model again, or run it with --backend reference"
-        return FormatError(f"the native library refuses it: {why}", hint=hint)
+        return FormatError(f"the native library can't run this model: {why}", hint=hint)
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
