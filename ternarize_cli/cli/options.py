@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave alike everywhere."""
+"""Defines the options that several commands share, so that they have one name and one meaning everywhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,11 +32,11 @@ ModelArgument = Annotated[
     ),
 ]
 OutputFolder = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; see above for the default.")
+    Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder to write; default: see above.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes and no progress bars.")]
 Seed = Annotated[int, typer_option(option.SEED, "seed")]
 AllowPickle = Annotated[bool, typer_option(option.ALLOW_PICKLE, "allow_pickle")]
 Backend = Annotated[str, typer_option(option.BACKEND, "backend")]
