@@ -229,7 +229,7 @@ def test_the_help_shows_the_numbers_that_can_be_chosen_and_where_outputs_go(run:
     shown = " ".join(run("convert", "--help").stdout.split())
     assert "--activations <8|16>" in shown
     assert "--table-bits <4|8|16|32>" in shown
-    assert "Where to write; default: ./NAME-ternary." in shown
+    assert "The folder to write; default: ./NAME-ternary." in shown
 
 
 def test_an_unknown_option_is_wrong_usage(run: Run) -> None:

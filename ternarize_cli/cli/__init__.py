@@ -1,4 +1,4 @@
-"""The command line: one file per command, each parses, calls one library function, prints.
+"""Defines the command line: one file per command, which parses options, calls a library function and prints.
 
-Nothing here imports torch or transformers at the top, so that `ternarize --help` answers at once.
+No module here imports torch or transformers at its top, so that `ternarize --help` answers at once.
 """

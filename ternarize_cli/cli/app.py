@@ -1,4 +1,4 @@
-"""The application: its commands, the settings file, and what an error looks like."""
+"""Defines the application `ternarize`: registers its commands, reads the settings file, and prints errors."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 
 def _fail(failure: Failure) -> typer.Exit:
-    streams.tell("error: " + failure.message.replace("\n", "\\n"))  # names of strangers' files among them
+    streams.tell("error: " + failure.message.replace("\n", "\\n"))  # the message may name a stranger's file
     if failure.hint:
         streams.tell(f"  try: {failure.hint}")
     return typer.Exit(failure.code)
@@ -27,7 +27,7 @@ def _interrupted(error: KeyboardInterrupt) -> Failure:
 
 
 def _hide_environment(command: Any) -> None:
-    """One sentence below the help says how options are set in the environment; a line for each would drown it."""
+    """Leaves environment variables out of the help of each option: the epilog says how they are named."""
     for parameter in command.params:
         parameter.show_envvar = False
         if parameter.name == "version":
@@ -37,7 +37,10 @@ def _hide_environment(command: Any) -> None:
 
 
 class _Group(TyperGroup):
-    """Turns errors into a few lines on stderr and an exit code; TERNARIZE_DEBUG=1 shows the traceback."""
+    """Turns an exception of a command into an error and a hint on stderr and an exit code.
+
+    With TERNARIZE_DEBUG=1 the exception is raised, so that Python prints its traceback.
+    """
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -53,10 +56,10 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as e:
             raise _fail(_interrupted(e)) from e
         except Exception as e:
-            if number := signals.received():  # it fell into a library's own clean-up, which then failed
+            if number := signals.received():  # a signal came during a library's own clean-up, which then failed
                 raise _fail(_interrupted(signals.ending(number))) from e
             if isinstance(e, BrokenPipeError) and streams.is_unread(sys.stdout):
-                streams.silence(sys.stdout)  # `ternarize … | head`: the reader has seen enough, and nothing failed
+                streams.silence(sys.stdout)  # `ternarize … | head`: the reader has ended, which is no failure
                 raise typer.Exit(0) from e
             if debugging():
                 raise
@@ -82,7 +85,7 @@ def _show_version(value: bool) -> None:
 
 
 def _lists(values: dict[str, Any], command: Any) -> dict[str, Any]:
-    """A settings file may give one value to an option that takes several."""
+    """Makes a list of one value that a settings file gives to an option which takes several."""
     if hasattr(command, "commands"):
         return {name: _lists(values.get(name, {}), sub) for name, sub in command.commands.items()}
     several = {p.name for p in command.params if getattr(p, "multiple", False)}
@@ -90,7 +93,7 @@ def _lists(values: dict[str, Any], command: Any) -> dict[str, Any]:
 
 
 def _options(command: Any) -> Any:
-    """The option names of a command, or of each command of a group, as `settings.default_map` wants them."""
+    """Returns the set of a command's option names, or, for a group, a dict from each of its commands to its names."""
     if hasattr(command, "commands"):
         return {name: _options(sub) for name, sub in command.commands.items()}
     return {p.name for p in command.params if p.param_type_name == "option" and p.name not in ("help", "force")}

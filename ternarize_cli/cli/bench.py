@@ -1,4 +1,4 @@
-"""`ternarize bench`: a packed model's backends against full-precision rivals, on this machine."""
+"""Defines `ternarize bench`, which measures a packed model's backends and full-precision rivals on this machine."""
 
 import shlex
 import sys
@@ -38,32 +38,34 @@ def _bench(
     files: BenchFiles,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Measure nothing: set reports of --json beside the first of them."),
+        typer.Option("--compare", help="Measure nothing: compare reports of --json with the first of them."),
     ] = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure speed, bytes, memory and start against rivals.
+    """Measure speed, bytes, memory and start-up time against rivals.
 
-    What is timed is the transformer's forward pass (token ids or pixels to last hidden
-    state), all candidates in one process with the same threads, interleaved call by call.
-    Batches are of random tokens and full length, and with --lengths of texts, too; for an
-    image encoder they are of random images of the size that it reads. On a GPU CUDA events
-    time the same calls on the device, too. A MODEL that is not
-    packed is converted and packed in a temporary folder first.
+    Times the transformer's forward pass (token ids or pixels to last hidden states) of all
+    candidates in one process, with the same threads, interleaved call by call. Batches hold
+    random tokens without padding, and with --lengths also texts of a file; for an image
+    encoder they hold random images of the size that it reads. On a GPU, CUDA events also
+    time these calls on the device. A MODEL that is not packed is first converted and packed
+    in a temporary folder.
 
-    With --text all texts of a file are encoded: tokenised, put into batches by length, run,
-    pooled and normalised, by SentenceTransformer.encode around each candidate.
+    --text instead encodes all texts of a file with each candidate: tokenisation, batches by
+    length, forward pass, pooling and normalisation, by SentenceTransformer.encode.
 
-    With --compare, instead: ternarize bench --compare before.json after.json
+    --compare compares earlier reports: ternarize bench --compare before.json after.json
     """
     from ternarize_cli.cli.output import Output
 
     out = Output(json_mode=json, quiet=quiet)
     if compare:
         for option in files.by_option:
-            raise InputError(f"{option} writes a measurement, and --compare measures nothing", hint="--json")
+            raise InputError(
+                f"{option} writes a measurement, and --compare measures nothing", hint="--json prints the comparison"
+            )
         _compare(out, [Path(name) for name in model or ()])
         return
     if model and len(model) > 1:
@@ -89,7 +91,7 @@ def _bench(
         before, during = report.machine["others_percent_before"], report.machine["others_percent_during"]
         out.warn(
             f"the machine was busy: other processes used {before:.0f}% of a core before the measurement and "
-            f"{during:.0f}% during it; these times are not fit to be quoted"
+            f"{during:.0f}% during it; do not quote these times, and measure again on a quiet machine"
         )
 
 

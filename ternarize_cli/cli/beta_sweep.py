@@ -1,4 +1,4 @@
-"""What `ternarize inspect --beta` does."""
+"""Runs `ternarize inspect --beta`: compares ternary weights at several betas."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,16 @@ def run_sweep(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Reads and checks the files, sweeps, and prints; the arguments are the command's options."""
+    """Checks and reads the files, measures each beta, and prints tables or JSON.
+
+    Args:
+        out: prints the results.
+        model, beta, granularity, sts, images, image_limit, plot, force, allow_pickle, device, threads: the values of
+            the options of these names of `ternarize inspect`.
+
+    Raises:
+        TernarizeError: a value is invalid, or a file can't be read or written.
+    """
     from ternarize_cli.encoders.loading import model_name, pooling_note, resolve
     from ternarize_cli.evaluation.beta_sweep import parse_betas, sweep
     from ternarize_cli.evaluation.beta_sweep_figure import plot_sweep
@@ -99,7 +108,7 @@ def _print_sweep(out: Output, found: "Sweep", name: str, pairs: int) -> None:
         explained.append(f"cosine: to the original's vectors, mean over {found.encoded:,} {what}")
         if pairs:
             explained.append(f"STS: Spearman on {pairs:,} pairs")
-        explained.append("as it would be packed now: int8 activations and tables, no calibration, no training")
+        explained.append("vectors: of the packed model, without calibration and training, int8 activations and tables")
     columns = ["rule", "beta", *(headings[m] + "  " for m in found.measures)]
     out.table(f"{name}: {found.linears} linears, one scale per {found.granularity}", columns, rows)
     for line in explained:

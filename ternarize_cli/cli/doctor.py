@@ -1,4 +1,4 @@
-"""`ternarize doctor`: what this machine can run, and why a backend is unavailable."""
+"""Defines `ternarize doctor`, which shows what this machine can run, and why it can't run the other backends."""
 
 from typing import Annotated, Any
 
@@ -17,13 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def _doctor(
     backend: Annotated[
-        str | None, typer.Option("--backend", metavar="NAME", help="End with exit code 4 unless this backend can run.")
+        str | None, typer.Option("--backend", metavar="NAME", help="Exit with code 4 if this backend can't run.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what this machine can run, and why not.
+    """Show what this machine can run, and why it can't run the rest.
 
-    Versions, CPU and GPU, backends, optional extras, disk space.
+    Shows CPU, GPU, versions, disk space, optional extras and backends.
     """
     from ternarize_cli.bench.environment import examine
     from ternarize_cli.kernels import require_backend
@@ -61,7 +61,7 @@ def _show(out: Output, found: dict[str, Any]) -> None:
         elif b["name"] == "bitblas" and (note := BitBlas().note()) is not None:
             out.text(note)
     if sets := found["native_instruction_sets"]:
-        others = f"; TERNARIZE_NATIVE_ISA={'|'.join(sets[1:])} makes it use another" if sets[1:] else ""
+        others = f"; TERNARIZE_NATIVE_ISA={'|'.join(sets[1:])} chooses another one" if sets[1:] else ""
         out.text(f"native uses the instruction set {sets[0]}{others}")
 
 

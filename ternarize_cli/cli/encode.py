@@ -1,4 +1,4 @@
-"""`ternarize encode`: texts or images in, vectors out."""
+"""Defines `ternarize encode`, which reads texts or images and writes their vectors."""
 
 import dataclasses
 import sys
@@ -20,7 +20,7 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command to `app`."""
     app.command("encode")(derived(_encode))
 
 
@@ -31,22 +31,22 @@ def _encode(
         typer.Argument(
             metavar="[INPUT|-]",
             help="One text per line, or JSONL with `text`; - is stdin. For a model that reads images: a folder of "
-            "them, or an IDX or Parquet file.",
+            "images, or an IDX or Parquet file.",
         ),
     ] = "-",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to write; default: stdout, as JSONL."),
+        typer.Option("--output", "-o", metavar="FILE|DIR", help="The file or folder to write; default: stdout, JSONL."),
     ] = None,
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="npy|jsonl|parquet", help="Default: by the suffix of FILE; of shards: parquet."
+            "--format", metavar="npy|jsonl|parquet", help="Default: by the suffix of FILE; for shards: parquet."
         ),
     ] = None,
     shards: Annotated[
         bool,
-        typer.Option("--shards", help="Write numbered shards into a folder; the same command again goes on there."),
+        typer.Option("--shards", help="Write numbered shards into a folder; repeating the command continues it."),
     ] = False,
     *,
     shard_options: ShardOptions,
@@ -58,10 +58,10 @@ def _encode(
 ) -> None:
     """Encode texts or images with any model.
 
-    Vectors go to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Everything is
-    read and written in chunks, in order, so a stream of any length works, and a slow one
-    is answered as it comes. With --shards they go to a folder of numbered shards, as
-    documents to search (`index build DIR`), from any number of jobs.
+    Writes vectors to a .npy, .jsonl or .parquet file, or as JSONL to stdout. Input is read
+    and written in chunks, in order, so it may be of any length, and the lines of a slow
+    stream are encoded as they come. --shards writes a folder of numbered shards instead,
+    which several jobs can share, and from which `index build DIR` makes an index.
     """
     from ternarize_cli.storage import files
     from ternarize_cli.vectors.session import encode, encode_shards
@@ -70,15 +70,17 @@ def _encode(
     out = Output(json_mode=json, quiet=quiet)
     if shards or shard_options.shard is not None:
         if force:
-            raise InputError("there is nothing to force: shards that have changed are done again", hint="no --force")
+            raise InputError(
+                "there is nothing to force: --shards encodes changed shards again anyway", hint="leave --force out"
+            )
         if output is None:
-            raise InputError("shards need a folder", hint="-o DIR")
+            raise InputError("--shards needs a folder to write", hint="-o DIR")
         how = dataclasses.replace(shard_options, format=format or "parquet")
         sharding = encode_shards(model, source, output, how, options, skip_bad=skip_bad, track=out.track)
         _show_shards(out, sharding, output)
         return
     if shard_options != ShardOptions():
-        raise InputError("--shard-size, --dtype, --engine and --workers are of shards", hint="--shards -o DIR")
+        raise InputError("--shard-size, --dtype, --engine and --workers need --shards", hint="--shards -o DIR")
     if output is not None:
         files.check_output(output, force=force, folder=False)
     elif json:
@@ -115,7 +117,7 @@ def _show_shards(out: Output, report: "ShardingReport", output: Path) -> None:
             out.warn(text)
     work, (job, jobs) = report.work, report.part
     of = f" of job {job}/{jobs}" if jobs > 1 else ""
-    there = f"; {work.reused} were there already" if work.reused else ""
+    there = f"; {work.reused} were done before" if work.reused else ""
     out.note(
         f"{counted(work.shards, 'shard')}{of}, {counted(work.rows, 'vector')} in {duration(report.seconds)} "
         f"({work.rows / max(report.seconds, 1e-9):,.0f}/s) → {output}{there}"

@@ -1,4 +1,4 @@
-"""`ternarize eval`: scores on tasks, alone or against a teacher and rivals."""
+"""Defines `ternarize eval`, which scores a model on tasks, alone or against a teacher and rivals."""
 
 import dataclasses
 import shlex
@@ -16,7 +16,7 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command to `app`."""
     app.command("eval")(derived(_evaluate))
 
 
@@ -28,9 +28,9 @@ def _evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a model on your files, and what it kept.
+    """Score a model on your files, and measure what it kept.
 
-    The metrics are MTEB's. --against sets the scores beside those of the full-precision model, with 95% intervals.
+    The metrics are MTEB's. --against compares the scores with those of the full-precision model, with 95% intervals.
     """
     from ternarize_cli import evaluate
     from ternarize_cli.cli.evaluation_output import payload, show

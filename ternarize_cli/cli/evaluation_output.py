@@ -1,4 +1,4 @@
-"""What `ternarize eval` prints: tables of scores and of the diagnosis, and the same as one JSON object."""
+"""Prints the results of `ternarize eval` as tables of scores and of the diagnosis, or as one JSON object."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ _WIDEST = 4
 
 
 def show(out: Output, report: "EvaluationReport") -> None:
-    """Prints an evaluation."""
+    """Prints an evaluation: tables on stdout, warnings and notes on stderr."""
     comparison = report.comparison
     if comparison.teacher is None and len(comparison.students) == 1:
         _print_scores(out, comparison)
@@ -31,7 +31,7 @@ def show(out: Output, report: "EvaluationReport") -> None:
             out.warn(f"{gap.task}: {gap.reason}; {gap.how}")
     for t in comparison.tasks[0]:
         if comparison.teacher is not None and t.retention is None:
-            out.warn(f"{t.task}: the teacher scores {_number(t.teacher)}, so there is no retention to speak of")
+            out.warn(f"{t.task}: the teacher scores {_number(t.teacher)}, so retention is undefined")
     if report.diagnosis is not None:
         _print_diagnosis(out, report.diagnosis)
 
@@ -79,7 +79,7 @@ def _print_pair(out: Output, comparison: "Comparison") -> None:
 
 
 def _print_several(out: Output, comparison: "Comparison") -> None:
-    """A line for each model: what it keeps of each task (up to four), and of all."""
+    """Prints a line for each model: how much of the teacher's score it keeps, for up to four tasks and in the mean."""
     teacher = comparison.teacher
     names = [t.task for t in comparison.tasks[0]]
     names = names if len(names) <= _WIDEST else []
@@ -138,7 +138,13 @@ def _costs(evaluation: "Evaluation") -> tuple[str, str]:
 
 
 def payload(report: "EvaluationReport", data: dict[str, str], seed: int) -> dict[str, Any]:
-    """An evaluation for --json; `data`: task → sha256 of its data."""
+    """Makes the JSON object of an evaluation.
+
+    Args:
+        report: the evaluation.
+        data: for each task the sha256 of its data.
+        seed: the seed of everything random.
+    """
     comparison = report.comparison
     students = [
         {

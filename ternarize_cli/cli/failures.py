@@ -1,4 +1,4 @@
-"""What an exception says to the user: a sentence, the next thing to try, and the exit code."""
+"""Explains exceptions to the user: with a sentence, the next thing to try, and an exit code."""
 
 import errno
 import os
@@ -23,7 +23,13 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTD
 
 
 class Failure(NamedTuple):
-    """How a command ends."""
+    """Describes how a command fails.
+
+    Attributes:
+        message: what went wrong.
+        hint: the next thing to try; None if there is no advice.
+        code: the exit code.
+    """
 
     message: str
     hint: str | None
@@ -31,28 +37,28 @@ class Failure(NamedTuple):
 
 
 def debugging() -> bool:
-    """Whether tracebacks are wanted: TERNARIZE_DEBUG=1."""
+    """Returns whether errors are shown with a traceback: TERNARIZE_DEBUG is set and not 0."""
     return os.environ.get("TERNARIZE_DEBUG", "") not in ("", "0")
 
 
 def explained(error: Exception) -> Failure:
-    """The failure that an exception means, whatever library raised it."""
+    """Makes the message, hint and exit code for an exception of ternarize, of Python or of any library."""
     if isinstance(error, TernarizeError):
         return Failure(str(error), error.hint, error.exit_code)
     texts = [f"{type(e).__name__}: {e}".lower() for e in _chain(error)]
     if any(_NO_FILES in text for text in texts):
         return Failure(f"too many open files: {_limit()}", "ulimit -n 1024, and run it again", 1)
     if any("outofmemoryerror" in text or "cuda out of memory" in text for text in texts):
-        return Failure("the memory of the GPU is full", "a smaller --batch-size, or --device cpu", 1)
+        return Failure("the memory of the GPU is full", "use a smaller --batch-size, or --device cpu", 1)
     if any(isinstance(e, MemoryError) for e in _chain(error)) or any(n in t for n in _NO_MEMORY for t in texts):
         return Failure(
             "there is not enough memory",
-            "a smaller --batch-size, fewer --threads or --calibration-tokens, or a machine with more",
+            "use a smaller --batch-size, fewer --threads or --calibration-tokens, or a machine with more memory",
             1,
         )
     if isinstance(error, UnicodeEncodeError):
         return Failure(
-            f"{error.object[:200]!a} can't be written: it has characters that {error.encoding} has not",
+            f"{error.object[:200]!a} can't be written: it has characters that {error.encoding} lacks",
             "rename the file so that its name is UTF-8, or set PYTHONUTF8=1",
             1,
         )
@@ -64,12 +70,12 @@ def explained(error: Exception) -> Failure:
     if strange:
         return Failure(
             f"the name {strange[0]!a} is not UTF-8, and a library can't work with it: {text[:100]}",
-            "rename it, or give a link to it with another name",
+            "rename the file, or pass a link to it that has a UTF-8 name",
             2,
         )
     return Failure(
         f"unexpected {type(error).__name__}: {text[:300]}",
-        "run again with TERNARIZE_DEBUG=1 for the traceback, and report it",
+        "run the command again with TERNARIZE_DEBUG=1, and report the traceback",
         1,
     )
 
@@ -78,7 +84,7 @@ def _next_thing(error: OSError) -> str | None:
     if error.errno == errno.ENOSPC:
         return "free some space or write elsewhere"
     if error.errno in _UNWRITABLE and (".cache" in str(error.filename) or error.filename == os.path.expanduser("~")):
-        return "set MTEB_CACHE, HF_HOME and TERNARIZE_CACHE to folders that can be written"
+        return "set MTEB_CACHE, HF_HOME and TERNARIZE_CACHE to folders that you can write to"
     return None
 
 
@@ -91,7 +97,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what led to it."""
+    """Yields an exception, its cause, the cause's cause, and so on."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

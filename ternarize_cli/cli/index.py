@@ -1,4 +1,4 @@
-"""`ternarize index build | info`; the group's other commands are in the modules `index_*`."""
+"""Defines `ternarize index build` and `info`; the group's other commands are in the modules `index_*`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the group of commands."""
+    """Adds the group of commands to `app`."""
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Encode a corpus, index it with FAISS, and search it."
     )
@@ -38,8 +38,8 @@ def _build(
         str,
         typer.Argument(
             metavar="CORPUS|DIR",
-            help="One text per line, JSONL with `text`, Parquet, or a folder of them; - is stdin; images, for a model "
-            "that reads them; a dataset's hub id. Or vectors that `encode --shards` wrote.",
+            help="Texts: a file with one per line, JSONL with `text`, Parquet, a folder of such files, or - for stdin; "
+            "images, for a model that reads them; a dataset's hub id; or vectors that `encode --shards` wrote.",
         ),
     ],
     model: Annotated[
@@ -53,7 +53,7 @@ def _build(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode a corpus and write an index folder; default output: CORPUS's name with -index."""
+    """Encode a corpus and write an index folder, by default ./CORPUS-index."""
     from ternarize_cli.cli.output import Output, counted, megabytes
     from ternarize_cli.errors import InputError
     from ternarize_cli.storage import files
@@ -69,7 +69,7 @@ def _build(
 
     report = build_index(corpus, output, model=model, options=options, encoder=encoder, force=force, track=out.track)
     if report.discarded:
-        out.note("the unfinished work was of another model or shard size; it was not used")
+        out.note("earlier unfinished work was of another model or shard size, and was discarded")
     if report.skipped.summary:
         out.warn(report.skipped.summary)
     if report.note:
@@ -81,7 +81,7 @@ def _build(
     out.text(
         f"{output}: {counted(made.count, made.kind)}, {made.factory} index of {made.dim} dimensions, "
         f"{megabytes(size)}"
-        + (f"; {report.reused} of {counted(report.shards, 'shard')} there already" if options.resume else "")
+        + (f"; {report.reused} of {counted(report.shards, 'shard')} done before" if options.resume else "")
     )
     tunable = report.info.factory != "Flat" and report.info.count > 1
     ask = '"your query"' if report.info.kind == "text" else "--image FILE"
@@ -92,7 +92,7 @@ def _build(
 
 
 def _info(index: Index, json: Json = False) -> None:
-    """Show what an index was made of, and check that its files are whole."""
+    """Show what an index was made from, and check that its files are whole."""
     from ternarize_cli.cli.output import Output, megabytes
     from ternarize_cli.index.search import check_index
 

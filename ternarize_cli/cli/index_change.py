@@ -1,4 +1,4 @@
-"""`ternarize index add | delete | compact`."""
+"""Defines `ternarize index add`, `delete` and `compact`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,14 +23,15 @@ def add(
         str,
         typer.Argument(
             metavar="CORPUS|DIR",
-            help="As `index build` reads it, or vectors of the same model; texts without ids are called FILE:LINE.",
+            help="Documents in any form that `index build` reads, or vectors of the index's model; texts without ids "
+            "get the ids FILE:LINE.",
         ),
     ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The index's own model, if it moved.")
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The index's own model, if it has moved.")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Documents whose ids are there already take the place of those.")
+        bool, typer.Option("--replace", help="Replace documents of the index that have the id of a new one.")
     ] = False,
     skip_bad: SkipBad = False,
     *,
@@ -38,7 +39,7 @@ def add(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode documents and add them to an index. A kill leaves the index as it was."""
+    """Encode documents and add them to an index. If the command is killed, the index stays as it was."""
     from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.index.add import add_documents
     from ternarize_cli.vectors.vector_folder import RECORD
@@ -60,7 +61,7 @@ def add(
         out.warn(report.skipped.summary)
     if report.truncation:
         out.warn(report.truncation)
-    again = f", {report.replaced} of them in place of others" if report.replaced else ""
+    again = f", of which {report.replaced} replaced others" if report.replaced else ""
     out.text(f"{index}: {counted(report.added, 'document')} added{again}; {report.info.live} in all")
     _hint(out, index, report)
     out.result(_payload(index, report))
@@ -71,13 +72,13 @@ def delete(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")] = None,
     ids_from: Annotated[
         list[str] | None,
-        typer.Option("--ids", metavar="FILE|-", help="A file of ids, one per line; - is stdin; again for more."),
+        typer.Option("--ids", metavar="FILE|-", help="A file of ids, one per line; - is stdin; repeatable."),
     ] = None,
-    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ids that are not there are no error.")] = False,
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ignore ids that the index does not have.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Delete documents: searches no longer find them. `index compact` takes them out of the files."""
+    """Delete documents: searches no longer find them. `index compact` removes them from the files."""
     from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.errors import InputError
     from ternarize_cli.index.change import delete_documents
@@ -86,27 +87,27 @@ def delete(
     out = Output(json_mode=json, quiet=quiet)
     wanted = [*(ids or []), *read_ids(ids_from or [])]
     if not wanted:
-        raise InputError("there are no ids", hint=f"ternarize index delete {index} ID..., or --ids FILE")
+        raise InputError("no ids were given", hint=f"ternarize index delete {index} ID..., or --ids FILE")
     report = delete_documents(index, wanted, missing_ok=missing_ok)
-    missing = f"; {report.missing} ids were not there" if report.missing else ""
+    missing = f"; {report.missing} ids were not in the index" if report.missing else ""
     out.text(f"{index}: {counted(report.deleted, 'document')} deleted{missing}; {report.info.live} are left")
     _hint(out, index, report)
     out.result(_payload(index, report))
 
 
 def compact(index: Index, threads: Threads = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Take deleted documents out of an index's files. A graph (hnsw) is built anew, others are copied."""
+    """Remove deleted documents from an index's files. A graph (hnsw) is built anew, other kinds are copied."""
     from ternarize_cli.cli.output import Output
     from ternarize_cli.index.change import compact_index
 
     out = Output(json_mode=json, quiet=quiet)
     report = compact_index(index, threads=threads)
-    out.text(f"{index}: {report.deleted} deleted documents taken out; {report.info.live} are left")
+    out.text(f"{index}: {report.deleted} deleted documents removed; {report.info.live} are left")
     out.result(_payload(index, report))
 
 
 def _hint(out: "Output", index: Path, report: "ChangeReport") -> None:
-    """Says when a good part of the index is dead."""
+    """Proposes to compact an index of which more than a quarter of the rows are deleted."""
     if report.info.deleted > _MANY * report.info.count and report.info.live:
         out.hint(f"ternarize index compact {index}: {report.info.deleted} of {report.info.count} rows are deleted")
 

@@ -1,4 +1,4 @@
-"""Options that the commands of `ternarize index` share."""
+"""Defines the options that several commands of `ternarize index` share."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +16,14 @@ Index = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `ind
 
 
 def refuse_unused(corpus: str, given: Mapping[str, object]) -> None:
-    """Checks that no flag of encoding is given where the corpus is vectors.
+    """Checks that no option of encoding is given for a corpus of vectors, where nothing is encoded.
 
     Args:
-        corpus: as it was typed.
-        given: flag → what it was set to; it was not given if that is None or False.
+        corpus: the corpus as the user typed it.
+        given: the value of each flag; None or False if the flag was not given.
 
     Raises:
-        InputError: one is given.
+        InputError: a flag was given.
     """
     from ternarize_cli.errors import InputError
 

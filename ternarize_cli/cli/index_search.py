@@ -1,4 +1,4 @@
-"""`ternarize index search`."""
+"""Defines `ternarize index search`, which answers queries from an index."""
 
 from typing import Annotated
 
@@ -16,19 +16,21 @@ def search(
     query: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="What to look for.")] = None,
     queries: Annotated[
         str | None,
-        typer.Option("--queries", metavar="FILE|-", help="Queries from a file of lines or JSONL, or stdin."),
+        typer.Option("--queries", metavar="FILE|-", help="A file of queries, one per line or JSONL; - is stdin."),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="FILE|DIR", help="Images to look for, in an index of images; again for more."),
+        typer.Option("--image", metavar="FILE|DIR", help="Images to look for, in an index of images; repeatable."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1_000_000, help="Answers per query.")] = 10,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="The index's own model elsewhere, or a student of it."),
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="The index's own model, if it has moved, or a student of that model."
+        ),
     ] = None,
     asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="Encode queries with --model, whatever it is.")
+        bool, typer.Option("--asymmetric", help="Encode queries with --model, even if it is another model.")
     ] = False,
     *,
     options: SearchOptions,
@@ -78,7 +80,7 @@ def search(
 
 
 def _printable(text: str) -> str:
-    """Text without what would steer a terminal."""
+    """Escapes characters that are not printable, which could steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""`ternarize index tune | compare`: what indexes find, and how fast."""
+"""Defines `ternarize index tune` and `compare`, which measure what indexes find, and how fast."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +15,14 @@ def tune(
     index: Index,
     recall: Annotated[float, typer.Option("--recall", min=0, max=1, help="Recall@k to reach.")] = 0.95,
     k: Annotated[int, typer.Option("-k", min=1, max=MANY, help="Neighbours per query.")] = 10,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the index as it is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but don't change the index.")] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw recall over speed.")] = None,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure recall and speed at all settings, and store the fastest that finds enough."""
+    """Measure recall and speed at all settings, and store the fastest that reaches --recall."""
     from ternarize_cli.cli.output import Output, counted
     from ternarize_cli.measuring import figures
 
@@ -92,8 +92,8 @@ def compare(
 ) -> None:
     """Compare teacher and student on every kind of index.
 
-    Exact search, IVF, LSH, HNSW, PQ and RaBitQ: precision, nDCG, recall, milliseconds and
-    bytes; also with the student's queries against the teacher's documents.
+    Measures precision, nDCG, recall, milliseconds and bytes for exact search, IVF, LSH, HNSW,
+    PQ and RaBitQ; also for the student's queries against the teacher's documents.
     """
     import dataclasses
 
@@ -125,7 +125,7 @@ def compare(
         )
         for row in report.rows
     ]
-    out.table("searching", columns, rows, caption="recall: of what exact search finds among the same vectors")
+    out.table("searching", columns, rows, caption="recall: share of what exact search finds in these vectors")
     out.result(dataclasses.asdict(report))
 
 

@@ -1,4 +1,4 @@
-"""`ternarize inspect`."""
+"""Defines `ternarize inspect`, which shows what a model is made of."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +26,9 @@ def _inspect(
     ] = None,
     beta: Annotated[
         str | None,
-        typer.Option("--beta", metavar="B,B,…", help="Try absmean at these betas, and optimal. Full precision only."),
+        typer.Option(
+            "--beta", metavar="B,B,…", help="Try absmean at these betas, and optimal, on a full-precision MODEL."
+        ),
     ] = None,
     granularity: Annotated[
         str | None,
@@ -35,7 +37,9 @@ def _inspect(
     sts: Annotated[
         Path | None,
         typer.Option(
-            "--sts", metavar="FILE", help="With --beta: CSV sentence 1,sentence 2,score; adds cosine and Spearman."
+            "--sts",
+            metavar="FILE",
+            help="With --beta: a CSV file of sentence 1, sentence 2, score; adds cosine and Spearman.",
         ),
     ] = None,
     images: Annotated[
@@ -43,7 +47,7 @@ def _inspect(
         typer.Option("--images", metavar="PATH", help="With --beta: images (a folder, IDX, Parquet); adds the cosine."),
     ] = None,
     image_limit: Annotated[
-        int, typer.Option("--image-limit", min=1, max=MANY, help="Images used at most, the first ones.")
+        int, typer.Option("--image-limit", min=1, max=MANY, help="With --images: use only the first so many images.")
     ] = 256,
     force: Force = False,
     allow_pickle: AllowPickle = False,
@@ -52,11 +56,11 @@ def _inspect(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a model is, and what is in it.
+    """Show what a model is, and what is in it.
 
-    Shows its stage, scheme and source, and every linear and embedding with its bytes,
-    zeros, scales and error. With --beta, shows instead what each beta of the paper's
-    rule would make of a full-precision model; no model is written.
+    Shows stage, scheme and source of a model, and every linear and embedding with its bytes,
+    zeros, scales and error. --beta shows instead what each beta of the paper's rule would
+    make of a full-precision model; no model is written.
     """
     from ternarize_cli.errors import InputError
 
@@ -69,9 +73,11 @@ def _inspect(
         _show(out, model, histogram, plot, force, allow_pickle)
         return
     if histogram:
-        raise InputError("--histogram shows a model as it is, --beta what it would become", hint="--beta … --plot FILE")
+        raise InputError(
+            "--histogram shows the model itself, and --beta what it would become", hint="--beta … --plot FILE"
+        )
     if sts is not None and images is not None:
-        raise InputError("--sts and --images together: a model reads one or the other", hint="leave one away")
+        raise InputError("--sts and --images exclude each other: a model reads texts or images", hint="give one only")
     from ternarize_cli.cli.beta_sweep import run_sweep
 
     run_sweep(
@@ -132,7 +138,7 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
 
 
 def _modules(out: Output, found: "Inspection") -> None:
-    """Linears with what is known of them, then tables and what stays as it is; fewer columns in a narrow terminal."""
+    """Prints a table of linears, and one of all other modules; with fewer columns if the terminal is narrow."""
     import shutil
     import sys
 
@@ -158,7 +164,7 @@ def _modules(out: Output, found: "Inspection") -> None:
     if found.stage == "latent":
         caption = "error: ‖W − s·c‖ / ‖W‖, against the checkpoint's own latent weights"
         if found.artifact is not None and found.artifact.calibration is not None:
-            caption += ", which calibration has moved"
+            caption += ", which calibration has changed"
     kind = found.artifact.scheme.levels if found.artifact else "full-precision"
     rows = [[cell(m) for cell in columns.values()] for m in linears]
     out.table(f"{len(linears)} {kind} linears", list(columns), rows, caption=caption)
@@ -217,5 +223,5 @@ def _figure(out: Output, title: str, lines: list[str]) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command to `app`."""
     app.command("inspect")(_inspect)

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave alike everywhere."""
+"""Defines the options that several commands share, so that they have one name and one meaning everywhere."""
 
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ ModelArgument = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes and no progress bars.")]
 Seed = Annotated[int, typer_option(option.SEED, "seed")]
 AllowPickle = Annotated[bool, typer_option(option.ALLOW_PICKLE, "allow_pickle")]
 Backend = Annotated[str, typer_option(option.BACKEND, "backend")]
@@ -47,4 +47,4 @@ def output_folder(default: str) -> Any:
     Args:
         default: what the folder is called if none is given, for the help.
     """
-    return typer.Option("--output", "-o", metavar="DIR", help=f"Where to write; default: {default}.")
+    return typer.Option("--output", "-o", metavar="DIR", help=f"The folder to write; default: {default}.")

@@ -1,7 +1,7 @@
-"""The one object through which every command speaks.
+"""Prints the output of every command through one class.
 
-Data goes to stdout, everything else to stderr. In JSON mode stdout carries exactly one object; in quiet mode notes
-and bars are silent, results and warnings are not.
+Results go to stdout, everything else to stderr. In JSON mode stdout carries exactly one object. In quiet mode there are
+no notes, hints and progress bars, but results and warnings.
 """
 
 import json
@@ -20,26 +20,26 @@ T = TypeVar("T")
 
 
 def megabytes(count: float) -> str:
-    """`15400000` → `15.40 MB` (10^6 bytes, as disks and model cards count)."""
+    """Writes a number of bytes in MB of 10^6 bytes, as disks and model cards do, or in GB: `15.40 MB`."""
     return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 shard`, `1,200 shards`."""
+    """Writes a count with its noun, in the plural unless the count is 1: `1 shard`, `1,200 shards`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """`4.1 s`, and from a minute and a half on `2.5 minutes`."""
+    """Writes a duration as `4.1 s`, and from 90 seconds on as `2.5 minutes`."""
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
 
 
 class Output:
-    """Human, JSON and quiet modes of a command.
+    """Prints what a command has to say, in human, JSON or quiet mode.
 
     Args:
-        json_mode: print the result as one JSON object on stdout.
-        quiet: no notes, hints or progress bars.
+        json_mode: print the result as one JSON object on stdout, and no tables or text.
+        quiet: print no notes, hints or progress bars.
     """
 
     def __init__(self, *, json_mode: bool = False, quiet: bool = False) -> None:
@@ -47,20 +47,20 @@ class Output:
         self.quiet = quiet
 
     def note(self, text: str) -> None:
-        """A line on stderr about what is going on."""
+        """Prints a line on stderr about what is going on, unless in quiet mode."""
         if not self.quiet:
             tell(text)
 
     def hint(self, text: str) -> None:
-        """What the user may want to do next, on stderr."""
+        """Prints on stderr what the user may want to do next, unless in quiet mode."""
         self.note(f"hint: {text}")
 
     def warn(self, text: str) -> None:
-        """Something the user must know, on stderr, in every mode."""
+        """Prints a warning on stderr, in every mode."""
         tell(f"warning: {text}")
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
-        """A table on stdout; the first column is left-aligned, the others right-aligned. Silent in JSON mode."""
+        """Prints a table on stdout, unless in JSON mode; the first column is left-aligned, the others right-aligned."""
         if self.json_mode:
             return
         from rich import box
@@ -69,7 +69,7 @@ class Output:
 
         class Paper(Console):
             def on_broken_pipe(self) -> None:
-                raise BrokenPipeError  # the application knows what to do
+                raise BrokenPipeError  # `app` ends the command quietly
 
         table = Table(
             caption=caption or None,
@@ -85,12 +85,12 @@ class Output:
         console.print(table)
 
     def text(self, text: str) -> None:
-        """A line of the result on stdout. Silent in JSON mode."""
+        """Prints a line of the result on stdout, unless in JSON mode."""
         if not self.json_mode:
             print(visible(text))
 
     def result(self, payload: dict[str, Any]) -> None:
-        """The machine-readable result: printed in JSON mode only."""
+        """Prints the result as one JSON object on stdout, in JSON mode only."""
         if self.json_mode:
             values = {"schema_version": SCHEMA_VERSION, **payload}
             text = json.dumps(values, ensure_ascii=False, allow_nan=False)
@@ -101,7 +101,13 @@ class Output:
             print(text)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """A progress bar on stderr for `items`, drawn on a terminal once two seconds have passed."""
+        """Yields `items`; on a terminal, draws a progress bar on stderr once two seconds have passed.
+
+        Args:
+            items: the items to yield.
+            description: the text beside the bar.
+            total: number of items; None takes the length of `items`, if it has one.
+        """
         if self.quiet or not sys.stderr.isatty():
             yield from items
             return
@@ -118,7 +124,7 @@ class Output:
         from rich.text import Text
 
         class Rate(ProgressColumn):
-            """Items a second, which says how fast it goes where it can't be said how far."""
+            """Shows the items per second, also if the total is unknown."""
 
             def render(self, task: Task) -> Text:
                 return Text(f"{task.speed:,.0f}/s" if task.speed else "")
@@ -149,7 +155,10 @@ class Output:
 
     @contextmanager
     def meter(self, description: str) -> Iterator[Callable[[float, str], None]]:
-        """Yields `update(done, text)`, `done` from 0 to 1: a bar on a terminal, a line every 30 seconds elsewhere."""
+        """Yields a function `update(done, text)` that shows progress; `done` goes from 0 to 1.
+
+        It draws a bar on a terminal, and otherwise prints a line every 30 seconds.
+        """
         if self.quiet or not sys.stderr.isatty():
             last = time.monotonic()
 
@@ -176,7 +185,7 @@ class Output:
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """A spinner on stderr while the body runs; a plain line where there is no terminal."""
+        """Shows a spinner on stderr while the body runs, or prints one line if stderr is no terminal."""
         if self.quiet or not sys.stderr.isatty():
             self.note(f"{text} …")
             yield

@@ -1,4 +1,4 @@
-"""`ternarize pack`."""
+"""Defines `ternarize pack`, which turns a ternary checkpoint into a packed model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def _pack(
     output: Annotated[Path | None, output_folder("./NAME-packed")] = None,
     codec: Annotated[
         str | None,
-        typer.Option(help="How codes lie in bytes. Ternary: 2bit (default) or base3 (1.6 bits); others have one."),
+        typer.Option(help="Packing of codes. Ternary: 2bit (default) or base3 (1.6 bits); other levels have one each."),
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -57,5 +57,5 @@ def _pack(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command to `app`."""
     app.command("pack")(_pack)

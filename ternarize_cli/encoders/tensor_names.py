@@ -1,8 +1,8 @@
 """Maps the names of tensors in a file to their names in the model, and splits tensors that a file fuses.
 
 A file may have a `bert.` prefix, `gamma` for `weight`, or other names for attention blocks. `names_in_model` maps names
-as transformers does when it loads a model. So artifacts keep the source's names, and every version of transformers that
-reads the source reads the artifact.
+as transformers does when it loads a model. Artifacts can therefore keep the source's names, and every version of
+transformers that reads the source reads the artifact.
 
 Some checkpoints store several tensors of the model as one (NomicBERT's `attn.Wqkv`, DINOv2-giant's `mlp.weights_in`).
 transformers splits them when it loads; `split_fused` splits them before the conversion, so that each linear has its own
@@ -24,9 +24,12 @@ def names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
     """Maps tensor names of a file to names in a model's state dict; names that the model has no place for are left out.
 
     Args:
-        model: a transformers model (the meta device is enough), whose names are mapped as transformers does, or any
-            other module, whose names are those of the file.
-        keys: names in the file. `X.weight_scale` is mapped as `X.weight` is.
+        model: a transformers model (the meta device is enough), for which names are mapped as transformers does; or any
+            other module, for which names stay as they are.
+        keys: names in the file. `X.weight_scale` is mapped like `X.weight`.
+
+    Returns:
+        A dict from the name in the file to the name in the state dict.
     """
     rename = _renaming(model)
     found = {}
@@ -39,7 +42,7 @@ def names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _renaming(model: Any) -> Callable[[str], str | None]:
-    """Makes a function from a name in a file to the name in a model; it gives None if the model has no such place."""
+    """Makes a function that maps a tensor's name in a file to its name in the model; None if the model lacks it."""
     from transformers import PreTrainedModel
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -60,14 +63,15 @@ def _renaming(model: Any) -> Callable[[str], str | None]:
 
 
 def split_fused(model: Any, shards: Iterable[WeightShard]) -> list[WeightShard]:
-    """Splits the fused tensors of `shards` into the pieces that transformers would make of them when it loads.
+    """Wraps shards so that a tensor which the file fuses reads as the pieces that transformers would split it into.
 
     Args:
         model: the encoder (the meta device is enough).
         shards: shards of a full-precision source; an artifact holds no fused tensors.
 
     Raises:
-        CheckpointError: transformers rebuilds a tensor in a way that is no cut into equal pieces.
+        CheckpointError: transformers rebuilds a tensor in another way than by cutting it into equal pieces, or the
+            model has no place for a piece.
     """
     from transformers import PreTrainedModel
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -100,7 +104,11 @@ def split_fused(model: Any, shards: Iterable[WeightShard]) -> list[WeightShard]:
 
 
 def _cut(key: str, converter: Any) -> int:
-    """Finds the dimension along which a converter of transformers cuts a tensor into equal pieces."""
+    """Finds the dimension along which a converter of transformers cuts the tensor `key` into equal pieces.
+
+    Raises:
+        CheckpointError: the converter does anything else.
+    """
     from transformers.core_model_loading import Chunk
 
     operations: list[Any] = converter.operations

@@ -1,4 +1,4 @@
-"""The plug-in with which transformers and sentence-transformers open ternary checkpoints and packed models.
+"""Lets transformers and sentence-transformers open ternary checkpoints and packed models.
 
     import ternarize_cli.hf
     model = AutoModel.from_pretrained("MiniLM-packed")            # or SentenceTransformer("MiniLM-packed")
@@ -38,10 +38,13 @@ __all__ = ["TernarizeConfig", "TernarizeQuantizer", "quiet_libraries"]
 
 @register_quantization_config(METHOD)
 class TernarizeConfig(QuantizationConfigMixin):
-    """An artifact's `quantization_config` as a config of transformers; `artifact` holds it parsed.
+    """Presents an artifact's `quantization_config` to transformers.
+
+    Attributes:
+        artifact: the parsed description.
 
     Raises:
-        FormatError: the description breaks the format.
+        FormatError: the description lacks a field, or a field has a value that the format does not allow.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -50,16 +53,16 @@ class TernarizeConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Makes the config from the dict in config.json."""
+        """Makes the config from the dict in config.json, as transformers calls it."""
         config = cls(**config_dict)
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """Makes the dict for config.json, without a digest: saving writes other bytes than packing did."""
+        """Makes the dict for config.json, without a digest, since `save_pretrained` writes other bytes than `pack`."""
         return self.artifact.to_dict()
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Makes the complete dict, where transformers would leave out default values."""
+        """Makes the dict for config.json with default values too, which transformers would otherwise leave out."""
         return self.to_dict()
 
 
@@ -94,17 +97,17 @@ class TernarizeQuantizer(HfQuantizer):
         return module_replacement.dequantize(model).to(dtype or torch.float32)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether `save_pretrained` can write the model: always, as an artifact."""
+        """Returns True: `save_pretrained` writes the model as an artifact."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the model can be trained: a ternary checkpoint can, a packed model can't."""
+        """Whether the model can be trained: True for a ternary checkpoint, False for a packed model."""
         return self.artifact.stage == "latent"
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Whether training is quantisation-aware, as it is for a ternary checkpoint."""
+        """Whether the model is trained with quantisation: True for a ternary checkpoint, False for a packed model."""
         return self.is_trainable
 
 
@@ -112,8 +115,8 @@ def _check_before_loading(paths: list[Path], artifact: Artifact) -> None:
     """Checks the folder that an artifact is loaded from, and a packed model's digest.
 
     Raises:
-        CheckpointError: a file asks for something that a folder may not ask for (`folder_check.check_folder`), or
-            differs from the digest (`integrity.verify`), or a weights file is a pickle.
+        CheckpointError: a config asks for something that no folder may ask for (`folder_check.check_folder`).
+        FormatError: a packed model does not match its digest, or a weights file is no safetensors file.
     """
     for path in paths:
         if path.suffix != ".safetensors":
@@ -125,7 +128,11 @@ def _check_before_loading(paths: list[Path], artifact: Artifact) -> None:
 
 
 def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
-    """Checks a model that was loaded from an artifact.
+    """Checks the values of a model that was loaded from an artifact.
+
+    Args:
+        model: the loaded model, or one of its parts.
+        prefix: what messages put before the names of tensors.
 
     Raises:
         FormatError: a code is invalid, a scale is negative, or a value is not finite; the message names the tensor.
@@ -141,7 +148,7 @@ def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
 
 
 def _extend_dense() -> None:
-    """Teaches sentence-transformers' Dense to load and save modules that are artifacts; does so once."""
+    """Extends sentence-transformers' Dense, once in a process, to load and save modules with ternary linears."""
     from sentence_transformers.base.modules import Dense as DenseModule
 
     Dense: Any = DenseModule  # its methods are replaced

@@ -1,4 +1,4 @@
-"""Recognises image encoders, and chooses how their patch embeddings are pooled to one vector.
+"""Chooses how the patch embeddings of an image encoder are pooled to one vector.
 
 sentence-transformers runs image encoders (its Transformer module calls the image processor that the folder names, on
 PIL images, without torchvision), but it would pool the embeddings of any plain folder by their mean. Vision models have
@@ -27,12 +27,12 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether a model folder says how images are resized and normalised."""
+    """Returns whether a model folder holds the config of an image processor, which resizes and normalises images."""
     return any((folder / name).is_file() for name in _PROCESSOR_FILES)
 
 
 def image_pooling(model: Any) -> Pooling:
-    """Chooses how a transformers model (the meta device is enough) makes one vector of an image."""
+    """Chooses the pooling of an image encoder of transformers (the meta device is enough) by its modules."""
     pooler = getattr(model, "pooler", None)
     if hasattr(pooler, "dense"):
         return "cls"
@@ -59,7 +59,7 @@ def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]"
         allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
     Raises:
-        CheckpointError: the folder has no image processor.
+        CheckpointError: the folder has no config of an image processor.
     """
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule

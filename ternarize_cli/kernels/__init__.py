@@ -1,7 +1,7 @@
-"""Kernel backends, which compute the products with packed weights.
+"""Registers and chooses kernel backends, which compute the products with packed weights.
 
 A backend *prepares* a packed layer once (expands, transposes, compiles) and then runs it. `auto` picks a backend by
-device. If the user named a backend that can't run, this is an error; no other backend replaces it silently. To add a
+device. A backend that the user named and that can't run is an error: no other one replaces it silently. To add a
 backend, add a file with a class under `@register`.
 """
 
@@ -37,10 +37,10 @@ class Backend(Protocol):
 
     Attributes:
         name: the name that users type.
-        device: "any", "cpu" or "cuda".
-        weights: a description of the form of the weights in memory.
-        levels: the grids of codes that it runs, keys of `scheme.LEVELS`.
-        granularities: the granularities of scales that it takes: "row", "tensor", "group".
+        device: the device that the backend runs on: "any", "cpu" or "cuda".
+        weights: a description of the form of the weights in memory, such as "2-bit".
+        levels: the grids of codes that the backend runs, keys of `scheme.LEVELS`.
+        granularities: the granularities of scales that the backend takes, of "row", "tensor" and "group".
     """
 
     name: str
@@ -53,20 +53,30 @@ class Backend(Protocol):
         """Says why this machine can't run the backend; None if it can."""
 
     def refuses(self, layer: PackedLinear) -> str | None:
-        """Says why the backend can't run a layer (its activations, device, shape); None if it can.
+        """Says why the backend can't run a layer because of its activations, device or shape; None if it can.
 
-        Levels and granularities need no check here, since they are attributes.
+        The caller has already compared the layer's levels and granularity with the attributes.
         """
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """Makes the function from `[..., in]` to `[..., out]` of a layer that is not refused."""
+        """Makes the function that maps `[..., in]` to `[..., out]` for a layer that `refuses` accepts."""
 
     # A backend that runs fused encoders also has `fuse(model) -> str | None`: see `native.Native`.
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """A line of `ternarize doctor`."""
+    """Describes a backend on this machine: a line of `ternarize doctor`.
+
+    Attributes:
+        name: the name that users type.
+        device: the device that the backend runs on: "any", "cpu" or "cuda".
+        weights: a description of the form of the weights in memory.
+        levels: the grids of codes that the backend runs.
+        granularities: the granularities of scales that the backend takes.
+        available: whether this machine can run the backend.
+        reason: why this machine can't run the backend; "" if it can.
+    """
 
     name: str
     device: str
@@ -81,7 +91,7 @@ _REGISTRY: dict[str, Backend] = {}
 
 
 def register(cls: type[Backend]) -> type[Backend]:
-    """Class decorator that adds a backend under its name."""
+    """Registers a backend class under its name; used as a class decorator."""
     _REGISTRY[cls.name] = cls()
     return cls
 
@@ -100,7 +110,7 @@ def describe() -> list[BackendInfo]:
 
 
 def require_backend(name: str) -> Backend:
-    """Gives the backend of a name.
+    """Returns the backend of a name.
 
     Raises:
         InputError: there is no backend of that name.
@@ -129,9 +139,13 @@ def _refusal(backend: Backend, layer: PackedLinear) -> str | None:
 
 
 def prepare(layer: PackedLinear) -> tuple[str, Kernel]:
-    """Prepares a layer on the backend it asks for; returns the backend's name and the kernel.
+    """Prepares a layer for the backend that its attribute `backend` names.
+
+    Returns:
+        The backend's name, and the function that maps activations `[..., in]` to `[..., out]`.
 
     Raises:
+        InputError: there is no backend of that name.
         UnavailableError: the backend can't run on this machine, or can't run this layer.
     """
     if layer.backend == "auto":
@@ -152,12 +166,12 @@ def use_backend(encoder: nn.Module, name: str) -> str:
     """Sets and prepares the backend of every packed layer.
 
     Args:
-        encoder: any module; a model without packed layers takes "auto" only.
-        name: a registered backend or "auto".
+        encoder: any module; one without packed layers takes only "auto".
+        name: the name of a registered backend, or "auto".
 
     Returns:
-        The backend that runs: one name, several joined by "+" if `auto` mixes them, or "torch" if nothing is packed.
-        "(linears only)" follows the name of a backend that can run fused encoders, but not this one.
+        The name of the backend that runs the layers; several names, joined by "+", if `auto` mixes backends; "torch" if
+        nothing is packed. "(linears only)" follows if the backend runs fused encoders, but can't run this one fused.
 
     Raises:
         InputError: there is no such backend, or a backend was named for a model that is not packed.
@@ -179,7 +193,7 @@ def use_backend(encoder: nn.Module, name: str) -> str:
 
 
 def _runs_fused(model: nn.Module) -> bool:
-    """Has the backend of all packed layers of a model run the model fused, if it can; returns whether it does."""
+    """Lets the backend of a model's packed layers run the whole model fused, if it can; returns whether it does."""
     model.__dict__.pop("forward", None)  # set by an earlier backend
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
     if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "fuse"):

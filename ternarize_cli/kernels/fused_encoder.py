@@ -2,8 +2,8 @@
 
 A model can run fused if its blocks are of a known kind: attention of queries, keys and values of full width, and a
 feed-forward of two linears with GELU, each with a residual and a layer norm before (ViT, DINOv2) or after it (BERT,
-RoBERTa, multilingual E5, …). Calls that need inner values (hidden states, attentions, hooks), or have other arguments,
-run the model's modules as before.
+RoBERTa, multilingual E5, …). Calls that need inner values (hidden states, attentions, hooks) or have unusual arguments
+run through the model's own modules.
 """
 
 from abc import ABC, abstractmethod
@@ -39,33 +39,39 @@ _IMAGES = {"pixel_values"}
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Lists the blocks of a known kind, in order."""
+    """Lists the blocks (transformer layers) of a model that are of a known kind, in order."""
     return [m for m in model.modules() if type(m).__name__ in _AFTER + _BEFORE]
 
 
 def linears_of(block: nn.Module) -> list[PackedLinear]:
-    """Lists the linears of a block that is not refused: queries, keys, values, the output of attention, up, down."""
+    """Lists a block's six packed linears: queries, keys, values, the output of attention, and feed-forward up and down.
+
+    The model must be one that `refusal` accepts.
+    """
     return [m for m in block.modules() if isinstance(m, PackedLinear)]
 
 
 def norms_of(block: nn.Module) -> list[nn.LayerNorm]:
-    """Lists the norms of a block that is not refused: that of the attention, and that of the feed-forward."""
+    """Lists a block's two layer norms, that of the attention and that of the feed-forward, in a model not refused."""
     return [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
 
 
 def norm_first(block: nn.Module) -> bool:
-    """Whether norms come before attention and feed-forward, not after."""
+    """Returns whether a block's layer norms come before attention and feed-forward (pre-norm), not after them."""
     return type(block).__name__ in _BEFORE
 
 
 def layer_scales(block: nn.Module) -> list[Tensor | None]:
-    """Gives the factors of DINOv2 for the outputs of attention and feed-forward, `[width]` each; None without any."""
+    """Returns the factors by which DINOv2 multiplies the outputs of attention and of feed-forward.
+
+    Each is float32 `[width]`; a block of another model has None in place of each.
+    """
     modules: list[Any] = [m for m in block.modules() if type(m).__name__.endswith("LayerScale")]
     return [m.lambda1.detach().float() for m in modules] if modules else [None, None]
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Says why a model can't run fused; None if it can."""
+    """Says why no backend can run a model fused; None if its blocks and linears are of a known kind."""
     blocks = blocks_of(model)
     config: Any = getattr(model, "config", None)
     known = type(model).__name__ in _MODELS and type(model).__module__.startswith("transformers.models.")
@@ -97,19 +103,36 @@ def refusal(model: nn.Module) -> str | None:
 
 
 class FusedEncoder(Protocol):
-    """A model's embeddings and blocks in the form of a backend."""
+    """A model's embeddings and blocks in the memory layout of a backend."""
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """Encodes texts, int64 `[batch, tokens]` each: last hidden states, float32 `[batch, tokens, width]`."""
+        """Encodes a batch of texts.
+
+        Args:
+            ids: int64 `[batch, tokens]`, ids of tokens.
+            mask: int64 `[batch, tokens]`, 0 at padding; None means that there is no padding.
+            types: int64 `[batch, tokens]`, token types; None means that all are 0.
+
+        Returns:
+            The last hidden states, float32 `[batch, tokens, width]`.
+        """
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Encodes images `[batch, channels, height, width]`: hidden states after the last norm, float32."""
+        """Encodes images, float `[batch, channels, height, width]`.
+
+        Returns:
+            The hidden states after the last layer norm, float32 `[batch, patches, width]`.
+        """
 
 
 class FusedForward(ABC):
-    """Replaces a model's `forward`; the first call makes the backend's form of the weights.
+    """Replaces a model's `forward`; the first call lays the weights out for the backend.
 
-    A copy or a pickle of this object makes that form again.
+    A copy or a pickle of this object lays them out again when it is first called.
+
+    Attributes:
+        backend: the name of the backend.
+        device: the type of the device that the backend runs on: "cpu" or "cuda".
     """
 
     backend: str
@@ -128,10 +151,10 @@ class FusedForward(ABC):
 
     @abstractmethod
     def _make_encoder(self, model: nn.Module) -> FusedEncoder:
-        """Makes the backend's form of a model that is not refused."""
+        """Lays out a model that `refusal` accepts for the backend."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Computes what the model's own `forward` computes."""
+        """Computes what the model's own `forward` computes, and takes its arguments."""
         model: Any = self._model
         given = {name: value for name, value in options.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
@@ -151,7 +174,7 @@ class FusedForward(ABC):
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def _is_plain(self, given: dict[str, Any]) -> bool:
-        """Whether a call needs only the last hidden states of usual inputs."""
+        """Returns whether a call asks only for the last hidden states, and gives tensors on the backend's device."""
         config: Any = self._model.config
         asked = {name for name, value in given.items() if name not in self._reads and value is not False}
         if given.get("return_dict") is False or getattr(config, "return_dict", True) is False:
@@ -168,11 +191,11 @@ class FusedForward(ABC):
         )
 
     def _generation(self, model: nn.Module) -> int | None:
-        """The sum of the packed layers' generations, which grows when weights are loaded; None if it can't run fused.
+        """Returns the sum of the packed layers' `generation`, which grows when weights are loaded or moved.
 
-        A model can't run fused if it is not float32 on the backend's device, is training, has layers of other backends,
-        or has hooks (except transformers' own hooks, which only serve calls for hidden states). Properties that can't
-        change without a layer noticing are checked only after some layer has noticed a change.
+        Returns None if the model can't run fused now: it is not float32 on the backend's device, is training, has
+        layers of other backends, or has hooks (except transformers' own, which only serve calls for hidden states).
+        What can change only together with `Packed.changes` is checked only when that count has changed.
         """
         if model.training or any(_is_hooked(m) for m in self._modules):
             return None
@@ -199,7 +222,10 @@ def _is_hooked(m: nn.Module) -> bool:
 
 
 def tables_of(embeddings: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
-    """Gives BERT's word, type and position tables, int8 `[n, width]`, with scales, float32 `[n]`; None if not int8."""
+    """Returns BERT's tables of words, token types and positions: int8 `[rows, width]`, with scales, float32 `[rows]`.
+
+    Returns None if the embeddings are not BERT's, or a table is not packed in 8 bits.
+    """
     names = ("word_embeddings", "token_type_embeddings", "position_embeddings")
     found = [getattr(embeddings, name, None) for name in names]
     if type(embeddings).__name__ != "BertEmbeddings":

@@ -1,14 +1,14 @@
-"""The backend of PyTorch's oneDNN int8 GEMM, on AVX2, VNNI or AMX. It needs no compiler and no extra package.
+"""Runs packed linears through PyTorch's oneDNN int8 GEMM, on AVX2, VNNI or AMX, without a compiler or extra package.
 
 The operator multiplies unsigned 8-bit activations (zero point 128) by signed 8-bit weights with a scale per output.
-Codes are expanded to int8 once. Its activation scale is one scalar, so it stays 1 and the per-token scales are applied
-to the output: the float32 output is then the exact integer sum times the row's scale. From there on the operations and
-their order are those of `ternary_linear`, so results are bit for bit those of `reference`; a fused multiply-add would
-differ in the last bit, and int8 rounding in later layers can turn this into a difference of a percent. Without VNNI,
-oneDNN adds pairs of products in 16 bits, which saturates for general weights; the codes of every grid are small enough:
-a pair is at most 510 for ternary and 4,080 for int4, where the limit is 32,767.
+Codes are expanded to int8 once. The operator takes one scale for all activations, so that scale is 1, and the scales of
+the tokens are applied to the output: the float32 output is then the exact integer sum times the row's scale. From there
+on the operations and their order are those of `ternary_linear`, so results are bit for bit those of `reference`; a
+fused multiply-add would differ in the last bit, and int8 rounding in later layers can turn this into a difference of a
+percent. Without VNNI, oneDNN adds pairs of products in 16 bits, which saturates for general weights. The codes of every
+grid are small enough: a pair is at most 510 for ternary and 4,080 for int4, and the limit is 32,767.
 
-`qlinear_prepack` gets a shape hint: without one every call would reorder the weights again.
+`qlinear_prepack` gets a shape hint, without which every call would reorder the weights again.
 """
 
 import platform
@@ -29,7 +29,7 @@ _HINT_ROWS = 16
 
 @register
 class OneDnn:
-    """The backend: int8 activations × int8 codes through `torch.ops.onednn`."""
+    """The backend `onednn`: int8 activations × int8 codes through `torch.ops.onednn`."""
 
     name = "onednn"
     device = "cpu"
@@ -38,7 +38,7 @@ class OneDnn:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Says which is missing: an x86 CPU with AVX2, or a torch built with oneDNN; None if neither is."""
+        """Says what this machine lacks, an x86 CPU with AVX2 or a torch built with oneDNN; None if it has both."""
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return f"it needs an x86 CPU, this is {platform.machine()}"
         if not torch.backends.mkldnn.is_available():
@@ -48,7 +48,7 @@ class OneDnn:
         return None
 
     def refuses(self, layer: PackedLinear) -> str | None:
-        """Says why a layer can't run here: it needs int8 activations and the CPU; None if it can."""
+        """Says why a layer can't run: it is not on the CPU, or its activations are not int8; None if it can."""
         if layer.weight.device.type != "cpu":
             return f"the model is on {layer.weight.device}, and onednn runs on the CPU"
         if layer.scheme.activation_bits != 8:
@@ -56,7 +56,7 @@ class OneDnn:
         return None
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """Expands the codes to int8 and has oneDNN reorder them."""
+        """Expands the codes to int8, which oneDNN reorders, and makes the function from `[..., in]` to `[..., out]`."""
         weight = torch.ops.onednn.qlinear_prepack(layer.codes(), [_HINT_ROWS, layer.in_features])
         scale = layer.weight_scale.float().flatten().expand(layer.out_features).contiguous()
         zero_points = torch.zeros(layer.out_features, dtype=torch.int32)

@@ -1,8 +1,8 @@
-"""The reference backend, which defines the results of all others.
+"""Runs packed linears in plain PyTorch; its results define those of all other backends.
 
 Codes are expanded to float32, and integer-valued products are summed in float32, or in float64 if a layer is too wide
-for exact float32 sums (more than 16,512 inputs, see `ternary`). It runs everywhere and takes all levels and
-granularities; the other backends are tested against it.
+for exact float32 sums (more than 16,512 inputs, see `ternary`). This backend runs on every machine and takes all levels
+and granularities; the other backends are tested against it.
 """
 
 from torch import Tensor
@@ -17,7 +17,7 @@ __all__ = ["Reference"]
 
 @register
 class Reference:
-    """The backend: float32 arithmetic on dense codes."""
+    """The backend `reference`: float32 arithmetic on dense codes."""
 
     name = "reference"
     device = "any"
@@ -34,7 +34,7 @@ class Reference:
         return None
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """Expands the codes to float32."""
+        """Expands the codes to float32, and makes the function from `[..., in]` to `[..., out]`."""
         codes, scale, bias = layer.codes().float(), layer.weight_scale.float(), layer.bias
         bits = layer.scheme.activation_bits
 

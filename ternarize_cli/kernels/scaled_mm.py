@@ -1,4 +1,4 @@
-"""The backend of 8-bit floating point on NVIDIA GPUs: e4m3 activations and codes in PyTorch's scaled matrix product.
+"""Runs packed linears in 8-bit floating point on NVIDIA GPUs: e4m3 in PyTorch's scaled matrix product.
 
 {-1, 0, 1} is exact in e4m3, so the fp8 tensor cores of Ada, Hopper and newer multiply ternary weights at twice the rate
 of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this changes vectors about as much
@@ -21,7 +21,7 @@ _TINY = 1e-30
 
 @register
 class ScaledMm:
-    """The backend: e4m3 activations × e4m3 codes."""
+    """The backend `scaled_mm`: e4m3 activations × e4m3 codes."""
 
     name = "scaled_mm"
     device = "cuda"
@@ -30,15 +30,15 @@ class ScaledMm:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Says which is missing: an NVIDIA GPU with fp8 tensor cores (Ada, Hopper or newer), or Triton; else None."""
+        """Says what is missing, an NVIDIA GPU with fp8 (Ada, Hopper or newer) or Triton; None if neither is."""
         return missing((8, 9), "Ada, and has no fp8 tensor cores")
 
     def refuses(self, layer: PackedLinear) -> str | None:
-        """Says why a layer can't run: it needs 8-bit activations, widths that are multiples of 16, and a GPU."""
+        """Says why a layer can't run; None if it is on a GPU, has 8-bit activations, and widths in multiples of 16."""
         return refuses(self.name, layer)
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """Expands the codes to e4m3."""
+        """Expands the codes to e4m3, and makes the function from `[..., in]` to `[..., out]`."""
         from ternarize_cli.kernels.gpu.e4m3 import scaled_mm
 
         weight = layer.codes().to(torch.float8_e4m3fn)
@@ -56,7 +56,7 @@ class ScaledMm:
         return run
 
     def fuse(self, model: nn.Module) -> str | None:
-        """Runs a whole model fused; or else runs its linears only, and says why."""
+        """Replaces the model's `forward` by a fused one, and returns None; or returns the reason why it can't."""
         from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
         from ternarize_cli.kernels.gpu.e4m3 import E4m3
         from ternarize_cli.kernels.gpu.encoder import run_fused

@@ -1,7 +1,7 @@
-"""The backend of 2-bit weights on NVIDIA GPUs, in Triton: int8 activations, int8 tensor cores, exact sums.
+"""Runs packed linears of 2-bit weights on NVIDIA GPUs, in Triton: int8 activations, int8 tensor cores, exact sums.
 
 In device memory the weights have the bits of the file. Encoders of the usual shapes run fused (`gpu.encoder`); of
-others the linears run. Triton comes with torch on Linux if torch is built for CUDA.
+other encoders only the linears run here. Triton comes with torch on Linux if torch is built for CUDA.
 """
 
 import importlib.util
@@ -18,7 +18,12 @@ _MULTIPLE = 16  # the GPU's unit that copies tiles needs rows of a multiple of t
 
 
 def missing(oldest: tuple[int, int], wanted: str) -> str | None:
-    """Says whether a GPU of this compute capability or newer, or Triton, is missing; None if neither is."""
+    """Says what this machine lacks, a new enough NVIDIA GPU or Triton; None if it has both.
+
+    Args:
+        oldest: the least compute capability, as major and minor number.
+        wanted: the name of that generation of GPUs in the sentence, such as "Ampere".
+    """
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
     if torch.version.cuda is None:
@@ -31,7 +36,7 @@ def missing(oldest: tuple[int, int], wanted: str) -> str | None:
 
 
 def refuses(name: str, layer: PackedLinear) -> str | None:
-    """Says why a layer can't run on a GPU with 8-bit activations; None if it can."""
+    """Says why the backend `name` can't run a layer on a GPU with 8-bit activations; None if it can."""
     if layer.weight.device.type != "cuda":
         return f"the model is on {layer.weight.device}, and {name} runs on cuda"
     if layer.scheme.activation_bits != 8:
@@ -43,7 +48,7 @@ def refuses(name: str, layer: PackedLinear) -> str | None:
 
 @register
 class Triton:
-    """The backend: int8 activations × 2-bit weights."""
+    """The backend `triton`: int8 activations × 2-bit weights."""
 
     name = "triton"
     device = "cuda"
@@ -52,15 +57,18 @@ class Triton:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Says which is missing: an NVIDIA GPU (Ampere or newer), or Triton; None if neither is."""
+        """Says what this machine lacks, an NVIDIA GPU (Ampere or newer) or Triton; None if it has both."""
         return missing((8, 0), "Ampere")
 
     def refuses(self, layer: PackedLinear) -> str | None:
-        """Says why a layer can't run: it needs int8 activations, widths that are multiples of 16, and a GPU."""
+        """Says why a layer can't run; None if it is on a GPU, has int8 activations, and widths in multiples of 16."""
         return refuses(self.name, layer)
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """Makes the kernel of a layer when it runs for the first time; in a fused encoder this never happens."""
+        """Makes the function from `[..., in]` to `[..., out]`, which prepares the weights when it is first called.
+
+        In a fused encoder it is never called.
+        """
         from ternarize_cli.kernels.gpu.fused import quantise
         from ternarize_cli.kernels.gpu.int8 import Int8
         from ternarize_cli.kernels.gpu.products import Joined
@@ -83,7 +91,7 @@ class Triton:
         return run
 
     def fuse(self, model: nn.Module) -> str | None:
-        """Runs a whole model fused; or else runs its linears only, and says why."""
+        """Replaces the model's `forward` by a fused one, and returns None; or returns the reason why it can't."""
         from ternarize_cli.kernels.gpu.encoder import run_fused
         from ternarize_cli.kernels.gpu.int8 import Int8
 

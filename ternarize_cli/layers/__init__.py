@@ -1,13 +1,13 @@
-"""The modules that take the place of `nn.Linear` and `nn.Embedding`.
+"""Defines the modules that replace `nn.Linear` and `nn.Embedding`.
 
     stage    linear          embedding             weights
     latent   TernaryLinear   SimulatedEmbedding    dense parameters; ternarised on the fly, trainable
     packed   PackedLinear    PackedEmbedding       buffers in the packed format; run by a kernel backend
 
-In eval mode a latent layer computes exactly what its packed layer computes: codes from the float32 scale, multiplied by
-the float16 scale of the packed file, int8 activations, in one order of operations. In training mode it uses the
-straight-through estimator: dense float arithmetic on these values, and gradients to the latent weight, the scale and
-the input as if nothing were rounded.
+In eval mode a latent layer computes exactly what the packed layer made from it computes: codes from the float32 scale,
+multiplied by the float16 scale of the packed file, int8 activations, in one order of operations. In training mode it
+uses the straight-through estimator: dense float arithmetic on these values, and gradients to the latent weight, the
+scale and the input as if nothing were rounded.
 """
 
 from ternarize_cli.layers.checks import check_scale

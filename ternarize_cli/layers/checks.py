@@ -1,4 +1,4 @@
-"""Refuses ids and scales that no layer can compute with, with clear messages."""
+"""Checks that ids and scales are such that a layer can compute with them."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,12 @@ __all__ = ["check_ids", "check_scale"]
 
 
 def check_ids(ids: Tensor, rows: int) -> None:
-    """Raises an error if an id is beyond a table of `rows` rows.
+    """Checks that every id names a row of a table of `rows` rows.
 
-    On a GPU this check would wait for the device, so it is left to torch.
+    On a GPU the check would wait for the device, so it is made for ids on the CPU only; torch itself checks the others.
+
+    Raises:
+        FormatError: an id is negative, or `rows` or more.
     """
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return
@@ -23,7 +26,11 @@ def check_ids(ids: Tensor, rows: int) -> None:
 
 
 def check_scale(scale: Tensor, name: str) -> None:
-    """Raises FormatError unless every scale is finite and not negative."""
+    """Checks that every scale is finite and not negative.
+
+    Raises:
+        FormatError: a scale is negative, infinite or NaN; the message calls the tensor `name`.
+    """
     bad = ~torch.isfinite(scale) | (scale < 0)
     if bad.any():
         value = float(scale[bad].flatten()[0])

@@ -1,4 +1,4 @@
-"""Trainable layers, which compute in eval mode exactly what the packed layers made of them compute."""
+"""Defines trainable layers, which compute in eval mode exactly what the packed layers made from them compute."""
 
 from typing import Any
 
@@ -14,9 +14,14 @@ __all__ = ["SimulatedEmbedding", "TernaryLinear"]
 
 
 class TernaryLinear(nn.Linear):
-    """A trainable ternary linear: latent `weight` `[out, in]` and learnable `weight_scale`.
+    """A trainable ternary linear, with a latent weight and a learnable scale.
 
-    If it replaces transformers' Conv1D it is `transposed`: `weight` is `[in, out]`, as in the source.
+    Attributes:
+        weight: float `[out, in]`, or `[in, out]` if the layer is transposed.
+        weight_scale: float32 `[1]`, `[out, 1]` or `[out, in/g]`, by the granularity of the scheme.
+        bias: float `[out]`, or None.
+        scheme: the quantisation scheme.
+        transposed: whether the layer replaces transformers' Conv1D, which stores its weight transposed.
     """
 
     weight_scale: nn.Parameter
@@ -40,16 +45,16 @@ class TernaryLinear(nn.Linear):
 
     @property
     def matrix(self) -> Tensor:
-        """The latent weight as `[out, in]`, also if it is stored transposed."""
+        """The latent weight as `[out, in]`, even if it is stored as `[in, out]`."""
         return self.weight.T if self.transposed else self.weight
 
     def codes(self) -> Tensor:
-        """Computes the codes of the scheme's grid: float32 `[out, in]`, without gradient."""
+        """Computes the codes of the latent weights on the scheme's grid: float32 `[out, in]`, without gradient."""
         return ternary.codes_of(self.matrix.detach().float(), self.weight_scale.detach(), self.scheme.levels)
 
     @torch.no_grad()
     def settle(self, margin: float) -> None:
-        """Moves latent weights to within `margin` scales of their codes; the codes do not change.
+        """Moves each latent weight to within `margin` times its scale of its rounded value; codes do not change.
 
         Calibration leaves many latent weights at the threshold between two codes, where the first steps of training
         would change their codes all at once.
@@ -69,14 +74,23 @@ class TernaryLinear(nn.Linear):
 
 
 class SimulatedEmbedding(nn.Embedding):
-    """A trainable embedding whose rows are rounded as the packed table will be, to `table_bits` of 4, 8, 16 or 32."""
+    """A trainable embedding table whose rows are rounded as those of the packed table will be.
+
+    Attributes:
+        weight: float `[rows, dim]`.
+        table_bits: width of a number of the packed table in bits: 4, 8, 16 or 32.
+    """
 
     def __init__(self, rows: int, dim: int, padding_idx: int | None, table_bits: int, **factory: Any) -> None:
         super().__init__(rows, dim, padding_idx, **factory)
         self.table_bits = table_bits
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Looks up the rows of ids `[...]`: `[..., dim]`."""
+        """Looks up rounded rows: int64 ids `[...]` to `[..., dim]` in the dtype of `weight`.
+
+        Raises:
+            FormatError: an id on the CPU is no row of the table.
+        """
         check_ids(ids, self.num_embeddings)
         rows = super().forward(ids)
         if self.training and self.table_bits == 8:

@@ -1,4 +1,4 @@
-"""Frozen layers in the packed format, run by a kernel backend."""
+"""Defines frozen layers in the packed format; kernel backends run the linears."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -19,8 +19,10 @@ class Packed(nn.Module):
     """Base class that keeps scales in float16 when a model is cast: `model.to(torch.bfloat16)` would round them.
 
     Attributes:
-        generation: how often the buffers were loaded or moved; anything prepared from older buffers is stale.
-        changes: how often the buffers of any layer of any model were loaded or moved, or its backend was chosen.
+        weight_scale: the scales, float16.
+        generation: how often this layer's buffers were loaded or moved; what was prepared from older buffers is stale.
+        changes: a count for the whole process, which grows when buffers of any packed layer are loaded or moved, or
+            when its backend is chosen.
     """
 
     weight_scale: Tensor
@@ -48,9 +50,9 @@ class PackedLinear(Packed):
     """A frozen ternary linear in the packed format; a kernel backend runs it.
 
     Buffers:
-        weight: uint8 `[out, width]`, as the codec packs it.
-        weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`.
-        bias: `[out]`, or None.
+        weight: uint8 `[out, width]`, codes as the codec packs them; `width` bytes hold the `in` codes of a row.
+        weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`, by the granularity of the scheme.
+        bias: float `[out]`, or None.
     """
 
     weight: Tensor
@@ -95,7 +97,11 @@ class PackedLinear(Packed):
         return self.codec.unpack(self.weight, self.in_features)
 
     def check(self, name: str) -> None:
-        """Raises FormatError, naming the tensor, for an invalid code, or a scale that is negative or not finite."""
+        """Checks the codes and scales.
+
+        Raises:
+            FormatError: a code is invalid, or a scale is negative or not finite; the message calls the layer `name`.
+        """
         try:
             self.codec.check(self.weight, self.in_features)
         except ValueError as e:
@@ -112,7 +118,8 @@ class PackedLinear(Packed):
         """Prepares the backend, unless it was prepared since the layer was last loaded or moved.
 
         Raises:
-            UnavailableError: the backend can't run on this machine, or can't run this layer.
+            UnavailableError: the backend can't run on this machine or can't run this layer, or `ternarize_cli.kernels`
+                was not imported.
         """
         if self._kernel is None:
             if (prepare := type(self).prepare) is None:
@@ -120,7 +127,7 @@ class PackedLinear(Packed):
             self._backend, self._kernel = prepare(self)
 
     def release(self) -> None:
-        """Frees what the backend prepared; it is prepared again when this layer is run by itself."""
+        """Frees the memory of what the backend prepared; the next `forward` prepares it again."""
         self._kernel = None
 
     def extra_repr(self) -> str:
@@ -139,11 +146,11 @@ class PackedLinear(Packed):
 
 
 class PackedEmbedding(Packed):
-    """A frozen embedding table of 8 or 4 bits (see `tables`).
+    """A frozen embedding table of 8 or 4 bits a number, in the format of `arithmetic.tables`.
 
     Buffers:
-        weight: int8 `[rows, dim]` for 8 bits, uint8 `[rows, ceil(dim/2)]` for 4.
-        weight_scale: float16 `[rows, 1]` for 8 bits, `[rows, ceil(dim/32)]` for 4.
+        weight: int8 `[rows, dim]` for 8 bits; uint8 `[rows, ceil(dim/2)]`, two numbers a byte, for 4 bits.
+        weight_scale: float16 `[rows, 1]` for 8 bits; `[rows, ceil(dim/32)]`, one for 32 numbers, for 4 bits.
     """
 
     weight: Tensor
@@ -162,13 +169,17 @@ class PackedEmbedding(Packed):
         self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
         self.table_bits = table_bits
         shape, kind, scales = tables.stored_shapes(rows, dim, table_bits)
-        # carries the dtype of the output, so that casting the model casts it
+        # An empty tensor with the dtype of the output, so that casting the model casts the output.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self.register_buffer("weight", torch.zeros(shape, dtype=kind, device=device))
         self.register_buffer("weight_scale", torch.zeros(scales, dtype=torch.float16, device=device))
 
     def check(self, name: str) -> None:
-        """Raises FormatError, naming the tensor, if padding is not zero, or a scale is negative or not finite."""
+        """Checks the codes and scales.
+
+        Raises:
+            FormatError: padding is not zero, or a scale is negative or not finite; the message calls the table `name`.
+        """
         try:
             tables.check_codes(self.weight, self.embedding_dim, self.table_bits)
         except ValueError as e:
@@ -176,7 +187,11 @@ class PackedEmbedding(Packed):
         check_scale(self.weight_scale, f"{name}.weight_scale")
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Looks up the rows of ids `[...]`: `[..., dim]`."""
+        """Looks up rows: int64 ids `[...]` to `[..., dim]`, in the float dtype that the model was cast to.
+
+        Raises:
+            FormatError: an id on the CPU is no row of the table.
+        """
         check_ids(ids, self.num_embeddings)
         codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
         return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)

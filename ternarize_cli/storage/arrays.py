@@ -34,8 +34,8 @@ def read_npy(path: Path, error: type[TernarizeError]) -> np.ndarray:
     """Reads the array of numbers in an .npy file.
 
     Raises:
-        TernarizeError (of the class `error`): the file is no regular file, is damaged, or its header does not fit its
-            size.
+        TernarizeError (of the class `error`): the path is no regular file, the file is damaged or holds no numbers, or
+            its header does not fit its size.
     """
     size = require_regular(path, error).st_size
     try:
@@ -57,8 +57,8 @@ def read_npz(
         optional: names of further arrays that the file may hold.
 
     Raises:
-        TernarizeError (of the class `error`): the file is no regular file, is damaged, is compressed, or has other
-            names.
+        TernarizeError (of the class `error`): the path is no regular file, or the file is damaged, is compressed, lacks
+            a needed array, or holds an array of another name or one that is not of numbers.
     """
     require_regular(path, error)
     arrays = {}
@@ -80,10 +80,10 @@ def read_npz(
 
 
 def _array(stream: IO[bytes], size: int) -> np.ndarray:
-    """Reads an array from a stream of `size` bytes.
+    """Reads an array in .npy format from a stream of `size` bytes.
 
     Raises:
-        ValueError, and any other error of `_DAMAGE`: the stream is no array of numbers.
+        ValueError, or another error of `_DAMAGE`: the stream holds no array of numbers.
     """
     with warnings.catch_warnings(action="ignore"):  # NumPy warns of headers that Python 2 wrote
         shape, fortran, dtype = _HEADERS[npy.read_magic(stream)](stream)

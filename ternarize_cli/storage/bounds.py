@@ -1,4 +1,4 @@
-"""Bounds on what is read from files that somebody else wrote, and readers that keep them.
+"""Reads files that somebody else wrote, within bounds on their kind, size and depth.
 
 A file may be a pipe that nobody writes to, a device without an end, a JSON text of a million brackets, or one line of
 many gigabytes. Whatever reads such files goes through the functions here, so that each of these ends in an error that
@@ -40,15 +40,15 @@ __all__ = [
 ]
 
 MAX_CONFIG = 32 << 20
-"""Bytes of a config or of a list of modules or shards at most."""
+"""The most bytes that a config, or a list of modules or shards, may have."""
 MAX_TOKENIZER = 512 << 20
-"""Bytes of a tokenizer's or vocabulary's file at most; the largest in use have some 35 million."""
+"""The most bytes that the file of a tokenizer or vocabulary may have; the largest in use have some 35 million."""
 MAX_LINE = 16 << 20
-"""Bytes of a line of text at most."""
+"""The most bytes that a line of text may have."""
 MAX_DEPTH = 64
-"""Levels of lists and objects in JSON at most."""
+"""The most levels of lists and objects that JSON may have."""
 MAX_FOLDERS = 64
-"""Levels of folders below a folder of texts at most."""
+"""The most levels of folders that a folder of texts may have below it."""
 
 
 def _half_of_memory() -> int:
@@ -64,14 +64,14 @@ def _half_of_memory() -> int:
 
 
 MAX_HELD = _half_of_memory()
-"""Bytes of texts at most that are kept in memory as a whole: half of what this machine, or `ulimit -v`, allows."""
+"""The most bytes of texts kept in memory as a whole: half of what the machine has, or of what `ulimit -v` allows."""
 
 
 def require_regular(path: Path, error: type[TernarizeError] = CheckpointError) -> os.stat_result:
     """Checks that a path is a regular file, or a link to one, without opening it; returns its status.
 
     Raises:
-        TernarizeError (of the class `error`): it is missing, or a pipe, device, socket or folder.
+        TernarizeError (of the class `error`): the path is missing, or is a pipe, device, socket or folder.
     """
     try:
         status = path.stat()
@@ -85,10 +85,11 @@ def require_regular(path: Path, error: type[TernarizeError] = CheckpointError) -
 
 
 def read_bytes(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+    """Reads the content of a regular file of at most `limit` bytes.
 
     Raises:
-        TernarizeError (of the class `error`): it is no regular file, larger than `limit`, or can't be read.
+        TernarizeError (of the class `error`): the path is no regular file, or the file is larger than `limit` or can't
+            be read.
     """
     size = require_regular(path, error).st_size
     if size <= limit:
@@ -103,10 +104,11 @@ def read_bytes(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeErro
 
 
 def read_json(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError) -> Any:
-    """The value in a JSON file.
+    """Reads the value in a JSON file of at most `limit` bytes.
 
     Raises:
-        TernarizeError (of the class `error`): as `read_bytes` and `parse_json`.
+        TernarizeError (of the class `error`): the path is no regular file, or the file is larger than `limit`, can't be
+            read, is not UTF-8, is no JSON, or is nested deeper than MAX_DEPTH.
     """
     return parse_json(read_bytes(path, limit=limit, error=error), str(path), error=error)
 
@@ -114,10 +116,11 @@ def read_json(path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError
 def read_object(
     path: Path, *, limit: int = MAX_CONFIG, error: type[TernarizeError] = CheckpointError
 ) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Reads the object in a JSON file of at most `limit` bytes.
 
     Raises:
-        TernarizeError (of the class `error`): as `read_json`, or the file holds another JSON value.
+        TernarizeError (of the class `error`): the path is no regular file, or the file is larger than `limit`, can't be
+            read, is not UTF-8, is nested deeper than MAX_DEPTH, or holds no JSON object.
     """
     values = read_json(path, limit=limit, error=error)
     if not isinstance(values, dict):
@@ -132,13 +135,13 @@ def parse_json(
     error: type[TernarizeError] = CheckpointError,
     hint: str = "fetch the file again",
 ) -> Any:
-    """The value of a JSON text.
+    """Parses a JSON text into the value that it stands for.
 
     Args:
-        text: UTF-8 if bytes.
-        where: what messages call the text: a file, or a file and a line.
-        error: the class of error that is raised.
-        hint: what to do about a text that is no JSON.
+        text: the text; bytes are decoded as UTF-8.
+        where: the name of the text in messages: a file, or a file and a line.
+        error: the class of the error to raise.
+        hint: the hint of the error.
 
     Raises:
         TernarizeError (of the class `error`): the text is not UTF-8, is no JSON, or is nested deeper than MAX_DEPTH.
@@ -158,7 +161,7 @@ def parse_json(
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested more than `levels` deep."""
+    """Returns whether lists and dicts are nested more than `levels` deep in a value."""
     row = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):
         inner = (v for one in row for v in (one.values() if isinstance(one, dict) else one))
@@ -169,13 +172,13 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError], *, limit: int = MAX_LINE) -> Iterator[bytes]:
-    """The lines of a stream, with their line breaks.
+    """Yields the lines of a stream with their line breaks.
 
     Args:
-        stream: opened for reading bytes.
-        where: what messages call it.
-        error: the class of error that is raised.
-        limit: bytes of a line at most.
+        stream: a stream that is open for reading bytes.
+        where: the name of the stream in messages.
+        error: the class of the error to raise.
+        limit: the most bytes that a line may have.
 
     Raises:
         TernarizeError (of the class `error`): a line has more than `limit` bytes.
@@ -192,12 +195,12 @@ def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError], *, limi
 
 
 def walk(folder: Path, error: type[TernarizeError]) -> Iterator[Path]:
-    """The regular files in a folder and below it, links to such files included, in no order.
+    """Yields the regular files in a folder and the folders below it, links to such files included, in no order.
 
     Hidden files and folders, special files and links that lead nowhere are left out. Links to folders are not followed.
 
     Raises:
-        TernarizeError (of the class `error`): a folder can't be read, or they are nested deeper than MAX_FOLDERS.
+        TernarizeError (of the class `error`): a folder can't be read, or folders are nested deeper than MAX_FOLDERS.
     """
     folders = [(folder, 0)]
     while folders:
@@ -215,12 +218,12 @@ def walk(folder: Path, error: type[TernarizeError]) -> Iterator[Path]:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path with `~` expanded; as it is where there is no such user."""
+    """Expands a leading `~` or `~USER` in a path; a path whose user does not exist stays unchanged."""
     return Path(os.path.expanduser(path))
 
 
 def utf8_name(path: str | Path) -> str:
-    r"""A file's name that can be written as UTF-8: bytes that are none become `\xff`."""
+    r"""Makes a path printable as UTF-8: bytes that are not UTF-8 become escapes such as `\xff`."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -228,8 +231,8 @@ class Held:
     """Counts texts that are kept in memory, so that a small file that unpacks to a large one is refused.
 
     Args:
-        where: what messages call the source of the texts.
-        error: the class of error that is raised.
+        where: the name of the source of the texts in messages.
+        error: the class of the error to raise.
     """
 
     def __init__(self, where: str, error: type[TernarizeError]) -> None:
@@ -237,18 +240,18 @@ class Held:
         self._bytes = 0
 
     def add(self, text: str) -> None:
-        """Counts one more text.
+        """Counts a text that is now kept.
 
         Raises:
-            TernarizeError (of the class `error`): the texts take more than MAX_HELD bytes.
+            TernarizeError (of the class `error`): all counted texts together take more than MAX_HELD bytes.
         """
         self._bytes += sys.getsizeof(text) + 8
         if self._bytes > MAX_HELD:
             raise self._error(
                 f"{self._where} holds more than {MAX_HELD:,} bytes of text, which are half of the memory here",
-                hint="a smaller file; all of this one is kept in memory",
+                hint="pass a smaller file: all texts of this one are kept in memory",
             )
 
     def drop(self, text: str) -> None:
-        """Counts one text less."""
+        """Stops counting a text that is no longer kept."""
         self._bytes -= sys.getsizeof(text) + 8

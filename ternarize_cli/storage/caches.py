@@ -1,13 +1,14 @@
-"""What is kept between runs, in folders that nobody else can write.
+"""Keeps results between runs, in folders that nobody else can write to.
 
     ~/.cache/ternarize/KIND/…       KIND: scores, bitblas, gpu, rivals, indexes
 
 TERNARIZE_CACHE names another folder in place of ~/.cache/ternarize. Without it platformdirs says where caches lie: on
 Linux in ~/.cache or XDG_CACHE_HOME, on macOS in ~/Library/Caches.
 
-Compiled kernels are loaded into the process, and scores are believed, so what another user could have put there is
-refused: folders and files must be of this user or of root, and writable by nobody else. Folders are made with mode 0700
-and files with 0600. Files appear whole, however many processes write at once (`whole_files`).
+Compiled kernels are loaded into the process, and scores are believed, so whatever another user could have put there is
+refused: folders and files must belong to this user or to root, and be writable by nobody else. Folders are made with
+mode 0700 and files with 0600. Each file appears by an atomic rename, however many processes write at once
+(`whole_files`).
 """
 
 import os
@@ -25,17 +26,17 @@ __all__ = ["cache_folder", "check_own", "keep_file", "made_folder"]
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _NOWHERE = Path("/nonexistent/.cache/ternarize")
-"""Where nothing is kept: the cache folder of a user without a home."""
+"""The cache folder of a user without a home: it does not exist, so nothing is kept."""
 
 
 def cache_folder(kind: str) -> Path:
-    """Where results of one kind are kept, in TERNARIZE_CACHE or in the user's cache folder; it may be missing.
+    """Returns the folder for results of one kind, in TERNARIZE_CACHE or in the user's cache folder; it may not exist.
 
     Args:
-        kind: the name of the folder.
+        kind: the name of the folder, such as "scores".
 
     Raises:
-        InputError: the folder exists, and others can write to it.
+        InputError: the folder or the one above it exists, and belongs to another user or is writable by others.
     """
     own = os.environ.get("TERNARIZE_CACHE")
     try:
@@ -50,12 +51,13 @@ def cache_folder(kind: str) -> Path:
 
 
 def check_own(path: Path) -> bool:
-    """Whether a file or folder of the cache exists, after a check that nobody else could have written to it.
+    """Returns whether a file or folder of the cache exists, and checks that nobody else could have written to it.
 
-    On Windows the owner and the mode say nothing, and are not looked at: the user's profile is the user's.
+    On Windows neither owner nor mode is checked, as they say nothing there: the cache lies in the user's own profile.
 
     Raises:
-        InputError: it exists, and is of another user, or is a link of another user, or others can write to it.
+        InputError: the file or folder exists, and belongs to another user, is a link that belongs to another user, or
+            is writable by others.
     """
     try:
         states = [path.lstat()]
@@ -81,10 +83,10 @@ def check_own(path: Path) -> bool:
 
 
 def made_folder(folder: Path) -> Path:
-    """Makes a folder of the cache, and those above it that are missing, for this user alone.
+    """Makes a folder of the cache and its missing parents with mode 0700, and returns it.
 
     Raises:
-        InputError: the folder exists, and others can write to it.
+        InputError: the folder exists, and belongs to another user or is writable by others.
         OSError: the folder can't be made.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -95,10 +97,14 @@ def made_folder(folder: Path) -> Path:
 
 
 def keep_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Puts a file into the cache, in place of what is there, and removes what killed processes have left beside it.
+    """Writes or replaces a file of the cache, and removes partial files that killed processes have left in its folder.
+
+    Args:
+        path: the file.
+        write: writes the content to the binary stream that it is given.
 
     Raises:
-        InputError: the folder exists, and others can write to it.
+        InputError: the folder exists, and belongs to another user or is writable by others.
         OSError: the file can't be written.
     """
     made_folder(path.parent)

@@ -1,4 +1,4 @@
-"""JSON records with a checksum, by which damage and careless edits are found.
+"""Writes and reads JSON records with a checksum, by which damage and careless edits are found.
 
 The checksum does not prevent forgery: whoever edits a record can compute it anew. So the content is also checked: its
 fields must have the types of the dataclass that it becomes (`check_types`), and values are checked where they are used.
@@ -22,20 +22,20 @@ _DIGEST = "record_sha256"
 
 
 def with_checksum(fields: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Makes the JSON text of a record, with its checksum.
+    """Makes the JSON text of a record and adds its checksum as the field `record_sha256`.
 
     Args:
-        fields: the fields of the record, JSON values.
-        indent: number of blanks for each level, as in `json.dumps`; None writes one line.
+        fields: the fields of the record by name; values that JSON can hold.
+        indent: number of blanks by which each level is indented; None writes one line.
     """
     return json.dumps({**fields, _DIGEST: _digest(fields)}, indent=indent) + "\n"
 
 
 def checked(text: str) -> dict[str, Any]:
-    """Reads the fields of a record that `with_checksum` wrote.
+    """Parses a record that `with_checksum` made into its fields, without the checksum.
 
     Raises:
-        ValueError: the text is no such record, or was changed.
+        ValueError: the text is no JSON object, lacks the checksum, or does not match it.
     """
     fields = _parsed(text)
     if not isinstance(fields, dict):
@@ -47,16 +47,16 @@ def checked(text: str) -> dict[str, Any]:
 
 
 def read_checksummed(path: Path, version: int, what: str, hint: str) -> dict[str, Any]:
-    """Reads the fields of a record file, which must have a field `format_version`.
+    """Reads a file that holds one record into the fields of the record, without the checksum.
 
     Args:
         path: path of the file.
-        version: the version that can be read.
+        version: the value that the field `format_version` must have.
         what: the kind of the record, for messages.
         hint: the hint for a file that can't be used.
 
     Raises:
-        DataError: the file is damaged, was edited, or is of another version.
+        DataError: the file can't be read, is damaged or was edited, or has another `format_version`.
     """
     content = read_bytes(path, limit=MAX_CONFIG, error=DataError)
     try:
@@ -73,7 +73,7 @@ def read_checksummed(path: Path, version: int, what: str, hint: str) -> dict[str
 
 
 def _parsed(text: str) -> Any:
-    """Parses a JSON text; raises ValueError if it is not valid or is nested too deep."""
+    """Parses a JSON text; raises ValueError if it is not valid or is nested deeper than `bounds.MAX_DEPTH`."""
     try:
         return parse_json(text, "its content", error=DataError)
     except DataError as e:
@@ -81,16 +81,16 @@ def _parsed(text: str) -> Any:
 
 
 def check_types(found: Mapping[str, Any], cls: type[Any], path: Path, hint: str) -> None:
-    """Checks that the fields of a record are those of a dataclass, and their values of its types.
+    """Checks that a record has the fields of a dataclass, with values of their types.
 
     Args:
-        found: the fields.
-        cls: the dataclass; fields with a default may be missing.
+        found: the fields of the record by name.
+        cls: the dataclass; a record may lack those of its fields that have a default.
         path: path of the record's file, for messages.
         hint: the hint for a file that can't be used.
 
     Raises:
-        DataError: a field is missing, is not one of the dataclass's, or has a value of another type.
+        DataError: a field is missing, is unknown to the dataclass, or has a value of another type.
     """
     hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
     needed = {f.name for f in known.values() if f.default is f.default_factory}  # both are MISSING
@@ -104,7 +104,7 @@ def check_types(found: Mapping[str, Any], cls: type[Any], path: Path, hint: str)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type; a dataclass stands for any object, whose fields are not checked."""
+    """Returns whether a JSON value is of a type; a dataclass stands for any object, whose fields are not checked."""
     if isinstance(kind, UnionType):
         return any(_is_a(value, one) for one in get_args(kind))
     if get_origin(kind) is dict:

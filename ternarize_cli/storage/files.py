@@ -1,9 +1,9 @@
-"""Outputs that are either whole or absent.
+"""Writes outputs that are either whole or absent.
 
-Work is done in a hidden folder `.NAME.partial` beside the output (`workplace`), is synced to disk and renamed. Killed
-at any moment, nothing half-written stands under the final name, and an output that was there before is still there.
-Where `--force` replaces a folder, the old and the new one change places in one system call (Linux), so that there is no
-moment without either. A lock keeps two runs from writing the same output; the system drops it with the process.
+An output is written in a hidden folder `.NAME.partial` beside its place (`workplace`), synced to disk and renamed. A
+run may be killed at any moment: nothing half-written stands under the final name, and an older output is still there.
+Where `--force` replaces a folder, old and new change places in one system call (Linux), so that one of them is always
+there. A lock keeps two runs from writing the same output; the system releases it when the process ends.
 """
 
 import ctypes
@@ -39,24 +39,24 @@ __all__ = [
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl")
-"""By these --force knows a folder that it may replace: a model, an index, a demo."""
+"""Files by which --force recognises a folder that it may replace: those of a model, an index and a demo."""
 
 
 def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), folder: bool = True) -> None:
-    """Refuses an output that can't be written or would destroy something, before any work is done.
+    """Checks, before any work is done, that an output can be written and would destroy nothing.
 
-    What a killed run has left beside the output is removed where nothing could go on from it.
+    Removes what a killed run has left beside the output, unless it holds work that --resume could go on from.
 
     Args:
         output: the file or folder to write.
-        force: whether it may be replaced; a folder only if it is empty or holds something that ternarize writes.
-        inputs: files and folders that are read; the output may be none of them, nor hold or lie in one.
+        force: replace an output that exists; a folder only if it is empty or holds a file that ternarize writes.
+        inputs: files and folders that are read. The output may be none of these, nor contain one or lie in one.
         folder: whether the output is a folder.
 
     Raises:
-        OutputExistsError: it exists and may not be replaced, or it is the working folder or holds it.
-        InputError: it overlaps an input, or something that ternarize did not make is where the work would be done.
-        OutputError: its parent is missing or not writable.
+        OutputExistsError: the output exists and may not be replaced, or is the working directory or contains it.
+        InputError: the output overlaps an input, or `.NAME.partial` exists and ternarize did not make it.
+        OutputError: the parent folder of the output is missing or not writable.
     """
     resolved, here = output.resolve(), Path.cwd()
     if resolved == here or resolved in here.parents:
@@ -88,10 +88,10 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
 
 
 def check_apart(output: Path, inputs: Sequence[Path]) -> None:
-    """Refuses an output that is an input, or holds or lies in one.
+    """Checks that an output is none of the inputs, contains none and lies in none.
 
     Raises:
-        InputError: as said.
+        InputError: the output is an input, contains one or lies in one.
     """
     resolved = output.resolve()
     for path in inputs:
@@ -104,17 +104,21 @@ def check_apart(output: Path, inputs: Sequence[Path]) -> None:
 def atomic_folder(
     output: Path, *, force: bool = False, resume: bool = False, keep: bool = False, inputs: Sequence[Path] = ()
 ) -> Iterator[Path]:
-    """Yields an empty partial folder; when the body ends well it becomes `output`, otherwise it is removed.
+    """Yields an empty partial folder, and renames it to `output` after the body; if the body raises, removes it.
 
     Args:
         output: the final folder.
-        force, inputs: as `check_output`.
-        resume: keep what an earlier, killed run left in the partial folder, and keep it again if this one fails.
-        keep: keep what is in the partial folder if this run fails, without starting from what was left there.
+        force: replace an output that exists, if it is empty or holds a file that ternarize writes.
+        resume: start with what an earlier run left in the partial folder, and keep that folder if this run fails.
+        keep: keep the partial folder if this run fails, but start with an empty one.
+        inputs: files and folders that are read. The output may be none of these, nor contain one or lie in one.
 
     Raises:
-        OutputExistsError, InputError, OutputError: as `check_output`; also when another process writes the same
-            output, or when the disk is full (the old output is then still in place).
+        OutputExistsError: the output exists and may not be replaced, or is the working directory or contains it.
+        InputError: the output overlaps an input, or the partial folder holds something that ternarize did not make.
+        OutputError: the parent folder is missing or not writable, another process writes this output, or the disk is
+            full. An older output is then still in place.
+        UnavailableError: this platform has no locks.
     """
     check_output(output, force=force, inputs=inputs)
     with _working(output) as place:
@@ -138,10 +142,18 @@ def atomic_folder(
 
 @contextmanager
 def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yields the path of an empty partial file to write; when the body ends well it becomes `output`.
+    """Yields the path of an empty partial file, and renames it to `output` after the body; if it raises, removes it.
+
+    Args:
+        output: the final file.
+        force: replace a file that exists.
 
     Raises:
-        OutputExistsError, OutputError: as `atomic_folder`.
+        OutputExistsError: the output exists and may not be replaced, or is a folder, a device or a pipe.
+        InputError: `.NAME.partial` beside the output exists, and ternarize did not make it.
+        OutputError: the parent folder is missing or not writable, another process writes this output, or the disk is
+            full. An older output is then still in place.
+        UnavailableError: this platform has no locks.
     """
     check_output(output, force=force, folder=False)
     with _working(output) as place:
@@ -159,21 +171,21 @@ def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _working(output: Path) -> Iterator[Workplace]:
-    """The workplace of an output; errors that the disk is to blame for name the output."""
+    """Yields the workplace of an output; errors of the disk in the body are raised as errors about the output."""
     with _reporting_disk(output), held(output) as place:
         yield place
 
 
 @contextmanager
 def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a lock on a folder that is there, so that one process at a time changes it.
+    """Holds a lock on an existing folder while the body runs, so that one process at a time changes the folder.
 
     Args:
-        folder: the folder; the lock is on itself, so that nothing is added to it.
-        wait: for another process that holds the lock.
+        folder: the folder. The folder itself is locked, so no lock file is needed in it.
+        wait: wait while another process holds the lock.
 
     Raises:
-        OutputError: another process holds the lock, and `wait` is false.
+        OutputError: another process holds the lock, and `wait` is False.
         UnavailableError: this platform has no locks.
     """
     descriptor = _open_locked(folder, wait=wait)
@@ -184,7 +196,7 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _open_locked(folder: Path, *, wait: bool) -> int:
-    """Opens a folder and locks it; the lock lasts until the descriptor is closed."""
+    """Opens and locks a folder; returns the descriptor, which holds the lock until it is closed."""
     require_locks()
     while True:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -198,7 +210,7 @@ def _open_locked(folder: Path, *, wait: bool) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # another process has put something in its place between our two calls
+        os.close(descriptor)  # another process has replaced the folder between our two calls
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -249,7 +261,7 @@ def _put_in_place(place: Workplace) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two names in one step; False where the system or file system has no such call."""
+    """Swaps two paths in one system call; returns False where the system or the file system lacks that call."""
     if not sys.platform.startswith("linux"):
         return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -259,13 +271,13 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """Removes everything in a folder."""
+    """Removes everything in a folder, and keeps the folder."""
     for entry in folder.iterdir():
         remove(entry)
 
 
 def _sync_tree(folder: Path) -> None:
-    """Flushes a folder of ours with everything in it to disk."""
+    """Flushes a folder, and all files and folders in it, to disk."""
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink() and (path.is_file() or path.is_dir()):
             _sync(path)
@@ -281,21 +293,29 @@ def _sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of one file."""
+    """Computes the sha256 of a file's content: 64 hex digits."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def content_hash(folder: Path) -> str:
-    """A digest of everything in a model folder that decides its vectors: weights, configs, tokenizer.
+    """Computes a digest of the files of a model folder that decide its vectors: weights, configs and tokenizer.
 
-    READMEs, images and hidden files don't count, so editing a model card keeps the hash. Computed as `tree_hash`.
+    READMEs, images and hidden files are left out, so editing a model card keeps the digest. Returns 64 hex digits.
     """
     return tree_hash(folder, _counts)
 
 
 def tree_hash(folder: Path, counts: Callable[[Path], bool]) -> str:
-    """The sha256 over `relative/path NUL sha256 newline` of the files that count, in sorted order; 64 hex digits."""
+    r"""Computes a digest of a folder: the sha256 over a line `PATH\0SHA256\n` for each file, sorted by path.
+
+    Args:
+        folder: the folder.
+        counts: tells by the path of a file, relative to `folder`, whether the file is part of the digest.
+
+    Returns:
+        64 hex digits.
+    """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and counts(p.relative_to(folder))):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())

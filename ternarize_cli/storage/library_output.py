@@ -1,7 +1,7 @@
 """Keeps the output of C++ and Rust libraries off stdout, where only results belong.
 
-Such libraries write to descriptor 1 directly: FAISS about files of lists, the tokenizers library about unknown options.
-While such a library reads a file, the descriptor leads elsewhere.
+Such libraries write to file descriptor 1 directly: FAISS about files of lists, the tokenizers library about unknown
+options. While such a library reads a file, descriptor 1 is redirected.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ __all__ = ["library_output"]
 
 @contextmanager
 def library_output(*, to_stderr: bool) -> Iterator[None]:
-    """Redirects output to descriptor 1 while the body runs.
+    """Redirects what is written to file descriptor 1 (stdout) while the body runs.
 
     Args:
-        to_stderr: True sends it to descriptor 2; False drops it.
+        to_stderr: True sends the output to descriptor 2 (stderr); False drops it.
     """
     flush = ctypes.CDLL(None).fflush
     with suppress(AttributeError, OSError, ValueError):  # stdout is missing, or its reader has ended

@@ -1,11 +1,11 @@
-"""Locks on open files and folders, by which processes keep out of each other's way.
+"""Locks open files and folders, so that two processes do not write to one place.
 
-A lock belongs to the open file: the system drops it when the file is closed or its process ends, however it ends, so
-that no lock outlives a process that was killed. It is taken on what is protected itself, a folder or a file that is
-being written, and not on a file beside it that would have to stay there for ever.
+A lock belongs to the open file: the system releases it when the file is closed or its process ends, however it ends, so
+that no lock outlives a killed process. The folder or file that is protected is locked itself; a lock file beside it
+would have to stay there for ever.
 
-Locks need `fcntl`, which Windows does not have. There everything can be imported and models can be read, and what
-needs a lock is refused in words (`require_locks`).
+Locks need `fcntl`, which Windows does not have. On Windows everything can be imported and models can be read; whatever
+needs a lock raises UnavailableError (`require_locks`).
 """
 
 import errno
@@ -40,11 +40,11 @@ def lock(descriptor: int, *, wait: bool = False) -> None:
     """Locks an open file or folder until it is closed.
 
     Args:
-        descriptor: of the file or folder.
-        wait: for another process that has locked it.
+        descriptor: the descriptor of the file or folder.
+        wait: wait while another process holds the lock.
 
     Raises:
-        BlockingIOError: another process has locked it, and `wait` is false.
+        BlockingIOError: another process holds the lock, and `wait` is False.
         UnavailableError: this platform has no locks.
         OSError: this file system has no locks.
     """
@@ -53,10 +53,10 @@ def lock(descriptor: int, *, wait: bool = False) -> None:
 
 
 def lock_if_possible(descriptor: int) -> bool:
-    """Locks an open file until it is closed; False where the platform or the file system has no locks.
+    """Locks an open file until it is closed; returns False if the platform or the file system has no locks.
 
     Raises:
-        BlockingIOError: another process has locked it.
+        BlockingIOError: another process holds the lock.
     """
     if fcntl is None:
         return False
@@ -72,5 +72,5 @@ def lock_if_possible(descriptor: int) -> bool:
 
 
 def is_own(status: os.stat_result) -> bool:
-    """Whether a file belongs to the user that this process runs as; always on Windows, which has no user numbers."""
+    """Returns whether a file belongs to the user of this process; always True on Windows, which has no user ids."""
     return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()

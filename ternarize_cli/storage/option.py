@@ -1,4 +1,4 @@
-"""An option of a command, written once: beside the field of the dataclass that a library function takes.
+"""Describes an option of a command once: beside the field of the dataclass that a library function takes.
 
     @dataclass(frozen=True)
     class EncoderOptions:
@@ -29,26 +29,27 @@ __all__ = [
 ]
 
 MANY = 1_000_000_000
-"""The most that an option takes which says how many of something are used, where there is no better bound."""
+"""Upper bound of options that count something, where there is no better bound."""
 MAX_BATCH = 1_000_000
-"""The most that an option takes which says how many texts or images are worked on at once."""
+"""Upper bound of options that set a batch size: a number of texts or images."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """How the command line offers a field.
+    """Describes how the command line offers a field of a dataclass.
 
     Attributes:
         help: one sentence for `--help`.
-        name: the name on the command line, in the environment and in the settings file; None: the field's own. A field
-            that is True by default and whose option is called `no_…` is switched off by that flag.
-        metavar: what `--help` shows in place of the value; None: the type.
-        min, max: inclusive bounds of a number.
-        envvar: a name in the environment that several commands share, beside TERNARIZE_COMMAND_OPTION.
-        in_one: a tuple of numbers is given as one value, with commas between; otherwise the option is repeated.
-        exclusive: a name for options of which one counts: one typed as a flag beats one from the environment, which
-            beats one from the settings file.
-        otherwise: the value if no option of the same `exclusive` is given.
+        name: the name on the command line, in the environment and in the settings file; None takes the field's name. A
+            field that is True by default and whose option is called `no_…` is switched off by that flag.
+        metavar: what `--help` shows in place of the value; None shows the type.
+        min: the smallest number that is accepted; None sets no bound.
+        max: the largest number that is accepted; None sets no bound.
+        envvar: an environment variable that several commands share, beside TERNARIZE_COMMAND_OPTION.
+        in_one: whether a tuple of numbers is given as one value, with commas between; otherwise the option is repeated.
+        exclusive: the name of a group of options of which one counts: a flag beats the environment, and the environment
+            beats the settings file.
+        otherwise: the field's value if no option of the group `exclusive` is given.
     """
 
     help: str
@@ -62,22 +63,22 @@ class Option:
     otherwise: object = None
 
 
-ALLOW_PICKLE = Option("Read pytorch_model.bin too (weights only; still: trust its author).")
+ALLOW_PICKLE = Option("Also read pytorch_model.bin (tensors only; trust its author all the same).")
 BACKEND = Option("Kernels to run on; `ternarize doctor` lists them.", envvar="TERNARIZE_BACKEND")
-DEVICE = Option("cpu, cuda, cuda:1, …; default: what is there.", envvar="TERNARIZE_DEVICE")
+DEVICE = Option("cpu, cuda, cuda:1, …; default: a GPU if there is one.", envvar="TERNARIZE_DEVICE")
 SEED = Option("Seed of everything random; recorded.", min=0, max=2**32 - 1, envvar="TERNARIZE_SEED")
 SKIP_BAD = Option("Skip lines and images that can't be read, and count them.")
 THREADS = Option("CPU threads, at most 4 a core; default: all cores.", min=1, envvar="TERNARIZE_THREADS")
 
 
 def check_sequences(options: Any) -> None:
-    """Checks that no field that takes several values was given a lone string, which would be read letter by letter.
+    """Checks that no field for several values holds a single string, which would be read letter by letter.
 
     Args:
         options: an instance of a dataclass.
 
     Raises:
-        InputError: a field that is a sequence holds a string.
+        InputError: a field whose type is a sequence or a tuple holds a string.
     """
     hints = get_type_hints(type(options))
     for field in fields(options):

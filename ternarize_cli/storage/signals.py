@@ -21,7 +21,7 @@ _received: int | None = None
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked this process to end.
+    """Is raised when SIGTERM or SIGHUP asks this process to end.
 
     Attributes:
         number: number of the signal.
@@ -38,15 +38,15 @@ def ending(number: int) -> KeyboardInterrupt:
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """The exit code of a command: 128 plus the signal's number."""
+    """Returns the exit code of a command that a signal ended: 128 plus the signal's number."""
     return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
 
 
 @contextmanager
 def listen() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP raise `Ended` while the body runs, except those that are ignored.
+    """Makes SIGTERM and SIGHUP raise `Ended` while the body runs; a signal that the process ignores stays ignored.
 
-    Ctrl-C raises KeyboardInterrupt as before. `received` gives the last of the three signals.
+    Ctrl-C (SIGINT) raises KeyboardInterrupt, as without this function. `received` returns the last of these signals.
     """
     global _received
     process = os.getpid()
@@ -66,19 +66,19 @@ def listen() -> Iterator[None]:
 
 
 def received() -> int | None:
-    """The number of the last signal that came while `listen` listened; None if none came.
+    """Returns the number of the last signal that came in the body of `listen`; None if none came.
 
-    Another exception may hide the one that a signal raises: if it strikes in a library's own clean-up, such as between
-    taking a lock and noting that it is taken, that clean-up fails with an error of its own.
+    The exception of a signal may be hidden by another one: a signal that comes during a library's own clean-up, such as
+    between taking a lock and noting that it is taken, can make that clean-up fail with an error of its own.
     """
     return _received
 
 
 @contextmanager
 def noted() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells which signal came, Ctrl-C or one of `listen`; it returns None if none came.
+    """Yields a function that returns the number of the signal that came: SIGINT, SIGTERM or SIGHUP; None if none came.
 
-    While the body runs, the first signal is only noted; the second ends the process at once.
+    While the body runs, the first signal is only noted. The second raises KeyboardInterrupt or `Ended`.
     """
     came: int | None = None
 

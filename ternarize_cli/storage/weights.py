@@ -2,8 +2,8 @@
 
 Weights are `model.safetensors`, or shards that `model.safetensors.index.json` names. Files are mapped into memory, and
 pages that were read count as this process's memory until the mapping ends. So every tensor gets its own mapping, which
-ends with the tensor. `ShardWriter` holds no tensor longer than it takes to write it. So a pass over a checkpoint of any
-size needs memory only for the tensors in use.
+ends with the tensor, and `ShardWriter` holds each tensor only while it writes it. A pass over a checkpoint of any size
+therefore needs memory only for the tensors in use.
 
 `pytorch_model.bin` is a pickle: it is refused unless the user allows it, and then only tensors are unpickled. Pickled
 shards are mapped one at a time.
@@ -62,7 +62,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Names of dtypes in safetensors, in the order of their tensors in a file."""
+"""The dtypes by the names that safetensors gives them, in the order in which a file holds tensors of these dtypes."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
@@ -71,11 +71,11 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class WeightShard:
-    """An opened weights file.
+    """A weights file that is open for reading.
 
     Attributes:
-        name: name of the file that an artifact writes for this shard, always `*.safetensors`.
-        path: the file.
+        name: name of the file in which an artifact made of this model holds these tensors, always `*.safetensors`.
+        path: path of the file that is read.
     """
 
     name: str
@@ -84,15 +84,15 @@ class WeightShard:
     _read: Callable[[str], Tensor]
 
     def keys(self) -> list[str]:
-        """Lists the names of the tensors, sorted."""
+        """Lists the names of the file's tensors, sorted."""
         return sorted(self._headers)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Returns the shape of a tensor without reading its values."""
         return self._headers[key][0]
 
     def dtype(self, key: str) -> str:
-        """The dtype of a tensor as safetensors names it, such as "F32" or "U8", without reading it."""
+        """Returns the dtype of a tensor as safetensors names it, such as "F32" or "U8", without reading its values."""
         return self._headers[key][1]
 
     def get(self, key: str) -> Tensor:
@@ -101,10 +101,15 @@ class WeightShard:
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
-    """Lists the files of a folder's weights, in order.
+    """Lists the weights files of a folder: one file, or the shards sorted by name.
+
+    Args:
+        folder: the model folder.
+        allow_pickle: accept pytorch_model.bin where the folder has no safetensors files.
 
     Raises:
-        CheckpointError: there are no such files, a shard is missing, or the files are pickles, which are not allowed.
+        CheckpointError: the folder has no weights files, a shard is missing, or the files are pickles and
+            `allow_pickle` is False.
     """
     for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
         if (folder / single).is_file():
@@ -138,20 +143,21 @@ def _indexed(folder: Path, index: str) -> list[Path]:
 
 
 def bytes_on_disk(folder: Path, *, allow_pickle: bool = False) -> int:
-    """Counts the bytes of a folder's weights files.
+    """Adds up the sizes of a folder's weights files, in bytes.
 
     Raises:
-        CheckpointError: there are no such files, a shard is missing, or the files are pickles, which are not allowed.
+        CheckpointError: the folder has no weights files, a shard is missing, or the files are pickles and
+            `allow_pickle` is False.
     """
     return sum(path.stat().st_size for path in weight_files(folder, allow_pickle=allow_pickle))
 
 
 @contextmanager
 def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[WeightShard]]:
-    """Opens a folder's weights for reading tensor by tensor.
+    """Opens a folder's weights files for reading tensor by tensor, and yields them in the order of `weight_files`.
 
     Raises:
-        CheckpointError: a file is missing, truncated or damaged, or the files are pickles, which are not allowed.
+        CheckpointError: a file is missing, truncated or damaged, or the files are pickles and `allow_pickle` is False.
     """
     with open_files(weight_files(folder, allow_pickle=allow_pickle)) as shards:
         yield shards
@@ -159,7 +165,7 @@ def open_shards(folder: Path, *, allow_pickle: bool = False) -> Iterator[list[We
 
 @contextmanager
 def open_files(paths: Iterable[str | Path]) -> Iterator[list[WeightShard]]:
-    """Opens weights files for reading tensor by tensor.
+    """Opens weights files for reading tensor by tensor, and yields them in the order of `paths`.
 
     Raises:
         CheckpointError: a file is truncated or damaged.
@@ -198,7 +204,7 @@ def _read(path: Path, key: str) -> Tensor:
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a pickle; files of torch before 1.6 can't be mapped into memory and are read whole."""
+    """Reads the tensors of a pickle, mapped into memory; files written by torch before 1.6 are read as a whole."""
     try:
         mapped = zipfile.is_zipfile(path)
         with warnings.catch_warnings(action="ignore"):  # torch warns of the pickle protocol
@@ -211,21 +217,21 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Computes `torch.isfinite(tensor).all()` without its copies, which are large for a large table."""
+    """Computes `torch.isfinite(tensor).all()` without a mask of the size of the tensor."""
     return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 class ShardWriter:
-    """Writes a folder's weights, shard by shard and tensor by tensor, and the index that shards need.
+    """Writes a folder's weights, shard by shard and tensor by tensor, and the index file that several shards need.
 
         with writer.shard("model-00001-of-00002.safetensors") as shard:
             shard.add("a.weight", tensor)
         writer.finish()
 
-    A shard's bytes are those that `safetensors.save_file` writes: 8 bytes with the header's length, the header, and the
-    data, ordered by dtype, the widest first, then by name. That order is known only with the last tensor, so data is
-    collected in `NAME.data` beside the shard (never more than one) and then moved. Metadata is only {"format": "pt"}:
-    safetensors writes more keys in random order, and bytes would differ from run to run.
+    A shard has the bytes that `safetensors.save_file` would write: 8 bytes with the header's length, the header, and
+    the data, ordered by dtype, the widest first, then by name. That order is known only with the last tensor, so data
+    is collected in `NAME.data` beside the shard and then copied; there is one such file at a time. The metadata is only
+    {"format": "pt"}: safetensors writes further keys in random order, and files would differ from run to run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -235,7 +241,7 @@ class ShardWriter:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the files written so far."""
+        """The size in bytes of the shards written so far."""
         return self._file_bytes
 
     @contextmanager
@@ -264,7 +270,7 @@ class ShardWriter:
                 shard.add(key, tensor)
 
     def finish(self) -> None:
-        """Writes the index, unless all tensors are in `model.safetensors`. Call it after the last shard."""
+        """Writes the index file, unless all tensors are in `model.safetensors`. To be called after the last shard."""
         if set(self._weight_map.values()) != {SINGLE}:
             size = {"total_size": self._tensor_bytes}
             index = {"metadata": size, "weight_map": dict(sorted(self._weight_map.items()))}
@@ -273,7 +279,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class _Written:
-    """A tensor in a shard's data: torch dtype, shape, first byte, length in bytes."""
+    """Describes a tensor in a shard's data: its dtype and shape, its first byte, and its length in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -282,14 +288,18 @@ class _Written:
 
 
 class ShardData:
-    """The tensors of a shard that is being written; see `ShardWriter`."""
+    """Collects the tensors of a shard that `ShardWriter` is writing."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.tensors: dict[str, _Written] = {}
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Appends a tensor; when this returns, the tensor has been written to the file."""
+        """Writes a tensor to the shard's data file; the caller may free it then.
+
+        Raises:
+            ValueError: the shard has a tensor of this name already.
+        """
         if key in self.tensors:
             raise ValueError(f"{key} is in the shard already")
         start = self._stream.tell()
@@ -297,7 +307,7 @@ class ShardData:
         self.tensors[key] = _Written(tensor.dtype, tuple(tensor.shape), start, self._stream.tell() - start)
 
     def write_to(self, file: IO[bytes]) -> None:
-        """Writes the shard in the format and the order of safetensors."""
+        """Copies the collected tensors into a file in the format and the order of safetensors."""
         header, order = _header({key: (tensor.dtype, tensor.shape) for key, tensor in self.tensors.items()})
         file.write(header)
         for key in order:
@@ -310,7 +320,7 @@ class ShardData:
 
 
 def _header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, list[str]]:
-    """Makes the bytes of a file before its data; also returns the keys in the order of their data."""
+    """Makes a safetensors header with its length; also returns the names in the order of their data."""
     order = sorted(tensors, key=lambda key: (_RANK[tensors[key][0]], key))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -324,6 +334,9 @@ def _header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple
 
 
 def file_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
-    """Computes the size in bytes of the file of `ShardWriter` for tensors of these dtypes and shapes; 0 for none."""
+    """Computes the size in bytes of the shard that `ShardWriter` writes for tensors of these dtypes and shapes.
+
+    An empty mapping has size 0: no file is written for it.
+    """
     data = sum(dtype.itemsize * math.prod(shape) for dtype, shape in tensors.values())
     return len(_header(tensors)[0]) + data if tensors else 0

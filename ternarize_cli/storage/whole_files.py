@@ -1,7 +1,7 @@
-"""Files that appear whole in folders to which many processes write at once.
+"""Writes files by an atomic rename into folders to which many processes write at once.
 
-A file is written as `NAME.<32 hex digits>.partial`, synced, and renamed. Its writer holds a lock on it meanwhile, so
-that another process can tell it from what a killed one has left, which `sweep` removes.
+A file is written as `NAME.<32 hex digits>.partial`, synced, and renamed. Its writer holds a lock on the partial file
+meanwhile, so that `sweep` can tell it from partial files that killed processes have left, which it removes.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ __all__ = ["put_file", "sweep"]
 
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-"""Flags by which a link is not followed and a pipe not waited for, as far as the platform has them."""
+"""Flags that keep `os.open` from following a link and from waiting for a pipe, as far as the platform has them."""
 _DAY = 24 * 3600.0
 
 
 def put_file(path: Path, write: Callable[[IO[bytes]], Any], *, mode: int = 0o666) -> str:
-    """Writes a file, which replaces at once what is there; returns its sha256.
+    """Writes a file, puts it in place by an atomic rename, and returns the sha256 of its content in hex.
 
     Args:
-        path: of the file.
-        write: writes the content to a stream.
-        mode: of the file, less what the process's umask forbids.
+        path: the file; an older file of this path is replaced.
+        write: writes the content to the binary stream that it is given.
+        mode: permission bits of the file, from which the process's umask is taken away.
 
     Raises:
-        OSError: it can't be written; what was there is still there.
+        OSError: the file can't be written. An older file is then still in place.
     """
     partial, stream = _new(path, mode)
     try:
@@ -52,10 +52,10 @@ def put_file(path: Path, write: Callable[[IO[bytes]], Any], *, mode: int = 0o666
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote a file have left in a folder.
+    """Removes partial files from a folder that were left by processes killed while they wrote.
 
-    It takes regular files of this user only that no process has locked; where the file system has no locks, those that
-    are a day old.
+    Only regular files of this user are removed that no process has locked. Where the file system has no locks, files
+    are removed that are older than a day.
     """
     with suppress(OSError):
         for path in list(folder.iterdir()):
@@ -79,11 +79,11 @@ def _sweep(path: Path) -> None:
 
 
 def _new(path: Path, mode: int) -> tuple[Path, IO[bytes]]:
-    """A new partial file, locked."""
+    """Makes a partial file for `path` with the permission bits `mode`, locks it, returns its path and stream."""
     while True:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         stream = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, mode), "w+b")
-        with suppress(BlockingIOError):  # another process takes it for what a killed one has left
+        with suppress(BlockingIOError):  # another process is sweeping: it takes the new file for a left one
             lock_if_possible(stream.fileno())
             if os.fstat(stream.fileno()).st_nlink:
                 return partial, stream

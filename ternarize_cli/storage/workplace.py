@@ -1,14 +1,15 @@
-"""Where work towards an output is done: a folder of ours beside the output, which goes when the work is done.
+"""Makes and cleans up the folder `.NAME.partial` beside an output NAME, in which the output is written.
 
-    .NAME.partial/                  mode 0700; made by us, or empty and ours: anything else is refused, never emptied
-        ternarize-partial           says to a human what the folder is, and to us that it is ours; locked while we work
+    .NAME.partial/                  mode 0700; any folder but an empty one or one with the marker is refused
+        ternarize-partial           the marker: tells a human what the folder is, and ternarize that it made it; a
+                                    run locks it while it writes
         NAME                        the file or folder that will be the output
-        NAME.placed                 which file or folder NAME was before it changed places with the old output
-        NAME.old                    the old output, where the two can't change places in one step
+        NAME.placed                 device and inode number of NAME, written before NAME and the old output are swapped
+        NAME.old                    the old output, where the system can't swap two paths in one call
 
-A run that is killed leaves the folder. The next one finds by it what is left to do: where the old output was moved away
-and the new one not yet in its place, it is put back; what is left of a change of places that was made is removed; and
-work that was not finished is removed or taken up, as the run wants. No link is followed and none is kept.
+A run that is killed leaves this folder, and the next run finds out from it what is left to do. If the old output was
+moved away and the new one is not yet in its place, the old one is moved back. If the two were swapped, the old one is
+removed. Unfinished work is removed, or taken up by a run with --resume. Links are neither followed nor kept.
 """
 
 import os
@@ -30,26 +31,27 @@ it is what a run that was stopped or killed has left. The same command removes i
 you may delete it.
 """
 _FOLDER = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
-"""Flags that open a folder and no link. Windows lacks them, and locks: nothing is opened with them there."""
+"""Flags with which `os.open` opens a folder but no link. Unused on Windows, which lacks them, as it lacks locks."""
 
 
 def holder_path(output: Path) -> Path:
-    """The folder beside an output that holds the work towards it: `.NAME.partial`."""
+    """Returns the folder beside an output in which the output is written: `.NAME.partial`."""
     return output.parent / f".{output.name}.partial"
 
 
 def partial_path(output: Path) -> Path:
-    """Where work towards `output` is done: `.NAME.partial/NAME`."""
+    """Returns the file or folder that is renamed to `output` when it is complete: `.NAME.partial/NAME`."""
     return holder_path(output) / output.name
 
 
 class Workplace:
-    """The folder `.NAME.partial`, held by this process.
+    """The folder `.NAME.partial`, while this process holds its lock.
 
     Attributes:
-        holder: the folder.
-        work: the file or folder in it that will be the output.
-        old: where the old output is moved to if it must be.
+        output: the final file or folder.
+        holder: the folder `.NAME.partial`.
+        work: the file or folder in `holder` that will be the output.
+        old: the path in `holder` to which the old output is moved where the two can't be swapped in one call.
     """
 
     def __init__(self, output: Path) -> None:
@@ -60,7 +62,7 @@ class Workplace:
         self._placed = self.holder / f"{output.name}.placed"
 
     def note_placing(self) -> None:
-        """Writes down which file or folder the work is, before it changes places with the old output."""
+        """Writes the device and inode number of `work` to a file, before `work` and the old output are swapped."""
         status = self.work.lstat()
         with suppress(FileNotFoundError):
             self._placed.unlink()
@@ -71,7 +73,7 @@ class Workplace:
             os.fsync(descriptor)
 
     def settle(self) -> bool:
-        """Ends the change of places that a killed run had begun; whether unfinished work is left after that."""
+        """Completes or undoes a replacement that a killed run had begun; returns whether unfinished work is left."""
         if _is_there(self.old) and not _is_there(self.output):
             self.old.rename(self.output)
         remove(self.old)
@@ -82,7 +84,7 @@ class Workplace:
         return _is_there(self.work)
 
     def _was_placed(self) -> bool:
-        """Whether the output is what was worked on before: then what is in its place here is the old one."""
+        """Returns whether `work` and `output` were swapped, so that `work` is now the old output."""
         try:
             if not stat.S_ISREG(self._placed.lstat().st_mode):
                 return False
@@ -93,10 +95,11 @@ class Workplace:
         return (device, number) == (str(status.st_dev), str(status.st_ino))
 
     def check_work(self) -> None:
-        """Checks that what an earlier run left consists of files and folders of ours, before it is taken up.
+        """Checks that `work`, as an earlier run left it, consists of regular files and folders of this user.
 
         Raises:
-            InputError: there is a link, a file with other names, a device, or something of another user in it.
+            InputError: `work` is or holds a symbolic link, a file with several hard links, a device, or something that
+                belongs to another user.
         """
         pending = [self.work]
         while pending:
@@ -113,7 +116,10 @@ class Workplace:
                 )
 
     def close(self) -> None:
-        """Removes the folder, as far as it can; the marker goes last, so that a kill leaves it known as ours."""
+        """Removes the folder; the marker goes last, so that a later run knows the folder if this one is killed.
+
+        Errors of the file system are ignored: what can't be removed stays.
+        """
         with suppress(OSError):
             self.settle()
             remove(self.work)
@@ -125,13 +131,13 @@ class Workplace:
 
 @contextmanager
 def held(output: Path) -> Iterator[Workplace]:
-    """Makes the folder, or takes over one that an earlier run left, and keeps other processes out of it.
+    """Makes the folder `.NAME.partial` or takes over one that a killed run left, and locks it while the body runs.
 
-    What a killed run had begun is settled; its unfinished work is still there.
+    A replacement that the killed run had begun is completed or undone. Its unfinished work is still there.
 
     Raises:
-        InputError: something else is in the place of the folder.
-        OutputError: another process works there.
+        InputError: `.NAME.partial` exists, and ternarize did not make it.
+        OutputError: another process is writing this output.
         UnavailableError: this platform has no locks.
         OSError: the folder can't be made.
     """
@@ -151,21 +157,23 @@ def held(output: Path) -> Iterator[Workplace]:
 
 
 def recover(output: Path) -> None:
-    """Settles what a killed run had begun, and removes its folder if no unfinished work is in it.
+    """Completes or undoes a replacement that a killed run had begun, and removes its folder if no work is left in it.
 
-    Does nothing where there is no such folder, or a process works in it.
+    Does nothing if there is no folder `.NAME.partial`, or if another process is writing in it.
 
     Raises:
-        InputError: something else is in the place of the folder.
+        InputError: `.NAME.partial` exists, and ternarize did not make it.
     """
     _recover(output, unfinished=False)
 
 
 def discard(output: Path) -> None:
-    """As `recover`, and removes unfinished work, too.
+    """Completes or undoes a replacement that a killed run had begun, and removes its folder and its unfinished work.
+
+    Does nothing if there is no folder `.NAME.partial`, or if another process is writing in it.
 
     Raises:
-        InputError: something else is in the place of the folder.
+        InputError: `.NAME.partial` exists, and ternarize did not make it.
     """
     _recover(output, unfinished=True)
 
@@ -186,7 +194,7 @@ def _recover(output: Path, *, unfinished: bool) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder and all in it; a file or link may be missing."""
+    """Removes a file, a link, or a folder with everything in it; does nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -198,9 +206,14 @@ def _marker(output: Path) -> str:
 
 
 def _open(output: Path, *, make: bool) -> int:
-    """Opens and locks the marker in the folder; the lock lasts until the descriptor is closed.
+    """Opens and locks the marker in the folder `.NAME.partial`; the lock lasts until the descriptor is closed.
 
-    It is on the marker, since network file systems lock files that are open for writing, and no folders.
+    The marker is locked and not the folder, since network file systems lock only files that are open for writing.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and `make` is False.
+        InputError: `.NAME.partial` exists, and ternarize did not make it.
+        OutputError: another process is writing this output.
     """
     holder, marker = holder_path(output), _marker(output)
     while True:

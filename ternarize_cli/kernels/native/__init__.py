@@ -1,8 +1,8 @@
-"""Our own runtime for CPUs: weights stay at 2 bits, and encoders of the usual shapes run in one call.
+"""Runs packed models on CPUs in compiled C++: weights stay at 2 bits, and encoders of usual shapes run in one call.
 
-`encoder` runs whole models; what it does not cover runs through the ordinary modules with the kernel below. Both give
-the integers of `reference`; the float arithmetic around them is done in another order, so vectors differ by what int8
-rounding makes of a last bit (docs/research/cpu.md).
+`encoder` runs whole models; a model that it does not cover runs through its own modules, with the kernel of this module
+for each linear. Both compute the integer sums of `reference`. A fused encoder does the float arithmetic between them in
+another order, so its vectors can differ where int8 rounding amplifies a last-bit difference (docs/research/cpu.md).
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ __all__ = ["Native"]
 
 @register
 class Native:
-    """int8 activations × 2-bit codes: AMX, AVX-512 VNNI, AVX2, NEON, or plain C++."""
+    """The backend `native`: int8 activations × 2-bit codes on AMX, AVX-512 VNNI, AVX-VNNI, AVX2, NEON, or plain C++."""
 
     name = "native"
     device = "cpu"
@@ -29,7 +29,7 @@ class Native:
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
-        """Needs the library that is compiled when the package is installed."""
+        """Says why the library, which is compiled when the package is installed, can't be used; None if it can."""
         try:
             library()
         except UnavailableError as e:
@@ -37,7 +37,7 @@ class Native:
         return None
 
     def refuses(self, layer: PackedLinear) -> str | None:
-        """Takes int8 activations on the CPU."""
+        """Says why a layer can't run: it is not on the CPU, is not int8, or is too large; None if it can."""
         if layer.weight.device.type != "cpu":
             return f"the model is on {layer.weight.device}, and native runs on the CPU"
         if layer.scheme.activation_bits != 8:
@@ -47,7 +47,10 @@ class Native:
         return None
 
     def prepare(self, layer: PackedLinear) -> Kernel:
-        """Lays the codes out for the processor, when the layer runs for the first time: most never run on their own."""
+        """Makes the function from `[..., in]` to `[..., out]`, which lays the codes out when it is first called.
+
+        The layers of a fused encoder are not called one by one, so nothing is laid out for them here.
+        """
         lib = library()
 
         @cache
@@ -62,7 +65,7 @@ class Native:
         return run
 
     def fuse(self, model: nn.Module) -> str | None:
-        """Lets a whole model run in one call, or says why it can't and runs its linears only."""
+        """Replaces the model's `forward` by one call of the library, and returns None; or returns why it can't."""
         from ternarize_cli.kernels.fused_encoder import refusal
         from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal
 

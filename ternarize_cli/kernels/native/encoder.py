@@ -1,4 +1,4 @@
-"""Whole encoders in one call of the library, on real tokens only."""
+"""Runs a whole encoder in one call of the compiled library, on the tokens that are not padding."""
 
 import ctypes
 import math
@@ -25,7 +25,7 @@ __all__ = ["NativeEncoder", "NativeForward", "head_refusal"]
 
 
 def head_refusal(model: Any) -> str | None:
-    """Why the attention of a model whose blocks are known does not run in the library, in words; None if it does."""
+    """Says why the library can't run the attention of a model that `refusal` accepts; None if it can."""
     width, heads = linears_of(blocks_of(model)[0])[0].in_features, model.config.num_attention_heads
     if isinstance(heads, int) and heads > 0 and width // heads > MAX_HEAD:
         return f"its heads are {width // heads:,} wide, and {MAX_HEAD:,} is the most"
@@ -33,7 +33,7 @@ def head_refusal(model: Any) -> str | None:
 
 
 class NativeForward(FusedForward):
-    """A model's forward pass in the library."""
+    """Replaces a model's `forward` by a call of the compiled library."""
 
     backend, device = "native", "cpu"
 
@@ -42,14 +42,15 @@ class NativeForward(FusedForward):
 
 
 class NativeEncoder:
-    """A model's blocks and, where they are int8, its embedding tables, in the library's form."""
+    """A model's blocks, and its embedding tables if they are int8, laid out for the compiled library."""
 
     def __init__(self, model: Any) -> None:
-        """Lays a model's weights out for the library.
+        """Lays out the weights of a model that `refusal` and `head_refusal` accept.
 
         Raises:
-            CheckpointError: the heads or the epsilon of its config don't fit the tensors (FormatError if the linears
-                don't fit each other).
+            CheckpointError: the number of heads does not divide the width, the epsilon of the layer norms is no small
+                positive number, or a layer norm has another width than the model.
+            FormatError: the linears don't fit each other, or the library takes no linear of their size.
         """
         self._lib: Library = library()
         self._model = model
@@ -68,14 +69,23 @@ class NativeEncoder:
         self._lib.trim()
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """ids, mask, types: int64 `[batch, tokens]` → `[batch, tokens, width]`, zeros at padding."""
+        """Encodes a batch of texts.
+
+        Args:
+            ids: int64 `[batch, tokens]`, ids of tokens.
+            mask: int64 `[batch, tokens]`, 0 at padding; None means that there is no padding.
+            types: int64 `[batch, tokens]`, token types; None means that all are 0.
+
+        Returns:
+            The last hidden states, float32 `[batch, tokens, width]`, with zeros at padding.
+        """
         batch, tokens = ids.shape
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         full = bool(real.all())
         places = torch.arange(tokens, device="cpu").expand(batch, tokens)
         kinds = torch.zeros_like(ids) if types is None else types
         rows = [(t.reshape(-1) if full else t[real]).long().contiguous() for t in (ids, kinds, places)]
-        if self._tables is None or not _are_rows_of(self._tables, rows):  # the modules' errors say what is wrong
+        if self._tables is None or not _are_rows_of(self._tables, rows):  # the modules raise an error for a bad id
             x = self._model.embeddings(input_ids=ids, token_type_ids=types).float()
             x = x.flatten(0, 1) if full else x[real]
         else:
@@ -92,7 +102,7 @@ class NativeEncoder:
         return made
 
     def images(self, pixels: Tensor) -> Tensor:
-        """pixels `[batch, channels, height, width]` → `[batch, patches, width]`."""
+        """Encodes images `[batch, channels, height, width]`: hidden states, float32 `[batch, patches, width]`."""
         x = self._model.embeddings(pixels)
         starts = torch.arange(len(x) + 1, dtype=torch.int32, device="cpu") * x.shape[1]
         made = x.detach().float().reshape(-1, x.shape[-1]).clone()
@@ -115,7 +125,15 @@ class NativeEncoder:
         )
 
     def _packed(self, layers: list[PackedLinear], by: Tensor | None) -> ctypes.Structure:
-        """Linears of the same input as one; their outputs are multiplied by `by`, through scale and bias."""
+        """Lays out linears that read one input as a single linear, whose outputs are concatenated.
+
+        Args:
+            layers: the linears.
+            by: float32 `[out]`, factors for the outputs, which scale and bias are multiplied by; None for no factors.
+
+        Returns:
+            The C structure of the linear.
+        """
         scale = torch.cat([m.weight_scale.float().flatten().expand(m.out_features) for m in layers])
         bias = torch.cat([torch.zeros(m.out_features) if m.bias is None else m.bias.float() for m in layers])
         if by is not None:
@@ -158,7 +176,7 @@ def _norm_tensors(norm: nn.LayerNorm, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """A tensor that can be read where it lies: one that is mapped from a file may begin anywhere."""
+    """Returns a tensor at an address that its dtype needs: a copy, if it is mapped from an odd place in a file."""
     return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 

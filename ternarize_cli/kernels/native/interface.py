@@ -1,8 +1,8 @@
-"""The C interface of the compiled library (src/api.cpp): its structures, and what its functions take and give.
+"""Declares the C interface of the compiled library (src/api.cpp): its structures, and the types of its functions.
 
-Python and C++ have to agree on every field and every argument. `declare` tells ctypes of them, so that a call with
-another number of arguments, or of another type, is an error in Python; INTERFACE is the number that both sides count up
-when something changes, so that a library of another version is refused.
+Python and C++ have to agree on every field and every argument. `declare` passes the types on to ctypes, so that a call
+with another number of arguments, or with arguments of another type, raises an error in Python. INTERFACE is a number
+that is raised on both sides with every change, so that a library of another version is refused.
 """
 
 import ctypes
@@ -23,15 +23,15 @@ __all__ = [
 ]
 
 INTERFACE = 2
-"""The number of the interface that is described here."""
+"""The version of the interface that this module describes."""
 MAX_THREADS = 1024
-"""Threads that the library takes."""
+"""The most threads that the library runs with."""
 MAX_INPUTS = 1 << 22
-"""Inputs of a linear at most: the sum of so many products fits 32 bits."""
+"""The most inputs of a linear: a sum of so many products fits 32 bits."""
 MAX_OUTPUTS = 1 << 24
-"""Outputs of a linear at most."""
+"""The most outputs of a linear."""
 MAX_HEAD = 4096
-"""Width of an attention head at most."""
+"""The greatest width of an attention head."""
 
 _INT = ctypes.c_int
 _LONG = ctypes.c_int64
@@ -41,7 +41,7 @@ _POINTERS = ctypes.POINTER(ctypes.c_void_p)
 
 
 class NativeLinear(ctypes.Structure):
-    """`tz::Linear`: pointers into tensors that the caller keeps."""
+    """`tz::Linear` (src/native.h): a linear in the library's layout. The caller keeps the tensors it points into."""
 
     _fields_ = [
         ("codes", _POINTER),
@@ -52,7 +52,7 @@ class NativeLinear(ctypes.Structure):
 
 
 class NativeLayer(ctypes.Structure):
-    """`tz::Layer`."""
+    """`tz::Layer` (src/encoder.h): the linears and layer norms of an encoder's block."""
 
     _fields_ = [
         *((name, NativeLinear) for name in ("qkv", "output", "up", "down")),
@@ -61,7 +61,7 @@ class NativeLayer(ctypes.Structure):
 
 
 class Encoder(ctypes.Structure):
-    """`tz::Encoder`."""
+    """`tz::Encoder` (src/encoder.h): the blocks of an encoder, with their number, widths and epsilon."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "inner", "norm_first")),
@@ -87,14 +87,14 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     ),
     "tz_encode": (_INT, [_INT, ctypes.POINTER(Encoder), _POINTER, _INT, _POINTER, _INT, _INT]),
 }
-"""For each function but `tz_interface` the type that it returns and those of its arguments."""
+"""For each function but `tz_interface`: the type of its result, and the types of its arguments."""
 
 
 def declare(c: ctypes.CDLL) -> None:
-    """Tells ctypes what the functions of a loaded library take and give.
+    """Sets the types of arguments and results for the functions of a loaded library.
 
     Raises:
-        UnavailableError: the library has another interface than this module describes.
+        UnavailableError: the library has another version of the interface than INTERFACE.
     """
     number = getattr(c, "tz_interface", None)
     if number is not None:

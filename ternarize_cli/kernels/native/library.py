@@ -1,11 +1,11 @@
-"""The compiled library (src/api.cpp), on tensors.
+"""Loads the compiled library (src/api.cpp) and calls its functions with tensors.
 
-It is built with the wheel where a C++ compiler is found, and lies beside this file; without it other backends serve.
-Which instruction set runs is decided when it is loaded: the best that the processor has, or the one named by the
-environment variable TERNARIZE_NATIVE_ISA.
+The library is built with the wheel if a C++ compiler is found, and lies beside this file; without it other backends
+run. The instruction set is chosen when the library is loaded: the best that the processor has, or the one that the
+environment variable TERNARIZE_NATIVE_ISA names.
 
-The library can't see how large a tensor is. So every size that it gets is read from a tensor here, and tensors that
-belong together are held against each other; the library holds the sizes against each other and against its limits
+The library can't see how large a tensor is. So every size that it gets is read from a tensor here, and the shapes of
+tensors that belong together are compared; the library compares the sizes with each other and with its limits
 (src/arguments.h).
 """
 
@@ -33,14 +33,24 @@ class PackedCodes:
     """A ternary linear in the library's layout: 2 bits a weight, in panels of 32 outputs and blocks of 64 inputs.
 
     Attributes:
-        codes: uint8; scale, bias: float32 `[outputs rounded up to 32]`.
-        linear: the C structure that points at them.
+        codes: uint8 `[bytes]`, the codes in that layout.
+        scale: float32 `[outputs rounded up to a multiple of 32]`, with zeros beyond the outputs.
+        bias: float32, of the shape of `scale`; zeros for a linear without bias.
+        linear: the C structure that points to these three.
     """
 
     def __init__(
         self, lib: "Library", codec: Codec, rows: Tensor, inputs: int, scale: Tensor, bias: Tensor | None
     ) -> None:
-        """rows: uint8 `[out, width]`, as `codec` packs them; scale: `[out]` float; bias: `[out]` or None.
+        """Lays out a linear.
+
+        Args:
+            lib: the compiled library.
+            codec: the codec that packed the codes.
+            rows: uint8 `[out, width]`, the packed codes.
+            inputs: number of inputs of the linear; `width` bytes hold so many codes.
+            scale: float `[out]`, a scale for each row.
+            bias: float `[out]`, or None.
 
         Raises:
             FormatError: the shapes don't fit each other, or the library takes no linear of that size.
@@ -64,19 +74,20 @@ class PackedCodes:
 
 
 class Library:
-    """The functions, on tensors.
+    """Calls the functions of the compiled library with tensors.
 
     Attributes:
-        instruction_sets: those that this processor runs, best first.
-        chosen: the name of the one in use.
+        instruction_sets: names of the instruction sets that the library has and this processor runs, best first.
+        chosen: the name of the instruction set in use.
     """
 
     def __init__(self, path: Path) -> None:
-        """Loads the library.
+        """Loads the library from a file, and chooses the instruction set.
 
         Raises:
             OSError: the file can't be loaded.
-            UnavailableError: TERNARIZE_NATIVE_ISA can't run here, or the library is of another version.
+            UnavailableError: this processor can't run the instruction set that TERNARIZE_NATIVE_ISA names, or the
+                library has another version of the interface.
         """
         self._c = ctypes.CDLL(str(path))
         declare(self._c)
@@ -93,10 +104,19 @@ class Library:
         self.chosen = found[self._isa]
 
     def packed(self, codec: Codec, rows: Tensor, inputs: int) -> Tensor:
-        """uint8 `[out, width]` of a codec → uint8, in the library's layout.
+        """Lays out packed codes for the library.
+
+        Args:
+            codec: the codec that packed the codes.
+            rows: uint8 `[out, width]`, the packed codes.
+            inputs: number of codes in a row.
+
+        Returns:
+            uint8 `[bytes]`: 2 bits a code, in panels of 32 outputs and blocks of 64 inputs.
 
         Raises:
-            FormatError: `width` is not what `inputs` codes take, or the library takes no linear of that size.
+            FormatError: `rows` is not uint8 `[out, width]`, `width` is not the number of bytes that `inputs` codes
+                take, or the library takes no linear of that size.
         """
         if rows.dtype != torch.uint8 or rows.dim() != 2:
             raise FormatError(f"packed codes are uint8 [out, width], not {rows.dtype} {list(rows.shape)}")
@@ -111,15 +131,18 @@ class Library:
         return made
 
     def rest(self, tensor: Tensor) -> None:
-        """Lets a tensor mapped from a file leave memory until it is read; others go to swap, if there is some."""
+        """Tells the system that it may free the memory of a tensor until it is read again.
+
+        A tensor that is mapped from a file is then read from the file; another one goes to swap, if there is any.
+        """
         self._run("tz_rest", _at(tensor), tensor.nbytes)
 
     def trim(self) -> None:
-        """Gives memory that was needed for a moment back to the system."""
+        """Gives freed memory, which the C library keeps for later allocations, back to the system."""
         self._c.tz_trim()
 
     def linear(self, w: PackedCodes, x: Tensor) -> Tensor:
-        """float32 `[rows, in]` → float32 `[rows, out]`, bit for bit what `ternary.ternary_linear` gives.
+        """Computes a linear: float32 `[rows, in]` to float32 `[rows, out]`, bit for bit as `ternary.ternary_linear`.
 
         Raises:
             ValueError: `x` is not float32 `[rows, in]`.
@@ -130,7 +153,7 @@ class Library:
         return y
 
     def sums(self, w: PackedCodes, x: Tensor) -> Tensor:
-        """float32 `[rows, in]` → int32 `[rows, out]`: the exact products of the rounded rows with the codes.
+        """Rounds rows to int8 and multiplies them by the codes: float32 `[rows, in]` to exact int32 `[rows, out]`.
 
         Raises:
             ValueError: `x` is not float32 `[rows, in]`.
@@ -151,19 +174,19 @@ class Library:
         ids: list[Tensor],
         norm: tuple[Tensor, Tensor, float],
     ) -> Tensor:
-        """The sum of the rows of int8 tables, normalised.
+        """Adds up a row of each of several int8 tables for every token, and applies a layer norm to the sums.
 
         Args:
-            tables: pairs of int8 `[rows, dim]` and float32 `[rows]`.
-            ids: for each table int64 `[tokens]`, rows that exist.
-            norm: gain, bias and eps of a layer norm.
+            tables: for each table its codes, int8 `[rows, dim]`, and its scales, float32 `[rows]`.
+            ids: for each table the rows of the tokens, int64 `[tokens]`.
+            norm: gain and bias of the layer norm, float32 `[dim]` each, and its epsilon.
 
         Returns:
             float32 `[tokens, dim]`.
 
         Raises:
-            ValueError: a tensor has another type or shape, or there is not a tensor of ids for each table.
-            FormatError: an id is no row of its table, or the library takes no such sizes.
+            ValueError: a tensor has another dtype or shape, or the numbers of tables and of tensors of ids differ.
+            FormatError: an id is no row of its table, or a size is beyond the limits of the library.
         """
         rows, width = len(ids[0]), tables[0][0].shape[1]
         gain, bias, eps = norm
@@ -188,17 +211,18 @@ class Library:
         return x
 
     def encode(self, encoder: Encoder, starts: Tensor, x: Tensor) -> None:
-        """Runs all blocks in place.
+        """Runs all blocks of an encoder, and writes the last hidden states over `x`.
 
         Args:
-            encoder: the blocks.
-            starts: int32 `[sequences + 1]`, where each sequence begins in `x`, and where the last ends.
-            x: float32 `[tokens, width]`.
+            encoder: the C structure of the blocks.
+            starts: int32 `[sequences + 1]`: the row of `x` where each sequence begins, then the row where the last
+                ends.
+            x: float32 `[tokens, width]`, the embeddings of all sequences, one after the other.
 
         Raises:
-            ValueError: a tensor has another type or shape.
-            FormatError: sequences end before they start or behind the last token, or parts of the encoder don't fit
-                each other.
+            ValueError: a tensor has another dtype or shape.
+            FormatError: a sequence ends before it starts or beyond the last token, or the linears and norms of the
+                encoder don't fit each other.
         """
         _check("x", x, torch.float32, (len(x), encoder.width))
         _check("starts", starts, torch.int32, (max(1, len(starts)),))
@@ -215,7 +239,7 @@ class Library:
     def _refusal(self) -> FormatError:
         why = self._c.tz_why().decode()
         hint = "fetch the model again, or run it with --backend reference"
-        return FormatError(f"the native library refuses it: {why}", hint=hint)
+        return FormatError(f"the native library can't run this model: {why}", hint=hint)
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -226,7 +250,7 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
 
 
 def _c_int(size: int) -> int:
-    """A size as C counts it; one that is too large for it is refused there like any other of its kind."""
+    """Clamps a size to the range of a C int; the library refuses a size of -1 or of 2^31 - 1."""
     return max(-1, min(size, 2**31 - 1))
 
 
@@ -246,10 +270,11 @@ def _at(tensor: Tensor) -> int:
 
 @cache
 def library() -> Library:
-    """The library, loaded once.
+    """Loads the library on the first call, and returns it.
 
     Raises:
-        UnavailableError: it was not built, is of another version, or can't be loaded here.
+        UnavailableError: the library was not built, has another version of the interface, can't be loaded, or can't run
+            the instruction set that TERNARIZE_NATIVE_ISA names.
     """
     from ternarize_cli.kernels import native
 

@@ -1,5 +1,5 @@
-// Advanced Matrix Extensions: tiles of 16 rows of 64 bytes. A block of 32 rows and a panel of 32 outputs are four tiles of
-// sums, fed by two tiles of activations and two of weights: four products of 16 x 16 x 64 for four loads.
+// Runs on Advanced Matrix Extensions, whose tiles have 16 rows of 64 bytes. The sums of 32 rows and a panel of 32 outputs are
+// four tiles, computed from two tiles of activations and two of weights: four products of 16 x 16 x 64 for four loads.
 //
 // Attention runs on bfloat16 tiles, 16 queries at a time against all keys of the sequence.
 #include <immintrin.h>
@@ -22,7 +22,7 @@ inline void begin() {
 
 inline void end() { _tile_release(); }
 
-constexpr int kAhead = 4096;  // bytes of codes that are asked for ahead of their use: with few rows, memory is the limit
+constexpr int kAhead = 4096;  // codes are prefetched so many bytes ahead: with few rows, memory limits the speed
 
 inline void expand(const uint8_t* packed, uint8_t* tile) {
   const __m512i mask = _mm512_set1_epi8(3);
@@ -48,14 +48,15 @@ inline void expand(const uint8_t* packed, uint8_t* tile) {
 namespace tz {
 namespace amx {
 
-// What is to be done beside the products of a block of rows and a panel. The matrix unit works on its own while vectors
-// are worked on, if their instructions come between its own: so a part of this follows every step.
+// Vector work that is done between the products of a block of rows and a panel: expanding the next panel, and finishing the
+// sums of the block before. The matrix unit works in parallel to vector instructions if these come between its own, so a part
+// of this work follows every product.
 struct Beside {
   const uint8_t* packed;  // the next panel to expand, or null
   uint8_t* expanded;
-  int tiles;              // of it at each step, from tile `tile` on
-  int tile;
-  const int32_t* sums;    // of the block before, or null, to be finished by `rows` at each step
+  int tiles;              // tiles to expand at each step
+  int tile;               // the next tile to expand
+  const int32_t* sums;    // sums of the block before, of which `rows` rows are finished at each step; or null
   int rows, row, count;
   int panel, first;
 
@@ -71,7 +72,7 @@ struct Beside {
   }
 };
 
-// Sums of up to 32 rows and a panel.
+// Computes the sums of up to 32 rows and a panel.
 template <Then then>
 inline void multiply(const uint8_t* b, const Linear& w, const Activations& a, int row, int count, const Sink& to,
                      Beside& beside, int32_t* c) {
@@ -155,7 +156,7 @@ inline Floats power_of_two(Floats x) {
   return (Floats)_mm512_scalef_ps(p, _mm512_sub_ps(y, f));
 }
 
-// 16 rows of 16 pairs become 16 rows of a pair of each.
+// Transposes a matrix of 16 x 16 pairs of 16-bit numbers.
 inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
   __m512i a[16], b[16];
   for (int i = 0; i < 16; i += 2) {
@@ -178,8 +179,8 @@ inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
   }
 }
 
-// Tiles of a head: queries [rows/16][head/32] of 16 x 32; keys [length/16][head/32] of 16 pairs of dimensions x 16 keys;
-// values [length/32][head/16] of 16 pairs of keys x 16 dimensions. Zeros behind the end.
+// Computes attention of a head in tiles: queries [rows/16][head/32] of 16 x 32; keys [length/16][head/32] of 16 pairs of
+// dimensions x 16 keys; values [length/32][head/16] of 16 pairs of keys x 16 dimensions. Tiles are filled up with zeros.
 inline void bf16_attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head,
                            float scale, float* out, size_t out_stride, uint8_t* scratch) {
   const uint16_t* q = static_cast<const uint16_t*>(qkv);

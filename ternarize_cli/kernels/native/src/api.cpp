@@ -1,7 +1,7 @@
 // The C interface. tz_pack, tz_rest, tz_linear, tz_embed and tz_encode return 0 when they have done their work, kNoMemory when
-// memory ran out, and kRefused when an argument is invalid, about which tz_why says what is wrong. Nothing was written unless
-// they return 0: arguments are checked first, and all memory is taken before threads start. tz_packed_bytes returns a size or
-// kRefused; tz_interface, tz_why, tz_instruction_set and tz_trim return what they are named after, or nothing.
+// memory ran out, and kRefused when an argument is invalid; tz_why then says what is wrong with it. Unless they return 0,
+// nothing was written: arguments are checked first, and all memory is allocated before threads start. tz_packed_bytes returns
+// a size or kRefused. tz_interface, tz_why and tz_instruction_set return what they are named after; tz_trim returns nothing.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -27,7 +27,8 @@ namespace tz {
 namespace {
 
 #if defined(__x86_64__)
-// Tiles are switched on for a process by the kernel, when asked for (arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+// Returns whether this process may use AMX tiles. Linux must be asked to enable them for a process (arch_prctl with
+// ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA).
 bool has_amx() {
 #if defined(__linux__)
   unsigned a, b, c, d;
@@ -47,7 +48,7 @@ bool has_avx_vnni() {
 }
 #endif
 
-// Best first; what the processor runs.
+// Returns the instruction sets that this library has and this processor runs, best first.
 const std::vector<const Kernels*>& available() {
   static const std::vector<const Kernels*> found = [] {
     std::vector<const Kernels*> list;
@@ -83,7 +84,7 @@ const std::vector<const Kernels*>& available() {
 }
 
 constexpr int kNoMemory = -1, kRefused = -2;
-constexpr int kInterface = 2;  // counts changes of functions and structures; INTERFACE in interface.py is its other half
+constexpr int kInterface = 2;  // version of functions and structures; equals INTERFACE in interface.py
 
 thread_local const char* why = "";
 
@@ -122,26 +123,28 @@ using namespace tz;
 
 extern "C" {
 
-// kInterface. The one function that every version has: a caller asks it first, and no other function if the number differs.
+// Returns kInterface. Every version of the library has this function: a caller calls it first, and calls no other function if
+// the number differs from its own.
 TZ_EXPORT int tz_interface() { return kInterface; }
 
-// What was wrong with the arguments of the last call on this thread that returned kRefused.
+// Returns what was wrong with the arguments of the last call on this thread that returned kRefused.
 TZ_EXPORT const char* tz_why() { return why; }
 
-// The name of the i-th instruction set, best first; null where there is none.
+// Returns the name of the i-th instruction set, best first, counted from 0; null if there are only i or fewer.
 TZ_EXPORT const char* tz_instruction_set(int i) {
   return within(i, 0, static_cast<int64_t>(available().size()) - 1) ? available()[i]->name : nullptr;
 }
 
-// Bytes that a linear takes, packed; kRefused for a linear that can't be.
+// Returns the bytes that the codes of a linear take in the layout of native.h; kRefused for invalid sizes.
 TZ_EXPORT int64_t tz_packed_bytes(int outputs, int inputs) {
   const int code = guarded([&] { check_sizes(outputs, inputs); });
   return code ? code : packed_bytes(outputs, inputs);
 }
 
-// From the packed format: rows of `width` bytes, each `count` digits 0, 1, 2 in a positional system, the first one lowest
-// (codec 2bit: radix 4, 4 digits; base3: radix 3, 5 digits). Digits behind `inputs` are ignored. packed: `room` bytes,
-// tz_packed_bytes of them.
+// Converts codes from the packed file format to the layout of native.h.
+//   rows: [outputs][width] bytes. A byte holds `count` digits 0, 1, 2 in a positional system, the first digit lowest (codec
+//         2bit: radix 4, 4 digits; base3: radix 3, 5 digits). Digits beyond `inputs` are ignored.
+//   packed: the result, `room` bytes, which must equal tz_packed_bytes.
 TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int outputs, int inputs, uint8_t* packed,
                       int64_t room, int threads) {
   return guarded([&] {
@@ -155,7 +158,7 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
     uint8_t digits[256][8] = {};
     for (int byte = 0; byte < 256; ++byte)
       for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = rest % radix & 3;
-    const size_t length = static_cast<size_t>(width) * count + 8 + kBlock;  // of a line of digits, one for each thread
+    const size_t length = static_cast<size_t>(width) * count + 8 + kBlock;  // bytes of a row of digits; a thread has one row
     const std::unique_ptr<uint8_t[]> lines(new uint8_t[length * threads]);
     parallel(threads, [&](int rank, int size) {
       uint8_t* line = lines.get() + rank * length;
@@ -182,8 +185,8 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
 }
 
 // Advises the kernel (MADV_PAGEOUT, Linux 5.4) that the whole pages among these bytes are not needed for now. Their content
-// stays: pages of a mapped file leave memory and are read from the file again, changed and anonymous pages are written to
-// swap first, and stay in memory where there is no swap. Without MADV_PAGEOUT, or where madvise fails, nothing happens.
+// is kept: pages of a mapped file leave memory and are read from the file again; changed and anonymous pages are written to
+// swap, or stay in memory if there is no swap. Without MADV_PAGEOUT, or if madvise fails, nothing happens.
 TZ_EXPORT int tz_rest(const void* start, int64_t bytes) {
   return guarded([&] {
     require(bytes >= 0 && (start || !bytes), "there are no such bytes");
@@ -196,14 +199,15 @@ TZ_EXPORT int tz_rest(const void* start, int64_t bytes) {
   });
 }
 
-// Gives memory that was freed back to the system, with glibc; elsewhere nothing happens.
+// Gives freed memory back to the system, if the C library is glibc; otherwise does nothing.
 TZ_EXPORT void tz_trim() {
 #if defined(__GLIBC__)
   malloc_trim(0);
 #endif
 }
 
-// x: [rows][inputs] → y: [rows][outputs]; or, where y is null, sums: int32 [rows][outputs] without scales.
+// Computes a linear of float x [rows][inputs]: float y [rows][outputs], or, if y is null, the int32 sums [rows][outputs] of
+// codes times rounded activations, without scales and bias.
 TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, float* y, int32_t* sums, int threads) {
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
@@ -231,8 +235,10 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
   });
 }
 
-// x = norm(the sum of table[id] over `count` tables), each an int8 table of table_rows rows with a scale a row; ids: for each
-// table one a row of x; [rows][width]. Where gain is null, there is no norm.
+// Computes x [rows][width]: for each row the sum of one row from each of `count` tables, and a layer norm of this sum.
+//   tables, scales: int8 [table_rows][width] and float [table_rows] for each table
+//   ids: for each table the row that is added to each row of x, [rows]
+//   gain, bias, eps: the layer norm, [width]; null gain: no layer norm
 TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const* scales, const int64_t* table_rows,
                        const int64_t* const* ids, int count, int rows, int width, const float* gain, const float* bias,
                        float eps, float* x, int threads) {
@@ -258,7 +264,7 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
       require_array(bias, "a layer norm has no bias, or it is not aligned");
       check_eps(eps);
     }
-    // one thread or all: OpenMP ends the others of a larger team, and must start them anew for the next
+    // One thread or all: OpenMP would end the other threads of its team, and would start new ones for the next call.
     parallel(rows < 128 ? 1 : threads, [&](int rank, int size) {
       const int first = share(rows, rank, size), mine = share(rows, rank + 1, size) - first;
       float* to = x + static_cast<size_t>(first) * width;
@@ -268,7 +274,7 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
   });
 }
 
-// See encoder.h. tokens: rows of x.
+// Runs an encoder over sequences in place, as `encode` in encoder.h describes; `tokens` is the number of rows of x.
 TZ_EXPORT int tz_encode(int isa, const Encoder* encoder, const int32_t* starts, int sequences, float* x, int tokens,
                         int threads) {
   return guarded([&] {

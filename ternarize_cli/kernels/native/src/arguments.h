@@ -1,6 +1,6 @@
-// What the C interface takes, and how it refuses the rest. Sizes and pointers may come from a model that is damaged, or made
-// to do harm: they are held against each other, and against the limits below, before anything reads or writes through
-// them. Every check is of a size, a pointer, a place where a sequence starts, or an id; none looks at weights or vectors.
+// Checks of the arguments of the C interface. Sizes and pointers may come from a model that is damaged or made to do harm:
+// they are compared with each other and with the limits below before anything is read or written through them. What is
+// checked are sizes, pointers, starts of sequences and ids, but neither weights nor vectors.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -10,16 +10,16 @@
 namespace tz {
 
 constexpr int kMostThreads = 1024;
-constexpr int kMostInputs = 1 << 22;   // of a linear: the sum of so many products fits 32 bits
+constexpr int kMostInputs = 1 << 22;   // inputs of a linear: a sum of so many products fits 32 bits
 constexpr int kMostOutputs = 1 << 24;
 constexpr int kMostLayers = 4096;
 constexpr int kMostHead = 4096;        // width of a head
 constexpr int kMostRows = 1 << 28;     // tokens in a call
 constexpr int kMostLength = 1 << 24;   // tokens in a sequence
 constexpr int64_t kMostKeys = 1 << 30; // numbers in the keys of a head and a sequence: attention counts them in 32 bits
-constexpr int kMostTables = 16;        // that an embedding is the sum of
+constexpr int kMostTables = 16;        // tables whose rows an embedding sums
 
-// Thrown where arguments are invalid.
+// Is thrown when an argument is invalid; `why` is the sentence that tz_why returns.
 struct Refused {
   const char* why;
 };
@@ -30,7 +30,7 @@ inline void require(bool holds, const char* why) {
 
 inline bool within(int64_t n, int64_t least, int64_t most) { return least <= n && n <= most; }
 
-// A pointer to an array whose elements can be read where they lie.
+// Requires that a pointer is not null and is aligned for its type.
 template <class T>
 void require_array(const T* start, const char* why) {
   require(start && reinterpret_cast<uintptr_t>(start) % alignof(T) == 0, why);
@@ -83,7 +83,7 @@ inline void check(const Encoder& e) {
   }
 }
 
-// Sequences of an encoder, in `tokens` rows.
+// Checks that sequences, which begin at the rows `starts`, lie end to end in `tokens` rows and are not too long.
 inline void check_starts(const Encoder& e, const int32_t* starts, int sequences, int tokens) {
   require(within(sequences, 0, kMostRows), "there are 0 to 268,435,456 sequences");
   require(within(tokens, 0, kMostRows), "there are 0 to 268,435,456 tokens");
@@ -98,11 +98,11 @@ inline void check_starts(const Encoder& e, const int32_t* starts, int sequences,
   require(starts[sequences] == tokens, "the last sequence ends at the last token");
 }
 
-// Ids of `rows` tokens, each a row of a table of `table_rows`.
+// Checks that the ids of `rows` tokens are all rows of a table of `table_rows` rows.
 inline void check_ids(const int64_t* ids, int rows, int64_t table_rows) {
   require(table_rows > 0, "a table has no rows");
   require_array(ids, "there are no ids, or they are not aligned");
-  // a negative id is a large one
+  // As an unsigned number, a negative id is a large one.
   uint64_t most = 0;
   for (int i = 0; i < rows; ++i) most = std::max(most, static_cast<uint64_t>(ids[i]));
   require(most < static_cast<uint64_t>(table_rows), "an id is no row of its table");

@@ -1,5 +1,5 @@
-// AVX2 with FMA: pairs of products in 16 bits. A digit is at most 2 and an activation at most 127 in magnitude, so a pair
-// is at most 508, and 32 pairs are summed before they are widened: 16,256 fits.
+// Runs on AVX2 with FMA, whose instruction adds pairs of products in 16 bits. A digit is at most 2 and an activation at most
+// 127 in magnitude, so a pair is at most 508. 16 pairs are summed before they are widened: 8,128 fits 16 bits.
 #include "ymm.h"
 
 namespace tz {
@@ -16,7 +16,7 @@ struct Multiply {
   }
 
  private:
-  // Eight outputs of four rows: 16-bit sums over a block of 64 inputs (16 pairs), then widened.
+  // Computes eight outputs of four rows: 16-bit sums over a block of 64 inputs (16 pairs), which are then widened.
   static void part_of(const uint8_t* b, int blocks, const int8_t* a, int count, int part, int32_t* c) {
     const __m256i ones = _mm256_set1_epi16(1);
     const int8_t* x[rows];

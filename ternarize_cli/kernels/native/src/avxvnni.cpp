@@ -1,4 +1,5 @@
-// AVX-VNNI: four products to a 32-bit sum in one instruction, on processors without AVX-512 (Alder Lake and later).
+// Runs on AVX-VNNI, which adds four products to a 32-bit sum in one instruction, on processors without AVX-512 (Alder Lake
+// and later).
 #include "ymm.h"
 
 namespace tz {
@@ -20,7 +21,7 @@ struct Multiply {
   }
 
  private:
-  // Sixteen outputs of N rows.
+  // Computes sixteen outputs of N rows.
   template <int N>
   static void some(const uint8_t* b, int blocks, const int8_t* a, int32_t* c) {
     __m256i left[N], right[N];

@@ -1,11 +1,13 @@
-// Three ways to share the work, by one code. A *team* of threads runs all blocks over a group of sequences.
+// Shares the work among threads in one of three ways. A *team* of threads runs all blocks over a group of sequences.
 //
-//   groups    where there are sequences enough, each thread is a team of its own with a group of its own: it never waits,
-//             and what it works on stays in its cache
-//   rows      of fewer sequences each thread takes some tokens; they meet where attention needs the others' keys and values
-//   outputs   of a handful of tokens the threads share the outputs of each product, and meet after every stage
+//   groups    With enough sequences, each thread is a team of one and has groups of its own. It never waits, and what it
+//             works on stays in its cache.
+//   rows      With fewer sequences, all threads are one team, and each takes some of the tokens. They wait for each other
+//             before attention, which needs the keys and values of all tokens.
+//   outputs   With a handful of tokens, each thread of the one team takes some of the outputs of every product, and the
+//             threads wait for each other after every stage.
 //
-// The feed-forward goes through blocks of rows, so that its wide activations stay in the cache.
+// The feed-forward takes the rows in blocks, so that its wide activations stay in the cache.
 #include "encoder.h"
 
 #include <algorithm>
@@ -20,14 +22,14 @@
 namespace tz {
 namespace {
 
-constexpr int kGroup = 256;      // tokens in a thread's group, where sequences allow
+constexpr int kGroup = 256;        // tokens after which a group takes no further sequence
 constexpr int kFeedForward = 128;  // rows in a block of the feed-forward
-constexpr int kLeast = 32;       // tokens that a thread should have to take them for its own
+constexpr int kLeast = 32;         // tokens that each thread must get at least for sharing by groups or rows
 
 constexpr size_t up_to(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-// Memory that stays with a calling thread from call to call. All of a call is reserved before its threads start, so that none
-// of them allocates; a thread is the first to touch its part, which thereby lies near it.
+// Memory that a calling thread keeps from call to call. All memory of a call is reserved before its threads start, so that
+// none of them allocates. Each thread is the first to touch its part, so the system puts that part near its core.
 class Arena {
  public:
   ~Arena() { std::free(memory_); }
@@ -71,7 +73,7 @@ Activations activations(Pieces& pieces, int rows, int width) {
           blocks};
 }
 
-// What a team works in.
+// The memory that a team shares.
 struct Buffers {
   void* qkv;       // [tokens][3 * width], float or bfloat16
   float* context;  // [tokens][width]
@@ -90,7 +92,7 @@ struct Buffers {
   }
 };
 
-// What the feed-forward works in: each thread in its own, or a team that shares outputs in that of its first thread.
+// The memory of the feed-forward. Each thread has its own, but a team that shares outputs uses that of its first thread.
 struct Wide {
   float* hidden;  // [kFeedForward][inner]
   Activations q;
@@ -120,16 +122,16 @@ struct Member {
   const Wide& wide;
   uint8_t* scratch;
   int rank, size;
-  bool by_rows;  // or by outputs
+  bool by_rows;  // whether the team shares rows; otherwise it shares outputs
 
-  // The tokens that this thread multiplies: its own, or all. Groups of 16, as activations lie.
+  // The first token that thread `of` multiplies: it has its own tokens, in multiples of 16 (a tile of activations), or all.
   int begin(int of) const { return by_rows ? std::min(tokens, share((tokens + 15) / 16, of, size) * 16) : of > rank ? tokens : 0; }
 
   void meet() const {
     if (!by_rows) meet_all(size);
   }
 
-  // Rows of `a` times a linear, into sink whose pointers are those of the same rows.
+  // Multiplies the first `rows` rows of `a` by this thread's panels of a linear; the pointers of `sink` are at the first row.
   void multiply(const Linear& w, const Activations& a, int rows, const Sink& sink) const {
     const int first = by_rows ? 0 : share(w.panels, rank, size), last = by_rows ? w.panels : share(w.panels, rank + 1, size);
     k.gemm(w, first, last, a, rows, sink, scratch);
@@ -220,7 +222,7 @@ struct Member {
 
 thread_local Arena arena;
 
-// Bytes of the parts of an arena: what a team shares, for up to `tokens` tokens, and what each of its threads has to itself.
+// The bytes of the parts of an arena: `team` is shared by a team, for up to `tokens` tokens; `thread` is for each thread.
 struct Room {
   size_t team, thread, scratch;
 
@@ -230,12 +232,12 @@ struct Room {
         scratch(scratch_bytes(e, longest)) {}
 };
 
-// memory: room.team bytes, and room.thread for each of `threads` threads.
+// Runs a group of sequences on a team. `memory` has room.team bytes, and room.thread bytes for each of `threads` threads.
 void run_team(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, const Room& room,
               uint8_t* memory, int threads) {
   const int tokens = starts[sequences] - starts[0];
   const Buffers buffers(e, tokens, k.bf16, Pieces(memory));
-  uint8_t* const own = memory + room.team;  // of the first thread; the others' follow
+  uint8_t* const own = memory + room.team;  // the part of the first thread; those of the others follow
   parallel(threads, [&](int rank, int size) {
     const bool by_rows = size == 1 || tokens >= kLeast * size;
     Pieces pieces(own + rank * room.thread), first(own);
@@ -261,11 +263,12 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
   for (int i = 0; i < sequences; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
   const int tokens = starts[sequences] - starts[0];
   const int target = std::min(kGroup, (tokens + threads - 1) / threads);
-  std::vector<int> groups = {0};  // the first sequence of each, and the end
+  std::vector<int> groups = {0};  // the first sequence of each group, and at the end the number of sequences
   for (int i = 0; i < sequences; ++i)
     if (starts[i + 1] - starts[groups.back()] >= target || i + 1 == sequences) groups.push_back(i + 1);
   const int count = static_cast<int>(groups.size()) - 1;
-  // an idle thread costs more than a barrier a stage; and few tokens are not worth reading the weights once a thread
+  // With fewer groups than threads, idle threads cost more than waiting after each stage. With few tokens, it does not pay
+  // that every thread reads all weights.
   if (threads == 1 || count < threads || tokens < kLeast * threads) {
     const Room room(e, tokens, longest);
     return run_team(e, k, starts, sequences, x, room, arena.reserve(room.team + threads * room.thread), threads);

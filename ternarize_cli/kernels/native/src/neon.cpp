@@ -1,4 +1,4 @@
-// Armv8.2 with the dot product extension. Digits fit signed bytes as well, so the signed product serves.
+// Runs on Armv8.2 with the dot product extension. Digits fit signed bytes too, so its signed product is used.
 #include <arm_neon.h>
 
 #include "native.h"

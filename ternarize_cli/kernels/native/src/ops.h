@@ -1,11 +1,11 @@
-// What every instruction set does alike, on vectors as wide as its registers. This file is compiled once for each, inside a
-// namespace of its own (TZ_ISA).
+// Defines what all instruction sets compute in one way, on vectors as wide as their registers. This file is compiled once for
+// each instruction set, in the namespace TZ_ISA.
 //
-// A file of an instruction set defines `struct Multiply` before it includes this one:
+// The file of an instruction set defines `struct Multiply` before it includes this file:
 //     static constexpr int rows;                                   // rows at a time, a divisor of 16
 //     static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch);
 //     static void run(const uint8_t* prepared, int blocks, const int8_t* row, int count, int32_t* c);
-// `run` writes c[rows][kPanel], the sums of digits times activations, of which the first `count` rows matter.
+// `run` writes the sums of digits times activations, c[rows][kPanel]; only the first `count` rows are used.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -28,7 +28,7 @@ typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_ali
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
-// What std::min and std::max give, which native.h says why not to use.
+// Replace std::min and std::max: native.h says why nothing of the standard library is used here.
 template <class T>
 inline T min(T a, T b) {
   return b < a ? b : a;
@@ -56,7 +56,7 @@ inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 inline Floats rounded(Floats a) { return (a + kMagic) - kMagic; }
 
-// Whole numbers as bytes.
+// Writes the whole numbers in a vector of floats as bytes.
 inline void store_bytes(int8_t* to, Floats v) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)v)));
@@ -69,15 +69,15 @@ inline void store_bytes(int8_t* to, Floats v) {
 #endif
 }
 
-// The first `count` floats of a vector, `rest` behind them.
+// Loads `count` floats, and fills the rest of the vector with `rest`.
 inline Floats load_some(const float* x, int count, float rest) {
   Floats v = all(rest);
   __builtin_memcpy(&v, x, count * sizeof(float));
   return v;
 }
 
-// a * b + c, fused where the instruction set can do so: everywhere but in `dequantized`, whose roundings are the
-// reference's.
+// Computes a * b + c, fused if the instruction set can do so. `dequantized` does not use it, as its roundings have to equal
+// those of the reference.
 inline Floats madd(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -116,8 +116,8 @@ inline float max_of(Floats v) {
   return reduced(v, [](float a, float b) { return max(a, b); });
 }
 
-// Goes through `count` floats a vector at a time: body(place, vector, chain); the last one is filled with `rest`. Reductions keep
-// a partial result for each of four chains, so that no step waits for the one before.
+// Calls body(place, vector, chain) for `count` floats, a vector at a time; the last vector is filled with `rest`. Reductions
+// keep a partial result for each of four chains, so that no step waits for the one before.
 template <class Body>
 inline void through(const float* x, int count, float rest, Body body) {
   int i = 0;
@@ -137,7 +137,7 @@ inline void store_some(float* x, Floats v, int count) {
     __builtin_memcpy(x, &v, count * sizeof(float));
 }
 
-// c[0] * x^(n - 1) + ... + c[n - 1], by Horner's rule.
+// Computes c[0] * x^(n - 1) + ... + c[n - 1] by Horner's rule.
 template <int n>
 inline Floats polynomial(const float (&c)[n], Floats x) {
   Floats p = all(c[0]);
@@ -145,9 +145,9 @@ inline Floats polynomial(const float (&c)[n], Floats x) {
   return p;
 }
 
-// x * (1 + erf(x / sqrt 2)) / 2.
+// Computes GELU: y * (1 + erf(y / sqrt 2)) / 2.
 inline Floats gelu(Floats y) {
-#if defined(TZ_SHORT_GELU)  // a polynomial, to 5e-5 for |x| < 16: a hundredth of a step of int8, for half of the instructions
+#if defined(TZ_SHORT_GELU)  // a polynomial within 5e-5 for |x| < 16, a hundredth of a step of int8, in half of the instructions
   const Floats x = smaller(larger(y, all(-4.4f)), all(4.4f)), u = x * x;
   constexpr float c[] = {3.57258399e-11f, -3.75659230e-09f, 1.74169544e-07f, -4.72637967e-06f, 8.43085314e-05f,
                          -1.05508454e-03f, 9.64332710e-03f, -6.60768945e-02f, 3.98761853e-01f};
@@ -162,7 +162,8 @@ inline Floats gelu(Floats y) {
 #endif
 }
 
-// e^x for x <= 0, relative error under 3e-7; below -87 as at -87. Taylor's polynomial of what is left of a power of two.
+// Computes e^x for x <= 0 with a relative error under 3e-7; below -87 gives e^-87. A power of two times Taylor's polynomial of
+// the remainder.
 inline Floats exp_of_negative(Floats x) {
   x = smaller(larger(x, all(-87.0f)), all(0.0f));
   const Floats whole = rounded(x * 1.44269504f);
@@ -191,7 +192,7 @@ inline void put_bf16(uint16_t* to, Floats y, int count) {
 #endif
 }
 
-// What `Then` says, for up to a vector of outputs of a row.
+// Does what `then` says with up to a vector of outputs of one row.
 template <Then then>
 inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
   const bool whole = count >= kLanes;
@@ -212,7 +213,8 @@ inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
   }
 }
 
-// Rows [from, until) of a block of sums c[..][kPanel], whose first row is `first`.
+// Subtracts the sums of activations from the rows [from, until) of a block of sums c[..][kPanel], applies scales and bias, and
+// writes the rows to `to`. The block's first row belongs to row `first` of the activations.
 template <Then then>
 inline void finish(const int32_t* c, int from, int until, const Linear& w, int panel, const Activations& a, int first,
                    const Sink& to) {
@@ -269,8 +271,8 @@ inline void gemm(const Linear& w, int first, int last, const Activations& a, int
   }
 }
 
-// Rounds x / by to int8. A product with 1 / by does as well, but for quotients next to the middle between two integers:
-// rows that have one are divided.
+// Rounds x / by to int8. The product with 1 / by rounds to the same integer, unless a quotient lies next to the middle between
+// two integers: rows with such a quotient are divided.
 inline void quantize(const float* x, int first, int last, int width, const Activations& to) {
   for (int row = first; row < last; ++row) {
     const float* in = x + static_cast<size_t>(row) * width;
@@ -283,7 +285,7 @@ inline void quantize(const float* x, int first, int last, int width, const Activ
       most[chain] = larger(most[chain], magnitude(v));
       zeros[chain] = madd(v, all(0.0f), zeros[chain]);
     });
-    if (sum_of(zeros) != 0.0f) {  // a value is not finite: neither is what comes of the row
+    if (sum_of(zeros) != 0.0f) {  // a value is not finite, so the row's results are made NaN
       for (int i = 0; i < to.blocks * kBlock; i += kLanes) put(i, all(0.0f));
       to.t[row] = __builtin_nanf("");
       to.sums[row] = 0;
@@ -342,7 +344,7 @@ inline void gather(const int8_t* table, const float* scales, const int64_t* ids,
   }
 }
 
-// Attention in float, four queries at a time. Keys are transposed first, so that scores are vectors over keys.
+// Computes attention in float, four queries at a time. Keys are transposed first, so that scores are vectors over keys.
 inline void attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head, float scale,
                       float* out, size_t out_stride, uint8_t* scratch) {
   const float* q = static_cast<const float*>(qkv);

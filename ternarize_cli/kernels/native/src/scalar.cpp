@@ -1,4 +1,4 @@
-// Any processor: plain loops, which the compiler vectorises for its baseline.
+// Runs on any processor: plain loops, which the compiler vectorises for the baseline of the architecture.
 #include "native.h"
 
 namespace tz {

@@ -1,5 +1,5 @@
-// Threads by OpenMP: where torch has loaded its library already, they are torch's own, so that two pools never compete for
-// the same cores. Without OpenMP everything runs on the calling thread.
+// Runs work on OpenMP's threads. If torch has loaded the OpenMP library already, these are torch's own threads, so that two
+// pools never compete for the cores. Without OpenMP everything runs on the calling thread.
 #pragma once
 #include <cstdint>
 #if defined(_OPENMP)
@@ -8,7 +8,7 @@
 
 namespace tz {
 
-// Runs work(rank, size) on up to `threads` threads; `size` is how many there are.
+// Runs work(rank, size) on up to `threads` threads; `size` is the number of threads that run.
 template <class Work>
 void parallel(int threads, const Work& work) {
 #if defined(_OPENMP)
@@ -22,7 +22,7 @@ void parallel(int threads, const Work& work) {
   work(0, 1);
 }
 
-// Meets the other threads of `parallel`.
+// Waits until all threads of the enclosing `parallel` have called this function.
 inline void meet_all(int size) {
   if (size > 1) {
 #if defined(_OPENMP)
@@ -31,7 +31,7 @@ inline void meet_all(int size) {
   }
 }
 
-// The first of the items that thread `rank` of `size` takes; it ends where the next one's begin.
+// Returns the first of `count` items that thread `rank` of `size` takes. It takes all items before share(count, rank + 1, size).
 inline int share(int count, int rank, int size) {
   return static_cast<int>(static_cast<int64_t>(count) * rank / size);
 }

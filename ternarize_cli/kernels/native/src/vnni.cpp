@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: weights are expanded in registers, for eight rows at a time.
+// Runs on AVX-512 with VNNI: weights are expanded in registers, for eight rows at a time.
 #include <immintrin.h>
 
 #include "native.h"

@@ -1,11 +1,12 @@
-// What AVX2 and AVX-VNNI share: a panel's digits as bytes, in 32-byte registers.
+// Expands the digits of a panel to bytes in 32-byte registers, for AVX2 and AVX-VNNI.
 #pragma once
 #include <immintrin.h>
 
 #include "native.h"
 
 namespace tz {
-// Writes tiles of 16 groups of four inputs by 16 outputs, a byte a digit; returns `scratch`.
+// Writes the tiles of a panel to `scratch`, each as 16 groups of four inputs by 16 outputs with a byte for each digit.
+// Returns `scratch`.
 static inline const uint8_t* expand_panel(const uint8_t* panel, int blocks, uint8_t* scratch) {
   const __m256i mask = _mm256_set1_epi8(3);
   for (int tile = 0; tile < 2 * blocks; ++tile)
