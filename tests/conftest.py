@@ -8,6 +8,8 @@ os.environ["TERMINAL_WIDTH"] = "120"
 os.environ["NO_COLOR"] = "1"
 for _name in ("FORCE_COLOR", "GITHUB_ACTIONS", "TERNARIZE_DEBUG"):
     os.environ.pop(_name, None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads of one worker would wait for those of another, at full speed
+    os.environ["OMP_NUM_THREADS"] = "1"
 if not os.path.exists("/dev/nvidia0"):
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU kernels then run on the CPU, slowly
 

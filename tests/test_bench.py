@@ -309,6 +309,7 @@ def test_threads_are_set_for_the_run_and_restored(packed: Path) -> None:
 # Memory and start.
 
 
+@pytest.mark.slow
 def test_memory_and_start_are_measured_in_a_process_of_its_own(packed: Path) -> None:
     memory = probe(BenchCandidate("reference", BACKEND, packed, "cpu"), GridPoint(1, 4), threads=1, seed=0)
     assert (memory.name, memory.kind) == ("reference", BACKEND)

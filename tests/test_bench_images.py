@@ -95,6 +95,7 @@ def test_the_twin_of_packed_images_keeps_the_image_processor(packed: Path) -> No
             assert relative_l2(hidden, BenchCandidate("reference", BACKEND, packed, "cpu").load()[0](*batch)) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "most"), [("onnx-fp32", 1e-5), ("onnx-int8", 0.1), ("openvino-fp32", 1e-5), ("openvino-int8", 0.2)]
 )

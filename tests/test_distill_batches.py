@@ -120,6 +120,7 @@ def test_a_damaged_image_is_named(tiny_vit: Path, images: Path, processes: int) 
     assert ended()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_the_one_that_trains(tiny_vit: Path, images: Path, number: int) -> None:
     program = (

@@ -84,6 +84,7 @@ def test_the_process_ends_with_its_child() -> None:
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_a_parent_that_is_killed_in_the_middle_of_a_call() -> None:
     program = (
         "import os, threading, time; from ternarize_cli.engines.child import Child\n"

@@ -288,6 +288,7 @@ def test_what_can_not_be_added_leaves_the_index_as_it_was(run, build, tmp_path, 
     assert not partial_path(index).exists()
 
 
+@pytest.mark.slow
 def test_a_killed_addition_leaves_the_index_as_it_was(run, build, ask, tmp_path):
     index = build(range(50))
     before = {p.name: p.read_bytes() for p in index.iterdir()}
