@@ -58,9 +58,10 @@ def load(path: Path, settings: dict[str, Any]) -> int:
 
     model = openvino.Core().compile_model(path, "CPU", settings)
     _loaded[:] = [model.create_infer_request()]
-    return model.get_property("INFERENCE_NUM_THREADS")
+    return int(model.get_property("INFERENCE_NUM_THREADS"))
 
 
 def infer(*arrays: np.ndarray) -> np.ndarray:
     """Runs the loaded model on a batch; returns its first output."""
-    return _loaded[0].infer(list(arrays))[0]
+    output: np.ndarray = _loaded[0].infer(list(arrays))[0]
+    return output
