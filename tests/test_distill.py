@@ -17,6 +17,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.distill.losses import PARTS, RECIPES, Outputs, loss_parts, masked_mse, similarity_divergence
+from ternarize_cli.distill.options import DistillOptions
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import load_encoder
@@ -51,7 +52,7 @@ def test_distillation_moves_the_student_to_its_teacher(
     tiny_bert: Path, latent: Path, tmp_path: Path, recipe: str
 ) -> None:
     training = Training(steps=40, batch_size=16, learning_rate=2e-3, recipe=recipe)
-    report = distill(latent, tiny_bert, sources(tmp_path, 300), tmp_path / "out", training, threads=1)
+    report = distill(latent, tiny_bert, sources(tmp_path, 300), tmp_path / "out", training, DistillOptions(threads=1))
     assert report.steps == 40
     assert report.cosine_after > report.cosine_before + 0.01
     assert checkpoint.stage(tmp_path / "out") == "latent"
@@ -68,7 +69,7 @@ def test_the_same_seed_and_steps_give_the_same_packed_bytes(tiny_bert: Path, lat
             sources(tmp_path, 60),
             tmp_path / name,
             Training(steps=3, batch_size=8, seed=5),
-            threads=1,
+            DistillOptions(threads=1),
         )
         pack(tmp_path / name, tmp_path / f"{name}-packed")
     a, b = (tmp_path / f"{name}-packed" / "model.safetensors" for name in "ab")
@@ -83,7 +84,7 @@ def test_training_keeps_names_the_scheme_and_rows_of_words_not_seen(
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(" ".join(random.Random(i).choices(words, k=6)) for i in range(60)))
     training = Training(steps=2, batch_size=8, recipe=recipe)
-    distill(latent, tiny_bert, Sources([texts]), tmp_path / "out", training, threads=1)
+    distill(latent, tiny_bert, Sources([texts]), tmp_path / "out", training, DistillOptions(threads=1))
     before, after = (load_file(f / "model.safetensors") for f in (latent, tmp_path / "out"))
     assert before.keys() == after.keys()
     table, linear = "embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight"
@@ -108,7 +109,7 @@ def test_a_dense_module_trains_too_and_is_written(tmp_path: Path) -> None:
         sources(tmp_path, 60),
         tmp_path / "out",
         Training(steps=2, batch_size=8),
-        threads=1,
+        DistillOptions(threads=1),
     )
     before, after = (load_file(tmp_path / f / "2_Dense" / "model.safetensors") for f in ("latent", "out"))
     assert before.keys() == after.keys()
@@ -118,7 +119,7 @@ def test_a_dense_module_trains_too_and_is_written(tmp_path: Path) -> None:
 
 def test_tables_train_at_a_rate_of_their_own(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     training = Training(steps=1, batch_size=8, learning_rate=1e-3)
-    distill(latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", training, threads=1)
+    distill(latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", training, DistillOptions(threads=1))
     before, after = (load_file(f / "model.safetensors") for f in (latent, tmp_path / "out"))
     moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
     linear = moved["encoder.layer.0.output.dense.weight"]  # Adam's first step is the rate itself
@@ -128,7 +129,15 @@ def test_tables_train_at_a_rate_of_their_own(tiny_bert: Path, latent: Path, tmp_
 def test_a_time_budget_ends(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     seen = []
     training = Training(minutes=0.02, batch_size=8)
-    distill(latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", training, threads=1, on_step=seen.append)
+    distill(
+        latent,
+        tiny_bert,
+        sources(tmp_path, 60),
+        tmp_path / "out",
+        training,
+        DistillOptions(threads=1),
+        on_step=seen.append,
+    )
     assert seen[-1].done == 1.0
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
 
@@ -170,7 +179,7 @@ def test_a_teacher_whose_vectors_are_not_numbers_is_named(tiny_bert: Path, laten
     weights["encoder.layer.0.attention.self.query.bias"][:] = float("nan")
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TernarizeError, match="bias holds a value that is not finite"):
-        distill(latent, teacher, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), threads=1)
+        distill(latent, teacher, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), DistillOptions(threads=1))
 
 
 def test_wrong_partners_are_refused(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
@@ -312,7 +321,7 @@ def test_accumulated_batches_train_as_one_large_batch(tiny_bert: Path, latent: P
             data,
             tmp_path / str(size),
             Training(steps=10, batch_size=size, accumulate=16 // size, losses=losses, learning_rate=2e-3),
-            threads=1,
+            DistillOptions(threads=1),
         )
         for size in (4, 16)
     ]
@@ -368,7 +377,9 @@ def test_a_model_card_keeps_what_others_wrote(tiny_bert: Path, latent: Path, tmp
     card = latent / "README.md"
     card.write_text("# Mine\n\n## How this student was trained\n\nonce\n\n## Notes\n\nkeep me\n")
     try:
-        distill(latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), threads=1)
+        distill(
+            latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), DistillOptions(threads=1)
+        )
     finally:
         card.unlink()
     text = (tmp_path / "out" / "README.md").read_text()
@@ -401,7 +412,9 @@ def test_looking_at_held_out_data_changes_nothing(
     for look in (lambda self, done, now: self.held_out(), lambda self, done, now: None):
         monkeypatch.setattr(Trainer, "_look", look)
         output = tmp_path / str(len(made))
-        distill(latent, tiny_bert, sources(tmp_path, 60), output, Training(steps=4, batch_size=8), threads=1)
+        distill(
+            latent, tiny_bert, sources(tmp_path, 60), output, Training(steps=4, batch_size=8), DistillOptions(threads=1)
+        )
         made.append((output / "model.safetensors").read_bytes())
     assert made[0] == made[1]
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import Sources, Training, checkpointing, distill
+from ternarize_cli.distill.options import DistillOptions
 from ternarize_cli.errors import CheckpointError, OutputExistsError
 from ternarize_cli.storage import files
 
@@ -31,7 +32,14 @@ def work(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     convert(tiny_bert, folder / "latent")
     (folder / "texts.txt").write_text("\n".join(f"{a} {b}" for a in WORDS[:30] for b in WORDS))
-    distill(folder / "latent", tiny_bert, Sources([folder / "texts.txt"]), folder / "whole", training(), threads=1)
+    distill(
+        folder / "latent",
+        tiny_bert,
+        Sources([folder / "texts.txt"]),
+        folder / "whole",
+        training(),
+        DistillOptions(threads=1),
+    )
     return folder
 
 
@@ -94,31 +102,31 @@ def test_only_the_same_run_is_resumed(
 ) -> None:
     out, data = tmp_path / "out", Sources([work / "texts.txt"])
     with pytest.raises(CheckpointError, match="nothing to resume"):
-        distill(work / "latent", tiny_bert, data, out, training(), resume=True)
+        distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
     process = start(work, tiny_bert, out)
     wait_for_checkpoint(process, out)
     process.kill()
     process.communicate()
     with pytest.raises(CheckpointError, match="other models, data or settings"):
-        distill(work / "latent", tiny_bert, data, out, training(batch_size=8), resume=True)
+        distill(work / "latent", tiny_bert, data, out, training(batch_size=8), DistillOptions(resume=True))
     state = files.partial_path(out) / "state.pt"
     other = tmp_path / "other.txt"
     other.write_text("\n".join(reversed((work / "texts.txt").read_text().splitlines())))
     for sources in (Sources([other]), Sources(data.paths, (2.0,))):
         with pytest.raises(CheckpointError, match="other models, data or settings"):
-            distill(work / "latent", tiny_bert, sources, out, training(), resume=True)
+            distill(work / "latent", tiny_bert, sources, out, training(), DistillOptions(resume=True))
     with pytest.raises(OutputExistsError, match="left a checkpoint"):
         distill(work / "latent", tiny_bert, data, out, training())
     with monkeypatch.context() as patch:
         patch.setattr(checkpointing, "REVISION", 0)
         with pytest.raises(CheckpointError, match="another version of ternarize") as caught:
-            distill(work / "latent", tiny_bert, data, out, training(), resume=True)
+            distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
         assert caught.value.hint == "--force without --resume starts anew"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
-        distill(work / "latent", tiny_bert, data, out, training(), resume=True)
+        distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
     other.unlink()
     distill(work / "latent", tiny_bert, data, out, training(steps=1), force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

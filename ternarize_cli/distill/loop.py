@@ -28,7 +28,7 @@ from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.losses import OF_STATES
-from ternarize_cli.distill.options import Progress, Training
+from ternarize_cli.distill.options import DistillOptions, Progress, Training
 from ternarize_cli.distill.pair import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
@@ -83,13 +83,9 @@ def distill(
     sources: Sources,
     output: Path,
     training: Training,
+    options: DistillOptions | None = None,
     *,
-    packed: bool = False,
-    cache: Path | None = None,
-    resume: bool = False,
     force: bool = False,
-    device: str | None = None,
-    threads: int | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
     track: Track = silent,
 ) -> DistillReport:
@@ -101,12 +97,9 @@ def distill(
         sources: the training data, of which a part is held out.
         output: the folder to write; tensors keep the student's names.
         training: budget and hyper-parameters.
-        packed: pack the trained student with the default codec, instead of writing a checkpoint that can be trained on.
-        cache: a folder in which to keep the teacher's embeddings; only for losses of embeddings, without joined texts.
-        resume: go on from the checkpoint that an earlier run with this output left.
+        options: packing, caches, resuming and devices; None: `DistillOptions()`. Its weights and samples are not read:
+            `sources` has them.
         force: replace an existing output.
-        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
-        threads: number of CPU threads; None leaves it as it is.
         on_step: called after steps, in the main process.
         track: reports progress of reading.
 
@@ -124,85 +117,120 @@ def distill(
     """
     from accelerate import Accelerator
 
+    options = options or DistillOptions()
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
     _check(student, teacher)
     kind = modality_of_sources(student, sources.paths, stdin=True)
-    device = loading.checked_device(device)
+    device = loading.checked_device(options.device)
     training = training.on(device)
-    if cache is not None:
+    if options.cache_teacher is not None:
         _check_cacheable(kind, training)
     on = Accelerator(cpu=device == "cpu")
     if on.num_processes == 1:
         on.state.device = torch.device(device)
     torch.manual_seed(training.seed)
-    with _workplace(on, output, inputs, force=force, resume=resume) as partial:
-        started_from = student
-        if checkpoint.artifact_of(student) is None:
-            started_from = partial / "start"
-            if on.is_main_process and not started_from.is_dir():
-                scheme = Scheme(rule=training.chosen.rule, granularity=training.chosen.granularity)
-                convert(student, started_from, scheme, ConvertOptions(seed=training.seed))
-            on.wait_for_everyone()
-        name = str(on.device)
+    with _workplace(on, output, inputs, force=force, resume=options.resume) as partial:
+        latent = _latent(on, partial, student, training)
         pair = Pair(
-            loading.load_encoder(started_from, device=name, threads=threads),
-            loading.load_encoder(teacher, device=name),
+            loading.load_encoder(latent, device=str(on.device), threads=options.threads),
+            loading.load_encoder(teacher, device=str(on.device)),
             tables=training.chosen.tables > 0,
         )
         corpus, held = read_corpus(
-            pair.student,
-            student,
-            sources,
-            max_length=training.max_length,
-            seed=training.seed,
-            track=track,
+            pair.student, student, sources, max_length=training.max_length, seed=training.seed, track=track
         )
-        vectors = _known_vectors(cache, on, pair, corpus, teacher, track) if cache else None
-        artifact = checkpoint.artifact_of(started_from)
-        settle = artifact is not None and artifact.calibration is not None
-        # messages between processes, except gradients, go from CPU to CPU: reading them from a GPU would wait for it
-        group = torch.distributed.new_group(backend="gloo") if on.num_processes > 1 else None
-        watched = HeldOut(pair, held, on, group)
-        while True:
-            batches = Batches(corpus, sources, training, on, vectors)
-            trainer = Trainer(pair, batches, watched, training, on, group=group, settle=settle)
-            if not training.auto_batch or training.batch == 1 or trainer.fits():
-                break
-            training = training.halved()
+        vectors = None
+        if options.cache_teacher is not None:
+            vectors = _known_vectors(options.cache_teacher, on, pair, corpus, teacher, track)
+        trainer = _trainer(on, pair, latent, (corpus, held), sources, training, vectors)
+        training = trainer.training
         before = trainer.held_out()
         others = (corpus.digest, held.digest, sources.weights, on.num_processes)
         key = checkpointing.key((student, teacher), training, *others)
-        resumed_at = 0
-        if resume:
+        if options.resume:
             trainer.load_state(checkpointing.load(partial, key))
-            resumed_at = trainer.step
+        resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         _train(trainer, partial, key, journal, on_step)
         if not trainer.is_finite():
             raise TernarizeError("the weights are not finite, or too large", hint="choose a lower --learning-rate")
-        after = trainer.held_out()
-        report = DistillReport(
-            steps=trainer.step,
-            texts=trainer.count,
-            seconds=trainer.seconds,
-            cosine_before=before[0],
-            cosine_after=after[0],
-            agreement_before=before[1],
-            agreement_after=after[1],
-            held_out=len(held.lengths),
-            training_texts=len(corpus.lengths),
-            batch_size=training.batch,
-            accumulate=training.accumulate,
-            resumed_at=resumed_at,
-            losses=trainer.losses,
-        )
+        report = _report(trainer, before, corpus, held, resumed_at)
         if on.is_main_process:
-            _write(partial, started_from, teacher, pair, training, report, sources, packed, on.num_processes)
+            record = _record(teacher, sources, on.num_processes, training, report)
+            _write(partial, latent, pair, record, packed=options.pack)
         on.wait_for_everyone()
     if on.num_processes > 1:  # a process that ends while another has NCCL's communicator open may never end
         on.end_training()
     return report
+
+
+def _latent(on: Any, partial: Path, student: Path, training: Training) -> Path:
+    """Returns the ternary checkpoint that training starts from; makes it in `partial` of a full-precision student."""
+    if checkpoint.artifact_of(student) is not None:
+        return student
+    latent = partial / "start"
+    if on.is_main_process and not latent.is_dir():
+        scheme = Scheme(rule=training.chosen.rule, granularity=training.chosen.granularity)
+        convert(student, latent, scheme, ConvertOptions(seed=training.seed))
+    on.wait_for_everyone()
+    return latent
+
+
+def _trainer(
+    on: Any,
+    pair: Pair,
+    latent: Path,
+    data: tuple[TrainingCorpus, TrainingCorpus],
+    sources: Sources,
+    training: Training,
+    vectors: np.ndarray | None,
+) -> Trainer:
+    """Makes the trainer; `Training.auto_batch` halves batches until one fits the GPU.
+
+    Args:
+        on: the Accelerator.
+        pair: student and teacher.
+        latent: the folder of the student's ternary checkpoint.
+        data: the corpus to train on, and the held-out one.
+        sources: where the data comes from.
+        training: budget and hyper-parameters; the trainer's own may have smaller batches.
+        vectors: the teacher's embeddings of the corpus; None computes them in each step.
+    """
+    corpus, held = data
+    artifact = checkpoint.artifact_of(latent)
+    settle = artifact is not None and artifact.calibration is not None
+    # messages between processes, except gradients, go from CPU to CPU: reading them from a GPU would wait for it
+    group = torch.distributed.new_group(backend="gloo") if on.num_processes > 1 else None
+    watched = HeldOut(pair, held, on, group)
+    while True:
+        batches = Batches(corpus, sources, training, on, vectors)
+        trainer = Trainer(pair, batches, watched, training, on, group=group, settle=settle)
+        if not training.auto_batch or training.batch == 1 or trainer.fits():
+            return trainer
+        training = training.halved()
+
+
+def _report(
+    trainer: Trainer, before: tuple[float, float], corpus: TrainingCorpus, held: TrainingCorpus, resumed_at: int
+) -> DistillReport:
+    """Measures the trained student on held-out data; `before` is what `Trainer.held_out` gave before training."""
+    after = trainer.held_out()
+    return DistillReport(
+        steps=trainer.step,
+        texts=trainer.count,
+        seconds=trainer.seconds,
+        cosine_before=before[0],
+        cosine_after=after[0],
+        agreement_before=before[1],
+        agreement_after=after[1],
+        held_out=len(held.lengths),
+        training_texts=len(corpus.lengths),
+        batch_size=trainer.training.batch,
+        accumulate=trainer.training.accumulate,
+        resumed_at=resumed_at,
+        losses=trainer.losses,
+    )
 
 
 def _check_cacheable(kind: str, training: Training) -> None:
@@ -293,30 +321,11 @@ def _train(
         raise signals.ending(came() or signal.SIGINT)
 
 
-def _write(
-    partial: Path,
-    student: Path,
-    teacher: Path,
-    pair: Pair,
-    training: Training,
-    report: DistillReport,
-    sources: Sources,
-    packed: bool,
-    processes: int,
-) -> None:
-    """Writes the trained checkpoint, or its packed form, and replaces the partial folder's contents by it."""
-    made = partial / "trained"
-    for left in (made, partial / "packed"):  # left by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
-    made.mkdir()
-    checkpoint.copy_companions(student, made)
-    for part in parts_of(student):
-        module = pair.student[part.index] if part.subfolder else backbone(pair.student)
-        checkpointing.write_tensors(part, made, module)
-        own = part.artifact()
-        if own is not None:
-            part.write_config(made, replace(own, tool_version=__version__))
-    record = {
+def _record(
+    teacher: Path, sources: Sources, processes: int, training: Training, report: DistillReport
+) -> dict[str, Any]:
+    """Makes the content of distillation.json: teacher, data, hyper-parameters and results."""
+    return {
         "teacher": loading.model_name(teacher),
         "teacher_sha256": files.content_hash(teacher),
         "data": [str(path) for path in sources.paths],
@@ -326,6 +335,21 @@ def _write(
         "losses": dict(training.parts),
         **{name: value for name, value in asdict(report).items() if name != "losses"},
     }
+
+
+def _write(partial: Path, latent: Path, pair: Pair, record: dict[str, Any], *, packed: bool) -> None:
+    """Writes the trained checkpoint, or its packed form, and replaces the partial folder's contents by it."""
+    made = partial / "trained"
+    for left in (made, partial / "packed"):  # left by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    made.mkdir()
+    checkpoint.copy_companions(latent, made)
+    for part in parts_of(latent):
+        module = pair.student[part.index] if part.subfolder else backbone(pair.student)
+        checkpointing.write_tensors(part, made, module)
+        own = part.artifact()
+        if own is not None:
+            part.write_config(made, replace(own, tool_version=__version__))
     if packed:
         pack(made, partial / "packed")
         made = partial / "packed"

@@ -72,12 +72,8 @@ def distill(
         Sources(paths, tuple(options.weights) or None, options.samples),
         Path(output),
         training,
-        packed=options.pack,
-        cache=options.cache_teacher,
-        resume=options.resume,
+        options,
         force=force,
-        device=options.device,
-        threads=options.threads,
         on_step=on_step,
         track=track,
     )
