@@ -1,13 +1,48 @@
-"""What `convert` leaves as it is, and what it reads: options of `ternarize convert`."""
+"""Options of `ternarize convert`: how weights are stored, what stays as it is, and what to calibrate on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from ternarize_cli.storage.option import ALLOW_PICKLE, SEED, Option, check_sequences
+from ternarize_cli.errors import InputError
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.storage.option import ALLOW_PICKLE, DEVICE, MANY, SEED, THREADS, Option, check_sequences
 
-__all__ = ["ConvertOptions"]
+__all__ = ["DEFAULT_TOKENS", "Calibration", "CalibrationRecipe", "ConvertOptions", "SchemeOptions"]
+
+DEFAULT_TOKENS = 120_000
+"""Tokens of text that calibration reads unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class SchemeOptions:
+    """How weights are stored, as words and numbers of a command line; `scheme` makes the `Scheme`.
+
+    Attributes:
+        rule: "optimal" or "absmean".
+        beta: the threshold parameter of the rule absmean; None: 2.
+        granularity: "row", "tensor" or "group:N".
+        activations: bits of activations.
+        table_bits: bits of embedding tables in a packed model.
+        levels: "ternary", "binary", "int2" or "int4".
+    """
+
+    rule: Annotated[str, Option("optimal: exact least squares; absmean: the paper's beta * mean|W|.")] = "optimal"
+    beta: Annotated[float | None, Option("Threshold parameter of absmean; larger means more zeros; default 2.")] = None
+    granularity: Annotated[str, Option("What shares a scale: row, tensor, or group:N inputs.")] = "row"
+    activations: Annotated[Literal[8, 16], Option("Bits of activations: 8 (per token, dynamic) or 16 (untouched).")] = 8
+    table_bits: Annotated[Literal[4, 8, 16, 32], Option("Bits of embedding tables when packed.")] = 8
+    levels: Annotated[str, Option("Grid of the weights: ternary, binary, int2 (four levels) or int4.")] = "ternary"
+
+    def scheme(self) -> Scheme:
+        """Makes the scheme.
+
+        Raises:
+            InputError: a value is not one of those that a scheme takes, or `beta` is given for another rule.
+        """
+        kind, group_size = Scheme.parse_granularity(self.granularity)
+        return Scheme(self.rule, self.beta, kind, group_size, self.activations, self.table_bits, self.levels)
 
 
 @dataclass(frozen=True)
@@ -42,3 +77,93 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         check_sequences(self)
+
+
+@dataclass(frozen=True)
+class CalibrationRecipe:
+    """How calibration finds codes and scales; docs/research/calibration.md has the ablation behind the defaults.
+
+    Attributes:
+        regress: how far the target goes from the original weight (0) to the regression W* (1).
+        residual: whether linears that write into the residual stream also undo earlier layers' errors.
+        pooled: weight of the covariance of text means beside that of tokens.
+        passes: rounds of error feedback; 0 rounds to nearest.
+        sweeps: rounds of coordinate descent.
+        damping: what is added to the diagonal of H, as a fraction of the diagonal's mean.
+        shrinkage: what is added to the diagonal of H besides, in units of its sampling noise (`Moments.noise`).
+        falling: whether error feedback takes columns by falling variance instead of in order.
+    """
+
+    regress: float = 1.0
+    residual: bool = True
+    pooled: float = 1.0
+    passes: int = 3
+    sweeps: int = 3
+    damping: float = 0.01
+    shrinkage: float = 1.0
+    falling: bool = True
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to calibrate on, and how.
+
+    Attributes:
+        sources: files, folders or hub datasets: all texts, or all images.
+        samples: the most texts or images, over all sources; None: 8,192 texts or 256 images.
+        tokens: about so many tokens of text are read, over all sources.
+        recipe: how codes and scales are found.
+        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        threads: number of CPU threads; None leaves it as it is.
+    """
+
+    sources: Annotated[
+        Sequence[str | Path],
+        Option(
+            "Fit codes and scales to these texts or images; repeatable.", name="calibrate", metavar="FILE|DIR|DATASET"
+        ),
+    ] = ()
+    samples: Annotated[
+        int | None,
+        Option(
+            "At most so many, over all sources; default 8192 texts or 256 images.",
+            name="calibration_samples",
+            min=16,
+            max=MANY,
+        ),
+    ] = None
+    tokens: Annotated[
+        int,
+        Option(
+            "About so many tokens of text; time and memory grow with it.",
+            name="calibration_tokens",
+            min=1000,
+            max=MANY,
+        ),
+    ] = DEFAULT_TOKENS
+    recipe: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    device: Annotated[str | None, DEVICE] = None
+    threads: Annotated[int | None, THREADS] = None
+
+    def __post_init__(self) -> None:
+        check_sequences(self)
+
+    def check(self, folder: Path, scheme: Scheme) -> str:
+        """Checks, before any work is done, that the sources are what the model reads and that the rule allows for them.
+
+        Returns:
+            What the sources hold: "text" or "image".
+
+        Raises:
+            InputError: the scheme's rule fixes the scales, which calibration chooses.
+            DataError: a source is missing, or some hold texts and others images.
+            CheckpointError: the model does not read what the sources hold.
+        """
+        from ternarize_cli.encoders.modalities import modality_of_sources
+
+        if scheme.rule != "optimal":
+            raise InputError(
+                f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
+                hint="drop --rule and --beta, or --calibrate",
+            )
+        return modality_of_sources(folder, self.sources)

@@ -8,10 +8,10 @@ solve       codes and scales that fit them
 run         all of it for an encoder
 """
 
-from ternarize_cli.compress.calibrate.data import DEFAULT_IMAGES, DEFAULT_TEXTS, DEFAULT_TOKENS, make_batches
-from ternarize_cli.compress.calibrate.folder import Calibration, calibrate_folder
+from ternarize_cli.compress.calibrate.data import DEFAULT_IMAGES, DEFAULT_TEXTS, make_batches
+from ternarize_cli.compress.calibrate.folder import calibrate_folder
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
-from ternarize_cli.compress.calibrate.solve import CalibrationRecipe
+from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, CalibrationRecipe
 
 __all__ = [
     "DEFAULT_IMAGES",

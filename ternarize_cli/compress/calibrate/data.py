@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.compress.calibrate.moments import Batch
+from ternarize_cli.compress.options import DEFAULT_TOKENS
 from ternarize_cli.data.images import read_images
 from ternarize_cli.data.text_sources import texts_of
 from ternarize_cli.data.texts import drawn
@@ -25,9 +26,9 @@ from ternarize_cli.errors import DataError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "DEFAULT_TOKENS", "Features", "make_batches"]
+__all__ = ["DEFAULT_IMAGES", "DEFAULT_TEXTS", "Features", "make_batches"]
 
-DEFAULT_TEXTS, DEFAULT_TOKENS = 8192, 120_000
+DEFAULT_TEXTS = 8192
 """The most texts of a calibration, and about how many tokens they have."""
 DEFAULT_IMAGES = 256
 """The most images of a calibration."""

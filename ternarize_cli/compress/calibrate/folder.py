@@ -1,64 +1,22 @@
 """Calibration of a model folder: its encoder is loaded, and the linears of all its parts are calibrated together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ternarize_cli.compress.calibrate.data import DEFAULT_TOKENS, Features, make_batches
+from ternarize_cli.compress.calibrate.data import Features, make_batches
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
-from ternarize_cli.compress.calibrate.solve import CalibrationRecipe
+from ternarize_cli.compress.options import Calibration
 from ternarize_cli.compress.tensor_policy import TensorPolicy
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
-from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.encoders.parts import Part
-from ternarize_cli.errors import InputError
 from ternarize_cli.format.scheme import CalibrationData, Scheme
 from ternarize_cli.progress import Track, silent
 
 __all__ = ["Calibration", "calibrate_folder"]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What to calibrate on, and how.
-
-    Attributes:
-        sources: files, folders or hub datasets: all texts, or all images.
-        samples: at most so many texts or images, over all sources; None: 8,192 texts or 256 images.
-        tokens: about so many tokens of text, over all sources.
-        recipe: how codes and scales are found.
-        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
-        threads: number of CPU threads; None leaves it as it is.
-    """
-
-    sources: tuple[str | Path, ...]
-    samples: int | None = None
-    tokens: int = DEFAULT_TOKENS
-    recipe: CalibrationRecipe = field(default_factory=CalibrationRecipe)
-    device: str | None = None
-    threads: int | None = None
-
-    def check(self, folder: Path, scheme: Scheme) -> str:
-        """Checks, before any work is done, that the sources are what the model reads and that the rule allows for them.
-
-        Returns:
-            What the sources hold: "text" or "image".
-
-        Raises:
-            InputError: the scheme's rule fixes the scales, which calibration chooses.
-            DataError: a source is missing, or some hold texts and others images.
-            CheckpointError: the model does not read what the sources hold.
-        """
-        if scheme.rule != "optimal":
-            raise InputError(
-                f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",
-                hint="drop --rule and --beta, or --calibrate",
-            )
-        return modality_of_sources(folder, self.sources)
 
 
 def calibrate_folder(

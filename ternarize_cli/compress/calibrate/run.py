@@ -16,7 +16,8 @@ from ternarize_cli.compress.calibrate.data import Features
 from ternarize_cli.compress.calibrate.lockstep import Stop, drive, intercepted
 from ternarize_cli.compress.calibrate.moments import Batch, Moments
 from ternarize_cli.compress.calibrate.residuals import Residual, find_residuals, norms_of
-from ternarize_cli.compress.calibrate.solve import CalibrationRecipe, latent_weight, solve
+from ternarize_cli.compress.calibrate.solve import latent_weight, solve
+from ternarize_cli.compress.options import CalibrationRecipe
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.progress import Track, silent

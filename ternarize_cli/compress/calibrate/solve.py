@@ -22,38 +22,14 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic import ternary
+from ternarize_cli.compress.options import CalibrationRecipe
 from ternarize_cli.format.scheme import Scheme
 
-__all__ = ["CalibrationRecipe", "Solution", "latent_weight", "solve"]
+__all__ = ["Solution", "latent_weight", "solve"]
 
 _BLOCK = 128
 _TINY = 1e-12
 _MULTIPLES = [3.0 * 0.86**i for i in range(24)]  # down to 0.09
-
-
-@dataclass(frozen=True)
-class CalibrationRecipe:
-    """How calibration finds codes and scales; docs/research/calibration.md has the ablation behind the defaults.
-
-    Attributes:
-        regress: how far the target goes from the original weight (0) to the regression W* (1).
-        residual: whether linears that write into the residual stream also undo earlier layers' errors.
-        pooled: weight of the covariance of text means beside that of tokens.
-        passes: rounds of error feedback; 0 rounds to nearest.
-        sweeps: rounds of coordinate descent.
-        damping: what is added to the diagonal of H, as a fraction of the diagonal's mean.
-        shrinkage: what is added to the diagonal of H besides, in units of its sampling noise (`Moments.noise`).
-        falling: whether error feedback takes columns by falling variance instead of in order.
-    """
-
-    regress: float = 1.0
-    residual: bool = True
-    pooled: float = 1.0
-    passes: int = 3
-    sweeps: int = 3
-    damping: float = 0.01
-    shrinkage: float = 1.0
-    falling: bool = True
 
 
 @dataclass(frozen=True)
