@@ -147,7 +147,7 @@ def test_other_vectors_are_not_mixed_in(encode, tmp_path):
         (["--shards", "--format", "jsonl"], "parquet or npy"),
         (["--shards", "--dtype", "int4"], "there is no --dtype"),
         (["--shards", "--dtype", "int8", "--no-normalize"], "keeps directions only"),
-        (["--dtype", "fp16"], "of shards"),
+        (["--dtype", "fp16"], "need --shards"),
         (["--shards", "--force"], "nothing to force"),
     ],
 )

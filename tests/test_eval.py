@@ -157,7 +157,7 @@ def test_an_opposed_teacher_is_said_to_have_no_retention(
     result = run("eval", tiny_bert, "--against", tiny_bert, "--sts", file, "--min-retention", "0.5")
     assert result.exit_code == 3
     assert "undefined" in result.stdout
-    assert "opposed: the teacher scores -1.0000, so there is no retention" in result.stderr
+    assert "opposed: the teacher scores -1.0000, so retention is undefined" in result.stderr
     assert "the mean retention is undefined (the teacher scores -1 on opposed)" in result.stderr
 
 
