@@ -15,11 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ternarize_cli.cli import docs_corpus
 from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
+
+if TYPE_CHECKING:
+    from ternarize_cli.distill import DistillReport
 
 __all__ = ["MODEL", "QUERIES", "DemoReport", "demo"]
 
@@ -109,74 +113,36 @@ def demo(
     files.check_output(output, force=force)
     source = _checked_model()
 
-    from ternarize_cli import (
-        Calibration,
-        ConvertOptions,
-        DistillOptions,
-        EncoderOptions,
-        EvaluationOptions,
-        Training,
-        build_index,
-        convert,
-        distill,
-        evaluate,
-        open_index,
-        pack,
-    )
-    from ternarize_cli.bench.options import BenchOptions
-    from ternarize_cli.bench.run import benchmark
+    import ternarize_cli as ternarize
     from ternarize_cli.storage.weights import bytes_on_disk
 
     with files.atomic_folder(output, force=force) as partial, tempfile.TemporaryDirectory() as scratch:
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
         with step("reading the documentation of your Python", ""):
             _write_texts(partial)
-        calibration = Calibration((partial / "training.txt",), tokens=_CALIBRATION_TOKENS)
+        calibration = ternarize.Calibration((partial / "training.txt",), tokens=_CALIBRATION_TOKENS)
         options = f"--calibrate {output}/training.txt --calibration-tokens {_CALIBRATION_TOKENS}"
         with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
-            convert(MODEL, ternary, calibration=calibration, options=ConvertOptions(seed=seed), track=track)
+            seeded = ternarize.ConvertOptions(seed=seed)
+            ternarize.convert(MODEL, ternary, calibration=calibration, options=seeded, track=track)
         options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
         with step(f"distill: {minutes:g} minutes against the original", f"ternarize distill ternary {options}"):
-            trained_report = distill(
-                ternary,
-                partial / "training.txt",
-                trained,
-                teacher=MODEL,
-                training=Training(minutes=minutes, seed=seed),
-                options=DistillOptions(threads=threads),
-                on_step=lambda p: on_training(p.done, p.line()),
-            )
+            trained_report = _distilled(partial / "training.txt", ternary, trained, minutes, threads, seed, on_training)
         with step("pack: 2-bit codes", f"ternarize pack distilled -o {output}/model"):
-            packed = pack(trained, partial / "model", track=track)
+            packed = ternarize.pack(trained, partial / "model", track=track)
         against = f"--against {MODEL} --retrieval {output}/held-out"
         with step("eval: search quality on held-out files", f"ternarize eval {output}/model {against}"):
-            against_teacher = EvaluationOptions(
+            against_teacher = ternarize.EvaluationOptions(
                 MODEL, retrieval=[partial / "held-out"], cached=False, threads=threads, seed=seed
             )
-            kept = evaluate(partial / "model", against_teacher, track=track).comparison.tasks[0][0]
+            kept = ternarize.evaluate(partial / "model", against_teacher, track=track).comparison.tasks[0][0]
     with step("bench: latency", f"ternarize bench {output}/model"):
-        latency, backend, busy = {}, "", False
-        for batch, tokens in _POINTS:
-            measured = BenchOptions(
-                backends=["auto"],
-                rivals=["torch-fp32"],
-                batches=[batch],
-                tokens=[tokens],
-                seconds=4,
-                threads=threads,
-                memory=False,
-            )
-            report = benchmark(str(output / "model"), measured, track=track)
-            medians = {row.name: row.median_ms for row in report.rows}
-            latency[batch, tokens] = (medians["torch-fp32"], medians["auto"])
-            backend, busy = report.rows[0].ran, busy or report.busy
-    with step(
-        "index: your Python's documentation",
-        f"ternarize index build {output}/documentation.jsonl --model {output}/model -o {output}/index",
-    ):
-        corpus, encoder = output / "documentation.jsonl", EncoderOptions(threads=threads)
-        build_index(corpus, output / "index", model=output / "model", encoder=encoder, track=track)
-        found = open_index(output / "index", encoder=encoder).search(list(QUERIES), 3)
+        latency, backend, busy = _latencies(output / "model", threads, track)
+    options = f"{output}/documentation.jsonl --model {output}/model -o {output}/index"
+    with step("index: your Python's documentation", f"ternarize index build {options}"):
+        corpus, encoder = output / "documentation.jsonl", ternarize.EncoderOptions(threads=threads)
+        ternarize.build_index(corpus, output / "index", model=output / "model", encoder=encoder, track=track)
+        found = ternarize.open_index(output / "index", encoder=encoder).search(list(QUERIES), 3)
     return DemoReport(
         bytes_teacher=bytes_on_disk(source),
         bytes_student=packed.bytes_packed,
@@ -192,6 +158,54 @@ def demo(
         seconds=trained_report.seconds,
         answers={hits[0].query: [(hit.score, hit.text) for hit in hits] for hits in found},
     )
+
+
+def _distilled(
+    texts: Path,
+    ternary: Path,
+    trained: Path,
+    minutes: float,
+    threads: int | None,
+    seed: int,
+    on_training: Callable[[float, str], None],
+) -> "DistillReport":
+    """Trains the ternary checkpoint against the original model and writes it to `trained`."""
+    import ternarize_cli as ternarize
+
+    return ternarize.distill(
+        ternary,
+        texts,
+        trained,
+        teacher=MODEL,
+        training=ternarize.Training(minutes=minutes, seed=seed),
+        options=ternarize.DistillOptions(threads=threads),
+        on_step=lambda p: on_training(p.done, p.line()),
+    )
+
+
+def _latencies(
+    model: Path, threads: int | None, track: Track
+) -> tuple[dict[tuple[int, int], tuple[float, float]], str, bool]:
+    """Measures `latency`, `backend` and `busy` of the report."""
+    from ternarize_cli.bench.options import BenchOptions
+    from ternarize_cli.bench.run import benchmark
+
+    latency, backend, busy = {}, "", False
+    for batch, tokens in _POINTS:
+        measured = BenchOptions(
+            backends=["auto"],
+            rivals=["torch-fp32"],
+            batches=[batch],
+            tokens=[tokens],
+            seconds=4,
+            threads=threads,
+            memory=False,
+        )
+        report = benchmark(str(model), measured, track=track)
+        medians = {row.name: row.median_ms for row in report.rows}
+        latency[batch, tokens] = (medians["torch-fp32"], medians["auto"])
+        backend, busy = report.rows[0].ran, busy or report.busy
+    return latency, backend, busy
 
 
 def _checked_model() -> Path:

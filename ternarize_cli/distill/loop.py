@@ -115,8 +115,6 @@ def distill(
         OutputExistsError: the output exists, and `force` is false.
         OutputError: the output can't be written.
     """
-    from accelerate import Accelerator
-
     options = options or DistillOptions()
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
@@ -126,9 +124,7 @@ def distill(
     training = training.on(device)
     if options.cache_teacher is not None:
         _check_cacheable(kind, training)
-    on = Accelerator(cpu=device == "cpu")
-    if on.num_processes == 1:
-        on.state.device = torch.device(device)
+    on = _accelerator(device)
     torch.manual_seed(training.seed)
     with _workplace(on, output, inputs, force=force, resume=options.resume) as partial:
         latent = _latent(on, partial, student, training)
@@ -140,9 +136,7 @@ def distill(
         corpus, held = read_corpus(
             pair.student, student, sources, max_length=training.max_length, seed=training.seed, track=track
         )
-        vectors = None
-        if options.cache_teacher is not None:
-            vectors = _known_vectors(options.cache_teacher, on, pair, corpus, teacher, track)
+        vectors = _known_vectors(options.cache_teacher, on, pair, corpus, teacher, track)
         trainer = _trainer(on, pair, latent, (corpus, held), sources, training, vectors)
         training = trainer.training
         before = trainer.held_out()
@@ -163,6 +157,16 @@ def distill(
     if on.num_processes > 1:  # a process that ends while another has NCCL's communicator open may never end
         on.end_training()
     return report
+
+
+def _accelerator(device: str) -> Any:
+    """Makes accelerate's Accelerator; a single process uses exactly the named device."""
+    from accelerate import Accelerator
+
+    on = Accelerator(cpu=device == "cpu")
+    if on.num_processes == 1:
+        on.state.device = torch.device(device)
+    return on
 
 
 def _latent(on: Any, partial: Path, student: Path, training: Training) -> Path:
@@ -247,8 +251,11 @@ def _check_cacheable(kind: str, training: Training) -> None:
 
 
 def _known_vectors(
-    folder: Path, on: Any, pair: Pair, corpus: TrainingCorpus, teacher: Path, track: Track
-) -> np.ndarray:
+    folder: Path | None, on: Any, pair: Pair, corpus: TrainingCorpus, teacher: Path, track: Track
+) -> np.ndarray | None:
+    """Returns the teacher's embeddings of the corpus from the cache `folder`, made if missing; None without a cache."""
+    if folder is None:
+        return None
     if not on.is_main_process:
         on.wait_for_everyone()
     vectors = cached_vectors(folder, pair, corpus, files.content_hash(teacher), track)
