@@ -2,7 +2,7 @@
 
     python docs/reference/write_commands.py
 
-`tests/test_docs_reference.py` fails while the page is not what this script would write.
+`tests/docs/test_docs_reference.py` fails while the page is not what this script would write.
 """
 
 from collections.abc import Iterator

