@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -308,6 +309,7 @@ def test_openvino_int8_of_bench_needs_no_texts(teacher: Path) -> None:
     run = baselines.require_baseline("openvino-int8").build(teacher, "cpu")
     ids, mask = random_tokens({"vocab_size": 40, "pad_token_id": 0}, GridPoint(2, 8), seed=0)
     assert run(ids, mask).shape == (2, 8, 32)
+    assert not {"openvino", "nncf"} & sys.modules.keys()  # they run in processes of their own
 
 
 def forbidden(*args: object, **kwargs: object) -> None:

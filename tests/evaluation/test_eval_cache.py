@@ -159,6 +159,7 @@ def intact(found: Any) -> bool:
     return same(found, make_score(int(found.value), value=found.value))
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_at_once_do_not_break_it(tmp_path: Path) -> None:
     ScoreCache(tmp_path).put("k", make_score(0, value=0.0))
     context = multiprocessing.get_context("spawn")

@@ -45,6 +45,7 @@ def test_the_library_shows_its_interface_alone_and_all_of_it_is_declared() -> No
     assert shown == {"tz_interface", *interface.FUNCTIONS}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("g++") is None, reason="no cmake or no g++")
 def test_instruction_sets_share_no_inline_function(tmp_path: Path) -> None:
     settings = ["-DCMAKE_CXX_COMPILER=g++", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
