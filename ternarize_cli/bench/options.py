@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.option import ALLOW_PICKLE, SEED, THREADS, Option, check_sequences
+from ternarize_cli.storage.command_option import ALLOW_PICKLE, SEED, THREADS, Option, check_sequences
 
 if TYPE_CHECKING:
     from ternarize_cli.measuring.timing import GridPoint

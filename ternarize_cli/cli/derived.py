@@ -1,4 +1,4 @@
-"""Makes commands whose options are the fields of the library's dataclasses (`storage.option`).
+"""Makes commands whose options are the fields of the library's dataclasses (`storage.command_option`).
 
     @derived
     def encode(model: ModelArgument, options: EncoderOptions, json: Json = False) -> None: ...
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from ternarize_cli.errors import InputError, shown
-from ternarize_cli.storage.option import Option
+from ternarize_cli.storage.command_option import Option
 
 __all__ = ["Only", "derived", "typer_option"]
 

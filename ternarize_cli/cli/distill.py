@@ -120,7 +120,7 @@ class _Meter(ExitStack):
 
 @contextmanager
 def _hint_on_interrupt(out: Output, target: Path) -> Iterator[None]:
-    from ternarize_cli.distill.checkpointing import has_checkpoint
+    from ternarize_cli.distill.training_checkpoint import has_checkpoint
     from ternarize_cli.storage.files import partial_path
 
     try:

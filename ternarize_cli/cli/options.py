@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from ternarize_cli.cli.derived import typer_option
-from ternarize_cli.storage import option
-from ternarize_cli.storage.option import MANY, MAX_BATCH
+from ternarize_cli.storage import command_option
+from ternarize_cli.storage.command_option import MANY, MAX_BATCH
 
 __all__ = [
     "MANY",
@@ -33,12 +33,12 @@ ModelArgument = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes and no progress bars.")]
-Seed = Annotated[int, typer_option(option.SEED, "seed")]
-AllowPickle = Annotated[bool, typer_option(option.ALLOW_PICKLE, "allow_pickle")]
-Backend = Annotated[str, typer_option(option.BACKEND, "backend")]
-Device = Annotated[str | None, typer_option(option.DEVICE, "device")]
-Threads = Annotated[int | None, typer_option(option.THREADS, "threads")]
-SkipBad = Annotated[bool, typer_option(option.SKIP_BAD, "skip_bad")]
+Seed = Annotated[int, typer_option(command_option.SEED, "seed")]
+AllowPickle = Annotated[bool, typer_option(command_option.ALLOW_PICKLE, "allow_pickle")]
+Backend = Annotated[str, typer_option(command_option.BACKEND, "backend")]
+Device = Annotated[str | None, typer_option(command_option.DEVICE, "device")]
+Threads = Annotated[int | None, typer_option(command_option.THREADS, "threads")]
+SkipBad = Annotated[bool, typer_option(command_option.SKIP_BAD, "skip_bad")]
 
 
 def output_folder(default: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from ternarize_cli.errors import InputError
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.storage.option import ALLOW_PICKLE, DEVICE, MANY, SEED, THREADS, Option, check_sequences
+from ternarize_cli.storage.command_option import ALLOW_PICKLE, DEVICE, MANY, SEED, THREADS, Option, check_sequences
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "CalibrationRecipe", "ConvertOptions", "SchemeOptions"]
 

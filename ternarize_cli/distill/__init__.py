@@ -1,9 +1,9 @@
 """`distill`: self-taught distillation of a ternary student against its full-precision teacher.
 
 `session` takes names of models and data, `loop` folders; `options` says what can be chosen. `data` reads texts or
-images into a `corpus`, from which `batch_sampler` and `batches` draw; `trainer` trains the student of a `pair` on the
-`losses`; `checkpointing` and `journal` keep what a run has done. The names below are loaded when they are used:
-`options` alone is quick to import.
+images into a `training_corpus`, from which `batch_sampler` and `batches` draw; `trainer` trains the student of
+`student_teacher` on the `losses`; `training_checkpoint` and `journal` keep what a run has done. The names below are
+loaded when they are used: `options` alone is quick to import.
 """
 
 from importlib import import_module

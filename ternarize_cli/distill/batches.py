@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ternarize_cli.distill.batch_sampler import Piece, SamplingPlan, epoch
-from ternarize_cli.distill.corpus import ImageCorpus, TrainingCorpus
 from ternarize_cli.distill.data import Sources, mixture_of
 from ternarize_cli.distill.options import Training
-from ternarize_cli.distill.pair import TAUGHT
+from ternarize_cli.distill.student_teacher import TAUGHT
+from ternarize_cli.distill.training_corpus import ImageCorpus, TrainingCorpus
 from ternarize_cli.errors import TernarizeError
 
 __all__ = ["Batches"]

@@ -13,8 +13,8 @@ import numpy as np
 from ternarize_cli.data.images import read_images
 from ternarize_cli.data.text_sources import texts_of
 from ternarize_cli.distill.batch_sampler import Mixture
-from ternarize_cli.distill.corpus import ImageCorpus, TextCorpus, TrainingCorpus
 from ternarize_cli.distill.pixels import preparation
+from ternarize_cli.distill.training_corpus import ImageCorpus, TextCorpus, TrainingCorpus
 from ternarize_cli.encoders.loading import prompts_of
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.errors import DataError, InputError

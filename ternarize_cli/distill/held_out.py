@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternarize_cli.distill.batch_sampler import Piece
-from ternarize_cli.distill.corpus import TrainingCorpus
 from ternarize_cli.distill.losses import Outputs
-from ternarize_cli.distill.pair import Pair
+from ternarize_cli.distill.student_teacher import Pair
+from ternarize_cli.distill.training_corpus import TrainingCorpus
 from ternarize_cli.errors import TernarizeError
 
 __all__ = ["HeldOut"]

@@ -21,17 +21,17 @@ from ternarize_cli import __version__
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
-from ternarize_cli.distill import checkpointing
+from ternarize_cli.distill import training_checkpoint
 from ternarize_cli.distill.batches import Batches
-from ternarize_cli.distill.corpus import TrainingCorpus
 from ternarize_cli.distill.data import Sources, read_corpus
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.losses import OF_STATES
 from ternarize_cli.distill.options import DistillOptions, Progress, Training
-from ternarize_cli.distill.pair import Pair
+from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
+from ternarize_cli.distill.training_corpus import TrainingCorpus
 from ternarize_cli.encoders import checkpoint, loading
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.modalities import modality_of_sources
@@ -141,9 +141,9 @@ def distill(
         training = trainer.training
         before = trainer.held_out()
         others = (corpus.digest, held.digest, sources.weights, on.num_processes)
-        key = checkpointing.key((student, teacher), training, *others)
+        key = training_checkpoint.key((student, teacher), training, *others)
         if options.resume:
-            trainer.load_state(checkpointing.load(partial, key))
+            trainer.load_state(training_checkpoint.load(partial, key))
         resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         _train(trainer, partial, key, journal, on_step)
@@ -282,7 +282,7 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
     """
     partial = files.partial_path(output)
     if on.is_main_process:
-        if checkpointing.has_checkpoint(partial) and not (resume or force):
+        if training_checkpoint.has_checkpoint(partial) and not (resume or force):
             raise OutputExistsError(
                 f"an earlier run to {output} was stopped and left a checkpoint",
                 hint="--resume goes on from it, --force starts anew",
@@ -292,7 +292,7 @@ def _workplace(on: Any, output: Path, inputs: list[Path], *, force: bool, resume
             try:
                 yield partial
             except BaseException:
-                if not checkpointing.has_checkpoint(partial):
+                if not training_checkpoint.has_checkpoint(partial):
                     files.empty(partial)
                 raise
     else:
@@ -317,13 +317,13 @@ def _train(
         journal.add(progress)
         on_step(progress)
         if progress.done < 1 and time.monotonic() - last >= trainer.training.save_every and trainer.is_finite():
-            checkpointing.save(partial, key, trainer.state())
+            training_checkpoint.save(partial, key, trainer.state())
             last = time.monotonic()
 
     with signals.noted() as came:
         finished = trainer.run(step, lambda: came() is not None)
     if journal is not None and trainer.is_finite():
-        checkpointing.save(partial, key, trainer.state())
+        training_checkpoint.save(partial, key, trainer.state())
     if not finished:
         raise signals.ending(came() or signal.SIGINT)
 
@@ -353,7 +353,7 @@ def _write(partial: Path, latent: Path, pair: Pair, record: dict[str, Any], *, p
     checkpoint.copy_companions(latent, made)
     for part in parts_of(latent):
         module = pair.student[part.index] if part.subfolder else backbone(pair.student)
-        checkpointing.write_tensors(part, made, module)
+        training_checkpoint.write_tensors(part, made, module)
         own = part.artifact()
         if own is not None:
             part.write_config(made, replace(own, tool_version=__version__))
@@ -362,4 +362,4 @@ def _write(partial: Path, latent: Path, pair: Pair, record: dict[str, Any], *, p
         made = partial / "packed"
     (made / "distillation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     Journal.finish(partial, made, record)
-    checkpointing.replace_contents(partial, made)
+    training_checkpoint.replace_contents(partial, made)

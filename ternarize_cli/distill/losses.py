@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 REVISION = 3
-"""Version of the recipes' meaning: a run can't be resumed under another version (`checkpointing`)."""
+"""Version of the recipes' meaning: a run can't be resumed under another version (`training_checkpoint`)."""
 _TEMPERATURE = 0.05
 _HEAD = 64
 _SAME = 0.995

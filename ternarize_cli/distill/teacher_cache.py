@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ternarize_cli.distill.batch_sampler import Piece
-from ternarize_cli.distill.corpus import TrainingCorpus
-from ternarize_cli.distill.pair import Pair
+from ternarize_cli.distill.student_teacher import Pair
+from ternarize_cli.distill.training_corpus import TrainingCorpus
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files

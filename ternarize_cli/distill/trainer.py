@@ -20,7 +20,7 @@ from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.options import Progress, Training
-from ternarize_cli.distill.pair import Pair
+from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.errors import InputError, TernarizeError
 
 __all__ = ["Trainer"]

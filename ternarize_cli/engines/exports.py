@@ -4,7 +4,7 @@ The rivals of other runtimes all start from one file, the `torch.onnx.export` of
 ids and mask, of any batch and length, or for an image encoder pixels of the size that the model reads; its output is
 the last hidden state. Attention is exported in its "eager" form, because the export of torch's fused attention has more
 steps, and is slower in both runtimes. The file and everything made from it are kept under `rivals` in the cache folder
-(`caches.cache_folder`):
+(`storage.cache_folder`):
 
     <content hash>-<what>-<digest>/      content hash of the model; digest of all else that decides the files, such as
                                          the versions of the libraries that wrote them
@@ -33,9 +33,9 @@ from ternarize_cli.errors import OutputExistsError, TernarizeError
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.storage import files
-from ternarize_cli.storage.caches import made_folder
+from ternarize_cli.storage.cache_folder import made_folder
 
-__all__ = ["bytes_of", "kept", "onnx_export", "quiet", "transformer"]
+__all__ = ["bytes_of", "cached_export", "onnx_export", "quiet", "transformer"]
 
 
 def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
@@ -85,7 +85,7 @@ def onnx_export(folder: Path) -> Path:
             ) from e
 
     libraries = {name: version(name) for name in ("torch", "transformers", "onnxscript")}
-    return kept(folder, "onnx-fp32", libraries, make) / "model.onnx"
+    return cached_export(folder, "onnx-fp32", libraries, make) / "model.onnx"
 
 
 class _LastHidden(nn.Module):
@@ -99,7 +99,7 @@ class _LastHidden(nn.Module):
         return hidden
 
 
-def kept(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:
+def cached_export(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """Gives the folder in the cache for files made from a model; makes the files if they are missing.
 
     Args:

@@ -51,7 +51,7 @@ def int8_model(folder: Path) -> Path:
             )
 
     decides = {name: version(name) for name in ("torch", "transformers", "onnxscript", "onnxruntime")}
-    return exports.kept(folder, "onnx-int8", decides | {"bits": bits}, make) / "model.onnx"
+    return exports.cached_export(folder, "onnx-int8", decides | {"bits": bits}, make) / "model.onnx"
 
 
 def forward_of_onnx(path: Path) -> Forward:

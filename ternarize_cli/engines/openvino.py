@@ -52,7 +52,7 @@ def int8_model(folder: Path, calibration: Sequence[inputs.Batch]) -> Path:
             digest.update(repr(tensor.tolist()).encode())
     libraries = ("torch", "transformers", "onnxscript", "openvino", "nncf")
     decides = {name: version(name) for name in libraries} | {"calibration": digest.hexdigest()}
-    return exports.kept(folder, "openvino-int8", decides, make) / "model.xml"
+    return exports.cached_export(folder, "openvino-int8", decides, make) / "model.xml"
 
 
 class OpenVinoForward:

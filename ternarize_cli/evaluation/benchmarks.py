@@ -36,10 +36,10 @@ from mteb.languages.iso_mappings import _get_iso1_to_iso3
 from mteb.results import TaskResult
 
 from ternarize_cli.errors import DataError, InputError, OutputError, TernarizeError
-from ternarize_cli.evaluation.cache import ScoreCache
 from ternarize_cli.evaluation.encoder import LocalEncoder, quiet_mteb
 from ternarize_cli.evaluation.hub_data import Missing, fresh, load, one_line, patience, splits_of, stand_in
 from ternarize_cli.evaluation.samples import Samples, Score, samples_of
+from ternarize_cli.evaluation.score_cache import ScoreCache
 from ternarize_cli.storage.bounds import user_path
 
 __all__ = ["Missing", "choose", "score_benchmark"]

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 
 from ternarize_cli.data.images import Images
-from ternarize_cli.distill.pair import Pair
+from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.encoders.loading import load_encoder, resolve
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.inside import Inside, LayerAgreement
 from ternarize_cli.evaluation.labels import Clusters, Labels
 from ternarize_cli.evaluation.neighbours import LabelledImages
-from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.evaluation.retrieval import Retrieval
+from ternarize_cli.evaluation.scored_pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.zero_shot import ZeroShot
 from ternarize_cli.measuring.similarity import first_component, mean_cosine, neighbour_overlap, units
 from ternarize_cli.progress import Track, silent

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ternarize_cli.distill.pair import Pair, blocks_of
+from ternarize_cli.distill.student_teacher import Pair, blocks_of
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_divergence

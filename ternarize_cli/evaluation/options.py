@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.option import (
+from ternarize_cli.storage.command_option import (
     ALLOW_PICKLE,
     BACKEND,
     DEVICE,

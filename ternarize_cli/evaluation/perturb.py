@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Labels, halves
 from ternarize_cli.evaluation.neighbours import LabelledImages
-from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.evaluation.retrieval import Retrieval
+from ternarize_cli.evaluation.scored_pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.zero_shot import ZeroShot
 
 if TYPE_CHECKING:

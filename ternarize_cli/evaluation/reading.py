@@ -2,7 +2,7 @@
 
 Each file or folder is one task, with texts in UTF-8. The module that reads a kind describes its files:
 
-    sts, pair-classification, bitext     `ternarize_cli.evaluation.pairs`
+    sts, pair-classification, bitext     `ternarize_cli.evaluation.scored_pairs`
     classification, clustering           `ternarize_cli.evaluation.labels`
     retrieval                            `ternarize_cli.evaluation.retrieval`
     image-classification                 `ternarize_cli.evaluation.neighbours`: two tasks, NAME and NAME-linear
@@ -25,8 +25,15 @@ from typing import Any
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Clusters, Labels, read_clusters, read_labels
 from ternarize_cli.evaluation.neighbours import QUERIES, LabelledImages, read_labelled_images
-from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs, read_bitext, read_labelled_pairs, read_pairs
 from ternarize_cli.evaluation.retrieval import Retrieval, read_retrieval
+from ternarize_cli.evaluation.scored_pairs import (
+    Bitext,
+    LabelledPairs,
+    Pairs,
+    read_bitext,
+    read_labelled_pairs,
+    read_pairs,
+)
 from ternarize_cli.evaluation.task_files import TaskFile, read_task_file
 from ternarize_cli.evaluation.zero_shot import ZeroShot, read_zero_shot
 from ternarize_cli.storage.bounds import user_path, utf8_name

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.option import Option
+from ternarize_cli.storage.command_option import Option
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.run import EvaluationReport

@@ -22,7 +22,6 @@ from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.engines import baselines, rivals
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.benchmarks import Missing, score_benchmark
-from ternarize_cli.evaluation.cache import ScoreCache, score_key
 from ternarize_cli.evaluation.candidates import Candidate, candidate
 from ternarize_cli.evaluation.compare import Comparison, Evaluation, Score, compare, score
 from ternarize_cli.evaluation.costs import BATCH, latency
@@ -32,6 +31,7 @@ from ternarize_cli.evaluation.gates import Gate, check
 from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.reading import TaskData
+from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 from ternarize_cli.measuring import machine
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.progress import Track, silent

@@ -32,9 +32,9 @@ from ternarize_cli.evaluation.image_tasks import LocalImageClassification, Local
 from ternarize_cli.evaluation.labels import Clusters, Labels, halves
 from ternarize_cli.evaluation.local_task import LocalTask
 from ternarize_cli.evaluation.neighbours import LabelledImages
-from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.evaluation.retrieval import Retrieval
+from ternarize_cli.evaluation.scored_pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.zero_shot import ZeroShot
 
 __all__ = [

@@ -28,7 +28,7 @@ from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.index.fill import levels
 from ternarize_cli.model_folder.integrity import verifying
 from ternarize_cli.storage.bounds import utf8_name
-from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 from ternarize_cli.storage.library_output import library_output
 
 __all__ = ["check_name", "check_structure", "read_faiss", "trust"]

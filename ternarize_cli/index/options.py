@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.option import MANY, SEED, SKIP_BAD, Option
+from ternarize_cli.storage.command_option import MANY, SEED, SKIP_BAD, Option
 
 __all__ = ["DEFAULT_FACTORY", "IndexOptions", "SearchOptions"]
 

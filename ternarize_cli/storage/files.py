@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
-from ternarize_cli.storage.caches import cache_folder
+from ternarize_cli.storage.cache_folder import cache_folder
 from ternarize_cli.storage.locks import lock, require_locks
 from ternarize_cli.storage.workplace import Workplace, held, holder_path, partial_path, recover, remove
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.option import ALLOW_PICKLE, BACKEND, DEVICE, MANY, MAX_BATCH, THREADS, Option
+from ternarize_cli.storage.command_option import ALLOW_PICKLE, BACKEND, DEVICE, MANY, MAX_BATCH, THREADS, Option
 
 __all__ = ["EncoderOptions", "ShardOptions"]
 

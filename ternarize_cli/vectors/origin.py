@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 
 __all__ = ["Origin"]
 

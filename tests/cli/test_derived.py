@@ -19,7 +19,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.report_files import EvaluationFiles
 from ternarize_cli.index.options import IndexOptions, SearchOptions
-from ternarize_cli.storage.option import Option, check_sequences
+from ternarize_cli.storage.command_option import Option, check_sequences
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 
 

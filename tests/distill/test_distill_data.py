@@ -17,9 +17,9 @@ from support.models import WORDS, save_tiny_bert, save_tiny_vit
 from ternarize_cli.data.images import read_images
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.distill.batch_sampler import Mixture, Piece, SamplingPlan, epoch
-from ternarize_cli.distill.corpus import ImageCorpus, TrainingCorpus
 from ternarize_cli.distill.data import Sources, mixture_of, read_corpus
 from ternarize_cli.distill.pixels import finished, preparation
+from ternarize_cli.distill.training_corpus import ImageCorpus, TrainingCorpus
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, DataError, InputError
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from support.models import WORDS
 from ternarize_cli.compress.convert import convert
-from ternarize_cli.distill import Sources, Training, checkpointing, distill
+from ternarize_cli.distill import Sources, Training, distill, training_checkpoint
 from ternarize_cli.distill.options import DistillOptions
 from ternarize_cli.errors import CheckpointError, OutputExistsError
 from ternarize_cli.storage import files
@@ -118,7 +118,7 @@ def test_only_the_same_run_is_resumed(
     with pytest.raises(OutputExistsError, match="left a checkpoint"):
         distill(work / "latent", tiny_bert, data, out, training())
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointing, "REVISION", 0)
+        patch.setattr(training_checkpoint, "REVISION", 0)
         with pytest.raises(CheckpointError, match="another version of ternarize") as caught:
             distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
         assert caught.value.hint == "--force without --resume starts anew"

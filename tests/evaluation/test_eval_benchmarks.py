@@ -273,7 +273,7 @@ def test_results_that_can_not_be_kept_are_said_to_be_so(encoder: Encoder, root: 
 
 
 def test_scores_that_are_known_are_not_computed_again(encoder: Encoder, root: Path, tmp_path: Path) -> None:
-    from ternarize_cli.evaluation.cache import ScoreCache, score_key
+    from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 
     def untouched() -> Any:
         raise AssertionError("the model was loaded")
@@ -296,7 +296,7 @@ def test_scores_that_are_known_are_not_computed_again(encoder: Encoder, root: Pa
 def test_a_known_score_is_computed_again_where_its_result_is_missing(
     encoder: Encoder, root: Path, tmp_path: Path
 ) -> None:
-    from ternarize_cli.evaluation.cache import ScoreCache, score_key
+    from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 
     cache, key = ScoreCache(tmp_path / "scores"), partial(score_key, model="c" * 64, backend="auto", device="cpu")
     tasks, results = choose(["LCQMC"], data_root=root), tmp_path / "results"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ternarize_cli.evaluation.cache import ScoreCache, score_key
 from ternarize_cli.evaluation.samples import Samples, Score
+from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 
 WHAT: dict[str, Any] = {
     "model": "a" * 64,
@@ -77,13 +77,13 @@ def test_another_model_data_seed_or_setting_is_another_score(tmp_path: Path, cha
 
 
 def test_other_versions_and_machines_are_other_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ternarize_cli.evaluation import cache
+    from ternarize_cli.evaluation import score_cache
 
     before = score_key(**WHAT)
-    code = cache._code()
+    code = score_cache._code()
     for name in code:
         with monkeypatch.context() as changed:
-            changed.setattr(cache, "_code", lambda name=name: code | {name: "0"})
+            changed.setattr(score_cache, "_code", lambda name=name: code | {name: "0"})
             assert score_key(**WHAT) != before
     monkeypatch.setattr("platform.machine", lambda: "vax")
     assert score_key(**WHAT) != before

@@ -10,10 +10,10 @@ from support.images import make_labels, make_pixels, write_folder
 from support.models import WORDS
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Clusters, Labels, halves
-from ternarize_cli.evaluation.pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.perturb import kinds, kinds_in, perturb_text, perturbed
 from ternarize_cli.evaluation.reading import read_tasks
 from ternarize_cli.evaluation.retrieval import Retrieval
+from ternarize_cli.evaluation.scored_pairs import Bitext, LabelledPairs, Pairs
 
 TEXT = "Don't panic: the quick brown fox, aged 7, jumped over the lazy dog (twice)!"
 CHINESE = "我们今天去了北京的故宫,天气非常好。"

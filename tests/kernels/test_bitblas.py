@@ -17,7 +17,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.kernels.bitblas import BitBlas, _scaled, kept, operators, toolchain
+from ternarize_cli.kernels.bitblas import BitBlas, _scaled, kernel_cache, operators, toolchain
 from ternarize_cli.kernels.bitblas.generate import mended
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
 from ternarize_cli.kernels.bitblas.operators import Operator, OperatorShape
@@ -135,22 +135,22 @@ def test_a_kept_kernel_is_found_by_card_versions_and_shape(
     built = tmp_path / "built.so"
     built.write_bytes(b"a library")
     shape = OperatorShape(3072, 768, "int8")
-    assert kept.find(str(shape)) is None
-    library = kept.keep(str(shape), built)
-    assert kept.find(str(shape)) == library
+    assert kernel_cache.find(str(shape)) is None
+    library = kernel_cache.keep(str(shape), built)
+    assert kernel_cache.find(str(shape)) == library
     assert library.parent.parent == cards
     assert library.name == "int8-3072x768.so"
     assert sorted(p.name for p in library.parent.iterdir()) == ["int8-3072x768.json", "int8-3072x768.so"]
-    assert kept.find(str(OperatorShape(3072, 768, "float16"))) is None
+    assert kernel_cache.find(str(OperatorShape(3072, 768, "float16"))) is None
     monkeypatch.setattr(toolchain, "card", lambda: "NVIDIA-A100-sm80")
-    assert kept.find(str(shape)) is None
+    assert kernel_cache.find(str(shape)) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no record", "record", "list"])
 def test_a_damaged_kernel_is_not_trusted(cards: Path, tmp_path: Path, damage: str) -> None:
     built = tmp_path / "built.so"
     built.write_bytes(b"a library")
-    library = kept.keep("int8-16x16", built)
+    library = kernel_cache.keep("int8-16x16", built)
     record = library.with_suffix(".json")
     if damage == "no record":
         record.unlink()
@@ -158,9 +158,9 @@ def test_a_damaged_kernel_is_not_trusted(cards: Path, tmp_path: Path, damage: st
         record.write_text("{" if damage == "record" else "[]")
     else:
         library.write_bytes(b"a lib" if damage == "cut" else b"a_library")
-    assert kept.find("int8-16x16") is None
-    kept.keep("int8-16x16", built)
-    assert kept.find("int8-16x16") == library
+    assert kernel_cache.find("int8-16x16") is None
+    kernel_cache.keep("int8-16x16", built)
+    assert kernel_cache.find("int8-16x16") == library
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_note(
@@ -172,7 +172,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(
     (tmp_path / "file").touch()
     monkeypatch.setenv("TERNARIZE_CACHE", str(tmp_path / "file"))
     assert "builds them at every start" in str(BitBlas().note())
-    assert kept.keep("int8-16x16", built) == built
+    assert kernel_cache.keep("int8-16x16", built) == built
 
 
 def test_zeros_that_no_header_knows_are_mended() -> None:
@@ -310,13 +310,13 @@ def test_a_damaged_kernel_is_built_anew_on_a_gpu(monkeypatch: pytest.MonkeyPatch
     shape = OperatorShape(32, 48, "int8")
     operators.get.cache_clear()
     operators.get(shape)
-    library = kept.folder() / f"{shape}.so"
+    library = kernel_cache.folder() / f"{shape}.so"
     library.write_bytes(library.read_bytes()[:4000])
-    assert kept.find(str(shape)) is None
+    assert kernel_cache.find(str(shape)) is None
     operators._BUILDS.clear()
     operators.get.cache_clear()
     assert operators.get(shape).shape == shape
-    assert kept.find(str(shape)) == library
+    assert kernel_cache.find(str(shape)) == library
     assert json.loads(library.with_suffix(".json").read_text())["sha256"]
 
 

@@ -72,7 +72,7 @@ def test_without_fcntl_outputs_are_refused_in_words_and_nothing_is_left(tmp_path
 def test_without_fcntl_what_is_kept_appears_whole(tmp_path: Path) -> None:
     made = run_without(
         "from pathlib import Path\n"
-        "from ternarize_cli.storage.caches import keep_file\n"
+        "from ternarize_cli.storage.cache_folder import keep_file\n"
         "keep_file(Path(sys.argv[1]) / 'kept', lambda stream: stream.write(b'whole'))\n",
         tmp_path / "cache",
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
-from ternarize_cli.evaluation.cache import ScoreCache
-from ternarize_cli.kernels.bitblas import kept, toolchain
-from ternarize_cli.storage import caches, files
+from ternarize_cli.evaluation.score_cache import ScoreCache
+from ternarize_cli.kernels.bitblas import kernel_cache, toolchain
+from ternarize_cli.storage import cache_folder, files
 from ternarize_cli.storage.whole_files import put_file, sweep
 from ternarize_cli.storage.workplace import MARKER, discard, held, holder_path, partial_path
 
@@ -424,48 +424,48 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_folders_and_files_of_the_cache_are_for_this_user_alone(cache: Path, tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
-        library = kept.keep("int8-16x16", tmp_path / "built.so")
+        library = kernel_cache.keep("int8-16x16", tmp_path / "built.so")
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (cache, library.parent, library.parent.parent)} == {0o700}
     assert stat.S_IMODE(library.stat().st_mode) == 0o600
-    assert kept.find("int8-16x16") == library
+    assert kernel_cache.find("int8-16x16") == library
 
 
 @pytest.mark.parametrize("which", ["cache", "cache/bitblas", "folder", "library", "record"])
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_a_kernel_that_others_could_have_written_is_refused(cache: Path, tmp_path: Path, which: str, mode: int) -> None:
-    library = kept.keep("int8-16x16", tmp_path / "built.so")
+    library = kernel_cache.keep("int8-16x16", tmp_path / "built.so")
     loose = {"folder": library.parent, "library": library, "record": library.with_suffix(".json")}.get(
         which, tmp_path / which
     )
     loose.chmod(mode)
     with pytest.raises(InputError, match="can be written by other users") as caught:
-        kept.find("int8-16x16")
+        kernel_cache.find("int8-16x16")
     assert caught.value.hint == f"chmod -R go-w {loose}"
     subprocess.run(["chmod", "-R", "go-w", str(loose)], check=True)
-    assert kept.find("int8-16x16") == library
+    assert kernel_cache.find("int8-16x16") == library
 
 
 @as_root
 def test_a_kernel_of_another_user_is_refused_even_through_a_link(cache: Path, tmp_path: Path) -> None:
-    library = kept.keep("int8-16x16", tmp_path / "built.so")
+    library = kernel_cache.keep("int8-16x16", tmp_path / "built.so")
     os.chown(library, 12345, 12345)
     with pytest.raises(InputError, match="of another user"):
-        kept.find("int8-16x16")
+        kernel_cache.find("int8-16x16")
     theirs = library.rename(tmp_path / "theirs.so")
     library.symlink_to(theirs)
     with pytest.raises(InputError, match="of another user"):
-        kept.find("int8-16x16")
-    kept.keep("int8-16x16", tmp_path / "built.so")
+        kernel_cache.find("int8-16x16")
+    kernel_cache.keep("int8-16x16", tmp_path / "built.so")
     assert not library.is_symlink()
     assert theirs.stat().st_uid == 12345
 
 
 def test_doctor_says_what_is_wrong_with_the_cache(cache: Path) -> None:
-    assert kept.unwritable() is None
-    caches.made_folder(cache).chmod(0o777)
-    assert "chmod -R go-w" in str(kept.unwritable())
+    assert kernel_cache.unwritable() is None
+    cache_folder.made_folder(cache).chmod(0o777)
+    assert "chmod -R go-w" in str(kernel_cache.unwritable())
 
 
 def test_scores_that_others_could_have_written_are_refused(cache: Path) -> None:

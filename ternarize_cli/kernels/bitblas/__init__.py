@@ -1,7 +1,7 @@
 """The backend of BitBLAS: int8 or float16 activations × 2-bit weights on NVIDIA GPUs (extra `ternarize-cli[bitblas]`).
 
     operators    kernels built in parallel, loaded, checked                ▲
-    kept         compiled kernels on disk                                  │ uses
+    kernel_cache compiled kernels on disk                                  │ uses
     toolchain    what is missing; flags for the card                       │
     layout       widths and weights in the form that the kernels read      │
     generate     the process in which BitBLAS writes a kernel              │
@@ -45,9 +45,9 @@ class BitBlas:
 
     def note(self) -> str | None:
         """Says why this backend starts slowly; None if it does not."""
-        from ternarize_cli.kernels.bitblas import kept
+        from ternarize_cli.kernels.bitblas import kernel_cache
 
-        return kept.unwritable()
+        return kernel_cache.unwritable()
 
     def refuses(self, layer: "PackedLinear") -> str | None:
         """Says why a layer can't run: it must be on a GPU; its widths may be any."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.errors import UnavailableError
-from ternarize_cli.kernels.bitblas import generate, kept, toolchain
+from ternarize_cli.kernels.bitblas import generate, kernel_cache, toolchain
 from ternarize_cli.kernels.bitblas.layout import fitted, lay_out, padded
 
 __all__ = ["Operator", "OperatorShape", "Statistics", "build", "get", "start", "statistics"]
@@ -146,7 +146,7 @@ def start(shape: OperatorShape) -> None:
     """Starts to build a kernel, unless it is on disk, loaded or being built."""
     with _LOCK:
         if shape not in _BUILDS:
-            whole = kept.find(str(shape))
+            whole = kernel_cache.find(str(shape))
             if whole is None:
                 _BUILDS[shape] = _pool().submit(_built, shape, torch.cuda.get_device_capability())
             else:
@@ -210,13 +210,13 @@ def _built(shape: OperatorShape, capability: tuple[int, int]) -> Path:
         RuntimeError: BitBLAS or nvcc failed; the text is the last error that it wrote.
     """
     began = perf_counter()
-    code = kept.workshop() / f"{shape}-{os.getpid()}.cu"
+    code = kernel_cache.workshop() / f"{shape}-{os.getpid()}.cu"
     wanted = {**shape._asdict(), "target": toolchain.target(capability), "file": str(code)}
     _run([sys.executable, "-P", str(generate.__file__)], "bitblas", given=json.dumps(wanted))
     library = code.with_suffix(".so")
     compiling = [*toolchain.flags(capability, toolchain.known_codes()), *toolchain.headers()]
     _run([toolchain.nvcc() or "nvcc", *compiling, str(code), "-o", str(library)], "nvcc")
-    library = kept.keep(str(shape), library)
+    library = kernel_cache.keep(str(shape), library)
     statistics.built[str(shape)] = began, perf_counter()
     return library
 

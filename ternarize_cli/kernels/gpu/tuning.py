@@ -1,7 +1,7 @@
 """Measures once which of several configurations of a kernel is the fastest on this GPU, and remembers it.
 
 Calls are timed inside a CUDA graph, because short kernels take longer to start than to run. Results are kept in a file
-(~/.cache/ternarize/gpu/CARD-….json; see `caches.cache_folder`), so that only the first process of a machine measures;
+(~/.cache/ternarize/gpu/CARD-….json; see `storage.cache_folder`), so that only the first process of a machine measures;
 another version of Triton or of this package measures anew. TERNARIZE_TUNE=0 measures nothing and takes the first
 configuration.
 """
@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from ternarize_cli import __version__
-from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 
 __all__ = ["Choices", "bucket", "fastest", "found"]
 

@@ -3,8 +3,8 @@
     ~/.cache/ternarize/bitblas/CARD-smXX-bitblasV-nvccV-V-N/int8-3072x768.so, .json        (or TERNARIZE_CACHE)
 
 A library is loaded only if its digest is the recorded one, because loading a damaged library can end the process, and
-only if no other user could have put it there (`caches`). Files appear whole, the digest last. If two processes write
-one kernel, one of them wins; a library that does not fit its digest is built anew.
+only if no other user could have put it there (`storage.cache_folder`). Files appear whole, the digest last. If two
+processes write one kernel, one of them wins; a library that does not fit its digest is built anew.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from pathlib import Path
 from ternarize_cli import __version__
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.bitblas import toolchain
-from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 from ternarize_cli.storage.files import sha256
 
 __all__ = ["find", "folder", "keep", "unwritable", "workshop"]

@@ -17,7 +17,7 @@ although they change the last digits of a vector.
 
 JSON and npz both keep a float64 to the last bit, neither runs code when it is read (no pickles), and the checksums of
 the zip format show a damaged file, which counts as absent. Entries appear whole or not at all, and entries that other
-users could have written are refused (`caches`).
+users could have written are refused (`cache_folder`).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from ternarize_cli.errors import TernarizeError
 from ternarize_cli.evaluation.samples import Samples, Score
 from ternarize_cli.storage.arrays import read_npz
 from ternarize_cli.storage.bounds import parse_json
-from ternarize_cli.storage.caches import cache_folder, check_own, keep_file
+from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 from ternarize_cli.storage.files import tree_hash
 
 __all__ = ["ScoreCache", "score_key"]
@@ -92,7 +92,7 @@ class ScoreCache:
     """Scores in a folder, one file each; the folder is made when the first score is put."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Uses `folder`; None means `scores` in the user's cache (`caches.cache_folder`).
+        """Uses `folder`; None means `scores` in the user's cache (`storage.cache_folder`).
 
         Raises:
             InputError: the cache exists, and other users can write to it.
