@@ -11,8 +11,8 @@ A model is named as on the command line: a folder, a hub id, or `package:NAME` f
 Python package. Errors are subclasses of `ternarize_cli.errors.TernarizeError`. What takes many options takes a frozen
 dataclass of them, whose fields are the options of the command of that name.
 
-Importing this package is cheap: torch, transformers and numpy are loaded by the first call. `import ternarize_cli.hf`
-registers the plug-in that lets `AutoModel.from_pretrained` and `SentenceTransformer` open our models themselves.
+Importing this package is cheap: torch, transformers and numpy are loaded by the first call. Where it is installed,
+`AutoModel.from_pretrained` and `SentenceTransformer` open our models themselves (`encoders.import_hook`).
 """
 
 import sys

@@ -3,6 +3,8 @@
     import ternarize_cli.hf
     model = SentenceTransformer("MiniLM-packed")
 
+Where torch loads the entry points of installed packages, which is its default, this import is not needed.
+
 `encoders.transformers_plugin` has the code.
 """
 

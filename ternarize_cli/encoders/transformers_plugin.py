@@ -23,11 +23,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-import ternarize_cli.kernels  # noqa: F401  (so that packed layers run)
 from ternarize_cli.encoders import module_replacement
 from ternarize_cli.encoders.checkpoint import check_tensors
 from ternarize_cli.errors import FormatError
 from ternarize_cli.format.scheme import METHOD, Artifact
+from ternarize_cli.kernels import FirstForward
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.model_folder.folder_check import check_folder
@@ -91,6 +91,8 @@ class TernarizeQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _check_values(model)
+        if self.artifact.stage == "packed":
+            model.forward = FirstForward(model)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

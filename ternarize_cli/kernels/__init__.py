@@ -5,11 +5,12 @@ device. A backend that the user named and that can't run is an error: no other o
 backend, add a file with a class under `@register`.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from ternarize_cli.layers import PackedLinear
 __all__ = [
     "Backend",
     "BackendInfo",
+    "FirstForward",
     "backend_names",
     "describe",
     "prepare",
@@ -190,6 +192,28 @@ def use_backend(encoder: nn.Module, name: str) -> str:
     ran = "+".join(sorted({layer.backend for layer in layers}))
     fused = [_runs_fused(m) for m in encoder.modules() if hasattr(m, "config")]
     return f"{ran} (linears only)" if hasattr(_REGISTRY.get(ran), "fuse") and not any(fused) else ran
+
+
+class FirstForward:
+    """Replaces a model's `forward` until its first call, which chooses the backend: by then the model has its device.
+
+    transformers and sentence-transformers load a model on the CPU and may move it afterwards.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.__signature__ = inspect.signature(model.forward)  # by which sentence-transformers chooses what it passes
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Chooses the backend that TERNARIZE_BACKEND names, or that `auto` chooses, and runs the model.
+
+        Raises:
+            InputError: there is no backend of that name.
+            UnavailableError: the backend can't run on this machine, or can't run this model.
+        """
+        self._model.__dict__.pop("forward", None)
+        use_backend(self._model, os.environ.get("TERNARIZE_BACKEND") or "auto")
+        return self._model.forward(*arguments, **options)
 
 
 def _runs_fused(model: nn.Module) -> bool:

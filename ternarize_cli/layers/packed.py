@@ -30,11 +30,13 @@ class Packed(nn.Module):
     changes: ClassVar[int] = 0
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        scale = self.weight_scale
+        scale, device = self.weight_scale, self.weight_scale.device
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != scale.dtype:
             self.weight_scale = scale.to(self.weight_scale.device)
         self._renew()
+        if self.weight_scale.device != device:
+            self._moved()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -44,6 +46,9 @@ class Packed(nn.Module):
     def _renew(self) -> None:
         self.generation += 1
         Packed.changes += 1
+
+    def _moved(self) -> None:
+        """Is called after the buffers have come to another device."""
 
 
 class PackedLinear(Packed):
@@ -79,17 +84,17 @@ class PackedLinear(Packed):
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float16, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
-        self._backend = "auto"
+        self._backend = self._asked = "auto"
         self._kernel: Any = None
 
     @property
     def backend(self) -> str:
-        """The name of the backend that runs this layer; "auto" until it has run."""
+        """The name of the backend that runs this layer; "auto" until one has been chosen for its device."""
         return self._backend
 
     @backend.setter
     def backend(self, name: str) -> None:
-        self._backend, self._kernel = name, None
+        self._backend, self._asked, self._kernel = name, name, None
         Packed.changes += 1
 
     def codes(self) -> Tensor:
@@ -138,6 +143,9 @@ class PackedLinear(Packed):
     def _renew(self) -> None:
         super()._renew()
         self._kernel = None
+
+    def _moved(self) -> None:
+        self._backend = self._asked  # the backend that `auto` chose may not run on this device
 
     def __getstate__(self) -> dict[str, Any]:
         buffers = {**self._buffers, "weight": self.weight.clone()}  # it may be a view of a block's weights

@@ -1,6 +1,7 @@
 """Every encoder family through convert → pack → load → encode, tiny and random: packed equals unpacked bit for bit."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -456,7 +457,9 @@ for folder in sys.argv[1:]:
 assert "ternarize_cli" not in sys.modules
 """
     folders = [str(tmp_path / stage) for stage in ("latent", "packed")]
-    result = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False)
+    alone = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    command = [sys.executable, "-c", code, *folders]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert result.returncode == 0, result.stderr
 
 

@@ -59,8 +59,9 @@ def last_hidden_state(model: PreTrainedModel) -> torch.Tensor:
 
 @pytest.mark.parametrize(("kind", "config"), FAMILIES, ids=lambda x: getattr(x, "__name__", ""))
 def test_every_family_loads_from_both_stages_and_agrees(
-    kind: type[PreTrainedModel], config: object, tmp_path: Path
+    kind: type[PreTrainedModel], config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TERNARIZE_BACKEND", "reference")
     torch.manual_seed(0)
     kind(config).save_pretrained(tmp_path / "source")  # type: ignore[arg-type]
     convert(tmp_path / "source", tmp_path / "latent")
@@ -73,7 +74,8 @@ def test_every_family_loads_from_both_stages_and_agrees(
     torch.testing.assert_close(last_hidden_state(packed), last_hidden_state(latent), rtol=0, atol=1e-4)
 
 
-def test_sentence_transformer_loads_both_stages(artifacts: Path) -> None:
+def test_sentence_transformer_loads_both_stages(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERNARIZE_BACKEND", "reference")
     vectors = [SentenceTransformer(str(artifacts / s), device="cpu").encode(["a cat"]) for s in ("latent", "packed")]
     assert abs(vectors[0] - vectors[1]).max() < 1e-4
 
@@ -141,7 +143,7 @@ def test_a_latent_model_trains(artifacts: Path) -> None:
 def stock(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs code in a Python where our package was never imported."""
     program = f"import sys; folder = {str(folder)!r}\n{code}\nassert 'ternarize_cli' not in sys.modules"
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
 
 

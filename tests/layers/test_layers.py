@@ -145,3 +145,14 @@ def test_check_names_a_table_whose_last_nibble_is_no_zero() -> None:
     table.weight[2, 3] ^= 0x10
     with pytest.raises(FormatError, match=r"words\.weight: the padding at the end of a row is not zero weights"):
         table.check("words")
+
+
+def test_a_layer_that_is_moved_chooses_its_backend_anew() -> None:
+    layer = PackedLinear(64, 32, bias=False, scheme=Scheme())
+    layer(torch.randn(2, 64))
+    assert layer.backend != "auto"
+    assert layer.to("meta").backend == "auto"
+    named = PackedLinear(64, 32, bias=False, scheme=Scheme())
+    named.backend = "reference"
+    named(torch.randn(2, 64))
+    assert named.to("meta").backend == "reference"
