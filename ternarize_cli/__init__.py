@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Calibration": "compress.calibrate",
+    "Calibration": "compress.options",
     "ConvertOptions": "compress.options",
     "DistillOptions": "distill.options",
     "EncoderOptions": "vectors.options",

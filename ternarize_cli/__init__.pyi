@@ -1,4 +1,4 @@
-from ternarize_cli.compress.calibrate import Calibration as Calibration
+from ternarize_cli.compress.options import Calibration as Calibration
 from ternarize_cli.compress.options import ConvertOptions as ConvertOptions
 from ternarize_cli.compress.session import convert as convert
 from ternarize_cli.compress.session import pack as pack

@@ -48,7 +48,7 @@ class Training:
     recipe: Annotated[str, Option("full, or paper (output error only, as published).")] = "full"
     losses: Annotated[
         Mapping[str, float],
-        Option("Weigh a part of the loss; 0: leave out.", name="loss", metavar="PART=WEIGHT"),
+        Option("Weight of a part of the loss; 0 leaves it out.", name="loss", metavar="PART=WEIGHT"),
     ] = field(default_factory=dict)
     batch_size: Annotated[
         int | None, Option("Texts or images per step and process; default 64, on a GPU 256.", min=1, max=MAX_BATCH)

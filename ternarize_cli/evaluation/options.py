@@ -142,7 +142,7 @@ class EvaluationOptions:
         ),
     ] = ()
     diagnose: Annotated[
-        bool, Option("Where what is lost is lost: layers, attention, neighbourhoods, sentences that moved.")
+        bool, Option("Show where quality is lost: layers, attention, neighbourhoods, sentences that moved.")
     ] = False
     costs: Annotated[bool, Option("Time all models, in turns, on 8 of the inputs, and measure their memory.")] = False
     cached: Annotated[bool, Option("Compute scores that are known already, too.", name="no_cache")] = True

@@ -35,7 +35,9 @@ class IndexOptions:
             metavar="NAME|STRING",
         ),
     ] = DEFAULT_FACTORY
-    memory: Annotated[float | None, Option("What the index may take, for `auto`.", metavar="GB", min=0)] = None
+    memory: Annotated[
+        float | None, Option("Memory in GB that the index may take, for `auto`.", metavar="GB", min=0)
+    ] = None
     metric: Annotated[str | None, Option("Default: as the model compares (cosine: ip).", metavar="ip|l2")] = None
     queries: Annotated[
         str | None, Option("Texts to tune the index by; default: 1,000 of the documents.", metavar="FILE")

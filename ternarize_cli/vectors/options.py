@@ -28,7 +28,7 @@ class EncoderOptions:
     batch_size: Annotated[
         int | None,
         Option(
-            "Texts or images per forward pass; default: texts of like length that make 8,192 tokens, 32 images.",
+            "Texts or images per forward pass; default: texts of similar length of 8,192 tokens together, or 32 images.",
             min=1,
             max=MAX_BATCH,
         ),
@@ -63,7 +63,9 @@ class ShardOptions:
         Option("Rows of a shard; default: 8,192 texts, 1,024 images.", name="shard_size", min=1, max=MANY),
     ] = None
     dtype: Annotated[str, Option("Numbers in shards.", metavar="fp32|fp16|int8")] = "fp32"
-    engine: Annotated[str, Option("Who encodes shards: this process, or Ray's workers.", metavar="local|ray")] = "local"
+    engine: Annotated[str, Option("What encodes shards: this process, or Ray's workers.", metavar="local|ray")] = (
+        "local"
+    )
     workers: Annotated[int, Option("Ray: how many workers.", min=1, max=10_000)] = 1
     ray_address: Annotated[
         str | None, Option("Ray: a running cluster; default: one on this machine.", metavar="ADDRESS")

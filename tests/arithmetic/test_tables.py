@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ternarize_cli.arithmetic import tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 9), dim=st.integers(1, 100), seed=st.integers(0, 2**31))

@@ -171,6 +171,7 @@ def test_the_binary_and_int2_scales_are_the_best_of_all(levels: str, numbers: li
     assert got <= best + 1e-6 * float(magnitude.square().sum()) + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "excess"), [(16, 1.06), (64, 1.03), (1000, 1.01)])
 def test_the_int4_scale_is_nearly_the_best_of_a_fine_grid(size: int, excess: float) -> None:
     blocks = torch.randn(20, size, generator=torch.Generator().manual_seed(size))
@@ -184,6 +185,7 @@ def test_the_int4_scale_is_nearly_the_best_of_a_fine_grid(size: int, excess: flo
     assert found <= excess * best
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**31))
 def test_an_int4_scale_does_not_depend_on_other_blocks(size: int, count: int, seed: int) -> None:

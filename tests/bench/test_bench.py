@@ -112,6 +112,7 @@ def test_busy_is_more_than_a_quarter_of_a_core_before_or_during() -> None:
     assert machine.is_busy(0.0, 198.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_busy_machine_is_in_the_result_and_warned_of(
     run: Callable[..., object], packed: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
@@ -189,6 +190,7 @@ def test_rivals_of_an_artifact_run_its_codes_at_full_width(latent: Path, packed:
         assert len(set(row.abs().tolist()) - {0.0}) == 1
 
 
+@pytest.mark.slow
 def test_a_pickled_model_is_refused_unless_allowed(run: Callable[..., object], tiny_bert: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -242,6 +244,7 @@ def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
     assert "speed-up" not in latency_table(report).columns
 
 
+@pytest.mark.slow
 def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
     both = run("bench", packed, "--against", "none", "--against", "torch-fp32", *QUICK)
     assert both.exit_code == 2
@@ -290,6 +293,7 @@ def test_tables_have_a_column_per_candidate_and_a_row_per_point(report: BenchRep
     assert "computed, not a file: torch-bf16" in size_table(report).caption
 
 
+@pytest.mark.slow
 def test_threads_are_set_for_the_run_and_restored(packed: Path) -> None:
     before = torch.get_num_threads()
     plan = BenchOptions(
@@ -348,6 +352,7 @@ def test_memory_and_start_have_a_table_where_they_were_measured(report: BenchRep
 # The command.
 
 
+@pytest.mark.slow
 def test_bench_prints_one_json_object(run: Callable[..., object], packed: Path) -> None:
     result = run("bench", packed, *QUICK, "--seed", 3, "--json")
     assert result.exit_code == 0, result.stderr
@@ -360,6 +365,7 @@ def test_bench_prints_one_json_object(run: Callable[..., object], packed: Path) 
     assert [set(form) for form in found["storage"]] == [{"name", "bytes", "linear_bytes", "computed"}] * 3
 
 
+@pytest.mark.slow
 def test_bench_prints_tables_and_the_machine(run: Callable[..., object], tiny_bert: Path) -> None:
     result = run("bench", tiny_bert, "--backend", "reference", "--against", "torch-fp32", *QUICK)
     assert result.exit_code == 0, result.stderr
@@ -369,6 +375,7 @@ def test_bench_prints_tables_and_the_machine(run: Callable[..., object], tiny_be
     assert "converted and packed" in result.stderr
 
 
+@pytest.mark.slow
 def test_auto_says_which_backend_ran(run: Callable[..., object], packed: Path) -> None:
     result = run("bench", packed, "--backend", "auto", *QUICK, "--json")
     row = json.loads(result.stdout)["rows"][0]

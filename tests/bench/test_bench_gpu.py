@@ -281,6 +281,7 @@ def test_joules_of_a_pass_are_those_between_two_steps_of_the_counter() -> None:
     assert found == pytest.approx(300 * 0.011, rel=0.05)
 
 
+@pytest.mark.slow
 @without_gpu
 def test_without_a_counter_energy_is_left_out_and_said_so(run: Callable[..., object], packed: Path) -> None:
     quick = ("--batch", "1", "--tokens", "4", "--repeats", 1, "--no-memory", "--against", "none")

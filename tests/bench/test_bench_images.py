@@ -125,6 +125,7 @@ def test_memory_is_measured_with_images(packed: Path) -> None:
     assert probe(BenchCandidate("reference", BACKEND, packed, "cpu"), GridPoint(2), threads=1, seed=0).model_bytes > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [ModelShape("vit", IMAGES), ModelShape("dinov2", IMAGES)])
 def test_without_a_model_a_shape_of_images_is_measured(shape: ModelShape) -> None:
     said: list[str] = []
@@ -143,6 +144,7 @@ def test_the_shapes_are_those_of_the_models_they_are_named_after() -> None:
         assert config.patch_size == patch
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_model_of_images(run: Callable[..., object], packed: Path, tiny_vit: Path) -> None:
     quick = ("--backend", "auto", "--batch", 1, "--repeats", 1, "--warmup", 0, "--no-memory")
     result = run("bench", packed, "--teacher", tiny_vit, "--against", "torch-fp32", *quick)

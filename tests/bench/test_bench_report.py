@@ -170,6 +170,7 @@ def test_without_a_compiler_there_is_no_compiled_model(monkeypatch: pytest.Monke
     assert "torch-compiled" not in baselines.available("cpu")[0]
 
 
+@pytest.mark.slow
 def test_all_leaves_out_what_cannot_run_here_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     available, reasons = baselines.available("cuda")
     assert {"torch-fp32", "torch-bf16"} <= set(available)
@@ -231,6 +232,7 @@ def test_markdown_has_the_tables_and_the_command(report: BenchReport) -> None:
     assert len({line.count("|") for line in text.split("### ")[2].splitlines() if line.startswith("|")}) == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_all_files_and_refuses_to_write_over_them(
     run: Callable[..., object], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_vectors_are_those_of_the_model_at_full_width(report: BenchReport) -> No
     assert all(row.relative_l2 is None for row in report.rows)
 
 
+@pytest.mark.slow
 def test_the_cosine_is_to_the_teacher_if_there_is_one(packed: Path, tiny_bert: Path, corpus: Path) -> None:
     plan = BenchOptions(
         backends=("reference",), rivals=(), batches=(32,), repeats=1, text=str(corpus), teacher=str(tiny_bert)
@@ -96,6 +97,7 @@ def test_the_table_has_texts_per_second_and_cosine(report: BenchReport) -> None:
     assert "1.00x" not in tables(replace(report, rows=[replace(row, ratio=None) for row in report.rows]))[0].rows[2]
 
 
+@pytest.mark.slow
 def test_the_command_encodes_in_batches_of_32(run: Callable[..., object], packed: Path, corpus: Path) -> None:
     options = ("--backend", "auto", "--against", "torch-fp32", "--repeats", 1, "--json")
     result = run("bench", packed, "--text", corpus, *options)

@@ -68,6 +68,7 @@ def assert_encodes_equally(latent: Path, packed: Path) -> np.ndarray:
     return vectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TEXT_FAMILIES, ids=family_name)
 def test_a_text_encoder_packs_to_itself(family: Family, tmp_path: Path) -> None:
     source = save_text(family, tmp_path / "source")
@@ -100,6 +101,7 @@ def hidden(folder: Path, **inputs: torch.Tensor) -> torch.Tensor:
     return torch.cat([v.flatten() for v in (out.last_hidden_state, out.get("pooler_output")) if v is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", IMAGE_FAMILIES, ids=family_name)
 def test_an_image_encoder_packs_to_itself(family: Family, tmp_path: Path) -> None:
     source = save_family(family, tmp_path / "source")
@@ -121,6 +123,7 @@ def test_the_attention_head_of_siglip_stays_and_says_why(tmp_path: Path) -> None
     assert isinstance(AutoModel.from_pretrained(packed).head.mlp.fc1, PackedLinear)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_both_towers_of_an_image_text_model_pack_to_themselves(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -227,6 +230,7 @@ def prefixed(folder: Path, prefix: str, head: dict[str, torch.Tensor]) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prefix", "head"),
     [
@@ -364,6 +368,7 @@ def with_dense(tmp_path: Path) -> Path:
     return source
 
 
+@pytest.mark.slow
 def test_a_dense_module_becomes_ternary_and_packs_to_itself(with_dense: Path, tmp_path: Path) -> None:
     report, latent, packed = stages(with_dense, tmp_path)
     assert report.layers[-1].name == "2_Dense.linear"

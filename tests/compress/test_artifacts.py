@@ -54,6 +54,7 @@ def change_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme",
     [
@@ -83,6 +84,7 @@ GRIDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "codec"), GRIDS, ids=lambda x: x if isinstance(x, str) else f"{x.levels}-{x.granularity}"
 )

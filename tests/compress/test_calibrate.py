@@ -119,6 +119,7 @@ def test_calibration_leaves_the_encoder_as_it_was(tiny_bert: Path, corpus: Path)
     assert set(found) == set(linears_of(encoder[0].auto_model))  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_more_levels_miss_less(tiny_bert: Path, corpus: Path) -> None:
     errors = [
         np.mean([one.output_error for one in calibrated(tiny_bert, corpus, Scheme(levels=levels))[1].values()])
@@ -154,6 +155,7 @@ def test_a_calibrated_model_is_nearer_the_original_than_a_plain_one(
     assert 1 - calibrated < 0.5 * (1 - plain)
 
 
+@pytest.mark.slow
 def test_linears_without_a_bias_get_one(tmp_path: Path, run: Callable, corpus: Path) -> None:
     from transformers import Qwen3Config, Qwen3Model
 

@@ -21,6 +21,7 @@ from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
 
 
+@pytest.mark.slow
 def test_unusable_calibration_data_is_refused(tmp_path: Path, run: Callable, tiny_bert: Path, corpus: Path) -> None:
     one = tmp_path / "one.txt"
     one.write_text("a single line\n")
@@ -128,6 +129,7 @@ def test_few_texts_are_used_once(tmp_path: Path, tiny_bert: Path, corpus: Path) 
     assert 0.9 * available < sum(int(b.values["attention_mask"].sum()) for b in made) <= available
 
 
+@pytest.mark.slow
 def test_what_is_no_text_to_a_tokenizer_without_a_mask_is_text_all_the_same(
     tmp_path: Path, run: Callable, corpus: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_options_without_effect_are_named(tmp_path: Path, run: Callable, tiny_be
     assert "nothing without --calibrate" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_dataset_is_sampled_by_the_seed_and_not_read_to_its_end(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

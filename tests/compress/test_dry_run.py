@@ -94,6 +94,7 @@ def check(
     return report.plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: f"{s.levels}-{s.granularity}-{s.table_bits}")
 @pytest.mark.parametrize("name", ["bert", "dense", *FAMILIES])
 def test_plan_bytes_and_headers_are_those_that_are_written(

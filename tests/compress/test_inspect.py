@@ -90,6 +90,7 @@ def test_packed_codes_and_scales_are_those_of_the_checkpoint(stages: dict[str, P
     assert packed.parameters == latent.parameters == inspect(stages["full"]).parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("levels", "thresholds"),
     [("binary", ()), ("int2", (2.0,)), ("int4", tuple(i + 0.5 for i in range(8)))],
@@ -203,6 +204,7 @@ def test_histograms_fit_eighty_columns(
     assert all(len(line) == 80 for line in figures.splitlines() if "%" in line)
 
 
+@pytest.mark.slow
 def test_each_stage_has_its_columns(run: Run, stages: dict[str, Path]) -> None:
     full, latent, packed = (run("inspect", stages[s]).stdout for s in ("full", "latent", "packed"))
     assert "max |w|" in full
@@ -227,6 +229,7 @@ def test_json_holds_every_number(run: Run, stages: dict[str, Path]) -> None:
 # ---- figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["full", "latent", "packed"])
 def test_a_figure_is_drawn_for_every_stage(run: Run, stages: dict[str, Path], tmp_path: Path, stage: str) -> None:
     result = run("inspect", stages[stage], "--plot", tmp_path / "figure.png")
@@ -239,6 +242,7 @@ def test_a_figure_is_drawn_for_every_stage(run: Run, stages: dict[str, Path], tm
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
 
 
+@pytest.mark.slow
 def test_a_figure_may_be_svg(stages: dict[str, Path], tmp_path: Path) -> None:
     plot_inspection(inspect(stages["latent"]), "tiny", tmp_path / "figure.svg")
     assert "</svg>" in (tmp_path / "figure.svg").read_text()

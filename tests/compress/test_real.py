@@ -41,6 +41,7 @@ def test_packed_minilm_is_at_most_15_5_megabytes(minilm: Path, folders: Path) ->
     assert (folders / "packed" / "model.safetensors").stat().st_size <= 15.5e6
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_student_agree_on_real_sentences(folders: Path) -> None:
     student = load_encoder(folders / "latent").encode(SENTENCES)
     packed = load_encoder(folders / "packed", backend="reference").encode(SENTENCES)
@@ -51,6 +52,7 @@ def distances(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
 
+@pytest.mark.slow
 def test_onednn_equals_reference_and_native_is_as_near_as_last_bits_allow(folders: Path) -> None:
     reference = load_encoder(folders / "packed", backend="reference")
     expected = reference.encode(SENTENCES)
@@ -70,12 +72,14 @@ def test_onednn_equals_reference_and_native_is_as_near_as_last_bits_allow(folder
     assert native.max() < 2 * noise.max()
 
 
+@pytest.mark.slow
 def test_two_packs_are_byte_identical(folders: Path, tmp_path: Path) -> None:
     pack(folders / "latent", tmp_path / "again")
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (folders / "packed" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_optimal_is_closer_to_the_teacher_than_the_papers_rule(
     minilm: Path, folders: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:

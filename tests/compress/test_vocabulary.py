@@ -340,6 +340,7 @@ def test_the_command_reports_tokens_and_bytes(run: Callable[..., Any], tiny_bert
     assert f"8 of {rows} tokens kept" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_trimmed_student_learns_from_the_whole_teacher(tiny_bert: Path, used: Path, tmp_path: Path) -> None:
     convert(tiny_bert, tmp_path / "student", options=ConvertOptions(trim=[used]))
     texts = list(dict.fromkeys(sentences(USED, 60, 3)))

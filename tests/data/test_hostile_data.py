@@ -72,6 +72,7 @@ def test_a_line_without_an_end_is_refused_in_a_compressed_file(tmp_path: Path) -
         list(read_texts(path))
 
 
+@pytest.mark.slow
 def test_a_device_without_an_end_is_a_line_that_is_too_long(run, tiny_bert: Path) -> None:
     assert "line 1 is longer" in fails(run, "encode", tiny_bert, "/dev/zero")
     assert "/dev/zero line 1 is longer" in fails(run, "distill", tiny_bert, "--data", "/dev/zero", "-o", "out")
@@ -134,6 +135,7 @@ def test_half_of_the_memory_is_what_texts_may_take() -> None:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -174,6 +176,7 @@ def test_hostile_scores_are_named_shortly(
     assert len(error) < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -457,6 +460,7 @@ def test_documents_and_their_offsets_are_checked(tmp_path: Path) -> None:
 # --- names that are not UTF-8 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8_become_ids_that_are(run, tiny_bert: Path, tiny_vit: Path, tmp_path: Path) -> None:
     texts, pictures = tmp_path / "texts", tmp_path / "pictures"
     texts.mkdir()

@@ -61,6 +61,7 @@ def test_distillation_moves_the_student_to_its_teacher(
     assert record["steps"] == 40
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_steps_give_the_same_packed_bytes(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     for name in "ab":
         distill(
@@ -126,6 +127,7 @@ def test_tables_train_at_a_rate_of_their_own(tiny_bert: Path, latent: Path, tmp_
     assert moved["embeddings.word_embeddings.weight"] == pytest.approx(RECIPES["full"].tables * linear, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     seen = []
     training = Training(minutes=0.02, batch_size=8)
@@ -284,6 +286,7 @@ def test_a_ternary_student_needs_its_teacher(run: Run, latent: Path, tmp_path: P
     assert "teacher is missing" in result.stderr
 
 
+@pytest.mark.slow
 def test_images_are_distilled(run: Run, tiny_vit: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     (tmp_path / "images").mkdir()
@@ -298,6 +301,7 @@ def test_images_are_distilled(run: Run, tiny_vit: Path, tmp_path: Path) -> None:
     assert set(report["losses"]) == {"hidden", "cosine", "similarity"}
 
 
+@pytest.mark.slow
 def test_metrics_and_curves_are_kept(run: Run, tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     data = ("--data", sources(tmp_path, 200).paths[0], "--epochs", 2, "--batch-size", 8, "--loss", "relation=0.5")
     plot = tmp_path / "curves.png"
@@ -312,6 +316,7 @@ def test_metrics_and_curves_are_kept(run: Run, tiny_bert: Path, latent: Path, tm
         assert image.width > 500
 
 
+@pytest.mark.slow
 def test_accumulated_batches_train_as_one_large_batch(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     data, losses = sources(tmp_path, 200), {"similarity": 0.0}
     reports = [
@@ -350,6 +355,7 @@ def test_weights_that_the_last_step_broke_are_not_written(
     assert [p.name for p in tmp_path.iterdir()] == ["texts.txt"]
 
 
+@pytest.mark.slow
 def test_a_model_of_one_layer_is_matched_too(run: Run, tmp_path: Path) -> None:
     source = save_tiny_bert(tmp_path / "source", num_hidden_layers=1)
     result = run("distill", source, "--data", sources(tmp_path, 60).paths[0], "--steps", 2, "-o", tmp_path / "out")
@@ -373,6 +379,7 @@ def test_the_text_itself_in_the_queue_does_not_count() -> None:
     assert float(similarity_divergence(student[:1], teacher[:1], seen)) == pytest.approx(float(first), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_card_keeps_what_others_wrote(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     card = latent / "README.md"
     card.write_text("# Mine\n\n## How this student was trained\n\nonce\n\n## Notes\n\nkeep me\n")
@@ -388,6 +395,7 @@ def test_a_model_card_keeps_what_others_wrote(tiny_bert: Path, latent: Path, tmp
     assert text.index("# Mine") < text.index("How this student") < text.index("keep me")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     run: Run, tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +413,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert json.loads(result.stdout)["resumed_at"] == 5
 
 
+@pytest.mark.slow
 def test_looking_at_held_out_data_changes_nothing(
     tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

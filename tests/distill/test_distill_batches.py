@@ -62,6 +62,7 @@ def ended() -> bool:
     return multiprocessing.active_children() == [] and psutil.Process().children() == []
 
 
+@pytest.mark.slow
 def test_processes_make_the_batches_that_threads_make(tiny_vit: Path, images: Path) -> None:
     before = torch.get_rng_state()
     by_threads = list(seen(batches(tiny_vit, images, 0), 8))
@@ -92,6 +93,7 @@ class Session:
             stream.write(f"{os.getpid()}\n")
 
 
+@pytest.mark.slow
 def test_processes_leave_the_garbage_of_the_one_that_trains_alone(tiny_vit: Path, images: Path, tmp_path: Path) -> None:
     made, threshold = batches(tiny_vit, images, 2), gc.get_threshold()
     register_after_fork(made, lambda _: gc.enable())
@@ -110,6 +112,7 @@ def test_processes_leave_the_garbage_of_the_one_that_trains_alone(tiny_vit: Path
     assert (tmp_path / "ended").read_text() == 3 * f"{os.getpid()}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_damaged_image_is_named(tiny_vit: Path, images: Path, processes: int) -> None:
     (images / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")

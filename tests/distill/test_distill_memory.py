@@ -35,6 +35,7 @@ def command(tiny_bert: Path, latent: Path, tmp_path: Path) -> tuple[object, ...]
     return ("distill", latent, "--teacher", tiny_bert, "--data", texts, "--steps", 4, "--json", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_batches_are_halved_until_they_fit(
     run: Run, command: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_batches_are_halved_until_they_fit(
     assert len(taught) == 2  # once a run
 
 
+@pytest.mark.slow
 def test_the_teachers_embeddings_are_made_once_and_are_its_own(
     run: Run, command: tuple[object, ...], tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_what_can_not_be_cached_is_refused(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_refused(run: Run, command: tuple[object, ...], tmp_path: Path) -> None:
     cached = (*command, *POOLED, "--cache-teacher", tmp_path / "cache", "-o", tmp_path / "out")
     assert run(*cached).exit_code == 0

@@ -209,6 +209,7 @@ def _run_block(block: Block, shell: Shell) -> None:
                 assert _plain(piece) in _plain(said), f"{line}\nshould say: {piece}\nsays: {said}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [

@@ -45,6 +45,7 @@ def test_a_number_of_the_picture_stands_in_the_note_that_it_names(measure: str, 
         assert float(entry["as_written"].strip("*").partition("%")[0].replace(",", "")) == entry["value"]
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_from_its_numbers(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     drawing = script(RESULTS / "draw_minilm_cpu.py")

@@ -57,6 +57,7 @@ def last_hidden_state(model: PreTrainedModel) -> torch.Tensor:
         return model.eval()(**inputs(model)).last_hidden_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "config"), FAMILIES, ids=lambda x: getattr(x, "__name__", ""))
 def test_every_family_loads_from_both_stages_and_agrees(
     kind: type[PreTrainedModel], config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

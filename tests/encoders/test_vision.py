@@ -104,6 +104,7 @@ def test_an_image_encoder_without_a_processor_is_refused(tmp_path: Path) -> None
         loading.load_encoder(tmp_path, device="cpu")
 
 
+@pytest.mark.slow
 def test_latent_and_packed_models_encode_images_alike(run: Any, tiny_vit: Path, tmp_path: Path) -> None:
     latent, packed = tmp_path / "latent", tmp_path / "packed"
     assert run("convert", tiny_vit, "-o", latent, "-q").exit_code == 0

@@ -113,6 +113,7 @@ def test_the_way_to_a_process_is_not_timed() -> None:
     assert sum(times["large"]) < 0.1 * (wall - sum(times["sleep"]))
 
 
+@pytest.mark.slow
 def test_cpu_seconds_of_a_running_process_are_not_those_of_others() -> None:
     child = Child("X")
     before = machine._read_clock().own
@@ -121,6 +122,7 @@ def test_cpu_seconds_of_a_running_process_are_not_those_of_others() -> None:
     assert child.call(os.getpid) not in {entry["pid"] for entry in machine.top_processes(0.01, count=10_000)}
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_has_the_threads_that_torch_has(tmp_path: Path) -> None:
     from onnx import TensorProto, helper, save

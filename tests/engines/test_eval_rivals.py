@@ -77,6 +77,7 @@ def test_fp32_of_another_runtime_gives_the_teachers_vectors(teacher: Path, name:
     assert made.vector_bytes == 4 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "runtime", "least"),
     [
@@ -296,6 +297,7 @@ def test_latency_is_of_the_same_batch_for_all(tiny_bert: Path) -> None:
     assert all(batch == TEXTS[::5] for batch in seen)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_bench_compares_with_onnx(run: Callable[..., object], teacher: Path) -> None:
     arguments = ("--backend", "reference", "--batch", 1, "--tokens", 8, "--repeats", 2, "--warmup", 0, "--no-memory")
@@ -304,6 +306,7 @@ def test_bench_compares_with_onnx(run: Callable[..., object], teacher: Path) -> 
     assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["reference", "onnx-int8"]
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_int8_of_bench_needs_no_texts(teacher: Path) -> None:
     run = baselines.require_baseline("openvino-int8").build(teacher, "cpu")

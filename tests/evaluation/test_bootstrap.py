@@ -46,6 +46,7 @@ def test_a_ratio_of_paired_means_has_the_interval_of_the_delta_method(rng: np.ra
     assert found == pytest.approx((ratio - half, ratio + half), abs=0.06 * half)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.3, 0.8])
 def test_spearman_has_the_interval_of_fishers_z(rng: np.random.Generator, rho: float) -> None:
     samples = correlated(rng, rho)
@@ -101,6 +102,7 @@ def test_a_model_keeps_all_of_itself(rng: np.random.Generator) -> None:
     assert retention_interval(samples, samples) == (1.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["spearman", "average_precision"])
 def test_resampled_scores_are_the_scores_of_the_resamples(rng: np.random.Generator, statistic: str) -> None:
     values = rng.integers(0, 9, 40) / 8  # many ties

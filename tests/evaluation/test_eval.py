@@ -283,6 +283,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 def test_eval_of_images_prints_neighbours_accuracy_and_cosine(run: Run, tiny_vit: Path, pictures: Path) -> None:
     from ternarize_cli.encoders.loading import load_encoder
 
@@ -326,6 +327,7 @@ def test_images_that_are_left_out_are_named_before_anything_is_scored(
     assert "broken.png" in told[told.index("warning: left out: ") : told.index("scoring began")]
 
 
+@pytest.mark.slow
 def test_a_source_without_parts_is_split_in_halves(run: Run, tiny_vit: Path, pictures: Path) -> None:
     source = pictures / "train"
     results = [run("eval", tiny_vit, "--images", source, "--json", "-q", "--seed", seed) for seed in (0, 0, 1)]
@@ -345,6 +347,7 @@ def test_the_limit_draws_the_same_number_of_each_label(tmp_path: Path) -> None:
     assert again.sha256 == task.sha256
 
 
+@pytest.mark.slow
 def test_images_that_can_not_be_scored_are_refused(run: Run, tiny_vit: Path, tiny_bert: Path, pictures: Path) -> None:
     flat = write_folder(pictures.parent / "flat", make_pixels(4), None)
     one = write_folder(pictures.parent / "one", make_pixels(9), [0] * 9)

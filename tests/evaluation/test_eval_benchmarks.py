@@ -100,6 +100,7 @@ def names(tasks: Any) -> list[str]:
     return [task.metadata.name for task in tasks]
 
 
+@pytest.mark.slow
 def test_the_chinese_benchmark_has_31_tasks() -> None:
     tasks = choose(benchmark="MTEB(cmn, v1)")
     assert len(set(names(tasks))) == len(tasks) == 31
@@ -122,6 +123,7 @@ def test_a_macrolanguage_means_its_standard_variety_too() -> None:
     assert sorted(task.hf_subsets) == ["zh", "zh-en"]
 
 
+@pytest.mark.slow
 def test_all_tasks_of_a_language_are_of_texts_or_images() -> None:
     assert all(set(task.metadata.modalities) <= {"text", "image"} for task in choose(languages=["deu"]))
 
@@ -150,6 +152,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(wrong: dict[str, Any], mes
     assert near in (error.value.hint or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LCQMC", "T2Retrieval"])
 def test_the_score_is_that_of_plain_mteb_on_the_same_data(
     encoder: Encoder, tiny_bert: Path, root: Path, name: str
@@ -174,6 +177,7 @@ def test_the_score_is_that_of_plain_mteb_on_the_same_data(
     assert len(found.samples.values) == found.size
 
 
+@pytest.mark.slow
 def test_missing_data_are_reported_and_the_others_go_on(encoder: Encoder, root: Path) -> None:
     tasks = choose(["BQ", "LCQMC", "CovidRetrieval"], data_root=root)
     scores, missing = score(encoder, tasks)
@@ -200,6 +204,7 @@ def test_a_model_of_texts_is_not_asked_about_images(encoder: Encoder) -> None:
     assert missing.reason == "its data are image, and tiny-bert reads text"
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_wrong_layout_says_so(encoder: Encoder, tmp_path: Path) -> None:
     write_lcqmc(tmp_path / "split" / LCQMC, splits=("train",))
     write_parquet(tmp_path / "column" / LCQMC / "test.parquet", {"first": ["a"], "second": ["b"], "score": [1]})
@@ -213,6 +218,7 @@ def test_a_folder_in_the_wrong_layout_says_so(encoder: Encoder, tmp_path: Path) 
         choose(["LCQMC"], data_root=tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_card_is_read_by_the_names_of_its_files(encoder: Encoder, root: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -224,6 +230,7 @@ def test_a_folder_without_a_card_is_read_by_the_names_of_its_files(encoder: Enco
     assert score(encoder, choose(["LCQMC"], data_root=root / "jsonl")) == expected
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_the_hub_is_read_offline(encoder: Encoder, tmp_path: Path) -> None:
     (task,) = choose(["LCQMC"])
     revision = task.metadata.dataset["revision"]
@@ -234,6 +241,7 @@ def test_a_snapshot_of_the_hub_is_read_offline(encoder: Encoder, tmp_path: Path)
     assert json.loads(file.read_text())["dataset_revision"] == revision
 
 
+@pytest.mark.slow
 def test_mteb_reads_the_results(
     encoder: Encoder, tiny_bert: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +301,7 @@ def test_scores_that_are_known_are_not_computed_again(encoder: Encoder, root: Pa
     assert score(encoder, changed, cache=cache, key=key)[0][0].value != first[0].value
 
 
+@pytest.mark.slow
 def test_a_known_score_is_computed_again_where_its_result_is_missing(
     encoder: Encoder, root: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +320,7 @@ def test_a_known_score_is_computed_again_where_its_result_is_missing(
     assert file.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_the_order_of_tasks_does_not_change_their_scores(encoder: Encoder, root: Path) -> None:
     tasks = choose(["LCQMC", "T2Retrieval"], data_root=root)
     assert score(encoder, tasks)[0] == score(encoder, tasks[::-1])[0][::-1]

@@ -198,6 +198,7 @@ def test_images_are_told_by_their_names(tiny_vit: Path, tmp_path: Path) -> None:
     assert {m.input for m in found.moved} <= set(images.ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["T5EncoderModel", "GPT2Model", "DebertaV2Model", "SwinModel"])
 def test_families_show_their_attention(family: str, tmp_path: Path) -> None:
     found = next(f for f in [*TEXT_FAMILIES, *IMAGE_FAMILIES] if f[0] == family)

@@ -138,6 +138,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(comparison: Comp
     assert not re.search(r"<script|<link|<img|@import|url\((?!#)|\ssrc=", page)
 
 
+@pytest.mark.slow
 def test_the_pictures_follow_the_theme_of_the_page(comparison: Comparison, tmp_path: Path) -> None:
     page = page_of(comparison, tmp_path)
     assert "prefers-color-scheme: dark" in page

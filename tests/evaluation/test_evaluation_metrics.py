@@ -75,6 +75,7 @@ def test_a_title_is_part_of_the_document(tiny_bert: Path, tmp_path: Path) -> Non
     assert main_score(load(tiny_bert), retrieval=[folder]) == 1.0
 
 
+@pytest.mark.slow
 def test_classification_learns_what_is_separable_and_not_what_is_random(tiny_bert: Path, tmp_path: Path) -> None:
     chance, clear, noise = random.Random(0), tmp_path / "clear.tsv", tmp_path / "noise.tsv"
     texts = [f"{word} {' '.join([word] * (i % 5))}" for i in range(30) for word in ("fire", "keyboard")]

@@ -96,6 +96,7 @@ def test_a_list_that_makes_no_sense_is_refused(text: str, message: str) -> None:
 # ---- numbers
 
 
+@pytest.mark.slow
 def test_error_and_zeros_are_those_of_the_conversion(tiny_bert: Path, tmp_path: Path) -> None:
     found = sweep(tiny_bert, (1.5,), granularity="tensor")
     norms = {k.removesuffix(".weight"): t.norm() ** 2 for k, t in load_file(tiny_bert / "model.safetensors").items()}
@@ -145,6 +146,7 @@ def test_cosine_and_sts_are_those_of_the_packed_model(
         assert found.teacher_sts == pytest.approx(kept.teacher)
 
 
+@pytest.mark.slow
 def test_a_dense_module_is_swept_with_the_encoder(tmp_path: Path, pairs: Pairs) -> None:
     source = save_tiny_bert(tmp_path / "source")
     add_dense(source)

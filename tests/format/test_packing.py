@@ -43,6 +43,7 @@ def test_codes_survive_every_codec(codec: Codec, rows: int, width: int, seed: in
     assert torch.equal(codec.pack(codes.float()), packed)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(ALL_CODECS), st.integers(1, 16), st.data())
 def test_every_row_of_bytes_is_refused_or_the_only_form_of_its_codes(

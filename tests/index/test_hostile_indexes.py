@@ -92,6 +92,7 @@ def test_a_pipe_is_not_waited_for(build: Callable[..., Path], name: str) -> None
         Searcher(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index.faiss", "documents.jsonl", "offsets.bin"])
 def test_a_flipped_bit_is_found_before_anything_is_read(build: Callable[..., Path], name: str) -> None:
     index = build()
@@ -102,6 +103,7 @@ def test_a_flipped_bit_is_found_before_anything_is_read(build: Callable[..., Pat
         Searcher(index)
 
 
+@pytest.mark.slow
 def test_verification_can_be_left_out_and_says_so(
     build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +113,7 @@ def test_verification_can_be_left_out_and_says_so(
     assert "without verifying its digests" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0, 8, 80, 200])
 def test_a_cut_file_is_read_apart(build: Callable[..., Path], end: int) -> None:
     index = build("IVF4,Flat")
@@ -120,6 +123,7 @@ def test_a_cut_file_is_read_apart(build: Callable[..., Path], end: int) -> None:
         Searcher(index)
 
 
+@pytest.mark.slow
 def test_what_crashes_faiss_crashes_a_process_of_its_own(tmp_path: Path) -> None:
     """FAISS 1.15 reads freed memory where a RaBitQ index is cut off; any other way to end is as good."""
     vectors = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
@@ -133,6 +137,7 @@ def test_what_crashes_faiss_crashes_a_process_of_its_own(tmp_path: Path) -> None
         faiss_file.read_faiss(tmp_path / "cut.faiss", ("b" * 64,), None)
 
 
+@pytest.mark.slow
 def test_a_graph_that_leads_out_of_the_index_is_refused(build: Callable[..., Path]) -> None:
     index = build("HNSW8")
 
@@ -145,6 +150,7 @@ def test_a_graph_that_leads_out_of_the_index_is_refused(build: Callable[..., Pat
         Searcher(index)
 
 
+@pytest.mark.slow
 def test_lists_that_name_rows_out_of_the_index_are_refused(build: Callable[..., Path]) -> None:
     index = build("IVF4,SQ8,RFlat")
 
@@ -165,6 +171,7 @@ def test_a_metric_that_the_record_does_not_name_is_refused(build: Callable[..., 
         Searcher(index)
 
 
+@pytest.mark.slow
 def test_lists_on_disk_are_those_beside_the_index(build: Callable[..., Path]) -> None:
     index = build("IVF4,Flat", on_disk=True)
     assert Searcher(index).search(["the cat"], 1)

@@ -64,6 +64,7 @@ def test_people_see_query_score_id_and_text(run, index):
     assert lines == [text, f"   1.0000  d3  {text}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", ["HNSW32", "IVF4,Flat", "SQ8", "PCA16,IVF2,PQ8x4fs"])
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 def test_any_factory_string_works(run, tiny_bert, corpus, tmp_path, factory, metric):
@@ -115,6 +116,7 @@ def test_a_long_text_is_said_once(run, tiny_bert, tmp_path):
     assert "2 of 3 texts" in result.stderr
 
 
+@pytest.mark.slow
 def test_knobs_fit_the_kind_of_index(run, tiny_bert, corpus, index, tmp_path):
     ivf = tmp_path / "ivf"
     assert run("index", "build", corpus, "-m", tiny_bert, "-o", ivf, "--factory", "IVF10,Flat").exit_code == 0
@@ -187,6 +189,7 @@ def test_another_model_is_refused_by_its_hash(run, index, tmp_path):
     assert "--asymmetric, if" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_model_may_move_but_not_change(run, corpus, tmp_path):
     model = save_tiny_bert(tmp_path / "model")
     index = tmp_path / "ix"
@@ -252,6 +255,7 @@ def test_a_damaged_index_is_named(run, index, damage, message):
         assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_an_index_of_other_vectors_is_not_searched(run, index):
     _exchange(index)
     result = run("index", "search", index, "cat")
@@ -259,6 +263,7 @@ def test_an_index_of_other_vectors_is_not_searched(run, index):
     assert "holds 3 vectors of 32 dimensions; index.json says 50 of 32" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("metric", "cosine"), ("kind", 3), ("search", {"nprobe": "x"}), ("deleted", 1), ("more", 1)]
 )

@@ -61,6 +61,7 @@ def _ok(result) -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_what_is_added_to_an_exact_index_is_found_as_if_it_was_always_there(run, build, ask, tmp_path):
     whole, index = build(range(400), name="whole"), build(range(300))
     report = _ok(run("index", "add", index, _write(tmp_path / "more.jsonl", range(300, 400)), "--json"))
@@ -70,6 +71,7 @@ def test_what_is_added_to_an_exact_index_is_found_as_if_it_was_always_there(run,
     assert not partial_path(index).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_deleted_documents_are_not_found_before_or_after_compacting(run, build, ask, kind):
     index = build(range(400), "--factory", kind)
@@ -251,6 +253,7 @@ def test_another_model_adds_nothing(run, build, tmp_path):
     assert read_info(index).count == 50
 
 
+@pytest.mark.slow
 def test_vectors_are_added_as_texts_are(run, build, ask, tiny_bert, tmp_path):
     one, two = build(range(300), name="one"), build(range(300), name="two")
     more = _write(tmp_path / "more.jsonl", range(300, 400))
@@ -278,6 +281,7 @@ def test_truth_stays_true_while_documents_come_and_go(run, build, tmp_path):
     assert report["chosen"]["recall"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", '{"id": 1, "text": 3}\n', '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n'])
 def test_what_can_not_be_added_leaves_the_index_as_it_was(run, build, tmp_path, content):
     index = build(range(50))

@@ -157,6 +157,7 @@ def test_what_can_not_lie_on_disk_is_refused(run, tiny_bert, tmp_path, factory, 
     assert not (tmp_path / "ix").exists()
 
 
+@pytest.mark.slow
 def test_encode_skips_what_is_bad_where_that_is_asked(run, tiny_bert, tiny_vit, pictures, tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b'{"id": 1, "text": "cat"}\n\xff\n{"text": 3}\n{"id": 2, "text": "dog"}\n')
     result = run("encode", tiny_bert, tmp_path / "c.jsonl", "-o", tmp_path / "v.npy", "--skip-bad", "--json")

@@ -57,6 +57,7 @@ def _by_numpy(queries, documents, k):
     return np.argsort(-(queries @ documents.T), axis=1)[:, :k]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "auto"])
 def test_every_kind_finds_what_numpy_finds_at_its_best_setting(run, build, name, vectors):
     index = build(name)
@@ -70,6 +71,7 @@ def test_every_kind_finds_what_numpy_finds_at_its_best_setting(run, build, name,
     assert report["reached"] == (name != "lsh")
 
 
+@pytest.mark.slow
 def test_truth_is_what_numpy_says(build, vectors):
     truth = read_truth(build("flat") / "truth.npz")
     assert truth.neighbours.shape == (1000, 100)
@@ -88,6 +90,7 @@ def test_truth_comes_in_pieces():
     np.testing.assert_array_equal(pieces.neighbours, true[:, :90])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "knob"), [("hnsw", "efSearch"), ("ivf", "nprobe")])
 def test_a_preset_is_no_worse_than_faiss_by_hand(build, vectors, name, knob):
     index = build(name)
@@ -121,12 +124,14 @@ def test_presets_follow_size_width_and_memory():
             factory_of(name, count, dim, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("auto", "hnsw")])
 def test_sizes_are_foretold(build, name):
     index = build(name)
     assert (index / "index.faiss").stat().st_size == pytest.approx(bytes_of(name, COUNT, 32), rel=0.2)
 
 
+@pytest.mark.slow
 def test_tuning_stores_what_searches_use(run, build):
     index = build("hnsw")
     before = run("index", "tune", index, "--dry-run", "--json")
@@ -141,6 +146,7 @@ def test_tuning_stores_what_searches_use(run, build):
     assert run("index", "search", index, "cat").exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_command_searches_as_it_was_tuned(run, build, vectors):
     index = build("ivf")
     assert run("index", "tune", index, "--recall", 0.999).exit_code == 0
@@ -151,17 +157,19 @@ def test_the_command_searches_as_it_was_tuned(run, build, vectors):
     assert [hit["id"] for hit in narrow] != [hit["id"] for hit in found]
 
 
+@pytest.mark.slow
 def test_a_recall_out_of_reach_is_said(run, build):
     result = run("index", "tune", build("lsh"), "--recall", 1)
     assert result.exit_code == 0
     assert "no setting reaches a recall of 1" in result.stderr
 
 
+@pytest.mark.slow
 def test_tuning_on_a_busy_machine_is_warned_of(run, build):
     index = build("ivf")
     starting = (  # whose end makes what it started a child of another process: children count as ours
         "import subprocess, sys; busy = 'import time\\nwhile time.process_time() < 60: pass'\n"
-        "print(subprocess.Popen([sys.executable, '-c', busy], stdout=subprocess.DEVNULL).pid)"
+        "none = subprocess.DEVNULL; print(subprocess.Popen([sys.executable, '-c', busy], stdout=none, stderr=none).pid)"
     )
     started = subprocess.run([sys.executable, "-c", starting], capture_output=True, text=True, check=True)
     other = psutil.Process(int(started.stdout))
@@ -182,6 +190,7 @@ def test_few_texts_to_train_on_are_said_once(run, tiny_bert, tmp_path, capfd, fa
     assert "WARNING" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_tuning_draws(run, build, tmp_path):
     pytest.importorskip("matplotlib")
     index = build("ivf")
@@ -232,6 +241,7 @@ def test_bad_lines_are_skipped_and_counted_where_that_is_asked(run, tiny_bert, t
     assert "line 2: not UTF-8" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_student_may_ask_what_its_teacher_encoded(run, build, tiny_bert, tmp_path):
     index = build("flat")
     sha = read_info(index).model_sha256
@@ -245,6 +255,7 @@ def test_a_student_may_ask_what_its_teacher_encoded(run, build, tiny_bert, tmp_p
     assert f"queries encoded by {student}, documents by {tiny_bert}" in result.stderr
 
 
+@pytest.mark.slow
 def test_vectors_of_another_width_are_refused(run, build, tmp_path):
     narrow = save_tiny_bert(tmp_path / "narrow", hidden_size=16)
     result = run("index", "search", build("flat"), "cat", "-m", narrow, "--asymmetric")
@@ -252,6 +263,7 @@ def test_vectors_of_another_width_are_refused(run, build, tmp_path):
     assert "vectors of 16 dimensions; the index has 32" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_search_tells_encoding_from_searching(run, build):
     index = build("flat")
     result = run("index", "search", index, "cat", "--json")

@@ -73,6 +73,7 @@ def distance(y: Tensor, wanted: Tensor) -> float:
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_few_rows_give_the_exact_sums(rows: int, inputs: int, outputs: int) -> None:
     case = Case(rows, inputs, outputs)
@@ -218,6 +219,7 @@ def test_norm_adds_normalises_and_rounds(after: bool, dtype: torch.dtype | None)
         assert distance(rounded.q.float() * rounded.t[:, None], wanted) < (0.02 if dtype == torch.int8 else 0.09)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "b"), [(torch.int8, 0), (torch.int8, 32), (torch.int8, 64), (E4M3_DTYPE, 0)])
 @pytest.mark.parametrize("width", [96, 312])
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # of the interpreter, for unknown ids
@@ -361,6 +363,7 @@ def test_texts_give_nearly_what_the_reference_gives(
     assert distance(whole, model(input_ids=ids[:1]).last_hidden_state) < most
 
 
+@pytest.mark.slow
 def test_inputs_that_are_parts_of_larger_ones(tmp_path: Path) -> None:
     model = packed(tmp_path, save_tiny_bert)
     ids = torch.randint(5, 40, (3, 20), generator=seeded()).to(DEVICE)
@@ -406,6 +409,7 @@ def test_a_single_layer_takes_rows_of_any_stride_and_results_beyond_float16() ->
     assert run(x[:0]).shape == (0, 5, 48)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter on NaN
 def test_unusual_inputs(tmp_path: Path) -> None:
     model = packed(tmp_path, save_tiny_bert)
@@ -419,6 +423,7 @@ def test_unusual_inputs(tmp_path: Path) -> None:
     assert not unknown[1, 2].isfinite().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arithmetic", "most"), ARITHMETICS)
 @pytest.mark.parametrize("save", [save_tiny_vit, save_dino])
 def test_images_give_nearly_what_the_reference_gives(tmp_path: Path, arithmetic: Any, most: float, save: Any) -> None:
@@ -482,6 +487,7 @@ def test_on_a_gpu_they_run_whole_models_and_single_layers(name: str, tmp_path: P
     assert distance(result, layer(x)) < 0.05
 
 
+@pytest.mark.slow
 def test_a_layer_of_scaled_mm_compiles_without_a_break() -> None:
     from ternarize_cli.kernels.scaled_mm import ScaledMm
 

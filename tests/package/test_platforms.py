@@ -25,11 +25,12 @@ def run_without(program: str, *arguments: object) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_files_are_read_without_fcntl_and_resource(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"layers": 2}')
     made = run_without(
         "from pathlib import Path\n"
-        "from ternarize_cli.storage import bounds, caches, files, weights, whole_files, workplace\n"
+        "from ternarize_cli.storage import bounds, cache_folder, files, weights, whole_files, workplace\n"
         "print(bounds.read_json(Path(sys.argv[1])), bounds.MAX_HELD > 0)\n",
         tmp_path / "config.json",
     )

@@ -278,6 +278,7 @@ print(len(calls))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["exchange", "two renames"])
 def test_a_replacement_that_ends_before_any_step_loses_neither_output(tmp_path: Path, exchange: str) -> None:
     def die_at(point: int) -> int:
@@ -395,6 +396,7 @@ def test_jobs_remove_what_killed_ones_left_and_nothing_else(tmp_path: Path) -> N
     assert not list(tmp_path.glob("000004.npy.*"))
 
 
+@pytest.mark.slow
 def test_encoding_shards_removes_what_killed_jobs_left(
     run: Callable[..., object], tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_copying_a_checkpoint_needs_memory_for_one_tensor(tmp_path: Path) -> None:
     each = 1 << 22  # values of a tensor, 16 MiB; the checkpoint has 256 MiB
     source, target = tmp_path / "source", tmp_path / "target"

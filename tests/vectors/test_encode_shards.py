@@ -61,6 +61,7 @@ def test_shards_hold_the_vectors_of_encode(run, encode, tiny_bert, corpus, tmp_p
     np.testing.assert_array_equal(VectorFolder(tmp_path / "v").rows(some), vectors[some])
 
 
+@pytest.mark.slow
 def test_jobs_share_a_folder(encode, tmp_path):
     assert encode("--shards", to="one")["shards"] == 7
     assert encode("--shard", "2/3")["shards"] == 2
@@ -73,6 +74,7 @@ def test_jobs_share_a_folder(encode, tmp_path):
     np.testing.assert_array_equal(ours[1], theirs[1])
 
 
+@pytest.mark.slow
 def test_what_is_damaged_or_has_changed_is_done_again(encode, corpus, tmp_path):
     encode("--shards")
     path = tmp_path / "v" / "000003.parquet"
@@ -94,6 +96,7 @@ def test_what_is_damaged_or_has_changed_is_done_again(encode, corpus, tmp_path):
     assert VectorFolder(tmp_path / "v").count == 16
 
 
+@pytest.mark.slow
 def test_shards_of_two_corpora_are_not_mixed(encode, corpus, tmp_path):
     encode("--shard", "1/2")
     encode("--shard", "2/2")
@@ -125,6 +128,7 @@ def test_vectors_of_any_length_get_no_index_of_directions(run, encode, tmp_path)
     assert "leave --resume out" in run("index", "build", tmp_path / "v", "--resume").stderr
 
 
+@pytest.mark.slow
 def test_other_vectors_are_not_mixed_in(encode, tmp_path):
     encode("--shards")
     result = encode("--shards", "--dtype", "fp16", ok=False)
@@ -198,6 +202,7 @@ def test_killed_at_ten_moments_nothing_is_lost_or_doubled(run, tiny_bert, tmp_pa
     np.testing.assert_array_equal(ours[1], theirs[1])
 
 
+@pytest.mark.slow
 def test_an_index_is_built_of_shards(run, encode, tiny_bert, tmp_path):
     encode("--shards", "--dtype", "int8")
     built = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix", "--factory", "hnsw", "--json")

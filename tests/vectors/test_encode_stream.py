@@ -238,6 +238,7 @@ def test_a_killed_run_leaves_no_output(tiny_bert, tmp_path):
     assert not (tmp_path / "v.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [
