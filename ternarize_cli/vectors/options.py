@@ -28,7 +28,7 @@ class EncoderOptions:
     batch_size: Annotated[
         int | None,
         Option(
-            "Texts or images per forward pass; default: texts of similar length of 8,192 tokens together, or 32 images.",
+            "Texts or images per forward pass; default: similar texts with 8,192 tokens in all, or 32 images.",
             min=1,
             max=MAX_BATCH,
         ),
