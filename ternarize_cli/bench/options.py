@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import ALLOW_PICKLE, SEED, THREADS, Option, check_sequences
+from ternarize_cli.storage.command_option import ALLOW_PICKLE, SEED, THREADS, Option, check_fields
 
 if TYPE_CHECKING:
     from ternarize_cli.measuring.timing import GridPoint
@@ -104,7 +104,7 @@ class BenchOptions:
     allow_pickle: Annotated[bool, ALLOW_PICKLE] = False
 
     def __post_init__(self) -> None:
-        check_sequences(self)
+        check_fields(self)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def probe(candidate: BenchCandidate, point: GridPoint, *, threads: int, seed: in
         "threads": threads,
         "seed": seed,
     }
-    command = [sys.executable, "-m", "ternarize_cli.bench.probe", json.dumps(request)]
+    command = [sys.executable, "-P", "-m", "ternarize_cli.bench.probe", json.dumps(request)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if ended.returncode != 0:
         told = ended.stderr.strip().splitlines()

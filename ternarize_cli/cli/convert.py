@@ -103,7 +103,7 @@ def _show(
     if calibration and (missing := [x.name for x in report.layers if x.output_error is None]):
         out.warn(f"the calibration data does not reach {', '.join(missing)}: rounded by the rule {form.rule}")
     if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:
-        limit = "--calibration-tokens allows" if calibration.tokens < _ENOUGH else "there were"
+        limit = "--calibration-tokens allows" if (data.tokens or 0) >= calibration.tokens * 0.9 else "there were"
         out.warn(f"{limit} only {data.tokens:,} tokens of text to calibrate on; {_ENOUGH:,} or more keep more")
     for excluded, reason in report.plan.excluded.items():
         out.note(f"excluded {excluded}: {reason}")

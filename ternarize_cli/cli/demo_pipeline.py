@@ -5,8 +5,8 @@ documentation of the standard library and of the installed packages. So nothing 
 semantic search over your own Python's documentation. A tenth of the source files is held out from training; quality is
 measured on these, by finding the rest of a docstring by its summary line.
 
-Every step calls the library function behind a command, on files that stay in the output folder, so that each step can
-be repeated by hand.
+Every step calls the library function behind a command. Texts, packed model and index stay in the output folder; the
+ternary checkpoints on the way do not.
 """
 
 import json
@@ -120,7 +120,7 @@ def demo(
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
         with step("reading the documentation of your Python", ""):
             _write_texts(partial)
-        calibration = ternarize.Calibration((partial / "training.txt",), tokens=_CALIBRATION_TOKENS)
+        calibration = ternarize.Calibration([partial / "training.txt"], tokens=_CALIBRATION_TOKENS, threads=threads)
         options = f"--calibrate {output}/training.txt --calibration-tokens {_CALIBRATION_TOKENS}"
         with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
             seeded = ternarize.ConvertOptions(seed=seed)
@@ -132,10 +132,9 @@ def demo(
             packed = ternarize.pack(trained, partial / "model", track=track)
         against = f"--against {MODEL} --retrieval {output}/held-out"
         with step("eval: search quality on held-out files", f"ternarize eval {output}/model {against}"):
-            against_teacher = ternarize.EvaluationOptions(
-                MODEL, retrieval=[partial / "held-out"], cached=False, threads=threads, seed=seed
-            )
-            kept = ternarize.evaluate(partial / "model", against_teacher, track=track).comparison.tasks[0][0]
+            held_out = [partial / "held-out"]
+            tasks = ternarize.EvaluationOptions(MODEL, retrieval=held_out, cached=False, threads=threads, seed=seed)
+            kept = ternarize.evaluate(partial / "model", tasks, track=track).comparison.tasks[0][0]
     with step("bench: latency", f"ternarize bench {output}/model"):
         latency, backend, busy = _latencies(output / "model", threads, track)
     options = f"{output}/documentation.jsonl --model {output}/model -o {output}/index"

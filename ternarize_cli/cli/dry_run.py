@@ -52,9 +52,10 @@ def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target:
     out.text(f"packed              {packed:>15,} bytes, {dry.codec} and {scheme.table_bits}-bit tables as asked for")
     largest = max((g.bytes_packed for g in dry.tables), default=0)
     if largest > packed / 2:
+        narrower = "--table-bits 4, or " if scheme.table_bits > 4 else ""
         out.hint(
-            f"one table is {largest / packed:.0%} of the packed file: --table-bits 4, or --trim-vocabulary FILE "
-            "for only the tokens that your texts use"
+            f"one table is {largest / packed:.0%} of the packed file: {narrower}--trim-vocabulary FILE for only the "
+            "tokens that your texts use"
         )
     out.note("dry run: nothing was written")
     out.result(

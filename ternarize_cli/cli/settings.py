@@ -66,7 +66,7 @@ def check_guarded(content: Mapping[str, Any], where: str) -> None:
             flag = f"--{option.replace('_', '-')}"
             raise SettingsError(
                 f"{where} sets {key}, which is not taken from a file that merely lies in the working folder",
-                hint=f"{flag}, TERNARIZE_COMMAND_{option.upper()} in the environment, or --config {FILE_NAME}",
+                hint=f"{flag} on the command line, or --config {FILE_NAME}",
             )
         if isinstance(value, dict):
             check_guarded(value, f"{where} [{key}]")

@@ -1,6 +1,7 @@
 """`convert`: a full-precision folder becomes a ternary checkpoint.
 
-Tensors stream through, shard by shard: no model is built, so memory stays near one shard (a calibration loads one).
+Tensors stream through, one at a time: no model is built, so memory stays near the largest tensor (a calibration loads
+a model).
 The latent weights are the source's own, beside the scales that the rule gives them; codes are not stored, they follow
 (see `ternary`). Every tensor keeps its name. Tensors for which the encoder has no place (heads of a pre-training task)
 are dropped, and tensors that the source lacks are never invented. The Dense modules of a sentence-transformers folder
@@ -229,5 +230,5 @@ def _other(decision: TensorDecision, tensor: Tensor) -> Tensor:
     if decision.fate == "half":
         tensor = tensor.half()
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{decision.stored}: a value does not fit float16")
-    return tensor.float() if decision.fate in ("half", "table") else tensor
+            raise InputError(f"{decision.stored}: a value does not fit float16", hint="the source may be damaged")
+    return tensor.to(decision.checkpoint[str(decision.stored)][0])

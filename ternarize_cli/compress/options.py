@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from ternarize_cli.errors import InputError
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.storage.command_option import ALLOW_PICKLE, DEVICE, MANY, SEED, THREADS, Option, check_sequences
+from ternarize_cli.storage.command_option import ALLOW_PICKLE, DEVICE, MANY, SEED, THREADS, Option, check_fields
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "CalibrationRecipe", "ConvertOptions", "SchemeOptions"]
 
@@ -76,7 +76,7 @@ class ConvertOptions:
     seed: Annotated[int, SEED] = 0
 
     def __post_init__(self) -> None:
-        check_sequences(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Calibration:
     threads: Annotated[int | None, THREADS] = None
 
     def __post_init__(self) -> None:
-        check_sequences(self)
+        check_fields(self)
 
     def check(self, folder: Path, scheme: Scheme) -> str:
         """Checks, before any work is done, that the sources are what the model reads and that the rule allows for them.
@@ -155,12 +155,16 @@ class Calibration:
             What the sources hold: "text" or "image".
 
         Raises:
-            InputError: the scheme's rule fixes the scales, which calibration chooses.
+            InputError: there are no sources, or the scheme's rule fixes the scales, which calibration chooses.
             DataError: a source is missing, or some hold texts and others images.
             CheckpointError: the model does not read what the sources hold.
         """
         from ternarize_cli.encoders.modalities import modality_of_sources
 
+        if not self.sources:
+            raise InputError(
+                "there is nothing to calibrate on", hint="name texts or images as sources, or no calibration"
+            )
         if scheme.rule != "optimal":
             raise InputError(
                 f"calibration chooses the scales itself, and the rule {scheme.rule} would fix them",

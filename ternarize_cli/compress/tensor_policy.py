@@ -4,7 +4,8 @@
     ternary    weight of a linear                             float32, float32 scales    codes, float16 scales
     table      weight of an embedding                         float32                    int4 or int8, float16 scales;
                                                                                          or float16, or float32
-    half       any other above HALF_ABOVE_NUMEL elements      float32                    float16
+    half       any other above HALF_ABOVE_NUMEL elements      float32, rounded to        float16
+                                                              float16's values
     kept       small, not floating point, or of an            as in the source           as in the source
                excluded module
     added      none: a bias that calibration adds             float32                    float32

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import DEVICE, MANY, MAX_BATCH, SEED, THREADS, Option, check_sequences
+from ternarize_cli.storage.command_option import DEVICE, MANY, MAX_BATCH, SEED, THREADS, Option, check_fields
 
 if TYPE_CHECKING:
     from ternarize_cli.distill.losses import LossRecipe
@@ -64,6 +64,7 @@ class Training:
     save_every: Annotated[float, Option("Seconds between checkpoints for --resume.", min=0)] = 120.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if sum(budget is not None for budget in (self.minutes, self.steps, self.epochs)) != 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
         from ternarize_cli.distill.losses import RECIPES  # needs torch, which the command line loads when it must
@@ -143,7 +144,7 @@ class DistillOptions:
     threads: Annotated[int | None, THREADS] = None
 
     def __post_init__(self) -> None:
-        check_sequences(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)

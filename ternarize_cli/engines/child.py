@@ -29,6 +29,8 @@ from ternarize_cli.measuring import timing
 
 __all__ = ["Child", "serve"]
 
+_PATIENCE = 2.0
+"""Seconds for which a process whose streams are closed may go on, before it is killed."""
 _HINT = "compare without it; if a signal ended it, memory may have been short"
 
 
@@ -41,7 +43,7 @@ class Child:
     def __init__(self, name: str) -> None:
         self._name, self._said = name, tempfile.TemporaryFile()  # noqa: SIM115 (`_close` closes it)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-P", "-m", __name__],  # -P: no modules from the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -73,7 +75,7 @@ class Child:
     def _fate(self) -> str:
         if not self._close.alive:
             return "it was interrupted"
-        code = self._process.wait()
+        code = _end(self._process)
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").split("\n")
         told = [line for line in lines if line.strip()]
@@ -90,7 +92,16 @@ def _close(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
     for stream in (*_pipes(process), said):
         with contextlib.suppress(OSError):
             stream.close()
-    process.wait()
+    _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Waits for the end of the process and kills it if it does not come; returns the exit code."""
+    try:
+        return process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def serve() -> None:

@@ -89,6 +89,8 @@ def require_rival(name: str) -> None:
     if name in baselines.baseline_names(same_vectors=True):
         baselines.require_baseline(name)
     elif name not in _VECTORS and not _TRUNCATE.fullmatch(name):
+        if "," in name:
+            raise InputError(f"there is no rival {name!r}", hint="name one rival each time: --against A --against B")
         near = difflib.get_close_matches(name, rival_names(), n=3, cutoff=0.5) or rival_names()
         raise InputError(f"there is no rival {name!r}", hint="one of: " + ", ".join(near))
 

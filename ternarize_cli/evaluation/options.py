@@ -15,7 +15,7 @@ from ternarize_cli.storage.command_option import (
     SEED,
     THREADS,
     Option,
-    check_sequences,
+    check_fields,
 )
 
 __all__ = ["EvaluationOptions"]
@@ -155,7 +155,7 @@ class EvaluationOptions:
     allow_pickle: Annotated[bool, ALLOW_PICKLE] = False
 
     def __post_init__(self) -> None:
-        check_sequences(self)
+        check_fields(self)
 
     @property
     def is_of_mteb(self) -> bool:

@@ -117,7 +117,12 @@ class Searcher:
             queries: texts, or images for an index of images.
             k: number of answers per query.
             names: names of the queries in the hits; None uses the queries themselves.
+
+        Raises:
+            InputError: `queries` is a single text.
         """
+        if isinstance(queries, str):
+            raise InputError(f"search takes several queries, not the string {queries!r}", hint=f"[{queries!r}]")
         started = time.perf_counter()
         parts = [list(queries[start : start + _AT_ONCE]) for start in range(0, len(queries), _AT_ONCE)]
         vectors = np.concatenate([self.encode.forward(self.encode.prepare(part)) for part in parts])

@@ -9,9 +9,12 @@ in the environment and in the settings file, its type, default, bounds and help 
 modules that hold such dataclasses import no library, so that `ternarize --help` answers at once.
 """
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_origin, get_type_hints
+from pathlib import PurePath
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ternarize_cli.errors import InputError
 
@@ -25,7 +28,7 @@ __all__ = [
     "SKIP_BAD",
     "THREADS",
     "Option",
-    "check_sequences",
+    "check_fields",
 ]
 
 MANY = 1_000_000_000
@@ -71,17 +74,39 @@ SKIP_BAD = Option("Skip lines and images that can't be read, and count them.")
 THREADS = Option("CPU threads, at most 4 a core; default: all cores.", min=1, envvar="TERNARIZE_THREADS")
 
 
-def check_sequences(options: Any) -> None:
-    """Checks that no field for several values holds a single string, which would be read letter by letter.
+def check_fields(options: Any) -> None:
+    """Checks the values of an options dataclass that Python code makes, as the command line checks its options.
 
     Args:
         options: an instance of a dataclass.
 
     Raises:
-        InputError: a field whose type is a sequence or a tuple holds a string.
+        InputError: a field that takes several values holds a string, a path or no sequence; or a field that takes a
+            number holds something else, or a number out of the bounds of its `Option`.
     """
-    hints = get_type_hints(type(options))
+    hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, str) and get_origin(hints[field.name]) in (Sequence, tuple):
-            raise InputError(f"{field.name} takes several values, not the string {value!r}", hint=f"[{value!r}]")
+        value, hint = getattr(options, field.name), hints[field.name]
+        base, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        kinds = get_args(base) if get_origin(base) in (Union, UnionType) else (base,)
+        if value is None and NoneType in kinds:
+            continue
+        if get_origin(kinds[0]) in (Sequence, tuple):
+            if isinstance(value, str | PurePath) or not isinstance(value, Iterable):
+                what = f"the string {value!r}" if isinstance(value, str) else repr(value)
+                raise InputError(f"{field.name} takes several values, not {what}", hint=f"[{value!r}]")
+        elif kinds[0] in (int, float):
+            option = next((mark for mark in marks if isinstance(mark, Option)), None)
+            _check_number(field.name, value, kinds[0], option)
+
+
+def _check_number(name: str, value: Any, kind: type, option: Option | None) -> None:
+    number = numbers.Integral if kind is int else numbers.Real
+    low, high = (option.min, option.max) if option is not None else (None, None)
+    is_number = isinstance(value, number) and not isinstance(value, bool)
+    if is_number and (low is None or value >= low) and (high is None or value <= high):
+        return
+    least = "" if low is None else f", {low:,} or more"
+    most = "" if high is None else f", at most {high:,}"
+    what = "a whole number" if kind is int else "a number"
+    raise InputError(f"{name} is {value!r}; it is {what}{least}{most}")

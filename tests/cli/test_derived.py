@@ -1,6 +1,7 @@
 """Options of commands are made of the fields of the library's dataclasses (`cli.derived`)."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,13 +14,13 @@ from typer.testing import CliRunner
 from ternarize_cli.bench.options import BenchFiles, BenchOptions
 from ternarize_cli.cli.app import app
 from ternarize_cli.cli.derived import Only, derived
-from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.options import Calibration, ConvertOptions
 from ternarize_cli.distill.options import DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.report_files import EvaluationFiles
 from ternarize_cli.index.options import IndexOptions, SearchOptions
-from ternarize_cli.storage.command_option import Option, check_sequences
+from ternarize_cli.storage.command_option import Option, check_fields
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 
 
@@ -121,9 +122,9 @@ def test_a_command_may_offer_some_fields() -> None:
 
 
 def test_a_lone_string_is_no_sequence() -> None:
-    check_sequences(Made(names=["a"]))
+    check_fields(Made(names=["a"]))
     with pytest.raises(InputError, match="names takes several values, not the string 'abc'"):
-        check_sequences(Made(names="abc"))
+        check_fields(Made(names="abc"))
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,21 @@ def test_every_field_of_a_command_s_options_is_offered_once(command: str, kinds:
                 assert helps[option.name or one.name] == option.help
             else:
                 assert one.name in names, "an option that the command declares itself"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConvertOptions(seed="x"), "seed is 'x'; it is a whole number, 0 or more"),  # type: ignore[arg-type]
+        (lambda: ConvertOptions(seed=-3), "seed is -3"),
+        (lambda: ConvertOptions(seed=True), "seed is True"),
+        (lambda: ConvertOptions(skip=3), "skip takes several values, not 3"),  # type: ignore[arg-type]
+        (lambda: ConvertOptions(trim=Path("x")), "trim takes several values"),  # type: ignore[arg-type]
+        (lambda: Calibration(["a"], samples=0), "samples is 0; it is a whole number, 16 or more"),
+        (lambda: Calibration(["a"], tokens=-1), "tokens is -1"),
+        (lambda: Training(steps=2.5), "steps is 2.5; it is a whole number"),  # type: ignore[arg-type]
+    ],
+)
+def test_python_is_told_of_values_that_the_command_line_refuses(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()

@@ -159,3 +159,19 @@ def test_openvino_gives_the_vectors_that_it_gives_in_the_present_process(tiny_be
     )
     done = subprocess.run([sys.executable, "-c", program, str(tiny_bert)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_modules_in_the_working_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('a stranger is here')")
+    monkeypatch.chdir(tmp_path)
+    assert Child("X").call(os.getcwd) == str(tmp_path)
+
+
+def test_a_process_that_does_not_end_is_killed() -> None:
+    child = Child("X")
+    pid = child.call(os.getpid)
+    psutil.Process(pid).suspend()
+    begun = time.monotonic()
+    child._close()
+    assert time.monotonic() - begun < 20
+    assert not psutil.pid_exists(pid)
