@@ -35,7 +35,7 @@ def _convert(
     MODEL becomes a ternary checkpoint in ./NAME-ternary. It trains (`ternarize distill`),
     evaluates as it is, and packs (`ternarize pack`).
     """
-    from ternarize_cli.compress.convert import convert
+    from ternarize_cli.compress.session import convert
     from ternarize_cli.encoders.loading import model_name, pooling_note, resolve
 
     out = Output(json_mode=json, quiet=quiet)
@@ -53,11 +53,8 @@ def _convert(
 
         print_plan(out, plan(source, scheme, options, calibration=wanted, track=out.track), scheme, model, target)
         return
-    name = model_name(model)
-    report = convert(
-        source, target, scheme, options, calibration=wanted, force=force, track=out.track, source_name=name
-    )
-    _show(out, report, form, wanted, name)
+    report = convert(model, target, scheme, calibration=wanted, options=options, force=force, track=out.track)
+    _show(out, report, form, wanted, model_name(model))
     out.text(f"wrote {target}")
     from ternarize_cli.encoders.modalities import modalities_of
 

@@ -26,15 +26,14 @@ def _pack(
 
     STUDENT becomes ./NAME-packed.
     """
-    from ternarize_cli.compress.pack import pack as run
-    from ternarize_cli.encoders.loading import model_name, resolve
+    from ternarize_cli.compress.session import pack
+    from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.format.codecs import codec_for
 
     out = Output(json_mode=json, quiet=quiet)
-    source = resolve(student)
     name = model_name(student)
     target = output or Path(f"{name.removesuffix('-ternary').removesuffix('-distilled')}-packed")
-    report = run(source, target, codec=codec, force=force, track=out.track)
+    report = pack(student, target, codec=codec, force=force, track=out.track)
     layout = codec_for(report.artifact.scheme.levels, report.artifact.codec)
     out.table(
         f"{name}: packed",
