@@ -97,7 +97,7 @@ def test_training_stops_after_a_step_and_goes_on(tiny_bert: Path, tmp_path: Path
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
-    assert "the same command with --resume goes on from here" in said
+    assert "repeat the command with --resume to go on from here" in said
     assert said.endswith(f"error: {NAMES[number]}\n")
     assert not out.exists()
     again = start("distill", tmp_path / "latent", *data, *settings, "--resume")
