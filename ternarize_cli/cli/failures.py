@@ -11,6 +11,7 @@ from ternarize_cli.errors import TernarizeError
 __all__ = ["Failure", "debugging", "explained"]
 
 _NO_MEMORY = (
+    "error return without exception set",  # a library's C code did not check an allocation
     "can't allocate memory",
     "cannot allocate memory",
     "unable to allocate",

@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -53,14 +51,21 @@ def test_torch_imports_nothing_of_ours_but_the_hook() -> None:
     assert made.stdout.strip() == "['ternarize_cli', 'ternarize_cli.encoders', 'ternarize_cli.encoders.import_hook']"
 
 
-def test_sentence_transformers_gives_the_bits_of_the_command_line(
-    run: Callable[..., Any], artifacts: Path, tmp_path: Path
-) -> None:
+def test_sentence_transformers_gives_the_bits_of_the_command_line(artifacts: Path, tmp_path: Path) -> None:
     made = python(ENCODE, artifacts / "bert-packed", tmp_path / "v")
     assert made.returncode == 0, made.stderr
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    encoded = run("encode", artifacts / "bert-packed", tmp_path / "texts.txt", "-o", tmp_path / "w.npy", "--json")
-    assert encoded.exit_code == 0, encoded.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "ternarize_cli",
+        "encode",
+        str(artifacts / "bert-packed"),
+        "texts.txt",
+        "-o",
+        "w.npy",
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
     for size in (1, 3):
         assert np.array_equal(np.load(tmp_path / f"v-{size}.npy"), np.load(tmp_path / "w.npy"))
     is_native = any(b.name == "native" and b.available for b in describe())
