@@ -8,15 +8,18 @@ killed by these signals.
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 __all__ = ["Ended", "ending", "exit_code", "listen", "noted", "received"]
 
 _ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Windows has no SIGHUP."""
+_SOON = 0.01  # seconds
 _received: int | None = None
 
 
@@ -46,7 +49,8 @@ def exit_code(error: KeyboardInterrupt) -> int:
 def listen() -> Iterator[None]:
     """Makes SIGTERM and SIGHUP raise `Ended` while the body runs; a signal that the process ignores stays ignored.
 
-    Ctrl-C (SIGINT) raises KeyboardInterrupt, as without this function. `received` returns the last of these signals.
+    Ctrl-C (SIGINT) raises KeyboardInterrupt, as without this function. `received` returns the last of these signals. A
+    signal that comes in a `__del__`, where Python drops exceptions, is sent again a moment later.
     """
     global _received
     process = os.getpid()
@@ -60,9 +64,22 @@ def listen() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
+    def again(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt) or os.getpid() != process or _received is None:
+            hook(dropped)
+            return
+        number = _received
+        resend = Timer(_SOON, lambda: os.kill(process, number) if sys.unraisablehook is again else None)
+        resend.daemon = True
+        resend.start()
+
     ours = [n for n in _ENDING if signal.getsignal(n) is signal.SIG_DFL]
-    with _handled([n for n in (signal.SIGINT,) if signal.getsignal(n) is signal.default_int_handler] + ours, end):
-        yield
+    hook, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        with _handled([n for n in (signal.SIGINT,) if signal.getsignal(n) is signal.default_int_handler] + ours, end):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def received() -> int | None:

@@ -13,7 +13,7 @@ import pytest
 
 from support.models import WORDS
 from ternarize_cli.compress.convert import convert
-from ternarize_cli.storage import files
+from ternarize_cli.storage import files, signals
 from ternarize_cli.storage.workplace import holder_path
 
 pytestmark = pytest.mark.slow
@@ -134,3 +134,18 @@ def test_a_forked_child_dies_of_the_signal() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"{-signal.SIGTERM}\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_destructor_is_not_lost(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    class Ending:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def work() -> None:
+        Ending()
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt), signals.listen():
+        work()
+    assert capfd.readouterr().err == ""
