@@ -2,8 +2,8 @@
 
 `session` takes names of models and data, `loop` folders; `options` says what can be chosen. `data` reads texts or
 images into a `training_corpus`, from which `batch_sampler` and `batches` draw; `trainer` trains the student of
-`student_teacher` on the `losses`; `training_checkpoint` and `journal` keep what a run has done. The names below are
-loaded when they are used: `options` alone is quick to import.
+`student_teacher` on the `losses`; `training_checkpoint` and `journal` keep what a run has done, and `result` what it
+leaves. The names below are loaded when they are used: `options` alone is quick to import.
 """
 
 from importlib import import_module
@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ternarize_cli.distill.data import Sources as Sources
-    from ternarize_cli.distill.loop import DistillReport as DistillReport
     from ternarize_cli.distill.loop import distill as distill
     from ternarize_cli.distill.options import Progress as Progress
     from ternarize_cli.distill.options import Training as Training
+    from ternarize_cli.distill.result import DistillReport as DistillReport
 
 __all__ = ["DistillReport", "Progress", "Sources", "Training", "distill"]
 
-_MODULES = {"DistillReport": "loop", "Progress": "options", "Sources": "data", "Training": "options", "distill": "loop"}
+_MODULES = {
+    "DistillReport": "result",
+    "Progress": "options",
+    "Sources": "data",
+    "Training": "options",
+    "distill": "loop",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,23 +4,18 @@ The run works in the output's partial folder, which holds its checkpoint and met
 there after it was killed or stopped. Under `accelerate launch` every process trains, and the first one writes.
 """
 
-import json
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ternarize_cli import __version__
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
-from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import training_checkpoint
 from ternarize_cli.distill.batches import Batches
 from ternarize_cli.distill.data import Sources, read_corpus
@@ -28,53 +23,19 @@ from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.journal import Journal
 from ternarize_cli.distill.losses import OF_STATES
 from ternarize_cli.distill.options import DistillOptions, Progress, Training
+from ternarize_cli.distill.result import DistillReport, record_of, write
 from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.distill.training_corpus import TrainingCorpus
 from ternarize_cli.encoders import checkpoint, loading
-from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.modalities import modality_of_sources
-from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, InputError, OutputExistsError, TernarizeError
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files, signals
 
-__all__ = ["DistillReport", "distill"]
-
-
-@dataclass(frozen=True)
-class DistillReport:
-    """The results of a training run.
-
-    Attributes:
-        steps: number of optimiser steps, over all runs.
-        texts: number of texts or images seen, with repetition, over all runs.
-        seconds: seconds of training, over all runs.
-        cosine_before, cosine_after: mean cosine between student (eval mode, as packed) and teacher on held-out data.
-        agreement_before, agreement_after: rank correlation (Spearman) of student's and teacher's similarities on
-            held-out data.
-        held_out: number of held-out texts or images.
-        training_texts: number of different texts or images for training.
-        losses: the last smoothed loss parts.
-        batch_size, accumulate: the values that were used; `Training.auto_batch` may have made batches smaller.
-        resumed_at: the step at which an earlier run was resumed; 0 if none was.
-    """
-
-    steps: int
-    texts: int
-    seconds: float
-    cosine_before: float
-    cosine_after: float
-    agreement_before: float
-    agreement_after: float
-    held_out: int
-    training_texts: int
-    batch_size: int
-    accumulate: int
-    resumed_at: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
+__all__ = ["distill"]
 
 
 def distill(
@@ -151,8 +112,8 @@ def distill(
             raise TernarizeError("the weights are not finite, or too large", hint="choose a lower --learning-rate")
         report = _report(trainer, before, corpus, held, resumed_at)
         if on.is_main_process:
-            record = _record(teacher, sources, on.num_processes, training, report)
-            _write(partial, latent, pair, record, packed=options.pack)
+            record = record_of(teacher, sources, on.num_processes, training, report)
+            write(partial, latent, pair, record, packed=options.pack)
         on.wait_for_everyone()
     if on.num_processes > 1:  # a process that ends while another has NCCL's communicator open may never end
         on.end_training()
@@ -326,40 +287,3 @@ def _train(
         training_checkpoint.save(partial, key, trainer.state())
     if not finished:
         raise signals.ending(came() or signal.SIGINT)
-
-
-def _record(
-    teacher: Path, sources: Sources, processes: int, training: Training, report: DistillReport
-) -> dict[str, Any]:
-    """Makes the content of distillation.json: teacher, data, hyper-parameters and results."""
-    return {
-        "teacher": loading.model_name(teacher),
-        "teacher_sha256": files.content_hash(teacher),
-        "data": [str(path) for path in sources.paths],
-        "weights": sources.weights,
-        "processes": processes,
-        **{name: value for name, value in asdict(training).items() if name != "save_every"},
-        "losses": dict(training.parts),
-        **{name: value for name, value in asdict(report).items() if name != "losses"},
-    }
-
-
-def _write(partial: Path, latent: Path, pair: Pair, record: dict[str, Any], *, packed: bool) -> None:
-    """Writes the trained checkpoint, or its packed form, and replaces the partial folder's contents by it."""
-    made = partial / "trained"
-    for left in (made, partial / "packed"):  # left by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
-    made.mkdir()
-    checkpoint.copy_companions(latent, made)
-    for part in parts_of(latent):
-        module = pair.student[part.index] if part.subfolder else backbone(pair.student)
-        training_checkpoint.write_tensors(part, made, module)
-        own = part.artifact()
-        if own is not None:
-            part.write_config(made, replace(own, tool_version=__version__))
-    if packed:
-        pack(made, partial / "packed")
-        made = partial / "packed"
-    (made / "distillation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    Journal.finish(partial, made, record)
-    training_checkpoint.replace_contents(partial, made)

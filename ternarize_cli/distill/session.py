@@ -6,6 +6,7 @@ from pathlib import Path
 from ternarize_cli.distill import loop
 from ternarize_cli.distill.data import Sources
 from ternarize_cli.distill.options import DistillOptions, Progress, Training
+from ternarize_cli.distill.result import DistillReport
 from ternarize_cli.encoders.checkpoint import artifact_of
 from ternarize_cli.encoders.loading import resolve
 from ternarize_cli.errors import InputError
@@ -27,7 +28,7 @@ def distill(
     on_step: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
-) -> loop.DistillReport:
+) -> DistillReport:
     """Trains a ternary checkpoint until its vectors match those of the model that it came from; no labels are needed.
 
         ternarize.distill(

@@ -12,18 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ternarize_cli.encoders import checkpoint
-from ternarize_cli.encoders.anatomy import weighted
+from ternarize_cli.encoders.anatomy import backbone, weighted
 from ternarize_cli.errors import CheckpointError, named
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.storage.bounds import read_json
 from ternarize_cli.storage.weights import WeightShard, open_shards
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 __all__ = ["Part", "parts_of"]
 
@@ -53,6 +56,10 @@ class Part:
     def prefix(self) -> str:
         """The prefix of the names of the part's modules, in options and reports."""
         return f"{self.subfolder}." if self.subfolder else ""
+
+    def module_of(self, encoder: "SentenceTransformer") -> Any:
+        """Finds the part's module in the loaded model: the transformers model inside the first, or a Dense module."""
+        return encoder[self.index] if self.subfolder else backbone(encoder)
 
     def skeleton(self) -> Any:
         """Builds the part on the meta device, with the names that its weights file uses.

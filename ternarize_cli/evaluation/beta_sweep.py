@@ -25,7 +25,6 @@ from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.source_model import SourcePart, check_source, source_parts
 from ternarize_cli.encoders import module_replacement
-from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import require_modality
 from ternarize_cli.errors import CheckpointError, InputError
@@ -167,11 +166,7 @@ def sweep(
         assert images is not None
         measure = _on_images(encoder, images, batch_size)
     teacher, teacher_sts = measure()
-    linears = [
-        linear
-        for source in sources
-        for linear in _pack(encoder[source.part.index] if source.part.subfolder else backbone(encoder), source, optimal)
-    ]
+    linears = [linear for source in sources for linear in _pack(source.part.module_of(encoder), source, optimal)]
     for i, scheme in enumerate(track(schemes, "trying rules", len(schemes))):
         _set_codes(linears, scheme)
         vectors, sts = measure()

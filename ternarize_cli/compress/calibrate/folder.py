@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -10,7 +9,6 @@ from ternarize_cli.compress.calibrate.data import Features, make_batches
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
 from ternarize_cli.compress.options import Calibration
 from ternarize_cli.compress.tensor_policy import TensorPolicy
-from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.parts import Part
 from ternarize_cli.format.scheme import CalibrationData, Scheme
@@ -58,7 +56,7 @@ def calibrate_folder(
     linears: dict[str, nn.Module] = {}
     tables: dict[nn.Module, int] = {}
     for part, policy in parts:
-        model: Any = encoder[part.index] if part.subfolder else backbone(encoder)
+        model = part.module_of(encoder)
         linears |= {part.prefix + name: model.get_submodule(name) for name in policy.linears}
         tables |= {model.get_submodule(name): policy.table_bits(name) for name in policy.tables}
     found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)

@@ -1,0 +1,89 @@
+"""What a training run leaves: its report, and the trained checkpoint or packed model with distillation.json."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ternarize_cli import __version__
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.distill import training_checkpoint
+from ternarize_cli.distill.data import Sources
+from ternarize_cli.distill.journal import Journal
+from ternarize_cli.distill.options import Training
+from ternarize_cli.distill.student_teacher import Pair
+from ternarize_cli.encoders import checkpoint, loading
+from ternarize_cli.encoders.parts import parts_of
+from ternarize_cli.storage import files
+
+__all__ = ["DistillReport", "record_of", "write"]
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """The results of a training run.
+
+    Attributes:
+        steps: number of optimiser steps, over all runs.
+        texts: number of texts or images seen, with repetition, over all runs.
+        seconds: seconds of training, over all runs.
+        cosine_before, cosine_after: mean cosine between student (eval mode, as packed) and teacher on held-out data.
+        agreement_before, agreement_after: rank correlation (Spearman) of student's and teacher's similarities on
+            held-out data.
+        held_out: number of held-out texts or images.
+        training_texts: number of different texts or images for training.
+        losses: the last smoothed loss parts.
+        batch_size, accumulate: the values that were used; `Training.auto_batch` may have made batches smaller.
+        resumed_at: the step at which an earlier run was resumed; 0 if none was.
+    """
+
+    steps: int
+    texts: int
+    seconds: float
+    cosine_before: float
+    cosine_after: float
+    agreement_before: float
+    agreement_after: float
+    held_out: int
+    training_texts: int
+    batch_size: int
+    accumulate: int
+    resumed_at: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def record_of(
+    teacher: Path, sources: Sources, processes: int, training: Training, report: DistillReport
+) -> dict[str, Any]:
+    """Makes the content of distillation.json: teacher, data, hyper-parameters and results."""
+    return {
+        "teacher": loading.model_name(teacher),
+        "teacher_sha256": files.content_hash(teacher),
+        "data": [str(path) for path in sources.paths],
+        "weights": sources.weights,
+        "processes": processes,
+        **{name: value for name, value in asdict(training).items() if name != "save_every"},
+        "losses": dict(training.parts),
+        **{name: value for name, value in asdict(report).items() if name != "losses"},
+    }
+
+
+def write(partial: Path, latent: Path, pair: Pair, record: dict[str, Any], *, packed: bool) -> None:
+    """Writes the trained checkpoint, or its packed form, and replaces the partial folder's contents by it."""
+    made = partial / "trained"
+    for left in (made, partial / "packed"):  # left by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    made.mkdir()
+    checkpoint.copy_companions(latent, made)
+    for part in parts_of(latent):
+        training_checkpoint.write_tensors(part, made, part.module_of(pair.student))
+        own = part.artifact()
+        if own is not None:
+            part.write_config(made, replace(own, tool_version=__version__))
+    if packed:
+        pack(made, partial / "packed")
+        made = partial / "packed"
+    (made / "distillation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    Journal.finish(partial, made, record)
+    training_checkpoint.replace_contents(partial, made)
