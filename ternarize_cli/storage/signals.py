@@ -80,10 +80,11 @@ def listen() -> Iterator[None]:
             yield
     finally:
         sys.unraisablehook = hook
+        _received = None
 
 
 def received() -> int | None:
-    """Returns the number of the last signal that came in the body of `listen`; None if none came.
+    """Returns, in the body of `listen`, the number of the last signal that came there; None if none came.
 
     The exception of a signal may be hidden by another one: a signal that comes during a library's own clean-up, such as
     between taking a lock and noting that it is taken, can make that clean-up fail with an error of its own.

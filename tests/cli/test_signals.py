@@ -29,7 +29,7 @@ def start(*arguments: object, ignoring: signal.Signals | None = None) -> subproc
             signal.signal(number, signal.SIG_IGN if number == ignoring else signal.SIG_DFL)
 
     pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "ternarize_cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "ternarize_cli", *map(str, arguments)]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     return subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=prepare
@@ -149,3 +149,4 @@ def test_a_signal_in_a_destructor_is_not_lost(number: signal.Signals, capfd: pyt
     with pytest.raises(KeyboardInterrupt), signals.listen():
         work()
     assert capfd.readouterr().err == ""
+    assert signals.received() is None

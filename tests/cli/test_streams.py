@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 
 def shell(line: str, *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """Runs a line of bash, in which `ternarize` is this one."""
-    ours = f'ternarize() {{ "{sys.executable}" -m ternarize_cli "$@"; }}\n'
+    ours = f'ternarize() {{ "{sys.executable}" -P -m ternarize_cli "$@"; }}\n'
     variables = dict(os.environ, OMP_NUM_THREADS="1", **environment)
     return subprocess.run(["bash", "-c", ours + line], cwd=cwd, capture_output=True, env=variables, timeout=120)
 

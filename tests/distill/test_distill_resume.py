@@ -51,7 +51,7 @@ def start(work: Path, tiny_bert: Path, out: Path, *options: object) -> subproces
     settings = ("--steps", STEPS, "--batch-size", 16, "--learning-rate", 1e-3, "--save-every", 0, "--threads", 1)
     command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
     return subprocess.Popen(
-        [sys.executable, "-m", "ternarize_cli", *map(str, (*command, *options))],
+        [sys.executable, "-P", "-m", "ternarize_cli", *map(str, (*command, *options))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,7 +142,7 @@ def test_two_processes_train_together(work: Path, tiny_bert: Path, tmp_path: Pat
         capture_output=True,
         text=True,
         timeout=200,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONSAFEPATH="1"),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

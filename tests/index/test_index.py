@@ -374,7 +374,7 @@ def test_a_killed_build_leaves_nothing_and_resumes(run, tiny_bert, tmp_path):
     out = tmp_path / "ix"
     arguments = ["index", "build", str(corpus), "-m", str(tiny_bert), "-o", str(out), "--shard-size", "20"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ternarize_cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-P", "-m", "ternarize_cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     shards = partial_path(out) / "vectors"
     deadline = time.monotonic() + 120

@@ -299,7 +299,7 @@ def test_a_killed_addition_leaves_the_index_as_it_was(run, build, ask, tmp_path)
     more = tmp_path / "more.jsonl"
     more.write_text("\n".join(json.dumps({"id": f"m{i}", "text": TEXTS[i % 400]}) for i in range(60_000)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "ternarize_cli", "index", "add", str(index), str(more)],
+        [sys.executable, "-P", "-m", "ternarize_cli", "index", "add", str(index), str(more)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

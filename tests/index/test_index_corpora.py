@@ -138,7 +138,17 @@ def test_lists_on_disk_hold_what_lists_in_memory_hold(run, tiny_bert, tmp_path, 
     assert "are on disk" in refused.stderr
     (tmp_path / "many.jsonl").write_text("\n".join(json.dumps({"id": f"m{i}", "text": t}) for i, t in enumerate(texts)))
     if factory == "ivf":  # lists that grow; what FAISS itself prints is seen in a process of its own only
-        command = [sys.executable, "-m", "ternarize_cli", "index", "add", moved, tmp_path / "many.jsonl", "--json"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "ternarize_cli",
+            "index",
+            "add",
+            moved,
+            tmp_path / "many.jsonl",
+            "--json",
+        ]
         listed = subprocess.run(command, capture_output=True, text=True)
         assert json.loads(listed.stdout)["count"] == 2000, listed.stderr
     assert "new" in _found(run("index", "search", moved, "cat", "-k", 10, "--nprobe", 8, "--json"))

@@ -61,7 +61,7 @@ def faults(jobs: list[tuple[str, Path, int]]) -> list[str]:
         "TERNARIZE_CACHE": str(jobs[0][1].parent / "cache"),
     }
     while left:
-        command = [sys.executable, "-m", "support.fuzz_worker", SEED]
+        command = [sys.executable, "-P", "-m", "support.fuzz_worker", SEED]
         command += [str(argument) for job in left for argument in job]
         last: dict[str, Any] = {}
         with subprocess.Popen(

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ternarize_cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "ternarize_cli", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
 
 

@@ -211,7 +211,7 @@ def test_a_bad_line_leaves_no_output(run, tiny_bert, tmp_path):
 
 @pytest.mark.slow
 def test_a_closed_pipe_ends_without_a_traceback(tiny_bert):
-    command = [sys.executable, "-m", "ternarize_cli", "encode", str(tiny_bert), "-", "--quiet"]
+    command = [sys.executable, "-P", "-m", "ternarize_cli", "encode", str(tiny_bert), "-", "--quiet"]
     environment = {**os.environ, "TERNARIZE_DEBUG": "0"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment

@@ -49,7 +49,7 @@ def packed(tmp_path_factory):
 @contextmanager
 def _process(model: object, *arguments: object, stdin: IO[bytes] | int = subprocess.PIPE) -> Iterator[subprocess.Popen]:
     """`ternarize encode MODEL -` with pipes on all sides; killed after a minute, so that a hang is a failure."""
-    command = [sys.executable, "-m", "ternarize_cli", "encode", str(model), "-", "--quiet", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "ternarize_cli", "encode", str(model), "-", "--quiet", *map(str, arguments)]
     with subprocess.Popen(
         command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c
     ) as process:
@@ -257,6 +257,6 @@ def test_a_bad_stream_fails_after_the_vectors_before(run, tiny_bert, given, mess
 
 @pytest.mark.slow
 def test_a_closed_stdin_is_said(tiny_bert):
-    command = f'exec "{sys.executable}" -m ternarize_cli encode "{tiny_bert}" - <&-'
+    command = f'exec "{sys.executable}" -P -m ternarize_cli encode "{tiny_bert}" - <&-'
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert (result.returncode, result.stderr.splitlines()[0]) == (2, "error: stdin is closed")
