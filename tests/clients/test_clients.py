@@ -1,0 +1,34 @@
+"""Libraries that use sentence-transformers or transformers, each in programs that do not import us."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.clients import PROGRAMS, ask, packages_of, texts
+from ternarize_cli import load
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+
+pytestmark = [pytest.mark.slow, pytest.mark.real]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
+    folder = tmp_path_factory.mktemp("minilm")
+    convert(minilm, folder / "ternary")
+    pack(folder / "ternary", folder / "packed")
+    return folder / "packed"
+
+
+@pytest.mark.parametrize("client", PROGRAMS)
+def test_a_client_gets_our_vectors_and_opens_again_what_it_stored(client: str, packed: Path, tmp_path: Path) -> None:
+    try:
+        for package in packages_of(client):
+            version(package)
+    except PackageNotFoundError as e:
+        pytest.skip(f"the extra clients is not installed: {e}")
+    expected = load(packed).encode(texts())
+    assert np.array_equal(np.float32(ask(client, "store", packed, tmp_path).value), expected[0])
+    assert ask(client, "reopen", packed, tmp_path).value == texts()[0]
