@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ternarize_cli import __version__
 from ternarize_cli.encoders.tensor_names import names_in_model, split_fused
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.format.scheme import METHOD, Artifact
@@ -18,6 +19,7 @@ from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.weights import DTYPES, WeightShard, open_shards
 
 __all__ = [
+    "REQUIREMENT",
     "artifact_of",
     "brings_code",
     "check_tensors",
@@ -31,6 +33,8 @@ __all__ = [
     "write_config",
 ]
 
+REQUIREMENT = {"ternarize-cli": {"specifier": f">={__version__}"}}
+"""What config_sentence_transformers.json of an artifact requires: sentence-transformers says what to install."""
 _MOST_COMPUTED = 1 << 30
 """The most bytes that those buffers of a model may take that are computed from its config and are in no file."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -272,6 +276,5 @@ def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
         return
     path = folder / "config_sentence_transformers.json"
     settings = read_object(path) if path.is_file() else {}
-    version = artifact.tool_version
-    settings["requirements"] = {**settings.get("requirements", {}), "ternarize-cli": {"specifier": f">={version}"}}
+    settings["requirements"] = {**settings.get("requirements", {}), **REQUIREMENT}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,11 @@
 """Chooses the pooling and the padding token for a plain transformers folder, which names no pooling.
 
+Of a text encoder:
+
     bidirectional attention   BERT, ModernBERT, T5's encoder, …     mean over the tokens
     causal attention          Qwen3, Llama, GPT-2, …                the last token: only it has seen the whole text
+
+`vision` chooses that of an image encoder.
 
 sentence-transformers takes the last token only where the folder was saved as a `…ForCausalLM`. `convert` writes the
 choice into the checkpoint as modules.json, so that every later stage, and sentence-transformers itself, agrees.
@@ -14,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders import checkpoint, vision
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.errors import InputError
 from ternarize_cli.model_folder.folder_check import LOADING
@@ -58,9 +62,14 @@ def complete(source: Path, folder: Path) -> list[str]:
         InputError: the tokenizer has neither a padding token nor an end-of-text token.
     """
     notes: list[str] = []
+    plain = not (folder / "modules.json").is_file()
+    if plain and modalities_of(source) == {"image"} and vision.has_processor(folder):
+        _write_image_modules(source, folder)
+        notes.append("wrote modules.json with the pooling of images, so that sentence-transformers agrees")
+        return notes
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return notes
-    if not (folder / "modules.json").is_file() and modalities_of(source) == {"text"}:
+    if plain and modalities_of(source) == {"text"}:
         mode = pooling_mode(source)
         _write_modules(source, folder, mode)
         what = "the last token's embedding" if mode == "lasttoken" else "mean pooling"
@@ -100,16 +109,35 @@ def pad_tokenizer(tokenizer: Any, name: object) -> str:
 
 def _write_modules(source: Path, folder: Path, mode: Pooling) -> None:
     config = checkpoint.skeleton(source).config.get_text_config()
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    pooling = {"word_embedding_dimension": config.hidden_size}
+    pooling |= {f"pooling_mode_{name}": name == mode or name == f"{mode}_tokens" for name in _MODES}
+    _write(folder, pooling)
+
+
+def _write_image_modules(source: Path, folder: Path) -> None:
+    model = checkpoint.skeleton(source)
+    pooling = vision.image_pooling(model)
+    whole = pooling == "pooler_output"
+    output = pooling if whole else "last_hidden_state"
+    reads = {
+        "modality_config": {"image": {"method": "forward", "method_output_name": output}},
+        "module_output_name": "sentence_embedding" if whole else "token_embeddings",
+    }
+    (folder / "sentence_bert_config.json").write_text(json.dumps(reads, indent=2) + "\n", encoding="utf-8")
+    _write(folder, None if whole else {"embedding_dimension": model.config.hidden_size, "pooling_mode": pooling})
+
+
+def _write(folder: Path, pooling: dict[str, Any] | None) -> None:
+    """Writes modules.json with a Transformer and, if its config is given, a Pooling module."""
+    kinds = [("", "Transformer"), *([("1_Pooling", "Pooling")] if pooling else [])]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds)
     ]
-    pooling = {"word_embedding_dimension": config.hidden_size}
-    pooling |= {f"pooling_mode_{name}": name == mode or name == f"{mode}_tokens" for name in _MODES}
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
+    if pooling:
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
 
 
 _MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")

@@ -10,7 +10,8 @@ purpose, and its shape does not fit.
 
 A Dense module of sentence-transformers has weights and a config of its own, and loads them itself. So two methods of
 Dense are extended when the first artifact is loaded in a process that uses sentence-transformers: they read the
-description in the module's config.json and put a ternary linear in place. Without the plug-in such a module does not
+description in the module's config.json and put a ternary linear in place. A third extension keeps `requirements`, which
+`save_pretrained` of sentence-transformers would drop. Without the plug-in such a module does not
 load either: its tensors have other names or shapes.
 """
 
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.quantizers import auto
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ternarize_cli.encoders import module_replacement
-from ternarize_cli.encoders.checkpoint import check_tensors
-from ternarize_cli.errors import FormatError
+from ternarize_cli.encoders.checkpoint import REQUIREMENT, check_tensors
+from ternarize_cli.errors import FormatError, InputError
 from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.kernels import FirstForward
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
@@ -38,24 +40,45 @@ __all__ = ["TernarizeConfig", "TernarizeQuantizer", "quiet_libraries"]
 
 @register_quantization_config(METHOD)
 class TernarizeConfig(QuantizationConfigMixin):
-    """Presents an artifact's `quantization_config` to transformers.
+    """Presents an artifact's `quantization_config` to transformers, and takes the backend that a caller names.
 
-    Attributes:
-        artifact: the parsed description.
+        SentenceTransformer("my-packed", model_kwargs={"quantization_config": TernarizeConfig(backend="onednn")})
+
+    Args:
+        backend: the name of the backend that runs a packed model; "" leaves the choice to TERNARIZE_BACKEND and `auto`.
+        values: the fields of the description; none where only the backend is named.
 
     Raises:
         FormatError: the description lacks a field, or a field has a value that the format does not allow.
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, backend: str = "", **values: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.artifact = Artifact.from_dict({"quant_method": METHOD, **values})
+        self.backend = backend
+        self._artifact = Artifact.from_dict({"quant_method": METHOD, **values}) if values else None
+
+    @property
+    def artifact(self) -> Artifact:
+        """The parsed description.
+
+        Raises:
+            InputError: the config names only a backend, and the model that is being loaded is not ternary.
+        """
+        if self._artifact is None:
+            raise InputError(
+                "TernarizeConfig(backend=…) is for packed models, and this model is none", hint="ternarize pack"
+            )
+        return self._artifact
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Makes the config from the dict in config.json, as transformers calls it."""
-        config = cls(**config_dict)
+        """Makes the config from the dict in config.json, as transformers calls it; a file can't choose the backend."""
+        config = cls(**config_dict | {"backend": ""})
         return (config, kwargs) if return_unused_kwargs else config
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Returns what a caller's config overrides in the one of the file: the backend."""
+        return {"backend": self.backend}
 
     def to_dict(self) -> dict[str, Any]:
         """Makes the dict for config.json, without a digest, since `save_pretrained` writes other bytes than `pack`."""
@@ -64,6 +87,9 @@ class TernarizeConfig(QuantizationConfigMixin):
     def to_diff_dict(self) -> dict[str, Any]:
         """Makes the dict for config.json with default values too, which transformers would otherwise leave out."""
         return self.to_dict()
+
+
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (TernarizeConfig,)  # type: ignore[assignment]
 
 
 @register_quantizer(METHOD)
@@ -80,7 +106,7 @@ class TernarizeQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if "sentence_transformers" in sys.modules:
-            _extend_dense()
+            _extend_sentence_transformers()
         dtype = kwargs.get("dtype")
         paths = [Path(path) for path in kwargs.get("checkpoint_files") or []]
         _check_before_loading(paths, self.artifact)
@@ -91,8 +117,13 @@ class TernarizeQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _check_values(model)
+        backend = self.quantization_config.backend
         if self.artifact.stage == "packed":
-            model.forward = FirstForward(model)
+            model.forward = FirstForward(model, backend)
+        elif backend:
+            raise InputError(
+                f"the backend {backend} runs packed models, and this one is not packed", hint="ternarize pack"
+            )
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
@@ -149,13 +180,29 @@ def _check_values(model: torch.nn.Module, prefix: str = "") -> None:
             check_scale(module.weight_scale.detach(), f"{prefix}{name}.weight_scale")
 
 
-def _extend_dense() -> None:
-    """Extends sentence-transformers' Dense, once in a process, to load and save modules with ternary linears."""
-    from sentence_transformers.base.modules import Dense as DenseModule
+def _extend_sentence_transformers() -> None:
+    """Lets Dense load and save ternary linears, and models keep their requirement of us; once in a process."""
+    from sentence_transformers.base.model import BaseModel
+    from sentence_transformers.base.modules import Dense
 
-    Dense: Any = DenseModule  # its methods are replaced
-    if getattr(Dense, "_reads_ternarize", False):
-        return
+    if not getattr(Dense, "_reads_ternarize", False):
+        _extend_dense(Dense)
+        _extend_model(BaseModel)
+
+
+def _extend_model(BaseModel: Any) -> None:
+    make_config = BaseModel._get_model_config
+
+    def _get_model_config(self: Any) -> dict[str, Any]:
+        config: dict[str, Any] = make_config(self)
+        if any(isinstance(module, PackedLinear | TernaryLinear) for module in self.modules()):
+            config["requirements"] = {**config.get("requirements", {}), **REQUIREMENT}
+        return config
+
+    BaseModel._get_model_config = _get_model_config
+
+
+def _extend_dense(Dense: Any) -> None:
     read_config, read_weights = Dense.load_config.__func__, Dense.load_torch_weights.__func__
 
     def load_config(cls: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

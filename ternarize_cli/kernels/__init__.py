@@ -198,21 +198,26 @@ class FirstForward:
     """Replaces a model's `forward` until its first call, which chooses the backend: by then the model has its device.
 
     transformers and sentence-transformers load a model on the CPU and may move it afterwards.
+
+    Args:
+        model: the loaded model.
+        backend: the name of a backend, or "auto"; "" takes what TERNARIZE_BACKEND names, or "auto" if that is not set.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, backend: str = "") -> None:
         self._model = model
+        self._backend = backend
         self.__signature__ = inspect.signature(model.forward)  # by which sentence-transformers chooses what it passes
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Chooses the backend that TERNARIZE_BACKEND names, or that `auto` chooses, and runs the model.
+        """Chooses the backend, and runs the model.
 
         Raises:
             InputError: there is no backend of that name.
             UnavailableError: the backend can't run on this machine, or can't run this model.
         """
         self._model.__dict__.pop("forward", None)
-        use_backend(self._model, os.environ.get("TERNARIZE_BACKEND") or "auto")
+        use_backend(self._model, self._backend or os.environ.get("TERNARIZE_BACKEND") or "auto")
         return self._model.forward(*arguments, **options)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.models import save_tiny_bert, save_tiny_vit
+from ternarize_cli import __version__
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.kernels import describe
@@ -113,3 +114,13 @@ def test_without_the_hook_a_packed_model_is_refused(artifacts: Path) -> None:
         made = python(program, artifacts / "bert-packed", **{switch: "1" if switch == "TERNARIZE_NO_HOOK" else "0"})
         assert made.returncode == 1
         assert "ignore_mismatched_sizes" in made.stderr
+
+
+def test_a_model_that_is_saved_again_keeps_its_requirement_of_us(artifacts: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom sentence_transformers import SentenceTransformer\n"
+        "SentenceTransformer(sys.argv[1], device='cpu').save_pretrained(sys.argv[2])"
+    )
+    made = python(program, artifacts / "bert-packed", tmp_path / "again")
+    settings = json.loads((tmp_path / "again" / "config_sentence_transformers.json").read_text())
+    assert settings["requirements"] == {"ternarize-cli": {"specifier": f">={__version__}"}}, made.stderr
