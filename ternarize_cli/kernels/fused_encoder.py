@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ternarize_cli.layers import Packed, PackedEmbedding, PackedLinear
+from ternarize_cli.layers.forks import before_forward
 
 __all__ = [
     "FusedEncoder",
@@ -155,6 +156,7 @@ class FusedForward(ABC):
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes, and takes its arguments."""
+        before_forward()
         model: Any = self._model
         given = {name: value for name, value in options.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")

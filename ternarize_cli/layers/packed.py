@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import tables, ternary
-from ternarize_cli.errors import FormatError, UnavailableError
+from ternarize_cli.errors import FormatError, InputError, UnavailableError
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.layers import forks
 from ternarize_cli.layers.checks import check_ids, check_scale
 
 __all__ = ["Packed", "PackedEmbedding", "PackedLinear"]
@@ -114,7 +115,17 @@ class PackedLinear(Packed):
         check_scale(self.weight_scale, f"{name}.weight_scale")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
+        """Maps `[..., in]` to `[..., out]` in the dtype of `x`.
+
+        Raises:
+            InputError: the layer is in training mode and asked for gradients, which its codes do not have.
+        """
+        forks.before_forward()
+        if self.training and x.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "a packed model can't be trained: its weights are codes",
+                hint="train the checkpoint that it was packed from (ternarize distill), and pack the result",
+            )
         self.ensure_kernel()
         y: Tensor = self._kernel(x)
         return y
@@ -148,7 +159,9 @@ class PackedLinear(Packed):
         self._backend = self._asked  # the backend that `auto` chose may not run on this device
 
     def __getstate__(self) -> dict[str, Any]:
-        buffers = {**self._buffers, "weight": self.weight.clone()}  # it may be a view of a block's weights
+        buffers = dict(self._buffers)
+        if self.weight.untyped_storage().nbytes() > self.weight.nbytes:  # a view of a block's weights
+            buffers["weight"] = self.weight.clone()
         # Prepared kernels can't be copied or pickled. A reference makes another process import `kernels`.
         return {**self.__dict__, "_buffers": buffers, "_kernel": None, "_prepared_by": type(self).prepare}
 
@@ -200,6 +213,7 @@ class PackedEmbedding(Packed):
         Raises:
             FormatError: an id on the CPU is no row of the table.
         """
+        forks.before_forward()
         check_ids(ids, self.num_embeddings)
         codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
         return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)

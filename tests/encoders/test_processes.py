@@ -1,0 +1,100 @@
+"""A packed model in several processes, as sentence-transformers, datasets, joblib and torch start them."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from support.families import SMALL, TEXT, save_text, stages
+from ternarize_cli.errors import InputError
+
+TEXTS = ["the cat", "a house by the river", "fire", "the the the the the"] * 6
+PROGRAM = f"""
+import sys
+import datasets, joblib, numpy, torch
+from sentence_transformers import SentenceTransformer
+
+TEXTS = {TEXTS!r}
+
+class Vectors(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(TEXTS)
+
+    def __getitem__(self, i):
+        return torch.tensor(model.encode(TEXTS[i]))
+
+def rows(batch):
+    return {{"vector": model.encode(batch["text"])}}
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    model = SentenceTransformer(sys.argv[2], device="cpu")
+    expected = model.encode(TEXTS)
+    match sys.argv[1]:
+        case "pool":
+            pool = model.start_multi_process_pool(["cpu", "cpu"])
+            made = model.encode(TEXTS, pool=pool, chunk_size=5)
+            model.stop_multi_process_pool(pool)
+        case "devices":
+            made = model.encode(TEXTS, device=["cpu", "cpu"], chunk_size=5)
+        case "map":
+            mapped = datasets.Dataset.from_dict({{"text": TEXTS}}).map(rows, batched=True, batch_size=5, num_proc=2)
+            made = numpy.float32(mapped["vector"])
+        case "joblib":
+            made = numpy.stack(joblib.Parallel(2)(joblib.delayed(model.encode)(text) for text in TEXTS))
+        case "dataloader":
+            made = torch.cat(list(torch.utils.data.DataLoader(Vectors(), batch_size=4, num_workers=2))).numpy()
+    assert numpy.array_equal(made, expected)
+"""
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The ternary checkpoint and the packed model of a tiny BERT."""
+    folder = tmp_path_factory.mktemp("bert")
+    _, ternary, packed = stages(save_text(("BertModel", "BertConfig", SMALL | TEXT), folder / "source"), folder)
+    return ternary, packed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["pool", "devices", "map", "joblib", "dataloader"])
+def test_processes_give_the_same_vectors(how: str, artifacts: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, tmp_path / "program.py", how, artifacts[1]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_copies_and_pickles_give_the_same_vectors_and_share_what_was_shared(artifacts: tuple[Path, Path]) -> None:
+    encoder: Any = SentenceTransformer(str(artifacts[1]), device="cpu")
+    blocks = encoder[0].model.encoder.layer
+    blocks[1].attention.self.query.weight = blocks[0].attention.self.query.weight
+    expected = encoder.encode(TEXTS)
+    for made in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert np.array_equal(made.encode(TEXTS), expected)
+        first, second = (block.attention.self.query.weight for block in made[0].model.encoder.layer)
+        assert first.data_ptr() == second.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_trainer_refuses_a_packed_model(artifacts: tuple[Path, Path], tmp_path: Path) -> None:
+    def train(model: Path) -> None:
+        encoder = SentenceTransformer(str(model), device="cpu")
+        settings = SentenceTransformerTrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True
+        )
+        pairs = Dataset.from_dict({"anchor": TEXTS[:4], "positive": TEXTS[:4]})
+        loss = MultipleNegativesRankingLoss(encoder)
+        SentenceTransformerTrainer(encoder, settings, train_dataset=pairs, loss=loss).train()
+
+    with pytest.raises(InputError, match="can't be trained"):
+        train(artifacts[1])
+    train(artifacts[0])
