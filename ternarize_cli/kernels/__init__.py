@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ternarize_cli.errors import InputError, UnavailableError
@@ -209,13 +210,22 @@ class FirstForward:
         self._backend = backend
         self.__signature__ = inspect.signature(model.forward)  # by which sentence-transformers chooses what it passes
 
+    @property
+    def __code__(self) -> Any:
+        """The code of this `forward`, which torch.export asks for."""
+        return type(self).__call__.__code__
+
+    @torch.compiler.disable(reason="its first call chooses the backend of a packed model: run the model once before")  # type: ignore[untyped-decorator]
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Chooses the backend, and runs the model.
 
         Raises:
             InputError: there is no backend of that name.
-            UnavailableError: the backend can't run on this machine, or can't run this model.
+            UnavailableError: the backend can't run on this machine, or can't run this model; or torch.export traces the
+                model before it has run.
         """
+        if torch.compiler.is_exporting():
+            raise UnavailableError("this model has no backend yet", hint="run it once before torch.export")
         self._model.__dict__.pop("forward", None)
         use_backend(self._model, self._backend or os.environ.get("TERNARIZE_BACKEND") or "auto")
         return self._model.forward(*arguments, **options)

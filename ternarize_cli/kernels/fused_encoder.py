@@ -6,6 +6,7 @@ RoBERTa, multilingual E5, …). Calls that need inner values (hidden states, att
 run through the model's own modules.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ternarize_cli.layers import Packed, PackedEmbedding, PackedLinear
 from ternarize_cli.layers.forks import before_forward
+from ternarize_cli.layers.operators import number_of
 
 __all__ = [
     "FusedEncoder",
@@ -146,9 +148,20 @@ class FusedForward(ABC):
         self._modules = list(model.modules())
         self._known, self._looked = self._looked_up(), Packed.changes
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
+        self._number = number_of(self._last_hidden_states)
+        self.__signature__ = inspect.signature(type(model).forward.__get__(model))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._number = number_of(self._last_hidden_states)
+
+    @property
+    def __code__(self) -> Any:
+        """The code of `__call__`: torch.export asks each `forward` for the place where it was written."""
+        return type(self).__call__.__code__
 
     @abstractmethod
     def _make_encoder(self, model: nn.Module) -> FusedEncoder:
@@ -156,9 +169,11 @@ class FusedForward(ABC):
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes, and takes its arguments."""
+        given = {name: value for name, value in options.items() if value is not None}
+        if torch.compiler.is_compiling():
+            return self._compiled(*arguments, **given)
         before_forward()
         model: Any = self._model
-        given = {name: value for name, value in options.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
         generation = self._generation(model)
         if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
@@ -170,10 +185,32 @@ class FusedForward(ABC):
                 hidden = self._encoder.images(first)
             else:
                 hidden = self._encoder.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
-            pooler = getattr(model, "pooler", None)
-            first_is_pooled = self._reads == _IMAGES and not hasattr(model, "pooler")  # DINOv2
-            pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
+            return self._with_pooled(hidden)
+
+    def _with_pooled(self, hidden: Tensor) -> BaseModelOutputWithPooling:
+        model: Any = self._model
+        pooler = getattr(model, "pooler", None)
+        first_is_pooled = self._reads == _IMAGES and not hasattr(model, "pooler")  # DINOv2
+        pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def _compiled(self, *arguments: Any, **given: Any) -> Any:
+        """Computes what `__call__` computes, as a graph that has one operator in place of the encoder."""
+        model: Any = self._model
+        inputs = {name: given[name] for name in sorted(self._reads) if name in given}
+        first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
+        if arguments or first is None or model.training or not self._is_plain(given):
+            return type(model).forward(model, *arguments, **given)
+        names = sorted(inputs, key=lambda name: inputs[name] is not first)
+        tokens = _tokens_of(model, first) if self._reads == _IMAGES else 0
+        hidden = torch.ops.ternarize.encode(
+            [inputs[name] for name in names], " ".join(names), self._number, tokens, model.config.hidden_size
+        )
+        return self._with_pooled(hidden)
+
+    def _last_hidden_states(self, **inputs: Tensor) -> Tensor:
+        hidden: Tensor = self(**inputs).last_hidden_state
+        return hidden
 
     def _is_plain(self, given: dict[str, Any]) -> bool:
         """Returns whether a call asks only for the last hidden states, and gives tensors on the backend's device."""
@@ -214,6 +251,15 @@ class FusedForward(ABC):
             if any(p.dtype != torch.float32 or p.device.type != self.device for p in given):
                 return None
         return sum(m.generation for m in self._modules if isinstance(m, Packed))
+
+
+def _tokens_of(model: Any, pixels: Tensor) -> int:
+    """Returns the number of tokens of an image: its patches, the CLS token and its like, and DINOv2's registers."""
+    embeddings, patches = model.embeddings, model.embeddings.patch_embeddings
+    high, wide = (n // size for n, size in zip(pixels.shape[-2:], patches.patch_size, strict=True))
+    before = embeddings.position_embeddings.shape[1] - patches.num_patches
+    registers: int = embeddings.register_tokens.shape[1] if hasattr(embeddings, "register_tokens") else 0
+    return int(high * wide + before + registers)
 
 
 def _is_hooked(m: nn.Module) -> bool:

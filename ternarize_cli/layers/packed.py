@@ -10,7 +10,7 @@ from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.errors import FormatError, InputError, UnavailableError
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.layers import forks
+from ternarize_cli.layers import forks, operators
 from ternarize_cli.layers.checks import check_ids, check_scale
 
 __all__ = ["Packed", "PackedEmbedding", "PackedLinear"]
@@ -87,6 +87,7 @@ class PackedLinear(Packed):
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
         self._backend = self._asked = "auto"
         self._kernel: Any = None
+        self._number = operators.number_of(self._run)
 
     @property
     def backend(self) -> str:
@@ -120,6 +121,12 @@ class PackedLinear(Packed):
         Raises:
             InputError: the layer is in training mode and asked for gradients, which its codes do not have.
         """
+        if torch.compiler.is_compiling():
+            made: Tensor = torch.ops.ternarize.linear(x, self._number, self.out_features)
+            return made
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         forks.before_forward()
         if self.training and x.requires_grad and torch.is_grad_enabled():
             raise InputError(
@@ -164,6 +171,10 @@ class PackedLinear(Packed):
             buffers["weight"] = self.weight.clone()
         # Prepared kernels can't be copied or pickled. A reference makes another process import `kernels`.
         return {**self.__dict__, "_buffers": buffers, "_kernel": None, "_prepared_by": type(self).prepare}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = operators.number_of(self._run)
 
 
 class PackedEmbedding(Packed):
@@ -213,7 +224,8 @@ class PackedEmbedding(Packed):
         Raises:
             FormatError: an id on the CPU is no row of the table.
         """
-        forks.before_forward()
+        if not torch.compiler.is_compiling():
+            forks.before_forward()
         check_ids(ids, self.num_embeddings)
         codes = tables.unpack_codes(self.weight[ids], self.embedding_dim, self.table_bits)
         return tables.restore_rows(codes, self.weight_scale[ids]).to(self._like.dtype)
