@@ -1,5 +1,6 @@
 """Defines the application `ternarize`: registers its commands, reads the settings file, and prints errors."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typer.core import TyperGroup
 from ternarize_cli import __version__
 from ternarize_cli.cli import streams
 from ternarize_cli.cli.failures import Failure, debugging, explained
+from ternarize_cli.cli.help import Commands
 from ternarize_cli.storage import signals
 
 __all__ = ["app"]
@@ -30,7 +32,7 @@ def _hide_environment(command: Any) -> None:
     """Leaves environment variables out of the help of each option: the epilog says how they are named."""
     for parameter in command.params:
         parameter.show_envvar = False
-        if parameter.name == "version":
+        if parameter.name in ("version", "install_completion", "show_completion"):
             parameter.allow_from_autoenv = False
     for child in getattr(command, "commands", {}).values():
         _hide_environment(child)
@@ -45,6 +47,10 @@ class _Group(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         _hide_environment(self)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _hide_environment(self)  # once more: typer has added the options of completion since
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -66,10 +72,9 @@ class _Group(TyperGroup):
             raise _fail(explained(e)) from e
 
 
-app = typer.Typer(
+app = Commands(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # Rich help pages cost 0.2 s of imports
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TERNARIZE"},
@@ -113,8 +118,10 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    from ternarize_cli.cli.settings import check_guarded, default_map, read_settings
+    from ternarize_cli.cli.settings import check_guarded, default_map, read_settings, unknown_variables
 
+    for name, meant in unknown_variables(os.environ, _options(ctx.command)).items():
+        streams.tell(f"note: nothing reads the variable {name}" + (f"; do you mean {meant}?" if meant else ""))
     path, content = read_settings(config)
     if path is not None and config is None:
         check_guarded(content, str(path))

@@ -7,6 +7,7 @@ import typer
 
 from ternarize_cli.cli import index_change, index_search, index_tune
 from ternarize_cli.cli.derived import derived
+from ternarize_cli.cli.help import Commands
 from ternarize_cli.cli.index_options import Index, SomeEncoderOptions
 from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
 from ternarize_cli.index.options import IndexOptions
@@ -19,7 +20,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Adds the group of commands to `app`."""
-    group = typer.Typer(
+    group = Commands(
         no_args_is_help=True, rich_markup_mode=None, help="Encode a corpus, index it with FAISS, and search it."
     )
     group.command("build")(derived(_build))

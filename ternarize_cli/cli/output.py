@@ -5,6 +5,7 @@ no notes, hints and progress bars, but results and warnings.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,11 @@ def counted(count: int, noun: str) -> str:
 def duration(seconds: float) -> str:
     """Writes a duration as `4.1 s`, and from 90 seconds on as `2.5 minutes`."""
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
+
+
+def _draws_on(stream: Any) -> bool:
+    """Returns whether colours and bars may be drawn on a stream: it is a terminal, and NO_COLOR is not set."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Output:
@@ -80,7 +86,9 @@ class Output:
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(visible(str(cell)) for cell in row))
-        console = Paper(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+        draws = _draws_on(sys.stdout)
+        width = None if sys.stdout.isatty() else 120
+        console = Paper(file=sys.stdout, width=width, force_terminal=draws, highlight=False, markup=False)
         console.print(visible(title), style="bold", soft_wrap=True)
         console.print(table)
 
@@ -108,7 +116,7 @@ class Output:
             description: the text beside the bar.
             total: number of items; None takes the length of `items`, if it has one.
         """
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not _draws_on(sys.stderr):
             yield from items
             return
         from rich.console import Console
@@ -127,7 +135,9 @@ class Output:
             """Shows the items per second, also if the total is unknown."""
 
             def render(self, task: Task) -> Text:
-                return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+                if not task.speed:
+                    return Text("")
+                return Text(f"{task.speed:,.0f}/s" if task.speed >= 2 else f"{1 / task.speed:,.1f} s each")
 
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
@@ -159,7 +169,7 @@ class Output:
 
         It draws a bar on a terminal, and otherwise prints a line every 30 seconds.
         """
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not _draws_on(sys.stderr):
             last = time.monotonic()
 
             def line(done: float, text: str) -> None:
@@ -186,7 +196,7 @@ class Output:
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Shows a spinner on stderr while the body runs, or prints one line if stderr is no terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not _draws_on(sys.stderr):
             self.note(f"{text} …")
             yield
             return

@@ -16,17 +16,20 @@ options that loosen safety (GUARDED); a file that --config or TERNARIZE_CONFIG n
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli.errors import SettingsError
 
-__all__ = ["FILE_NAME", "GUARDED", "check_guarded", "default_map", "read_settings"]
+__all__ = ["FILE_NAME", "GUARDED", "check_guarded", "default_map", "read_settings", "unknown_variables"]
 
 FILE_NAME = "ternarize.toml"
 GUARDED = frozenset({"allow_pickle", "ray_address"})
 """Options that let files of others run code, or send data to a machine: pickles, and a Ray cluster."""
+
+_VARIABLES = "BACKEND CACHE CONFIG DEBUG DEVICE NATIVE_ISA NO_HOOK SEED THREADS TUNE VERIFY".split()
 
 
 def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:
@@ -110,6 +113,30 @@ def default_map(
         if isinstance(value, dict) and key not in commands:
             raise SettingsError(f"{where}: there is no command {key!r}", hint=_known(sorted(commands)))
     return result
+
+
+def unknown_variables(
+    environment: Iterable[str], commands: Mapping[str, Mapping[str, Any] | set[str]]
+) -> dict[str, str | None]:
+    """Finds variables that begin as ours do and that nothing reads.
+
+    Args:
+        environment: the names of all variables.
+        commands: as `default_map` takes it.
+
+    Returns:
+        For each such name the one that was probably meant; None if none is like it.
+    """
+    known = {f"TERNARIZE_{name}" for name in _VARIABLES}
+    known |= {f"TERNARIZE_{name.upper()}" for name in _paths(commands)}
+    ours = (name for name in environment if name.startswith("TERNARIZE_") and name not in known)
+    return {name: next(iter(get_close_matches(name, known, 1, 0.8)), None) for name in sorted(ours)}
+
+
+def _paths(commands: Mapping[str, Mapping[str, Any] | set[str]]) -> Iterator[str]:
+    for name, options in commands.items():
+        for option in {*options, "force"} if isinstance(options, set) else _paths(options):
+            yield f"{name}_{option}"
 
 
 def _shared_for(shared: Mapping[str, Any], commands: Mapping[str, Any]) -> dict[str, Any]:
