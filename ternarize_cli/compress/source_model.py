@@ -95,10 +95,11 @@ class SourcePart:
 
     def describe(self, made: Artifact) -> Artifact:
         """Completes the description of an artifact with this part's excluded modules and added biases."""
+        own = anatomy.names_in_encoder(self.model)  # a head stays as it is, and is not listed
         return replace(
             made,
-            modules_to_not_convert=tuple(self.policy.excluded),
-            added_biases=tuple(d.module for d in self.decisions.values() if d.fate == "added"),
+            modules_to_not_convert=tuple(own[name] for name in self.policy.excluded if name in own),
+            added_biases=tuple(own[d.module] for d in self.decisions.values() if d.fate == "added"),
         )
 
 

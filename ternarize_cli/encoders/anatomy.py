@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "backbone",
+    "decodes",
     "first_names",
     "in_attention",
+    "in_head",
     "interchangeable",
     "names_in_encoder",
     "reader",
@@ -80,6 +82,17 @@ def interchangeable(a: nn.Module, b: nn.Module) -> bool:
     if isinstance(a, nn.Embedding) and isinstance(b, nn.Embedding):
         return (a.padding_idx, row_factor(a)) == (b.padding_idx, row_factor(b))
     return type(a) is type(b) is nn.Linear and a.bias is b.bias
+
+
+def decodes(module: nn.Module, table: nn.Module) -> bool:
+    """Whether a module multiplies with the rows of a table, as the decoder of a masked language model does."""
+    return type(module) is nn.Linear and isinstance(table, nn.Embedding) and row_factor(table) is None
+
+
+def in_head(model: nn.Module) -> set[str]:
+    """Names of the linears and embeddings beside the encoder in a class around it, such as a classifier's."""
+    own = names_in_encoder(model)
+    return {name for name, _ in weighted(model) if name not in own}
 
 
 def row_factor(table: nn.Embedding) -> float | None:

@@ -28,7 +28,7 @@ from ternarize_cli.encoders.checkpoint import check_tensors
 from ternarize_cli.errors import FormatError
 from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.kernels import FirstForward
-from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
+from ternarize_cli.layers import PackedEmbedding, PackedLinear, TableDecoder, TernaryLinear, check_scale
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.storage.weights import all_finite, open_files
@@ -85,8 +85,11 @@ class TernarizeQuantizer(HfQuantizer):
         paths = [Path(path) for path in kwargs.get("checkpoint_files") or []]
         _check_before_loading(paths, self.artifact)
         module_replacement.replace(model, self.artifact, dtype if isinstance(dtype, torch.dtype) else None)
+        named = getattr(model.config, "architectures", None) or ()
+        decodes = self.artifact.stage == "packed" and any(isinstance(m, TableDecoder) for m in model.modules())
+        fresh = type(model).__name__ not in named and not decodes
         with open_files(paths) as shards:
-            check_tensors(model, shards, FormatError)
+            check_tensors(model, shards, FormatError, new_head=fresh)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
