@@ -19,6 +19,7 @@ from ternarize_cli.encoders import anatomy, checkpoint
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import Artifact, Scheme
+from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.progress import Track
 from ternarize_cli.storage import weights
 
@@ -213,6 +214,11 @@ def planned_parts(
     parts = source_parts(folder, scheme, options)
     if not options.trim:
         return parts, None
+    if head_of(folder) == "fill-mask":
+        raise InputError(
+            f"{folder} has a head over its vocabulary, and each of its outputs stands for one token",
+            hint="leave out --trim-vocabulary",
+        )
     chosen = select(folder, parts[0].model, options.trim, allow_pickle=options.allow_pickle, track=track)
     return [parts[0].trimmed(chosen.tables, len(chosen.ids)), *parts[1:]], chosen
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "backbone",
     "decodes",
+    "encoder_in",
     "first_names",
     "in_attention",
     "in_head",
@@ -152,17 +153,23 @@ def names_in_encoder(model: nn.Module) -> dict[str, str]:
 
     In a class around the encoder these lack the prefix, and layers beside the encoder have none and are left out.
     """
+    names = [name for name, _ in model.named_modules()]
+    if encoder_in(model) is model:
+        return {name: name for name in names}
+    prefix = f"{model.base_model_prefix}."
+    return {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def encoder_in(model: nn.Module) -> nn.Module:
+    """The encoder in a class around it, such as the BertModel of a classifier; any other model itself."""
     from transformers import MODEL_MAPPING
 
-    names = [name for name, _ in model.named_modules()]
-    prefix = getattr(model, "base_model_prefix", "")
-    if not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
-        return {name: name for name in names}
+    inner = getattr(model, getattr(model, "base_model_prefix", "") or "_", None)
+    if not isinstance(inner, nn.Module):
+        return model
     config: Any = model.config
     kinds = MODEL_MAPPING.get(type(config), ())
-    if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)):
-        return {name: name for name in names}
-    return {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}
+    return model if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)) else inner
 
 
 def word_tables(model: Any) -> set[nn.Module]:

@@ -218,7 +218,7 @@ def check_tensors(
         homeless = [key for key in shard.keys() if names.get(key) not in state]  # noqa: SIM118
         if further := _further_head(model, homeless):
             raise error(
-                f"the model has a further head, {further}, and {type(model).__name__} in transformers has no place for it",
+                f"the model has a further head, {further}, for which {type(model).__name__} has no place",
                 hint="ternarize takes classifiers with the one head of the class in config.json",
             )
         if surplus := _surplus(model, homeless):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
+from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -124,12 +125,14 @@ def model_name(model: str | Path) -> str:
 
 
 def pooling_note(folder: Path) -> str | None:
-    """Tells the user in a sentence which pooling is chosen for a folder that names none; None if the folder names one.
+    """Tells the user in a sentence which pooling is chosen for a folder that names none; None if none is chosen.
+
+    None is chosen if the folder names one, or holds a cross-encoder or sparse encoder.
 
     Raises:
         CheckpointError: config.json is missing or damaged.
     """
-    if (folder / "modules.json").is_file():
+    if (folder / "modules.json").is_file() or kind_of(folder) != "encoder":
         return None
     from ternarize_cli.encoders import checkpoint, defaults, vision
     from ternarize_cli.encoders.modalities import modalities_of
@@ -213,8 +216,6 @@ def load_encoder(
             is below 1 or above four for each core.
         UnavailableError: the backend or the device can't run on this machine.
     """
-    from ternarize_cli.model_folder.model_kind import require_kind
-
     require_kind(folder, "encoder")
     encoder: SentenceTransformer = load_whole(
         folder, _opened, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle

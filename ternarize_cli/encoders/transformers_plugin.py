@@ -24,6 +24,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ternarize_cli.encoders import module_replacement
+from ternarize_cli.encoders.anatomy import encoder_in
 from ternarize_cli.encoders.checkpoint import check_tensors
 from ternarize_cli.errors import FormatError
 from ternarize_cli.format.scheme import METHOD, Artifact
@@ -95,7 +96,8 @@ class TernarizeQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _check_values(model)
         if self.artifact.stage == "packed":
-            model.forward = FirstForward(model)
+            encoder = encoder_in(model)
+            encoder.forward = FirstForward(encoder)  # type: ignore[method-assign]
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

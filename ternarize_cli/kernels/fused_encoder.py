@@ -6,6 +6,7 @@ RoBERTa, multilingual E5, …). Calls that need inner values (hidden states, att
 run through the model's own modules.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
@@ -144,6 +145,8 @@ class FusedForward(ABC):
         self._made_of: int | None = None
         self._modules = list(model.modules())
         self._known, self._looked = self._looked_up(), Packed.changes
+        # a class around the encoder, such as a classifier, calls it with arguments by position
+        self._positions = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,10 +159,11 @@ class FusedForward(ABC):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes, and takes its arguments."""
         model: Any = self._model
-        given = {name: value for name, value in options.items() if value is not None}
+        named = {**dict(zip(self._positions, arguments, strict=False)), **options}
+        given = {name: value for name, value in named.items() if value is not None}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
         generation = self._generation(model)
-        if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
+        if not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
             return type(model).forward(model, *arguments, **options)
         with torch.no_grad():
             if self._encoder is None or self._made_of != generation:

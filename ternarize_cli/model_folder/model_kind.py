@@ -1,11 +1,12 @@
 """Tells which of sentence-transformers' three kinds of model a folder holds, and which head its weights have.
 
-    kind            class of sentence-transformers   gives                          says so in the folder
-    encoder         SentenceTransformer              a vector of a text or image    anything that does not say otherwise
-    cross-encoder   CrossEncoder                     scores of a pair of texts      "model_type": "CrossEncoder", or the
-                                                                                    head sequence-classification
-    sparse          SparseEncoder                    a weight for each token of     "model_type": "SparseEncoder", or the
-                                                     the vocabulary                 module SpladePooling
+    kind            class                 gives                        what says so in the folder
+    encoder         SentenceTransformer   a vector of a text           nothing says otherwise
+                                          or an image
+    cross-encoder   CrossEncoder          scores of a pair of texts    "model_type": "CrossEncoder", or the head
+                                                                       sequence-classification
+    sparse          SparseEncoder         a weight for each token      "model_type": "SparseEncoder", or the module
+                                          of the vocabulary            SpladePooling
 
 The head is named after the task that sentence-transformers writes into sentence_bert_config.json. Without modules.json,
 the class in `architectures` of config.json decides. A plain masked language model (XForMaskedLM without modules.json)
