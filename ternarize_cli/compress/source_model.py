@@ -97,11 +97,18 @@ class SourcePart:
     def describe(self, made: Artifact) -> Artifact:
         """Completes the description of an artifact with this part's excluded modules and added biases."""
         own = anatomy.names_in_encoder(self.model)  # a head stays as it is, and is not listed
+        lacking = _without(self.model, self.part.encoder()) if anatomy.encoder_in(self.model) is not self.model else ()
         return replace(
             made,
-            modules_to_not_convert=tuple(own[name] for name in self.policy.excluded if name in own),
+            modules_to_not_convert=(*(own[name] for name in self.policy.excluded if name in own), *lacking),
             added_biases=tuple(own[d.module] for d in self.decisions.values() if d.fate == "added"),
         )
+
+
+def _without(model: Any, encoder: Any) -> list[str]:
+    """Lists the linears and embeddings that `AutoModel` gives an encoder and a class around it leaves out (a pooler)."""
+    held = set(anatomy.names_in_encoder(model).values())
+    return [name for name, _ in anatomy.weighted(encoder) if name not in held]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def logits(model: "CrossEncoder", pairs: Sequence[tuple[str, str]], *, batch_siz
 
     found = np.asarray(
         model.predict(
-            [list(pair) for pair in pairs], batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False
+            [tuple(pair) for pair in pairs], batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False
         ),
         dtype=np.float32,
     )
@@ -120,7 +120,9 @@ def outputs(folder: Path, texts: Sequence[str], **how: Any) -> np.ndarray:
 def _cross_encoder(folder: Path, device: str, allow_pickle: bool) -> "CrossEncoder":
     from sentence_transformers import CrossEncoder
 
-    return CrossEncoder(str(folder), device=device, **LOADING, **loading_arguments(allow_pickle=allow_pickle))
+    model: Any = CrossEncoder  # its decorator hides its type
+    made: CrossEncoder = model(str(folder), device=device, **LOADING, **loading_arguments(allow_pickle=allow_pickle))
+    return made
 
 
 def _sparse_encoder(folder: Path, device: str, allow_pickle: bool) -> "SparseEncoder":

@@ -62,7 +62,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
                 raise CheckpointError(
                     f"{type(model).__name__} ties {name} to {owner}, which is compressed", hint="load it with AutoModel"
                 )
-            return TableDecoder(swapped[owner], module.bias)
+            return TableDecoder(swapped[owner], module.bias)  # type: ignore[arg-type]
         if own[name] in artifact.modules_to_not_convert:
             return None
         if owner != name:
@@ -154,8 +154,8 @@ def dequantize(model: M) -> M:
             rows, columns = module.out_features, module.in_features
             with torch.device("meta"):
                 decoder = nn.Linear(columns, rows, bias=False)
-            decoder.weight = nn.Parameter(module.rows(0, rows, module.table.weight.device).detach().float())  # type: ignore[union-attr,arg-type]
-            decoder.bias = module.bias
+            decoder.weight = nn.Parameter(module.rows(0, rows, module.table.weight.device).detach().float())  # type: ignore[arg-type]
+            decoder.bias = module.bias  # type: ignore[assignment]
             return decoder
         if isinstance(module, SimulatedEmbedding | PackedEmbedding):
             ids = torch.arange(module.num_embeddings, device=module.weight.device)

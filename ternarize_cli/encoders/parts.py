@@ -70,6 +70,14 @@ class Part:
         """
         return _dense(self.path) if self.subfolder else checkpoint.skeleton(self.folder, head_of(self.folder))
 
+    def encoder(self) -> Any:
+        """Builds the encoder of the model folder without a head, on the meta device.
+
+        Raises:
+            CheckpointError: config.json describes nothing that can be built.
+        """
+        return checkpoint.skeleton(self.folder)
+
     @contextmanager
     def open_source(self, model: Any, *, allow_pickle: bool = False) -> Iterator[list[WeightShard]]:
         """Opens the weights of a full-precision part, with fused tensors split (`tensor_names.split_fused`).

@@ -97,7 +97,7 @@ class TernarizeQuantizer(HfQuantizer):
         _check_values(model)
         if self.artifact.stage == "packed":
             encoder = encoder_in(model)
-            encoder.forward = FirstForward(encoder)  # type: ignore[method-assign]
+            encoder.forward = FirstForward(encoder)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
