@@ -106,7 +106,7 @@ class SourcePart:
 
 
 def _without(model: Any, encoder: Any) -> list[str]:
-    """Lists the linears and embeddings that `AutoModel` gives an encoder and a class around it leaves out (a pooler)."""
+    """Lists the linears and embeddings of an encoder that a class around it leaves out, such as a pooler."""
     held = set(anatomy.names_in_encoder(model).values())
     return [name for name, _ in anatomy.weighted(encoder) if name not in held]
 

@@ -91,9 +91,13 @@ def decodes(module: nn.Module, table: nn.Module) -> bool:
 
 
 def in_head(model: nn.Module) -> set[str]:
-    """Names of the linears and embeddings beside the encoder in a class around it, such as a classifier's."""
+    """Names of the linears and embeddings beside the encoder in a class around it, such as a classifier's.
+
+    BERT's pooler is in its encoder, but only a classifier reads it: there it belongs to the head, as RoBERTa's does.
+    """
     own = names_in_encoder(model)
-    return {name for name, _ in weighted(model) if name not in own}
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    return {n for n, _ in weighted(model) if n not in own or (classifies and own[n].startswith("pooler."))}
 
 
 def row_factor(table: nn.Embedding) -> float | None:

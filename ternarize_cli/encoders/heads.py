@@ -83,10 +83,9 @@ def logits(model: "CrossEncoder", pairs: Sequence[tuple[str, str]], *, batch_siz
     """
     from torch import nn
 
+    predict: Any = model.predict
     found = np.asarray(
-        model.predict(
-            [tuple(pair) for pair in pairs], batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False
-        ),
+        predict(list(pairs), batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False),
         dtype=np.float32,
     )
     if not np.isfinite(found).all():
