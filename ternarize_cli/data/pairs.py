@@ -8,6 +8,10 @@ The columns are found by their names in the header of a CSV or TSV, in the first
 
 A row with several second texts, such as a positive and a negative, holds a pair for each. A CSV or TSV without such a
 header has the first text, the second text and perhaps the score in this order.
+
+Where the scores come from a teacher, `pairs_of` also takes texts without a partner, one a line. They become two pairs
+each: with the text that follows in the file, which is often about the same matter, and with one drawn at random, which
+hardly ever is.
 """
 
 from collections.abc import Iterator
@@ -16,11 +20,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ternarize_cli.data.columns import read_columns
 from ternarize_cli.data.lines import filled, json_objects, lines, readable_file
+from ternarize_cli.data.text_sources import is_hub_id, texts_of
+from ternarize_cli.data.texts import STDIN, text_files
 from ternarize_cli.errors import DataError
+from ternarize_cli.storage.bounds import user_path
 
-__all__ = ["PAIR_TABLES", "PairColumns", "TextPair", "pair_columns", "read_text_pairs"]
+__all__ = ["PAIR_TABLES", "PairColumns", "TextPair", "pair_columns", "pairs_of", "read_text_pairs"]
 
 PAIR_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of the files that pairs are read from."""
@@ -101,6 +110,41 @@ def read_text_pairs(path: Path, columns: PairColumns) -> Iterator[TextPair]:
         score = row[-1] if columns.score else None
         for second in row[1 : 1 + len(columns.second)]:
             yield TextPair(filled(row[0], "first text", where), filled(second, "second text", where), score, where)
+
+
+def pairs_of(source: str | Path, most: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Yields the pairs of texts in a source, at most `most` of them.
+
+    Args:
+        source: a table of pairs, a file of texts, a folder of such files, or `-`.
+        most: the most pairs to yield.
+        seed: the seed by which texts without a partner get one.
+
+    Raises:
+        DataError: the source can't be read, or is a dataset of the hub.
+    """
+    path = user_path(source)
+    if str(source) != STDIN and is_hub_id(source):
+        raise DataError(
+            f"{source} is a dataset of the hub, from which no pairs are read", hint="save it as a Parquet file first"
+        )
+    files = text_files(path, also=PAIR_TABLES) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{source} holds no texts", hint="pass files named *.csv, *.tsv, *.jsonl, *.parquet or *.txt")
+    found = (pair for file in files for pair in _pairs_of_file(file, source, most, seed))
+    yield from islice(found, most)
+
+
+def _pairs_of_file(file: Path, source: str | Path, most: int, seed: int) -> Iterator[tuple[str, str]]:
+    columns = None if str(source) == STDIN else pair_columns(file)
+    if columns is not None:
+        yield from ((pair.first, pair.second) for pair in read_text_pairs(file, columns))
+        return
+    texts = list(islice(texts_of(STDIN if str(source) == STDIN else file, most, seed), most))
+    drawn = np.random.default_rng(seed).integers(len(texts), size=len(texts)) if texts else ()
+    for i, other in enumerate(drawn):
+        yield texts[i], texts[(i + 1) % len(texts)]
+        yield texts[i], texts[int(other)]
 
 
 def _header(path: Path, suffix: str) -> list[str]:

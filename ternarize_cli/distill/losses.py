@@ -8,9 +8,10 @@ A recipe weighs loss parts. A part compares the outputs of student and teacher f
     relation     KL divergence between the attention-like distributions softmax(hᵢ·hⱼ / √d) over the tokens of a text,
                  of the last layer's states in heads of 64 (self-relations as in MiniLMv2, arXiv 2012.15828, of states)
     cosine       1 − cos of the pooled embeddings
-    score        squared error of a cross-encoder's logits, as a share of the variance of the teacher's in the batch:
-                 Σ(s−t)² / Σ(t−mean t)², averaged over labels. The mean squared error of logits is the usual loss of
-                 rerankers (arXiv 2010.02666); the share makes it the same for logits of any scale
+    score        squared error of the differences between a cross-encoder's logits in a batch, as a share of the variance
+                 of the teacher's (MarginMSE, arXiv 2010.02666, over all pairs of the batch: only differences decide an
+                 order); and, so that the logits keep their place, the squared error of their mean as a share of the
+                 teacher's mean square; averaged over labels
     similarity   KL divergence, teacher to student, between each embedding's softmax over the similarities to the others
                  of the batch and to embeddings of earlier batches by the teacher, at temperature 0.05: the ranking that
                  search depends on
@@ -242,15 +243,15 @@ def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
 
 
 def score_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of logits as a share of the variance of the teacher's, averaged over labels: a scalar.
+    """Error of logits: of their differences, and of their mean, each as a share of the teacher's; a scalar.
 
     Args:
         student, teacher: `[batch, labels]`; the teacher gets no gradient.
     """
-    student, teacher = student.float(), teacher.float()
-    variance = (teacher - teacher.mean(dim=0)).square().sum(dim=0)
-    floor = teacher.square().sum(dim=0) * _FLAT + torch.finfo(torch.float32).tiny
-    return ((student - teacher).square().sum(dim=0) / torch.maximum(variance, floor)).mean()
+    error, teacher = student.float() - teacher.float(), teacher.float()
+    size = teacher.square().mean(dim=0) + torch.finfo(torch.float32).tiny
+    spread = torch.maximum(teacher.var(dim=0, correction=0), size * _FLAT)
+    return (error.var(dim=0, correction=0) / spread + error.mean(dim=0).square() / size).mean()
 
 
 def _score(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:

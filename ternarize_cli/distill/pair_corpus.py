@@ -1,15 +1,12 @@
 """Reads and holds the training data of a cross-encoder: pairs of texts, tokenised as the model takes them.
 
-Tables give pairs (`data.pairs`). Texts without a partner, one a line, become two pairs each: with the text that follows
-in the file, which is often about the same matter, and with one drawn at random, which hardly ever is. No scores are
-read: the teacher gives them.
+`data.pairs` reads them. No scores are read: the teacher gives them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +14,16 @@ import numpy as np
 import torch
 
 from ternarize_cli.data.length_buckets import width_of
-from ternarize_cli.data.pairs import PAIR_TABLES, pair_columns, read_text_pairs
-from ternarize_cli.data.text_sources import is_hub_id, texts_of
-from ternarize_cli.data.texts import STDIN, text_files
+from ternarize_cli.data.pairs import pairs_of
 from ternarize_cli.distill.batch_sampler import Piece
 from ternarize_cli.errors import DataError
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage.bounds import Held, user_path
+from ternarize_cli.storage.bounds import Held
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-__all__ = ["PairCorpus", "pairs_of", "tokenised_pairs"]
+__all__ = ["PairCorpus", "tokenised_pairs"]
 
 _TOKENISED = 1024
 _LONGEST = 512
@@ -105,41 +100,6 @@ class PairCorpus:
         """Selects some of the pairs."""
         types = None if self.types is None else [self.types[i] for i in rows]
         return replace(self, ids=[self.ids[i] for i in rows], types=types, sources=self.sources[list(rows)])
-
-
-def pairs_of(source: str | Path, most: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Yields the pairs of texts in a source, at most `most` of them.
-
-    Args:
-        source: a table of pairs, a file of texts, a folder of such files, or `-`.
-        most: the most pairs to yield.
-        seed: the seed by which texts without a partner get one.
-
-    Raises:
-        DataError: the source can't be read, or is a dataset of the hub.
-    """
-    path = user_path(source)
-    if str(source) != STDIN and is_hub_id(source):
-        raise DataError(
-            f"{source} is a dataset of the hub, from which no pairs are read", hint="save it as a Parquet file first"
-        )
-    files = text_files(path, also=PAIR_TABLES) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"{source} holds no texts", hint="pass files named *.csv, *.tsv, *.jsonl, *.parquet or *.txt")
-    found = (pair for file in files for pair in _pairs_of_file(file, source, most, seed))
-    yield from islice(found, most)
-
-
-def _pairs_of_file(file: Path, source: str | Path, most: int, seed: int) -> Iterator[tuple[str, str]]:
-    columns = None if str(source) == STDIN else pair_columns(file)
-    if columns is not None:
-        yield from ((pair.first, pair.second) for pair in read_text_pairs(file, columns))
-        return
-    texts = list(islice(texts_of(STDIN if str(source) == STDIN else file, most, seed), most))
-    drawn = np.random.default_rng(seed).integers(len(texts), size=len(texts)) if texts else ()
-    for i, other in enumerate(drawn):
-        yield texts[i], texts[(i + 1) % len(texts)]
-        yield texts[i], texts[int(other)]
 
 
 def tokenised_pairs(

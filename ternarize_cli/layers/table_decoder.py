@@ -19,6 +19,7 @@ class TableDecoder(nn.Module):
     """
 
     bias: nn.Parameter | None
+    _is_hf_initialized = True  # transformers would look for a weight to fill with random values
 
     def __init__(self, table: nn.Module, bias: nn.Parameter | None) -> None:
         """Makes a decoder for a `PackedEmbedding` or `SimulatedEmbedding`, which stays the child of its own parent."""
