@@ -8,10 +8,10 @@ A recipe weighs loss parts. A part compares the outputs of student and teacher f
     relation     KL divergence between the attention-like distributions softmax(hᵢ·hⱼ / √d) over the tokens of a text,
                  of the last layer's states in heads of 64 (self-relations as in MiniLMv2, arXiv 2012.15828, of states)
     cosine       1 − cos of the pooled embeddings
-    score        squared error of the differences between a cross-encoder's logits in a batch, as a share of the variance
-                 of the teacher's (MarginMSE, arXiv 2010.02666, over all pairs of the batch: only differences decide an
-                 order); and, so that the logits keep their place, the squared error of their mean as a share of the
-                 teacher's mean square; averaged over labels
+    score        squared error of the differences between a cross-encoder's logits in a batch, as a share of the
+                 teacher's (MarginMSE, arXiv 2010.02666, over all pairs of the batch: only differences decide an order);
+                 and, so that the logits keep their place, the squared error of their mean as a share of the teacher's
+                 mean square; averaged over labels
     similarity   KL divergence, teacher to student, between each embedding's softmax over the similarities to the others
                  of the batch and to embeddings of earlier batches by the teacher, at temperature 0.05: the ranking that
                  search depends on

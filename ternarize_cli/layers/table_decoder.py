@@ -19,7 +19,6 @@ class TableDecoder(nn.Module):
     """
 
     bias: nn.Parameter | None
-    _is_hf_initialized = True  # transformers would look for a weight to fill with random values
 
     def __init__(self, table: nn.Module, bias: nn.Parameter | None) -> None:
         """Makes a decoder for a `PackedEmbedding` or `SimulatedEmbedding`, which stays the child of its own parent."""
@@ -31,6 +30,12 @@ class TableDecoder(nn.Module):
     def table(self) -> nn.Module:
         """The embedding whose rows are the weight."""
         return self._tables[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored tensor of the table, which transformers asks whether it was loaded; codes, if the table has them."""
+        stored: Tensor = self.table.weight  # type: ignore[assignment]
+        return stored
 
     @property
     def out_features(self) -> int:

@@ -49,7 +49,7 @@ def test_a_packed_cross_encoder_scores_pairs_nearly_as_its_source(family: str, t
     source = save_headed(tmp_path / "source", family)
     before, after = scores(source), scores(packed(source, "int4"))
     assert spearmanr(before, after).statistic > 0.9
-    assert abs(before - after).max() < 0.06
+    assert abs(before - after).max() < 0.06 + 0.02 * abs(before).max()
     assert np.array_equal(after, scores(tmp_path / "packed"))
     assert abs(after - scores(tmp_path / "latent")).max() < 1e-5
 
