@@ -33,7 +33,7 @@ class TableDecoder(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The stored tensor of the table, which transformers asks whether it was loaded; codes, if the table has them."""
+        """The stored tensor of the table (codes, if it has them), which transformers asks whether it was loaded."""
         stored: Tensor = self.table.weight  # type: ignore[assignment]
         return stored
 

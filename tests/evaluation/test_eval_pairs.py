@@ -43,7 +43,7 @@ def test_scores_and_teachers_are_compared_by_their_ranks() -> None:
 def test_several_labels_are_scored_by_accuracy_of_the_largest() -> None:
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
     assert scores_of(ranked([0, 1, 2, 0, 0, 0], queries=False), logits)[0].value == pytest.approx(4 / 6)
-    with pytest.raises(InputError, match="gives 3 labels, and scores in x.csv are not classes"):
+    with pytest.raises(InputError, match=r"gives 3 labels, and scores in x\.csv are not classes"):
         scores_of(ranked([0, 1, 2, 0, 0, 0.5], queries=False), logits)
 
 
