@@ -28,8 +28,8 @@ def _pack(
     """
     from ternarize_cli.compress.session import pack
     from ternarize_cli.encoders.loading import model_name
-    from ternarize_cli.model_folder.model_kind import kind_of
     from ternarize_cli.format.codecs import codec_for
+    from ternarize_cli.model_folder.model_kind import kind_of
 
     out = Output(json_mode=json, quiet=quiet)
     name = model_name(student)
