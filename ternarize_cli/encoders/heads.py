@@ -43,7 +43,7 @@ def load_cross_encoder(folder: Path, **how: Any) -> "CrossEncoder":
 
 
 def load_sparse_encoder(folder: Path, **how: Any) -> "SparseEncoder":
-    """Loads a sparse encoder of any stage, or a plain masked language model as one.
+    """Loads a sparse encoder of any stage.
 
     Args:
         folder: a model folder, as `loading.resolve` returns it.
@@ -53,8 +53,7 @@ def load_sparse_encoder(folder: Path, **how: Any) -> "SparseEncoder":
         CheckpointError: the folder holds a model of another kind, or a file is missing or damaged.
         InputError, UnavailableError: as `loading.load_encoder` raises them.
     """
-    if head_of(folder) != "fill-mask":
-        require_kind(folder, "sparse")
+    require_kind(folder, "sparse")
     model: SparseEncoder = load_whole(folder, _sparse_encoder, **how)
     return model
 

@@ -9,8 +9,8 @@
                                           of the vocabulary            SpladePooling
 
 The head is named after the task that sentence-transformers writes into sentence_bert_config.json. Without modules.json,
-the class in `architectures` of config.json decides. A plain masked language model (XForMaskedLM without modules.json)
-is an encoder with the head fill-mask: SentenceTransformer pools its hidden states, and SparseEncoder reads its head.
+the class in `architectures` of config.json decides. A masked language model (XForMaskedLM) of which nothing says that
+it is a sparse encoder is an encoder without a head: SentenceTransformer pools its hidden states.
 """
 
 from pathlib import Path
@@ -35,6 +35,8 @@ _INSTEAD = {
     "sparse": "sentence_transformers.SparseEncoder(MODEL).encode(texts)",
     "encoder": "ternarize encode MODEL FILE, or ternarize eval MODEL --sts FILE",
 }
+
+_AS_SPARSE = "; if it is a sparse encoder (SPLADE), save it first: SparseEncoder(MODEL).save_pretrained(FOLDER)"
 
 
 def kind_of(folder: Path) -> Kind:
@@ -64,6 +66,8 @@ def head_of(folder: Path) -> Head | None:
         task = _task(folder) or ("fill-mask" if kinds[0] == "MLMTransformer" else None)
         return next((head for head in _HEADS.values() if head == task), None)
     found = next((head for ending, head in _HEADS.items() if architecture.endswith(ending)), None)
+    if found == "fill-mask" and named != "SparseEncoder":
+        return None
     if named in _NEEDS and found != _NEEDS[named]:
         raise CheckpointError(
             f"{folder} is a {named} (config_sentence_transformers.json), and its config.json names the class "
@@ -106,12 +110,7 @@ def head_notes(folder: Path) -> list[str]:
     if architecture is not None:
         return [
             f"config.json names {architecture}, and sentence-transformers loads the encoder alone: so is it converted, "
-            "and the layers beside it are left out"
-        ]
-    if head_of(folder) == "fill-mask" and kind_of(folder) == "encoder":
-        return [
-            f"{_architecture(folder)} keeps its head: SparseEncoder and AutoModelForMaskedLM open the result with it, "
-            "SentenceTransformer and ternarize pool the encoder's states (mean)"
+            "and the layers beside it are left out" + (_AS_SPARSE if architecture.endswith("ForMaskedLM") else "")
         ]
     return []
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
-from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import CrossEncoder, SparseEncoder
 
 from support.heads import PAIRS, save_headed, write_pairs
 from ternarize_cli.compress.convert import convert
@@ -154,12 +154,10 @@ def test_of_other_heads_the_encoder_alone_is_taken_and_says_so(head: str, tmp_pa
 
 
 @pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta", "ModernBert"])
-@pytest.mark.parametrize("plain", [True, False])
-def test_a_packed_sparse_encoder_weighs_tokens_nearly_as_its_source(family: str, plain: bool, tmp_path: Path) -> None:
-    source = save_headed(tmp_path / "source", family, "MaskedLM")
-    if not plain:
-        SparseEncoder(str(source), device="cpu").save_pretrained(str(tmp_path / "splade"))
-        source = tmp_path / "splade"
+def test_a_packed_sparse_encoder_weighs_tokens_nearly_as_its_source(family: str, tmp_path: Path) -> None:
+    plain = save_headed(tmp_path / "plain", family, "MaskedLM")
+    source = tmp_path / "source"
+    SparseEncoder(str(plain), device="cpu").save_pretrained(str(source))
     before, after = weights(source), weights(packed(source, "int4"))
     cosines = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
     assert before.max() > 0.1
@@ -169,14 +167,28 @@ def test_a_packed_sparse_encoder_weighs_tokens_nearly_as_its_source(family: str,
     assert np.array_equal(after, outputs(tmp_path / "packed", TEXTS))
 
 
-def test_a_plain_masked_language_model_is_still_an_encoder(tmp_path: Path) -> None:
+def test_a_plain_masked_language_model_is_an_encoder(tmp_path: Path) -> None:
     source = save_headed(tmp_path / "source", "Bert", "MaskedLM")
-    folder = packed(source, "int4")
-    assert (kind_of(folder), head_of(folder)) == ("encoder", "fill-mask")
-    vectors = load_encoder(folder).encode(TEXTS)
-    assert np.array_equal(vectors, SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
+    report = convert(source, tmp_path / "latent", Scheme(levels="int4"))
+    assert any("if it is a sparse encoder (SPLADE), save it first" in note for note in report.notes)
+    pack(tmp_path / "latent", tmp_path / "packed")
+    assert (kind_of(tmp_path / "packed"), head_of(tmp_path / "packed")) == ("encoder", None)
+    vectors = load_encoder(tmp_path / "packed").encode(TEXTS)
     wanted = load_encoder(source).encode(TEXTS)
     assert ((vectors * wanted).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(wanted, axis=1)).min() > 0.97
+
+
+def test_rounding_alone_is_refused_where_it_costs_the_scores(tmp_path: Path, run: Any) -> None:
+    ranks, plain = save_headed(tmp_path / "ranks"), save_headed(tmp_path / "plain", "Bert", "MaskedLM")
+    SparseEncoder(str(plain), device="cpu").save_pretrained(str(tmp_path / "weighs"))
+    for source, what in ((ranks, "a cross-encoder"), (tmp_path / "weighs", "a sparse encoder")):
+        for more in ([], ["--dry-run"], ["--levels", "int2"]):
+            result = run("convert", source, "-o", tmp_path / "out", *more)
+            assert result.exit_code == 2
+            assert f"is {what}, and rounding its weights" in result.stderr
+            assert f"ternarize distill {source} --teacher {source} --data" in result.stderr
+        assert run("convert", source, "-o", tmp_path / what, "--levels", "int4").exit_code == 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_of_another_kind_are_refused_with_what_to_do_instead(tmp_path: Path, tiny_bert: Path) -> None:
