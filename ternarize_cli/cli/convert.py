@@ -35,7 +35,7 @@ def _convert(
     MODEL becomes a ternary checkpoint in ./NAME-ternary. It trains (`ternarize distill`),
     evaluates as it is, and packs (`ternarize pack`).
     """
-    from ternarize_cli.compress.session import convert
+    from ternarize_cli.compress.session import check_keeps_scores, convert
     from ternarize_cli.encoders.loading import model_name, pooling_note, resolve
 
     out = Output(json_mode=json, quiet=quiet)
@@ -44,6 +44,7 @@ def _convert(
     if wanted is None and (calibration.samples, calibration.tokens) != (None, DEFAULT_TOKENS):
         out.warn("--calibration-samples and --calibration-tokens do nothing without --calibrate")
     source = resolve(model, allow_pickle=options.allow_pickle)
+    check_keeps_scores(source, scheme, wanted)
     target = output or Path(f"{model_name(model)}-ternary")
     if (note := pooling_note(source)) is not None:
         out.note(f"note: {note}")

@@ -30,7 +30,7 @@ def _distill(
         typer.Option(
             "--data",
             metavar="FILE|DIR|DATASET",
-            help="Texts (plain, JSONL, Parquet, hub dataset; - is stdin) or images; repeatable.",
+            help="Texts (plain, JSONL, Parquet, hub dataset; - is stdin), pairs, or images; repeatable.",
         ),
     ],
     teacher: Annotated[
@@ -51,6 +51,7 @@ def _distill(
     """Train a ternary checkpoint to match its original.
 
     The teacher is the full-precision model that STUDENT came from; the data are your texts or images, without labels.
+    A cross-encoder learns its teacher's scores of pairs (CSV, TSV, JSONL, Parquet; texts alone are paired).
     The result is written to ./NAME-distilled. A full-precision STUDENT is made ternary first, and is its own teacher.
     Ctrl-C stops after the current step, and --resume continues from there. `accelerate launch -m ternarize_cli
     distill …` uses several GPUs.
@@ -84,9 +85,12 @@ def _distill(
         out.note(f"went on from step {report.resumed_at:,}")
     if training.auto_batch:
         out.note(f"trained with batches of {report.batch_size}, {report.accumulate} to a step")
+    cosine, agreement = ("cosine to the teacher", "agreement of similarities")
+    if report.scores:
+        cosine, agreement = ("correlation with the teacher's scores", "rank correlation (Spearman)")
     rows = [
-        ("cosine to the teacher", f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}"),
-        ("agreement of similarities", f"{report.agreement_before:.4f}", f"{report.agreement_after:.4f}"),
+        (cosine, f"{report.cosine_before:.4f}", f"{report.cosine_after:.4f}"),
+        (agreement, f"{report.agreement_before:.4f}", f"{report.agreement_after:.4f}"),
     ]
     seen = f"{counted(report.steps, 'step')}, {counted(report.texts, 'input')} in {duration(report.seconds)}"
     out.table(

@@ -29,6 +29,7 @@ def _pack(
     from ternarize_cli.compress.session import pack
     from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.format.codecs import codec_for
+    from ternarize_cli.model_folder.model_kind import kind_of
 
     out = Output(json_mode=json, quiet=quiet)
     name = model_name(student)
@@ -50,7 +51,13 @@ def _pack(
         caption=f"the checkpoint's weights: {megabytes(report.bytes_source)}; zero codes: {report.zeros:.1%}",
     )
     out.text(f"wrote {target}")
-    out.hint(f"ternarize bench {target}, or: echo some text | ternarize encode {target}")
+    out.hint(
+        {
+            "encoder": f"ternarize bench {target}, or: echo some text | ternarize encode {target}",
+            "cross-encoder": f"ternarize eval {target} --pairs FILE",
+            "sparse": f'sentence_transformers.SparseEncoder("{target}").encode(texts)',
+        }[kind_of(target)]
+    )
     values = {k: v for k, v in vars(report).items() if k != "artifact"}
     out.result({"output": str(target), **values, "quantization_config": report.artifact.to_dict()})
 

@@ -3,9 +3,9 @@
 Tensors stream through, one at a time: no model is built, so memory stays near the largest tensor (a calibration loads
 a model).
 The latent weights are the source's own, beside the scales that the rule gives them; codes are not stored, they follow
-(see `ternary`). Every tensor keeps its name. Tensors for which the encoder has no place (heads of a pre-training task)
-are dropped, and tensors that the source lacks are never invented. The Dense modules of a sentence-transformers folder
-are converted like the encoder (`parts`).
+(see `ternary`). Every tensor keeps its name. The head of a cross-encoder, classifier or masked language model stays
+(`model_kind`). Tensors for which the model has no place (other heads) are dropped, and tensors that the source lacks
+are never invented. The Dense modules of a sentence-transformers folder are converted like the encoder (`parts`).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +27,7 @@ from ternarize_cli.encoders.loading import model_name
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.model_folder.model_files import module_folders
+from ternarize_cli.model_folder.model_kind import head_notes
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files, weights
 
@@ -133,7 +134,7 @@ def convert(
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
         _unpickle_modules(source, partial, {one.part.subfolder for one in parts})
-        notes = defaults.complete(source, partial)
+        notes = [*head_notes(source), *defaults.complete(source, partial)]
         count = sum(d.stored is not None for d in plan.tensors)
         pending = iter(track(range(count), "ternarising", count))
         for one in parts:

@@ -7,10 +7,12 @@ from ternarize_cli.compress import pack as packing
 from ternarize_cli.compress.calibrate import Calibration
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.encoders.loading import model_name, resolve
+from ternarize_cli.errors import InputError
 from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.model_folder.model_kind import kind_of
 from ternarize_cli.progress import Track, silent
 
-__all__ = ["convert", "pack"]
+__all__ = ["check_keeps_scores", "convert", "pack"]
 
 
 def convert(
@@ -43,14 +45,16 @@ def convert(
     Raises:
         ModelNotFoundError: the model can't be found.
         CheckpointError: the model is damaged, or is ternary already.
-        InputError: a pattern to skip matches nothing, the group size does not divide a width, or the scheme's rule does
-            not go with a calibration.
+        InputError: a pattern to skip matches nothing, the group size does not divide a width, the scheme's rule does
+            not go with a calibration, or `check_keeps_scores` raises it.
         DataError: texts or images can't be read, or are not what the model reads.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     options = options or ConvertOptions()
+    folder = resolve(model, allow_pickle=options.allow_pickle)
+    check_keeps_scores(folder, scheme or Scheme(), calibration)
     return conversion.convert(
-        resolve(model, allow_pickle=options.allow_pickle),
+        folder,
         Path(output),
         scheme,
         options,
@@ -58,6 +62,31 @@ def convert(
         force=force,
         track=track,
         source_name=model_name(model),
+    )
+
+
+def check_keeps_scores(folder: Path, scheme: Scheme, calibration: Calibration | None) -> None:
+    """Checks that a cross-encoder or sparse encoder is not made ternary by rounding alone, which costs it its scores.
+
+    docs/results/quality.md has the measurement. Encoders keep more, and are taken in every way.
+
+    Args:
+        folder: the model folder.
+        scheme: how the weights are rounded; int4 keeps the scores.
+        calibration: what the codes are fitted to; None: they follow from the weights alone.
+
+    Raises:
+        InputError: the model scores pairs or weighs tokens, its levels are not int4, and there is no calibration.
+        CheckpointError: a config is missing or damaged.
+    """
+    kind = kind_of(folder)
+    if kind == "encoder" or calibration is not None or scheme.levels == "int4":
+        return
+    what, data = ("a cross-encoder", "pairs.csv") if kind == "cross-encoder" else ("a sparse encoder", "texts.txt")
+    raise InputError(
+        f"{folder} is {what}, and rounding its weights to {scheme.levels} ones does not keep its scores",
+        hint=f"--calibrate {data}, or --levels int4, or train it at once: "
+        f"ternarize distill {folder} --teacher {folder} --data {data}",
     )
 
 

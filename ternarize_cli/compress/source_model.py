@@ -19,6 +19,7 @@ from ternarize_cli.encoders import anatomy, checkpoint
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import Artifact, Scheme
+from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.progress import Track
 from ternarize_cli.storage import weights
 
@@ -95,11 +96,19 @@ class SourcePart:
 
     def describe(self, made: Artifact) -> Artifact:
         """Completes the description of an artifact with this part's excluded modules and added biases."""
+        own = anatomy.names_in_encoder(self.model)  # a head stays as it is, and is not listed
+        lacking = _without(self.model, self.part.encoder()) if anatomy.encoder_in(self.model) is not self.model else ()
         return replace(
             made,
-            modules_to_not_convert=tuple(self.policy.excluded),
-            added_biases=tuple(d.module for d in self.decisions.values() if d.fate == "added"),
+            modules_to_not_convert=(*(own[name] for name in self.policy.excluded if name in own), *lacking),
+            added_biases=tuple(own[d.module] for d in self.decisions.values() if d.fate == "added"),
         )
+
+
+def _without(model: Any, encoder: Any) -> list[str]:
+    """Lists the linears and embeddings of an encoder that a class around it leaves out, such as a pooler."""
+    held = set(anatomy.names_in_encoder(model).values())
+    return [name for name, _ in anatomy.weighted(encoder) if name not in held]
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,11 @@ def planned_parts(
     parts = source_parts(folder, scheme, options)
     if not options.trim:
         return parts, None
+    if head_of(folder) == "fill-mask":
+        raise InputError(
+            f"{folder} has a head over its vocabulary, and each of its outputs stands for one token",
+            hint="leave out --trim-vocabulary",
+        )
     chosen = select(folder, parts[0].model, options.trim, allow_pickle=options.allow_pickle, track=track)
     return [parts[0].trimmed(chosen.tables, len(chosen.ids)), *parts[1:]], chosen
 

@@ -4,8 +4,8 @@
     ternary    weight of a linear                             float32, float32 scales    codes, float16 scales
     table      weight of an embedding                         float32                    int4 or int8, float16 scales;
                                                                                          or float16, or float32
-    half       any other above HALF_ABOVE_NUMEL elements      float32, rounded to        float16
-                                                              float16's values
+    half       any other above HALF_ABOVE_NUMEL elements,     float32, rounded to        float16
+               linears of a head included                     float16's values
     kept       small, not floating point, or of an            as in the source           as in the source
                excluded module
     added      none: a bias that calibration adds             float32                    float32
@@ -50,6 +50,9 @@ __all__ = [
 
 HALF_ABOVE_NUMEL = 65_536
 """Tensors with more elements than this that are neither linear nor table are float16 in a packed model."""
+
+_OF_HEAD = "in the head, whose outputs are the scores themselves"
+"""The reason why no linear beside the encoder becomes ternary: its error would go into every score unmixed."""
 
 Fate = Literal["ternary", "table", "half", "kept", "added", "tied", "dropped", "refused"]
 Headers = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -188,7 +191,12 @@ def policy_of_artifact(model: nn.Module, artifact: Artifact) -> TensorPolicy:
         model: the skeleton as `Part.skeleton` builds it, before modules are replaced.
         artifact: the description; it lists the excluded modules, without the reasons.
     """
-    excluded = dict.fromkeys(artifact.modules_to_not_convert, "excluded when the model was converted")
+    own = anatomy.names_in_encoder(model)
+    excluded = dict.fromkeys(anatomy.in_head(model), _OF_HEAD) | {
+        name: "excluded when the model was converted"
+        for name, _ in anatomy.weighted(model)
+        if own.get(name) in artifact.modules_to_not_convert
+    }
     return _policy(model, artifact.scheme, excluded, artifact.codec)
 
 
@@ -197,9 +205,13 @@ def _excluded(model: nn.Module, present: Collection[str], skip: Mapping[str, str
     found: dict[str, str] = {}
     first = anatomy.first_names(model)
     owned = {first[name] for name in present if name in first}
-    inside = anatomy.in_attention(model)
+    inside, head = anatomy.in_attention(model), anatomy.in_head(model)
     for name, module in anatomy.weighted(model):
         owner = first[f"{name}.weight"].removesuffix(".weight")
+        if name in head:
+            found |= {name: _OF_HEAD} if owner == name else {}
+            if owner == name or anatomy.decodes(module, model.get_submodule(owner)):
+                continue
         if owner != name:
             if not anatomy.interchangeable(module, model.get_submodule(owner)):
                 found[owner] = found[name] = f"{owner} and {name} share one weight and use it differently"
@@ -251,16 +263,18 @@ def _fate(policy: TensorPolicy, tensor: SourceTensor) -> tuple[Fate, str]:
         return "ternary", "the weight of a linear"
     if leaf == "weight" and module in policy.tables:
         return "table", f"the rows of an embedding: {policy.table_bits(module)} bits when packed"
-    if module in policy.excluded:
-        return "kept", policy.excluded[module]
+    excluded = policy.excluded.get(module)
+    if excluded is not None and excluded != _OF_HEAD:
+        return "kept", excluded
     if not tensor.dtype.is_floating_point:
         return "kept", "no floating-point numbers, as in the source"
     if math.prod(tensor.shape) > HALF_ABOVE_NUMEL:
         kind = policy.classes.get(tensor.name)
-        return "half", f"of a {kind}: float16 when packed" if kind else "float16 when packed"
+        what = excluded or (f"of a {kind}" if kind else None)
+        return "half", f"{what}: float16 when packed" if what else "float16 when packed"
     if leaf == "bias" and module in policy.calibrated:
         return "kept", "small; calibration fits its values"
-    return "kept", "small, as in the source"
+    return "kept", excluded or "small, as in the source"
 
 
 def _headers(policy: TensorPolicy, tensor: SourceTensor, fate: Fate) -> tuple[Headers, Headers]:

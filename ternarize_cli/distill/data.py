@@ -1,4 +1,4 @@
-"""Reads the training data of a student, texts or images, from any mixture of sources.
+"""Reads the training data of a student, texts, images or pairs of texts, from any mixture of sources.
 
 Texts are tokenised once, before training, and held as ids; images are decoded when their batch is prepared.
 """
@@ -13,11 +13,13 @@ import numpy as np
 from ternarize_cli.data.images import read_images
 from ternarize_cli.data.text_sources import texts_of
 from ternarize_cli.distill.batch_sampler import Mixture
+from ternarize_cli.distill.pair_corpus import tokenised_pairs
 from ternarize_cli.distill.pixels import preparation
 from ternarize_cli.distill.training_corpus import ImageCorpus, TextCorpus, TrainingCorpus
 from ternarize_cli.encoders.loading import prompts_of
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.model_folder.model_kind import kind_of
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.bounds import Held
 
@@ -71,7 +73,7 @@ def read_corpus(
     """Reads all sources, drops duplicate texts, and holds some out; returns the training data and the held-out data.
 
     Args:
-        encoder: the model whose tokenizer or image processor is used.
+        encoder: the model whose tokenizer or image processor is used; a cross-encoder reads pairs (`pair_corpus`).
         folder: the folder that the model was loaded from.
         sources: the sources.
         max_length: the most tokens of an input; None takes the model's limit, at most 512.
@@ -83,6 +85,17 @@ def read_corpus(
             or images.
         CheckpointError: the model does not read texts, or images.
     """
+    if kind_of(folder) == "cross-encoder":
+        pairs = tokenised_pairs(
+            encoder,  # type: ignore[arg-type]
+            sources.paths,
+            sources.most,
+            max_length=max_length,
+            seed=seed,
+            track=track,
+        )
+        _check_known(pairs.ids, encoder.tokenizer.unk_token_id)
+        return _split(pairs, sources, seed, "pairs")
     if modality_of_sources(folder, sources.paths, stdin=True) == "image":
         return _split(_images(encoder, sources, seed), sources, seed, "images")
     texts: dict[str, int] = {}

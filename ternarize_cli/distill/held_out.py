@@ -43,18 +43,23 @@ class HeldOut:
             )
 
     def look(self) -> tuple[float, float]:
-        """Measures the student in eval mode, as packed: mean cosine to the teacher, and agreement of similarities."""
+        """Measures the student in eval mode, as packed: mean cosine to the teacher, and agreement of similarities.
+
+        Of a cross-encoder, Pearson's and Spearman's correlation of its logits with the teacher's, means over labels.
+        """
         modes = {module: module.training for module in self._pair.student.modules()}
         self._pair.student.eval()
         learnt = self._vectors(self._pair.student_outputs)
         for module, mode in modes.items():
             module.training = mode
+        if self._pair.scores:
+            return _correlations(learnt, self._taught)
         return float((learnt * self._taught).sum(dim=-1).mean()), _agreement(learnt, self._taught)
 
     @torch.no_grad()
     def _vectors(self, outputs: Callable[[dict[str, Any]], Outputs]) -> Tensor:
-        """Computes embeddings of length 1, `[n, dim]`, in one order for any number of processes."""
-        made = [torch.empty(0, self._pair.student.get_embedding_dimension() or 0)]
+        """Computes embeddings of length 1, `[n, dim]`, or logits, in one order for any number of processes."""
+        made = [torch.empty(0, self._pair.width)]
         lengths = self._corpus.lengths.clip(max=self._corpus.limit)
         rows = self._corpus.lengths.argsort(kind="stable").tolist()
         rows = rows[self._on.process_index :: self._on.num_processes]
@@ -67,7 +72,23 @@ class HeldOut:
         if self._on.num_processes > 1:
             parts = [None] * self._on.num_processes
             torch.distributed.all_gather_object(parts, mine, group=self._group)
-        return F.normalize(torch.cat(parts), dim=-1).to(self._on.device)
+        whole = torch.cat(parts)
+        return (whole if self._pair.scores else F.normalize(whole, dim=-1)).to(self._on.device)
+
+
+def _correlations(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Computes Pearson's and Spearman's correlation of the columns of `a` and `b`, `[n, labels]`: means over labels.
+
+    A column of equal values has the correlation 0 with any other; fewer than two rows have the correlation 1.
+    """
+    if len(a) < 2:
+        return 1.0, 1.0
+    columns = list(zip(a.cpu().numpy().T, b.cpu().numpy().T, strict=True))
+    found = [
+        (float(np.corrcoef(x, y)[0, 1]), float(spearmanr(x, y).statistic)) if np.ptp(x) and np.ptp(y) else (0.0, 0.0)
+        for x, y in columns
+    ]
+    return float(np.mean([p for p, _ in found])), float(np.mean([s for _, s in found]))
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:

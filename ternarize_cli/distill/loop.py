@@ -29,9 +29,11 @@ from ternarize_cli.distill.teacher_cache import cached_vectors
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.distill.training_corpus import TrainingCorpus
 from ternarize_cli.encoders import checkpoint, loading
+from ternarize_cli.encoders.heads import load_with_head
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.errors import CheckpointError, InputError, OutputExistsError, TernarizeError
 from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.model_folder.model_kind import Kind, kind_of, require_kind
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files, signals
 
@@ -80,18 +82,20 @@ def distill(
     inputs = [student, teacher]
     files.check_output(output, force=force, inputs=inputs)
     _check(student, teacher)
-    kind = modality_of_sources(student, sources.paths, stdin=True)
+    kind, model_kind = modality_of_sources(student, sources.paths, stdin=True), kind_of(student)
+    require_kind(teacher, model_kind)
     device = loading.checked_device(options.device)
-    training = training.on(device)
+    training = training.on(device).for_kind(model_kind)
     if options.cache_teacher is not None:
-        _check_cacheable(kind, training)
+        _check_cacheable(kind, model_kind, training)
     on = _accelerator(device)
     torch.manual_seed(training.seed)
+    opens: Any = loading.load_encoder if model_kind == "encoder" else load_with_head
     with _workplace(on, output, inputs, force=force, resume=options.resume) as partial:
         latent = _latent(on, partial, student, training)
         pair = Pair(
-            loading.load_encoder(latent, device=str(on.device), threads=options.threads),
-            loading.load_encoder(teacher, device=str(on.device)),
+            opens(latent, device=str(on.device), threads=options.threads),
+            opens(teacher, device=str(on.device)),
             tables=training.chosen.tables > 0,
         )
         corpus, held = read_corpus(
@@ -194,11 +198,14 @@ def _report(
         batch_size=trainer.training.batch,
         accumulate=trainer.training.accumulate,
         resumed_at=resumed_at,
+        scores=trainer.pair.scores,
         losses=trainer.losses,
     )
 
 
-def _check_cacheable(kind: str, training: Training) -> None:
+def _check_cacheable(kind: str, model_kind: Kind, training: Training) -> None:
+    if model_kind != "encoder":
+        raise InputError("only vectors of encoders can be cached", hint="leave out --cache-teacher")
     if kind == "image":
         raise InputError("embeddings of images can't be cached", hint="leave out --cache-teacher")
     of_states = [name for name in training.parts if name in OF_STATES]

@@ -8,6 +8,10 @@ A recipe weighs loss parts. A part compares the outputs of student and teacher f
     relation     KL divergence between the attention-like distributions softmax(hᵢ·hⱼ / √d) over the tokens of a text,
                  of the last layer's states in heads of 64 (self-relations as in MiniLMv2, arXiv 2012.15828, of states)
     cosine       1 − cos of the pooled embeddings
+    score        squared error of the differences between a cross-encoder's logits in a batch, as a share of the
+                 teacher's (MarginMSE, arXiv 2010.02666, over all pairs of the batch: only differences decide an order);
+                 and, so that the logits keep their place, the squared error of their mean as a share of the teacher's
+                 mean square; averaged over labels
     similarity   KL divergence, teacher to student, between each embedding's softmax over the similarities to the others
                  of the batch and to embeddings of earlier batches by the teacher, at temperature 0.05: the ranking that
                  search depends on
@@ -24,6 +28,7 @@ from torch.nn import functional as F
 
 from ternarize_cli.arithmetic.elementwise import fused
 from ternarize_cli.errors import InputError
+from ternarize_cli.model_folder.model_kind import Kind
 
 __all__ = [
     "OF_STATES",
@@ -32,10 +37,12 @@ __all__ = [
     "REVISION",
     "LossRecipe",
     "Outputs",
+    "check_parts",
     "loss_parts",
     "masked_mse",
     "relation_divergence",
     "relative_error",
+    "score_error",
     "similarity_divergence",
 ]
 
@@ -45,6 +52,8 @@ _TEMPERATURE = 0.05
 _HEAD = 64
 _SAME = 0.995
 _NEVER = -1e9
+_FLAT = 1e-4
+"""The least share of the squares of a batch's logits that their variance counts as, for batches of equal logits."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Outputs:
 
     Attributes:
         hidden: hidden states, one `[batch, tokens, dim]` per layer, in order; empty if the model gives none.
-        pooled: `[batch, dim]` embeddings.
+        pooled: `[batch, dim]` embeddings, or the logits `[batch, labels]` of a cross-encoder.
         mask: `[batch, tokens]`, 1 for real tokens.
     """
 
@@ -109,7 +118,10 @@ RECIPES: dict[str, LossRecipe] = {
     "full": LossRecipe(
         parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=0.3, changed=0.5
     ),
+    "scores": LossRecipe(parts={"hidden": 1.0, "score": 0.3}, tables=0.3, changed=0.5),
+    "sparse": LossRecipe(parts={"hidden": 1.0, "cosine": 10.0}, joined=0.1, tables=0.3, changed=0.5),
 }
+"""Of an encoder "full" is the default, of a cross-encoder "scores", of a sparse encoder "sparse"."""
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -230,6 +242,22 @@ def _cosine(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
     return 1 - F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=-1).mean()
 
 
+def score_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Error of logits: of their differences, and of their mean, each as a share of the teacher's; a scalar.
+
+    Args:
+        student, teacher: `[batch, labels]`; the teacher gets no gradient.
+    """
+    error, teacher = student.float() - teacher.float(), teacher.float()
+    size = teacher.square().mean(dim=0) + torch.finfo(torch.float32).tiny
+    spread = torch.maximum(teacher.var(dim=0, correction=0), size * _FLAT)
+    return (error.var(dim=0, correction=0) / spread + error.mean(dim=0).square() / size).mean()
+
+
+def _score(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
+    return score_error(student.pooled, teacher.pooled)
+
+
 def _similarity(student: Outputs, teacher: Outputs, queue: Tensor | None) -> Tensor:
     return similarity_divergence(student.pooled, teacher.pooled, queue)
 
@@ -240,7 +268,21 @@ PARTS: dict[str, Part] = {
     "relation": _relation,
     "cosine": _cosine,
     "similarity": _similarity,
+    "score": _score,
 }
+_OF_VECTORS = ("cosine", "similarity")
+
+
+def check_parts(parts: Mapping[str, float], kind: Kind) -> None:
+    """Checks that a model of a kind gives what the parts of the loss compare.
+
+    Raises:
+        InputError: a part compares vectors and the model is a cross-encoder, or scores and it is none.
+    """
+    wrong = [n for n in parts if n in (_OF_VECTORS if kind == "cross-encoder" else ("score",))]
+    if wrong:
+        what = "gives scores, and no vectors" if kind == "cross-encoder" else "gives vectors, and no scores"
+        raise InputError(f"the part {wrong[0]} of the loss is not for this model, which {what}", hint="leave it out")
 
 
 def loss_parts(

@@ -11,6 +11,7 @@ from ternarize_cli.storage.command_option import DEVICE, MANY, MAX_BATCH, SEED, 
 
 if TYPE_CHECKING:
     from ternarize_cli.distill.losses import LossRecipe
+    from ternarize_cli.model_folder.model_kind import Kind
 
 __all__ = ["DistillOptions", "Progress", "Training"]
 
@@ -25,7 +26,7 @@ class Training:
     Attributes:
         minutes, steps, epochs: the budget; exactly one is given. With minutes the result depends on the machine's
             speed; the others give the same bytes again.
-        recipe: a name in `losses.RECIPES`.
+        recipe: a name in `losses.RECIPES`; None: the one for the student's kind, as `for_kind` chooses it.
         losses: weights of parts of the loss that differ from the recipe's; 0 leaves one out.
         batch_size: texts or images per step and process, of mean length: a step of long texts has fewer. None: 64, on
             a GPU 256.
@@ -45,7 +46,10 @@ class Training:
         int | None, Option("Budget in steps instead: reproducible to the byte.", max=MANY, exclusive="budget")
     ] = None
     epochs: Annotated[float | None, Option("Budget in passes over the data instead.", exclusive="budget")] = None
-    recipe: Annotated[str, Option("full, or paper (output error only, as published).")] = "full"
+    recipe: Annotated[
+        str | None,
+        Option("full, scores (cross-encoders), sparse, or paper (as published); default: by the kind of model."),
+    ] = None
     losses: Annotated[
         Mapping[str, float],
         Option("Weight of a part of the loss; 0 leaves it out.", name="loss", metavar="PART=WEIGHT"),
@@ -69,7 +73,7 @@ class Training:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
         from ternarize_cli.distill.losses import RECIPES  # needs torch, which the command line loads when it must
 
-        if self.recipe not in RECIPES:
+        if self.recipe is not None and self.recipe not in RECIPES:
             raise InputError(f"there is no recipe {self.recipe!r}", hint=f"one of {', '.join(sorted(RECIPES))}")
         names = ("minutes", "steps", "epochs", "batch_size", "accumulate", "learning_rate", "max_length")
         for name in names:
@@ -85,7 +89,7 @@ class Training:
         """The recipe."""
         from ternarize_cli.distill.losses import RECIPES
 
-        return RECIPES[self.recipe]
+        return RECIPES[self.recipe or "full"]
 
     @property
     def parts(self) -> Mapping[str, float]:
@@ -96,6 +100,19 @@ class Training:
     def batch(self) -> int:
         """Inputs per batch and process; `on` says for which device."""
         return self.batch_size or _BATCH["cpu"]
+
+    def for_kind(self, kind: "Kind") -> "Training":
+        """With the recipe for a kind of model, unless one is given.
+
+        Raises:
+            InputError: a part of the loss compares what a model of this kind does not give.
+        """
+        from ternarize_cli.distill.losses import check_parts
+
+        recipes = {"encoder": "full", "cross-encoder": "scores", "sparse": "sparse"}
+        chosen = replace(self, recipe=self.recipe or recipes[kind])
+        check_parts(chosen.parts, kind)
+        return chosen
 
     def on(self, device: str) -> "Training":
         """With the defaults for a device such as "cuda:0"."""
@@ -156,7 +173,9 @@ class Progress:
         losses: the parts, smoothed over recent steps.
         texts_per_second, seconds_left: at the speed of this run so far.
         cosine, agreement: on held-out data when last looked at: mean cosine between student and teacher, and the rank
-            correlation (Spearman) of their similarities between held-out texts or images.
+            correlation (Spearman) of their similarities between held-out texts or images; of a cross-encoder, the
+            correlation (Pearson) and the rank correlation of their scores.
+        scores: whether the student is a cross-encoder.
     """
 
     step: int
@@ -166,10 +185,12 @@ class Progress:
     seconds_left: float
     cosine: float | None = None
     agreement: float | None = None
+    scores: bool = False
 
     def line(self) -> str:
         """One line for a meter."""
         losses = " ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
         minutes, seconds = divmod(round(self.seconds_left), 60)
-        held = "" if self.cosine is None else f"  cosine {self.cosine:.3f} agreement {self.agreement:.3f}"
+        names = ("correlation", "Spearman") if self.scores else ("cosine", "agreement")
+        held = "" if self.cosine is None else f"  {names[0]} {self.cosine:.3f} {names[1]} {self.agreement:.3f}"
         return f"step {self.step}  {losses}{held}  {self.texts_per_second:.0f}/s  {minutes}:{seconds:02} left"

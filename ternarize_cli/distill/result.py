@@ -31,6 +31,8 @@ class DistillReport:
         cosine_before, cosine_after: mean cosine between student (eval mode, as packed) and teacher on held-out data.
         agreement_before, agreement_after: rank correlation (Spearman) of student's and teacher's similarities on
             held-out data.
+        scores: whether the student is a cross-encoder; then the two pairs of numbers are Pearson's correlation and
+            Spearman's rank correlation of student's and teacher's logits.
         held_out: number of held-out texts or images.
         training_texts: number of different texts or images for training.
         losses: the last smoothed loss parts.
@@ -50,6 +52,7 @@ class DistillReport:
     batch_size: int
     accumulate: int
     resumed_at: int = 0
+    scores: bool = False
     losses: dict[str, float] = field(default_factory=dict)
 
 

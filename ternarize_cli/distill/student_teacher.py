@@ -62,10 +62,10 @@ class _Watched:
     def __call__(self, features: Mapping[str, Any]) -> Outputs:
         self.seen = []
         out = self.encoder(dict(features))
-        pooled = out["sentence_embedding"]
+        pooled = out["scores"] if "scores" in out else out["sentence_embedding"]
         hidden, self.seen = self.seen, []
         last = out.get("token_embeddings")
-        if isinstance(last, Tensor) and last.dim() == 3 and not (hidden and _same(hidden[-1], last)):
+        if isinstance(last, Tensor) and last.dim() == 3 and not (hidden and _known(hidden[-1], last)):
             hidden.append(last)
         mask = features.get("attention_mask")
         if not hidden:
@@ -75,22 +75,35 @@ class _Watched:
         return Outputs(tuple(hidden), pooled, mask)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.data_ptr() == b.data_ptr())
+def _known(a: Tensor, b: Tensor) -> bool:
+    """Whether `b` is the hidden states `a`, or is no hidden states at all but logits over a vocabulary."""
+    return a is b or a.shape[-1] != b.shape[-1] or (a.shape == b.shape and a.data_ptr() == b.data_ptr())
+
+
+def _width(model: Any) -> int:
+    """The number of dimensions of a model's vectors, or of the labels of a cross-encoder."""
+    if hasattr(model, "predict"):
+        return int(model.num_labels)
+    head = backbone(model).get_output_embeddings() if getattr(model[0], "transformer_task", "") == "fill-mask" else None
+    return int(head.out_features) if head is not None else model.get_embedding_dimension() or 0
 
 
 class Pair:
     """A ternary student and its full-precision teacher on one device.
 
     Attributes:
-        student, teacher: the encoders.
+        student, teacher: the encoders, or cross-encoders, or sparse encoders.
+        width: number of dimensions of their vectors, or of labels.
+        scores: whether they are cross-encoders, whose logits are compared.
     """
 
     def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer", *, tables: bool = False) -> None:
         """Pairs two encoders; `tables` says whether the student's embedding tables are trained too."""
         self.student, self.teacher = student, teacher
         self._watched = _Watched(student), _Watched(teacher)
-        widths = [encoder.get_embedding_dimension() for encoder in (student, teacher)]
+        self.scores = hasattr(student, "predict")
+        widths = [_width(encoder) for encoder in (student, teacher)]
+        self.width = widths[0]
         blocks = [len(blocks_of(backbone(encoder))) for encoder in (student, teacher)]
         if widths[0] != widths[1] or blocks[0] != blocks[1]:
             raise CheckpointError(
@@ -120,7 +133,9 @@ class Pair:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Puts the ternary layers into training mode while the body runs; all else stays in eval mode (no dropout)."""
-        layers = [m for m in self.student.modules() if isinstance(m, TernaryLinear | SimulatedEmbedding)]
+        ours = [m for m in self.student.modules() if isinstance(m, TernaryLinear | SimulatedEmbedding)]
+        in_place = [m for m in self.student.modules() if type(m).__name__ == "SpladePooling"]  # in eval mode
+        layers = [*ours, *in_place]
         for layer in layers:
             layer.train()
         try:

@@ -76,8 +76,7 @@ class Trainer:
         self.losses: dict[str, float] = {}
         self.cosine: float | None = None
         self.agreement: float | None = None
-        width = pair.student.get_embedding_dimension() or 0
-        self._queue = torch.zeros(training.chosen.queue, width, device=on.device)
+        self._queue = torch.zeros(training.chosen.queue, pair.width, device=on.device)
         self._queued = 0
         self._sums: dict[str, Tensor] = {}
         self._looked = self._look_took = 0.0
@@ -167,7 +166,11 @@ class Trainer:
                 speed = (self.count - counted) / max(now, 1e-9)
                 left = self.seconds * (1 / max(done, 1e-9) - 1)
                 losses = dict(self.losses)
-                on_step(Progress(self.step, min(done, 1.0), losses, speed, left, self.cosine, self.agreement))
+                on_step(
+                    Progress(
+                        self.step, min(done, 1.0), losses, speed, left, self.cosine, self.agreement, self.pair.scores
+                    )
+                )
                 if stopped:
                     return False
         return True

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "backbone",
+    "decodes",
+    "encoder_in",
     "first_names",
     "in_attention",
+    "in_head",
     "interchangeable",
     "names_in_encoder",
     "reader",
@@ -80,6 +83,21 @@ def interchangeable(a: nn.Module, b: nn.Module) -> bool:
     if isinstance(a, nn.Embedding) and isinstance(b, nn.Embedding):
         return (a.padding_idx, row_factor(a)) == (b.padding_idx, row_factor(b))
     return type(a) is type(b) is nn.Linear and a.bias is b.bias
+
+
+def decodes(module: nn.Module, table: nn.Module) -> bool:
+    """Whether a module multiplies with the rows of a table, as the decoder of a masked language model does."""
+    return type(module) is nn.Linear and isinstance(table, nn.Embedding) and row_factor(table) is None
+
+
+def in_head(model: nn.Module) -> set[str]:
+    """Names of the linears and embeddings beside the encoder in a class around it, such as a classifier's.
+
+    BERT's pooler is in its encoder, but only a classifier reads it: there it belongs to the head, as RoBERTa's does.
+    """
+    own = names_in_encoder(model)
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    return {n for n, _ in weighted(model) if n not in own or (classifies and own[n].startswith("pooler."))}
 
 
 def row_factor(table: nn.Embedding) -> float | None:
@@ -139,17 +157,23 @@ def names_in_encoder(model: nn.Module) -> dict[str, str]:
 
     In a class around the encoder these lack the prefix, and layers beside the encoder have none and are left out.
     """
+    names = [name for name, _ in model.named_modules()]
+    if encoder_in(model) is model:
+        return {name: name for name in names}
+    prefix = f"{model.base_model_prefix}."
+    return {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def encoder_in(model: nn.Module) -> nn.Module:
+    """The encoder in a class around it, such as the BertModel of a classifier; any other model itself."""
     from transformers import MODEL_MAPPING
 
-    names = [name for name, _ in model.named_modules()]
-    prefix = getattr(model, "base_model_prefix", "")
-    if not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
-        return {name: name for name in names}
+    inner = getattr(model, getattr(model, "base_model_prefix", "") or "_", None)
+    if not isinstance(inner, nn.Module):
+        return model
     config: Any = model.config
     kinds = MODEL_MAPPING.get(type(config), ())
-    if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)):
-        return {name: name for name in names}
-    return {name: name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")}
+    return model if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)) else inner
 
 
 def word_tables(model: Any) -> set[nn.Module]:

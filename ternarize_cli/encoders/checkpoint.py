@@ -15,6 +15,7 @@ from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.model_folder import config_check, integrity
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.model_folder.model_files import copy_companions
+from ternarize_cli.model_folder.model_kind import Head, left_out
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.weights import DTYPES, WeightShard, open_shards
 
@@ -38,6 +39,10 @@ REQUIREMENT = {"ternarize-cli": {"specifier": f">={__version__}"}}
 _MOST_COMPUTED = 1 << 30
 """The most bytes that those buffers of a model may take that are computed from its config and are in no file."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_AUTO: dict[Head, str] = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "fill-mask": "AutoModelForMaskedLM",
+}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -80,16 +85,20 @@ def stage(folder: Path) -> str | None:
     return artifact.stage if artifact else None
 
 
-def skeleton(folder: Path) -> Any:
-    """Builds the encoder that `AutoModel` has for a folder's config, on the meta device (no memory, no values).
+def skeleton(folder: Path, head: Head | None = None) -> Any:
+    """Builds the model that transformers has for a folder's config, on the meta device (no memory, no values).
 
-    For encoder-decoder models such as T5 this is the encoder alone, as in sentence-transformers.
+    Args:
+        folder: the model folder.
+        head: the head to build beside the encoder; None builds the encoder alone. For encoder-decoder models such as
+            T5 the encoder alone lacks the decoder, as in sentence-transformers.
 
     Raises:
         CheckpointError: config.json is missing or damaged, transformers does not know the architecture or can't build
             it from these values, only the folder's own code has the class, or its computed buffers are too large.
     """
-    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+    import transformers
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig
 
     values = read_config(folder)
     _check_own_code(values, folder)
@@ -100,8 +109,9 @@ def skeleton(folder: Path) -> Any:
             del config.quantization_config
         text_encoder: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
         encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
+        alone = "AutoModelForTextEncoding" if encoder_only else "AutoModel"
+        auto: Any = getattr(transformers, _AUTO[head] if head else alone)
         with torch.device("meta"):
-            auto: Any = AutoModelForTextEncoding if encoder_only else AutoModel
             model = auto.from_config(config)
     except (CheckpointError, MemoryError):
         raise
@@ -178,18 +188,25 @@ def validate(folder: Path, *, allow_pickle: bool = False, always_verify: bool = 
     return artifact
 
 
-def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[CheckpointError] = CheckpointError) -> None:
+def check_tensors(
+    model: Any,
+    shards: Iterable[WeightShard],
+    error: type[CheckpointError] = CheckpointError,
+    *,
+    new_head: bool = False,
+) -> None:
     """Checks, by the headers of weights files, that these hold every tensor of a model in its shape and dtype.
 
     Only tensors that transformers itself expects to be absent may be missing: a pooler without ternary modules, tied
-    tensors, those a model lists as ignorable, and, in a class around the encoder, the layers outside the encoder.
-    Tensors that the model has no place for are ignored (heads of a pre-training task), unless they belong to a layer
-    of the encoder: then config.json describes another model than the one that was saved.
+    tensors, and those a model lists as ignorable. Tensors that the model has no place for are ignored (heads of a
+    pre-training task), unless they belong to a layer of the encoder or to a further head of a classifier: then
+    config.json describes another model than the one that was saved.
 
     Args:
         model: the skeleton; for an artifact, after its modules were replaced by ternary ones.
         shards: the opened weights files.
         error: the class of the error to raise.
+        new_head: whether the layers beside the encoder may be missing, because they are to be trained.
 
     Raises:
         CheckpointError (of the class `error`): a tensor is missing, has another shape or dtype, or belongs to layers
@@ -202,7 +219,13 @@ def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[Checkpo
     found: set[str] = set()
     for shard in shards:
         names = names_in_model(model, shard.keys())
-        if surplus := _surplus(model, (key for key in shard.keys() if names.get(key) not in state)):  # noqa: SIM118
+        homeless = [key for key in shard.keys() if names.get(key) not in state]  # noqa: SIM118
+        if further := _further_head(model, homeless):
+            raise error(
+                f"the model has a further head, {further}, for which {type(model).__name__} has no place",
+                hint="ternarize takes classifiers with the one head of the class in config.json",
+            )
+        if surplus := _surplus(model, homeless):
             raise error(
                 f"the model that config.json describes has no place for the tensor {surplus} in its layers",
                 hint="config.json and the weights are of different models: fetch or make the model again",
@@ -226,7 +249,7 @@ def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[Checkpo
     ignorable = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     for name in state:
         module = name.rpartition(".")[0]
-        if name in found or id(state[name]) in held or name in tied or module not in encoder:
+        if name in found or id(state[name]) in held or name in tied or (new_head and module not in encoder):
             continue
         optional = "pooler" in name or name.endswith("mask_token") or any(p.search(name) for p in ignorable)
         if module in required or not optional:
@@ -237,6 +260,17 @@ _BUFFERS = re.compile(
     r"(\.|^)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids|attn_mask|\w*relative_position_index|embed_positions)$"
 )
 """Names of buffers that earlier versions of transformers stored in files; the config determines their values."""
+
+
+def _further_head(model: Any, keys: Iterable[str]) -> str | None:
+    """Finds the first of `keys` that names a tensor beside the encoder of a classifier; None if no key does.
+
+    A masked language model may have been saved with the heads of its pre-training, which no one needs.
+    """
+    base = f"{getattr(model, 'base_model_prefix', '')}."
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    return next((k for k in keys if not k.startswith((base, "pooler.")) and not _BUFFERS.search(k)), None)
 
 
 def _surplus(model: Any, keys: Iterable[str]) -> str | None:
@@ -271,6 +305,8 @@ def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
     config.pop("torch_dtype", None)
     config["dtype"] = "float32"
     config["quantization_config"] = artifact.to_dict()
+    if left_out(source) is not None:  # so that no class makes a random head in place of the one that is not there
+        config["architectures"] = [type(skeleton(source)).__name__]
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (folder / "modules.json").is_file():
         return

@@ -22,6 +22,7 @@ from ternarize_cli.encoders import checkpoint, vision
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.errors import InputError
 from ternarize_cli.model_folder.folder_check import LOADING
+from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.library_output import library_output
 
@@ -69,7 +70,7 @@ def complete(source: Path, folder: Path) -> list[str]:
         return notes
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return notes
-    if plain and modalities_of(source) == {"text"}:
+    if plain and modalities_of(source) == {"text"} and head_of(source) is None:
         mode = pooling_mode(source)
         _write_modules(source, folder, mode)
         what = "the last token's embedding" if mode == "lasttoken" else "mean pooling"

@@ -80,6 +80,8 @@ def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
     """Checks that an encoder whose first module gives token embeddings has a module that pools them."""
     names = [type(module).__name__ for module in encoder]
     tokens = getattr(encoder[0], "module_output_name", None) == "token_embeddings"
+    if getattr(encoder[0], "transformer_task", None) == "sequence-classification":
+        return
     if tokens and not any(name.endswith("Pooling") and name != "WeightedLayerPooling" for name in names):
         raise CheckpointError(
             f"{folder}: none of its modules ({', '.join(names)}) makes one vector of a text's token embeddings",

@@ -11,10 +11,12 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
+from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,6 +26,7 @@ __all__ = [
     "checked_threads",
     "load",
     "load_encoder",
+    "load_whole",
     "model_name",
     "pooling_note",
     "prompts_of",
@@ -122,12 +125,14 @@ def model_name(model: str | Path) -> str:
 
 
 def pooling_note(folder: Path) -> str | None:
-    """Tells the user in a sentence which pooling is chosen for a folder that names none; None if the folder names one.
+    """Tells the user in a sentence which pooling is chosen for a folder that names none; None if none is chosen.
+
+    None is chosen if the folder names one, or holds a cross-encoder or sparse encoder.
 
     Raises:
         CheckpointError: config.json is missing or damaged.
     """
-    if (folder / "modules.json").is_file():
+    if (folder / "modules.json").is_file() or kind_of(folder) != "encoder":
         return None
     from ternarize_cli.encoders import checkpoint, defaults, vision
     from ternarize_cli.encoders.modalities import modalities_of
@@ -211,6 +216,32 @@ def load_encoder(
             is below 1 or above four for each core.
         UnavailableError: the backend or the device can't run on this machine.
     """
+    require_kind(folder, "encoder")
+    encoder: SentenceTransformer = load_whole(
+        folder, _opened, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle
+    )
+    return encoder
+
+
+def load_whole(
+    folder: Path,
+    opened: Callable[[Path, str, bool], Any],
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    allow_pickle: bool = False,
+) -> Any:
+    """Checks a model folder, opens it, and checks what was opened; returns the model in eval mode.
+
+    Args:
+        folder: a model folder, as `resolve` returns it.
+        opened: opens the checked folder on a device, given the folder, the device's name, and whether pickles are read.
+        backend, device, threads, allow_pickle: as `load_encoder` takes them.
+
+    Raises:
+        CheckpointError, InputError, UnavailableError: as `load_encoder` raises them.
+    """
     import torch
 
     from ternarize_cli import kernels
@@ -228,7 +259,7 @@ def load_encoder(
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
         with library_output(to_stderr=True):
-            encoder = _opened(folder, device, allow_pickle)
+            encoder = opened(folder, device, allow_pickle)
         check_loaded(encoder, folder, vocabulary=artifact is None)
     except (TernarizeError, OSError, MemoryError) as e:
         if isinstance(e, OSError) and e.errno is None:  # transformers' error for a missing file, or one that is no JSON

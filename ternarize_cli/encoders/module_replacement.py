@@ -11,7 +11,8 @@ Two things need care when modules are swapped (`anatomy` has more):
 - **One weight, several modules** (T5's `shared` and `encoder.embed_tokens`). The first module is replaced, and its
   replacement stands in for the others too, outside their parent's list of children: so its tensors are loaded and
   stored once, under the first name.
-- **A class around the encoder**: its own layers are left alone, and names are taken without its prefix.
+- **A class around the encoder**: its own layers, the head, are left alone, and names are taken without its prefix.
+  A decoder that is tied to a compressed table becomes a `TableDecoder`.
 """
 
 from collections.abc import Callable
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.arithmetic import ternary
+from ternarize_cli.encoders import anatomy
 from ternarize_cli.encoders.anatomy import first_names, in_attention, names_in_encoder, row_factor, sizes, word_tables
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.scheme import Artifact, Scheme
-from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
+from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TableDecoder, TernaryLinear
 
 __all__ = ["T5FeedForward", "dequantize", "replace", "table_bits"]
 
@@ -41,7 +43,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
     (`word_tables`) get 8 bits.
 
     Raises:
-        CheckpointError: a layer beside the encoder is tied to a table that is compressed.
+        CheckpointError: a layer beside the encoder that is no plain linear is tied to a compressed table.
         FormatError: the group size that the artifact describes does not divide the width of a linear.
     """
     packed, scheme = artifact.stage == "packed", artifact.scheme
@@ -54,12 +56,13 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
             return None
         owner = first[f"{name}.weight"].removesuffix(".weight")
         if name not in own:
-            if packed and owner in swapped:
+            if owner not in swapped:
+                return None
+            if not anatomy.decodes(module, model.get_submodule(owner)):
                 raise CheckpointError(
-                    f"{type(model).__name__} ties {name} to {owner}, which is packed",
-                    hint="load the encoder (AutoModel), or this class from the ternary checkpoint",
+                    f"{type(model).__name__} ties {name} to {owner}, which is compressed", hint="load it with AutoModel"
                 )
-            return None
+            return TableDecoder(swapped[owner], module.bias)  # type: ignore[arg-type]
         if own[name] in artifact.modules_to_not_convert:
             return None
         if owner != name:
@@ -147,6 +150,13 @@ def dequantize(model: M) -> M:
             if module.bias is not None:
                 dense.bias = nn.Parameter(module.bias.detach().float())
             return dense
+        if isinstance(module, TableDecoder):
+            rows, columns = module.out_features, module.in_features
+            with torch.device("meta"):
+                decoder = nn.Linear(columns, rows, bias=False)
+            decoder.weight = nn.Parameter(module.rows(0, rows, module.table.weight.device).detach().float())  # type: ignore[arg-type]
+            decoder.bias = module.bias  # type: ignore[assignment]
+            return decoder
         if isinstance(module, SimulatedEmbedding | PackedEmbedding):
             ids = torch.arange(module.num_embeddings, device=module.weight.device)
             table = module.eval().forward(ids).detach()  # without the hook, which goes along

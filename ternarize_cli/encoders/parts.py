@@ -22,6 +22,7 @@ from ternarize_cli.encoders.anatomy import backbone, weighted
 from ternarize_cli.errors import CheckpointError, named
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_files import module_folders
+from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.storage.bounds import read_json
 from ternarize_cli.storage.weights import WeightShard, open_shards
 
@@ -67,7 +68,15 @@ class Part:
         Raises:
             CheckpointError: the part's config.json describes nothing that can be built.
         """
-        return _dense(self.path) if self.subfolder else checkpoint.skeleton(self.folder)
+        return _dense(self.path) if self.subfolder else checkpoint.skeleton(self.folder, head_of(self.folder))
+
+    def encoder(self) -> Any:
+        """Builds the encoder of the model folder without a head, on the meta device.
+
+        Raises:
+            CheckpointError: config.json describes nothing that can be built.
+        """
+        return checkpoint.skeleton(self.folder)
 
     @contextmanager
     def open_source(self, model: Any, *, allow_pickle: bool = False) -> Iterator[list[WeightShard]]:

@@ -26,11 +26,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ternarize_cli.encoders import module_replacement
+from ternarize_cli.encoders.anatomy import encoder_in
 from ternarize_cli.encoders.checkpoint import REQUIREMENT, check_tensors
 from ternarize_cli.errors import FormatError, InputError
 from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.kernels import FirstForward
-from ternarize_cli.layers import PackedEmbedding, PackedLinear, TernaryLinear, check_scale
+from ternarize_cli.layers import PackedEmbedding, PackedLinear, TableDecoder, TernaryLinear, check_scale
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.storage.weights import all_finite, open_files
@@ -111,15 +112,19 @@ class TernarizeQuantizer(HfQuantizer):
         paths = [Path(path) for path in kwargs.get("checkpoint_files") or []]
         _check_before_loading(paths, self.artifact)
         module_replacement.replace(model, self.artifact, dtype if isinstance(dtype, torch.dtype) else None)
+        named = getattr(model.config, "architectures", None) or ()
+        decodes = self.artifact.stage == "packed" and any(isinstance(m, TableDecoder) for m in model.modules())
+        fresh = type(model).__name__ not in named and not decodes
         with open_files(paths) as shards:
-            check_tensors(model, shards, FormatError)
+            check_tensors(model, shards, FormatError, new_head=fresh)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _check_values(model)
         backend = self.quantization_config.backend
         if self.artifact.stage == "packed":
-            model.forward = FirstForward(model, backend)
+            encoder = encoder_in(model)
+            encoder.forward = FirstForward(encoder, backend)
         elif backend:
             raise InputError(
                 f"the backend {backend} runs packed models, and this one is not packed", hint="ternarize pack"

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ternarize_cli.encoders.heads import load_cross_encoder
 from ternarize_cli.encoders.loading import load_encoder, model_name, resolve
 from ternarize_cli.encoders.modalities import require_modality
+from ternarize_cli.evaluation.ranked_pairs import RankedPairs
 from ternarize_cli.evaluation.reading import TaskData
+from ternarize_cli.model_folder.model_kind import require_kind
 from ternarize_cli.storage.files import content_hash
 from ternarize_cli.storage.weights import bytes_on_disk
 
@@ -76,6 +79,10 @@ def candidate(
     folder = resolve(model, allow_pickle=allow_pickle)
     for modality in sorted({modality for task in tasks for modality in task.modalities}):
         require_modality(folder, modality, model)
-    load = partial(load_encoder, folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
+    opens: Callable[..., Any] = load_encoder
+    if any(isinstance(task, RankedPairs) for task in tasks):
+        require_kind(folder, "cross-encoder")
+        opens = load_cross_encoder
+    load = partial(opens, folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
     weight = bytes_on_disk(folder, allow_pickle=allow_pickle)
     return Candidate(model_name(model), content_hash(folder), weight, load, backend, folder)

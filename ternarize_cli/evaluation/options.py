@@ -25,8 +25,8 @@ __all__ = ["EvaluationOptions"]
 class EvaluationOptions:
     """What to evaluate on, against what, and how.
 
-    At least one task is needed: a file in `sts`, `retrieval`, `classification`, `images` or `task_files`, or tasks of
-    MTEB by `tasks`, `benchmarks`, `languages` or `task_types`.
+    At least one task is needed: a file in `sts`, `retrieval`, `classification`, `images`, `pairs` or `task_files`, or
+    tasks of MTEB by `tasks`, `benchmarks`, `languages` or `task_types`.
 
     Attributes:
         against: the teacher, a full-precision model whose scores count as 1.
@@ -36,6 +36,7 @@ class EvaluationOptions:
         retrieval: folders of corpus.jsonl and queries.jsonl.
         classification: files of lines of label, tab, text.
         images: folders or files of labelled images.
+        pairs: files of pairs of texts that a cross-encoder scores, alone or against its teacher's scores.
         task_files: TOML or JSON files that describe a task each.
         limit: the most test images of each of `images`; None: 200.
         queries_where: "KEY=VALUE": only queries whose JSON field KEY is VALUE.
@@ -95,6 +96,14 @@ class EvaluationOptions:
             "a test part, or else split in halves. Scored by the labels of the 5 nearest neighbours (cosine) and by a "
             "linear probe. Repeatable.",
             metavar="PATH",
+        ),
+    ] = ()
+    pairs: Annotated[
+        Sequence[Path | str],
+        Option(
+            "Pairs for a cross-encoder (reranker): columns sentence1, sentence2, score, or query, passage, score; the "
+            "score may be missing with --against. Repeatable.",
+            metavar="FILE",
         ),
     ] = ()
     task_files: Annotated[
@@ -165,18 +174,31 @@ class EvaluationOptions:
     @property
     def files(self) -> dict[str, list[Path]]:
         """Tasks in files, by the names that `reading.read_tasks` takes."""
-        names = ("sts", "retrieval", "classification", "images", "task_files")
+        names = ("sts", "retrieval", "classification", "images", "pairs", "task_files")
         return {name: [Path(path) for path in getattr(self, name)] for name in names}
+
+    def _check_alone(self) -> None:
+        """Checks that nothing is asked of a cross-encoder that needs vectors."""
+        names = ("sts", "retrieval", "classification", "images", "task_files", "rivals", "perturb", "diagnose", "costs")
+        other = next((name for name in names if getattr(self, name)), "tasks" if self.is_of_mteb else None)
+        if other is not None:
+            flag = {"task_files": "task-file", "rivals": "rival"}.get(other, other)
+            raise InputError(
+                f"--pairs scores a cross-encoder, and --{flag} is for encoders, which give vectors",
+                hint="one evaluation for each kind of model",
+            )
 
     def check(self) -> None:
         """Checks the options against each other, before any file is read.
 
         Raises:
-            InputError: `min_retention` without `against`, or one that is not above 0 and at most 1; or `results` or
-                `data_root` without a task of MTEB.
+            InputError: `pairs` together with an option for encoders; `min_retention` without `against`, or one that is
+                not above 0 and at most 1; or `results` or `data_root` without a task of MTEB.
         """
         if self.min_retention and self.against is None:
             raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
+        if self.pairs:
+            self._check_alone()
         from ternarize_cli.evaluation.gates import parse_gates
 
         parse_gates(self.min_retention)

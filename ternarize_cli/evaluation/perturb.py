@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Labels, halves
 from ternarize_cli.evaluation.neighbours import LabelledImages
+from ternarize_cli.evaluation.ranked_pairs import RankedPairs
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.evaluation.retrieval import Retrieval
 from ternarize_cli.evaluation.scored_pairs import Bitext, LabelledPairs, Pairs
@@ -121,7 +122,7 @@ def perturbed(task: TaskData, kind: str, seed: int = 0) -> TaskData:
         found = replace(named, queries=dict(zip(named.queries, change(list(named.queries.values())), strict=True)))
     elif isinstance(named, Bitext):
         found = replace(named, first=change(named.first))
-    elif isinstance(named, Pairs | LabelledPairs):
+    elif isinstance(named, Pairs | LabelledPairs | RankedPairs):
         found = replace(named, first=change(named.first), second=change(named.second))
     elif isinstance(named, Labels):
         found = _test_changed(named, change, seed)

@@ -7,6 +7,7 @@ Each file or folder is one task, with texts in UTF-8. The module that reads a ki
     retrieval                            `ternarize_cli.evaluation.retrieval`
     image-classification                 `ternarize_cli.evaluation.neighbours`: two tasks, NAME and NAME-linear
     zero-shot                            `ternarize_cli.evaluation.zero_shot`
+    pairs                                `ternarize_cli.evaluation.ranked_pairs`, for cross-encoders
 
 Common kinds have options on the command line; a task file can describe any kind
 (`ternarize_cli.evaluation.task_files`). A task is named after its file or folder, or after its task file; a second task
@@ -25,6 +26,7 @@ from typing import Any
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.labels import Clusters, Labels, read_clusters, read_labels
 from ternarize_cli.evaluation.neighbours import QUERIES, LabelledImages, read_labelled_images
+from ternarize_cli.evaluation.ranked_pairs import RankedPairs, read_ranked_pairs
 from ternarize_cli.evaluation.retrieval import Retrieval, read_retrieval
 from ternarize_cli.evaluation.scored_pairs import (
     Bitext,
@@ -40,7 +42,7 @@ from ternarize_cli.storage.bounds import user_path, utf8_name
 
 __all__ = ["Labels", "Pairs", "TaskData", "read_labels", "read_pairs", "read_tasks", "refuse_twice"]
 
-TaskData = Pairs | Retrieval | Labels | LabelledImages | LabelledPairs | Bitext | Clusters | ZeroShot
+TaskData = Pairs | Retrieval | Labels | LabelledImages | LabelledPairs | Bitext | Clusters | ZeroShot | RankedPairs
 
 _READERS: dict[str, Callable[..., TaskData]] = {
     "sts": read_pairs,
@@ -51,6 +53,7 @@ _READERS: dict[str, Callable[..., TaskData]] = {
     "bitext": read_bitext,
     "clustering": read_clusters,
     "zero-shot": read_zero_shot,
+    "pairs": read_ranked_pairs,
 }
 _OF_IMAGES = ("image-classification", "zero-shot")
 
@@ -61,6 +64,7 @@ def read_tasks(
     retrieval: Sequence[Path] = (),
     classification: Sequence[Path] = (),
     images: Sequence[Path] = (),
+    pairs: Sequence[Path] = (),
     task_files: Sequence[Path] = (),
     queries_where: str | None = None,
     limit: int | None = None,
@@ -74,6 +78,7 @@ def read_tasks(
         retrieval: retrieval folders.
         classification: files of labelled texts.
         images: folders or files of labelled images; each is two tasks, by neighbours and by a linear probe.
+        pairs: files of pairs for a cross-encoder.
         task_files: TOML or JSON files that describe a task each.
         queries_where: `KEY=VALUE` chooses the queries of all folders in `retrieval`; None takes all queries.
         limit: the most query images per task, unless its task file sets a limit; None means `neighbours.QUERIES`.
@@ -91,12 +96,14 @@ def read_tasks(
         *(_flag("retrieval", path, **where) for path in retrieval),
         *(_flag("classification", path) for path in classification),
         *(_flag("image-classification", path) for path in images),
+        *(_flag("pairs", path) for path in pairs),
         *map(read_task_file, task_files),
     ]
     if not wanted:
         raise InputError(
             "there is no task to evaluate on",
-            hint="--sts pairs.csv, --retrieval DIR, --classification FILE, --images DIR or --task-file FILE",
+            hint="--sts pairs.csv, --retrieval DIR, --classification FILE, --images DIR or --task-file FILE; "
+            "--pairs FILE for a cross-encoder",
         )
     if limit is not None and not any(task.type in _OF_IMAGES for task in wanted):
         raise InputError("--limit is for image tasks, but no --images is given")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mteb.abstasks import AbsTask
 
@@ -18,6 +19,7 @@ from ternarize_cli.bench import candidates as bench
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
 from ternarize_cli.bench.probe import probe
 from ternarize_cli.encoders import loading
+from ternarize_cli.encoders.heads import logits
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.engines import baselines, rivals
 from ternarize_cli.errors import InputError
@@ -30,6 +32,7 @@ from ternarize_cli.evaluation.encoder import LocalEncoder
 from ternarize_cli.evaluation.gates import Gate, check
 from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.evaluation.options import EvaluationOptions
+from ternarize_cli.evaluation.ranked_pairs import RankedPairs, scores_of
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 from ternarize_cli.measuring import machine
@@ -126,9 +129,9 @@ def run(
         )
     cache = ScoreCache() if options.cached else None
     lineup = [teacher, *students] if teacher else students
-    found, missing = [], {}
+    found, missing, taught = [], {}, _Taught(teacher is not None)
     for participant in lineup:
-        scores, without = _scores(job, participant, cache, track)
+        scores, without = _scores(job, participant, cache, track, taught)
         found.append(scores)
         missing.update({gap.task: gap for gap in without})
         if not options.costs:
@@ -160,6 +163,20 @@ def run(
         hashes={task.name: task.sha256 for task in job.tasks},
         skipped=tuple(reason for task in tasks for reason in getattr(task, "skipped", ())),
     )
+
+
+@dataclass
+class _Taught:
+    """The teacher's logits on files of pairs, by the names of their tasks; the teacher is scored first."""
+
+    has_teacher: bool
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def scores(self, model: Candidate, data: RankedPairs, batch_size: int) -> list[Score]:
+        """Scores a model on pairs; of the teacher, which is its own teacher, keeps the logits."""
+        encoder: Any = model.encoder
+        found = logits(encoder, list(zip(data.first, data.second, strict=True)), batch_size=batch_size)
+        return scores_of(data, found, self.logits.setdefault(data.name, found) if self.has_teacher else None)
 
 
 def _models(job: _Job) -> tuple[Candidate | None, list[Candidate], tuple[str, ...]]:
@@ -210,7 +227,7 @@ def _given(encoder: Any) -> Any:
 
 
 def _scores(
-    job: _Job, model: Candidate, cache: ScoreCache | None, track: Track
+    job: _Job, model: Candidate, cache: ScoreCache | None, track: Track, taught: "_Taught"
 ) -> tuple[dict[str, Score], tuple[Missing, ...]]:
     """A model's scores by the names of their tasks; those in the cache without loading it."""
     wrapped: list[LocalEncoder] = []
@@ -226,8 +243,11 @@ def _scores(
     key = partial(
         score_key, model=model.content_hash, backend=model.backend, device=loading.checked_device(job.options.device)
     )
-    found = {}
+    found: dict[str, Score] = {}
     for data in job.tasks:
+        if isinstance(data, RankedPairs):
+            found |= {one.task: one for one in taught.scores(model, data, job.options.batch_size)}
+            continue
         plain = {
             k: v for k, v in vars(data).items() if isinstance(v, str | int | float) and k not in ("name", "sha256")
         }

@@ -17,7 +17,7 @@ from ternarize_cli.data.columns import read_columns
 from ternarize_cli.data.lines import digest_of, filled, lines, readable_file
 from ternarize_cli.errors import DataError, shown
 
-__all__ = ["Bitext", "LabelledPairs", "Pairs", "read_bitext", "read_labelled_pairs", "read_pairs"]
+__all__ = ["Bitext", "LabelledPairs", "Pairs", "read_bitext", "read_labelled_pairs", "read_pairs", "score_in"]
 
 _NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
@@ -80,7 +80,7 @@ def read_pairs(
     for where, row in rows:
         first.append(filled(row[0], "first sentence", where))
         second.append(filled(row[1], "second sentence", where))
-        scores.append(_score(row[2], where))
+        scores.append(score_in(row[2], where))
     if len(set(scores)) == 1:
         raise DataError(
             f"{path}: every score is {scores[0]:g}, so rank correlation (Spearman) is undefined",
@@ -97,7 +97,16 @@ def _open(path: Path, **names: str | None) -> tuple[Path, list[str], Any]:
     return path, columns if named else [], read_columns(path, columns, named=named)
 
 
-def _score(value: object, where: str) -> float:
+def score_in(value: object, where: str) -> float:
+    """Reads the score of a pair.
+
+    Args:
+        value: the number, or a text of it.
+        where: file and line, for messages.
+
+    Raises:
+        DataError: the value is no finite number.
+    """
     try:
         score = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -5,6 +5,7 @@ minutes.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ternarize_cli.encoders.loading import pooling_note, resolve
 from ternarize_cli.evaluation.gates import parse_gates
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.perturb import kinds_in, perturbed
+from ternarize_cli.evaluation.ranked_pairs import RankedPairs
 from ternarize_cli.evaluation.reading import read_tasks, refuse_twice
 from ternarize_cli.progress import Track, silent
 
@@ -79,7 +81,9 @@ def evaluate(
 
         chosen = (options.tasks, options.benchmarks, options.languages, options.task_types)
         hub = choose(*chosen, data_root=options.data_root)
-    names = [*(task.name for task in (*data, *noisy)), *(task.metadata.name for task in hub)]
+    taught = options.against is not None
+    own = (t.task_names(taught=taught) if isinstance(t, RankedPairs) else [t.name] for t in (*data, *noisy))
+    names = [*chain.from_iterable(own), *(task.metadata.name for task in hub)]
     refuse_twice(names)
     gates = parse_gates(options.min_retention, names)
     return run(model, options, data, noisy=noisy, hub=hub, gates=gates, track=track)

@@ -147,6 +147,8 @@ class FusedForward(ABC):
         self._made_of: int | None = None
         self._modules = list(model.modules())
         self._known, self._looked = self._looked_up(), Packed.changes
+        # a class around the encoder, such as a classifier, calls it with arguments by position
+        self._positions = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
         self._number = number_of(self._last_hidden_states)
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
@@ -169,14 +171,15 @@ class FusedForward(ABC):
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes, and takes its arguments."""
-        given = {name: value for name, value in options.items() if value is not None}
+        named = {**dict(zip(self._positions, arguments, strict=False)), **options}
+        given = {name: value for name, value in named.items() if value is not None}
         if torch.compiler.is_compiling():
-            return self._compiled(*arguments, **given)
+            return self._compiled(given)
         before_forward()
         model: Any = self._model
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
         generation = self._generation(model)
-        if arguments or not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
+        if not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
             return type(model).forward(model, *arguments, **options)
         with torch.no_grad():
             if self._encoder is None or self._made_of != generation:
@@ -194,13 +197,13 @@ class FusedForward(ABC):
         pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
-    def _compiled(self, *arguments: Any, **given: Any) -> Any:
+    def _compiled(self, given: dict[str, Any]) -> Any:
         """Computes what `__call__` computes, as a graph that has one operator in place of the encoder."""
         model: Any = self._model
         inputs = {name: given[name] for name in sorted(self._reads) if name in given}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
-        if arguments or first is None or model.training or not self._is_plain(given):
-            return type(model).forward(model, *arguments, **given)
+        if first is None or model.training or not self._is_plain(given):
+            return type(model).forward(model, **given)
         names = sorted(inputs, key=lambda name: inputs[name] is not first)
         tokens = _tokens_of(model, first) if self._reads == _IMAGES else 0
         hidden = torch.ops.ternarize.encode(

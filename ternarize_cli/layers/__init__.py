@@ -8,10 +8,22 @@ In eval mode a latent layer computes exactly what the packed layer made from it 
 multiplied by the float16 scale of the packed file, int8 activations, in one order of operations. In training mode it
 uses the straight-through estimator: dense float arithmetic on these values, and gradients to the latent weight, the
 scale and the input as if nothing were rounded.
+
+The decoder of a masked language model is a linear whose weight is the word table. At both stages a `TableDecoder` takes
+its place, which multiplies with the rows that the table gives.
 """
 
 from ternarize_cli.layers.checks import check_scale
 from ternarize_cli.layers.latent import SimulatedEmbedding, TernaryLinear
 from ternarize_cli.layers.packed import Packed, PackedEmbedding, PackedLinear
+from ternarize_cli.layers.table_decoder import TableDecoder
 
-__all__ = ["Packed", "PackedEmbedding", "PackedLinear", "SimulatedEmbedding", "TernaryLinear", "check_scale"]
+__all__ = [
+    "Packed",
+    "PackedEmbedding",
+    "PackedLinear",
+    "SimulatedEmbedding",
+    "TableDecoder",
+    "TernaryLinear",
+    "check_scale",
+]

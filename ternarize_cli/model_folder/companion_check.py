@@ -19,7 +19,7 @@ from typing import Any
 from ternarize_cli.errors import CheckpointError, named, shown
 from ternarize_cli.model_folder.config_check import ATTENTION_KEYS, DTYPE_KEYS, check_choices
 from ternarize_cli.model_folder.model_files import contained
-from ternarize_cli.model_folder.module_check import check_module_config
+from ternarize_cli.model_folder.module_check import check_activation, check_module_config
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_object, require_regular
 
 __all__ = ["check_companion"]
@@ -159,6 +159,7 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
     prompts = values.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(p, str) or p is None for p in prompts.values()):
         raise CheckpointError(f"{path}: prompts are no object of texts", hint="fetch the file again")
+    check_activation("activation_fn", values.get("activation_fn"), path)
     for key in ("default_prompt_name", "similarity_fn_name", "model_type"):
         if not isinstance(values.get(key), str | None):
             raise CheckpointError(f"{path}: {key} is {shown(values[key])}, no text", hint="fetch the file again")

@@ -22,7 +22,7 @@ from ternarize_cli.format.scheme import METHOD
 from ternarize_cli.model_folder.companion_check import check_companion
 from ternarize_cli.model_folder.config_check import check_config
 from ternarize_cli.model_folder.model_files import model_files
-from ternarize_cli.model_folder.module_check import check_modules
+from ternarize_cli.model_folder.module_check import check_activation, check_modules
 from ternarize_cli.storage.bounds import read_object
 
 __all__ = ["LOADING", "check_folder", "loading_arguments", "refuse_adapter"]
@@ -55,6 +55,7 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     files = model_files(folder)
     config = read_object(folder / "config.json")
     check_config(config, folder / "config.json")
+    _check_activations(config, folder / "config.json")
     quantization = config.get("quantization_config")
     ours = isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
     _check_pickles(folder, files, allow_pickle, _UNPICKLE if ours else _TRUST)
@@ -62,6 +63,14 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
         if not name.endswith(_WEIGHTS):
             check_companion(folder / name, is_module="/" in name)
     return config
+
+
+def _check_activations(config: Mapping[str, Any], path: Path) -> None:
+    """Checks the activations that CrossEncoder imports by the names in its config.json."""
+    settings = config.get("sentence_transformers")
+    check_activation("activation_fn", settings.get("activation_fn") if isinstance(settings, dict) else None, path)
+    key = "sbert_ce_default_activation_function"
+    check_activation(key, config.get(key), path)
 
 
 def refuse_adapter(folder: Path) -> None:

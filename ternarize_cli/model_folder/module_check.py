@@ -16,18 +16,22 @@ from ternarize_cli.errors import CheckpointError, named, shown
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.storage.bounds import read_json
 
-__all__ = ["check_module_config", "check_modules"]
+__all__ = ["check_activation", "check_module_config", "check_modules"]
 
 _CLASS = re.compile(r"sentence_transformers(\.\w+)*\.(?P<name>[A-Za-z]\w*)")
 _ENCODER = "Transformer"
-_BEHIND_IT = {"Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling"}
-"""Classes that pool a Transformer's token embeddings to one vector, or change that vector. Classes that replace a
-Transformer (CLIPModel, WordEmbeddings, …), hold modules themselves (Router) or give sparse vectors are refused."""
+_WITH_HEAD = "MLMTransformer"
+_BEHIND_IT = {"Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling", "SpladePooling"}
+"""Classes that pool what a Transformer gives for tokens to one vector, or change that vector. Classes that replace a
+Transformer (CLIPModel, WordEmbeddings, …), hold modules themselves (Router), read scores from the logits of a language
+model (LogitScore) or have weights of another kind (SparseAutoEncoder) are refused."""
 _ACTIVATION = re.compile(
     r"torch\.nn\.(modules\.(activation|linear)\.)?"
     r"(CELU|ELU|GELU|Hardsigmoid|Hardswish|Hardtanh|Identity|LeakyReLU|LogSigmoid|Mish|PReLU|ReLU|ReLU6|SELU|SiLU|Sigmoid"
     r"|Softplus|Softsign|Tanh|Tanhshrink)"
 )
+_OF_SPLADE = ("relu", "log1p_relu")
+"""The activations of SpladePooling, which are no classes."""
 _LARGEST = 1 << 24
 
 
@@ -47,7 +51,7 @@ def check_modules(folder: Path) -> None:
     for module in read_json(path):
         name, kind = module.get("name"), _class_name(module.get("type"), path)
         in_root = not PurePosixPath(module["path"]).parts
-        if kind == _ENCODER and not in_root:
+        if kind in (_ENCODER, _WITH_HEAD) and not in_root:
             raise CheckpointError(
                 f"{path} puts the encoder in {shown(module['path'])}; ternarize takes it from the model's own folder",
                 hint="SentenceTransformer(MODEL).save_pretrained(NEW) puts it there",
@@ -55,7 +59,7 @@ def check_modules(folder: Path) -> None:
         if not isinstance(name, str) or name in names:
             raise CheckpointError(f"{path}: a module's name is {shown(name)}; names are text, each one once")
         names.add(name)
-        if in_root and kind not in (_ENCODER, "Normalize", "Dropout"):
+        if in_root and kind not in (_ENCODER, _WITH_HEAD, "Normalize", "Dropout"):
             raise CheckpointError(
                 f"{path} puts the module {named(name)} ({kind}) in the model's own folder, with the encoder's config",
                 hint="SentenceTransformer(MODEL).save_pretrained(NEW) gives it a folder",
@@ -74,13 +78,31 @@ def _class_name(kind: Any, path: Path) -> str:
             "its own code, and that is never run",
             hint="use a model whose modules sentence-transformers has",
         )
-    if known["name"] not in {_ENCODER, *_BEHIND_IT}:
+    if known["name"] not in {_ENCODER, _WITH_HEAD, *_BEHIND_IT}:
         raise CheckpointError(
             f"{path} names the module class {shown(kind)}; ternarize takes models of a {_ENCODER} and, behind it, "
             f"{', '.join(sorted(_BEHIND_IT))}",
             hint="pass the encoder alone, as transformers saves it",
         )
     return known["name"]
+
+
+def check_activation(key: str, activation: Any, path: Path) -> None:
+    """Checks the dotted name of an activation in a config, of which sentence-transformers would import any class.
+
+    Args:
+        key: the key of the name, for messages.
+        activation: the name; None if the config has none.
+        path: the path of the config.
+
+    Raises:
+        CheckpointError: the name is not that of an activation in torch.nn.
+    """
+    if activation is not None and not (isinstance(activation, str) and _ACTIVATION.fullmatch(activation)):
+        raise CheckpointError(
+            f"{path}: {key} is {shown(activation)}, no activation of torch.nn",
+            hint='such as "torch.nn.modules.activation.Tanh"',
+        )
 
 
 def check_module_config(values: dict[str, Any], path: Path) -> None:
@@ -90,11 +112,8 @@ def check_module_config(values: dict[str, Any], path: Path) -> None:
         CheckpointError: an activation is not in torch.nn, or a number is larger than any dimension may be.
     """
     activation = values.get("activation_function")
-    if activation is not None and not (isinstance(activation, str) and _ACTIVATION.fullmatch(activation)):
-        raise CheckpointError(  # sentence-transformers would import any class of this name
-            f"{path}: activation_function is {shown(activation)}, no activation of torch.nn",
-            hint='such as "torch.nn.modules.activation.Tanh"',
-        )
+    if not ("pooling_strategy" in values and activation in _OF_SPLADE):
+        check_activation("activation_function", activation, path)
     for key, value in values.items():
         if isinstance(value, int | float) and not abs(value) <= _LARGEST:
             raise CheckpointError(

@@ -47,7 +47,7 @@ def latent(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
+@pytest.mark.parametrize("recipe", ["full", "paper", "sparse"])
 def test_distillation_moves_the_student_to_its_teacher(
     tiny_bert: Path, latent: Path, tmp_path: Path, recipe: str
 ) -> None:
@@ -77,7 +77,7 @@ def test_the_same_seed_and_steps_give_the_same_packed_bytes(tiny_bert: Path, lat
     assert a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
+@pytest.mark.parametrize("recipe", ["full", "paper", "sparse"])
 def test_training_keeps_names_the_scheme_and_rows_of_words_not_seen(
     tiny_bert: Path, latent: Path, tmp_path: Path, recipe: str
 ) -> None:

@@ -23,6 +23,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from support.heads import save_headed
+from support.heads import write_pairs as write_ranked
 from support.models import WORDS, save_tiny_bert, save_tiny_vit
 from support.pages import PAGES, ROOT, Block, blocks, stages
 from ternarize_cli.cli.app import app
@@ -47,6 +49,7 @@ _NAMED_MODELS = (
     ("sentence-transformers/all-MiniLM-L6-v2", save_tiny_bert),
     ("intfloat/multilingual-e5-small", save_tiny_bert),
     ("my-vit", save_tiny_vit),
+    ("my-reranker", save_headed),
 )
 _MADE_MODELS = {
     "my-ternary": "convert my-bert -o my-ternary",
@@ -116,6 +119,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(folder / name)
     _write_texts(folder)
     _write_pairs(folder)
+    write_ranked(folder / "ranked.csv")
     _write_corpus(folder)
     _write_pictures(folder)
     here = os.getcwd()

@@ -190,7 +190,7 @@ def models_resolve(folder: Path) -> Path:
     return loading.resolve(folder)
 
 
-@pytest.mark.parametrize("kind", ["Router", "Asym", "CLIPModel", "MLMTransformer", "BoW", "StaticEmbedding", "LSTM"])
+@pytest.mark.parametrize("kind", ["Router", "Asym", "CLIPModel", "LogitScore", "BoW", "StaticEmbedding", "LSTM"])
 def test_modules_that_hold_or_replace_an_encoder_are_refused(folder: Path, kind: str) -> None:
     """A Router may hold an encoder in a hidden folder, behind a link, or in a Router of its own."""
     modules = json.loads((folder / "modules.json").read_text())

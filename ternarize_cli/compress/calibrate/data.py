@@ -17,11 +17,13 @@ from torch import Tensor
 from ternarize_cli.compress.calibrate.moments import Batch
 from ternarize_cli.compress.options import DEFAULT_TOKENS
 from ternarize_cli.data.images import read_images
+from ternarize_cli.data.pairs import pairs_of
 from ternarize_cli.data.text_sources import texts_of
 from ternarize_cli.data.texts import drawn
 from ternarize_cli.encoders.loading import prompts_of
 from ternarize_cli.encoders.modalities import modality_of_sources
 from ternarize_cli.errors import DataError
+from ternarize_cli.model_folder.model_kind import kind_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -36,6 +38,8 @@ _BATCH_TOKENS, _BATCH_IMAGES = 8192, 32
 _FEWEST = 16
 _LONGEST = 512
 _JOINED = 0.25
+_MOST_PAIRS = 2_000_000
+_BETWEEN = "\0"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def make_batches(
         seed: the seed by which texts or images are drawn from a source that has more of them.
 
     Returns:
-        Batches; those of texts have up to 8,192 padded tokens, and the longest texts come first.
+        Batches; of a cross-encoder they hold pairs (`data.pairs.pairs_of`). Those of texts and pairs have up to 8,192
+        padded tokens, and the longest come first.
 
     Raises:
         DataError: a source is missing, can't be read or holds fewer than 16 texts or images, or some hold texts and
@@ -102,18 +107,48 @@ def make_batches(
                 made.append(_features(encoder, images[start : start + _BATCH_IMAGES]))
         return made
     limit = min(encoder.max_seq_length or _LONGEST, _LONGEST)
+    if kind_of(folder) == "cross-encoder":
+        return _batches(encoder, _drawn_pairs(encoder, sources, share, tokens // len(sources), limit, seed))
     texts: list[tuple[int, str]] = []
     for source in sources:
         chosen = list(dict.fromkeys(drawn(texts_of(source, share, seed), share, seed, str(source))))
         _check_count(len(chosen), fewest, "distinct texts", source)
         texts += _of_all_lengths(encoder, chosen, tokens // len(sources), limit, seed)
-    texts.sort(key=lambda pair: -pair[0])
+    return _batches(encoder, texts)
+
+
+def _batches(encoder: "SentenceTransformer", inputs: list[tuple[int, Any]]) -> list[Features]:
+    """Makes batches of inputs, each with its number of tokens; the longest come first."""
+    inputs.sort(key=lambda pair: -pair[0])
     batches, start = [], 0
-    while start < len(texts):
-        end = start + max(1, _BATCH_TOKENS // texts[start][0])
-        batches.append(_features(encoder, [text for _, text in texts[start:end]]))
+    while start < len(inputs):
+        end = start + max(1, _BATCH_TOKENS // inputs[start][0])
+        batches.append(_features(encoder, [value for _, value in inputs[start:end]]))
         start = end
     return batches
+
+
+def _drawn_pairs(
+    encoder: "SentenceTransformer", sources: Sequence[str | Path], share: int, tokens: int, limit: int, seed: int
+) -> list[tuple[int, tuple[str, str]]]:
+    """Draws the pairs of texts of a cross-encoder, each source's within its budget of tokens, with their lengths."""
+    made: list[tuple[int, tuple[str, str]]] = []
+    for source in sources:
+        whole = (_BETWEEN.join(pair) for pair in pairs_of(source, _MOST_PAIRS, seed))
+        found = [
+            (pair[0], pair[2])
+            for pair in (text.partition(_BETWEEN) for text in dict.fromkeys(drawn(whole, share, seed, str(source))))
+        ]
+        _check_count(len(found), min(_FEWEST, share), "distinct pairs", source)
+        first, second = (list(texts) for texts in zip(*found, strict=True))
+        rows = encoder.tokenizer(first, second, truncation=True, max_length=limit, verbose=False)["input_ids"]
+        spent = 0
+        for ids, pair in zip(rows, found, strict=True):
+            if spent >= tokens:
+                break
+            made.append((len(ids), pair))
+            spent += len(ids)
+    return made
 
 
 def _check_count(count: int, fewest: int, what: str, source: str | Path) -> None:

@@ -9,7 +9,7 @@ from ternarize_cli.compress.calibrate.data import Features, make_batches
 from ternarize_cli.compress.calibrate.run import Calibrated, calibrate
 from ternarize_cli.compress.options import Calibration
 from ternarize_cli.compress.tensor_policy import TensorPolicy
-from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.encoders.heads import load_with_head
 from ternarize_cli.encoders.parts import Part
 from ternarize_cli.format.scheme import CalibrationData, Scheme
 from ternarize_cli.progress import Track, silent
@@ -42,7 +42,7 @@ def calibrate_folder(
         CheckpointError: the model is damaged, or the data does not go one way through it, or reaches no linear.
     """
     kind = calibration.check(folder, scheme)
-    encoder = load_encoder(
+    encoder = load_with_head(
         folder, device=calibration.device, threads=calibration.threads, allow_pickle=allow_pickle
     ).float()
     batches = make_batches(
