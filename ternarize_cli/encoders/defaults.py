@@ -20,11 +20,11 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.model_folder.folder_check import LOADING
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.library_output import library_output
+from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
 
 __all__ = ["complete", "pad_tokenizer", "pooling_mode"]
 
 Pooling = Literal["mean", "lasttoken"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
 def pooling_mode(folder: Path) -> Pooling:
@@ -58,7 +58,7 @@ def complete(source: Path, folder: Path) -> list[str]:
         InputError: the tokenizer has neither a padding token nor an end-of-text token.
     """
     notes: list[str] = []
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         return notes
     if not (folder / "modules.json").is_file() and modalities_of(source) == {"text"}:
         mode = pooling_mode(source)

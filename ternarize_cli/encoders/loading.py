@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = [
+    "can_encode",
     "checked_device",
     "checked_threads",
     "load",
@@ -260,6 +261,14 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
     if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
         defaults.pad_tokenizer(tokenizer, folder)
     return encoder
+
+
+def can_encode(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer or an image processor; without either, only transformers can open it."""
+    from ternarize_cli.encoders import vision
+    from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
+
+    return has_tokenizer(folder) or vision.has_processor(folder)
 
 
 def prompts_of(encoder: "SentenceTransformer") -> list[str]:
