@@ -48,12 +48,17 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
     """
     text = os.fspath(model)
     if text.startswith("package:"):
-        return _package_folder(text.removeprefix("package:"))
+        from ternarize_cli.model_folder.root_view import in_root
+
+        return in_root(_package_folder(text.removeprefix("package:")))
     from ternarize_cli.model_folder.folder_check import refuse_adapter
     from ternarize_cli.model_folder.module_check import check_modules
+    from ternarize_cli.model_folder.root_view import in_root, refuse_module
 
     folder = Path(text).expanduser()
     if folder.is_dir():
+        refuse_module(folder)
+        folder = in_root(folder)
         if not (folder / "config.json").is_file():
             refuse_adapter(folder)
             check_modules(folder)
@@ -66,7 +71,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
         raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
     if not _HUB_ID.fullmatch(text):
         raise ModelNotFoundError(f"there is no folder {text}", hint="check the path; a hub id looks like owner/name")
-    return _download(text, allow_pickle)
+    return in_root(_download(text, allow_pickle))
 
 
 def _package_folder(name: str) -> Path:
@@ -78,7 +83,8 @@ def _package_folder(name: str) -> Path:
         pip_name = name.replace("_", "-")
         raise ModelNotFoundError(f"no Python package {name!r} is installed here", hint=f"pip install {pip_name}")
     roots = [Path(p) for p in spec.submodule_search_locations or []]
-    found = sorted(p.parent for root in roots for p in root.rglob("config.json"))
+    names = ("config.json", "modules.json")
+    found = sorted({p.parent for root in roots for name in names for p in root.rglob(name)})
     top = [p for p in found if not any(other in p.parents for other in found)]
     if len(top) != 1:
         listed = ", ".join(str(p) for p in top[:4]) or "none"
