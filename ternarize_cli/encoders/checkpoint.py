@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ternarize_cli.encoders.encoder_alone import encoder_alone, refuse_unreadable, require_encoder_tensors
+from ternarize_cli.encoders.projections import refuse_projection
 from ternarize_cli.encoders.tensor_names import names_in_model, split_fused
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.format.scheme import METHOD, Artifact
@@ -85,7 +87,7 @@ def skeleton(folder: Path) -> Any:
         CheckpointError: config.json is missing or damaged, transformers does not know the architecture or can't build
             it from these values, only the folder's own code has the class, or its computed buffers are too large.
     """
-    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers import AutoConfig, AutoModel
 
     values = read_config(folder)
     _check_own_code(values, folder)
@@ -94,11 +96,10 @@ def skeleton(folder: Path) -> Any:
         config_check.check_built(config, folder / "config.json")
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        text_encoder: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
-        encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
+        refuse_unreadable(config, folder)
+        alone = encoder_alone(config)
         with torch.device("meta"):
-            auto: Any = AutoModelForTextEncoding if encoder_only else AutoModel
-            model = auto.from_config(config)
+            model = alone(config) if alone else AutoModel.from_config(config)
     except (CheckpointError, MemoryError):
         raise
     except Exception as e:  # a config with wrong values can raise any error in a model's constructor
@@ -198,6 +199,9 @@ def check_tensors(model: Any, shards: Iterable[WeightShard], error: type[Checkpo
     found: set[str] = set()
     for shard in shards:
         names = names_in_model(model, shard.keys())
+        homeless = [key for key in shard.keys() if names.get(key) not in state and not _BUFFERS.search(key)]  # noqa: SIM118
+        require_encoder_tensors(model, homeless)
+        refuse_projection(model, homeless)
         if surplus := _surplus(model, (key for key in shard.keys() if names.get(key) not in state)):  # noqa: SIM118
             raise error(
                 f"the model that config.json describes has no place for the tensor {surplus} in its layers",

@@ -1,6 +1,7 @@
 """Chooses the pooling and the padding token for a plain transformers folder, which names no pooling.
 
     bidirectional attention   BERT, ModernBERT, T5's encoder, …     mean over the tokens
+    encoder and decoder       M2M100's encoder, BART, …             mean over the tokens, as sentence-transformers
     causal attention          Qwen3, Llama, GPT-2, …                the last token: only it has seen the whole text
 
 sentence-transformers takes the last token only where the folder was saved as a `…ForCausalLM`. `convert` writes the
@@ -33,10 +34,13 @@ def pooling_mode(folder: Path) -> Pooling:
     Raises:
         CheckpointError: config.json is missing or damaged.
     """
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto
 
     config = checkpoint.read_config(folder)
     kind = config.get("model_type")
+    if kind in CONFIG_MAPPING and getattr(CONFIG_MAPPING[kind], "is_encoder_decoder", False):
+        return "mean"
     decodes = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     decodes = decodes and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     bidirectional = config.get("use_bidirectional_attention") or config.get("is_causal") is False
