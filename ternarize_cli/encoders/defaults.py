@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.encoders.positions import write_limit
 from ternarize_cli.errors import InputError
 from ternarize_cli.model_folder.folder_check import LOADING
 from ternarize_cli.storage.bounds import read_object
@@ -38,7 +39,7 @@ def pooling_mode(folder: Path) -> Pooling:
     from transformers.models.auto import modeling_auto
 
     config = checkpoint.read_config(folder)
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind in CONFIG_MAPPING and getattr(CONFIG_MAPPING[kind], "is_encoder_decoder", False):
         return "mean"
     decodes = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -48,7 +49,7 @@ def pooling_mode(folder: Path) -> Pooling:
 
 
 def complete(source: Path, folder: Path) -> list[str]:
-    """Writes a pooling and a padding token into a new model folder, if its source names none.
+    """Writes a pooling and a padding token into a new model folder, if its source names none, and a true length limit.
 
     Args:
         source: the model folder.
@@ -69,6 +70,7 @@ def complete(source: Path, folder: Path) -> list[str]:
         _write_modules(source, folder, mode)
         what = "the last token's embedding" if mode == "lasttoken" else "mean pooling"
         notes.append(f"wrote modules.json with {what}, so that sentence-transformers and later stages agree")
+    notes += write_limit(checkpoint.skeleton(source), folder)
     settings = folder / "tokenizer_config.json"
     if "pad_token" not in _json(settings) and "pad_token" not in _json(folder / "special_tokens_map.json"):
         from transformers import AutoTokenizer

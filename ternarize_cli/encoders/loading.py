@@ -255,6 +255,7 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
 
     from ternarize_cli.encoders import defaults, vision
     from ternarize_cli.encoders.modalities import modalities_of
+    from ternarize_cli.encoders.positions import cut_at_positions
     from ternarize_cli.model_folder.folder_check import LOADING, loading_arguments
 
     if not (folder / "modules.json").is_file() and modalities_of(folder) == {"image"}:
@@ -266,6 +267,7 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
     tokenizer = encoder.tokenizer
     if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
         defaults.pad_tokenizer(tokenizer, folder)
+    cut_at_positions(encoder, folder)
     return encoder
 
 
