@@ -139,10 +139,14 @@ def pooling_note(folder: Path) -> str | None:
     from ternarize_cli.encoders import checkpoint, defaults, vision
     from ternarize_cli.encoders.modalities import modalities_of
 
-    if modalities_of(folder) == {"image"}:
+    reads = modalities_of(folder)
+    if reads == {"image"}:
         chosen = vision.image_pooling(checkpoint.skeleton(folder))
         how = {"cls": "its CLS token", "mean": "the mean over its patches"}.get(chosen, f"the model's {chosen}")
         return f"{folder} is a plain transformers folder (no modules.json): the vector of an image is {how}"
+    if reads == {"text", "image"} and vision.gives_features(checkpoint.skeleton(folder)):
+        how = "the vector of a text or an image is its projected features, as the model's get_…_features gives them"
+        return f"{folder} is a plain transformers folder (no modules.json): {how}"
     last = defaults.pooling_mode(folder) == "lasttoken"
     how = "the last token's embedding stands for the text" if last else "token embeddings are mean-pooled"
     return f"{folder} is a plain transformers folder (no modules.json): {how}"
@@ -221,7 +225,7 @@ def load_encoder(
     import torch
 
     from ternarize_cli import kernels
-    from ternarize_cli.encoders import checkpoint, transformers_plugin
+    from ternarize_cli.encoders import checkpoint, transformers_plugin, vision
     from ternarize_cli.encoders.loaded_check import check_full_precision, check_loaded
     from ternarize_cli.storage.library_output import library_output
 
@@ -242,6 +246,7 @@ def load_encoder(
             raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e
         raise
     except Exception as e:  # damaged tokenizer or module files can raise any error
+        vision.explain_processor(folder)
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
         raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
     encoder.eval()

@@ -46,7 +46,8 @@ def cut_at_positions(encoder: Any, folder: Path) -> None:
     Logs a sentence if the folder asks for more by a `max_seq_length` of its own.
     """
     first: Any = encoder[0]
-    tokenizer, model = getattr(encoder, "tokenizer", None), getattr(first, "auto_model", None)
+    tokenizer: Any = getattr(encoder, "tokenizer", None)
+    model = getattr(first, "auto_model", None)
     limit = None if model is None or "text" not in getattr(first, "modalities", ()) else readable_tokens(model)
     wanted = getattr(tokenizer, "model_max_length", None)
     if limit is None or wanted is None or wanted <= limit:
