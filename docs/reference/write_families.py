@@ -8,6 +8,10 @@ With names of families it prints their rows, and writes nothing. The whole table
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from support.sweep import Row
 
 PAGE = Path(__file__).parent / "families.md"
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -19,8 +23,7 @@ What `convert` and `pack` make of every family of text and image encoders in tra
 `python docs/reference/write_families.py` (sentence-transformers {sentence}, torch {torch}); run it again for another
 version, and change the code, not this page.
 
-Each family is a tiny model with random weights (2 layers where the family allows it). "works" means that it was converted and packed at ternary
-and int4; that the checkpoint, computed with its unrounded weights, gave the source's vectors; and that the packed model
+Each family is a tiny model with random weights. "works" means that it was converted and packed at ternary and int4; that the checkpoint, computed with its unrounded weights, gave the source's vectors; and that the packed model
 agreed with the checkpoint. The numbers are the width of the vectors, and the least cosine between the source's vectors
 and those of the packed int4 model. Random weights round worse than trained ones: the cosine shows that the two compute
 the same thing, not what a real model keeps. "refused" means that nothing was written; the sentence is the error.
@@ -35,20 +38,23 @@ the same thing, not what a real model keeps. "refused" means that nothing was wr
 
 def main() -> None:
     """Prints the rows of the named families, or writes the page."""
-    import sentence_transformers
-    import torch
-    import transformers
-
     from support.sweep import kinds, sweep
 
     rows = []
     for row in sweep(sys.argv[1:] or kinds()):
-        print(row.kind, row.outcome, row.detail, flush=True)
+        print(row.kind, row.outcome, row.detail, sep="\t", flush=True)
         rows.append(row)
-    if sys.argv[1:]:
-        return
-    outcomes = ("works", "refused", "not made", "fault")
-    numbers = {name: sum(row.outcome == name for row in rows) for name in outcomes}
+    if not sys.argv[1:]:
+        PAGE.write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: "list[Row]") -> str:
+    """The page with a line for each row."""
+    import sentence_transformers
+    import torch
+    import transformers
+
+    numbers = {name: sum(row.outcome == name for row in rows) for name in ("works", "refused", "not made", "fault")}
     counts = ", ".join(f"{count} {name}" for name, count in numbers.items() if count or name != "fault")
     head = HEAD.format(
         version=transformers.__version__,
@@ -57,7 +63,7 @@ def main() -> None:
         counts=f"{len(rows)} families: {counts}.",
     )
     lines = [f"| {row.kind} | {row.outcome} | {row.detail.replace('|', '/')} |" for row in rows]
-    PAGE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return head + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

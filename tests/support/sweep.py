@@ -101,12 +101,14 @@ def kinds() -> list[str]:
 
 
 def shrink(config: Any, words: int, changes: dict[str, Any]) -> Any:
-    """Makes a config of the same class, whose numbers, and those of the configs inside it, are those of a tiny model."""
+    """Makes a config of the same class with the numbers of a tiny model, in the configs inside it, too."""
     numbers = {**TEXT_NUMBERS, "vocab_size": words, **changes}
     made: dict[str, Any] = {}
     for name, value in numbers.items():
         old = getattr(config, name, None)
-        if name in changes or (old is not None and not isinstance(old, list | tuple | dict)):
+        fixed = isinstance(getattr(type(config), name, None), property)
+        wanted = old is not None or (name == "vocab_size" and hasattr(config, name))
+        if name in changes or (wanted and not fixed and not isinstance(old, list | tuple | dict)):
             made[name] = value
     for name, value in LISTS.items():
         old = getattr(config, name, None)
