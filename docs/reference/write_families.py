@@ -20,14 +20,15 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 HEAD = """# Families
 
 What `convert` and `pack` make of every family of text and image encoders in transformers {version}, written by
-`python docs/reference/write_families.py` (sentence-transformers {sentence}, torch {torch}); run it again for another
+`python docs/reference/write_families.py` (sentence-transformers {sentence}, torch {torch}). Run it again for another
 version, and change the code, not this page.
 
-Each family is a tiny model with random weights. "works" means that it was converted and packed at ternary and int4; that the checkpoint, computed with its unrounded weights, gave the source's vectors; and that the packed model
-agreed with the checkpoint. The numbers are the width of the vectors, and the least cosine between the source's vectors
-and those of the packed int4 model. Random weights round worse than trained ones: the cosine shows that the two compute
-the same thing, not what a real model keeps. "refused" means that nothing was written; the sentence is the error.
-"not made" is a family of which transformers makes no small model from the settings in `tests/support/sweep.py`.
+Each family is a tiny model with random weights. "works" means three things. It was converted and packed at ternary and
+int4. The checkpoint, computed with its unrounded weights, gave the source's vectors. The packed model agreed with the
+checkpoint. The numbers are the width of the vectors, and the least cosine between the source's vectors and those of
+the packed int4 model. Random weights round worse than trained ones, so the cosine does not tell what a real model
+keeps. "refused" means that nothing was written; the sentence is the error. "not made" is a family of which
+transformers makes no small model here, from the settings in `tests/support/sweep.py`.
 
 {counts}
 
