@@ -63,6 +63,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vits": {"hidden_size": 32},
     "convbert": {"num_attention_heads": 4, "head_ratio": 2},
     "funnel": {"block_sizes": [1, 1], "d_head": 8, "n_head": 4},
+    "gpt_neo": {"attention_types": [[["global"], 2]]},
+    "nemotron": {"num_key_value_heads": 4},
+    "esm": {"mask_token_id": 4, "pad_token_id": 0},
+    "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [4, 20]},
+    **{key: {"hidden_sizes": [32] * 4, "num_attention_heads": [1, 2, 4, 8]} for key in ("pvt", "pvt_v2")},
+    "bit": {"num_groups": 4},
+    "glpn": {"hidden_sizes": [32] * 4, "num_attention_heads": [1, 2, 4, 8], "depths": [1] * 4},
+    "segformer": {"hidden_sizes": [32] * 4, "num_attention_heads": [1, 2, 4, 8], "depths": [1] * 4},
     "beit": {"use_relative_position_bias": False},
     "dinov3_convnext": {"hidden_sizes": [16] * 4, "depths": [1] * 4},
 }
@@ -114,10 +122,11 @@ def shrink(config: Any, words: int, changes: dict[str, Any]) -> Any:
         old = getattr(config, name, None)
         if isinstance(old, list | tuple) and name not in changes:
             made[name] = [value] * len(old)
-    if "block_sizes" in changes:
-        made.pop("num_hidden_layers")
-    if isinstance(getattr(config, "layer_types", None), list):
-        made["layer_types"] = config.layer_types[:2]
+    if "block_sizes" in changes:  # a Funnel counts its layers itself
+        made.pop("num_hidden_layers", None)
+    types = getattr(config, "layer_types", None)
+    if isinstance(types, list) and not isinstance(getattr(type(config), "layer_types", None), property):
+        made["layer_types"] = config.layer_types[:1] + config.layer_types[-1:]
     for name in getattr(config, "sub_configs", None) or ():
         if (inner := getattr(config, name, None)) is not None:
             made[name] = shrink(inner, words, {}).to_dict()
@@ -126,7 +135,7 @@ def shrink(config: Any, words: int, changes: dict[str, Any]) -> Any:
 
 def save(kind: str, folder: Path) -> None:
     """Writes a tiny random model of a family, with a word tokenizer if it reads texts, and a processor for images."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
     from ternarize_cli.encoders.modalities import modalities_of
 
@@ -134,6 +143,9 @@ def save(kind: str, folder: Path) -> None:
     words = save_word_tokenizer(folder)
     torch.manual_seed(0)
     config = shrink(AutoConfig.for_model(kind), words, SETTINGS.get(kind, {}))
+    kinds_of = MODEL_MAPPING[type(config)]
+    if isinstance(kinds_of, tuple):  # AutoModel chooses by the architecture
+        config.architectures = [kinds_of[0].__name__]
     AutoModel.from_config(config).eval().save_pretrained(folder)
     reads = modalities_of(folder)
     if "image" in reads:
