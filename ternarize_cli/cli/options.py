@@ -17,6 +17,7 @@ __all__ = [
     "Force",
     "Json",
     "ModelArgument",
+    "NoCheck",
     "Quiet",
     "Seed",
     "SkipBad",
@@ -38,6 +39,7 @@ AllowPickle = Annotated[bool, typer_option(command_option.ALLOW_PICKLE, "allow_p
 Backend = Annotated[str, typer_option(command_option.BACKEND, "backend")]
 Device = Annotated[str | None, typer_option(command_option.DEVICE, "device")]
 Threads = Annotated[int | None, typer_option(command_option.THREADS, "threads")]
+NoCheck = Annotated[bool, typer_option(command_option.NO_CHECK, "no_check")]
 SkipBad = Annotated[bool, typer_option(command_option.SKIP_BAD, "skip_bad")]
 
 

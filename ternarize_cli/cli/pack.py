@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
+from ternarize_cli.cli.options import Force, Json, NoCheck, Quiet, output_folder
 from ternarize_cli.cli.output import Output, megabytes
 
 __all__ = ["register"]
@@ -18,6 +18,7 @@ def _pack(
         str | None,
         typer.Option(help="Packing of codes. Ternary: 2bit (default) or base3 (1.6 bits); other levels have one each."),
     ] = None,
+    no_check: NoCheck = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -34,7 +35,7 @@ def _pack(
     out = Output(json_mode=json, quiet=quiet)
     name = model_name(student)
     target = output or Path(f"{name.removesuffix('-ternary').removesuffix('-distilled')}-packed")
-    report = pack(student, target, codec=codec, force=force, track=out.track)
+    report = pack(student, target, codec=codec, check=not no_check, force=force, track=out.track)
     layout = codec_for(report.artifact.scheme.levels, report.artifact.codec)
     out.table(
         f"{name}: packed",

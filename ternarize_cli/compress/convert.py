@@ -10,6 +10,7 @@ are never invented. The Dense modules of a sentence-transformers folder are conv
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress import vocabulary
 from ternarize_cli.compress.calibrate import Calibrated, Calibration, calibrate_folder
 from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
 from ternarize_cli.compress.tensor_policy import TensorDecision
 from ternarize_cli.encoders import checkpoint, defaults
@@ -30,6 +32,7 @@ from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.model_folder.model_kind import head_notes
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files, weights
+from ternarize_cli.tokenizers.tokenization import inputs
 
 __all__ = ["ConversionReport", "LayerReport", "convert"]
 
@@ -101,7 +104,9 @@ def convert(
         source_name: what the artifact records as its source; the folder's name if None.
 
     Raises:
-        CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite.
+        CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite; or
+            it can't be opened and does not encode.
+        TernarizeError: the result can't be opened, or its vectors are wrong (`result_check`).
         InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, or a value
             does not fit float16.
         DataError: texts or images can't be read, or are not what the model reads.
@@ -111,6 +116,10 @@ def convert(
     allow_pickle = options.allow_pickle
     files.check_output(output, force=force, inputs=[source])
     parts, chosen = planned_parts(source, scheme, options, calibration, track)
+    reference = None
+    if options.check:
+        texts = [] if chosen is None else list(islice(inputs(source, chosen.corpus), 3))
+        reference = Reference.of(source, *([texts] if texts else []), allow_pickle=allow_pickle)
     made = Artifact(
         stage="latent",
         scheme=scheme,
@@ -143,6 +152,9 @@ def convert(
         if chosen is not None:
             notes += vocabulary.write(chosen, parts[0].model, partial)
             vocabulary.check(chosen, source, partial, allow_pickle=allow_pickle, track=track)
+        if reference is not None:
+            reference.check(partial, latent=calibration is None)
+            notes += reference.notes
     return ConversionReport(parts[0].describe(made), tuple(layers), plan, tuple(notes), chosen)
 
 

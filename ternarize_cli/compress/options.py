@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from ternarize_cli.errors import InputError
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.storage.command_option import ALLOW_PICKLE, DEVICE, MANY, SEED, THREADS, Option, check_fields
+from ternarize_cli.storage.command_option import (
+    ALLOW_PICKLE,
+    DEVICE,
+    MANY,
+    NO_CHECK,
+    SEED,
+    THREADS,
+    Option,
+    check_fields,
+)
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "CalibrationRecipe", "ConvertOptions", "SchemeOptions"]
 
@@ -55,6 +64,7 @@ class ConvertOptions:
         trim: files or folders of texts; of the vocabulary only the tokens that they use are kept.
         allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
         seed: the seed by which the data of a calibration is drawn; recorded in the checkpoint.
+        check: open the source and the result, and compare a few vectors before the result gets its name.
 
     Raises:
         InputError: `skip` or `trim` is a lone string.
@@ -74,6 +84,7 @@ class ConvertOptions:
     ] = ()
     allow_pickle: Annotated[bool, ALLOW_PICKLE] = False
     seed: Annotated[int, SEED] = 0
+    check: Annotated[bool, NO_CHECK] = True
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
 from ternarize_cli.encoders.parts import Part, parts_of
@@ -51,7 +52,13 @@ class PackReport:
 
 
 def pack(
-    source: Path, output: Path, *, codec: str | None = None, force: bool = False, track: Track = silent
+    source: Path,
+    output: Path,
+    *,
+    codec: str | None = None,
+    check: bool = True,
+    force: bool = False,
+    track: Track = silent,
 ) -> PackReport:
     """Writes the packed model of the ternary checkpoint `source` to `output`, atomically.
 
@@ -59,6 +66,7 @@ def pack(
         source: a ternary checkpoint.
         output: the folder to write.
         codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
+        check: open the checkpoint and the packed model, and compare a few vectors before the output gets its name.
         force: replace an existing output.
         track: reports progress over tensors.
 
@@ -67,6 +75,7 @@ def pack(
         CheckpointError: `source` is full precision or packed already, damaged, or pickled.
         FormatError: a weight or scale is not finite, a scale is negative, a scale or a large tensor does not fit
             float16, or the group size does not divide the width of a linear.
+        TernarizeError: the packed model can't be opened, or gives other vectors than the checkpoint.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     files.check_output(output, force=force, inputs=[source])
@@ -79,6 +88,7 @@ def pack(
     layout = codec_for(latent.scheme.levels, codec)
     artifact = replace(latent, stage="packed", codec=layout.name)
     totals: Counter[str] = Counter()
+    reference = Reference.of(source) if check else None
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
         for part in parts_of(source):
@@ -87,6 +97,8 @@ def pack(
                 totals += _pack_part(part, known, layout, partial, track)
                 part.write_config(partial, replace(known, stage="packed", codec=layout.name))
         integrity.seal(partial)
+        if reference is not None:
+            reference.check(partial, packed=True)
     return PackReport(
         artifact=artifact,
         bytes_source=totals["source"],

@@ -44,7 +44,8 @@ def convert(
 
     Raises:
         ModelNotFoundError: the model can't be found.
-        CheckpointError: the model is damaged, or is ternary already.
+        CheckpointError: the model is damaged, or is ternary already, or can't be opened and does not encode.
+        TernarizeError: the result can't be opened, or its vectors are wrong; `options.check` switches this off.
         InputError: a pattern to skip matches nothing, the group size does not divide a width, the scheme's rule does
             not go with a calibration, or `check_keeps_scores` raises it.
         DataError: texts or images can't be read, or are not what the model reads.
@@ -95,6 +96,7 @@ def pack(
     output: str | Path,
     *,
     codec: str | None = None,
+    check: bool = True,
     force: bool = False,
     track: Track = silent,
 ) -> packing.PackReport:
@@ -107,6 +109,7 @@ def pack(
         output: the folder to write, atomically.
         codec: how codes lie in bytes, "2bit" (1/4 byte a weight) or "base3" (1/5 byte) for ternary weights; None: the
             first that holds the checkpoint's levels.
+        check: open both models and compare a few vectors before the output gets its name; needs memory for a model.
         force: replace the output if it exists.
         track: progress, as `ternarize_cli.progress` describes it.
 
@@ -117,7 +120,8 @@ def pack(
         ModelNotFoundError: the checkpoint can't be found.
         CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already.
         FormatError: a value is not finite or does not fit float16, or the description does not fit the weights.
+        TernarizeError: the packed model can't be opened, or gives other vectors than the checkpoint.
         InputError: the codec does not hold the checkpoint's levels.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
-    return packing.pack(resolve(student), Path(output), codec=codec, force=force, track=track)
+    return packing.pack(resolve(student), Path(output), codec=codec, check=check, force=force, track=track)

@@ -219,6 +219,8 @@ def planned_parts(
     if calibration is not None:
         calibration.check(folder, scheme)
     parts = source_parts(folder, scheme, options)
+    if calibration is None:
+        _require_parameter(parts[0])
     if not options.trim:
         return parts, None
     if head_of(folder) == "fill-mask":
@@ -228,6 +230,20 @@ def planned_parts(
         )
     chosen = select(folder, parts[0].model, options.trim, allow_pickle=options.allow_pickle, track=track)
     return [parts[0].trimmed(chosen.tables, len(chosen.ids)), *parts[1:]], chosen
+
+
+def _require_parameter(encoder: SourcePart) -> None:
+    """Checks that a packed model keeps a parameter, by which transformers tells a model's device and dtype.
+
+    Raises:
+        InputError: nothing but linears and compressed tables is left, as in OLMo, whose norms have no weights.
+    """
+    stored = [d for d in encoder.decisions.values() if d.stored]
+    if stored and all(d.fate in ("ternary", "table") for d in stored):
+        raise InputError(
+            "every tensor of this model would be packed, and transformers can't run a model without a parameter",
+            hint=f"--skip one linear, such as --skip {[*encoder.policy.linears][-1]}; or --table-bits 16",
+        )
 
 
 def _tensors(model: Any, shards: Sequence[weights.WeightShard]) -> tuple[SourceTensor, ...]:

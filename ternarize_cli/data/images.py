@@ -12,11 +12,12 @@ A folder may hold a training part and a test part: folders `train/` and `test/`,
 part, so that training and calibration never see the test part.
 
 An `Images` is a sequence that decodes an image when it is read and keeps none in memory; nothing is copied to a cache.
-Images are converted to RGB and turned upright (EXIF), 16-bit greys are scaled to 8 bits, and an animation gives its
-first frame. An image of more than MAX_PIXELS, and formats that need another program to be read (PostScript), are
-refused.
+Images are converted to RGB and turned upright (EXIF); greys of 16 bits and floats (from 0 to 1, 255 or 65,535) are
+scaled to 8 bits, and an animation gives its first frame. An image of more than MAX_PIXELS, and formats that need
+another program to be read (PostScript), are refused.
 """
 
+import math
 import os
 import random
 import re
@@ -29,6 +30,8 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, overload
+
+import numpy as np
 
 from ternarize_cli.data.image_files import (
     IDX_IMAGES,
@@ -282,9 +285,7 @@ def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
             if wide * high > MAX_PIXELS:
                 raise ValueError(f"its {wide:,} × {high:,} pixels are more than the {MAX_PIXELS:,} that are read")
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):  # PIL would clip the greys at 255
-                image = image.point(lambda value: value / 256).convert("L")
-            return image.convert("RGB")
+            return _eight_bits(image).convert("RGB")
     except DataError:
         raise
     except Exception as e:  # a damaged file can raise any error in a decoder
@@ -293,6 +294,26 @@ def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
         else:
             what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else reason(e)
         raise DataError(f"{name} can't be read: {what}", hint="repair or remove the file") from e
+
+
+def _eight_bits(image: "Image") -> "Image":
+    """Scales greys of more than 8 bits to 8 bits; PIL would clip them at 255, and floats between 0 and 1 at 0.
+
+    Raises:
+        ValueError: the values are not finite, below 0, or above 65,535.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value / 256).convert("L")
+    if image.mode not in ("I", "F"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > 65_535:
+        raise ValueError(f"its greys go from {low:g} to {high:g}, and nothing says which are black and white")
+    scale = 255.0 if high <= 1 and image.mode == "F" else 1.0 if high <= 255 else 1 / 256
+    return Image.fromarray(np.round(values * scale).clip(0, 255).astype(np.uint8))
 
 
 @cache

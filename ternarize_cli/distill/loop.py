@@ -141,7 +141,7 @@ def _latent(on: Any, partial: Path, student: Path, training: Training) -> Path:
     latent = partial / "start"
     if on.is_main_process and not latent.is_dir():
         scheme = Scheme(rule=training.chosen.rule, granularity=training.chosen.granularity)
-        convert(student, latent, scheme, ConvertOptions(seed=training.seed))
+        convert(student, latent, scheme, ConvertOptions(seed=training.seed, check=False))
     on.wait_for_everyone()
     return latent
 

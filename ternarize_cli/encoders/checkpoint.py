@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ternarize_cli import __version__
+from ternarize_cli.encoders.encoder_alone import encoder_alone, refuse_unreadable, require_encoder_tensors
+from ternarize_cli.encoders.projections import refuse_projection
 from ternarize_cli.encoders.tensor_names import names_in_model, split_fused
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.format.scheme import METHOD, Artifact
@@ -98,7 +100,7 @@ def skeleton(folder: Path, head: Head | None = None) -> Any:
             it from these values, only the folder's own code has the class, or its computed buffers are too large.
     """
     import transformers
-    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     values = read_config(folder)
     _check_own_code(values, folder)
@@ -107,12 +109,11 @@ def skeleton(folder: Path, head: Head | None = None) -> Any:
         config_check.check_built(config, folder / "config.json")
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        text_encoder: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
-        encoder_only = text_encoder is not None and text_encoder.__name__.endswith("EncoderModel")
-        alone = "AutoModelForTextEncoding" if encoder_only else "AutoModel"
-        auto: Any = getattr(transformers, _AUTO[head] if head else alone)
+        refuse_unreadable(config, folder)
+        alone = encoder_alone(config) if head is None else None
         with torch.device("meta"):
-            model = auto.from_config(config)
+            auto: Any = getattr(transformers, _AUTO[head] if head else "AutoModel")
+            model = alone(config) if alone else auto.from_config(config)
     except (CheckpointError, MemoryError):
         raise
     except Exception as e:  # a config with wrong values can raise any error in a model's constructor
@@ -219,12 +220,14 @@ def check_tensors(
     found: set[str] = set()
     for shard in shards:
         names = names_in_model(model, shard.keys())
-        homeless = [key for key in shard.keys() if names.get(key) not in state]  # noqa: SIM118
+        homeless = [key for key in shard.keys() if names.get(key) not in state and not _BUFFERS.search(key)]  # noqa: SIM118
         if further := _further_head(model, homeless):
             raise error(
                 f"the model has a further head, {further}, for which {type(model).__name__} has no place",
                 hint="ternarize takes classifiers with the one head of the class in config.json",
             )
+        require_encoder_tensors(model, homeless)
+        refuse_projection(model, homeless)
         if surplus := _surplus(model, homeless):
             raise error(
                 f"the model that config.json describes has no place for the tensor {surplus} in its layers",

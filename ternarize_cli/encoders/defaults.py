@@ -3,6 +3,7 @@
 Of a text encoder:
 
     bidirectional attention   BERT, ModernBERT, T5's encoder, …     mean over the tokens
+    encoder and decoder       M2M100's encoder, BART, …             mean over the tokens, as sentence-transformers
     causal attention          Qwen3, Llama, GPT-2, …                the last token: only it has seen the whole text
 
 `vision` chooses that of an image encoder.
@@ -20,16 +21,17 @@ from typing import Any, Literal
 
 from ternarize_cli.encoders import checkpoint, vision
 from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.encoders.positions import write_limit
 from ternarize_cli.errors import InputError
 from ternarize_cli.model_folder.folder_check import LOADING
 from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.library_output import library_output
+from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
 
 __all__ = ["complete", "pad_tokenizer", "pooling_mode"]
 
 Pooling = Literal["mean", "lasttoken"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
 def pooling_mode(folder: Path) -> Pooling:
@@ -38,10 +40,13 @@ def pooling_mode(folder: Path) -> Pooling:
     Raises:
         CheckpointError: config.json is missing or damaged.
     """
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto
 
     config = checkpoint.read_config(folder)
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
+    if kind in CONFIG_MAPPING and getattr(CONFIG_MAPPING[kind], "is_encoder_decoder", False):
+        return "mean"
     decodes = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     decodes = decodes and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     bidirectional = config.get("use_bidirectional_attention") or config.get("is_causal") is False
@@ -49,7 +54,7 @@ def pooling_mode(folder: Path) -> Pooling:
 
 
 def complete(source: Path, folder: Path) -> list[str]:
-    """Writes a pooling and a padding token into a new model folder, if its source names none.
+    """Writes a pooling and a padding token into a new model folder, if its source names none, and a true length limit.
 
     Args:
         source: the model folder.
@@ -68,13 +73,14 @@ def complete(source: Path, folder: Path) -> list[str]:
         _write_image_modules(source, folder)
         notes.append("wrote modules.json with the pooling of images, so that sentence-transformers agrees")
         return notes
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         return notes
     if plain and modalities_of(source) == {"text"} and head_of(source) is None:
         mode = pooling_mode(source)
         _write_modules(source, folder, mode)
         what = "the last token's embedding" if mode == "lasttoken" else "mean pooling"
         notes.append(f"wrote modules.json with {what}, so that sentence-transformers and later stages agree")
+    notes += write_limit(checkpoint.skeleton(source), folder)
     settings = folder / "tokenizer_config.json"
     if "pad_token" not in _json(settings) and "pad_token" not in _json(folder / "special_tokens_map.json"):
         from transformers import AutoTokenizer

@@ -92,22 +92,21 @@ def logits(model: "CrossEncoder", pairs: Sequence[tuple[str, str]], *, batch_siz
     return found
 
 
-def outputs(folder: Path, texts: Sequence[str], **how: Any) -> np.ndarray:
-    """Loads a model of any kind, and returns what it gives for a few texts: what two stages of a model agree on.
+def outputs(model: Any, folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """Returns what a model of any kind gives for a few texts: what two stages of a model agree on.
 
     Args:
-        folder: a model folder, as `loading.resolve` returns it.
+        model: the model, as `load_with_head` returns it.
+        folder: its folder.
         texts: the texts; a cross-encoder scores each together with the next, and the last with the first.
-        how: `backend`, `device`, `threads` and `allow_pickle`, as `loading.load_encoder` takes them.
 
     Returns:
         Float32 with a row for each text: logits `[texts]` or `[texts, labels]` of a cross-encoder, weights of tokens
         `[texts, vocabulary]` of a sparse encoder, vectors `[texts, dim]` of an encoder.
 
     Raises:
-        CheckpointError, InputError, UnavailableError: as `loading.load_encoder` raises them.
+        CheckpointError: a score is not finite.
     """
-    model = load_with_head(folder, **how)
     if kind_of(folder) == "cross-encoder":
         return logits(model, list(zip(texts, [*texts[1:], texts[0]], strict=True)))
     sparse = {"convert_to_sparse_tensor": False} if head_of(folder) == "fill-mask" else {}

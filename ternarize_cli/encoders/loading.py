@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = [
+    "can_encode",
     "checked_device",
     "checked_threads",
     "load",
@@ -50,12 +51,17 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
     """
     text = os.fspath(model)
     if text.startswith("package:"):
-        return _package_folder(text.removeprefix("package:"))
+        from ternarize_cli.model_folder.root_view import in_root
+
+        return in_root(_package_folder(text.removeprefix("package:")))
     from ternarize_cli.model_folder.folder_check import refuse_adapter
     from ternarize_cli.model_folder.module_check import check_modules
+    from ternarize_cli.model_folder.root_view import in_root, refuse_module
 
     folder = Path(text).expanduser()
     if folder.is_dir():
+        refuse_module(folder)
+        folder = in_root(folder)
         if not (folder / "config.json").is_file():
             refuse_adapter(folder)
             check_modules(folder)
@@ -68,7 +74,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
         raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
     if not _HUB_ID.fullmatch(text):
         raise ModelNotFoundError(f"there is no folder {text}", hint="check the path; a hub id looks like owner/name")
-    return _download(text, allow_pickle)
+    return in_root(_download(text, allow_pickle))
 
 
 def _package_folder(name: str) -> Path:
@@ -80,7 +86,8 @@ def _package_folder(name: str) -> Path:
         pip_name = name.replace("_", "-")
         raise ModelNotFoundError(f"no Python package {name!r} is installed here", hint=f"pip install {pip_name}")
     roots = [Path(p) for p in spec.submodule_search_locations or []]
-    found = sorted(p.parent for root in roots for p in root.rglob("config.json"))
+    names = ("config.json", "modules.json")
+    found = sorted({p.parent for root in roots for name in names for p in root.rglob(name)})
     top = [p for p in found if not any(other in p.parents for other in found)]
     if len(top) != 1:
         listed = ", ".join(str(p) for p in top[:4]) or "none"
@@ -137,10 +144,14 @@ def pooling_note(folder: Path) -> str | None:
     from ternarize_cli.encoders import checkpoint, defaults, vision
     from ternarize_cli.encoders.modalities import modalities_of
 
-    if modalities_of(folder) == {"image"}:
+    reads = modalities_of(folder)
+    if reads == {"image"}:
         chosen = vision.image_pooling(checkpoint.skeleton(folder))
         how = {"cls": "its CLS token", "mean": "the mean over its patches"}.get(chosen, f"the model's {chosen}")
         return f"{folder} is a plain transformers folder (no modules.json): the vector of an image is {how}"
+    if reads == {"text", "image"} and vision.gives_features(checkpoint.skeleton(folder)):
+        how = "the vector of a text or an image is its projected features, as the model's get_…_features gives them"
+        return f"{folder} is a plain transformers folder (no modules.json): {how}"
     last = defaults.pooling_mode(folder) == "lasttoken"
     how = "the last token's embedding stands for the text" if last else "token embeddings are mean-pooled"
     return f"{folder} is a plain transformers folder (no modules.json): {how}"
@@ -245,7 +256,7 @@ def load_whole(
     import torch
 
     from ternarize_cli import kernels
-    from ternarize_cli.encoders import checkpoint, transformers_plugin
+    from ternarize_cli.encoders import checkpoint, transformers_plugin, vision
     from ternarize_cli.encoders.loaded_check import check_full_precision, check_loaded
     from ternarize_cli.storage.library_output import library_output
 
@@ -266,6 +277,7 @@ def load_whole(
             raise CheckpointError(f"{folder} can't be loaded: {' '.join(str(e).split())[:240]}") from e
         raise
     except Exception as e:  # damaged tokenizer or module files can raise any error
+        vision.explain_processor(folder)
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
         raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
     encoder.eval()
@@ -279,6 +291,7 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
 
     from ternarize_cli.encoders import defaults, vision
     from ternarize_cli.encoders.modalities import modalities_of
+    from ternarize_cli.encoders.positions import cut_at_positions
     from ternarize_cli.model_folder.folder_check import LOADING, loading_arguments
 
     if not (folder / "modules.json").is_file() and modalities_of(folder) == {"image"}:
@@ -290,7 +303,16 @@ def _opened(folder: Path, device: str, allow_pickle: bool) -> "SentenceTransform
     tokenizer = encoder.tokenizer
     if hasattr(tokenizer, "pad_token") and tokenizer.pad_token is None:
         defaults.pad_tokenizer(tokenizer, folder)
+    cut_at_positions(encoder, folder)
     return encoder
+
+
+def can_encode(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer or an image processor; without either, only transformers can open it."""
+    from ternarize_cli.encoders import vision
+    from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
+
+    return has_tokenizer(folder) or vision.has_processor(folder)
 
 
 def prompts_of(encoder: "SentenceTransformer") -> list[str]:

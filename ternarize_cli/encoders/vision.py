@@ -15,12 +15,12 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, UnavailableError, reason
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules.module import Module
 
-__all__ = ["has_processor", "image_modules", "image_pooling"]
+__all__ = ["explain_processor", "gives_features", "has_processor", "image_modules", "image_pooling"]
 
 Pooling = Literal["pooler_output", "cls", "mean"]
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -29,6 +29,33 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 def has_processor(folder: Path) -> bool:
     """Returns whether a model folder holds the config of an image processor, which resizes and normalises images."""
     return any((folder / name).is_file() for name in _PROCESSOR_FILES)
+
+
+def explain_processor(folder: Path) -> None:
+    """Opens the image processor of a folder that could not be loaded, and says so if a package is missing.
+
+    sentence-transformers opens it through AutoProcessor, which reports a missing package as an unknown class.
+
+    Raises:
+        UnavailableError: the processor needs a package that is not installed, such as torchvision.
+    """
+    from transformers import AutoImageProcessor
+
+    from ternarize_cli.model_folder.folder_check import LOADING
+
+    if not has_processor(folder):
+        return
+    try:
+        AutoImageProcessor.from_pretrained(folder, **LOADING)
+    except ImportError as e:
+        text = reason(e)
+        package = next((name for name in ("torchvision", "timm", "scipy", "cv2") if name in text.lower()), None)
+        raise UnavailableError(
+            f"the image processor of {folder} needs a package that is not installed here: {text.partition('.')[0]}",
+            hint=f"pip install {package}; for a CPU as torch was installed (--index-url …/cpu)" if package else None,
+        ) from e
+    except Exception:  # a config with wrong values can raise any error, which the caller has, too
+        return
 
 
 def image_pooling(model: Any) -> Pooling:
@@ -41,14 +68,26 @@ def image_pooling(model: Any) -> Pooling:
     return "cls" if any(name.endswith("cls_token") for name, _ in model.named_parameters()) else "mean"
 
 
+def gives_features(model: Any) -> bool:
+    """Whether a model of texts and images gives one vector for each, as CLIP does, and no embeddings of tokens.
+
+    sentence-transformers then calls `get_text_features` and `get_image_features`, and pools nothing.
+    """
+    return hasattr(model, "get_text_features") and "last_hidden_state" not in _outputs(model)
+
+
 def _gives_pooler_output(model: Any) -> bool:
+    return "pooler_output" in _outputs(model)
+
+
+def _outputs(model: Any) -> set[str]:
+    """The names of what a model's forward pass returns, by its annotation."""
     try:
         returned = typing.get_type_hints(type(model).forward).get("return")
     except NameError:  # an annotation that only type checkers can resolve
-        return False
-    return any(
-        "pooler_output" in getattr(kind, "__dataclass_fields__", ()) for kind in (returned, *typing.get_args(returned))
-    )
+        return set()
+    kinds = (returned, *typing.get_args(returned))
+    return {name for kind in kinds for name in getattr(kind, "__dataclass_fields__", ())}
 
 
 def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]":

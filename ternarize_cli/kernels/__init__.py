@@ -8,9 +8,10 @@ backend, add a file with a class under `@register`.
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -208,7 +209,10 @@ class FirstForward:
     def __init__(self, model: nn.Module, backend: str = "") -> None:
         self._model = model
         self._backend = backend
-        self.__signature__ = inspect.signature(model.forward)  # by which sentence-transformers chooses what it passes
+        # sentence-transformers chooses by these what it passes, and whether it pools what comes back
+        self.__signature__ = inspect.signature(model.forward)
+        with suppress(Exception):  # an annotation that only type checkers can resolve
+            self.__annotations__ = {"return": get_type_hints(model.forward)["return"]}
 
     @property
     def __code__(self) -> Any:

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from ternarize_cli.errors import CheckpointError, shown
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
+from ternarize_cli.storage.views import origin
 
 __all__ = ["contained", "copy_companions", "is_snapshot", "model_files", "module_folders"]
 
@@ -134,7 +135,7 @@ def is_snapshot(folder: Path) -> bool:
 
 def _blobs(folder: Path) -> Path | None:
     """Finds the folder of blobs of a snapshot: MODEL/blobs for MODEL/snapshots/REVISION/…."""
-    for parent in folder.resolve().parents:
+    for parent in origin(folder).parents:
         if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
             return parent.parent / "blobs"
     return None
@@ -201,6 +202,10 @@ def _is_folder(path: Path) -> bool:
 
 
 def contained(folder: Path, path: Path) -> bool:
-    """Whether a path leads to a file in the folder, or to a blob of the hub cache in which the folder is a snapshot."""
+    """Whether a path leads to a file in the folder, or to a blob of the hub cache in which the folder is a snapshot.
+
+    For a view (`storage.views`), files in the folder that it shows count, too.
+    """
     target = path.resolve()
-    return any(allowed in target.parents for allowed in (folder.resolve(), _blobs(folder)) if allowed is not None)
+    allowed = (folder.resolve(), origin(folder), _blobs(folder))
+    return any(place in target.parents for place in allowed if place is not None)

@@ -24,6 +24,7 @@ __all__ = [
     "DEVICE",
     "MANY",
     "MAX_BATCH",
+    "NO_CHECK",
     "SEED",
     "SKIP_BAD",
     "THREADS",
@@ -66,6 +67,10 @@ class Option:
     otherwise: object = None
 
 
+NO_CHECK = Option(
+    "Do not open the result and compare its vectors with the source's, which needs memory for a whole model.",
+    name="no_check",
+)
 ALLOW_PICKLE = Option("Also read pytorch_model.bin (tensors only; trust its author all the same).")
 BACKEND = Option("Kernels to run on; `ternarize doctor` lists them.", envvar="TERNARIZE_BACKEND")
 DEVICE = Option("cpu, cuda, cuda:1, …; default: a GPU if there is one.", envvar="TERNARIZE_DEVICE")

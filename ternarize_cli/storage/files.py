@@ -19,6 +19,7 @@ from pathlib import Path
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 from ternarize_cli.storage.cache_folder import cache_folder
 from ternarize_cli.storage.locks import lock, require_locks
+from ternarize_cli.storage.views import origin
 from ternarize_cli.storage.workplace import Workplace, held, holder_path, partial_path, recover, remove
 
 __all__ = [
@@ -95,7 +96,7 @@ def check_apart(output: Path, inputs: Sequence[Path]) -> None:
     """
     resolved = output.resolve()
     for path in inputs:
-        other = path.resolve()
+        other = origin(path)
         if resolved == other or resolved in other.parents or (path.is_dir() and other in resolved.parents):
             raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
 

@@ -23,6 +23,7 @@ their content.
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -31,13 +32,19 @@ from typing import Any
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes, read_object
 
-__all__ = ["KINDS", "TokenizerFile"]
+__all__ = ["KINDS", "TokenizerFile", "has_tokenizer"]
 
 KINDS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 _FILE = "tokenizer.json"
 _FOREIGN = ("*.model", "*.spm", "*.vocab", "unigram.json", "tekken.json", "bpe.codes")
 _ASCII = [chr(code) for code in range(33, 127)]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_ANY = ("tokenizer.json", "tokenizer_config.json", "vocab*.txt", "vocab*.json", *_FOREIGN)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a file of a tokenizer."""
+    return any(fnmatchcase(path.name, pattern) for path in folder.iterdir() for pattern in _ANY)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ front of queries or documents. An encoder here adds
 - preparation apart from the forward pass, so that another thread can do it ahead (`encode`).
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.data.prefetch import ReadAhead
-from ternarize_cli.errors import InputError, TernarizeError
+from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -223,17 +224,30 @@ class ImageEncoder:
         self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
 
     def prepare(self, images: "list[Image]") -> Prepared:
-        """Resizes and normalises images with the model's processor. May run in another thread than `forward`."""
-        features = self.encoder.preprocess(images)
+        """Resizes and normalises images with the model's processor. May run in another thread than `forward`.
+
+        Raises:
+            CheckpointError: the processor can't make pixels of the images, such as one stack of several sizes.
+        """
+        try:
+            features = self.encoder.preprocess(images)
+        except Exception as e:  # a processor with other values than its class expects can raise any error
+            raise _disagreement("prepares no images", e) from e
         return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
 
     def forward(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[images, dim]`, in the order of the images that were prepared.
 
         Raises:
+            CheckpointError: the processor makes other pixels than the model takes, in size or channels.
             TernarizeError: a vector is not finite; the message names the image.
         """
-        vectors = _forward(self.encoder, prepared, self._normalize)
+        try:
+            vectors = _forward(self.encoder, prepared, self._normalize)
+        except (ValueError, IndexError, RuntimeError) as e:
+            if isinstance(e, torch.OutOfMemoryError) or not _is_shape(e):
+                raise
+            raise _disagreement("makes pixels that the model does not take", e) from e
         self.images += len(prepared)
         self.dim = vectors.shape[1]
         return vectors
@@ -251,6 +265,21 @@ class ImageEncoder:
     def summary(self) -> str:
         """A phrase that says how much was encoded."""
         return f"{self.images} images"
+
+
+def _disagreement(what: str, error: Exception) -> Exception:
+    """The error about an image processor whose values do not fit the images or the model."""
+    if isinstance(error, TernarizeError | MemoryError | OSError):
+        return error
+    return CheckpointError(
+        f"the model's image processor {what}: {reason(error)}",
+        hint="preprocessor_config.json and config.json disagree over size, channels or resizing: fetch both again",
+    )
+
+
+def _is_shape(error: Exception) -> bool:
+    """Whether an error that a model raises is about the shape of its input."""
+    return bool(re.search(r"size|shape|channel|dimension|expected|match", str(error), re.IGNORECASE))
 
 
 def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:

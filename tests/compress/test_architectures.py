@@ -277,7 +277,7 @@ def test_half_precision_sources_convert_and_their_infinities_do_not(dtype: torch
         damaged = {k: t.clone() for k, t in tensors.items()}
         damaged[key].view(-1)[5] = torch.inf
         save_file(damaged, source / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match=f"{key}: a .* is not finite"):
+        with pytest.raises(CheckpointError, match=f"{key}.* not finite"):
             convert(source, tmp_path / "never")
     assert not (tmp_path / "never").exists()
 

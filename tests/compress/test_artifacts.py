@@ -332,7 +332,7 @@ def test_garbage_instead_of_weights_is_refused(tmp_path: Path) -> None:
 def test_a_source_with_a_value_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
     source = save_tiny_bert(tmp_path / "source")
     change_tensor(source, "encoder.layer.0.output.dense.weight", lambda t: t.index_fill(0, torch.tensor([0]), bad))
-    with pytest.raises(CheckpointError, match=r"encoder\.layer\.0\.output\.dense\.weight: a weight is not finite"):
+    with pytest.raises(CheckpointError, match=r"output\.dense\.weight holds a value that is not finite"):
         convert(source, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 

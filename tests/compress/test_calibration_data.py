@@ -170,7 +170,7 @@ def test_a_damaged_source_is_found_before_the_data_is_read(tmp_path: Path, run: 
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     result = run("convert", folder, "-o", tmp_path / "out", "--calibrate", corpus)
     assert result.exit_code == 2
-    assert "encoder.layer.1.output.dense.weight: a value is not finite" in result.stderr
+    assert "encoder.layer.1.output.dense.weight holds a value that is not finite" in result.stderr
 
 
 def test_options_without_effect_are_named(tmp_path: Path, run: Callable, tiny_bert: Path) -> None:

@@ -18,7 +18,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.dry_run import dry_run
 from ternarize_cli.compress.options import Calibration, ConvertOptions
 from ternarize_cli.compress.pack import pack
-from ternarize_cli.encoders.heads import load_cross_encoder, load_sparse_encoder, logits, outputs
+from ternarize_cli.encoders.heads import load_cross_encoder, load_sparse_encoder, load_with_head, logits, outputs
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError, InputError
 from ternarize_cli.format.scheme import Scheme
@@ -164,7 +164,7 @@ def test_a_packed_sparse_encoder_weighs_tokens_nearly_as_its_source(family: str,
     assert cosines.min() > 0.97
     assert abs(after - weights(tmp_path / "latent")).max() < 1e-5
     assert not [key for key in load_file(tmp_path / "packed" / "model.safetensors") if key.endswith("decoder.weight")]
-    assert np.array_equal(after, outputs(tmp_path / "packed", TEXTS))
+    assert np.array_equal(after, outputs(load_with_head(tmp_path / "packed"), tmp_path / "packed", TEXTS))
 
 
 def test_a_plain_masked_language_model_is_an_encoder(tmp_path: Path) -> None:

@@ -117,3 +117,56 @@ def test_latent_and_packed_models_encode_images_alike(run: Any, tiny_vit: Path, 
     )
     np.testing.assert_allclose(frozen, student, atol=1e-5)
     assert np.abs(teacher - student).max() > 0.01
+
+
+DISAGREEING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "size": ({}, {"size": {"height": 32, "width": 32}}, "size"),
+    "not square": ({}, {"size": {"height": 16, "width": 32}}, "size"),
+    "crop": ({}, {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 8, "width": 8}}, "size"),
+    "no resizing": ({}, {"do_resize": False}, "prepares no images"),
+    "one side": ({}, {"size": {"shortest_edge": 16}}, "prepares no images"),
+    "grey": ({"num_channels": 1}, {"image_mean": [0.5], "image_std": [0.5]}, "mean must have 3"),
+    "four channels": ({"num_channels": 4}, {}, "channel"),
+}
+
+
+@pytest.mark.parametrize("case", DISAGREEING)
+def test_a_processor_that_is_not_the_models_is_named_at_every_stage(case: str, tmp_path: Path, run: Any) -> None:
+    changes, processor, expected = DISAGREEING[case]
+    source, pictures = tmp_path / "source", tmp_path / "pictures"
+    save(source, ViTConfig(**SMALL | changes))
+    path = source / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | processor))
+    pictures.mkdir()
+    for i, image in enumerate(make_images(2)):
+        image.save(pictures / f"{i}.png")
+    for command in (("encode", source, pictures), ("convert", source, "-o", tmp_path / "made")):
+        done = run(*command)
+        assert done.exit_code == 2, done.stderr
+        text = " ".join(done.stderr.split())
+        assert "processor" in text
+        assert expected in text or "does not encode a short image" in text
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_processor_that_needs_a_missing_package_names_it(tmp_path: Path, run: Any) -> None:
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available():
+        pytest.skip("torchvision is installed")
+    source = tmp_path / "source"
+    save(source, ViTConfig(**SMALL))
+    (source / "preprocessor_config.json").write_text('{"image_processor_type": "DINOv3ViTImageProcessorFast"}')
+    done = run("convert", source, "-o", tmp_path / "made")
+    assert done.exit_code == 4
+    assert "requires the Torchvision library" in " ".join(done.stderr.split())
+    assert "pip install torchvision" in done.stderr
+
+
+def test_the_note_about_a_clip_tells_of_its_features(tmp_path: Path) -> None:
+    config = CLIPConfig(text_config=SHAPE, vision_config=SMALL)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    note = loading.pooling_note(tmp_path)
+    assert note is not None
+    assert "projected features" in note
+    assert "pooled" not in note

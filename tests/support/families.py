@@ -130,6 +130,6 @@ def save_processor(folder: Path) -> None:
 def stages(
     source: Path, folder: Path, scheme: Scheme | None = None, **options: Any
 ) -> tuple[ConversionReport, Path, Path]:
-    report = convert(source, folder / "latent", scheme, ConvertOptions(**options))
-    pack(folder / "latent", folder / "packed")
+    report = convert(source, folder / "latent", scheme, ConvertOptions(check=False, **options))
+    pack(folder / "latent", folder / "packed", check=False)
     return report, folder / "latent", folder / "packed"
