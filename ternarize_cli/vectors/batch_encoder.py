@@ -111,7 +111,7 @@ class TextEncoder:
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
-        texts = [self._beginning(text) for text in texts]
+        texts = [self._readable_end(text) for text in texts]
         features = self._features(texts)
         mask = features.get("attention_mask")
         if mask is None or len(mask) != len(texts):  # bags of words and unpadded sequences can't be cut by rows
@@ -127,7 +127,7 @@ class TextEncoder:
             [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
             _shown(texts),
             int(lengths.sum()),
-            self._count_longer(texts) if lengths.max() >= self.limit else 0,
+            self._count_longer(texts, self._prompt or "") if lengths.max() >= self.limit else 0,
         )
 
     def forward(self, prepared: Prepared) -> np.ndarray:
@@ -174,20 +174,25 @@ class TextEncoder:
     def _features(self, texts: list[str]) -> dict[str, Any]:
         return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
 
-    def _beginning(self, text: str) -> str:
-        """Cuts a very long text to its beginning, if that alone has more tokens than the model reads.
+    def _readable_end(self, text: str) -> str:
+        """Cuts a very long text to the end that the model reads, if that alone has more tokens than the model reads.
 
-        This saves memory: tokenising takes some 300 bytes a character.
+        That end is the beginning, or the last part for a tokenizer that truncates on the left. This saves memory:
+        tokenising takes some 300 bytes a character.
         """
         if len(text) <= _LONG * self.limit:
             return text
-        beginning = text[: _LONG * int(self.limit)].rpartition(" ")[0]
-        return beginning if beginning and self._count_longer([beginning]) else text
+        room = _LONG * int(self.limit)
+        if getattr(self.encoder.tokenizer, "truncation_side", "right") == "left":
+            space = text.find(" ", len(text) - room)
+            part, prompt = text[space:] if space >= 0 else "", ""  # a prompt stands on the side that is cut off
+        else:
+            part, prompt = text[:room].rpartition(" ")[0], self._prompt or ""
+        return part if part and self._count_longer([part], prompt) else text
 
-    def _count_longer(self, texts: list[str]) -> int:
+    def _count_longer(self, texts: list[str], prompt: str) -> int:
         """Counts texts with more tokens than `limit`. A token covers at least a byte, so short texts are skipped."""
         tokenizer = self.encoder.tokenizer
-        prompt = self._prompt or ""
         room = self.limit - tokenizer.num_special_tokens_to_add()
         long = [prompt + text for text in texts if len((prompt + text).encode()) > room]
         # verbose=False: otherwise transformers warns of long texts too.
