@@ -26,12 +26,14 @@ from ternarize_cli.errors import InputError, TernarizeError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["BUDGET", "CHUNK", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
+__all__ = ["BUDGET", "CHUNK", "FILLER", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
 
 CHUNK, _CHARACTERS = 1024, 1 << 20
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
 BUDGET = 8192
 """The most tokens in a batch, padding included: 32 texts of 256 tokens, or 512 texts of 16."""
+FILLER = "a"
+"""A text with a token, which stands beside texts without one, because no model runs a batch that is 0 tokens wide."""
 _BATCH = 32
 _LONG = 64  # a text with more characters per readable token than this may be cut before it is tokenised
 Role = Literal["text", "query", "document"]
@@ -114,6 +116,10 @@ class TextEncoder:
         texts = [self._readable_end(text) for text in texts]
         features = self._features(texts)
         mask = features.get("attention_mask")
+        if mask is not None and not mask.any():  # empty texts, and a tokenizer without special tokens
+            features = self._features([*texts, FILLER])
+            features = _cut(features, list(range(len(texts))), np.ones(features["attention_mask"].shape[1], dtype=bool))
+            mask = features["attention_mask"]
         if mask is None or len(mask) != len(texts):  # bags of words and unpadded sequences can't be cut by rows
             groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
             return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
@@ -265,9 +271,9 @@ def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
-    """Selects the features of `rows`, without the columns that are padding in all of these rows."""
+    """Selects the features of `rows`, without the columns that are padding in all of these rows, but for one."""
     count, width = features["attention_mask"].shape
-    columns = torch.from_numpy(np.flatnonzero(used))
+    columns = torch.from_numpy(np.flatnonzero(used) if used.any() else np.zeros(1, dtype=np.int64))
     cut = {}
     for name, value in features.items():
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:

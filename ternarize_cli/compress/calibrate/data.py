@@ -104,7 +104,8 @@ def make_batches(
     limit = min(encoder.max_seq_length or _LONGEST, _LONGEST)
     texts: list[tuple[int, str]] = []
     for source in sources:
-        chosen = list(dict.fromkeys(drawn(texts_of(source, share, seed), share, seed, str(source))))
+        given = filter(None, texts_of(source, share, seed))
+        chosen = list(dict.fromkeys(drawn(given, share, seed, str(source))))
         _check_count(len(chosen), fewest, "distinct texts", source)
         texts += _of_all_lengths(encoder, chosen, tokens // len(sources), limit, seed)
     texts.sort(key=lambda pair: -pair[0])
