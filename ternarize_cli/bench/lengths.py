@@ -28,7 +28,7 @@ _KEPT = 10_000
 
 
 def draw(path: str | Path, seed: int) -> list[str]:
-    """Draws up to 10,000 texts of a file that are not empty, in random order, without holding all in memory (reservoir sampling).
+    """Draws up to 10,000 texts of a file that are not empty, in random order (`texts.drawn`).
 
     Raises:
         DataError: the file can't be read or holds no usable text (`texts.read_texts`), all its texts are empty, or the

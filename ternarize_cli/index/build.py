@@ -33,7 +33,7 @@ from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 from ternarize_cli.vectors.batch_encoder import TextEncoder
-from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
+from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, reads, text_folder
 from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
 from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
@@ -133,7 +133,7 @@ def _index_corpus(
 ) -> BuildReport:
     options.check()
     check_name(output)
-    source = open_corpus(corpus, skip_bad=options.skip_bad, documents=True)
+    source = open_corpus(corpus, skip_bad=options.skip_bad, documents=True, reads=reads(model, encoder))
     if options.queries is not None and source.kind != "text":
         raise InputError("--queries takes texts, and the corpus is of images", hint="leave --queries out")
     folder = (image_folder if source.kind == "image" else text_folder)(model, allow_pickle=encoder.allow_pickle)

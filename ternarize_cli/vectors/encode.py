@@ -4,7 +4,7 @@ A chunk at a time, so that a stream of any length encodes in bounded memory and 
 the next is read and prepared (`prefetch`).
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from ternarize_cli.data.prefetch import overlapped
 from ternarize_cli.encoders import loading
-from ternarize_cli.encoders.modalities import require_modality
+from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
@@ -31,6 +31,7 @@ __all__ = [
     "encoded",
     "image_folder",
     "open_model",
+    "reads",
     "text_folder",
 ]
 
@@ -75,6 +76,11 @@ def image_folder(model: str, *, allow_pickle: bool = False) -> Path:
     folder = loading.resolve(model, allow_pickle=allow_pickle)
     require_modality(folder, "image", model)
     return folder
+
+
+def reads(model: str | Path, options: EncoderOptions) -> Callable[[], Collection[str]]:
+    """Returns a function that finds out whether MODEL reads "text", "image" or both (`corpora.open_corpus`)."""
+    return lambda: modalities_of(loading.resolve(str(model), allow_pickle=options.allow_pickle))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`TextEncoder` gives what `SentenceTransformer.encode` gives, for tokenizers and texts that are out of the ordinary."""
+"""`TextEncoder` gives what `SentenceTransformer.encode` gives, for tokenizers and texts out of the ordinary."""
 
 import json
 import random
