@@ -133,6 +133,8 @@ def _index_corpus(
 ) -> BuildReport:
     options.check()
     check_name(output)
+    if corpus == options.queries == STDIN:
+        raise InputError("stdin is named twice, and can be read once", hint="write the queries to a file")
     source = open_corpus(corpus, skip_bad=options.skip_bad, documents=True, reads=reads(model, encoder))
     if options.queries is not None and source.kind != "text":
         raise InputError("--queries takes texts, and the corpus is of images", hint="leave --queries out")
