@@ -23,7 +23,7 @@ import numpy as np
 from ternarize_cli.data.images import Images, is_images, read_parts
 from ternarize_cli.data.records import Document
 from ternarize_cli.data.tables import hub_dataset, is_saved_dataset
-from ternarize_cli.data.text_sources import files_of, is_hub_id
+from ternarize_cli.data.text_sources import files_of, holds_texts, is_hub_id
 from ternarize_cli.data.texts import STDIN, OnBad, open_table, read_table, read_texts, source_and_column, source_name
 from ternarize_cli.data.unpacked import inner_suffix, is_packed
 from ternarize_cli.errors import DataError
@@ -109,10 +109,12 @@ def open_corpus(
     folder = place != STDIN and os.path.isdir(path) and not is_saved_dataset(path)
     files = files_of(path) if folder else []
     pictures = place != STDIN and is_images(path)
-    kinds = reads() if pictures and files else ("image",)
+    both = pictures and os.path.isdir(path) and holds_texts(path)
+    kinds = reads() if both else ("image",)
     if pictures and "image" in kinds and "text" in kinds:
+        such = f", such as {files[0].relative_to(path)}," if files else ""
         raise DataError(
-            f"{source} holds texts, such as {files[0].relative_to(path)}, and images, and the model reads both",
+            f"{source} holds texts{such} and images, and the model reads both",
             hint="pass a folder of one kind, or a file",
         )
     if pictures and "image" in kinds:

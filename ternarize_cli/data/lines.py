@@ -36,7 +36,8 @@ def readable_file(path: Path) -> Path:
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; a file is needed", hint="a folder is what --retrieval takes")
     if not os.path.exists(path):
-        raise DataError(f"there is no file {str(path)[:200]}", hint="check the path")
+        hint = "write stdin to a file: it is read more than once" if str(path) == "-" else "check the path"
+        raise DataError(f"there is no file {str(path)[:200]}", hint=hint)
     require_regular(path, DataError)
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} can't be read: no permission", hint="check the permissions of the file")

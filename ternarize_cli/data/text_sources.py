@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 from ternarize_cli.data.records import PAIRED
-from ternarize_cli.data.tables import hub_dataset, is_saved_dataset
+from ternarize_cli.data.tables import hub_dataset, is_saved_dataset, saved_dataset
 from ternarize_cli.data.texts import STDIN, open_table, read_table, read_texts, source_and_column, text_files
 from ternarize_cli.errors import DataError
 from ternarize_cli.storage.bounds import user_path
 
-__all__ = ["TABLES", "files_of", "is_hub_id", "texts_of"]
+__all__ = ["TABLES", "files_of", "holds_texts", "is_hub_id", "texts_of"]
 
 _SHUFFLED = 10_000
 TABLES = (".parquet",)
@@ -43,6 +43,17 @@ def files_of(folder: Path) -> list[Path]:
     if is_saved_dataset(folder):
         return []
     return text_files(folder, also=TABLES) or text_files(folder, also=_OTHERS)
+
+
+def holds_texts(folder: Path) -> bool:
+    """Whether a folder has files of texts, or is a saved dataset with a column of texts.
+
+    Raises:
+        DataError: the folder can't be read, or the dataset is damaged.
+    """
+    if is_saved_dataset(folder):
+        return any(name.lower() not in ("_id", "id", "label") for name in saved_dataset(folder).texts)
+    return bool(files_of(folder))
 
 
 def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False) -> Iterator[str]:

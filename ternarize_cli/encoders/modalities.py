@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.data.images import is_images
-from ternarize_cli.data.text_sources import files_of, is_hub_id
+from ternarize_cli.data.text_sources import holds_texts, is_hub_id
 from ternarize_cli.data.texts import STDIN, source_and_column
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.storage.bounds import user_path
@@ -79,7 +79,7 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
         if not str(source) or not (os.path.exists(path) or is_hub_id(place)):
             name = str(source)[:200] or "an empty name"
             raise DataError(f"{name} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
-        image = is_images(path) and ("image" in reads or not (path.is_dir() and files_of(path)))
+        image = is_images(path) and ("image" in reads or not (path.is_dir() and holds_texts(path)))
         kinds[str(source)] = "image" if image else "text"
     if len(set(kinds.values())) > 1:
         image_source = next(name for name, kind in kinds.items() if kind == "image")
