@@ -240,18 +240,10 @@ def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
 
 
 def _open(root: Path, part: str, files: list[Path]) -> Images:
-    saved = files[0].is_dir()
-    if not saved and files[0].suffix.lower() in _SUFFIXES:
+    if files[0].suffix.lower() in _SUFFIXES and not files[0].is_dir():
         return _open_pictures(root, files)
-    opened = (
-        open_saved_images
-        if saved
-        else open_idx
-        if _is_idx(files[0])
-        else open_cifar
-        if is_cifar(files[0])
-        else open_parquet
-    )
+    readers = ((Path.is_dir, open_saved_images), (_is_idx, open_idx), (is_cifar, open_cifar))
+    opened = next((reader for fits, reader in readers if fits(files[0])), open_parquet)
     sources: list[ImageFile] = [opened(p) for p in files]
     ends = list(accumulate(len(source) for source in sources))
     if len({source.labels is None for source in sources}) == 2:

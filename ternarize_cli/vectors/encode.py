@@ -4,10 +4,11 @@ A chunk at a time, so that a stream of any length encodes in bounded memory and 
 the next is read and prepared (`prefetch`).
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -174,6 +175,7 @@ def encode_to_stream(
     linger: float | None = None,
     total: int | None = None,
     track: Track = silent,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes ids and vectors in the order of `items`, a chunk at a time.
 
@@ -183,8 +185,9 @@ def encode_to_stream(
         kind: a key of `vectors.WRITERS`.
         total: how many items there are, if that is known.
         track: told of each item that was written.
+        about: what the file says about its vectors, if its format can.
     """
-    writer = WRITERS[kind](stream)
+    writer = WRITERS[kind](stream, about)
 
     def written() -> Generator[str, None, None]:
         with closing(encoded(encode, items, linger=linger)) as chunks:

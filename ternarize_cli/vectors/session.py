@@ -16,7 +16,7 @@ from ternarize_cli.storage import files
 from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model, reads
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 from ternarize_cli.vectors.ray_engine import encode_with_ray, require_ray
-from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS, VectorRecord
+from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS, VectorRecord, metadata
 from ternarize_cli.vectors.vector_shards import ShardsReport, encode_to_folder, record_of
 
 __all__ = ["EncodingReport", "ShardingReport", "encode", "encode_shards"]
@@ -98,16 +98,22 @@ def encode(
     opened = open_model(model, corpus.kind, options)
     if note := pooling_note(opened.folder):
         say(note)
-    encoder = opened.encode
+    encoder, digest = opened.encode, files.content_hash(opened.folder)
+    about = metadata(
+        model=model,
+        model_sha256=digest,
+        dtype="fp32",
+        similarity=opened.similarity,
+        normalized=options.normalize,
+    )
     started = time.perf_counter()
     linger = None if corpus.kind == "image" else LINGER
-    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track}
+    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about}
     if isinstance(output, Path):
         encode_to_file(encoder, corpus.items, output, kind, force=force, **how)
     else:
         encode_to_stream(encoder, corpus.items, output, kind, **how)
     seconds = time.perf_counter() - started
-    digest = files.content_hash(opened.folder)
     return EncodingReport(encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, seconds, digest)
 
 
