@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ternarize_cli.data.texts import drawn, read_texts, source_name
 from ternarize_cli.encoders import loading
+from ternarize_cli.errors import DataError
 
 __all__ = ["BATCHES", "draw", "padded_batches"]
 
@@ -27,13 +28,16 @@ _KEPT = 10_000
 
 
 def draw(path: str | Path, seed: int) -> list[str]:
-    """Draws up to 10,000 texts of a file in random order, without holding all in memory (reservoir sampling).
+    """Draws up to 10,000 texts of a file that are not empty, in random order (`texts.drawn`).
 
     Raises:
-        DataError: the file can't be read or holds no usable text (`texts.read_texts`), or the drawn texts don't fit in
-            memory.
+        DataError: the file can't be read or holds no usable text (`texts.read_texts`), all its texts are empty, or the
+            drawn texts don't fit in memory.
     """
-    return drawn((document.text for document in read_texts(path)), _KEPT, seed, source_name(path))
+    texts = (document.text for document in read_texts(path) if document.text)
+    if not (found := drawn(texts, _KEPT, seed, source_name(path))):
+        raise DataError(f"all texts of {source_name(path)} are empty", hint="pass texts like those of your users")
+    return found
 
 
 def padded_batches(

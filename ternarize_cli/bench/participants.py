@@ -1,16 +1,17 @@
 """Chooses the backends, rivals and device of a benchmark; checks their names before any model is built."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from ternarize_cli import kernels
 from ternarize_cli.encoders.loading import checked_device
-from ternarize_cli.engines import baselines
+from ternarize_cli.engines import baselines, exports
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.measuring import gpu
 
-__all__ = ["DEFAULT_GPU_RIVALS", "DEFAULT_RIVALS", "choose_backends", "choose_rivals"]
+__all__ = ["DEFAULT_GPU_RIVALS", "DEFAULT_RIVALS", "able_backends", "choose_backends", "choose_rivals"]
 
 DEFAULT_RIVALS = ("torch-fp32", "torch-bf16")
 DEFAULT_GPU_RIVALS = ("torch-fp32", "torch-fp16", "torch-fp16-compiled")
@@ -48,6 +49,14 @@ def choose_backends(backends: Sequence[str], device: str | None) -> tuple[list[s
         )
     able = [info.name for info in known.values() if info.available and info.device in ("any", kind)]
     return list(dict.fromkeys(backends or able)), device
+
+
+def able_backends(backends: Sequence[str], packed: Path) -> tuple[list[str], list[str]]:
+    """Returns the backends that can run a packed model, and a note for each that can't."""
+    model = exports.transformer(packed)
+    refused = {name: why for name in backends if (why := kernels.refusal(model, name)) is not None}
+    notes = [f"left out: {name} can't run this model: {why}" for name, why in refused.items()]
+    return [name for name in backends if name not in refused], notes
 
 
 def choose_rivals(rivals: Sequence[str] | None, device: str, *, texts: bool) -> tuple[list[str], list[str]]:

@@ -22,7 +22,7 @@ from ternarize_cli.bench.end_to_end import time_texts
 from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
 from ternarize_cli.bench.model_bytes import Storage, storage
 from ternarize_cli.bench.options import DEFAULT_TOKENS, BenchOptions
-from ternarize_cli.bench.participants import choose_backends, choose_rivals
+from ternarize_cli.bench.participants import able_backends, choose_backends, choose_rivals
 from ternarize_cli.bench.probe import Memory, probe
 from ternarize_cli.bench.rows import BenchRow, Feed, in_turn, time_feed
 from ternarize_cli.bench.shapes import DEFAULT, ModelShape, model_shape
@@ -116,6 +116,11 @@ def benchmark(
                 track=track,
             ) as subject,
         ):
+            if not options.backends:
+                backends, unable = able_backends(backends, subject.packed)
+                left_out += unable
+                for note in unable:
+                    say(note)
             candidates = [BenchCandidate(name, BACKEND, subject.packed, device) for name in backends]
             candidates += [BenchCandidate(name, RIVAL, subject.dense, device) for name in rivals]
             rows, during, chosen, memory = _measured(candidates, subject, options, texts, meter, track)

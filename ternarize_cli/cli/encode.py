@@ -30,8 +30,8 @@ def _encode(
         str,
         typer.Argument(
             metavar="[INPUT|-]",
-            help="One text per line, or JSONL with `text`; - is stdin. For a model that reads images: a folder of "
-            "images, or an IDX or Parquet file.",
+            help="Texts: a line each, JSONL, JSON, CSV, TSV or Parquet; - is stdin; FILE:COLUMN names the column. For "
+            "a model that reads images: a folder of images, or an IDX or Parquet file.",
         ),
     ] = "-",
     output: Annotated[

@@ -85,6 +85,8 @@ def delete(
     from ternarize_cli.index.documents import read_ids
 
     out = Output(json_mode=json, quiet=quiet)
+    if "-" in (ids or []):
+        raise InputError("- is no id", hint="--ids - reads ids from stdin")
     wanted = [*(ids or []), *read_ids(ids_from or [])]
     if not wanted:
         raise InputError("no ids were given", hint=f"ternarize index delete {index} ID..., or --ids FILE")

@@ -13,7 +13,9 @@ __all__ = ["search"]
 
 def search(
     index: Index,
-    query: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="What to look for.")] = None,
+    query: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY|-]...", help="What to look for; - reads queries from stdin.")
+    ] = None,
     queries: Annotated[
         str | None,
         typer.Option("--queries", metavar="FILE|-", help="A file of queries, one per line or JSONL; - is stdin."),

@@ -3,7 +3,10 @@
     .csv        commas; a field with a comma or a quote stands in quotes, a quote inside them is written twice
     .tsv        tabs; quotes mean nothing, as in GLUE and BEIR
     .jsonl      one object on each line
+    .json       a list of objects (`json_values`)
     .parquet    columns of texts and numbers
+
+All but Parquet may be compressed (`unpacked`), as in `.csv.gz`.
 
 A CSV or TSV has a header if its first line holds every wanted column. Without a header, columns are taken by their
 position; but if the user named the columns, a missing name is an error.
@@ -15,13 +18,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.data.lines import json_objects, lines
-from ternarize_cli.errors import DataError, reason, shown
-from ternarize_cli.storage.bounds import require_regular
+from ternarize_cli.data.json_values import json_values
+from ternarize_cli.data.lines import check_encodable, json_objects, lines
+from ternarize_cli.data.parquet_errors import reading_parquet
+from ternarize_cli.data.unpacked import inner_suffix, open_text
+from ternarize_cli.errors import DataError, shown
+from ternarize_cli.storage.bounds import MAX_LINE, require_regular
 
-__all__ = ["read_columns"]
+__all__ = ["csv_rows", "read_columns", "tsv_rows"]
 
 _ROWS = 1024
+csv.field_size_limit(MAX_LINE)
 
 
 def read_columns(
@@ -38,15 +45,17 @@ def read_columns(
     Raises:
         DataError: a column is missing, a row is damaged, or there is no row; the message names file and line.
     """
-    suffix = path.suffix.lower()
+    suffix = inner_suffix(path)
     if suffix in (".jsonl", ".ndjson"):
         rows = _jsonl(path, columns)
+    elif suffix == ".json":
+        rows = _json(path, columns)
     elif suffix == ".parquet":
         rows = _parquet(path, columns)
     elif (separator := {".csv": ",", ".tsv": "\t"}.get(suffix, separator)) == ",":
-        rows = _chosen(_csv(path), columns, named, "comma")
+        rows = _chosen(csv_rows(path), columns, named, "comma")
     else:
-        rows = _chosen(_tsv(path), columns, named, "tab")
+        rows = _chosen(tsv_rows(path), columns, named, "tab")
     empty = True
     for row in rows:
         empty = False
@@ -55,8 +64,13 @@ def read_columns(
         raise DataError(f"{path} is empty", hint=f"each row has: {', '.join(columns)}")
 
 
-def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
-    reader = csv.reader((text for _, text in lines(path)), strict=True)
+def csv_rows(path: Path, separator: str = ",") -> Iterator[tuple[str, list[str]]]:
+    """Yields, for each row of a CSV file, its file and line, and its fields; skips blank lines.
+
+    Raises:
+        DataError: the file is not valid CSV, a field is longer than MAX_LINE, or a line can't be read (`lines.lines`).
+    """
+    reader = csv.reader((text for _, text in lines(path)), strict=True, delimiter=separator)
     line = 1  # where the row starts: a quoted field may hold line breaks
     try:
         for row in reader:
@@ -67,7 +81,12 @@ def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
         raise DataError(f"{path}, line {line}: not valid CSV: {e}", hint="write a quote inside quotes twice") from e
 
 
-def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
+def tsv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields, for each row of a TSV file, its file and line, and its fields; skips blank lines.
+
+    Raises:
+        DataError: a line can't be read (`lines.lines`).
+    """
     for number, line in lines(path):
         if line.strip():
             yield f"{path}, line {number}", line.rstrip("\r\n").split("\t")
@@ -100,22 +119,29 @@ def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]
         yield where, [record[name] for name in columns]
 
 
+def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    with open_text(path) as stream:
+        for number, record in enumerate(json_values(stream, str(path), tuple(columns)), start=1):
+            where = f"{path}, item {number}"
+            if not isinstance(record, dict):
+                raise DataError(f"{where}: {shown(record)} is not a JSON object", hint=f"keys: {', '.join(columns)}")
+            _check_columns(columns, list(record), where)
+            check_encodable(record, where)
+            yield where, [record[name] for name in columns]
+
+
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     import pyarrow.parquet as pq
 
     require_regular(path, DataError)
     number = 0
-    try:
+    with reading_parquet(path):
         file = pq.ParquetFile(path)
         _check_columns(columns, file.schema_arrow.names, str(path))
         for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
             for row in batch.to_pylist():
                 yield f"{path}, row {number}", [row[name] for name in columns]
                 number += 1
-    except DataError:
-        raise
-    except Exception as e:  # a damaged file, or a value without a Python type, can raise any error in Arrow
-        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
 
 
 def _check_columns(wanted: Sequence[str], found: Sequence[str], where: str) -> None:

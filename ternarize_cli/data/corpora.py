@@ -1,37 +1,36 @@
 """Opens a corpus: texts or images with their ids, from files, folders or the hub.
 
-    -  FILE.txt  FILE.jsonl  [.gz]    texts (`texts.read_texts`)
-    FILE.parquet                      rows with a column `text`, or else the one with the longest texts; ids from `_id`
-                                      or `id`
-    DIR of such files                 all files in order; a text without an id gets the id FILE:LINE
-    images                            all parts that `images.read_parts` finds, in order
-    OWNER/NAME                        a dataset on the hub (or in its cache): the split `train`, streamed
+    -  FILE.txt  FILE.jsonl  …    texts, tables of texts and saved datasets (`texts.read_texts`)
+    DIR of such files             all files in order; a text without an id gets the id FILE:LINE
+    images                        all parts that `images.read_parts` finds, in order
+    OWNER/NAME                    a dataset on the hub (or in its cache): the split `train`, streamed
 
+SOURCE:COLUMN names the column or field of the texts.
 Rows are read when they are needed. Only 8 bytes of each id stay in memory, to find ids that occur twice.
 """
 
 import hashlib
-import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ternarize_cli.data.images import Images, is_images, read_parts
-from ternarize_cli.data.text_sources import is_hub_id, parquet_rows
-from ternarize_cli.data.texts import STDIN, Document, read_texts, source_name, text_files
-from ternarize_cli.errors import DataError, shown
-from ternarize_cli.storage.bounds import lines_of, require_regular, user_path, utf8_name
+from ternarize_cli.data.records import Document
+from ternarize_cli.data.tables import hub_dataset, is_saved_dataset
+from ternarize_cli.data.text_sources import files_of, holds_texts, is_hub_id
+from ternarize_cli.data.texts import STDIN, OnBad, open_table, read_table, read_texts, source_and_column, source_name
+from ternarize_cli.data.unpacked import inner_suffix, is_packed
+from ternarize_cli.errors import DataError
+from ternarize_cli.storage.bounds import lines_of, user_path, utf8_name
 
 __all__ = ["Corpus", "Skipped", "open_corpus", "unique"]
 
-_OnBad = Callable[[DataError], None] | None
-_HEAD = 100
 _SHOWN = 3
 
 
@@ -83,7 +82,14 @@ class Corpus:
     ids: list[str] | None = field(default=None, repr=False)
 
 
-def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False, prefix: str = "") -> Corpus:
+def open_corpus(
+    source: str,
+    *,
+    skip_bad: bool = False,
+    documents: bool = False,
+    prefix: str = "",
+    reads: Callable[[], Collection[str]] = lambda: ("text",),
+) -> Corpus:
     """Opens a corpus.
 
     Args:
@@ -91,31 +97,43 @@ def open_corpus(source: str, *, skip_bad: bool = False, documents: bool = False,
         skip_bad: skip lines, rows and images that can't be read, instead of raising an error.
         documents: leave out empty texts, which no search can find; blank lines of plain text are always left out.
         prefix: text in front of ids that are line or row numbers, if the source is a file.
+        reads: returns what the model reads, "text", "image" or both; called only for a folder with texts and images.
 
     Raises:
-        DataError: the source is missing, can't be read, or holds neither texts nor images (`texts.read_texts` and
-            `images.read_parts` say more).
+        DataError: the source is missing, can't be read, holds neither texts nor images, or holds both and the model
+            reads both (`texts.read_texts` and `images.read_parts` say more).
     """
-    path, skipped = user_path(source), Skipped()
+    place, column = source_and_column(source)
+    path, skipped = user_path(place), Skipped()
     on_bad = skipped if skip_bad else None
-    folder, table = os.path.isdir(path), path.suffix.lower() == ".parquet" and os.path.exists(path)
-    if table and not folder:
-        require_regular(path, DataError)
-    tables = text_files(path, also=(".parquet",)) if folder and source != STDIN else []
-    if source != STDIN and (is_images(path) or (folder and not tables)):
+    folder = place != STDIN and os.path.isdir(path) and not is_saved_dataset(path)
+    files = files_of(path) if folder else []
+    pictures = place != STDIN and is_images(path)
+    both = pictures and os.path.isdir(path) and holds_texts(path)
+    kinds = reads() if both else ("image",)
+    if pictures and "image" in kinds and "text" in kinds:
+        such = f", such as {files[0].relative_to(path)}," if files else ""
+        raise DataError(
+            f"{source} holds texts{such} and images, and the model reads both",
+            hint="pass a folder of one kind, or a file",
+        )
+    if pictures and "image" in kinds:
         parts = list(read_parts(path).values())
         ids = [identity for part in parts for identity in part.ids]
         return Corpus(source, _images(parts, on_bad), "image", len(ids), skipped, ids)
     count: int | None = None
-    if folder and source != STDIN:
-        items, count = _folder(path, tables, on_bad), _sum(map(_lines, tables))
-    elif table:
-        items, count = _rows(_parquet(path), source, on_bad, prefix=prefix), _lines(path)
-    elif source != STDIN and is_hub_id(source):
-        items = _rows(_hub(source), source, on_bad, prefix=prefix)
+    if folder and not files:
+        raise DataError(
+            f"{source} holds neither texts nor images", hint="files named *.txt, *.jsonl, *.parquet, *.jpg, …"
+        )
+    if folder:
+        documents_read, count = _folder(path, files, column, on_bad), _sum(map(_lines, files))
+    elif place != STDIN and is_hub_id(place):
+        documents_read = read_table(hub_dataset(place), column, prefix=prefix, on_bad=on_bad)
     else:
-        items = _texts(read_texts(source, prefix=prefix, on_bad=on_bad))  # raises the error for a missing file
-        count = None if source == STDIN else _lines(path)
+        documents_read = read_texts(source, prefix=prefix, on_bad=on_bad)  # raises the error for a missing file
+        count = None if place == STDIN else _lines(path)
+    items = ((document.id, document.text) for document in documents_read)
     return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)
 
 
@@ -154,10 +172,6 @@ def _hash(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
 
 
-def _texts(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
-    return ((document.id, document.text) for document in documents)
-
-
 def _filled(items: Iterable[tuple[str, str]], skipped: Skipped) -> Iterator[tuple[str, str]]:
     for identity, text in items:
         if text.strip():
@@ -166,7 +180,7 @@ def _filled(items: Iterable[tuple[str, str]], skipped: Skipped) -> Iterator[tupl
             skipped.empty += 1
 
 
-def _images(parts: list[Images], on_bad: _OnBad) -> Iterator[tuple[str, Any]]:
+def _images(parts: list[Images], on_bad: OnBad) -> Iterator[tuple[str, Any]]:
     for images in parts:
         for row, identity in enumerate(images.ids):
             try:
@@ -179,74 +193,22 @@ def _images(parts: list[Images], on_bad: _OnBad) -> Iterator[tuple[str, Any]]:
             yield identity, image
 
 
-def _folder(folder: Path, files: list[Path], on_bad: _OnBad) -> Iterator[tuple[str, str]]:
+def _folder(folder: Path, files: list[Path], column: str | None, on_bad: OnBad) -> Iterator[Document]:
     for file in files:
         name = utf8_name(file.relative_to(folder))
-        if file.suffix.lower() == ".parquet":
-            yield from _rows(_parquet(file), str(file), on_bad, prefix=f"{name}:")
-        else:
-            yield from _texts(read_texts(file, prefix=f"{name}:", on_bad=on_bad))
-
-
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    return parquet_rows(path, also=("_id", "id", "title"))
-
-
-def _hub(name: str) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    for library in ("datasets", "huggingface_hub"):  # these log every retry
-        logging.getLogger(library).setLevel(logging.ERROR)
-    try:
-        yield from datasets.load_dataset(name, split="train", streaming=True)
-    except Exception as e:  # the hub, a proxy or a damaged file can raise any error
-        text = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        raise DataError(
-            f"{name} is no file here and can't be read as a hub dataset: {text}", hint="pass a file of texts"
-        ) from e
-
-
-def _rows(rows: Iterator[dict[str, Any]], name: str, on_bad: _OnBad, *, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields id and text of each row. The column is `text`, or else that with the longest texts in the first rows."""
-    head = list(islice(rows, _HEAD))
-    lengths: dict[str, int] = {}
-    for row in head:
-        for column, value in row.items():
-            if isinstance(value, str) and column not in ("_id", "id"):
-                lengths[column] = lengths.get(column, 0) + len(value)
-    if not lengths:
-        columns = ", ".join(head[0])[:200] if head else "no rows"
-        raise DataError(f"{name} has no column of texts: {columns}", hint="name the column `text`")
-    column = "text" if "text" in lengths else max(lengths, key=lengths.__getitem__)
-    for number, row in enumerate(chain(head, rows), start=1):
-        value, identity = row.get(column), row.get("_id", row.get("id"))
-        if not isinstance(value, str) or isinstance(identity, dict | list):
-            error = DataError(
-                f"{name}, row {number}: {column!r} is {shown(value)}, not a string",
-                hint="--skip-bad leaves such rows out",
-            )
-            if on_bad is None:
-                raise error
-            on_bad(error)
-            continue
-        title = row.get("title")
-        text = f"{title if isinstance(title, str) else ''} {value}".strip()
-        yield (f"{prefix}{number}" if identity is None else str(identity)), text
+        yield from read_texts(file if column is None else f"{file}:{column}", prefix=f"{name}:", on_bad=on_bad)
 
 
 def _lines(path: Path) -> int | None:
-    """Counts the lines of a file of texts that are not blank, or the rows of a Parquet file; None if compressed."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix.lower() == ".gz" or not os.path.isfile(path):
+    """Counts the texts of a source: lines that are not blank, or rows; None if that needs reading more than lines."""
+    if os.path.isdir(path) or inner_suffix(path) == ".parquet":
+        return table.count if (table := open_table(path)) is not None else None
+    if not os.path.isfile(path) or is_packed(path) or inner_suffix(path) in (".csv", ".tsv", ".json"):
         return None
     try:
-        if path.suffix.lower() == ".parquet":
-            return int(pq.read_metadata(path).num_rows)
         with path.open("rb") as stream:
             return sum(1 for line in lines_of(stream, str(path), DataError) if not line.isspace())
-    except (OSError, DataError, pa.ArrowException):  # reading the file raises this error again
+    except (OSError, DataError):  # reading the file raises this error again
         return None
 
 

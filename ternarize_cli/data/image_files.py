@@ -20,8 +20,7 @@ import re
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import accumulate
@@ -30,7 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ternarize_cli.errors import DataError, reason, shown
+from ternarize_cli.data.parquet_errors import reading_parquet
+from ternarize_cli.errors import DataError, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes, require_regular
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def image_columns(path: Path) -> tuple[str, str | None] | None:
     import pyarrow.parquet as pq
 
     require_regular(path, DataError)
-    with _arrow(path):
+    with reading_parquet(path):
         schema = pq.read_schema(path)
     label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
     for column in schema:
@@ -227,7 +227,7 @@ class ParquetFile:
             DataError: the row can't be read or holds no image, or its path is outside the Parquet file's folder.
         """
         group = bisect_right(self.groups, row) - 1
-        with _arrow(self.path):
+        with reading_parquet(self.path):
             if self._loaded[0] != group:
                 self._loaded = group, self._file.read_row_group(group, columns=[self.column]).column(0)
             value = self._loaded[1][row - self.groups[group]].as_py()
@@ -251,15 +251,6 @@ class ParquetFile:
         return self.path.parent / inner
 
 
-@contextmanager
-def _arrow(path: Path) -> Iterator[None]:
-    """Turns any error that a damaged Parquet file raises in Arrow into a DataError."""
-    try:
-        yield
-    except Exception as e:
-        raise DataError(f"{path} can't be read as Parquet: {reason(e)}", hint="fetch the file again") from e
-
-
 def open_parquet(path: Path) -> ParquetFile:
     """Opens a Parquet file with a column of images.
 
@@ -273,7 +264,7 @@ def open_parquet(path: Path) -> ParquetFile:
         raise DataError(f"{path} has no column of images", hint="a struct of bytes and path, or bytes named `image`")
     image, label = columns
     values = None
-    with _arrow(path):
+    with reading_parquet(path):
         file = pq.ParquetFile(path)
         counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         groups = [0, *accumulate(counts)]

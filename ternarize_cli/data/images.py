@@ -1,11 +1,12 @@
 """Opens images, with or without labels, from folders and from files of many images.
 
-    folder of image files     DIR/cat/1.jpg, DIR/dog/2.png: the subfolder is the label (the layout of ImageNet);
-                              DIR/1.jpg: no labels
+    folder of image files     DIR/cat/1.jpg, DIR/dog/a/2.png: the subfolder is the label (the layout of ImageNet);
+                              DIR/1.jpg: no labels. Folders may lie in folders; hidden ones are left out
     IDX (MNIST and others)    NAME-images-idx3-ubyte[.gz] and, beside it, NAME-labels-idx1-ubyte[.gz]
     CIFAR-10, CIFAR-100       the binary version: data_batch_1.bin, … or train.bin, with the file of the classes' names
     Parquet                   a column of images as the `datasets` library writes it (a struct of bytes and path) or
                               of plain bytes, and a column `label`; one file or a folder of them
+    saved dataset             a folder of `save_to_disk` of the `datasets` library
 
 A folder may hold a training part and a test part: folders `train/` and `test/`, IDX pairs `train-…` and `t10k-…`, files
 `train-*.parquet` and `test-*.parquet` (in `data/` too). `read_parts` tells them apart; `read_images` takes the training
@@ -42,8 +43,10 @@ from ternarize_cli.data.image_files import (
     open_idx,
     open_parquet,
 )
+from ternarize_cli.data.saved_images import image_splits, open_saved_images
+from ternarize_cli.data.tables import is_saved_dataset
 from ternarize_cli.errors import DataError, reason
-from ternarize_cli.storage.bounds import require_regular, user_path, utf8_name
+from ternarize_cli.storage.bounds import require_regular, user_path, utf8_name, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,6 +168,10 @@ def read_labelled(path: str | Path, split: str | None = None) -> Images:
     if images is None:
         raise DataError(f"{path} has no {split} part", hint=f"it has: {', '.join(name or 'all' for name in parts)}")
     if images.labels is None:
+        depths = [name.count("/") for name in images.ids]
+        if min(depths) < max(depths):
+            stray = images.path / images.ids[depths.index(min(depths))]
+            raise DataError(f"{stray} lies beside the folders that give the labels", hint="move it into one of them")
         raise DataError(
             f"{path} has images without labels",
             hint="one subfolder per label, a column `label`, or the file of labels beside the IDX file of images",
@@ -190,6 +197,8 @@ def read_parts(path: str | Path) -> dict[str, Images]:
 
 def _layout(root: Path) -> dict[str, list[Path]]:
     """Finds the files of each part; all files are of one kind: IDX, CIFAR, Parquet, or image files."""
+    if is_saved_dataset(root):
+        return _parts((name, [path]) for name, path in image_splits(root).items())
     files = sorted(p for p in [*root.glob("*"), *root.glob("data/*")] if p.is_file())
     for wanted in (_is_idx, is_cifar, _is_table):
         if found := [p for p in files if wanted(p)]:
@@ -212,10 +221,14 @@ def _is_table(file: Path) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Lists the image files in a folder and one folder down, without pipes, devices and folders of such names."""
-    found = (p for p in [*folder.glob("*"), *folder.glob("*/*")] if p.suffix.lower() in _SUFFIXES)
-    found = (p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
-    return sorted(p for p in found if p.is_file() or not p.exists())  # a broken link raises its error when it is read
+    """Lists the image files in a folder and all folders below it, without pipes, devices and folders of such names.
+
+    Links to folders are followed one folder down only, so that no link leads in a circle.
+    """
+    near = (p for p in [*folder.glob("*"), *folder.glob("*/*")] if p.is_file() or not p.exists())
+    found = {p for p in (*near, *walk(folder, DataError)) if p.suffix.lower() in _SUFFIXES}
+    # a broken link near the top raises its error when it is read
+    return sorted(p for p in found if not any(name.startswith(".") for name in p.relative_to(folder).parts))
 
 
 def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
@@ -230,9 +243,10 @@ def _parts(named: Iterable[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
 
 
 def _open(root: Path, part: str, files: list[Path]) -> Images:
-    if files[0].suffix.lower() in _SUFFIXES:
+    if files[0].suffix.lower() in _SUFFIXES and not files[0].is_dir():
         return _open_pictures(root, files)
-    opened = open_idx if _is_idx(files[0]) else open_cifar if is_cifar(files[0]) else open_parquet
+    readers = ((Path.is_dir, open_saved_images), (_is_idx, open_idx), (is_cifar, open_cifar))
+    opened = next((reader for fits, reader in readers if fits(files[0])), open_parquet)
     sources: list[ImageFile] = [opened(p) for p in files]
     ends = list(accumulate(len(source) for source in sources))
     if len({source.labels is None for source in sources}) == 2:
@@ -254,18 +268,15 @@ def _open(root: Path, part: str, files: list[Path]) -> Images:
 
 
 def _open_pictures(root: Path, files: list[Path]) -> Images:
-    """Opens a folder of image files. The label is the file's folder, unless that is the source or one of its parts."""
+    """Opens image files. Labels are the first folders below the source or its part, if each file lies in one."""
     base = root if root.is_dir() else root.parent
-    bare = [p for p in files if p.parent == base or (p.parent.parent == base and p.parent.name.lower() in _PARTS)]
-    # A class may be called "train" too: then there are other classes beside it, and every file is one folder down.
-    if len(bare) < len(files) and all(p.parent.parent == base for p in files):
-        bare = []
-    if 0 < len(bare) < len(files):
-        raise DataError(f"{bare[0]} lies beside the folders that give the labels", hint="move it into one of them")
+    folders = [p.relative_to(base).parts[:-1] for p in files]
+    if all(names and names[0].lower() in _PARTS for names in folders):  # not if one class of several is called "train"
+        folders = [names[1:] for names in folders]
     return Images(
         path=root,
         ids=[utf8_name(p.relative_to(base)) for p in files],
-        labels=None if bare else [utf8_name(p.parent.name) for p in files],
+        labels=[utf8_name(names[0]) for names in folders] if all(folders) else None,
         decode=lambda row: _rgb(files[row], str(files[row])),
         rows=range(len(files)),
     )

@@ -28,7 +28,7 @@ def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0
     while start < len(order):
-        count = max(1, budget // width_of(int(lengths[order[start]])))
+        count = max(1, budget // width_of(max(1, int(lengths[order[start]]))))
         groups.append(order[start : start + count])
         start += count
     return groups

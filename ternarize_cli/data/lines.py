@@ -9,17 +9,18 @@ import hashlib
 import json
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ternarize_cli.data.unpacked import decoded, open_text
 from ternarize_cli.errors import DataError, shown
 from ternarize_cli.storage.bounds import lines_of, parse_json, require_regular, user_path
 from ternarize_cli.storage.files import sha256
 
 __all__ = ["check_encodable", "digest_of", "filled", "json_objects", "json_records", "lines", "readable_file"]
 
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _RECORD = '{"_id": "1", "text": "…"}'
 
@@ -35,7 +36,8 @@ def readable_file(path: Path) -> Path:
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; a file is needed", hint="a folder is what --retrieval takes")
     if not os.path.exists(path):
-        raise DataError(f"there is no file {str(path)[:200]}", hint="check the path")
+        hint = "write stdin to a file: it is read more than once" if str(path) == "-" else "check the path"
+        raise DataError(f"there is no file {str(path)[:200]}", hint=hint)
     require_regular(path, DataError)
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} can't be read: no permission", hint="check the permissions of the file")
@@ -50,26 +52,14 @@ def digest_of(paths: Sequence[Path], *choices: str) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields line numbers, from 1, and lines with their endings.
+    """Yields line numbers, from 1, and lines with their endings; compressed files are unpacked (`unpacked`).
 
     Raises:
-        DataError: a line is longer than `bounds.MAX_LINE`, is not UTF-8, or holds a NUL, which shows a UTF-16 file.
+        DataError: the file can't be read, a line is longer than `bounds.MAX_LINE`, is not UTF-8, or holds a NUL.
     """
-    with path.open("rb") as f:
-        for number, raw in enumerate(lines_of(f, f"{path},", DataError), start=1):
-            where = f"{path}, line {number}"
-            if number == 1 and raw.startswith(_UTF_16):
-                raise DataError(f"{where}: this is UTF-16, not UTF-8", hint=f"iconv -f utf-16 -t utf-8 {path.name}")
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as e:
-                raise DataError(
-                    f"{where}: not UTF-8 (byte {raw[e.start]:#04x} at column {e.start + 1})",
-                    hint="convert it, for example: iconv -f latin1 -t utf-8; a file has one encoding",
-                ) from None
-            if "\0" in text:
-                raise DataError(f"{where}: a NUL at column {text.index(chr(0)) + 1}", hint="is the file UTF-16?")
-            yield number, text
+    with open_text(path) as stream:
+        for number, raw in enumerate(lines_of(stream, f"{path},", DataError), start=1):
+            yield number, decoded(raw.removeprefix(BOM_UTF8) if number == 1 else raw, f"{path}, line {number}")
 
 
 def filled(text: object, what: str, where: str) -> str:

@@ -1,44 +1,61 @@
 """Reads texts from files and from stdin, one by one.
 
-Two forms are read. Plain text holds one text per line; blank lines are skipped and a text's id is its line number, so
-that `sed -n 12p FILE` shows text 12. JSONL holds one object per line with `text`, optionally `_id` or `id`, and
-optionally `title`, which goes in front of the text with a blank between, as mteb and BEIR join them. `.jsonl` and
-`.ndjson` are JSONL and `.txt` is plain text. For any other name, and for stdin, the first line decides: JSONL starts
-with `{`. Both forms may be compressed, with `.gz` after the name.
+    .txt                    one text a line; blank lines are skipped, and a text's id is the number of its line
+    .jsonl .ndjson          one object a line, with `text`, and perhaps `_id` or `id`, and `title`, which goes in front
+                            of the text with a blank between, as mteb and BEIR join them
+    .json                   a list of such objects or of strings, or an object that holds one list (`json_values`)
+    .csv .tsv .parquet      tables with a header: the column `text`, or another (`records.text_column`), and perhaps
+                            `_id` or `id`, and `title`
+    a folder                a dataset that `save_to_disk` of the library `datasets` wrote
+
+FILE:COLUMN names the field or column of the texts. For any other name, and for stdin, the first line decides: `{`
+begins JSONL, and a list of JSON is known by `[` and what follows. All but Parquet may be compressed, or UTF-16 or
+UTF-32 with a byte order mark (`unpacked`).
 
 Texts are streamed: a file may be larger than memory, or be a pipe. Only the length of a line is bounded (`bounds`).
 """
 
-import gzip
-import json
 import os
 import random
+import re
 import sys
-import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any
 
-from ternarize_cli.errors import DataError
+from ternarize_cli.data.json_values import json_values
+from ternarize_cli.data.records import Document, Wanted, documents_of, text_column
+from ternarize_cli.data.tables import Table, delimited, is_saved_dataset, parquet, saved_dataset
+from ternarize_cli.data.unpacked import as_text, decoded, inner_suffix, open_text, reading
+from ternarize_cli.errors import DataError, shown
 from ternarize_cli.storage.bounds import Held, lines_of, parse_json, user_path, walk
 
-__all__ = ["STDIN", "Document", "drawn", "open_stdin", "read_lines", "read_texts", "source_name", "text_files"]
+__all__ = [
+    "STDIN",
+    "Document",
+    "OnBad",
+    "drawn",
+    "open_stdin",
+    "open_table",
+    "read_lines",
+    "read_table",
+    "read_texts",
+    "source_and_column",
+    "source_name",
+    "text_files",
+]
 
 STDIN = "-"
-_BOM = b"\xef\xbb\xbf"
-_SHOWN = 60
-_JSONL = {".jsonl": True, ".ndjson": True, ".txt": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, and the id that names it in results."""
-
-    id: str
-    text: str
+OnBad = Callable[[DataError], None] | None
+"""Is called with the error of a text that can't be used, which is then skipped; None raises the error."""
+_FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".json": "json"}
+_TABLES = (".csv", ".tsv", ".parquet")
+_HEAD = 1 << 16
+_JSON = re.compile(rb"\[[ \t\r]*[{\"\n]|\{[ \t\r]*\n")
+"""How JSON begins that is no JSONL: a list of objects or strings, or an object over several lines."""
 
 
 def source_name(path: str | Path) -> str:
@@ -46,38 +63,94 @@ def source_name(path: str | Path) -> str:
     return "stdin" if str(path) == STDIN else str(path)
 
 
+def source_and_column(source: str | Path) -> tuple[str, str | None]:
+    """Splits FILE:COLUMN into the source and the name of a column; a source that exists by its whole name has none."""
+    place, colon, column = str(source).rpartition(":")
+    if not colon or not place or not column or os.path.exists(user_path(source)):
+        return str(source), None
+    known = os.path.exists(user_path(place)) or re.fullmatch(r"[\w.-]+/[\w.-]+", place)
+    return (place, column) if known else (str(source), None)
+
+
 def read_texts(
-    path: str | Path,
-    *,
-    also: Sequence[str] = (),
-    prefix: str = "",
-    on_bad: Callable[[DataError], None] | None = None,
+    path: str | Path, *, also: Sequence[str] = (), prefix: str = "", on_bad: OnBad = None
 ) -> Iterator[Document]:
-    """Yields the texts of a plain text or JSONL file, or of stdin if `path` is `-`.
+    """Yields the texts of a file, of a saved dataset, or of stdin if `path` is `-`.
 
     Args:
-        path: the file.
-        also: fields of JSONL that are read if `text` is missing; each of their texts is a document of its own.
-        prefix: text in front of ids that are line numbers.
-        on_bad: called with the error of a line that can't be used, which is then skipped; None raises the error.
+        path: the file; or FILE:COLUMN.
+        also: fields and columns that are read if there is no `text`; each of their texts is a document of its own.
+        prefix: text in front of ids that are numbers of lines or rows.
+        on_bad: called with the error of a line or row that can't be used, which is then skipped; None raises the error.
 
     Raises:
-        DataError: at once if the file is missing or a folder; while reading if a line is too long, not UTF-8, not JSON
-            or has no usable text (the message names file and line), or if the system can't read on; at the end if
-            there was no text.
+        DataError: at once if the file is missing, is a folder that is no saved dataset, or is a table without a column
+            of texts; while reading if a line is too long, not UTF-8, not JSON or has no usable text (the message names
+            file and line), or if the system can't read on; at the end if there was no text.
     """
-    name = source_name(path)
-    form = _Form(None, tuple(also), prefix, on_bad)
-    if str(path) == STDIN:
+    place, column = source_and_column(path)
+    wanted = Wanted(column or "text", tuple(also), prefix)
+    if place == STDIN:
         stream = open_stdin()
-        return _open(lambda: nullcontext(stream), name, form)
-    file = user_path(path)
-    if os.path.isdir(file):
+        return _documents(_of_stream(partial(_stdin, stream), "stdin", None, wanted), "stdin", wanted, on_bad)
+    file = user_path(place)
+    if os.path.isdir(file) and not is_saved_dataset(file):
         raise DataError(f"{path} is a folder, not a file of texts", hint="pass a .txt or .jsonl file inside it")
     if "\0" in str(file) or not os.access(file, os.R_OK):
         why = "no permission" if os.path.exists(file) else "there is no such file"
-        raise DataError(f"{str(path)[:200]} can't be read: {why}", hint="check the path; - reads from stdin")
-    return _open(partial(_stream, file), name, replace(form, jsonl=_JSONL.get(_suffix(file))))
+        raise DataError(f"{place[:200]} can't be read: {why}", hint="check the path; - reads from stdin")
+    if (table := open_table(file)) is not None:
+        return read_table(table, column, also=also, prefix=prefix, on_bad=on_bad)
+    records = _of_stream(partial(open_text, file), place, _FORMS.get(inner_suffix(file)), wanted)
+    return _documents(records, place, wanted, on_bad)
+
+
+def open_table(path: Path) -> Table | None:
+    """Opens a CSV, TSV or Parquet file or a saved dataset; None if a path is none of these.
+
+    Raises:
+        DataError: the table can't be read.
+    """
+    if os.path.isdir(path):
+        return saved_dataset(path) if is_saved_dataset(path) else None
+    suffix = inner_suffix(path)
+    if not os.path.exists(path) or suffix not in _TABLES:
+        return None
+    return parquet(path) if suffix == ".parquet" else delimited(path, tabs=suffix == ".tsv")
+
+
+def read_table(
+    table: Table,
+    column: str | None = None,
+    *,
+    also: Sequence[str] = (),
+    prefix: str = "",
+    on_bad: OnBad = None,
+    nulls: bool = False,
+) -> Iterator[Document]:
+    """Yields the texts of a table.
+
+    Args:
+        table: the table.
+        column: the column of the texts; None chooses it (`records.text_column`).
+        also: columns that are read if there is no column `text`; each of their texts is a document of its own.
+        prefix: text in front of ids that are numbers of rows.
+        on_bad: called with the error of a row that can't be used, which is then skipped; None raises the error.
+        nulls: pass over rows whose text is null; else they can't be used.
+
+    Raises:
+        DataError: at once if the column is missing or can't be told; while reading, for a row that can't be used.
+    """
+    pairs = tuple(name for name in also if name in table.texts) if column is None and "text" not in table.texts else ()
+    if column is not None and column not in table.texts:
+        what = "no column of texts" if column in table.columns else "no column"
+        listed = ", ".join(name[:60] for name in table.columns[:12])
+        raise DataError(f"{table.name} has {what} called {shown(column)}", hint=f"columns: {listed}")
+    if not pairs:
+        column = column or text_column(table.texts, table.columns, table.name)
+    wanted = Wanted(column or "text", pairs, prefix, nulls)
+    records = ((where, str(number), row) for number, (where, row) in enumerate(table.rows, start=1))
+    return _documents(records, table.name, wanted, on_bad)
 
 
 def read_lines(paths: Iterable[str | Path]) -> list[str]:
@@ -128,7 +201,8 @@ def text_files(folder: Path, also: Collection[str] = ()) -> list[Path]:
     Raises:
         DataError: the folder can't be read, or holds too many files (`bounds.walk`).
     """
-    return sorted(p for p in walk(folder, DataError) if _suffix(p) in _JSONL or p.suffix.lower() in also)
+    known = {".jsonl", ".ndjson", ".txt", *also}
+    return sorted(p for p in walk(folder, DataError) if inner_suffix(p) in known)
 
 
 def open_stdin() -> IO[bytes]:
@@ -145,110 +219,59 @@ def open_stdin() -> IO[bytes]:
         return sys.stdin.buffer
 
 
-def _stream(file: Path) -> IO[bytes]:
-    """Opens a file for reading bytes, unpacked if it is compressed."""
-    return cast(IO[bytes], gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+@contextmanager
+def _stdin(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    with reading("stdin"):
+        yield as_text(stream, "stdin")
 
 
-def _suffix(file: Path) -> str:
-    """The suffix of a file without `.gz`: `.jsonl` for both `a.jsonl` and `a.jsonl.gz`."""
-    name = file.name.lower()
-    return Path(name.removesuffix(".gz")).suffix
+_Record = tuple[str, str, Any]
+"""Place in messages, number, and a text, a dict, or the error that the line or row has."""
 
 
-@dataclass(frozen=True)
-class _Form:
-    """Settings for reading lines. If `jsonl` is None, the first line that is not blank decides the form."""
+def _of_stream(
+    opened: Callable[[], AbstractContextManager[IO[bytes]]], name: str, form: str | None, wanted: Wanted
+) -> Iterator[_Record]:
+    """Yields the records of a stream in a form of `_FORMS`; None: the first line that is not blank decides."""
+    with opened() as stream:
+        if form is None and _JSON.match(stream.peek(_HEAD).removeprefix(BOM_UTF8).lstrip()):  # type: ignore[attr-defined]
+            form = "json"
+        if form == "json":
+            values = json_values(stream, name, (wanted.column, *wanted.also))
+            yield from ((f"{name} item {number}", str(number), value) for number, value in enumerate(values, start=1))
+            return
+        for number, raw in enumerate(lines_of(stream, name, DataError), start=1):
+            where = f"{name} line {number}"
+            try:
+                line = decoded(raw.removeprefix(BOM_UTF8) if number == 1 else raw, where).strip()
+                if not line:
+                    continue
+                form = form or ("jsonl" if line.startswith("{") else "text")
+                yield where, str(number), _parsed(line, where) if form == "jsonl" else line
+            except DataError as e:
+                yield where, str(number), e
 
-    jsonl: bool | None
-    also: tuple[str, ...]
-    prefix: str
-    on_bad: Callable[[DataError], None] | None
+
+def _parsed(line: str, where: str) -> Any:
+    """Parses a line of JSONL; refuses a text, which is no record there."""
+    value = parse_json(line, where, error=DataError, hint='a line looks like {"text": "…"}')
+    return [value] if isinstance(value, str) else value
 
 
-def _open(opened: Callable[[], AbstractContextManager[IO[bytes]]], name: str, form: _Form) -> Iterator[Document]:
-    try:
-        with opened() as stream:
-            yield from _read(stream, name, form)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise DataError(f"{name} can't be unpacked: {e}", hint="fetch the file again") from e
-    except OSError as e:
-        raise DataError(f"{name} can't be read: {e.strerror or e}", hint="pass a file of texts, or a pipe") from e
-
-
-def _read(stream: IO[bytes], name: str, form: _Form) -> Iterator[Document]:
-    jsonl, found = form.jsonl, False
-    for number, raw in enumerate(lines_of(stream, name, DataError), start=1):
+def _documents(records: Iterator[_Record], name: str, wanted: Wanted, on_bad: OnBad) -> Iterator[Document]:
+    """Makes documents of records."""
+    found = False
+    for where, number, record in records:
         try:
-            line = _decoded(raw.removeprefix(_BOM) if number == 1 else raw, f"{name} line {number}")
-            if not line:
-                continue
-            if jsonl is None:
-                jsonl = line.startswith("{")
-            documents = (
-                list(_from_json(line, f"{name} line {number}", f"{form.prefix}{number}", form.also))
-                if jsonl
-                else [Document(f"{form.prefix}{number}", line)]
-            )
+            if isinstance(record, DataError):
+                raise record
+            documents = list(documents_of(record, where, number, wanted))
         except DataError as e:
-            if form.on_bad is None:
+            if on_bad is None:
                 raise
-            form.on_bad(e)
+            on_bad(e)
             continue
         found = True
         yield from documents
     if not found:
         raise DataError(f"{name} holds no text", hint="one text per line, or JSONL with a `text` field")
-
-
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode().strip()
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{where}: not UTF-8 text (byte {e.start + 1} is 0x{raw[e.start]:02x})",
-            hint="save the file as UTF-8, e.g. iconv -f latin1 -t utf-8 FILE",
-        ) from e
-
-
-def _from_json(line: str, where: str, number: str, also: Sequence[str]) -> Iterator[Document]:
-    record = parse_json(line, where, error=DataError, hint='a line looks like {"text": "…"}')
-    text = record.get("text") if isinstance(record, dict) else None
-    if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, also)))):
-        for other in others:
-            _check_encodable(other, where)
-            yield Document(number, other)
-        return
-    if not isinstance(text, str):
-        what = "no `text` field" if text is None else f"`text` is {_short(json.dumps(text))}, not a string"
-        raise DataError(f"{where}: {what}: {_short(line)}", hint='a line looks like {"_id": "1", "text": "…"}')
-    title = record.get("title") or ""
-    if not isinstance(title, str):
-        raise DataError(f"{where}: `title` is {_short(json.dumps(title))}, not a string")
-    identity = record.get("_id", record.get("id"))
-    if isinstance(identity, dict | list):
-        raise DataError(f"{where}: the id is {_short(json.dumps(identity))}, not a string or a number")
-    joined = f"{title} {text}".strip()
-    name = str(number if identity is None else identity)
-    _check_encodable(name + joined, where, shown=joined)
-    yield Document(name, joined)
-
-
-def _strings(values: Iterable[object]) -> Iterator[str]:
-    """Yields the strings that are not blank, and those inside lists."""
-    for value in values:
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and text.strip():
-                yield text.strip()
-
-
-def _check_encodable(text: str, where: str, shown: str | None = None) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        shown = (text if shown is None else shown)[e.start :]
-        raise DataError(f"{where}: half of a surrogate pair in the text: {_short(ascii(shown))}") from e
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

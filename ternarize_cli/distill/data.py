@@ -146,15 +146,16 @@ def _tokenised(
     ids: list[np.ndarray] = []
     sources: list[int] = []
     names = list(texts)
+    ends = getattr(tokenizer, "truncation_side", "right") == "left"
     for start in track(range(0, len(names), _TOKENISED), "tokenising"):
         chunk = names[start : start + _TOKENISED]
         for text, made in zip(chunk, _bare(tokenizer, chunk), strict=True):
             if len(made):
-                ids.append(made[:_LONGEST].copy() if len(made) > _LONGEST else made)
+                ids.append((made[-_LONGEST:] if ends else made[:_LONGEST]).copy() if len(made) > _LONGEST else made)
                 sources.append(texts[text])
     _check_known(ids, tokenizer.unk_token_id)
     left = getattr(tokenizer, "padding_side", "right") == "left"
-    return TextCorpus(ids, np.array(sources), heads, tail, limit - longest, tokenizer.pad_token_id or 0, left)
+    return TextCorpus(ids, np.array(sources), heads, tail, limit - longest, tokenizer.pad_token_id or 0, left, ends)
 
 
 def _check_known(ids: Sequence[np.ndarray], unknown: int | None) -> None:

@@ -5,7 +5,7 @@ Both make the features of any list of `batch_sampler.Piece`, so training needs t
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,8 @@ class TextCorpus:
         limit: the most tokens of an input, without head and tail.
         pad: the id for padding.
         left: whether padding comes before the text.
+        ends: whether the end of a text is read if it is too long (truncation on the left). The `start` of a piece then
+            counts tokens from the end of its text.
     """
 
     ids: Sequence[np.ndarray] = field(repr=False)
@@ -85,6 +87,7 @@ class TextCorpus:
     limit: int
     pad: int
     left: bool
+    ends: bool = False
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -126,10 +129,13 @@ class TextCorpus:
         if all(len(piece.rows) == 1 for piece in pieces):
             rows = np.array([piece.rows[0] for piece in pieces])
             sizes = np.minimum(wanted, self.lengths[rows] - starts)
+            starts = self.lengths[rows] - starts - sizes if self.ends else starts
             ends = np.cumsum(sizes)
             return self._flat[np.arange(ends[-1]) + np.repeat(self._first[rows] + starts - ends + sizes, sizes)], sizes
         whole = [np.concatenate([self.ids[row] for row in piece.rows]) for piece in pieces]
+        whole = [ids[::-1] for ids in whole] if self.ends else whole
         cut = [ids[start : start + size] for ids, start, size in zip(whole, starts, wanted, strict=True)]
+        cut = [ids[::-1] for ids in cut] if self.ends else cut
         return np.concatenate(cut), np.array([len(ids) for ids in cut])
 
     def features(self, pieces: Sequence[Piece], *, even: bool = False) -> dict[str, Any]:
@@ -163,7 +169,7 @@ class TextCorpus:
     def take(self, rows: Sequence[int]) -> "TextCorpus":
         """As `TrainingCorpus`."""
         ids = [self.ids[i] for i in rows]
-        return TextCorpus(ids, self.sources[list(rows)], self.heads, self.tail, self.limit, self.pad, self.left)
+        return replace(self, ids=ids, sources=self.sources[list(rows)])
 
 
 @dataclass(frozen=True)

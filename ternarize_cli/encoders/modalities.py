@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.data.images import is_images
-from ternarize_cli.data.text_sources import TABLES, is_hub_id
-from ternarize_cli.data.texts import STDIN, text_files
+from ternarize_cli.data.text_sources import holds_texts, is_hub_id
+from ternarize_cli.data.texts import STDIN, source_and_column
 from ternarize_cli.errors import CheckpointError, DataError
 from ternarize_cli.storage.bounds import user_path
 
@@ -69,16 +69,17 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
     reads = modalities_of(folder)
     kinds = {}
     for source in sources:
-        path = user_path(source)
+        place, _ = source_and_column(source)
+        path = user_path(place)
         if str(source) == STDIN and stdin:
             kinds[STDIN] = "text"
             continue
         if str(source) == STDIN:
             raise DataError("calibration does not read stdin", hint="write the texts to a file")
-        if not str(source) or not (os.path.exists(path) or is_hub_id(source)):
+        if not str(source) or not (os.path.exists(path) or is_hub_id(place)):
             name = str(source)[:200] or "an empty name"
             raise DataError(f"{name} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
-        image = is_images(path) and ("image" in reads or not (path.is_dir() and text_files(path, also=TABLES)))
+        image = is_images(path) and ("image" in reads or not (path.is_dir() and holds_texts(path)))
         kinds[str(source)] = "image" if image else "text"
     if len(set(kinds.values())) > 1:
         image_source = next(name for name, kind in kinds.items() if kind == "image")

@@ -26,6 +26,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.vectors.batch_encoder import FILLER
 
 __all__ = ["LocalEncoder", "quiet_mteb"]
 
@@ -118,7 +119,9 @@ class LocalEncoder(AbsEncoder):
         return images
 
     def _encode_batch(self, encode: Any, batch: list[Any], **kwargs: Any) -> np.ndarray:
-        encoded = np.asarray(encode(batch, batch_size=len(batch), show_progress_bar=False, **kwargs), dtype=np.float32)
+        whole = batch if any(batch) else [*batch, FILLER]  # a batch of empty texts may have no token
+        found = encode(whole, batch_size=len(whole), show_progress_bar=False, **kwargs)
+        encoded = np.asarray(found, dtype=np.float32)[: len(batch)]
         if not np.isfinite(encoded).all():
             raise CheckpointError(
                 f"{self.name} gives vectors that are not finite (NaN or infinite), so it can't be scored",

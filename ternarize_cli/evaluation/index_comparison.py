@@ -120,18 +120,18 @@ def compare_indexes(
     widths = [vectors[role][0].shape[1] for role in ("teacher", "student")]
     if widths[0] != widths[1]:
         raise InputError(f"{teacher} makes vectors of {widths[0]} dimensions and {student} of {widths[1]}")
-    grades = _grades(data)
+    grades, own = _grades(data), _own_rows(data)
     rows = []
     pairs = (("teacher", "teacher"), ("student", "student"), ("student", "teacher"))
     for asks, answers in track(pairs, "searching", len(pairs)):
         documents, asked = vectors[answers][0], vectors[asks][1]
-        exact = _search(_filled("Flat", documents), asked)
+        exact = _search(_filled("Flat", documents), asked, own)
         name = asks if asks == answers else f"{asks} → {answers}"
         for kind, factory, settings in _kinds(len(documents), widths[0]):
             index = _filled(factory, documents)
             for knob, value in settings.items():
                 faiss.ParameterSpace().set_index_parameter(index, knob, value)
-            found = _search(index, asked)
+            found = _search(index, asked, own)
             precision, ndcg = precision_and_ndcg(found, grades)
             rows.append(
                 IndexRow(
@@ -210,8 +210,13 @@ def _filled(factory: str, vectors: np.ndarray) -> faiss.Index:
     return index
 
 
-def _search(index: faiss.Index, queries: np.ndarray) -> np.ndarray:
-    return index.search(queries, min(_K, index.ntotal))[1]
+def _search(index: faiss.Index, queries: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+    """Searches ten rows for each query, int `[queries, up to 10]`, without its `own` row (-1 if it has none)."""
+    if own is None:
+        return index.search(queries, min(_K, index.ntotal))[1]
+    found = index.search(queries, min(_K + 1, index.ntotal))[1]
+    others = np.argsort(found == own[:, None], axis=1, kind="stable")  # the own row last
+    return np.take_along_axis(np.where(found == own[:, None], -1, found), others, axis=1)[:, :_K]
 
 
 def _milliseconds(index: faiss.Index, queries: np.ndarray) -> float:
@@ -221,6 +226,14 @@ def _milliseconds(index: faiss.Index, queries: np.ndarray) -> float:
         _search(index, query[None])
         each.append(time.perf_counter() - started)
     return 1e3 * statistics.median(each)
+
+
+def _own_rows(data: Retrieval) -> np.ndarray | None:
+    """The row of the document that each query is itself, int `[queries]`, -1 if none; None if no query is one."""
+    if not data.among_documents:
+        return None
+    rows = {record["id"]: row for row, record in enumerate(data.corpus)}
+    return np.array([rows.get(query, -1) for query in data.queries])
 
 
 def _grades(data: Retrieval) -> list[dict[int, int]]:

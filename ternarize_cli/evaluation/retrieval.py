@@ -9,6 +9,9 @@ documents in one of two ways:
 If qrels/test.tsv exists, it decides, and queries that it does not judge are left out, because BEIR keeps the queries of
 all splits in one file. Another split can be named: dev is qrels/dev.tsv. A query that no document answers would score
 zero for every model, so it is refused.
+
+Where queries are documents, too (ArguAna, Quora), a query finds itself first. So a document that has a query's own id
+is left out of what that query finds, as BEIR does it, unless some query is answered by the document of its own id.
 """
 
 import json
@@ -48,6 +51,13 @@ class Retrieval:
     def size(self) -> int:
         """Number of queries."""
         return len(self.queries)
+
+    @property
+    def among_documents(self) -> bool:
+        """Whether queries are documents, too: some share an id with a document, and none of these answers its query."""
+        documents = {row["id"] for row in self.corpus}
+        shared = [query for query in self.queries if query in documents]
+        return bool(shared) and all(self.relevant[query].get(query, 0) <= 0 for query in shared)
 
 
 def read_retrieval(folder: Path, name: str, where: str | None = None, split: str = "test") -> Retrieval:

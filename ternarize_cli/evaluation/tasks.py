@@ -109,6 +109,7 @@ class LocalRetrieval(LocalTask, AbsTaskRetrieval):
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
         """Hands over corpus, queries and judgements."""
+        self.ignore_identical_ids = self.data.among_documents
         queries = self.data.queries
         split = {
             "corpus": Dataset.from_list(self.data.corpus),

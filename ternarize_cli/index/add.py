@@ -67,7 +67,7 @@ def add_documents(
         if (Path(corpus) / RECORD).is_file():
             return _add_vectors(folder, info, corpus, replace_known=replace_known, track=track)
         prefix = f"{'stdin' if corpus == STDIN else Path(corpus).name}:"
-        source = open_corpus(corpus, skip_bad=skip_bad, documents=True, prefix=prefix)
+        source = open_corpus(corpus, skip_bad=skip_bad, documents=True, prefix=prefix, reads=lambda: (info.kind,))
         _check_kind(info, corpus, source.kind)
         where, student = model_for(folder, info, model, asymmetric=None)
         if student:

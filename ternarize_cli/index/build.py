@@ -23,7 +23,7 @@ from ternarize_cli import __version__
 from ternarize_cli.data.corpora import Skipped, open_corpus, unique
 from ternarize_cli.data.texts import STDIN, read_lines
 from ternarize_cli.encoders.loading import checked_threads
-from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.errors import DataError, InputError, shown
 from ternarize_cli.index.documents import read_documents, write_documents
 from ternarize_cli.index.faiss_file import check_name, trust
 from ternarize_cli.index.fill import METRICS, FillPlan, check_metric, fill, plan_fill
@@ -33,7 +33,7 @@ from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 from ternarize_cli.vectors.batch_encoder import TextEncoder
-from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, text_folder
+from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, reads, text_folder
 from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
 from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
@@ -104,6 +104,8 @@ def build_index(
     if corpus != STDIN and (folder / RECORD).is_file():
         _check_unused(corpus, model, options, encoder)
         return _index_vectors(folder, output, options, threads=encoder.threads, force=force, track=track)
+    if options.texts is not None:
+        raise InputError(f"{corpus} holds no vectors, and keeps its own texts", hint="leave --texts out")
     if model is None:
         what = f"{corpus} holds no vectors, and anything else needs" if folder.is_dir() else "texts need"
         raise InputError(f"{what} a model", hint="--model MODEL")
@@ -114,7 +116,7 @@ def _check_unused(corpus: str, model: str | Path | None, options: IndexOptions, 
     """Checks that no option of encoding is given for vectors."""
     if (model, options.queries) != (None, None):
         raise InputError(f"{corpus} holds vectors; their model is known", hint="leave --model and --queries out")
-    given: list[tuple[str, object]] = [(name, getattr(options, name)) for name in ("resume", "skip_bad")]
+    given: list[tuple[str, object]] = [("resume", options.resume), ("skip_bad", options.skip_bad and not options.texts)]
     given += [(name, getattr(encoder, name)) for name in ("batch_size", "device")]
     given += [("backend", encoder.backend != "auto"), ("shard_size", options.shard_size)]
     if unused := [f"--{name.replace('_', '-')}" for name, value in given if value]:
@@ -133,7 +135,9 @@ def _index_corpus(
 ) -> BuildReport:
     options.check()
     check_name(output)
-    source = open_corpus(corpus, skip_bad=options.skip_bad, documents=True)
+    if corpus == options.queries == STDIN:
+        raise InputError("stdin is named twice, and can be read once", hint="write the queries to a file")
+    source = open_corpus(corpus, skip_bad=options.skip_bad, documents=True, reads=reads(model, encoder))
     if options.queries is not None and source.kind != "text":
         raise InputError("--queries takes texts, and the corpus is of images", hint="leave --queries out")
     folder = (image_folder if source.kind == "image" else text_folder)(model, allow_pickle=encoder.allow_pickle)
@@ -178,13 +182,36 @@ def _index_vectors(
         faiss.omp_set_num_threads(checked_threads(threads))
     source = VectorFolder(vectors)
     with files.atomic_folder(output, force=force, inputs=[vectors]) as partial:
-        items = ((identity, "") for identity in track(source.ids(), "reading", source.count))
+        items = _with_texts(track(source.ids(), "reading", source.count), options.texts, skip_bad=options.skip_bad)
         for _ in unique(write_documents(items, partial), str(vectors), lambda: read_documents(partial)):
             pass
         made = _planned(options, source.record, source.count)
         info, note = _index(source, made, options, partial, str(vectors), None, track)
         write_info(partial, info)
     return BuildReport(info, source.shards, source.shards, False, Skipped(), note, 0, None)
+
+
+def _with_texts(ids: Iterable[str], texts: str | None, *, skip_bad: bool) -> Iterator[tuple[str, str]]:
+    """Yields each id of some vectors with its text, which is empty if there is no corpus of texts.
+
+    Raises:
+        DataError: the corpus can't be read, holds images, or lacks an id, or its ids are in another order.
+    """
+    if texts is None:
+        yield from ((identity, "") for identity in ids)
+        return
+    corpus = open_corpus(texts, skip_bad=skip_bad, documents=True)
+    if corpus.kind != "text":
+        raise DataError(f"{texts} holds images, and an index keeps texts", hint="leave --texts out")
+    items = iter(corpus.items)
+    for identity in ids:
+        text = next((content for known, content in items if known == identity), None)
+        if text is None:
+            raise DataError(
+                f"{texts} has no text with the id {shown(identity)} after those before it",
+                hint="--texts takes the corpus that `encode --shards` read, in its order",
+            )
+        yield identity, text
 
 
 def _planned(options: IndexOptions, record: VectorRecord, count: int) -> FillPlan:
@@ -244,7 +271,7 @@ def _discard(folder: Path, record: VectorRecord) -> bool:
         if read_record(folder) == record:
             return False
     except DataError:
-        if not (folder / RECORD).exists() and not any(folder.glob("*.json")):
+        if not (folder / RECORD).exists() and not any(folder.rglob("*.json")):
             return False
     shutil.rmtree(folder)
     return True

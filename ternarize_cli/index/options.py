@@ -21,6 +21,7 @@ class IndexOptions:
         memory: what the index may take if `factory` is "auto", in GB (1e9 bytes); None: no limit.
         metric: "ip" or "l2"; None: as the model compares vectors, or as the preset needs.
         queries: a file of texts by which the index is tuned and judged; None: 1,000 of the documents.
+        texts: the corpus that vectors were encoded from, whose texts the index then keeps and shows; None keeps none.
         skip_bad: skip lines and images that can't be read, and count them.
         on_disk: build the lists of an IVF index on disk, and leave them there.
         shard_size: rows per shard, the unit of work that a kill can lose; None: 8,192 texts or 1,024 images.
@@ -41,6 +42,10 @@ class IndexOptions:
     metric: Annotated[str | None, Option("Default: as the model compares (cosine: ip).", metavar="ip|l2")] = None
     queries: Annotated[
         str | None, Option("Texts to tune the index by; default: 1,000 of the documents.", metavar="FILE")
+    ] = None
+    texts: Annotated[
+        str | None,
+        Option("For vectors: the corpus they were made of, to keep its texts.", metavar="FILE|DIR"),
     ] = None
     skip_bad: Annotated[bool, SKIP_BAD] = False
     on_disk: Annotated[bool, Option("Build an IVF index larger than memory: its lists stay on disk.")] = False

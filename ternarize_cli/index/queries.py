@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.data.images import read_parts
-from ternarize_cli.data.texts import read_lines
+from ternarize_cli.data.texts import STDIN, read_lines
 from ternarize_cli.errors import InputError
 from ternarize_cli.storage.bounds import user_path, utf8_name
 
@@ -21,12 +21,12 @@ def read_queries(
     Args:
         kind: "text" or "image", the kind of documents that the index holds.
         index: the folder of the index, for messages.
-        texts: queries from the command line.
+        texts: queries from the command line; `-` stands for the lines of stdin.
         file: a file with more queries, one per line; `-` is stdin; None reads no file.
         images: image files, or folders of image files.
 
     Raises:
-        InputError: the queries are not of `kind`, or one is empty.
+        InputError: the queries are not of `kind`, one is empty, or stdin is named twice.
         DataError: a file can't be read.
     """
     if kind == "image" and (texts or file is not None):
@@ -34,7 +34,10 @@ def read_queries(
     if kind == "text" and images:
         raise InputError(f"{index} is an index of texts", hint=f'ternarize index search {index} "your query"')
     if kind == "text":
-        asked = [*texts, *(read_lines([file]) if file is not None else [])]
+        if [*texts, file].count(STDIN) > 1:
+            raise InputError("stdin is named twice, and can be read once", hint="leave one - out")
+        asked = [query for text in texts for query in (read_lines([STDIN]) if text == STDIN else [text])]
+        asked += read_lines([file]) if file is not None else []
         if not all(text.strip() for text in asked):
             raise InputError("a query is empty", hint="leave it out: an empty query finds nothing")
         return asked, asked

@@ -26,6 +26,7 @@ __all__ = [
     "backend_names",
     "describe",
     "prepare",
+    "refusal",
     "register",
     "require_backend",
     "use_backend",
@@ -140,6 +141,12 @@ def _refusal(backend: Backend, layer: PackedLinear) -> str | None:
             f"its scales are per {granularity}, and {backend.name} takes them per {' or '.join(backend.granularities)}"
         )
     return backend.refuses(layer)
+
+
+def refusal(model: nn.Module, name: str) -> str | None:
+    """Says why the backend of a name can't run the packed layers of a model; None if it can run all of them."""
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    return next((why for layer in layers if (why := _refusal(_REGISTRY[name], layer)) is not None), None)
 
 
 def prepare(layer: PackedLinear) -> tuple[str, Kernel]:

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_LINE",
     "MAX_TOKENIZER",
     "Held",
+    "deeper_than",
     "lines_of",
     "parse_json",
     "read_bytes",
@@ -150,7 +151,7 @@ def parse_json(
         if isinstance(text, bytes):
             text = text.decode()
         value = json.loads(text)
-        if not _deeper(value, MAX_DEPTH):
+        if not deeper_than(value, MAX_DEPTH):
             return value
         why = f"it is nested more than {MAX_DEPTH} levels deep"
     except RecursionError:
@@ -160,7 +161,7 @@ def parse_json(
     raise error(f"{where} is not valid JSON: {why}", hint=hint)
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def deeper_than(value: Any, levels: int) -> bool:
     """Returns whether lists and dicts are nested more than `levels` deep in a value."""
     row = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):

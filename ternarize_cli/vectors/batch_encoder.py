@@ -27,12 +27,14 @@ from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, re
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["BUDGET", "CHUNK", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
+__all__ = ["BUDGET", "CHUNK", "FILLER", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
 
 CHUNK, _CHARACTERS = 1024, 1 << 20
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
 BUDGET = 8192
 """The most tokens in a batch, padding included: 32 texts of 256 tokens, or 512 texts of 16."""
+FILLER = "a"
+"""A text with a token, which stands beside texts without one, because no model runs a batch that is 0 tokens wide."""
 _BATCH = 32
 _LONG = 64  # a text with more characters per readable token than this may be cut before it is tokenised
 Role = Literal["text", "query", "document"]
@@ -112,9 +114,13 @@ class TextEncoder:
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
-        texts = [self._beginning(text) for text in texts]
+        texts = [self._readable_end(text) for text in texts]
         features = self._features(texts)
         mask = features.get("attention_mask")
+        if mask is not None and not mask.any():  # empty texts, and a tokenizer without special tokens
+            features = self._features([*texts, FILLER])
+            features = _cut(features, list(range(len(texts))), np.ones(features["attention_mask"].shape[1], dtype=bool))
+            mask = features["attention_mask"]
         if mask is None or len(mask) != len(texts):  # bags of words and unpadded sequences can't be cut by rows
             groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
             return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
@@ -128,7 +134,7 @@ class TextEncoder:
             [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
             _shown(texts),
             int(lengths.sum()),
-            self._count_longer(texts) if lengths.max() >= self.limit else 0,
+            self._count_longer(texts, self._prompt or "") if lengths.max() >= self.limit else 0,
         )
 
     def forward(self, prepared: Prepared) -> np.ndarray:
@@ -175,20 +181,25 @@ class TextEncoder:
     def _features(self, texts: list[str]) -> dict[str, Any]:
         return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
 
-    def _beginning(self, text: str) -> str:
-        """Cuts a very long text to its beginning, if that alone has more tokens than the model reads.
+    def _readable_end(self, text: str) -> str:
+        """Cuts a very long text to the end that the model reads, if that alone has more tokens than the model reads.
 
-        This saves memory: tokenising takes some 300 bytes a character.
+        That end is the beginning, or the last part for a tokenizer that truncates on the left. This saves memory:
+        tokenising takes some 300 bytes a character.
         """
         if len(text) <= _LONG * self.limit:
             return text
-        beginning = text[: _LONG * int(self.limit)].rpartition(" ")[0]
-        return beginning if beginning and self._count_longer([beginning]) else text
+        room = _LONG * int(self.limit)
+        if getattr(self.encoder.tokenizer, "truncation_side", "right") == "left":
+            space = text.find(" ", len(text) - room)
+            part, prompt = text[space:] if space >= 0 else "", ""  # a prompt stands on the side that is cut off
+        else:
+            part, prompt = text[:room].rpartition(" ")[0], self._prompt or ""
+        return part if part and self._count_longer([part], prompt) else text
 
-    def _count_longer(self, texts: list[str]) -> int:
+    def _count_longer(self, texts: list[str], prompt: str) -> int:
         """Counts texts with more tokens than `limit`. A token covers at least a byte, so short texts are skipped."""
         tokenizer = self.encoder.tokenizer
-        prompt = self._prompt or ""
         room = self.limit - tokenizer.num_special_tokens_to_add()
         long = [prompt + text for text in texts if len((prompt + text).encode()) > room]
         # verbose=False: otherwise transformers warns of long texts too.
@@ -289,9 +300,9 @@ def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
-    """Selects the features of `rows`, without the columns that are padding in all of these rows."""
+    """Selects the features of `rows`, without the columns that are padding in all of these rows, but for one."""
     count, width = features["attention_mask"].shape
-    columns = torch.from_numpy(np.flatnonzero(used))
+    columns = torch.from_numpy(np.flatnonzero(used) if used.any() else np.zeros(1, dtype=np.int64))
     cut = {}
     for name, value in features.items():
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:

@@ -4,17 +4,18 @@ A chunk at a time, so that a stream of any length encodes in bounded memory and 
 the next is read and prepared (`prefetch`).
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
 
 from ternarize_cli.data.prefetch import overlapped
 from ternarize_cli.encoders import loading
-from ternarize_cli.encoders.modalities import require_modality
+from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
@@ -31,6 +32,7 @@ __all__ = [
     "encoded",
     "image_folder",
     "open_model",
+    "reads",
     "text_folder",
 ]
 
@@ -75,6 +77,11 @@ def image_folder(model: str, *, allow_pickle: bool = False) -> Path:
     folder = loading.resolve(model, allow_pickle=allow_pickle)
     require_modality(folder, "image", model)
     return folder
+
+
+def reads(model: str | Path, options: EncoderOptions) -> Callable[[], Collection[str]]:
+    """Returns a function that finds out whether MODEL reads "text", "image" or both (`corpora.open_corpus`)."""
+    return lambda: modalities_of(loading.resolve(str(model), allow_pickle=options.allow_pickle))
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def encode_to_stream(
     linger: float | None = None,
     total: int | None = None,
     track: Track = silent,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes ids and vectors in the order of `items`, a chunk at a time.
 
@@ -177,8 +185,9 @@ def encode_to_stream(
         kind: a key of `vectors.WRITERS`.
         total: how many items there are, if that is known.
         track: told of each item that was written.
+        about: what the file says about its vectors, if its format can.
     """
-    writer = WRITERS[kind](stream)
+    writer = WRITERS[kind](stream, about)
 
     def written() -> Generator[str, None, None]:
         with closing(encoded(encode, items, linger=linger)) as chunks:

@@ -3,9 +3,10 @@
 Encoding is a pure function of the model and the texts, so it is cut into numbered shards: shard i is rows
 `[i * size, (i + 1) * size)` of the corpus. A shard is one or more files and a record with their digests:
 
-    000012.npy        data; the suffix names its format
-    000012.json       {"files": {".npy": "sha256…"}, …}, with a digest of itself (`checksummed`)
+    000012.npy                data; the suffix names its format
+    __records__/000012.json   {"files": {".npy": "sha256…"}, …}, with a digest of itself (`checksummed`)
 
+Arrow, pandas and the library `datasets` pass over a folder of such a name when they read all files of a folder.
 A file gets its name only when it is whole and synced, and the record is written after all files. So a record without
 whole files, or half a record, never counts as finished work. Each shard has a record of its own, so that processes on
 many machines can write to one folder without talking to each other.
@@ -22,7 +23,10 @@ from ternarize_cli.storage.checksummed import checked, with_checksum
 from ternarize_cli.storage.files import sha256
 from ternarize_cli.storage.whole_files import put_file, sweep
 
-__all__ = ["ShardFiles"]
+__all__ = ["RECORDS", "ShardFiles"]
+
+RECORDS = "__records__"
+"""The name of the folder of records."""
 
 _SUFFIX = re.compile(r"\.[a-z]{2,10}")
 
@@ -35,8 +39,8 @@ class ShardFiles:
         folder.mkdir(exist_ok=True)
 
     def path(self, shard: int, suffix: str) -> Path:
-        """Path of the file of a shard that has this suffix."""
-        return self.folder / f"{shard:06d}{suffix}"
+        """Path of the file of a shard that has this suffix; its record has the suffix `.json`."""
+        return (self.folder / RECORDS if suffix == ".json" else self.folder) / f"{shard:06d}{suffix}"
 
     def put(self, shard: int, contents: Mapping[str, Callable[[IO[bytes]], None]], **record: Any) -> None:
         """Writes the files of a shard, and then its record.
@@ -51,6 +55,7 @@ class ShardFiles:
 
     def amend(self, shard: int, record: dict[str, Any]) -> None:
         """Replaces the record of a finished shard, and leaves its files."""
+        (self.folder / RECORDS).mkdir(exist_ok=True)
         text = with_checksum(record).encode()
         put_file(self.path(shard, ".json"), lambda stream: stream.write(text))
 
@@ -72,7 +77,7 @@ class ShardFiles:
 
     def remove(self, shard: int) -> None:
         """Deletes a shard: first its record, then its files."""
-        for path in sorted(self.folder.glob(f"{shard:06d}.*"), key=lambda p: p.suffix != ".json"):
+        for path in (self.path(shard, ".json"), *self.folder.glob(f"{shard:06d}.*")):
             path.unlink(missing_ok=True)
 
     def remove_from(self, end: int, part: tuple[int, int] = (1, 1)) -> None:
@@ -88,8 +93,9 @@ class ShardFiles:
 
     def numbers(self) -> list[int]:
         """Numbers of the shards that have a record, whether it is whole or not."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
+        return sorted(int(path.stem) for path in (self.folder / RECORDS).glob("*.json") if path.stem.isdigit())
 
     def sweep(self) -> None:
         """Removes partial files that killed jobs have left; partial files of running jobs stay."""
         sweep(self.folder)
+        sweep(self.folder / RECORDS)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ternarize_cli.data.corpora import Skipped, open_corpus, unique
+from ternarize_cli.data.corpora import Corpus, Skipped, open_corpus, unique
 from ternarize_cli.data.texts import STDIN
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
 from ternarize_cli.progress import Track, silent
@@ -82,7 +82,7 @@ def encode_with_ray(
         raise InputError("workers can't read this stdin", hint="write it to a file that all of them see")
     if address is not None:
         _check_reachable(address)
-    count, skipped = _count(source, skip_bad)
+    count, skipped = _count(source, record.kind, skip_bad)
     numbers = -(-count // record.shard_size)
     files = open_shards(folder, record)
     worker = {
@@ -176,7 +176,8 @@ class _Worker:
         return {"rows": np.array([self._do(int(number)) for number in batch["id"]])}
 
     def _cut(self) -> Iterator[PendingShard]:
-        corpus = open_corpus(self._source, skip_bad=self._skip_bad, documents=True)
+        kind = self._record.kind
+        corpus = open_corpus(self._source, skip_bad=self._skip_bad, documents=True, reads=lambda: (kind,))
         return cut(corpus.items, self._record.shard_size)
 
     def _do(self, wanted: int) -> int:
@@ -190,14 +191,17 @@ class _Worker:
         raise TernarizeError(f"the source no longer has a shard {wanted}")
 
 
-def _count(source: str, skip_bad: bool) -> tuple[int, Skipped]:
+def _count(source: str, kind: str, skip_bad: bool) -> tuple[int, Skipped]:
     """Counts the rows of the source; returns their number and the rows that were skipped.
 
     Raises:
         DataError: two rows have the same id.
     """
-    corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
+
+    def opened() -> Corpus:
+        return open_corpus(source, skip_bad=skip_bad, documents=True, reads=lambda: (kind,))
+
+    corpus = opened()
     if corpus.kind == "image" and not skip_bad:
         return corpus.count or 0, corpus.skipped
-    again = lambda: open_corpus(source, skip_bad=skip_bad, documents=True).items  # noqa: E731
-    return sum(1 for _ in unique(corpus.items, corpus.name, again)), corpus.skipped
+    return sum(1 for _ in unique(corpus.items, corpus.name, lambda: opened().items)), corpus.skipped

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -13,10 +13,10 @@ from ternarize_cli.encoders.loading import pooling_note
 from ternarize_cli.errors import InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
-from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model
+from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model, reads
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 from ternarize_cli.vectors.ray_engine import encode_with_ray, require_ray
-from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS, VectorRecord
+from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS, VectorRecord, metadata
 from ternarize_cli.vectors.vector_shards import ShardsReport, encode_to_folder, record_of
 
 __all__ = ["EncodingReport", "ShardingReport", "encode", "encode_shards"]
@@ -94,20 +94,26 @@ def encode(
         OutputError, OutputExistsError: the file can't be written, or exists and `force` is False.
         TernarizeError: as `encode.open_model`.
     """
-    corpus = open_corpus(source, skip_bad=skip_bad)
+    corpus = open_corpus(source, skip_bad=skip_bad, reads=reads(model, options))
     opened = open_model(model, corpus.kind, options)
     if note := pooling_note(opened.folder):
         say(note)
-    encoder = opened.encode
+    encoder, digest = opened.encode, files.content_hash(opened.folder)
+    about = metadata(
+        model=model,
+        model_sha256=digest,
+        dtype="fp32",
+        similarity=opened.similarity,
+        normalized=options.normalize,
+    )
     started = time.perf_counter()
     linger = None if corpus.kind == "image" else LINGER
-    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track}
+    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about}
     if isinstance(output, Path):
         encode_to_file(encoder, corpus.items, output, kind, force=force, **how)
     else:
         encode_to_stream(encoder, corpus.items, output, kind, **how)
     seconds = time.perf_counter() - started
-    digest = files.content_hash(opened.folder)
     return EncodingReport(encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, seconds, digest)
 
 
@@ -146,7 +152,7 @@ def encode_shards(
         files.check_output(folder, force=False)
     files.check_apart(folder, [Path(path) for path in (model, source) if path != STDIN and Path(path).exists()])
     _check(shards)
-    corpus = open_corpus(source, skip_bad=skip_bad, documents=True)
+    corpus = open_corpus(source, skip_bad=skip_bad, documents=True, reads=reads(model, options))
     skipped = corpus.skipped
     opened = open_model(model, corpus.kind, options, role="document")
     record = record_of(model, opened, shards)
@@ -165,8 +171,11 @@ def encode_shards(
             track=track,
         )
     else:
-        again = None if source == STDIN else lambda: open_corpus(source, skip_bad=skip_bad, documents=True).items
-        items = unique(corpus.items, corpus.name, again)
+
+        def again() -> Iterator[tuple[str, Any]]:
+            return open_corpus(source, skip_bad=skip_bad, documents=True, reads=lambda: (corpus.kind,)).items
+
+        items = unique(corpus.items, corpus.name, None if source == STDIN else again)
         work = encode_to_folder(opened.encode, items, folder, record, part=part, total=corpus.count, track=track)
     return ShardingReport(work, record, part, opened.encode.truncation, skipped, time.perf_counter() - started)
 

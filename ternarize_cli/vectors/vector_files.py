@@ -2,7 +2,7 @@
 
     npy      one float32 array [n, dim]; ids are not kept (row i is text i)
     jsonl    {"id": "…", "vector": [0.01, …]} per line, with as many digits as float32 needs to come back bit for bit
-    parquet  columns `id` (string) and `vector` (list of dim float32)
+    parquet  columns `id` (string) and `vector` (list of dim float32); `about` is the metadata
 
 A chunk is written before the next one is encoded, so the number of texts need not be known. The npy header holds that
 number, so it is written again at the end; a pipe does not allow this, so for a pipe the array is kept in memory until
@@ -11,7 +11,9 @@ the end. To add a format, add a class to `WRITERS`.
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -23,9 +25,12 @@ __all__ = ["WRITERS", "VectorWriter", "file_format"]
 
 
 class VectorWriter(Protocol):
-    """Writes chunks of ids and float32 vectors `[n, dim]` to a stream. `close` ends the file and leaves it open."""
+    """Writes chunks of ids and float32 vectors `[n, dim]` to a stream. `close` ends the file and leaves it open.
 
-    def __init__(self, stream: IO[bytes]) -> None: ...
+    `about` says where the vectors come from; formats without metadata leave it out.
+    """
+
+    def __init__(self, stream: IO[bytes], about: Mapping[str, str] = MappingProxyType({})) -> None: ...
 
     def write(self, ids: list[str], vectors: np.ndarray) -> None: ...
 
@@ -48,7 +53,7 @@ def file_format(output: Path | None, asked: str | None) -> str:
 
 
 class _Npy:
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], about: Mapping[str, str] = MappingProxyType({})) -> None:
         self._target = stream
         self._stream = stream if stream.seekable() else io.BytesIO()
         self._rows = self._dim = 0
@@ -73,7 +78,7 @@ class _Npy:
 
 
 class _Jsonl:
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], about: Mapping[str, str] = MappingProxyType({})) -> None:
         self._stream = stream
 
     def write(self, ids: list[str], vectors: np.ndarray) -> None:
@@ -92,8 +97,8 @@ class _Jsonl:
 
 
 class _Parquet:
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], about: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._stream, self._about = stream, dict(about)
         self._writer: Any = None
 
     def write(self, ids: list[str], vectors: np.ndarray) -> None:
@@ -102,7 +107,7 @@ class _Parquet:
 
         flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
         column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        table = pa.table({"id": pa.array(ids, pa.string()), "vector": column})
+        table = pa.table({"id": pa.array(ids, pa.string()), "vector": column}).replace_schema_metadata(self._about)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._stream, table.schema)
         self._writer.write_table(table)

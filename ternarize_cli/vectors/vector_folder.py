@@ -1,11 +1,12 @@
 """A folder of vectors in numbered shards, written by any number of processes, and read by `index build`.
 
-    vectors.json      what all shards have in common: `VectorRecord`, with a checksum (`checksummed`)
-    000012.parquet    rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), or
-    000012.npy        the vectors alone, with
-    000012.ids        a JSON array of the ids
-    000012.json       the shard's record (`finished_work`), with digests of its rows and of all rows before; the record
-                      of the last shard is marked as the last
+    000012.parquet              rows of a shard: `id` (string) and `vector` (a list of `dim` numbers), with the model's
+                                content hash, dtype and metric in the metadata; or
+    000012.npy                  the vectors alone, with
+    000012.ids                  a JSON array of the ids
+    __records__/vectors.json    what all shards have in common: `VectorRecord`, with a checksum (`checksummed`)
+    __records__/000012.json     the shard's record (`finished_work`), with digests of its rows and of all rows before;
+                                the record of the last shard is marked as the last
 
 A shard whose record fits its rows of the corpus is left alone. So running a command again goes on where it was killed,
 encodes damaged shards again, and encodes the shards whose rows have changed.
@@ -26,17 +27,18 @@ from ternarize_cli.errors import DataError, reason, shown
 from ternarize_cli.storage.arrays import read_npy
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
 from ternarize_cli.storage.checksummed import check_types, read_checksummed
-from ternarize_cli.vectors.finished_work import ShardFiles
+from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles
 from ternarize_cli.vectors.origin import Origin
 
-__all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chained", "read_record"]
+__all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chained", "metadata", "read_record"]
 
-RECORD = "vectors.json"
+RECORD = f"{RECORDS}/vectors.json"
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 FORMATS = ("parquet", "npy")
 _VERSION = 2
 _AGAIN = "run the `ternarize encode` that wrote the folder again: it encodes what is missing"
 _DAMAGED = "remove the file and run the `ternarize encode` that wrote the folder again"
+_WRITTEN = "pass the folder that `encode --shards` wrote"
 _REMAKE = "remove the folder and encode again"
 _SHARD_KINDS = {"files": dict, "rows": int, "of": str, "chain": str, "last": bool}
 _MAX_DIM, _MAX_ROWS = 1 << 20, 1 << 31
@@ -61,6 +63,21 @@ class VectorRecord(Origin):
     format_version: int = _VERSION
 
 
+def metadata(*, model: str, model_sha256: str, dtype: str, similarity: str, normalized: bool | None) -> dict[str, str]:
+    """Makes the metadata of a Parquet file, which says where its vectors come from and how they are compared.
+
+    Args:
+        model: MODEL as the user typed it; model_sha256: content hash of its folder.
+        dtype: a key of `DTYPES`.
+        similarity: sentence-transformers' name of the similarity by which the model compares vectors.
+        normalized: whether vectors were scaled to length 1; None: as the model does it.
+    """
+    about = {"model": model, "model_sha256": model_sha256, "dtype": dtype, "metric": similarity}
+    return {f"ternarize.{name}": value for name, value in about.items()} | (
+        {} if normalized is None else {"ternarize.normalized": str(normalized).lower()}
+    )
+
+
 def read_record(folder: Path) -> VectorRecord:
     """Reads the record of a folder of vectors.
 
@@ -69,7 +86,10 @@ def read_record(folder: Path) -> VectorRecord:
     """
     path = folder / RECORD
     if not path.is_file():
-        raise DataError(f"{folder} holds no vectors of ternarize", hint="pass the folder that `encode --shards` wrote")
+        old = (folder / "vectors.json").is_file()
+        hint = f"mkdir {folder}/{RECORDS} && mv {folder}/*.json {folder}/{RECORDS}/" if old else _WRITTEN
+        what = f"has its records beside its vectors, not in {RECORDS}" if old else "holds no vectors of ternarize"
+        raise DataError(f"{folder} {what}", hint=hint)
     found = read_checksummed(path, _VERSION, "vector folder", _REMAKE)
     check_types(found, VectorRecord, path, _REMAKE)
     wrong = _fault(found)
@@ -190,8 +210,8 @@ class VectorFolder:
         if numbers.ndim != 2 or numbers.shape[1] != self.record.dim:
             width = numbers.shape[-1] if numbers.ndim else "nothing"
             raise DataError(
-                f"shard {shard} has vectors of {width}, and {RECORD} says {self.record.dim}",
-                hint=f"{RECORD} was edited, or is another folder's: restore the one that was written with the vectors",
+                f"shard {shard} has vectors of {width}, and vectors.json says {self.record.dim}",
+                hint="it was edited, or is another folder's: restore the one that was written with the vectors",
             )
         if numbers.shape != expected or numbers.dtype != DTYPES[self.record.dtype]:
             raise DataError(

@@ -24,9 +24,9 @@ from ternarize_cli.storage.files import content_hash
 from ternarize_cli.storage.whole_files import put_file
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
 from ternarize_cli.vectors.encode import OpenModel, encoded
-from ternarize_cli.vectors.finished_work import ShardFiles
+from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles
 from ternarize_cli.vectors.options import ShardOptions
-from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, read_record
+from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, metadata, read_record
 
 __all__ = [
     "PendingShard",
@@ -230,10 +230,13 @@ def _digest(rows: list[tuple[str, Any]]) -> str:
 def _agree(folder: Path, record: VectorRecord) -> None:
     """Writes the record, or compares it with the one that is there."""
     path = folder / RECORD
+    if (folder / "vectors.json").exists():  # of an older version
+        read_record(folder)
     if not path.exists():
         # another job may be writing the record just now
-        if any(p.name != RECORD and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
+        if any(p.name != RECORDS and not p.name.endswith(".partial") for p in folder.iterdir()) and not path.exists():
             raise InputError(f"{folder} holds other files, and no vectors of ternarize", hint="name another with -o")
+        path.parent.mkdir(exist_ok=True)
         text = with_checksum(dataclasses.asdict(record), indent=2).encode()
         put_file(path, lambda stream: stream.write(text))
     there = read_record(folder)
@@ -257,8 +260,11 @@ def _put(files: ShardFiles, shard: PendingShard, vectors: np.ndarray, record: Ve
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        names = ("model", "model_sha256", "dtype", "similarity", "normalized")
+        about = metadata(**{name: getattr(record, name) for name in names})
         column = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
-        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), stream)
+        table = pa.table({"id": pa.array(ids, pa.string()), "vector": column})
+        pq.write_table(table.replace_schema_metadata(about), stream)
 
     contents = (
         {".parquet": parquet}

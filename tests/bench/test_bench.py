@@ -245,6 +245,24 @@ def test_without_a_model_a_random_bert_is_measured_and_said_so() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [("--levels", "int4"), ("--levels", "int2"), ("--levels", "binary"), ("--granularity", "group:8")]
+)
+def test_backends_that_can_not_run_the_model_are_left_out_unless_named(run, tiny_bert, tmp_path, how) -> None:
+    assert run("convert", tiny_bert, "-o", tmp_path / "t", *how).exit_code == 0
+    assert run("pack", tmp_path / "t", "-o", tmp_path / "p").exit_code == 0
+    grid = ("--batch", 1, "--tokens", 8, "--repeats", 1, "--against", "none", "--json")
+    for model in (tmp_path / "t", tmp_path / "p"):
+        result = run("bench", model, *grid)
+        assert result.exit_code == 0, result.output
+        names = {row["name"] for row in json.loads(result.stdout)["rows"]}
+        assert "reference" in names
+    if how[1] == "int4":
+        result = run("bench", tmp_path / "p", *grid, "--backend", "native")
+        assert result.exit_code == 4
+        assert "can't run this model: its levels are int4" in result.stderr
+
+
 def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
     both = run("bench", packed, "--against", "none", "--against", "torch-fp32", *QUICK)
     assert both.exit_code == 2

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from support.models import save_tiny_bert
 from ternarize_cli.compress.calibrate import make_batches
-from ternarize_cli.data.text_sources import _hub_dataset
+from ternarize_cli.data.tables import hub_dataset
+from ternarize_cli.data.texts import read_table
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
 
@@ -109,13 +110,11 @@ def test_rows_without_a_text_are_passed_over(tmp_path: Path, tiny_bert: Path, co
     pq.write_table(pa.table({"text": [None, *lines]}), tmp_path / "some.parquet")
     assert all_texts(tiny_bert, tmp_path / "some.parquet") == all_texts(tiny_bert, corpus)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
-    with pytest.raises(DataError, match="holds 0 distinct texts"):
+    with pytest.raises(DataError, match="holds no text"):
         all_texts(tiny_bert, tmp_path / "none.parquet")
 
 
-def test_without_a_column_text_the_one_with_the_longest_texts_is_taken(
-    tmp_path: Path, tiny_bert: Path, corpus: Path
-) -> None:
+def test_without_a_column_text_the_only_column_of_texts_is_taken(tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
     lines = corpus.read_text().splitlines()
     columns = {"id": [f"cat{i}" for i in range(len(lines))], "body": pa.array(lines).dictionary_encode()}
     pq.write_table(pa.table(columns), tmp_path / "some.parquet")
@@ -186,9 +185,14 @@ def test_a_dataset_is_sampled_by_the_seed_and_not_read_to_its_end(
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # five seconds for each, otherwise
     lines = corpus.read_text().splitlines()
     pq.write_table(pa.table({"id": range(len(lines)), "sentence": lines}), tmp_path / "train.parquet")
-    first, again, other = (list(islice(_hub_dataset(str(tmp_path), 20, seed), 20)) for seed in (0, 0, 1))
+
+    def sample(seed: int) -> list[str]:
+        table = hub_dataset(str(tmp_path), seed=seed, buffer=10_000)
+        return [document.text for document in islice(read_table(table), 20)]
+
+    first, again, other = map(sample, (0, 0, 1))
     assert first == again != other
     assert set(first) <= set(lines)
     pq.write_table(pa.table({"id": range(20)}), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="no column of texts: id"):
-        list(_hub_dataset(str(tmp_path), 20, 0))
+    with pytest.raises(DataError, match="no column of texts; columns: id"):
+        sample(0)

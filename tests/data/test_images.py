@@ -1,10 +1,13 @@
 """Reading images: every layout gives the same pictures, and what is wrong with a file is said with its name."""
 
+import json
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -221,4 +224,43 @@ def test_an_image_beside_the_label_folders_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, make_pixels(4), make_labels(4))
     Image.fromarray(make_pixels(1)[0]).save(tmp_path / "stray.png")
     with pytest.raises(DataError, match=r"stray\.png lies beside the folders"):
-        read_images(tmp_path)
+        read_labelled(tmp_path)
+    assert len(read_images(tmp_path)) == 5  # without labels, all of them
+
+
+def test_images_in_folders_of_folders_are_found_at_any_depth(run, tiny_bert, tiny_vit, tmp_path: Path) -> None:
+    root, image = tmp_path / "photos", Image.fromarray(make_pixels(1)[0])
+    names = ["a.jpg", "2020/b.png", "2020/01/c.JPG", "2020/01/x/y/z/d.TIFF", "2021/.hidden/e.png", ".thumbs/f.png"]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image.convert("RGB").save(root / name, format="PNG")
+    result = run("encode", tiny_vit, root)
+    assert result.exit_code == 0, result.output
+    ids = [json.loads(line)["id"] for line in result.stdout.splitlines()]
+    assert ids == ["2020/01/c.JPG", "2020/01/x/y/z/d.TIFF", "2020/b.png", "a.jpg"]
+    (root / "a.jpg").unlink()
+    (root / "2021" / "g.png").write_bytes((root / "2020" / "b.png").read_bytes())
+    assert read_labelled(root).labels == ["2020", "2020", "2020", "2021"]
+    for part in ("train", "test"):
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        shutil.copytree(root, tmp_path / "parts" / part)
+    assert read_labelled(tmp_path / "parts", "test").labels == ["2020", "2020", "2020", "2021"]
+    (root / "readme.txt").write_text("the cat\n")
+    assert len(run("encode", tiny_vit, root).stdout.splitlines()) == 4
+    assert len(run("encode", tiny_bert, root).stdout.splitlines()) == 1
+
+
+def test_images_of_a_saved_dataset_are_read_with_their_labels(run, tiny_bert, tiny_vit, tmp_path: Path) -> None:
+    pixels, labels = make_pixels(6), make_labels(6)
+    label, text = datasets.ClassLabel(names=["dark", "bright"]), datasets.Value("string")
+    kinds = datasets.Features({"image": datasets.Image(), "label": label, "text": text})
+    rows = {"image": [Image.fromarray(p) for p in pixels], "label": labels, "text": ["cat"] * 6}
+    saved = datasets.Dataset.from_dict(rows, features=kinds)
+    saved.save_to_disk(tmp_path / "one")
+    images = read_labelled(tmp_path / "one")
+    assert images.labels == ["dark", "bright"] * 3
+    assert [np.asarray(image)[..., 0].tolist() for image in images] == pixels.tolist()
+    datasets.DatasetDict(train=saved, test=saved.select(range(2))).save_to_disk(tmp_path / "two")
+    assert {part: len(images) for part, images in read_parts(tmp_path / "two").items()} == {"train": 6, "test": 2}
+    assert len(run("encode", tiny_vit, tmp_path / "two").stdout.splitlines()) == 8
+    assert len(run("encode", tiny_bert, tmp_path / "one").stdout.splitlines()) == 6  # the column of texts

@@ -285,3 +285,19 @@ def test_changed_images_fit_a_processor_that_does_not_resize(tiny_vit: Path, tmp
     corpus, _ = read_corpus(encoder, tmp_path / "vit", Sources([tmp_path / "images"]), max_length=None, seed=0)
     pieces = [Piece((i,), 0, 1, 0, change) for i, change in enumerate((0, 7, 0, 9, 11))]
     assert finished(corpus.features(pieces))["pixel_values"].shape == (5, 3, 8, 8)
+
+
+def test_a_text_that_is_too_long_is_cut_on_the_side_that_the_tokenizer_truncates(tmp_path: Path) -> None:
+    folder = save_tiny_bert(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+    texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    encoder = load_encoder(folder, device="cpu")
+    corpus, _ = read(folder, tmp_path / "texts.txt", max_length=10)
+    read_by_model = {tuple(ids) for ids in encoder.tokenizer(texts, truncation=True, max_length=10)["input_ids"]}
+    for rows in ((0,), (0, 1)):
+        made = corpus.features([Piece(rows, 0, corpus.limit, 0)])["input_ids"][0].tolist()
+        assert tuple(made) in read_by_model
+    made = corpus.features([Piece((0,), 3, corpus.limit, 0)])["input_ids"][0].tolist()
+    assert made[4:-1] == corpus.features([Piece((0,), 0, corpus.limit, 0)])["input_ids"][0].tolist()[1:-4]

@@ -68,6 +68,22 @@ def test_retrieval_is_ndcg_at_10(layout: str, tiny_bert: Path, sentences: list[s
     assert main_score(encoder, retrieval=[folder]) == pytest.approx(total / 10, abs=1e-5)
 
 
+def test_a_query_does_not_find_the_document_of_its_own_id_as_in_beir(tiny_bert: Path, tmp_path: Path) -> None:
+    texts = {"x1": "cat dog", "x2": "cat dog house", "x3": "river stone", "x4": "river stone light"}
+    folder = write_retrieval(
+        tmp_path / "pages",
+        [
+            {"_id": "x1", "text": "cat dog", "relevant": ["x2"]},
+            {"_id": "x3", "text": "river stone", "relevant": ["x4"]},
+        ],
+    )
+    write_jsonl(folder / "corpus.jsonl", [{"_id": key, "text": text} for key, text in texts.items()])
+    assert main_score(load(tiny_bert), retrieval=[folder]) == 1.0
+    # ids that only happen to be equal: a query is answered by the document of its own id
+    write_jsonl(folder / "queries.jsonl", [{"_id": "x1", "text": "cat dog", "relevant": ["x1"]}])
+    assert main_score(load(tiny_bert), retrieval=[folder]) == 1.0
+
+
 def test_a_title_is_part_of_the_document(tiny_bert: Path, tmp_path: Path) -> None:
     folder = write_retrieval(tmp_path / "pages", [{"_id": "q", "text": "river stone light", "relevant": ["d1"]}])
     documents = [{"_id": "d1", "title": "river", "text": "stone light"}, {"_id": "d2", "text": "mouse"}]

@@ -394,3 +394,24 @@ def test_a_killed_build_leaves_nothing_and_resumes(run, tiny_bert, tmp_path):
     one, two = (faiss.read_index(str(folder / "index.faiss")) for folder in (out, tmp_path / "fresh"))
     np.testing.assert_allclose(one.reconstruct_n(0, 2000), two.reconstruct_n(0, 2000), atol=1e-6)
     assert json.loads(run("index", "info", out, "--json").stdout)["count"] == 2000
+
+
+def test_a_dash_is_stdin_as_a_query(run, tiny_bert, tmp_path):
+    (tmp_path / "x.txt").write_text("cat\nriver stone\n")
+    assert run("index", "build", tmp_path / "x.txt", "-m", tiny_bert, "-o", tmp_path / "ix").exit_code == 0
+    result = run("index", "search", tmp_path / "ix", "dog", "-", "-k", 1, "--json", input="cat\nriver stone\n")
+    assert result.exit_code == 0, result.stderr
+    assert [row["query"] for row in json.loads(result.stdout)["results"]] == ["dog", "cat", "river stone"]
+    for command, message in (
+        (("search", tmp_path / "ix", "-", "-"), "stdin is named twice"),
+        (("search", tmp_path / "ix", "-", "--queries", "-"), "stdin is named twice"),
+        (("search", tmp_path / "ix", "--image", "-"), "is an index of texts"),
+        (("delete", tmp_path / "ix", "-"), "--ids -"),
+        (("build", "-", "-m", tiny_bert, "--queries", "-", "-o", tmp_path / "no"), "stdin is named twice"),
+    ):
+        result = run("index", *command, input="cat\n")
+        assert result.exit_code == 2
+        assert message in result.stderr
+    result = run("eval", tiny_bert, "--sts", "-", input="a,b,1\n")
+    assert result.exit_code == 2
+    assert "write stdin to a file" in result.stderr

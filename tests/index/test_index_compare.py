@@ -2,11 +2,12 @@
 
 import json
 
+import faiss
 import numpy as np
 import pytest
 
 from support.models import WORDS, save_tiny_bert
-from ternarize_cli.evaluation.index_comparison import precision_and_ndcg
+from ternarize_cli.evaluation.index_comparison import _search, precision_and_ndcg
 
 
 @pytest.fixture
@@ -71,3 +72,12 @@ def test_widths_must_agree(run, tiny_bert, folder, tmp_path):
     result = run("index", "compare", folder, "-m", narrow, "--teacher", tiny_bert)
     assert result.exit_code == 2
     assert "dimensions" in result.stderr
+
+
+def test_a_query_does_not_find_the_document_that_it_is():
+    vectors = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    index = faiss.IndexFlatL2(8)
+    index.add(vectors)
+    found = _search(index, vectors[:3], np.array([0, -1, 2]))
+    expected = index.search(vectors[:3], 11)[1]
+    np.testing.assert_array_equal(found, [expected[0, 1:], expected[1, :10], expected[2, 1:]])

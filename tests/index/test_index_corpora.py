@@ -210,13 +210,13 @@ from ternarize_cli.__main__ import main
 out, draw, killed = Path(sys.argv[-1]), random.Random(7), 0
 shards = out.parent / f".{out.name}.partial" / out.name / "vectors"
 for _ in range(10):
-    before = len(list(shards.glob("*.json")))
+    before = len(list(shards.glob("*/*.json")))
     child = os.fork()
     if not child:
         sys.stderr = open(os.devnull, "w")
         main()
         os._exit(0)
-    while len(list(shards.glob("*.json"))) <= before + 1 and os.waitpid(child, os.WNOHANG) == (0, 0):
+    while len(list(shards.glob("*/*.json"))) <= before + 1 and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.001)
     time.sleep(draw.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)

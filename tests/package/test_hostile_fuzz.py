@@ -34,6 +34,7 @@ from ternarize_cli.index.truth import Truth, read_truth
 from ternarize_cli.storage.arrays import read_npy
 from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.storage.files import sha256
+from ternarize_cli.vectors.finished_work import RECORDS
 from ternarize_cli.vectors.vector_folder import VectorFolder, VectorRecord, chained
 
 CASES = int(os.environ.get("TERNARIZE_FUZZ", "120"))
@@ -290,7 +291,7 @@ def _vector_files(kind: str) -> dict[str, bytes]:
 def test_signed_shards_of_damaged_vectors_end_in_a_designed_error(kind: str, tmp_path: Path) -> None:
     """The records are signed again after a change, and hold the digests of the changed files."""
     shards = tmp_path / "with_checksum"
-    shards.mkdir()
+    (shards / RECORDS).mkdir(parents=True)
 
     def read(folder: Path) -> None:
         for path in folder.glob("*.*"):
@@ -303,7 +304,7 @@ def test_signed_shards_of_damaged_vectors_end_in_a_designed_error(kind: str, tmp
                     content = with_checksum(record).encode()
                 except (ValueError, OSError, AttributeError, RecursionError):
                     pass
-            (shards / path.name).write_bytes(content)
+            (shards / (RECORDS if path.suffix == ".json" else "") / path.name).write_bytes(content)
         opened = VectorFolder(shards)
         assert len(list(opened.ids())) == opened.count
         opened.load(0)

@@ -133,7 +133,7 @@ def test_text_and_images_are_not_mixed_up(run, tiny_bert, tiny_vit, source, pict
     for model, given, message in (
         (tiny_vit, source, "tiny-vit reads images, not text"),
         (tiny_bert, pictures, "tiny-bert reads text, not images"),
-        (tiny_bert, tmp_path / "empty", "holds no images"),
+        (tiny_bert, tmp_path / "empty", "holds neither texts nor images"),
     ):
         result = run("encode", model, given)
         assert result.exit_code == 2

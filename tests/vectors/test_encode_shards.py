@@ -79,7 +79,7 @@ def test_what_is_damaged_or_has_changed_is_done_again(encode, corpus, tmp_path):
     encode("--shards")
     path = tmp_path / "v" / "000003.parquet"
     path.write_bytes(path.read_bytes()[:-9])
-    (tmp_path / "v" / "000001.json").write_text('{"fi')
+    (tmp_path / "v" / "__records__" / "000001.json").write_text('{"fi')
     (tmp_path / "v" / "000005.parquet").unlink()
     with pytest.raises(DataError, match=r"000001\.parquet or its record is damaged"):
         VectorFolder(tmp_path / "v")
@@ -170,13 +170,13 @@ from ternarize_cli.__main__ import main
 
 out, draw, killed = Path(sys.argv[-1]), random.Random(5), 0
 for _ in range(10):
-    before = len(list(out.glob("*.json"))) if out.is_dir() else 0
+    before = len(list(out.glob("*/*.json"))) if out.is_dir() else 0
     child = os.fork()
     if not child:
         sys.stderr = open(os.devnull, "w")
         main()
         os._exit(0)
-    while len(list(out.glob("*.json"))) <= before + 1 and os.waitpid(child, os.WNOHANG) == (0, 0):
+    while len(list(out.glob("*/*.json"))) <= before + 1 and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.001)
     time.sleep(draw.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_killed_at_ten_moments_nothing_is_lost_or_doubled(run, tiny_bert, tmp_pa
         [sys.executable, "-c", _KILLS, *arguments, "-o", str(out)], capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "10\n", done.stderr
-    assert 10 <= len(list(out.glob("*.json"))) < 120
+    assert 10 <= len(list(out.glob("*/*.json"))) < 120
     assert run(*arguments, "-o", out).exit_code == 0
     assert run(*arguments, "-o", tmp_path / "whole").exit_code == 0
     ours, theirs = _all(out), _all(tmp_path / "whole")
@@ -220,7 +220,7 @@ def test_a_record_of_another_width_builds_no_index(run, encode, tmp_path):
     encode("--shards")
     record = read_record(tmp_path / "v")
     other = with_checksum(dataclasses.asdict(dataclasses.replace(record, dim=16)))
-    (tmp_path / "v" / "vectors.json").write_text(other)
+    (tmp_path / "v" / "__records__" / "vectors.json").write_text(other)
     result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")
     assert result.exit_code == 2
     assert "shard 0 has vectors of 32, and vectors.json says 16" in result.stderr
@@ -230,9 +230,10 @@ def test_a_record_of_another_width_builds_no_index(run, encode, tmp_path):
 @pytest.mark.parametrize("name", ["vectors.json", "000001.json"])
 def test_an_edited_record_is_found(run, encode, tmp_path, name):
     encode("--shards")
-    record = json.loads((tmp_path / "v" / name).read_text())
+    path = tmp_path / "v" / "__records__" / name
+    record = json.loads(path.read_text())
     field = "model_sha256" if name == "vectors.json" else "rows"
-    (tmp_path / "v" / name).write_text(json.dumps({**record, field: 1}))
+    path.write_text(json.dumps({**record, field: 1}))
     result = run("index", "build", tmp_path / "v", "-o", tmp_path / "ix")
     assert result.exit_code == 2
     assert "damaged" in result.stderr

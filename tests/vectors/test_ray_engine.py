@@ -27,13 +27,13 @@ def corpus(tmp_path_factory):
 
 
 def _contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".parquet", ".json") and p.stem.isdigit()}
+    return {p.name: p.read_bytes() for p in folder.rglob("0*.*") if p.suffix in (".parquet", ".json")}
 
 
 def _kill_a_worker(folder, killed, over):
     """Kills a process of an actor that this process started, directly or not, once a shard is written."""
     while not over.is_set():
-        if len(list(folder.glob("*.json"))) > 3:
+        if len(list(folder.glob("*/*.json"))) > 3:
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if any("MapWorker" in word for word in process.cmdline()):

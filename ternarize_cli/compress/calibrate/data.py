@@ -111,7 +111,8 @@ def make_batches(
         return _batches(encoder, _drawn_pairs(encoder, sources, share, tokens // len(sources), limit, seed))
     texts: list[tuple[int, str]] = []
     for source in sources:
-        chosen = list(dict.fromkeys(drawn(texts_of(source, share, seed), share, seed, str(source))))
+        given = filter(None, texts_of(source, share, seed))
+        chosen = list(dict.fromkeys(drawn(given, share, seed, str(source))))
         _check_count(len(chosen), fewest, "distinct texts", source)
         texts += _of_all_lengths(encoder, chosen, tokens // len(sources), limit, seed)
     return _batches(encoder, texts)

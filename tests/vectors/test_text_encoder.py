@@ -1,0 +1,106 @@
+"""`TextEncoder` gives what `SentenceTransformer.encode` gives, for tokenizers and texts out of the ordinary."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from support.models import WORDS, save_modules
+from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.evaluation.encoder import LocalEncoder
+from ternarize_cli.vectors.batch_encoder import TextEncoder
+
+
+def with_settings(folder: Path, source: Path, **settings: str) -> Path:
+    """Copies a model and changes settings of its tokenizer."""
+    shutil.copytree(source, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("truncation_side", ["left", "right"])
+def test_the_side_that_the_tokenizer_truncates_is_cut(tiny_bert, tmp_path, truncation_side, padding_side):
+    folder = with_settings(tmp_path / "m", tiny_bert, truncation_side=truncation_side, padding_side=padding_side)
+    rng = random.Random(0)
+    for words in (100, 3000):  # the latter is cut before it is tokenised, too
+        texts = [" ".join(rng.choices(WORDS, k=words))]
+        vectors = TextEncoder(load_encoder(folder, device="cpu"))(texts)
+        np.testing.assert_allclose(vectors, SentenceTransformer(str(folder), device="cpu").encode(texts), atol=1e-6)
+
+
+def test_a_prompt_is_cut_off_where_sentence_transformers_cuts_it_off(tiny_bert, tmp_path):
+    folder = with_settings(tmp_path / "m", tiny_bert, truncation_side="left")
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "big red "}}')
+    text = " ".join(random.Random(1).choices(WORDS, k=3000))
+    encode = TextEncoder(load_encoder(folder, device="cpu"), role="query")
+    expected = SentenceTransformer(str(folder), device="cpu").encode_query([text])
+    np.testing.assert_allclose(encode([text]), expected, atol=1e-6)
+    assert encode.truncated == 1
+
+
+def save_gpt2(folder: Path, **pooling: bool) -> Path:
+    """A GPT-2 whose tokenizer knows bytes and adds no special token, so that an empty text has no token."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+    folder.mkdir()
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", "<pad>"]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"eos_token": "<eos>", "pad_token": "<pad>", "model_max_length": 64}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    GPT2Model(GPT2Config(vocab_size=len(names), **size)).save_pretrained(folder)
+    save_modules(folder, 32)
+    if pooling:
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "lasttoken", "weightedmean_tokens"])
+def test_empty_texts_of_a_tokenizer_without_special_tokens(tmp_path, mode):
+    pooling = {"pooling_mode_mean_tokens": False, f"pooling_mode_{mode}": True}
+    folder = save_gpt2(tmp_path / "m", **pooling)
+    among_others = SentenceTransformer(str(folder), device="cpu").encode(["", "the cat"])  # it can't encode "" alone
+    encode = TextEncoder(load_encoder(folder, device="cpu"))
+    for texts in (["", "the cat"], [""], ["", ""]):
+        np.testing.assert_allclose(encode(texts), among_others[[int(t != "") for t in texts]], atol=1e-6)
+    encode = TextEncoder(load_encoder(folder, device="cpu"), batch_size=1)
+    np.testing.assert_allclose(encode(["", "the cat"]), among_others, atol=1e-6)
+
+
+def test_commands_take_empty_texts_with_a_tokenizer_without_special_tokens(run, tmp_path):
+    folder = save_gpt2(tmp_path / "m")
+    texts = [*("" for _ in range(40)), *(f"{a} {b}" for a in WORDS for b in WORDS[:3])]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    result = run("encode", folder, tmp_path / "t.jsonl", "-o", tmp_path / "v.npy")
+    assert result.exit_code == 0, result.output
+    vectors = np.load(tmp_path / "v.npy")
+    assert not vectors[:40].any()
+    assert vectors[40:].any(axis=1).all()
+    result = run("encode", folder, tmp_path / "t.jsonl", "--shards", "-o", tmp_path / "shards")
+    assert result.exit_code == 0, result.output
+    assert "40 texts were empty and were left out" in result.stderr
+    result = run("index", "build", tmp_path / "t.jsonl", "--model", folder, "-o", tmp_path / "index")
+    assert result.exit_code == 0, result.output
+    result = run("convert", folder, "--calibrate", tmp_path / "t.jsonl", "-o", tmp_path / "ternary")
+    assert result.exit_code == 0, result.output
+    distill = ("distill", tmp_path / "ternary", "--teacher", folder, "--data", tmp_path / "t.jsonl", "--steps", 2)
+    result = run(*distill, "-o", tmp_path / "distilled")
+    assert result.exit_code == 0, result.output
+
+
+def test_mteb_gets_a_vector_of_each_empty_text(tmp_path):
+    encoder = LocalEncoder(load_encoder(save_gpt2(tmp_path / "m"), device="cpu"), name="m", content_hash="")
+    encode = encoder.model.encode
+    assert not encoder._encode_batch(encode, ["", ""]).any()
+    assert encoder._encode_batch(encode, ["", "cat"]).any(axis=1).tolist() == [False, True]
