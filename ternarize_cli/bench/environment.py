@@ -18,7 +18,7 @@ from ternarize_cli.measuring import machine
 __all__ = ["Disk", "Extra", "disks", "examine", "extras", "hub", "instruction_sets"]
 
 _DISTRIBUTION = "ternarize-cli"
-_FOR_DEVELOPERS = ("dev", "test")
+_FOR_DEVELOPERS = ("clients", "dev", "test")
 
 
 @dataclass(frozen=True)
