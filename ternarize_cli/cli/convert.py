@@ -43,7 +43,8 @@ def _convert(
     wanted = calibration if calibration.sources else None
     if wanted is None and (calibration.samples, calibration.tokens) != (None, DEFAULT_TOKENS):
         out.warn("--calibration-samples and --calibration-tokens do nothing without --calibrate")
-    source = resolve(model, allow_pickle=options.allow_pickle)
+    whole = not dry_run or bool(options.trim)
+    source = resolve(model, allow_pickle=options.allow_pickle, headers_only=not whole)
     check_keeps_scores(source, scheme, wanted)
     target = output or Path(f"{model_name(model)}-ternary")
     if (note := pooling_note(source)) is not None:

@@ -104,14 +104,14 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
 
     if plot is not None:
         check_plot(plot, force=force)
-    folder = resolve(model, allow_pickle=allow_pickle)
+    folder = resolve(model, allow_pickle=allow_pickle, headers_only=not histogram and plot is None)
     found = run(folder, allow_pickle=allow_pickle)
     facts: list[tuple[str, object]] = [
         ("stage", found.stage),
         ("architecture", found.architecture),
         ("parameters", f"{found.parameters:,}"),
         ("weights on disk", megabytes(found.bytes)),
-        ("content hash", found.sha256),
+        ("content hash", found.sha256 or "unknown: headers alone were read"),
     ]
     if found.artifact is not None:
         description = found.artifact.to_dict()

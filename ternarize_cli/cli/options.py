@@ -28,7 +28,9 @@ __all__ = [
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A folder, a hub id, or package:NAME for a checkpoint carried by a Python package."
+        metavar="MODEL",
+        help="A folder, a hub id (owner/name, or owner/name@revision), or package:NAME for a checkpoint carried by a "
+        "Python package.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

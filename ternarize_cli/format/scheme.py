@@ -151,7 +151,8 @@ class CalibrationData:
 class Artifact:
     """The `quantization_config` of an artifact: its stage, its scheme, and its origin.
 
-    `calibration` is None for an artifact that was not calibrated.
+    `calibration` is None for an artifact that was not calibrated. `source_revision` is the commit of a source that is a
+    model of the hub, and empty for any other.
     """
 
     stage: str
@@ -161,6 +162,7 @@ class Artifact:
     added_biases: tuple[str, ...] = ()
     tool_version: str = ""
     source: str = ""
+    source_revision: str = ""
     source_sha256: str = ""
     seed: int = 0
     calibration: CalibrationData | None = None
@@ -179,6 +181,7 @@ class Artifact:
             "added_biases": list(self.added_biases),
             "tool_version": self.tool_version,
             "source": self.source,
+            **({"source_revision": self.source_revision} if self.source_revision else {}),
             "source_sha256": self.source_sha256,
             "seed": self.seed,
             **({"calibration": asdict(self.calibration)} if self.calibration else {}),
@@ -213,7 +216,7 @@ class Artifact:
             raise FormatError(f"codec is {shown(codec)}; a packed {levels} model has {' or '.join(CODECS[levels])}")
         if values["stage"] == "latent" and codec is not None:
             raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
-        apart = ("scheme", "modules_to_not_convert", "added_biases", "calibration")
+        apart = ("scheme", "modules_to_not_convert", "added_biases", "source_revision", "calibration")
         own = [f.name for f in fields(cls) if f.name not in apart]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
@@ -224,8 +227,8 @@ class Artifact:
             raise FormatError(f"quantization_config lacks {', '.join(missing)}")
         if not isinstance(values["seed"], int) or isinstance(values["seed"], bool):
             raise FormatError(f"quantization_config: seed is {shown(values['seed'])}; it must be a whole number")
-        for key in ("tool_version", "source", "source_sha256"):
-            if not isinstance(values[key], str):
+        for key in ("tool_version", "source", "source_revision", "source_sha256"):
+            if not isinstance(values.get(key, ""), str):
                 raise FormatError(f"quantization_config: {key} is {shown(values[key])}; it must be text")
         try:
             chosen = {f.name: values[f.name] for f in fields(Scheme)}
@@ -239,6 +242,7 @@ class Artifact:
             scheme=scheme,
             modules_to_not_convert=tuple(values["modules_to_not_convert"]),
             added_biases=tuple(values.get("added_biases", ())),
+            source_revision=values.get("source_revision", ""),
             calibration=calibration,
             **{k: values[k] for k in own},
         )
