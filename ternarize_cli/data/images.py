@@ -315,9 +315,7 @@ def _eight_bits(image: "Image") -> "Image":
     """
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
-        return image.point(lambda value: value / 256).convert("L")
-    if image.mode not in ("I", "F"):
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image, dtype=np.float64)
     low, high = float(values.min()), float(values.max())

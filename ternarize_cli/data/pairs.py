@@ -7,7 +7,8 @@ The columns are found by their names in the header of a CSV or TSV, in the first
     the score          score, label, relevance; may be missing
 
 A row with several second texts, such as a positive and a negative, holds a pair for each. A CSV or TSV without such a
-header has the first text, the second text and perhaps the score in this order.
+header has the first text, the second text and perhaps the score in this order, unless its first row names other columns
+(`text`, `label`, …) or has a number among the first two.
 
 Where the scores come from a teacher, `pairs_of` also takes texts without a partner, one a line. They become two pairs
 each: with the text that follows in the file, which is often about the same matter, and with one drawn at random, which
@@ -26,6 +27,7 @@ from ternarize_cli.data.columns import read_columns
 from ternarize_cli.data.lines import filled, json_objects, lines, readable_file
 from ternarize_cli.data.text_sources import is_hub_id, texts_of
 from ternarize_cli.data.texts import STDIN, text_files
+from ternarize_cli.data.unpacked import inner_suffix
 from ternarize_cli.errors import DataError
 from ternarize_cli.storage.bounds import user_path
 
@@ -37,6 +39,8 @@ _QUERIES = ("query", "question")
 _FIRST = (*_QUERIES, "anchor", "premise", "sentence1", "text1")
 _SECOND = ("passage", "document", "answer", "positive", "negative", "hypothesis", "sentence2", "text2")
 _SCORE = ("score", "label", "relevance")
+_NO_PAIR = {"id", "_id", "text", "title", "label", "url"}
+"""Names of columns that tell that a table has a header, and holds texts that are no pairs."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def pair_columns(path: Path) -> PairColumns | None:
     Raises:
         DataError: the file can't be read.
     """
-    suffix = path.suffix.lower()
+    suffix = inner_suffix(path)
     if suffix not in PAIR_TABLES:
         return None
     path = readable_file(path)
@@ -91,7 +95,8 @@ def pair_columns(path: Path) -> PairColumns | None:
     second = tuple(name for name in _SECOND if name in names)
     if first is not None and second:
         return PairColumns(first, second, next((name for name in _SCORE if name in names), None))
-    if suffix in (".csv", ".tsv") and len(names) in (2, 3):
+    known = {name.strip().lower() for name in names} & _NO_PAIR
+    if suffix in (".csv", ".tsv") and len(names) in (2, 3) and not known and not any(map(_is_number, names[:2])):
         return PairColumns("sentence1", ("sentence2",), "score" if len(names) == 3 else None, header=False)
     return None
 
@@ -145,6 +150,14 @@ def _pairs_of_file(file: Path, source: str | Path, most: int, seed: int) -> Iter
     for i, other in enumerate(drawn):
         yield texts[i], texts[(i + 1) % len(texts)]
         yield texts[i], texts[int(other)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _header(path: Path, suffix: str) -> list[str]:

@@ -17,6 +17,8 @@ __all__ = ["refuse_projection"]
 _PROJECTION = re.compile(r"(linear|proj|projection|vision_proj|text_proj|custom_text_proj|dense|fc|\w+_linear)\.weight")
 """Names of a projection in files whose class transformers has; other tensors are heads of a pre-training task."""
 
+_CLASSIFIER = re.compile(r"(classifier|score)(\.\w+)*\.(weight|bias)")
+
 
 def refuse_projection(model: Any, homeless: Iterable[str]) -> None:
     """Refuses files with a projection that the model has no place for.
@@ -30,9 +32,16 @@ def refuse_projection(model: Any, homeless: Iterable[str]) -> None:
             whose layers beside the encoder would be lost; the message names the tensor and the class.
     """
     config = getattr(model, "config", None)
-    listed = getattr(config, "architectures", None) or ()
+    named = getattr(config, "architectures", None) or ()
+    listed = [named] if isinstance(named, str) else named
     unknown = [name for name in listed if not (isinstance(name, str) and hasattr(transformers, name))]
     for key in homeless:
+        if _CLASSIFIER.fullmatch(key) and listed and not unknown and not _has_head(listed):
+            raise CheckpointError(
+                f"the tensor {key} belongs to a classifier beside the encoder, and config.json names the class "
+                f"{shown(listed[0])}, which has none: the scores would be lost",
+                hint="name the class that it was trained as in config.json: XForSequenceClassification",
+            )
         if unknown or (_PROJECTION.fullmatch(key) and not _has_head(listed)):
             of = f"the class {shown(unknown[0])}, which transformers does not have" if unknown else "no class with it"
             raise CheckpointError(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from threading import RLock
 from typing import Any, Protocol, get_type_hints
 
 import torch
@@ -93,6 +94,7 @@ class BackendInfo:
 
 
 _REGISTRY: dict[str, Backend] = {}
+_CHOOSING = RLock()
 
 
 def register(cls: type[Backend]) -> type[Backend]:
@@ -237,18 +239,20 @@ class FirstForward:
         """
         if torch.compiler.is_exporting():
             raise UnavailableError("this model has no backend yet", hint="run it once before torch.export")
-        self._model.__dict__.pop("forward", None)
-        use_backend(self._model, self._backend or os.environ.get("TERNARIZE_BACKEND") or "auto")
+        with _CHOOSING:  # of several threads that call the model first, one chooses, and the others wait
+            if self._model.__dict__.get("forward") is self:
+                use_backend(self._model, self._backend or os.environ.get("TERNARIZE_BACKEND") or "auto")
         return self._model.forward(*arguments, **options)
 
 
 def _runs_fused(model: nn.Module) -> bool:
     """Lets the backend of a model's packed layers run the whole model fused, if it can; returns whether it does."""
-    model.__dict__.pop("forward", None)  # set by an earlier backend
+    before = model.__dict__.get("forward")  # of an earlier backend, or `FirstForward`
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
-    if len(used) != 1 or not hasattr(backend := _REGISTRY[used.pop()], "fuse"):
-        return False
-    return backend.fuse(model) is None
+    fuses = len(used) == 1 and hasattr(backend := _REGISTRY[used.pop()], "fuse") and backend.fuse(model) is None
+    if not fuses and model.__dict__.get("forward") is before:
+        model.__dict__.pop("forward", None)
+    return fuses
 
 
 PackedLinear.prepare = staticmethod(prepare)

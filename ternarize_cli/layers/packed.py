@@ -133,21 +133,27 @@ class PackedLinear(Packed):
                 "a packed model can't be trained: its weights are codes",
                 hint="train the checkpoint that it was packed from (ternarize distill), and pack the result",
             )
-        self.ensure_kernel()
-        y: Tensor = self._kernel(x)
+        y: Tensor = self.ensure_kernel()(x)
         return y
 
-    def ensure_kernel(self) -> None:
+    def ensure_kernel(self) -> Callable[[Tensor], Tensor]:
         """Prepares the backend, unless it was prepared since the layer was last loaded or moved.
+
+        Returns:
+            The function that maps `[..., in]` to `[..., out]`.
 
         Raises:
             UnavailableError: the backend can't run on this machine or can't run this layer, or `ternarize_cli.kernels`
                 was not imported.
         """
-        if self._kernel is None:
+        kernel = self._kernel
+        if kernel is None:
             if (prepare := type(self).prepare) is None:
                 raise UnavailableError("no kernels are loaded", hint="import ternarize_cli.kernels")
-            self._backend, self._kernel = prepare(self)
+            self._backend, kernel = prepare(self)
+            self._kernel = kernel
+        run: Callable[[Tensor], Tensor] = kernel
+        return run
 
     def release(self) -> None:
         """Frees the memory of what the backend prepared; the next `forward` prepares it again."""

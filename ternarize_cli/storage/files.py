@@ -56,9 +56,11 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
 
     Raises:
         OutputExistsError: the output exists and may not be replaced, or is the working directory or contains it.
-        InputError: the output overlaps an input, or `.NAME.partial` exists and ternarize did not make it.
+        InputError: the output is `-`, or overlaps an input, or `.NAME.partial` exists and ternarize did not make it.
         OutputError: the parent folder of the output is missing or not writable.
     """
+    if str(output) == "-":
+        raise InputError("- is stdout, to which nothing is written here", hint="-o NAME")
     resolved, here = output.resolve(), Path.cwd()
     if resolved == here or resolved in here.parents:
         raise OutputExistsError(f"{output} is the working folder or holds it; it can't be the output", hint="-o NAME")

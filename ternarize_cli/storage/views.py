@@ -5,6 +5,7 @@ asks for its `origin`: the folder that the links lead to.
 """
 
 import atexit
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,11 +18,16 @@ _ORIGINS: dict[Path, Path] = {}
 def new_view(folder: Path) -> Path:
     """Makes an empty folder with the name of `folder`, in which a view of it can be put together."""
     parent = tempfile.mkdtemp(prefix="ternarize-")
-    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    atexit.register(_remove, parent, os.getpid())
     view = Path(parent).resolve() / (folder.resolve().name or "model")
     view.mkdir()
     _ORIGINS[view] = folder.resolve()
     return view
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:  # a forked child runs this, too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def origin(folder: Path) -> Path:
