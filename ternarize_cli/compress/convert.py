@@ -171,7 +171,7 @@ def _described(report: ConversionReport) -> str:
     lines = [
         f"- {len(layers)} linears are {scheme.levels}, by the rule {scheme.rule}, with one scale per {group}",
         f"- their weights differ from the source's by {sum(x.error for x in layers) / len(layers):.1%} in the mean "
-        f"(‖W − s·c‖ / ‖W‖); {sum(x.zeros for x in layers) / len(layers):.1%} of the codes are 0",
+        f"(‖W − s·c‖ / ‖W‖), before any training; {sum(x.zeros for x in layers) / len(layers):.1%} of the codes are 0",
         f"- bytes of the linears: {before:,} in the source, {after:,} packed",
     ]
     if data is not None:
