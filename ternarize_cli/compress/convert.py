@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ternarize_cli import __version__
 from ternarize_cli.arithmetic import ternary
-from ternarize_cli.compress import vocabulary
+from ternarize_cli.compress import card, vocabulary
 from ternarize_cli.compress.calibrate import Calibrated, Calibration, calibrate_folder
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.result_check import Reference
@@ -155,10 +155,31 @@ def convert(
         if chosen is not None:
             notes += vocabulary.write(chosen, parts[0].model, partial)
             vocabulary.check(chosen, source, partial, allow_pickle=allow_pickle, track=track)
+        report = ConversionReport(parts[0].describe(made), tuple(layers), plan, tuple(notes), chosen)
+        card.write(partial, "convert", _described(report))
         if reference is not None:
             reference.check(partial, latent=calibration is None)
-            notes += reference.notes
-    return ConversionReport(parts[0].describe(made), tuple(layers), plan, tuple(notes), chosen)
+            report = replace(report, notes=(*notes, *reference.notes))
+    return report
+
+
+def _described(report: ConversionReport) -> str:
+    """Writes the numbers of a conversion for its card."""
+    layers, scheme, data = report.layers, report.artifact.scheme, report.artifact.calibration
+    group = f"group of {scheme.group_size} weights" if scheme.group_size else scheme.granularity
+    before, after = (sum(getattr(x, f"bytes_{when}") for x in layers) for when in ("before", "after"))
+    lines = [
+        f"- {len(layers)} linears are {scheme.levels}, by the rule {scheme.rule}, with one scale per {group}",
+        f"- their weights differ from the source's by {sum(x.error for x in layers) / len(layers):.1%} in the mean "
+        f"(‖W − s·c‖ / ‖W‖), before any training; {sum(x.zeros for x in layers) / len(layers):.1%} of the codes are 0",
+        f"- bytes of the linears: {before:,} in the source, {after:,} packed",
+    ]
+    if data is not None:
+        tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
+        lines.append(f"- calibrated on {data.samples:,} {data.kind}s{tokens}")
+    if report.vocabulary is not None:
+        lines.append(f"- vocabulary: {len(report.vocabulary.ids):,} of {report.vocabulary.rows:,} tokens are kept")
+    return "\n".join(lines)
 
 
 def _unpickle_modules(source: Path, output: Path, converted: Collection[str]) -> None:

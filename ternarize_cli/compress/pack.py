@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.compress import card
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
@@ -96,17 +97,31 @@ def pack(
             if known is not None:
                 totals += _pack_part(part, known, layout, partial, track)
                 part.write_config(partial, replace(known, stage="packed", codec=layout.name))
+        report = PackReport(
+            artifact=artifact,
+            bytes_source=totals["source"],
+            bytes_packed=totals["packed"],
+            bytes_linears=totals["ternary"],
+            bytes_tables=totals["table"],
+            bytes_other=totals["kept"] + totals["half"],
+            zeros=totals["zeros"] / max(totals["codes"], 1),
+        )
+        card.write(partial, "pack", _described(report))
         integrity.seal(partial)
         if reference is not None:
             reference.check(partial, packed=True)
-    return PackReport(
-        artifact=artifact,
-        bytes_source=totals["source"],
-        bytes_packed=totals["packed"],
-        bytes_linears=totals["ternary"],
-        bytes_tables=totals["table"],
-        bytes_other=totals["kept"] + totals["half"],
-        zeros=totals["zeros"] / max(totals["codes"], 1),
+    return report
+
+
+def _described(report: PackReport) -> str:
+    """Writes the numbers of a packed model for its card."""
+    return "\n".join(
+        [
+            f"- {report.bytes_packed:,} bytes of weights: {report.bytes_linears:,} of linears "
+            f"({report.artifact.codec}), {report.bytes_tables:,} of tables "
+            f"({report.artifact.scheme.table_bits} bits), {report.bytes_other:,} of all else",
+            f"- {report.zeros:.1%} of the codes are 0",
+        ]
     )
 
 

@@ -2,22 +2,21 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli import __version__
+from ternarize_cli.compress import card
 from ternarize_cli.distill.options import Progress
 from ternarize_cli.errors import DataError
-from ternarize_cli.storage.bounds import lines_of, parse_json, read_bytes
+from ternarize_cli.storage.bounds import lines_of, parse_json
 
 __all__ = ["METRICS", "Journal", "read_metrics"]
 
 METRICS = "metrics.jsonl"
 _LINES = 2000
-_CARD = "## How this student was trained"
 
 
 class Journal:
@@ -45,14 +44,9 @@ class Journal:
 
     @staticmethod
     def finish(partial: Path, made: Path, record: Mapping[str, Any]) -> None:
-        """Puts the metrics and a model card into the folder of the trained model."""
+        """Puts the metrics into the folder of the trained model, and the run's numbers into its card."""
         (partial / METRICS).rename(made / METRICS)
-        card = made / "README.md"
-        text = read_bytes(card).decode(errors="replace") if card.is_file() else ""
-        before, found, after = text.partition(_CARD)
-        rest = re.search(r"^## ", after, re.MULTILINE) if found else None
-        following = f"\n{after[rest.start() :]}" if rest else ""
-        card.write_text(f"{before.rstrip()}\n\n{_described(record)}{following}".lstrip(), encoding="utf-8")
+        card.write(made, "distill", _described(record))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -71,22 +65,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _described(record: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{name} × {weight:g}" for name, weight in record["losses"].items())
-    minutes = record["seconds"] / 60
     return "\n".join(
         [
-            _CARD,
-            "",
             f"Every linear weight of this encoder is ternary. It was distilled from `{record['teacher']}` by "
             f"ternarize {__version__}, without labels:",
             "",
             f"- data: {record['training_texts']:,} texts or images from "
             + ", ".join(f"`{Path(path).name or path}`" for path in record["data"]),
-            f"- {record['texts']:,} inputs in {record['steps']:,} steps, {minutes:.1f} minutes",
+            f"- {record['texts']:,} inputs in {record['steps']:,} steps",
             f"- recipe `{record['recipe']}`: {losses}; peak learning rate {record['learning_rate']:g}; "
             f"seed {record['seed']}",
             f"- on {record['held_out']} held-out inputs: cosine to the teacher {record['cosine_before']:.4f} → "
             f"{record['cosine_after']:.4f}, rank correlation of similarities {record['agreement_before']:.4f} → "
             f"{record['agreement_after']:.4f}",
-            "",
         ]
     )

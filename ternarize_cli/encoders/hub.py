@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -138,7 +139,7 @@ def headers_only(model: HubModel, *, allow_pickle: bool = False) -> Path:
     ):
         return download(pinned, allow_pickle=allow_pickle)
     view = new_view(small)
-    shutil.copytree(small, view, ignore=shutil.ignore_patterns(_WEIGHTS), dirs_exist_ok=True)
+    shutil.copytree(small, view, ignore=_large, dirs_exist_ok=True)
     try:
         for name, size in sizes.items():
             _write_header(pinned, name, size, view / name)
@@ -146,6 +147,11 @@ def headers_only(model: HubModel, *, allow_pickle: bool = False) -> Path:
         return download(pinned, allow_pickle=allow_pickle)
     _without_values.add(view)
     return view
+
+
+def _large(folder: str, names: list[str]) -> list[str]:
+    """Lists the files of a folder that are no configs: a snapshot holds whatever was downloaded before."""
+    return [n for n in names if not Path(folder, n).is_dir() and not any(fnmatchcase(n, p) for p in _SMALL)]
 
 
 def is_headers_only(folder: Path) -> bool:

@@ -149,6 +149,7 @@ def test_a_dry_run_fetches_headers_and_says_what_it_says_of_the_whole_model(hub:
     whole = ran(hub, tmp_path, "convert", str(hub.folders["maker/tiny"]), "--dry-run", "--json")
     planned, expected = json.loads(done.stdout), json.loads(whole.stdout)
     assert {k for k in expected if planned[k] != expected[k]} <= {"model", "output"}
+    assert [p.name for p in (tmp_path / "hf").rglob("*.safetensors")] == []
     assert not (tmp_path / "tiny-ternary").exists()
 
 
