@@ -211,3 +211,11 @@ def test_calibration_on_pairs_keeps_more_of_a_cross_encoder_than_rounding(tmp_pa
     rounded = abs(scores(packed(source)) - wanted).mean()
     convert(source, tmp_path / "calibrated", calibration=Calibration((pairs,)))
     assert abs(scores(tmp_path / "calibrated") - wanted).mean() < rounded
+
+
+def test_a_classifier_that_no_class_in_the_config_has_is_refused(tmp_path: Path) -> None:
+    source = save_headed(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"classifier\.\w+ belongs to a classifier beside the encoder"):
+        convert(source, tmp_path / "out")

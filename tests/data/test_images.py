@@ -264,3 +264,12 @@ def test_images_of_a_saved_dataset_are_read_with_their_labels(run, tiny_bert, ti
     assert {part: len(images) for part, images in read_parts(tmp_path / "two").items()} == {"train": 6, "test": 2}
     assert len(run("encode", tiny_vit, tmp_path / "two").stdout.splitlines()) == 8
     assert len(run("encode", tiny_bert, tmp_path / "one").stdout.splitlines()) == 6  # the column of texts
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_greys_of_16_bits_are_scaled_in_either_byte_order(mode: str, tmp_path: Path) -> None:
+    values = np.array([[0, 25_700], [51_400, 65_535]], dtype=np.uint16)
+    data = values.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    Image.frombytes(mode, (2, 2), data).save(tmp_path / "grey.tif")
+    image = read_images(tmp_path / "grey.tif")[0]
+    assert np.asarray(image)[..., 0].tolist() == [[0, 100], [201, 255]]

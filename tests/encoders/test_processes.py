@@ -4,7 +4,9 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from ternarize_cli.errors import InputError
 TEXTS = ["the cat", "a house by the river", "fire", "the the the the the"] * 6
 PROGRAM = f"""
 import sys
+from concurrent.futures import ThreadPoolExecutor
 import datasets, joblib, numpy, torch
 from sentence_transformers import SentenceTransformer
 
@@ -98,3 +101,16 @@ def test_a_trainer_refuses_a_packed_model(artifacts: tuple[Path, Path], tmp_path
     with pytest.raises(InputError, match="can't be trained"):
         train(artifacts[1])
     train(artifacts[0])
+
+
+def test_threads_that_call_a_model_first_together_get_the_same_vectors(artifacts: tuple[Path, Path]) -> None:
+    expected = SentenceTransformer(str(artifacts[1]), device="cpu").encode(TEXTS)
+    encoder = SentenceTransformer(str(artifacts[1]), device="cpu")
+    together = Barrier(4)
+
+    def encode(_: int) -> Any:
+        together.wait()
+        return encoder.encode(TEXTS)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [np.array_equal(made, expected) for made in pool.map(encode, range(4))] == [True] * 4

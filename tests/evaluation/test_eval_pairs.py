@@ -1,5 +1,6 @@
 """`eval --pairs`: cross-encoders are scored by the order that their scores give."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from support.heads import save_headed, write_pairs
 from ternarize_cli.cli.app import app
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
+from ternarize_cli.data.pairs import pair_columns
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.evaluation.ranked_pairs import RankedPairs, read_ranked_pairs, scores_of
 
@@ -96,3 +98,23 @@ def test_the_command_compares_a_packed_reranker_with_its_teacher(tmp_path: Path,
     ):
         refused = evaluate(*arguments)
         assert (refused.exit_code, why in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "are_pairs"),
+    [
+        ("a.csv", "query,passage,score\nq,p,1\n", True),
+        ("b.csv", "a cat,a dog,0.5\n", True),
+        ("c.csv", "text,label\na cat,1\n", False),
+        ("d.tsv", "id\ttext\n1\ta cat\n", False),
+        ("e.csv", "a cat,3\n", False),
+    ],
+)
+def test_a_table_that_holds_no_pairs_is_not_read_as_pairs(
+    name: str, text: str, are_pairs: bool, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with gzip.open(tmp_path / f"{name}.gz", "wt") as stream:
+        stream.write(text)
+    for path in (tmp_path / name, tmp_path / f"{name}.gz"):
+        assert (pair_columns(path) is not None) == are_pairs
