@@ -157,7 +157,7 @@ def _head(folder: Path, artifact: Artifact) -> str:
     lines = [
         f"# {name}, {artifact.scheme.levels}\n",
         f"The weights of its linears are {artifact.scheme.levels}. This is {form}, made from `{name}`{commit} by "
-        f"[ternarize](https://pypi.org/project/ternarize-cli/) {__version__}.\n",
+        f"ternarize {__version__}.\n",
         "## Usage\n",
         "```sh\npip install ternarize-cli\n```\n",
     ]

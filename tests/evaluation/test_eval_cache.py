@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ternarize_cli.evaluation.samples import Samples, Score
+from support.scores import make_score
+from ternarize_cli.evaluation.samples import Samples
 from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 
 WHAT: dict[str, Any] = {
@@ -19,13 +20,6 @@ WHAT: dict[str, Any] = {
     "data": "b" * 64,
     "seed": 0,
 }
-
-
-def make_score(seed: int = 0, **changes: Any) -> Score:
-    rng = np.random.default_rng(seed)
-    samples = Samples("spearman", rng.normal(size=50), rng.integers(0, 6, size=50).astype(float))
-    values = {"task": "pairs", "metric": "cosine_spearman", "size": 50, "value": 1 / 3, "samples": samples}
-    return Score(**(values | changes))
 
 
 def same(a: Any, b: Any) -> bool:

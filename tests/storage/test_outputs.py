@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support.scores import make_score
 from ternarize_cli.errors import InputError, OutputError, OutputExistsError
 from ternarize_cli.evaluation.score_cache import ScoreCache
 from ternarize_cli.kernels.bitblas import kernel_cache, toolchain
@@ -471,8 +472,6 @@ def test_doctor_says_what_is_wrong_with_the_cache(cache: Path) -> None:
 
 
 def test_scores_that_others_could_have_written_are_refused(cache: Path) -> None:
-    from test_eval_cache import make_score
-
     assert ScoreCache().put("k", make_score())
     assert ScoreCache().get("k") is not None
     (cache / "scores" / "k.npz").chmod(0o666)
@@ -484,8 +483,6 @@ def test_scores_that_others_could_have_written_are_refused(cache: Path) -> None:
 
 
 def test_scores_that_can_not_be_kept_are_said_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from test_eval_cache import make_score
-
     (tmp_path / "file").write_text("")
     cache = ScoreCache(tmp_path / "file" / "scores")
     assert not cache.put("k", make_score())
