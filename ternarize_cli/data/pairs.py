@@ -62,7 +62,7 @@ class PairColumns:
     @property
     def are_queries(self) -> bool:
         """Whether the first texts are queries, of each of which several second texts are ranked."""
-        return self.first in _QUERIES
+        return self.first.strip().lower() in _QUERIES
 
     @property
     def names(self) -> list[str]:
@@ -90,13 +90,14 @@ def pair_columns(path: Path) -> PairColumns | None:
     if suffix not in PAIR_TABLES:
         return None
     path = readable_file(path)
-    names = _header(path, suffix)
-    first = next((name for name in _FIRST if name in names), None)
-    second = tuple(name for name in _SECOND if name in names)
+    header = _header(path, suffix)
+    names = {name.strip().lower(): name for name in reversed(header)}
+    first = next((names[name] for name in _FIRST if name in names), None)
+    second = tuple(names[name] for name in _SECOND if name in names)
     if first is not None and second:
-        return PairColumns(first, second, next((name for name in _SCORE if name in names), None))
-    known = {name.strip().lower() for name in names} & _NO_PAIR
-    if suffix in (".csv", ".tsv") and len(names) in (2, 3) and not known and not any(map(_is_number, names[:2])):
+        return PairColumns(first, second, next((names[name] for name in _SCORE if name in names), None))
+    is_bare = not names.keys() & _NO_PAIR and not any(map(_is_number, header[:2]))
+    if suffix in (".csv", ".tsv") and len(header) in (2, 3) and is_bare:
         return PairColumns("sentence1", ("sentence2",), "score" if len(names) == 3 else None, header=False)
     return None
 
@@ -175,4 +176,4 @@ def _header(path: Path, suffix: str) -> list[str]:
 
     head = next((line for _, line in lines(path) if line.strip()), "")
     fields = head.rstrip("\r\n").split("\t") if suffix == ".tsv" else next(csv.reader([head]), [])
-    return [field.strip() for field in islice(fields, 1000)]
+    return list(islice(fields, 1000))

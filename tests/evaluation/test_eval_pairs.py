@@ -13,7 +13,7 @@ from support.heads import save_headed, write_pairs
 from ternarize_cli.cli.app import app
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
-from ternarize_cli.data.pairs import pair_columns
+from ternarize_cli.data.pairs import pair_columns, read_text_pairs
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.evaluation.ranked_pairs import RankedPairs, read_ranked_pairs, scores_of
 
@@ -105,6 +105,7 @@ def test_the_command_compares_a_packed_reranker_with_its_teacher(tmp_path: Path,
     [
         ("a.csv", "query,passage,score\nq,p,1\n", True),
         ("b.csv", "a cat,a dog,0.5\n", True),
+        ("b2.csv", "Query, Passage, Score\nq,p,1\n", True),
         ("c.csv", "text,label\na cat,1\n", False),
         ("d.tsv", "id\ttext\n1\ta cat\n", False),
         ("e.csv", "a cat,3\n", False),
@@ -117,4 +118,7 @@ def test_a_table_that_holds_no_pairs_is_not_read_as_pairs(
     with gzip.open(tmp_path / f"{name}.gz", "wt") as stream:
         stream.write(text)
     for path in (tmp_path / name, tmp_path / f"{name}.gz"):
-        assert (pair_columns(path) is not None) == are_pairs
+        columns = pair_columns(path)
+        assert (columns is not None) == are_pairs
+        if columns is not None:
+            assert len(list(read_text_pairs(path, columns))) == 1
