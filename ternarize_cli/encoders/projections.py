@@ -36,7 +36,8 @@ def refuse_projection(model: Any, homeless: Iterable[str]) -> None:
     listed = [named] if isinstance(named, str) else named
     unknown = [name for name in listed if not (isinstance(name, str) and hasattr(transformers, name))]
     for key in homeless:
-        if _CLASSIFIER.fullmatch(key) and listed and not unknown and not _has_head(listed):
+        is_text = hasattr(config, "vocab_size")  # of an image encoder the classes of its training are left out
+        if is_text and _CLASSIFIER.fullmatch(key) and listed and not unknown and not _has_head(listed):
             raise CheckpointError(
                 f"the tensor {key} belongs to a classifier beside the encoder, and config.json names the class "
                 f"{shown(listed[0])}, which has none: the scores would be lost",
