@@ -110,7 +110,7 @@ class Reference:
         """
         from ternarize_cli.encoders.heads import load_with_head
 
-        if not self.vectors:
+        if not self.vectors or not _is_utf8(made):
             return
         try:
             encoder = load_with_head(made, device="cpu")
@@ -202,6 +202,15 @@ def with_latent_weights(model: nn.Module) -> Iterator[None]:
 
 def _dense(layer: TernaryLinear, x: Any) -> Any:
     return nn.functional.linear(x, layer.matrix.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether the library of safetensors can open files at a path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _images() -> "list[Image]":

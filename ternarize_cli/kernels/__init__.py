@@ -242,6 +242,8 @@ class FirstForward:
         with _CHOOSING:  # of several threads that call the model first, one chooses, and the others wait
             if self._model.__dict__.get("forward") is self:
                 use_backend(self._model, self._backend or os.environ.get("TERNARIZE_BACKEND") or "auto")
+                if self._model.__dict__.get("forward") is self:  # nothing is packed any more: it was dequantised
+                    del self._model.forward
         return self._model.forward(*arguments, **options)
 
 
