@@ -270,10 +270,10 @@ def _further_head(model: Any, keys: Iterable[str]) -> str | None:
 
     A masked language model may have been saved with the heads of its pre-training, which no one needs.
     """
-    base = f"{getattr(model, 'base_model_prefix', '')}."
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return None
-    return next((k for k in keys if not k.startswith((base, "pooler.")) and not _BUFFERS.search(k)), None)
+    base = f"{getattr(model, 'base_model_prefix', '')}."
+    return next((key for key in keys if not key.startswith((base, "pooler."))), None)
 
 
 def _surplus(model: Any, keys: Iterable[str]) -> str | None:

@@ -7,7 +7,7 @@
 Both classes run the encoder inside the model fused if its backend can, and the head in PyTorch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ternarize_cli.encoders.loading import load_encoder, load_whole
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.model_folder.folder_check import LOADING, loading_arguments
-from ternarize_cli.model_folder.model_kind import head_of, kind_of, require_kind
+from ternarize_cli.model_folder.model_kind import Kind, kind_of, require_kind
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SparseEncoder
@@ -68,10 +68,12 @@ def load_with_head(folder: Path, **how: Any) -> Any:
     Raises:
         CheckpointError, InputError, UnavailableError: as `loading.load_encoder` raises them.
     """
-    loads = {"sequence-classification": load_cross_encoder, "fill-mask": load_sparse_encoder}
-    if kind_of(folder) == "cross-encoder":
-        return load_cross_encoder(folder, **how)
-    return loads.get(head_of(folder) or "", load_encoder)(folder, **how)
+    loads: dict[Kind, Callable[..., Any]] = {
+        "cross-encoder": load_cross_encoder,
+        "sparse": load_sparse_encoder,
+        "encoder": load_encoder,
+    }
+    return loads[kind_of(folder)](folder, **how)
 
 
 def logits(model: "CrossEncoder", pairs: Sequence[tuple[str, str]], *, batch_size: int = _BATCH) -> np.ndarray:
@@ -107,9 +109,10 @@ def outputs(model: Any, folder: Path, texts: Sequence[str]) -> np.ndarray:
     Raises:
         CheckpointError: a score is not finite.
     """
-    if kind_of(folder) == "cross-encoder":
+    kind = kind_of(folder)
+    if kind == "cross-encoder":
         return logits(model, list(zip(texts, [*texts[1:], texts[0]], strict=True)))
-    sparse = {"convert_to_sparse_tensor": False} if head_of(folder) == "fill-mask" else {}
+    sparse = {"convert_to_sparse_tensor": False} if kind == "sparse" else {}
     found = model.encode(list(texts), batch_size=_BATCH, convert_to_tensor=True, show_progress_bar=False, **sparse)
     return np.asarray(found.float().cpu())
 

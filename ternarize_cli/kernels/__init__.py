@@ -249,11 +249,10 @@ class FirstForward:
 
 def _runs_fused(model: nn.Module) -> bool:
     """Lets the backend of a model's packed layers run the whole model fused, if it can; returns whether it does."""
-    before = model.__dict__.get("forward")  # of an earlier backend, or `FirstForward`
     used = {m.backend for m in model.modules() if isinstance(m, PackedLinear)}
     fuses = len(used) == 1 and hasattr(backend := _REGISTRY[used.pop()], "fuse") and backend.fuse(model) is None
-    if not fuses and model.__dict__.get("forward") is before:
-        model.__dict__.pop("forward", None)
+    if not fuses:
+        model.__dict__.pop("forward", None)  # of an earlier backend, or `FirstForward`
     return fuses
 
 

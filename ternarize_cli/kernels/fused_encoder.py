@@ -147,11 +147,11 @@ class FusedForward(ABC):
         self._made_of: int | None = None
         self._modules = list(model.modules())
         self._known, self._looked = self._looked_up(), Packed.changes
+        self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         # a class around the encoder, such as a classifier, calls it with arguments by position
-        self._positions = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self._positions = tuple(self.__signature__.parameters)
         self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
         self._number = number_of(self._last_hidden_states)
-        self.__signature__ = inspect.signature(type(model).forward.__get__(model))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}
@@ -200,14 +200,13 @@ class FusedForward(ABC):
     def _compiled(self, given: dict[str, Any]) -> Any:
         """Computes what `__call__` computes, as a graph that has one operator in place of the encoder."""
         model: Any = self._model
-        inputs = {name: given[name] for name in sorted(self._reads) if name in given}
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
         if first is None or model.training or not self._is_plain(given):
             return type(model).forward(model, **given)
-        names = sorted(inputs, key=lambda name: inputs[name] is not first)
+        names = sorted(self._reads & given.keys(), key=lambda name: (given[name] is not first, name))
         tokens = _tokens_of(model, first) if self._reads == _IMAGES else 0
         hidden = torch.ops.ternarize.encode(
-            [inputs[name] for name in names], " ".join(names), self._number, tokens, model.config.hidden_size
+            [given[name] for name in names], " ".join(names), self._number, tokens, model.config.hidden_size
         )
         return self._with_pooled(hidden)
 

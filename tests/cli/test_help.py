@@ -6,26 +6,18 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
+from support.pages import ROOT, script
 from ternarize_cli.cli.app import app
 from ternarize_cli.cli.help import EXAMPLES
 
-
-def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
-COMMANDS = dict(commands(get_command(app)))
+WRITER = script(ROOT / "docs" / "reference" / "write_commands.py")
+COMMANDS = dict(WRITER.commands(get_command(app)))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,14 +1,12 @@
 """The page of commands is what its script writes, and the picture's numbers are those of the notes that they name."""
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from support.pages import ROOT
+from support.pages import ROOT, script
 from ternarize_cli import errors, kernels
 
 RESULTS = ROOT / "docs" / "results"
@@ -16,16 +14,6 @@ PICTURE = json.loads((RESULTS / "minilm-cpu.json").read_text(encoding="utf-8"))
 ENTRIES = [
     (measure["name"], system, entry) for measure in PICTURE["measures"] for system, entry in measure["values"].items()
 ]
-
-
-def script(path: Path) -> Any:
-    """The module that a script in docs is."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:

@@ -1,8 +1,9 @@
 """The pages of README and docs, and the commands that they show."""
 
+import importlib.util
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,3 +42,13 @@ def blocks(page: Path) -> list[Block]:
 def stages(line: str) -> list[str]:
     """The commands of a line: what stands between `&&`, `;` and pipes that have spaces around them."""
     return [part.strip() for part in re.split(r"\s(?:&&|\|)\s|;\s", line)]
+
+
+def script(path: Path) -> Any:
+    """The module that a script in docs is."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
