@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TERMINAL_WIDTH"] = "120"
 os.environ["NO_COLOR"] = "1"
+os.environ["PYTHONSAFEPATH"] = "1"  # child processes import the installed package, not the sources they are started in
 for _name in ("FORCE_COLOR", "GITHUB_ACTIONS", "TERNARIZE_DEBUG"):
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads of one worker would wait for those of another, at full speed

@@ -40,7 +40,8 @@ _SKIPPED = re.compile(
     r"(tests?|testing|conftest|idle_test|site-packages|dist-packages|vendor(ed)?|extern(al)?|lib2to3|idlelib|"
     r"pydoc_data|turtledemo|encodings|ensurepip|[Tt]est_.*|.*_test|.*[^\w].*)"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What a docstring may have written as escapes, and no file of texts may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,7 @@ def _entry(
     name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, file: PurePosixPath
 ) -> Iterator[DocEntry]:
     docstring = ast.get_docstring(node, clean=False)
-    if docstring and _SURROGATE.search(docstring):  # surrogates, written as escapes, can't be encoded
+    if docstring and _NO_TEXT.search(docstring):
         return
     paragraphs = _paragraphs(docstring) if docstring else []
     if not paragraphs or len(" ".join(paragraphs).split()) < _MIN_SUMMARY_WORDS:

@@ -86,6 +86,12 @@ def test_public_documentation_is_read_under_the_names_people_use(library):
     assert collect(limit_seconds=0) == []
 
 
+def test_a_docstring_that_no_file_of_texts_may_hold_is_left_out(library):
+    for name, mark in (("null", "\\0"), ("half", "\\ud800"), ("whole", "\\u2013")):
+        (library / "stdlib" / f"{name}.py").write_text(f'"""The mark {mark} has a meaning of its own."""')
+    assert {entry.name for entry in collect()} & {"null", "half", "whole"} == {"whole"}
+
+
 def test_a_docstring_becomes_prose_and_its_body_does_not_repeat_the_summary(library):
     entry = next(e for e in collect() if e.name == "small.serve")
     assert entry.file == "small.py"

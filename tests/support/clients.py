@@ -61,6 +61,7 @@ def ask(client: str, step: str, model: Path, folder: Path) -> Answer:
         RuntimeError: the program failed; the message is what it said.
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "False", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONSAFEPATH", None)  # programs import the `frame` that lies beside them
     command = [sys.executable, str(PROGRAMS[client]), step, str(model), str(folder)]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
