@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "open_index",
     "pack",
+    "register_in_mteb",
 ]
 
 _MODULES = {
@@ -58,6 +59,7 @@ _MODULES = {
     "load": "encoders.loading",
     "open_index": "index.session",
     "pack": "compress.session",
+    "register_in_mteb": "evaluation.registration",
 }
 """Where the names of the face are. Type checkers read them in `__init__.pyi`: imports here, even those that only a type
 checker runs, would make a cycle of the modules that take `__version__` from this one."""

@@ -7,6 +7,7 @@ from ternarize_cli.distill.options import Training as Training
 from ternarize_cli.distill.session import distill as distill
 from ternarize_cli.encoders.loading import load as load
 from ternarize_cli.evaluation.options import EvaluationOptions as EvaluationOptions
+from ternarize_cli.evaluation.registration import register_in_mteb as register_in_mteb
 from ternarize_cli.evaluation.session import evaluate as evaluate
 from ternarize_cli.format.scheme import Scheme as Scheme
 from ternarize_cli.index.build import build_index as build_index

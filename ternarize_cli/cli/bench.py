@@ -9,7 +9,7 @@ import typer
 
 from ternarize_cli.bench.options import BenchFiles, BenchOptions
 from ternarize_cli.cli.derived import derived
-from ternarize_cli.cli.options import Force, Json, Quiet
+from ternarize_cli.cli.options import Force, Json, Quiet, Revision
 from ternarize_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def _bench(
     *,
     options: BenchOptions,
     files: BenchFiles,
+    revision: Revision = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Measure nothing: compare reports of --json with the first of them."),
@@ -73,14 +74,17 @@ def _bench(
             f"bench measures one MODEL, not {len(model)}: {' '.join(model)}",
             hint="one run for each with --json > NAME.json, then: ternarize bench --compare NAME.json …",
         )
+    if revision is not None and not model:
+        raise InputError("--revision belongs to a MODEL, and none is given", hint="leave --revision out")
     options.check(random=not model)
     files.check(force=force)
 
     from ternarize_cli.bench.report import machine_line, tables
     from ternarize_cli.bench.report_files import write_files
     from ternarize_cli.bench.run import benchmark
+    from ternarize_cli.encoders.hub import pinned
 
-    report = benchmark(model[0] if model else None, options, say=out.note, track=out.track)
+    report = benchmark(pinned(model[0], revision) if model else None, options, say=out.note, track=out.track)
     for table in tables(report):
         out.table(table.title, table.columns, table.rows, caption=table.caption)
     out.text(machine_line(report.machine))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ternarize_cli.cli.derived import derived
-from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, output_folder
+from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision, output_folder
 from ternarize_cli.cli.output import Output, megabytes
 from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions
 
@@ -25,6 +25,7 @@ def _convert(
     form: SchemeOptions,
     options: ConvertOptions,
     calibration: Calibration,
+    revision: Revision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print the plan and exact bytes.")] = False,
     force: Force = False,
     json: Json = False,
@@ -36,9 +37,11 @@ def _convert(
     evaluates as it is, and packs (`ternarize pack`).
     """
     from ternarize_cli.compress.session import check_keeps_scores, convert
+    from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.encoders.loading import model_name, pooling_note, resolve
 
     out = Output(json_mode=json, quiet=quiet)
+    model = pinned(model, revision)
     scheme = form.scheme()
     wanted = calibration if calibration.sources else None
     if wanted is None and (calibration.samples, calibration.tokens) != (None, DEFAULT_TOKENS):

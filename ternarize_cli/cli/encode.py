@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ternarize_cli.cli.derived import derived
-from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, SkipBad
+from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision, SkipBad
 from ternarize_cli.cli.output import Output, counted, duration
 from ternarize_cli.errors import InputError
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
@@ -51,6 +51,7 @@ def _encode(
     *,
     shard_options: ShardOptions,
     options: EncoderOptions,
+    revision: Revision = None,
     skip_bad: SkipBad = False,
     force: Force = False,
     json: Json = False,
@@ -63,11 +64,13 @@ def _encode(
     stream are encoded as they come. --shards writes a folder of numbered shards instead,
     which several jobs can share, and from which `index build DIR` makes an index.
     """
+    from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.storage import files
     from ternarize_cli.vectors.session import encode, encode_shards
     from ternarize_cli.vectors.vector_files import file_format
 
     out = Output(json_mode=json, quiet=quiet)
+    model = pinned(model, revision)
     if shards or shard_options.shard is not None:
         if force:
             raise InputError(

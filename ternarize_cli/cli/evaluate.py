@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ternarize_cli.cli.derived import derived
-from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet
+from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision
 from ternarize_cli.cli.output import Output
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.report_files import EvaluationFiles
@@ -24,6 +24,7 @@ def _evaluate(
     model: ModelArgument,
     options: EvaluationOptions,
     files: EvaluationFiles,
+    revision: Revision = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -34,14 +35,16 @@ def _evaluate(
     """
     from ternarize_cli import evaluate
     from ternarize_cli.cli.evaluation_output import payload, show
+    from ternarize_cli.encoders.hub import pinned
 
     out = Output(json_mode=json, quiet=quiet)
+    model = pinned(model, revision)
     options.check()
-    files.check(force=force)
+    files.check(model, force=force)
     options = dataclasses.replace(options, costs=options.costs or files.need_costs)
     found = evaluate(model, options, say=out.note, warn=out.warn, track=out.track)
     show(out, found)
     out.result(payload(found, found.hashes, options.seed))
-    for path in files.write(found, command=shlex.join(["ternarize", *sys.argv[1:]]), force=force):
+    for path in files.write(model, found, command=shlex.join(["ternarize", *sys.argv[1:]]), force=force):
         out.text(f"wrote {path}")
     found.check_gates()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.cli.options import MANY, AllowPickle, Device, Force, Json, ModelArgument, Quiet, Threads
+from ternarize_cli.cli.options import MANY, AllowPickle, Device, Force, Json, ModelArgument, Quiet, Revision, Threads
 from ternarize_cli.cli.output import Output, megabytes
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def _inspect(
     image_limit: Annotated[
         int, typer.Option("--image-limit", min=1, max=MANY, help="With --images: use only the first so many images.")
     ] = 256,
+    revision: Revision = None,
     force: Force = False,
     allow_pickle: AllowPickle = False,
     device: Device = None,
@@ -62,9 +63,11 @@ def _inspect(
     zeros, scales and error. --beta shows instead what each beta of the paper's rule would
     make of a full-precision model; no model is written.
     """
+    from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.errors import InputError
 
     out = Output(json_mode=json, quiet=quiet)
+    model = pinned(model, revision)
     if beta is None:
         given = {"--granularity": granularity, "--sts": sts, "--images": images}
         for name, value in given.items():

@@ -19,6 +19,7 @@ __all__ = [
     "ModelArgument",
     "NoCheck",
     "Quiet",
+    "Revision",
     "Seed",
     "SkipBad",
     "Threads",
@@ -31,6 +32,12 @@ ModelArgument = Annotated[
         metavar="MODEL",
         help="A folder, a hub id (owner/name, or owner/name@revision), or package:NAME for a checkpoint carried by a "
         "Python package.",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision", metavar="REV", help="The branch, tag or commit of MODEL, a hub id; also written owner/name@REV."
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

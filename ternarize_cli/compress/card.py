@@ -4,7 +4,8 @@
     license: mit, …                      what holds of every artifact: library, task, tags, "quantized"
     ---
     <!-- ternarize: begin -->            ours, written anew by every command: what this is, code that runs, and a
-    …                                    section for each of convert, distill and pack, kept by the commands after it
+    …                                    section for each of convert, distill and pack, kept by the commands after it,
+                                         and for `eval --card`, whose scores hold for this artifact alone
     <!-- ternarize: end -->
     the text of the source's card        kept, under a heading that says whose it is
 
@@ -26,17 +27,23 @@ from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.errors import ModelNotFoundError
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_kind import kind_of
+from ternarize_cli.storage import files
 
 __all__ = ["write"]
 
 _BEGIN, _END = "<!-- ternarize: begin -->", "<!-- ternarize: end -->"
-_SECTION = re.compile(r"^<!-- ternarize: (convert|distill|pack) -->\n", re.MULTILINE)
+_SECTION = re.compile(r"^<!-- ternarize: (convert|distill|pack|eval) -->\n", re.MULTILINE)
 _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _RESULTS = re.compile(r"^model-index:.*\n?(?:[ \t#-].*\n?|\r?\n)*", re.MULTILINE)
 _EARLIER = re.compile(r"^## How this student was trained\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _LONGEST, _LONGEST_HEADER = 4 << 20, 64 << 10
 _MOST = 200
-_TITLES = {"convert": "How it was converted", "distill": "How this student was trained", "pack": "How it was packed"}
+_TITLES = {
+    "convert": "How it was converted",
+    "distill": "How this student was trained",
+    "pack": "How it was packed",
+    "eval": "What it scores",
+}
 _OF_SOURCE = "## Card of the model that this was made from\n\nIts numbers and its code are that model's.\n\n"
 _TEXTS = '["a cat in a tree", "a dog by the river"]'
 _USAGE = {
@@ -56,15 +63,18 @@ _USAGE = {
 
 
 def write(folder: Path, section: str, text: str) -> None:
-    """Writes the card of an artifact that is complete but for its card, or has the card of what it was made from.
+    """Writes a section of an artifact's card, and its head anew; the card that is there may be its source's.
+
+    The artifact's other files must be complete.
 
     Args:
         folder: the artifact.
-        section: the command that made it: "convert", "distill" or "pack".
+        section: the command that made or measured it: "convert", "distill", "pack" or "eval".
         text: Markdown with the command's numbers, without a heading.
 
     Raises:
         CheckpointError: a config of the folder is missing or damaged.
+        OutputError: the card can't be written.
     """
     from huggingface_hub import ModelCardData
 
@@ -79,12 +89,14 @@ def write(folder: Path, section: str, text: str) -> None:
         before, after = "", _OF_SOURCE + body.strip() if section == "convert" else body.strip()
     pieces = _SECTION.split(own)[1:]
     sections = {} if section == "convert" else dict(zip(pieces[::2], pieces[1::2], strict=True))
+    sections.pop("eval", None)
     sections[section] = f"## {_TITLES[section]}\n\n{text}"
     metadata = ModelCardData(**_metadata(folder, artifact, known))
     block = [_BEGIN, _head(folder, artifact)]
     block += [f"<!-- ternarize: {name} -->\n{sections[name].strip()}\n" for name in _TITLES if name in sections]
     parts = [f"---\n{metadata.to_yaml()}\n---", before.strip(), "\n".join([*block, _END]), after.strip()]
-    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    with files.atomic_file(path, force=True) as made:
+        made.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

@@ -23,11 +23,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from ternarize_cli.errors import ModelNotFoundError, shown
+from ternarize_cli.errors import InputError, ModelNotFoundError, shown
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.views import new_view, origin
 
-__all__ = ["HubModel", "download", "headers_only", "is_headers_only", "origin_of", "parse"]
+__all__ = ["HubModel", "download", "headers_only", "is_headers_only", "origin_of", "parse", "pinned"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,8}", re.ASCII)
@@ -72,6 +72,23 @@ def parse(text: str) -> HubModel:
             f"{shown(model.revision)} is no revision of a model", hint=f"a branch, tag or commit: {model.name}@main"
         )
     return model
+
+
+def pinned(model: str, revision: str | None) -> str:
+    """Writes a hub id and a revision as one text, which `parse` reads; returns the model's text if `revision` is None.
+
+    Raises:
+        InputError: the model is a folder or a package, or its text names a revision already.
+        ModelNotFoundError: the text is no hub id, or the revision is none that a repository can have.
+    """
+    if revision is None:
+        return model
+    if model.startswith("package:") or Path(model).expanduser().exists():
+        raise InputError(f"--revision belongs to a hub id, and {model} is none", hint="leave --revision out")
+    found = parse(model)
+    if found.revision is not None:
+        raise InputError(f"{model} names a revision already", hint=f"{found.name} --revision {revision}")
+    return str(parse(f"{found.name}@{revision}"))
 
 
 def _of_address(text: str) -> HubModel | None:

@@ -1,4 +1,4 @@
-"""An evaluation as files: the page, the picture of quality against cost, and JUnit XML."""
+"""An evaluation as files: the page, the picture of quality against cost, JUnit XML, and a part of the model's card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.storage.command_option import Option
 
 if TYPE_CHECKING:
+    from ternarize_cli.evaluation.compare import Comparison, Retention
     from ternarize_cli.evaluation.run import EvaluationReport
 
 __all__ = ["EvaluationFiles"]
@@ -22,6 +23,7 @@ class EvaluationFiles:
         bench: a file of `bench --json`, read for the page, which shows its times as a table.
         plot: a picture (.png, .svg, .pdf) of quality against bytes and latency.
         junit: JUnit XML for continuous integration.
+        card: write the scores into the model's card (README.md), where those of an earlier evaluation give way.
     """
 
     report: Annotated[Path | None, Option("One page with tables and pictures.", metavar="FILE.html")] = None
@@ -30,25 +32,28 @@ class EvaluationFiles:
     ] = None
     plot: Annotated[Path | None, Option("Quality against bytes and latency.", metavar="FILE.png")] = None
     junit: Annotated[Path | None, Option("JUnit XML for CI.", metavar="FILE.xml")] = None
+    card: Annotated[bool, Option("Write the scores into the card (README.md) of MODEL, an artifact of ours.")] = False
 
     @property
     def need_costs(self) -> bool:
         """Whether a file shows time and memory, which then have to be measured."""
         return self.report is not None or self.plot is not None
 
-    def check(self, *, force: bool) -> None:
+    def check(self, model: str | Path, *, force: bool) -> None:
         """Checks that all files can be written, before any work is done.
 
         Args:
+            model: the model that is evaluated.
             force: files that exist may be replaced.
 
         Raises:
-            InputError: two of them are one file, a name does not end as it should, or `bench` is no report of bench or
-                has no page to be shown in.
+            InputError: two of them are one file, a name does not end as it should, `bench` is no report of bench or has
+                no page to be shown in, or `card` is set and the model is no folder that ternarize wrote.
             UnavailableError: matplotlib is not installed, which the page and the picture need.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
         from ternarize_cli.bench.report_comparison import times_table
+        from ternarize_cli.encoders import checkpoint
         from ternarize_cli.evaluation.page import check_page
         from ternarize_cli.measuring.figures import check_plot
         from ternarize_cli.storage.files import check_output
@@ -66,11 +71,20 @@ class EvaluationFiles:
             check_plot(self.plot, force=force)
         if self.junit is not None:
             check_output(self.junit, force=force, folder=False)
+        if self.card:
+            folder = Path(model).expanduser()
+            if not (folder / "config.json").is_file() or checkpoint.artifact_of(folder) is None:
+                raise InputError(
+                    f"--card writes into the card of a model that ternarize made, and {model} is none",
+                    hint="leave --card out, or evaluate the folder that convert, distill or pack wrote",
+                )
+            check_output(folder / "README.md", force=True, folder=False)
 
-    def write(self, found: "EvaluationReport", *, command: str, force: bool) -> list[Path]:
+    def write(self, model: str | Path, found: "EvaluationReport", *, command: str, force: bool) -> list[Path]:
         """Writes the files and returns their paths.
 
         Args:
+            model: the model that was evaluated.
             found: the evaluation.
             command: what was typed, for the page.
             force: replace files that exist.
@@ -78,6 +92,7 @@ class EvaluationFiles:
         Raises:
             TernarizeError: as `check`.
         """
+        from ternarize_cli.compress import card
         from ternarize_cli.evaluation.junit import write_junit
         from ternarize_cli.evaluation.report import plot_pareto, write_report
 
@@ -96,4 +111,33 @@ class EvaluationFiles:
             )
         if self.junit is not None:
             write_junit(self.junit, found.comparison, found.gates, missing=found.missing, force=force)
-        return [path for path in (self.plot, self.report, self.junit) if path is not None]
+        paths = [path for path in (self.plot, self.report, self.junit) if path is not None]
+        if self.card:
+            card.write(Path(model).expanduser(), "eval", _scores(found.comparison))
+            paths.append(Path(model).expanduser() / "README.md")
+        return paths
+
+
+def _scores(comparison: "Comparison") -> str:
+    """Writes the evaluated model's scores as a table of Markdown, beside the teacher's if there is one."""
+    teacher = comparison.teacher
+    columns = ["task", "metric", "size", "score", *([f"`{teacher.name}`", "kept", "95%"] if teacher else [])]
+    rows = [columns, ["---"] * len(columns)]
+    for task in comparison.tasks[0]:
+        kept = [] if teacher is None else [_number(task.teacher), _percent(task.retention), _between(task)]
+        rows.append([task.task, task.metric, f"{task.size:,}", _number(task.student), *kept])
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    mean = comparison.mean_retention()
+    return f"{table}\n" + (f"\nKept in the mean of the tasks: {mean:.1%}.\n" if mean is not None else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _between(task: "Retention") -> str:
+    return "" if task.low is None or task.high is None else f"{task.low:.1%} to {task.high:.1%}"

