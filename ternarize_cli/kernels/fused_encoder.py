@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ternarize_cli.kernels import FirstForward
 from ternarize_cli.layers import Packed, PackedEmbedding, PackedLinear
 from ternarize_cli.layers.forks import before_forward
 from ternarize_cli.layers.operators import number_of
@@ -177,6 +178,9 @@ class FusedForward(ABC):
             return self._compiled(given)
         before_forward()
         model: Any = self._model
+        if self._looked != Packed.changes and self._has_moved():
+            model.forward = FirstForward(model, "auto")
+            return model.forward(*arguments, **options)
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
         generation = self._generation(model)
         if not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
@@ -244,6 +248,10 @@ class FusedForward(ABC):
             self._modules = list(model.modules())
             self._known, self._looked = self._looked_up(), Packed.changes
         return self._known
+
+    def _has_moved(self) -> bool:
+        """Returns whether packed layers wait for a new choice of backend, since they were moved or cast."""
+        return any(isinstance(m, PackedLinear) and m.backend == "auto" for m in self._model.modules())
 
     def _looked_up(self) -> int | None:
         for m in self._modules:
