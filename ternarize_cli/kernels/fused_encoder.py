@@ -250,7 +250,7 @@ class FusedForward(ABC):
         return self._known
 
     def _has_moved(self) -> bool:
-        """Returns whether packed layers wait for a new choice of backend, since they were moved or cast."""
+        """Returns whether packed layers wait for a new choice of backend, since they were moved to another device."""
         return any(isinstance(m, PackedLinear) and m.backend == "auto" for m in self._model.modules())
 
     def _looked_up(self) -> int | None:

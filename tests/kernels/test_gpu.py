@@ -531,3 +531,18 @@ def test_what_was_measured_is_kept_and_a_damaged_file_is_not_trusted(tmp_path: P
     tuning._found.cache_clear()
     assert tuning.found() == {}
     tuning._found.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@torch.inference_mode()
+def test_a_model_that_moves_after_its_first_call_runs_whole_on_each_device(tmp_path: Path) -> None:
+    model: Any = packed(tmp_path, save_tiny_bert, hidden_size=128, intermediate_size=256).cpu()
+    kernels.use_backend(model, "auto")
+    ids = torch.randint(5, 40, (3, 9), generator=seeded())
+    wanted, first = model(input_ids=ids).last_hidden_state, type(model.forward)
+    on_card = model.cuda()(input_ids=ids.cuda()).last_hidden_state
+    assert isinstance(model.forward, GpuForward)
+    assert model.forward._encoder is not None
+    assert distance(on_card.cpu(), wanted) < 0.06
+    assert torch.equal(model.cpu()(input_ids=ids).last_hidden_state, wanted)
+    assert type(model.forward) is first

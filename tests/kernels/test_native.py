@@ -374,19 +374,6 @@ def test_other_types_and_training_go_through_the_modules(model: Any) -> None:
     assert model.eval().to(torch.bfloat16)(input_ids=ids).last_hidden_state.dtype == torch.bfloat16
 
 
-@torch.inference_mode()
-def test_a_model_that_was_cast_or_moved_and_comes_back_runs_fused_again(model: Any) -> None:
-    kernels.use_backend(model, "auto")
-    ids = torch.tensor([[2, 7, 8, 3]])
-    fused = model(input_ids=ids).last_hidden_state
-    before = model.forward._encoder
-    assert model.to(torch.float64)(input_ids=ids).last_hidden_state.dtype == torch.float64
-    again = model.to(torch.float32)(input_ids=ids).last_hidden_state
-    assert isinstance(model.forward, NativeForward)
-    assert model.forward._encoder not in (None, before)
-    assert torch.equal(again, fused)
-
-
 def test_a_model_with_more_than_its_blocks_runs_its_linears_only(tmp_path: Path) -> None:
     from transformers import ElectraConfig, ElectraModel
 
