@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "can_encode",
     "checked_device",
+    "device_for",
     "checked_threads",
     "load",
     "load_encoder",
@@ -166,7 +167,7 @@ def load(
         model: a folder, a hub id or `package:NAME`.
         backend: the kernels that run a packed model's linears, such as "native", "onednn" or "triton"; `ternarize
             doctor` lists them. A model that is not packed takes only "auto".
-        device: "cpu", "cuda" or "cuda:1"; None: CUDA if there is one, otherwise the CPU.
+        device: "cpu", "cuda" or "cuda:1"; None: the CPU for a backend of CPUs, otherwise CUDA if there is a GPU.
         threads: CPU threads of this process; None leaves their number as it is.
         allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
 
@@ -196,7 +197,7 @@ def load_encoder(
     Args:
         folder: a model folder, as `resolve` returns it.
         backend: name of the kernel backend for a packed model's linears; any other model takes only "auto".
-        device: name of a torch device; None picks CUDA if there is a GPU, else the CPU.
+        device: name of a torch device; None picks one as `device_for` does.
         threads: number of CPU threads for this process; None leaves it as it is.
         allow_pickle: read pytorch_model.bin if there is no safetensors file.
 
@@ -241,7 +242,7 @@ def load_whole(
 
     if threads is not None:
         torch.set_num_threads(checked_threads(threads))
-    device = checked_device(device)
+    device = device_for(backend, device)
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
     if artifact is None:
         check_full_precision(folder, allow_pickle=allow_pickle)
@@ -303,6 +304,23 @@ def prompts_of(encoder: "SentenceTransformer") -> list[str]:
         return [""]
     bare = [] if encoder.default_prompt_name else [""]
     return sorted({*(prompt or "" for prompt in encoder.prompts.values()), *bare})
+
+
+def device_for(backend: str, device: str | None) -> str:
+    """Checks the name of a torch device, and returns it; for None, picks the device that a backend runs on.
+
+    That is the CPU for a backend of CPUs, such as "native"; for all others, and for "auto", CUDA if there is a GPU, else
+    the CPU.
+
+    Raises:
+        InputError: there is no backend or device of this name.
+        UnavailableError: the backend can't run on this machine, or the device is a GPU, and torch sees none.
+    """
+    from ternarize_cli.kernels import require_backend
+
+    if device is None and backend != "auto" and require_backend(backend).device == "cpu":
+        return "cpu"
+    return checked_device(device)
 
 
 def checked_device(device: str | None) -> str:

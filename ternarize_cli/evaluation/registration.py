@@ -23,7 +23,7 @@ def register_in_mteb(model: str | Path, *, backend: str = "auto", device: str | 
     Args:
         model: a folder, a hub id or `package:NAME`; an encoder of any stage, also in full precision.
         backend: the kernels that run a packed model's linears; `ternarize doctor` lists them.
-        device: "cpu", "cuda" or "cuda:1"; None: CUDA if there is one, otherwise the CPU. A device that is passed to
+        device: "cpu", "cuda" or "cuda:1"; None: as `ternarize.load` chooses. A device that is passed to
             `mteb.get_model` goes before it.
 
     Returns:

@@ -207,7 +207,7 @@ class FusedForward(ABC):
         first = given.get("pixel_values" if self._reads == _IMAGES else "input_ids")
         if first is None or model.training or not self._is_plain(given):
             return type(model).forward(model, **given)
-        names = sorted(self._reads & given.keys(), key=lambda name: (given[name] is not first, name))
+        names = sorted([n for n in given if n in self._reads], key=lambda name: (given[name] is not first, name))
         tokens = _tokens_of(model, first) if self._reads == _IMAGES else 0
         hidden = torch.ops.ternarize.encode(
             [given[name] for name in names], " ".join(names), self._number, tokens, model.config.hidden_size
@@ -226,7 +226,7 @@ class FusedForward(ABC):
             return False
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return False
-        tensors = [given[name] for name in self._reads & given.keys()]
+        tensors = [value for name, value in given.items() if name in self._reads]
         return asked <= {"return_dict"} and all(
             isinstance(t, Tensor)
             and t.device.type == self.device

@@ -18,7 +18,7 @@ class EncoderOptions:
         batch_size: texts or images per forward pass; None: as many texts of like length as make 8,192 tokens, or 32
             images.
         backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
-        device: torch device; None: CUDA if there is one, otherwise the CPU.
+        device: torch device; None: the CPU for a backend of CPUs, otherwise CUDA if there is a GPU.
         threads: CPU threads; None leaves their number as it is.
         prompt_name: a prompt that the model keeps, such as "query".
         normalize: make vectors of length 1, or leave them as pooled; None: as the model does.
