@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "can_encode",
     "checked_device",
-    "device_for",
     "checked_threads",
+    "device_for",
     "load",
     "load_encoder",
     "load_whole",
@@ -309,8 +309,8 @@ def prompts_of(encoder: "SentenceTransformer") -> list[str]:
 def device_for(backend: str, device: str | None) -> str:
     """Checks the name of a torch device, and returns it; for None, picks the device that a backend runs on.
 
-    That is the CPU for a backend of CPUs, such as "native"; for all others, and for "auto", CUDA if there is a GPU, else
-    the CPU.
+    That is the CPU for a backend of CPUs, such as "native". For all others, and for "auto", it is CUDA if there is a
+    GPU, else the CPU.
 
     Raises:
         InputError: there is no backend or device of this name.
