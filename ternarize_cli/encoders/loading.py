@@ -1,10 +1,10 @@
 """Finds the folder of MODEL, and loads a folder as a running encoder.
 
 MODEL is what users type: a folder, `package:NAME` (a checkpoint inside an installed Python package, found without
-importing it), or a hub id (`hub`). A running encoder is a `sentence_transformers.SentenceTransformer`, whether the
-folder holds the full-precision source, a ternary checkpoint or a packed model. sentence-transformers does pooling,
-normalisation and prompts. For a plain transformers folder, `defaults` chooses the pooling of a text encoder, and
-`vision` that of an image encoder.
+importing it), or a hub id (`hub`); each may be a LoRA adapter, too (`adapters`). A running encoder is a
+`sentence_transformers.SentenceTransformer`, whether the folder holds the full-precision source, a ternary checkpoint or
+a packed model. sentence-transformers does pooling, normalisation and prompts. For a plain transformers folder,
+`defaults` chooses the pooling of a text encoder, and `vision` that of an image encoder.
 """
 
 import importlib.util
@@ -17,11 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.encoders import hub
-from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
+from ternarize_cli.errors import (
+    CheckpointError,
+    InputError,
+    ModelNotFoundError,
+    TernarizeError,
+    UnavailableError,
+    named,
+)
 from ternarize_cli.model_folder.model_kind import kind_of, require_kind
+from ternarize_cli.storage.views import origin
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from ternarize_cli.model_folder.adapter_check import LoraAdapter
 
 __all__ = [
     "can_encode",
@@ -40,40 +50,92 @@ __all__ = [
 def resolve(model: str | Path, *, allow_pickle: bool = False, headers_only: bool = False) -> Path:
     """Finds the folder that MODEL names; takes a model of the hub from the local cache, or downloads it.
 
+    A LoRA adapter becomes a temporary folder with the model that it and its base are together (`adapters`). Its base is
+    found, downloaded and checked as MODEL is.
+
     Args:
         model: a folder, `package:NAME`, or a hub id or address as `hub.parse` reads it.
         allow_pickle: also download `pytorch_model.bin` files.
-        headers_only: of a hub id, fetch the headers of weights files only, where that can be done (`hub.headers_only`).
+        headers_only: of a hub id, fetch the headers of weights files only, where that can be done (`hub.headers_only`);
+            an adapter is not merged.
 
     Raises:
         ModelNotFoundError: there is no such folder, package or model on the hub.
-        CheckpointError: MODEL is a file, or the folder holds no config.json.
+        CheckpointError: MODEL is a file, or the folder holds no config.json, or an adapter can't be merged.
+        UnavailableError: MODEL is an adapter, and peft is not installed.
     """
-    text = os.fspath(model)
-    if text.startswith("package:"):
-        from ternarize_cli.model_folder.root_view import in_root
+    from ternarize_cli.encoders import adapters
+    from ternarize_cli.model_folder.adapter_check import is_adapter, read_adapter
 
+    folder = _located(os.fspath(model), allow_pickle=allow_pickle, headers_only=headers_only)
+    if not is_adapter(folder):
+        return folder
+    adapter = read_adapter(folder)
+    base = _base_of(adapter, allow_pickle=allow_pickle, headers_only=headers_only)
+    return adapters.merged(adapter, base, allow_pickle=allow_pickle, headers_only=headers_only)
+
+
+def _located(text: str, *, allow_pickle: bool, headers_only: bool) -> Path:
+    """Finds the folder that MODEL names: of a whole model or of an adapter."""
+    from ternarize_cli.model_folder.root_view import in_root
+
+    if text.startswith("package:"):
         return in_root(_package_folder(text.removeprefix("package:")))
-    from ternarize_cli.model_folder.folder_check import refuse_adapter
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return _checked_folder(folder)
+    if folder.exists():
+        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
+    return _fetched(hub.parse(text), allow_pickle=allow_pickle, headers_only=headers_only)
+
+
+def _checked_folder(folder: Path) -> Path:
+    from ternarize_cli.model_folder.adapter_check import is_adapter
     from ternarize_cli.model_folder.module_check import check_modules
     from ternarize_cli.model_folder.root_view import in_root, refuse_module
 
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        refuse_module(folder)
-        folder = in_root(folder)
-        if not (folder / "config.json").is_file():
-            refuse_adapter(folder)
-            check_modules(folder)
-            raise CheckpointError(
-                f"{text} is no model folder: it has no config.json",
-                hint="pass the folder that holds config.json and model.safetensors",
-            )
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
-    found = hub.parse(text)
-    return in_root((hub.headers_only if headers_only else hub.download)(found, allow_pickle=allow_pickle))
+    refuse_module(folder)
+    view = in_root(folder)
+    if not is_adapter(view) and not (view / "config.json").is_file():
+        check_modules(view)
+        raise CheckpointError(
+            f"{folder} is no model folder: it has no config.json",
+            hint="pass the folder that holds config.json and model.safetensors",
+        )
+    return view
+
+
+def _fetched(model: hub.HubModel, *, allow_pickle: bool, headers_only: bool) -> Path:
+    from ternarize_cli.model_folder.root_view import in_root
+
+    return in_root((hub.headers_only if headers_only else hub.download)(model, allow_pickle=allow_pickle))
+
+
+def _base_of(adapter: "LoraAdapter", *, allow_pickle: bool, headers_only: bool) -> Path:
+    """Finds the base of an adapter: a folder, absolute or relative to the adapter's; otherwise a model of the hub.
+
+    Raises:
+        ModelNotFoundError: there is no such folder or model, or an adapter of the hub names a folder of this machine.
+        CheckpointError: the base is itself an adapter, or no model folder.
+    """
+    from ternarize_cli.model_folder.adapter_check import is_adapter
+
+    place, said = origin(adapter.folder), f"{adapter.folder} is an adapter of {named(adapter.base)}"
+    path, from_hub = Path(adapter.base), hub.origin_of(adapter.folder) is not None
+    hint = "write the hub id or the folder of the base into base_model_name_or_path of adapter_config.json"
+    if from_hub and (path.is_absolute() or ".." in path.parts):
+        raise ModelNotFoundError(f"{said}, a folder of the machine where it was trained", hint=hint)
+    try:
+        if (place / path).is_dir():
+            base = _checked_folder(place / path)
+        else:
+            found = hub.parse(f"{adapter.base}@{adapter.revision}" if adapter.revision else adapter.base)
+            base = _fetched(found, allow_pickle=allow_pickle, headers_only=headers_only)
+    except InputError as e:
+        raise type(e)(f"{said}, and {e}", hint=e.hint) from e
+    if is_adapter(base):
+        raise CheckpointError(f"{said}, which is an adapter, too", hint="merge the other one into its base first")
+    return base
 
 
 def _package_folder(name: str) -> Path:
