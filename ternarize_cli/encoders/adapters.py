@@ -198,13 +198,12 @@ def _write(
                 weight, product = shard.get(key), products.get(name)
                 if product is not None and names[key].endswith(".weight"):
                     a, b = own.get(product.a).float(), own.get(product.b).float()
-                    try:
-                        weight = _sum(model.get_submodule(name), weight, a, b, product.alpha, adapter.rank_stabilised)
-                    except ValueError as e:  # peft found NaN or infinity
+                    weight = _sum(model.get_submodule(name), weight, a, b, product.alpha, adapter.rank_stabilised)
+                    if not all_finite(weight):
                         raise CheckpointError(
                             f"{adapter.folder}: {name} is not finite with the adapter merged",
                             hint="fetch adapter and base again",
-                        ) from e
+                        )
                 out.add(key, weight)
     writer.finish()
 
@@ -217,9 +216,6 @@ def _sum(linear: nn.Module, weight: Tensor, a: Tensor, b: Tensor, alpha: float, 
         weight: its weight.
         a, b: [rank, in] and [out, rank] float32.
         alpha, rank_stabilised: numerator of the scaling, and whether its denominator is √rank instead of the rank.
-
-    Raises:
-        ValueError: the sum is not finite.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -237,6 +233,6 @@ def _sum(linear: nn.Module, weight: Tensor, a: Tensor, b: Tensor, alpha: float, 
     for pair, tensor in ((layer.lora_A, a), (layer.lora_B, b)):
         pair["default"].weight = nn.Parameter(tensor, requires_grad=False)
     with torch.no_grad():
-        layer.merge(safe_merge=True)
+        layer.merge()
     total: Tensor = layer.base_layer.weight.detach()
     return total
