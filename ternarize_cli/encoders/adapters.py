@@ -111,7 +111,8 @@ def merged(adapter: LoraAdapter, base: Path, *, allow_pickle: bool = False, head
 
 def _stamp(folder: Path) -> list[object]:
     """Lists what changes if a file of a model or an adapter changes: names, sizes and times."""
-    found = [*(folder / name for name in model_files(folder)), *sorted(folder.glob("adapter_*"))]
+    names = (*model_files(folder), "adapter_config.json", "adapter_model.safetensors")
+    found = [folder / name for name in names if (folder / name).exists()]
     return [origin(folder), *((path.name, (s := path.stat()).st_size, s.st_mtime_ns) for path in found)]
 
 
@@ -198,7 +199,8 @@ def _write(
                 weight, product = shard.get(key), products.get(name)
                 if product is not None and names[key].endswith(".weight"):
                     a, b = own.get(product.a).float(), own.get(product.b).float()
-                    weight = _sum(model.get_submodule(name), weight, a, b, product.alpha, adapter.rank_stabilised)
+                    scaling = {"lora_alpha": product.alpha, "use_rslora": adapter.rank_stabilised}
+                    weight = _sum(model.get_submodule(name), weight, a, b, scaling)
                     if not all_finite(weight):
                         raise CheckpointError(
                             f"{adapter.folder}: {name} is not finite with the adapter merged",
@@ -208,14 +210,14 @@ def _write(
     writer.finish()
 
 
-def _sum(linear: nn.Module, weight: Tensor, a: Tensor, b: Tensor, alpha: float, rank_stabilised: bool) -> Tensor:
+def _sum(linear: nn.Module, weight: Tensor, a: Tensor, b: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     """Lets peft merge one linear; returns W + scaling · B·A in the dtype and layout of `weight`.
 
     Args:
         linear: an nn.Linear or Conv1D of the skeleton.
         weight: its weight.
         a, b: [rank, in] and [out, rank] float32.
-        alpha, rank_stabilised: numerator of the scaling, and whether its denominator is √rank instead of the rank.
+        scaling: `lora_alpha`, the numerator, and `use_rslora`: whether the denominator is √rank instead of the rank.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -224,8 +226,7 @@ def _sum(linear: nn.Module, weight: Tensor, a: Tensor, b: Tensor, alpha: float, 
     holder.linear.weight = nn.Parameter(weight, requires_grad=False)
     config = LoraConfig(
         r=len(a),
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        use_rslora=rank_stabilised,
+        **scaling,
         target_modules=["linear"],
         fan_in_fan_out=not isinstance(linear, nn.Linear),
     )

@@ -209,6 +209,7 @@ def held(key: str, tensor: torch.Tensor | None) -> Edit:
         (keyed(base_model_name_or_path=""), "names no model"),
         (keyed(base_model_name_or_path=None), "base_model_name_or_path is None"),
         (keyed(base_model_name_or_path="a\0b"), "names no model"),
+        (keyed(base_model_name_or_path="a" * 1000), "is an adapter of 'aaa"),
         (keyed(base_model_name_or_path="."), "is an adapter, too"),
         (keyed(base_model_name_or_path="/etc"), "adapter of /etc, and /etc is no model folder"),
         (keyed(base_model_name_or_path="/nowhere/at/all"), "there is no folder /nowhere/at/all"),
