@@ -36,6 +36,8 @@ _SECTION = re.compile(r"^<!-- ternarize: (convert|distill|pack|eval) -->\n", re.
 _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _RESULTS = re.compile(r"^model-index:.*\n?(?:[ \t#-].*\n?|\r?\n)*", re.MULTILINE)
 _EARLIER = re.compile(r"^## How this student was trained\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_ADAPTED = re.compile(r"(.+)@[0-9a-f]{40} \+ ")
+"""The source of a merged adapter whose base is of the hub (`adapters.source_of`)."""
 _LONGEST, _LONGEST_HEADER = 4 << 20, 64 << 10
 _MOST = 200
 _TITLES = {
@@ -132,12 +134,18 @@ def _metadata(folder: Path, artifact: Artifact, known: Mapping[str, Any]) -> dic
     }
     if languages := _words(known["language"]) if known.get("language") is not None else []:
         kept["language"] = languages
-    bases = [artifact.source] if artifact.source_revision else [b for b in _words(known.get("base_model")) if _is_id(b)]
+    if of_adapter := _ADAPTED.match(artifact.source):
+        bases = [of_adapter[1]]
+    elif artifact.source_revision:
+        bases = [artifact.source]
+    else:
+        bases = [base for base in _words(known.get("base_model")) if _is_id(base)]
     if bases:
         kept["base_model"] = bases[0] if len(bases) == 1 else bases
         kept["base_model_relation"] = "quantized"
     library = "sentence-transformers" if can_encode(folder) else "transformers"
-    tags = [*_words(known.get("tags")), library, "ternarize", artifact.scheme.levels]
+    tags = [tag for tag in _words(known.get("tags")) if not tag.startswith("base_model:")]
+    tags = [*tags, library, "ternarize", artifact.scheme.levels]
     task = _task(folder)
     return {**kept, "library_name": library, "pipeline_tag": task, "tags": list(dict.fromkeys(tags))}
 
@@ -163,7 +171,8 @@ def _task(folder: Path) -> str:
 def _head(folder: Path, artifact: Artifact) -> str:
     """Writes what the artifact is, and code that runs in its folder."""
     kind = kind_of(folder)
-    name = re.sub(r"[^\w./-]", "_", artifact.source) or "model"
+    source = re.sub(r"(@[0-9a-f]{12})[0-9a-f]{28}(?= |$)", r"\1", artifact.source)
+    name = " + ".join(re.sub(r"[^\w./@-]", "_", part) for part in source.split(" + ")) or "model"
     commit = f", commit `{artifact.source_revision[:12]}`" if artifact.source_revision else ""
     form = "a packed model" if artifact.stage == "packed" else "a checkpoint to train or pack"
     lines = [

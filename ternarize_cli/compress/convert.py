@@ -24,7 +24,7 @@ from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
 from ternarize_cli.compress.tensor_policy import TensorDecision
-from ternarize_cli.encoders import checkpoint, defaults, hub
+from ternarize_cli.encoders import adapters, checkpoint, defaults, hub
 from ternarize_cli.encoders.loading import model_name
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.format.scheme import Artifact, Scheme
@@ -102,7 +102,7 @@ def convert(
         force: replace an existing output.
         track: reports progress over tensors.
         source_name: what the artifact records as its source; the folder's name if None. Of a model in the hub's
-            cache, its hub id and commit are recorded instead.
+            cache, its hub id and commit are recorded instead; of a merged adapter, `adapters.source_of`.
 
     Raises:
         CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite; or
@@ -121,12 +121,13 @@ def convert(
     if options.check:
         texts = [] if chosen is None else list(islice(inputs(source, chosen.corpus), 3))
         reference = Reference.of(source, *([texts] if texts else []), allow_pickle=allow_pickle)
-    hub_model = hub.origin_of(source)
+    merged = adapters.source_of(source)
+    hub_model = None if merged else hub.origin_of(source)
     made = Artifact(
         stage="latent",
         scheme=scheme,
         tool_version=__version__,
-        source=hub_model.name if hub_model else source_name or model_name(source),
+        source=merged or (hub_model.name if hub_model else source_name or model_name(source)),
         source_revision=(hub_model and hub_model.revision) or "",
         source_sha256=files.content_hash(source),
         seed=options.seed,

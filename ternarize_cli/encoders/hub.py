@@ -27,7 +27,16 @@ from ternarize_cli.errors import InputError, ModelNotFoundError, shown
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.storage.views import new_view, origin
 
-__all__ = ["HubModel", "download", "headers_only", "is_headers_only", "origin_of", "parse", "pinned"]
+__all__ = [
+    "HubModel",
+    "download",
+    "headers_only",
+    "is_headers_only",
+    "mark_headers_only",
+    "origin_of",
+    "parse",
+    "pinned",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,8}", re.ASCII)
@@ -162,7 +171,7 @@ def headers_only(model: HubModel, *, allow_pickle: bool = False) -> Path:
             _write_header(pinned, name, size, view / name)
     except Exception:  # the hub's libraries raise errors of many kinds; a damaged file is told of when it is here
         return download(pinned, allow_pickle=allow_pickle)
-    _without_values.add(view)
+    mark_headers_only(view)
     return view
 
 
@@ -171,8 +180,13 @@ def _large(folder: str, names: list[str]) -> list[str]:
     return [n for n in names if not Path(folder, n).is_dir() and not any(fnmatchcase(n, p) for p in _SMALL)]
 
 
+def mark_headers_only(folder: Path) -> None:
+    """Notes that the tensors in a folder have the names, dtypes and shapes of its model's, and not the values."""
+    _without_values.add(folder)
+
+
 def is_headers_only(folder: Path) -> bool:
-    """Whether `headers_only` made a folder, or the folder that it is a view of, without the values of weights."""
+    """Whether a folder, or the folder that it is a view of, was marked as one without the values of weights."""
     return not _without_values.isdisjoint((folder, origin(folder)))
 
 

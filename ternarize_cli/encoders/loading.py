@@ -1,23 +1,27 @@
 """Finds the folder of MODEL, and loads a folder as a running encoder.
 
 MODEL is what users type: a folder, `package:NAME` (a checkpoint inside an installed Python package, found without
-importing it), or a hub id (`hub`). A running encoder is a `sentence_transformers.SentenceTransformer`, whether the
-folder holds the full-precision source, a ternary checkpoint or a packed model. sentence-transformers does pooling,
-normalisation and prompts. For a plain transformers folder, `defaults` chooses the pooling of a text encoder, and
-`vision` that of an image encoder.
+importing it), or a hub id (`hub`); each may be a LoRA adapter, too (`adapters`). A running encoder is a
+`sentence_transformers.SentenceTransformer`, whether the folder holds the full-precision source, a ternary checkpoint or
+a packed model. sentence-transformers does pooling, normalisation and prompts. For a plain transformers folder,
+`defaults` chooses the pooling of a text encoder, and `vision` that of an image encoder.
 """
 
-import importlib.util
 import logging
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.encoders import hub
-from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
+from ternarize_cli.errors import (
+    CheckpointError,
+    InputError,
+    ModelNotFoundError,
+    TernarizeError,
+    UnavailableError,
+)
 from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 
 if TYPE_CHECKING:
@@ -41,61 +45,29 @@ __all__ = [
 def resolve(model: str | Path, *, allow_pickle: bool = False, headers_only: bool = False) -> Path:
     """Finds the folder that MODEL names; takes a model of the hub from the local cache, or downloads it.
 
+    A LoRA adapter becomes a temporary folder with the model that it and its base are together (`adapters`). Its base is
+    found, downloaded and checked as MODEL is.
+
     Args:
         model: a folder, `package:NAME`, or a hub id or address as `hub.parse` reads it.
         allow_pickle: also download `pytorch_model.bin` files.
-        headers_only: of a hub id, fetch the headers of weights files only, where that can be done (`hub.headers_only`).
+        headers_only: of a hub id, fetch the headers of weights files only, where that can be done (`hub.headers_only`);
+            an adapter is not merged.
 
     Raises:
         ModelNotFoundError: there is no such folder, package or model on the hub.
-        CheckpointError: MODEL is a file, or the folder holds no config.json.
+        CheckpointError: MODEL is a file, or the folder holds no config.json, or an adapter can't be merged.
+        UnavailableError: MODEL is an adapter, and peft is not installed.
     """
-    text = os.fspath(model)
-    if text.startswith("package:"):
-        from ternarize_cli.model_folder.root_view import in_root
+    from ternarize_cli.encoders import adapters, location
+    from ternarize_cli.model_folder.adapter_check import is_adapter, read_adapter
 
-        return in_root(_package_folder(text.removeprefix("package:")))
-    from ternarize_cli.model_folder.folder_check import refuse_adapter
-    from ternarize_cli.model_folder.module_check import check_modules
-    from ternarize_cli.model_folder.root_view import in_root, refuse_module
-
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        refuse_module(folder)
-        folder = in_root(folder)
-        if not (folder / "config.json").is_file():
-            refuse_adapter(folder)
-            check_modules(folder)
-            raise CheckpointError(
-                f"{text} is no model folder: it has no config.json",
-                hint="pass the folder that holds config.json and model.safetensors",
-            )
+    folder = location.located(os.fspath(model), allow_pickle=allow_pickle, headers_only=headers_only)
+    if not is_adapter(folder):
         return folder
-    if folder.exists():
-        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
-    found = hub.parse(text)
-    return in_root((hub.headers_only if headers_only else hub.download)(found, allow_pickle=allow_pickle))
-
-
-def _package_folder(name: str) -> Path:
-    try:
-        spec = importlib.util.find_spec(name) if re.fullmatch(r"[A-Za-z_]\w*", name) else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        pip_name = name.replace("_", "-")
-        raise ModelNotFoundError(f"no Python package {name!r} is installed here", hint=f"pip install {pip_name}")
-    roots = [Path(p) for p in spec.submodule_search_locations or []]
-    names = ("config.json", "modules.json")
-    found = sorted({p.parent for root in roots for name in names for p in root.rglob(name)})
-    top = [p for p in found if not any(other in p.parents for other in found)]
-    if len(top) != 1:
-        listed = ", ".join(str(p) for p in top[:4]) or "none"
-        raise ModelNotFoundError(
-            f"the package {name!r} should carry one folder with a config.json; found {len(top)}: {listed}",
-            hint="pass the model's folder itself",
-        )
-    return top[0]
+    adapter = read_adapter(folder)
+    base = location.base_of(adapter, allow_pickle=allow_pickle, headers_only=headers_only)
+    return adapters.merged(adapter, base, allow_pickle=allow_pickle, headers_only=headers_only)
 
 
 def model_name(model: str | Path) -> str:

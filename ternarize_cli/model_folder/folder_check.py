@@ -7,7 +7,8 @@ come from anybody, so its files may ask for known things only, and anything else
     modules.json, configs of modules      checked by `module_check`
     config.json                           checked by `config_check`
     the files beside it                   checked by `companion_check`
-    adapter_config.json                   refused: it would load another model from any place that it names
+    adapter_config.json                   refused: it would load another model from any place that it names; of an
+                                          adapter that was checked (`adapter_check`), the merged model comes here
     pytorch_model.bin, in any subfolder   accepted only if the user allows pickles
 
 The arguments of the loaders (`LOADING`) forbid hub and code once more.
@@ -19,13 +20,14 @@ from typing import Any
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.format.scheme import METHOD
+from ternarize_cli.model_folder.adapter_check import is_adapter
 from ternarize_cli.model_folder.companion_check import check_companion
 from ternarize_cli.model_folder.config_check import check_config
 from ternarize_cli.model_folder.model_files import model_files
 from ternarize_cli.model_folder.module_check import check_activation, check_modules
 from ternarize_cli.storage.bounds import read_object
 
-__all__ = ["LOADING", "check_folder", "loading_arguments", "refuse_adapter"]
+__all__ = ["LOADING", "check_folder", "loading_arguments"]
 
 LOADING: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Keyword arguments for every loader of transformers: fetch nothing from a hub, and run no code of the folder."""
@@ -48,7 +50,11 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
         CheckpointError: a file is missing, damaged, too large or no regular file, or asks for something that a folder
             may not ask for; the message names file, key and value.
     """
-    refuse_adapter(folder)
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json) for another model, and not a whole model",
+            hint=f"ternarize convert {folder} merges it into its base; so does load, by the adapter's name",
+        )
     check_modules(folder)
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
@@ -71,19 +77,6 @@ def _check_activations(config: Mapping[str, Any], path: Path) -> None:
     check_activation("activation_fn", settings.get("activation_fn") if isinstance(settings, dict) else None, path)
     key = "sbert_ce_default_activation_function"
     check_activation(key, config.get(key), path)
-
-
-def refuse_adapter(folder: Path) -> None:
-    """Refuses a folder with an adapter such as LoRA's, which loaders would add to a model from any place it names.
-
-    Raises:
-        CheckpointError: the folder holds adapter_config.json.
-    """
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json) for another model, and not a whole model",
-            hint="merge it first: PeftModel.from_pretrained(BASE, …).merge_and_unload().save_pretrained(DIR)",
-        )
 
 
 def loading_arguments(*, allow_pickle: bool) -> dict[str, Any]:

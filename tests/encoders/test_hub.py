@@ -187,6 +187,40 @@ def test_inspect_fetches_headers_and_leaves_values_unknown(hub: Hub, tmp_path: P
     assert "unknown: headers alone were read" in " ".join((table.stdout + table.stderr).split())
 
 
+def _adapter(folder: Path, base: str) -> Path:
+    """An adapter of the query of the tiny BERT's first layer, at the base's revision v1."""
+    folder.mkdir()
+    where = "base_model.model.encoder.layer.0.attention.self.query"
+    pair = {f"{where}.lora_A.weight": torch.ones(2, 32), f"{where}.lora_B.weight": torch.ones(32, 2)}
+    save_file(pair, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "base_model_name_or_path": base, "revision": "v1", "r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.slow
+def test_an_adapter_and_its_base_come_from_the_hub_and_are_named_with_their_commits(hub: Hub, tmp_path: Path) -> None:
+    hub.folders["maker/adapter"] = _adapter(tmp_path / "adapter", "maker/tiny")
+    planned = ran(hub, tmp_path, "convert", "maker/adapter", "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert hub.sent["maker/tiny/model.safetensors"] <= 100_001
+    done = ran(hub, tmp_path, "convert", "maker/adapter", "-o", "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert hub.commits == {COMMITS["main"], COMMITS["v1"]}
+    source = f"maker/tiny@{COMMITS['v1']} + maker/adapter@{COMMITS['main']}"
+    assert json.loads(done.stdout)["quantization_config"]["source"] == source
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: maker/tiny\n" in card
+    assert f"made from `maker/tiny@{'b' * 12} + maker/adapter@{'a' * 12}`" in card
+
+
+def test_an_adapter_of_the_hub_names_no_folder_of_this_machine(hub: Hub, tmp_path: Path) -> None:
+    hub.folders["maker/stray"] = _adapter(tmp_path / "stray", str(hub.folders["maker/tiny"]))
+    done = ran(hub, tmp_path, "convert", "maker/stray")
+    assert done.returncode == 2
+    assert "a folder of the machine where it was trained" in " ".join(done.stderr.split())
+
+
 @pytest.mark.slow
 def test_inspect_of_a_packed_model_reads_and_checks_its_values(hub: Hub, tmp_path: Path) -> None:
     assert ran(hub, tmp_path, "convert", "maker/tiny", "-q").returncode == 0
