@@ -1,7 +1,8 @@
-"""The native library under AddressSanitizer and UndefinedBehaviorSanitizer: no argument makes it touch foreign memory.
+"""The native library under sanitizers: no argument makes it touch foreign memory, and its threads don't race.
 
 `native_fuzz` calls it; TERNARIZE_FUZZ is the number of its cases, TERNARIZE_FUZZ_FIRST the first. A case that fails is
-named by its number, and the sanitizer's report says where.
+named by its number, and the sanitizer's report says where. Under ThreadSanitizer it has threads of its own, since that
+knows nothing of OpenMP's.
 """
 
 import os
@@ -16,38 +17,48 @@ CASES = int(os.environ.get("TERNARIZE_FUZZ", "4000"))
 FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))
 SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "kernels" / "native"
 """Of the repository: an installed package has no sources of the library."""
-FLAGS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+ADDRESS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+THREAD = "-fsanitize=thread -fno-omit-frame-pointer -g"
 pytestmark = pytest.mark.nightly
 
 
-def runtimes() -> str | None:
-    """What must be loaded before Python: g++'s AddressSanitizer, and libstdc++, whose exceptions it looks for then."""
+def runtimes(sanitizer: str) -> str | None:
+    """What must be loaded before Python: g++'s sanitizer, and libstdc++, whose exceptions it looks for then."""
     if not sys.platform.startswith("linux") or shutil.which("g++") is None or shutil.which("cmake") is None:
         return None
     paths = []
-    for name in ("libasan.so", "libstdc++.so"):
+    for name in (f"lib{sanitizer}.so", "libstdc++.so"):
         named = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=False)
         paths.append(Path(named.stdout.strip()))
     return ":".join(map(str, paths)) if all(path.is_absolute() and path.is_file() for path in paths) else None
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, built with the sanitizers."""
-    if runtimes() is None:
-        pytest.skip("no g++, no cmake or no libasan")
-    build = tmp_path_factory.mktemp("sanitized")
-    settings = ["-DCMAKE_CXX_COMPILER=g++", f"-DCMAKE_CXX_FLAGS={FLAGS}"]
+def built(build: Path, sanitizer: str, flags: str, *settings: str) -> Path:
+    """The library, built with a sanitizer."""
+    if runtimes(sanitizer) is None:
+        pytest.skip(f"no g++, no cmake or no lib{sanitizer}")
+    settings = ("-DCMAKE_CXX_COMPILER=g++", f"-DCMAKE_CXX_FLAGS={flags}", *settings)
     for command in (["-S", str(SOURCE), "-B", str(build), *settings], ["--build", str(build), "--parallel", "2"]):
         made = subprocess.run(["cmake", *command], capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
     return build / "libternarize_native.so.1"
 
 
-def run_under_sanitizers(*arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("address"), "asan", ADDRESS)
+
+
+@pytest.fixture(scope="module")
+def thread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("thread"), "tsan", THREAD, "-DTERNARIZE_OPENMP=OFF")
+
+
+def run_under(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
-        "LD_PRELOAD": str(runtimes()),
+        "LD_PRELOAD": str(runtimes(sanitizer)),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",  # Python itself leaks
+        "TSAN_OPTIONS": "exitcode=66",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
         "OMP_NUM_THREADS": "4",
@@ -58,14 +69,18 @@ def run_under_sanitizers(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_structure_makes_the_library_touch_foreign_memory(sanitized: Path) -> None:
+@pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
+def test_no_structure_makes_the_library_touch_foreign_memory_or_race(
+    sanitizer: str, request: pytest.FixtureRequest
+) -> None:
+    library = request.getfixturevalue({"asan": "address", "tsan": "thread"}[sanitizer])
     program, interface = Path(__file__).parents[1] / "support" / "native_fuzz.py", SOURCE / "interface.py"
-    made = run_under_sanitizers(str(program), str(sanitized), str(interface), str(FIRST), str(CASES))
+    made = run_under(sanitizer, str(program), str(library), str(interface), str(FIRST), str(CASES))
     assert made.returncode == 0, made.stderr[made.stderr.rfind("case ") :][:6000]
     assert made.stdout.startswith(f"{CASES} cases on ")
 
 
-def test_the_sanitizers_are_at_work(sanitized: Path) -> None:
+def test_the_address_sanitizer_is_at_work(address: Path) -> None:
     overrun = (
         "import ctypes, sys; c = ctypes.CDLL(sys.argv[1]); libc = ctypes.CDLL(None);"
         "libc.malloc.restype = ctypes.c_void_p; rows = ctypes.c_void_p(libc.malloc(16));"
@@ -73,6 +88,20 @@ def test_the_sanitizers_are_at_work(sanitized: Path) -> None:
         # two rows of 16 bytes, of which one is there
         "c.tz_pack(rows, 16, 4, 4, 2, 64, packed, ctypes.c_int64(512), 1)"
     )
-    made = run_under_sanitizers("-c", overrun, str(sanitized))
+    made = run_under("asan", "-c", overrun, str(address))
     assert made.returncode != 0
     assert "heap-buffer-overflow" in made.stderr
+
+
+def test_the_thread_sanitizer_is_at_work(thread: Path) -> None:
+    race = (
+        "import ctypes, sys, threading; c = ctypes.CDLL(sys.argv[1]);"
+        "rows, packed = ctypes.create_string_buffer(16 * 4096), ctypes.create_string_buffer(512 * 128);"
+        # two callers write to one place
+        "pack = lambda: c.tz_pack(rows, 16, 4, 4, 4096, 64, packed, ctypes.c_int64(512 * 128), 2);"
+        "callers = [threading.Thread(target=lambda: [pack() for _ in range(50)]) for _ in range(2)];"
+        "[caller.start() for caller in callers]; [caller.join() for caller in callers]"
+    )
+    made = run_under("tsan", "-c", race, str(thread))
+    assert made.returncode == 66
+    assert "data race" in made.stderr

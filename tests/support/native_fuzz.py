@@ -3,10 +3,10 @@
     python native_fuzz.py LIBRARY INTERFACE FIRST COUNT
 
 LIBRARY is built with AddressSanitizer and UndefinedBehaviorSanitizer, which end this process at the first byte that is
-touched outside of a buffer. INTERFACE is ternarize_cli/kernels/native/interface.py, loaded on its own: torch stays out.
-Every buffer is as large as it must be and no larger. COUNT cases follow, numbered from FIRST; each is a valid call,
-which must succeed, and then the same call with one argument made invalid, or with twelve, which must be refused and
-leave the output as it was.
+touched outside of a buffer, or with ThreadSanitizer. INTERFACE is ternarize_cli/kernels/native/interface.py, loaded on
+its own: torch stays out. Every buffer is as large as it must be and no larger. COUNT cases follow, numbered from FIRST;
+each is a valid call, which must succeed, and then the same call with one argument made invalid, or with twelve, which
+must be refused and leave the output as it was.
 """
 
 import ctypes
@@ -112,7 +112,7 @@ class Cases:
         panels, blocks = -(-outputs // 32), -(-inputs // 64)
         codes = self.buffers.of(self.rng.randbytes(panels * blocks * 512))
         scale, bias = self.buffers.floats(panels * 32), self.buffers.floats(panels * 32)
-        return self.interface.Linear(codes, scale, bias, inputs, outputs, blocks, panels)
+        return self.interface.NativeLinear(codes, scale, bias, inputs, outputs, blocks, panels)
 
     @staticmethod
     def parts(call: Call, w: Any) -> None:
@@ -153,7 +153,7 @@ class Cases:
         out = self.buffers.of(bytes(4 * rows * outputs))
         x = self.buffers.floats(rows * inputs)
         call.arguments |= {"w": ctypes.pointer(w), "x": x, "rows": rows, "y": None if sums else out}
-        call.arguments |= {"sums": out if sums else None, "threads": self.rng.choice([1, 2, 3])}
+        call.arguments |= {"sums": out if sums else None, "threads": self.rng.choice([1, 2, 3, 8])}
         self._usual(call)
         call.set_to("w", None)
         call.numbers("rows", lambda n: 0 <= n <= 1 << 28)
@@ -231,7 +231,7 @@ class Cases:
         starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
         tokens = starts[-1]
         call = Call("tz_encode", isa=rng.randrange(self.sets))
-        array = (self.interface.Layer * max(1, layers))()
+        array = (self.interface.NativeLayer * max(1, layers))()
         for layer in array[:layers]:
             shapes = {"qkv": (width, 3 * width), "output": (width, width), "up": (width, inner), "down": (inner, width)}
             for name, shape in shapes.items():
@@ -251,7 +251,7 @@ class Cases:
         places = buffers.of(struct.pack(f"{len(starts)}i", *starts))
         x = buffers.floats(tokens * width)
         call.arguments |= {"encoder": ctypes.pointer(e), "starts": places, "sequences": len(lengths), "x": x}
-        call.arguments |= {"tokens": tokens, "threads": rng.choice([1, 2, 3])}
+        call.arguments |= {"tokens": tokens, "threads": rng.choice([1, 2, 3, 8])}
         self._usual(call)
         field(call, e, "layers", *(n for n in ODD if not 0 <= n <= 4096))
         field(call, e, "heads", *(n for n in {*ODD, width + 1} if n < 1 or width % n))
@@ -262,7 +262,7 @@ class Cases:
         if layers:
             field(call, e, "width", *({*ODD, width + 1, width - 1} - {width}))
             field(call, e, "inner", *({*ODD, inner + 1, inner - 1} - {inner}))
-            field(call, e, "layer", ctypes.POINTER(self.interface.Layer)())
+            field(call, e, "layer", ctypes.POINTER(self.interface.NativeLayer)())
         else:
             call.changes.append(lambda: (setattr(e, "width", 8192), setattr(e, "heads", 1))[0])
         call.set_to("encoder", None)
@@ -306,7 +306,7 @@ class Cases:
             inputs=inputs,
             packed=packed,
             room=room,
-            threads=rng.choice([1, 2, 3]),
+            threads=rng.choice([1, 2, 3, 8]),
         )
         call.set_to("rows", None)
         call.set_to("packed", None)

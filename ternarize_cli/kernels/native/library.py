@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from torch import Tensor
 
@@ -255,7 +256,16 @@ def _c_int(size: int) -> int:
 
 
 def _threads() -> int:
-    return min(torch.get_num_threads(), MAX_THREADS)
+    return min(torch.get_num_threads(), MAX_THREADS, _processors())
+
+
+@cache
+def _processors() -> int:
+    """Returns how many processors this process may use, by its affinity and the quota of its container (cgroup).
+
+    torch's number of threads follows the affinity and OMP_NUM_THREADS, and knows nothing of quotas.
+    """
+    return int(joblib.cpu_count())
 
 
 def _zeros(*shape: int) -> Tensor:

@@ -160,26 +160,29 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
       for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = rest % radix & 3;
     const size_t length = static_cast<size_t>(width) * count + 8 + kBlock;  // bytes of a row of digits; a thread has one row
     const std::unique_ptr<uint8_t[]> lines(new uint8_t[length * threads]);
-    parallel(threads, [&](int rank, int size) {
-      uint8_t* line = lines.get() + rank * length;
-      const int panels = static_cast<int>(parts(outputs, kPanel));
-      const int first = share(panels, rank, size), last = share(panels, rank + 1, size);
-      uint8_t* start = packed + static_cast<size_t>(first) * blocks * 2 * kTile;
-      std::memset(start, 0, static_cast<size_t>(last - first) * blocks * 2 * kTile);
-      for (int n = first * kPanel; n < std::min(last * kPanel, outputs); ++n) {
-        for (int i = 0; i < width; ++i)
-          std::memcpy(&line[static_cast<size_t>(i) * count], digits[rows[static_cast<size_t>(n) * width + i]], 8);
-        std::memset(line + inputs, 1, length - inputs);
-        for (size_t block = 0; block < blocks; ++block) {
-          uint8_t* tile = packed + ((n / kPanel * blocks + block) * 2 + n % kPanel / 16) * kTile;
-          const uint8_t* from = &line[block * kBlock];
-          for (int chunk = 0; chunk < 4; ++chunk)
-            for (int k = 0; k < 4; ++k) {
-              const uint8_t* d = from + chunk * 16 + k;
-              tile[chunk * 64 + n % 16 * 4 + k] = static_cast<uint8_t>(d[0] | d[4] << 2 | d[8] << 4 | d[12] << 6);
-            }
+    const int panels = static_cast<int>(parts(outputs, kPanel)), pieces = std::min(panels, threads);
+    Stage stage;
+    parallel(threads, &stage, [&](Worker& worker) {
+      uint8_t* line = lines.get() + worker.rank * length;
+      worker.stage(pieces, [&](int piece) {
+        const int first = share(panels, piece, pieces), last = share(panels, piece + 1, pieces);
+        uint8_t* start = packed + static_cast<size_t>(first) * blocks * 2 * kTile;
+        std::memset(start, 0, static_cast<size_t>(last - first) * blocks * 2 * kTile);
+        for (int n = first * kPanel; n < std::min(last * kPanel, outputs); ++n) {
+          for (int i = 0; i < width; ++i)
+            std::memcpy(&line[static_cast<size_t>(i) * count], digits[rows[static_cast<size_t>(n) * width + i]], 8);
+          std::memset(line + inputs, 1, length - inputs);
+          for (size_t block = 0; block < blocks; ++block) {
+            uint8_t* tile = packed + ((n / kPanel * blocks + block) * 2 + n % kPanel / 16) * kTile;
+            const uint8_t* from = &line[block * kBlock];
+            for (int chunk = 0; chunk < 4; ++chunk)
+              for (int k = 0; k < 4; ++k) {
+                const uint8_t* d = from + chunk * 16 + k;
+                tile[chunk * 64 + n % 16 * 4 + k] = static_cast<uint8_t>(d[0] | d[4] << 2 | d[8] << 4 | d[12] << 6);
+              }
+          }
         }
-      }
+      });
     });
   });
 }
@@ -224,12 +227,17 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     std::vector<int32_t> taken(rows);
     const Activations a = {reinterpret_cast<int8_t*>(q.start()), t.data(), taken.data(), w->blocks};
     const Sink sink = {y ? Then::kStore : Then::kSums, y, nullptr, nullptr, static_cast<size_t>(w->outputs), sums};
-    parallel(threads, [&](int rank, int size) {
-      k.quantize(x, share(rows, rank, size), share(rows, rank + 1, size), w->inputs, a);
-      meet_all(size);
+    Stage stages[2];
+    const int some = std::min(rows, threads), pieces = std::min(w->panels, threads);
+    parallel(threads, stages, [&](Worker& worker) {
+      worker.stage(some, [&](int piece) {
+        k.quantize(x, share(rows, piece, some), share(rows, piece + 1, some), w->inputs, a);
+      });
       k.begin();
-      k.gemm(*w, share(w->panels, rank, size), share(w->panels, rank + 1, size), a, rows, sink,
-             scratch.start() + rank * gemm_scratch(w->blocks));
+      worker.stage(pieces, [&](int piece) {
+        k.gemm(*w, share(w->panels, piece, pieces), share(w->panels, piece + 1, pieces), a, rows, sink,
+               scratch.start() + worker.rank * gemm_scratch(w->blocks));
+      });
       k.end();
     });
   });
@@ -264,12 +272,15 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
       require_array(bias, "a layer norm has no bias, or it is not aligned");
       check_eps(eps);
     }
-    // One thread or all: OpenMP would end the other threads of its team, and would start new ones for the next call.
-    parallel(rows < 128 ? 1 : threads, [&](int rank, int size) {
-      const int first = share(rows, rank, size), mine = share(rows, rank + 1, size) - first;
-      float* to = x + static_cast<size_t>(first) * width;
-      for (int i = 0; i < count; ++i) k.gather(tables[i], scales[i], ids[i] + first, mine, width, i > 0, to);
-      if (gain) k.layer_norm(to, mine, width, gain, bias, eps, to);
+    const int all = rows < 128 ? 1 : threads, pieces = std::min(rows, all);
+    Stage stage;
+    parallel(all, &stage, [&](Worker& worker) {
+      worker.stage(pieces, [&](int piece) {
+        const int first = share(rows, piece, pieces), mine = share(rows, piece + 1, pieces) - first;
+        float* to = x + static_cast<size_t>(first) * width;
+        for (int i = 0; i < count; ++i) k.gather(tables[i], scales[i], ids[i] + first, mine, width, i > 0, to);
+        if (gain) k.layer_norm(to, mine, width, gain, bias, eps, to);
+      });
     });
   });
 }

@@ -1,19 +1,18 @@
-// Shares the work among threads in one of three ways. A *team* of threads runs all blocks over a group of sequences.
+// Cuts the work into pieces (threads.h) in one of three ways.
 //
-//   groups    With enough sequences, each thread is a team of one and has groups of its own. It never waits, and what it
-//             works on stays in its cache.
-//   rows      With fewer sequences, all threads are one team, and each takes some of the tokens. They wait for each other
-//             before attention, which needs the keys and values of all tokens.
-//   outputs   With a handful of tokens, each thread of the one team takes some of the outputs of every product, and the
-//             threads wait for each other after every stage.
+//   groups    With enough sequences, a piece is a group of sequences, which one thread takes through all blocks. It never
+//             waits, and what it works on stays in its cache.
+//   rows      With fewer sequences, a piece is some of the tokens. A block has two stages, since attention needs the keys and
+//             values of all tokens.
+//   outputs   With a handful of tokens, a piece is some of the outputs of a product, and every product is a stage.
 //
 // The feed-forward takes the rows in blocks, so that its wide activations stay in the cache.
 #include "encoder.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -24,7 +23,8 @@ namespace {
 
 constexpr int kGroup = 256;        // tokens after which a group takes no further sequence
 constexpr int kFeedForward = 128;  // rows in a block of the feed-forward
-constexpr int kLeast = 32;         // tokens that each thread must get at least for sharing by groups or rows
+constexpr int kLeast = 32;         // tokens for each thread from which on pieces are groups or rows
+constexpr int kPiece = 128;        // rows in a piece, if each thread has so many
 
 constexpr size_t up_to(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
@@ -73,7 +73,7 @@ Activations activations(Pieces& pieces, int rows, int width) {
           blocks};
 }
 
-// The memory that a team shares.
+// The memory that all threads share.
 struct Buffers {
   void* qkv;       // [tokens][3 * width], float or bfloat16
   float* context;  // [tokens][width]
@@ -92,7 +92,7 @@ struct Buffers {
   }
 };
 
-// The memory of the feed-forward. Each thread has its own, but a team that shares outputs uses that of its first thread.
+// The memory of the feed-forward. Each thread has its own, but where pieces are outputs, all use that of the first thread.
 struct Wide {
   float* hidden;  // [kFeedForward][inner]
   Activations q;
@@ -111,30 +111,52 @@ size_t scratch_bytes(const Encoder& e, int longest) {
   return std::max(gemm_scratch(blocks), attention_scratch(longest, e.width / e.heads));
 }
 
-// One thread of a team.
+// How the blocks of an encoder are cut into stages and pieces.
+struct Plan {
+  int tokens, threads;
+  bool by_rows;  // pieces are rows; otherwise outputs
+
+  Plan(int tokens, int threads) : tokens(tokens), threads(threads), by_rows(threads == 1 || tokens >= kLeast * threads) {}
+
+  // The pieces of a stage in which each piece is some of the rows.
+  int row_pieces() const {
+    const int whole = by_rows && threads > 1 ? tokens / kPiece / threads : 1;
+    return std::min(threads * std::max(whole, 1), (tokens + 15) / 16);
+  }
+
+  // The first row of a piece, a multiple of 16 (a tile of activations).
+  int row(int piece) const { return std::min(tokens, share((tokens + 15) / 16, piece, row_pieces()) * 16); }
+
+  size_t stages(int layers) const {
+    const size_t blocks = (tokens + kFeedForward - 1) / kFeedForward;
+    return layers * (by_rows ? 2 : 6 + 3 * blocks) + 1;
+  }
+};
+
+// One thread.
 struct Member {
   const Encoder& e;
   const Kernels& k;
   const int32_t* starts;
-  int sequences, tokens;
+  int sequences;
+  const Plan& plan;
   float* x;
   const Buffers& to;
   const Wide& wide;
   uint8_t* scratch;
-  int rank, size;
-  bool by_rows;  // whether the team shares rows; otherwise it shares outputs
+  Worker& worker;
 
-  // The first token that thread `of` multiplies: it has its own tokens, in multiples of 16 (a tile of activations), or all.
-  int begin(int of) const { return by_rows ? std::min(tokens, share((tokens + 15) / 16, of, size) * 16) : of > rank ? tokens : 0; }
-
-  void meet() const {
-    if (!by_rows) meet_all(size);
+  // Runs a stage whose pieces are rows: work(first, last).
+  template <class Work>
+  void rows(const Work& work) const {
+    worker.stage(plan.row_pieces(), [&](int piece) { work(plan.row(piece), plan.row(piece + 1)); });
   }
 
-  // Multiplies the first `rows` rows of `a` by this thread's panels of a linear; the pointers of `sink` are at the first row.
-  void multiply(const Linear& w, const Activations& a, int rows, const Sink& sink) const {
-    const int first = by_rows ? 0 : share(w.panels, rank, size), last = by_rows ? w.panels : share(w.panels, rank + 1, size);
-    k.gemm(w, first, last, a, rows, sink, scratch);
+  // Runs a stage whose pieces are some of `count` things: work(first, last).
+  template <class Work>
+  void parts(int count, const Work& work) const {
+    const int pieces = std::min(count, plan.threads);
+    worker.stage(pieces, [&](int piece) { work(share(count, piece, pieces), share(count, piece + 1, pieces)); });
   }
 
   void norm(const float* from, const float* gain, const float* bias, int first, int last, float* into) const {
@@ -142,25 +164,26 @@ struct Member {
     if (first < last) k.layer_norm(from + at, last - first, e.width, gain, bias, e.eps, into + at);
   }
 
-  void attend(int from, int until) const {
+  // Computes attention for the heads [first, last), counted through all sequences, and the tokens [from, until).
+  void attend(int64_t first, int64_t last, int from, int until) const {
     const int head = e.width / e.heads;
     const size_t stride = 3 * static_cast<size_t>(e.width);
     const float scale = 1.0f / std::sqrt(static_cast<float>(head));
-    const int64_t all = static_cast<int64_t>(sequences) * e.heads;
-    for (int64_t i = by_rows ? 0 : rank; i < all; i += by_rows ? 1 : size) {
+    for (int64_t i = first; i < last; ++i) {
       const int sequence = static_cast<int>(i / e.heads), column = static_cast<int>(i % e.heads) * head;
       const int at = starts[sequence] - starts[0], length = starts[sequence + 1] - starts[sequence];
-      const int first = std::max(from - at, 0), last = std::min(until - at, length);
-      if (first >= last) continue;
+      const int begin = std::max(from - at, 0), end = std::min(until - at, length);
+      if (begin >= end) continue;
       const size_t place = at * stride + column;
       const void* qkv = k.bf16 ? static_cast<const void*>(static_cast<const uint16_t*>(to.qkv) + place)
                                : static_cast<const float*>(to.qkv) + place;
-      k.attention(qkv, stride, e.width, length, first, last, head, scale,
+      k.attention(qkv, stride, e.width, length, begin, end, head, scale,
                   to.context + static_cast<size_t>(at) * e.width + column, e.width, scratch);
     }
   }
 
-  void project(const Linear& w, int from, int rows) const {
+  // Each of these multiplies rows by the panels [first, last) of a linear of a layer.
+  void project(const Linear& w, int first, int last, int from, int until) const {
     const size_t stride = 3 * static_cast<size_t>(e.width), at = from * stride;
     Sink sink = {Then::kStore, nullptr, nullptr, nullptr, stride};
     if (k.bf16) {
@@ -169,83 +192,119 @@ struct Member {
     } else {
       sink.out = static_cast<float*>(to.qkv) + at;
     }
-    multiply(w, to.narrow.from(from), rows, sink);
+    k.gemm(w, first, last, to.narrow.from(from), until - from, sink, scratch);
+  }
+
+  void add(const Linear& w, int first, int last, const Activations& a, int row, int count) const {
+    const size_t at = static_cast<size_t>(row) * e.width, width = e.width;
+    k.gemm(w, first, last, a, count, {Then::kAdd, sum() + at, nullptr, x + at, width}, scratch);
+  }
+
+  void widen(const Linear& w, int first, int last, int row, int count) const {
+    k.gemm(w, first, last, to.narrow.from(row), count,
+           {Then::kGelu, wide.hidden, nullptr, nullptr, static_cast<size_t>(e.inner)}, scratch);
+  }
+
+  float* sum() const { return e.norm_first ? x : to.context; }
+
+  // Rounds the rows of a block's input; before, the norm of the block before it is applied, if norms come after.
+  void enter(int layer, int first, int last) const {
+    if (e.norm_first) {
+      norm(x, e.layer[layer].first_gain, e.layer[layer].first_bias, first, last, to.context);
+    } else if (layer > 0) {
+      leave(layer - 1, first, last);
+    }
+    k.quantize(e.norm_first ? to.context : x, first, last, e.width, to.narrow);
+  }
+
+  // Rounds the rows of the feed-forward's input.
+  void enter_feed_forward(const Layer& layer, int first, int last) const {
+    if (e.norm_first) {
+      norm(x, layer.second_gain, layer.second_bias, first, last, to.context);
+    } else {
+      norm(to.context, layer.first_gain, layer.first_bias, first, last, x);
+    }
+    k.quantize(e.norm_first ? to.context : x, first, last, e.width, to.narrow);
+  }
+
+  // Applies the norm at the end of a block, if norms come after.
+  void leave(int layer, int first, int last) const {
+    if (!e.norm_first) norm(to.context, e.layer[layer].second_gain, e.layer[layer].second_bias, first, last, x);
+  }
+
+  void run_by_rows() const {
+    for (int i = 0; i < e.layers; ++i) {
+      const Layer& layer = e.layer[i];
+      rows([&](int from, int until) {
+        enter(i, from, until);
+        project(layer.qkv, 0, layer.qkv.panels, from, until);
+      });
+      rows([&](int from, int until) {
+        attend(0, static_cast<int64_t>(sequences) * e.heads, from, until);
+        k.quantize(to.context, from, until, e.width, to.narrow);
+        add(layer.output, 0, layer.output.panels, to.narrow.from(from), from, until - from);
+        enter_feed_forward(layer, from, until);
+        for (int row = from; row < until; row += kFeedForward) {
+          const int count = std::min(kFeedForward, until - row);
+          widen(layer.up, 0, layer.up.panels, row, count);
+          k.quantize(wide.hidden, 0, count, e.inner, wide.q);
+          add(layer.down, 0, layer.down.panels, wide.q, row, count);
+        }
+      });
+    }
+  }
+
+  void run_by_outputs() const {
+    const int tokens = plan.tokens;
+    for (int i = 0; i < e.layers; ++i) {
+      const Layer& layer = e.layer[i];
+      rows([&](int from, int until) { enter(i, from, until); });
+      parts(layer.qkv.panels, [&](int first, int last) { project(layer.qkv, first, last, 0, tokens); });
+      parts(sequences * e.heads, [&](int first, int last) { attend(first, last, 0, tokens); });
+      rows([&](int from, int until) { k.quantize(to.context, from, until, e.width, to.narrow); });
+      parts(layer.output.panels,
+            [&](int first, int last) { add(layer.output, first, last, to.narrow, 0, tokens); });
+      rows([&](int from, int until) { enter_feed_forward(layer, from, until); });
+      for (int row = 0; row < tokens; row += kFeedForward) {
+        const int count = std::min(kFeedForward, tokens - row);
+        parts(layer.up.panels, [&](int first, int last) { widen(layer.up, first, last, row, count); });
+        parts(count, [&](int first, int last) { k.quantize(wide.hidden, first, last, e.inner, wide.q); });
+        parts(layer.down.panels, [&](int first, int last) { add(layer.down, first, last, wide.q, row, count); });
+      }
+    }
   }
 
   void run() const {
     k.begin();
-    const size_t width = e.width;
-    const int from = begin(rank), until = begin(rank + 1), rows = until - from;  // multiplied here
-    const int mine = by_rows ? from : share(tokens, rank, size);                 // normed and rounded here
-    const int end = by_rows ? until : share(tokens, rank + 1, size);
-    float* sum = e.norm_first ? x : to.context;
-    const auto add = [&](const Linear& w, const Activations& a, int row, int count) {
-      multiply(w, a, count, {Then::kAdd, sum + row * width, nullptr, x + row * width, width});
-    };
-    for (int i = 0; i < e.layers; ++i) {
-      const Layer& layer = e.layer[i];
-      if (e.norm_first) norm(x, layer.first_gain, layer.first_bias, mine, end, to.context);
-      k.quantize(e.norm_first ? to.context : x, mine, end, e.width, to.narrow);
-      meet_all(size);
-      project(layer.qkv, from, rows);
-      meet_all(size);
-      attend(by_rows ? from : 0, by_rows ? until : tokens);
-      meet();
-      k.quantize(to.context, mine, end, e.width, to.narrow);
-      meet();
-      add(layer.output, to.narrow.from(from), from, rows);
-      meet();
-      if (e.norm_first) {
-        norm(x, layer.second_gain, layer.second_bias, mine, end, to.context);
-        k.quantize(to.context, mine, end, e.width, to.narrow);
-      } else {
-        norm(to.context, layer.first_gain, layer.first_bias, mine, end, x);
-        k.quantize(x, mine, end, e.width, to.narrow);
-      }
-      meet();
-      for (int row = from; row < until; row += kFeedForward) {
-        const int count = std::min(kFeedForward, until - row);
-        multiply(layer.up, to.narrow.from(row), count,
-                 {Then::kGelu, wide.hidden, nullptr, nullptr, static_cast<size_t>(e.inner)});
-        meet();
-        k.quantize(wide.hidden, by_rows ? 0 : share(count, rank, size), by_rows ? count : share(count, rank + 1, size),
-                   e.inner, wide.q);
-        meet();
-        add(layer.down, wide.q, row, count);
-      }
-      meet();
-      if (!e.norm_first) norm(to.context, layer.second_gain, layer.second_bias, mine, end, x);
-    }
+    plan.by_rows ? run_by_rows() : run_by_outputs();
+    if (e.layers > 0) rows([&](int from, int until) { leave(e.layers - 1, from, until); });
     k.end();
   }
 };
 
 thread_local Arena arena;
 
-// The bytes of the parts of an arena: `team` is shared by a team, for up to `tokens` tokens; `thread` is for each thread.
+// The bytes of the parts of an arena: `shared` by all threads, for up to `tokens` tokens; `thread` is for each thread.
 struct Room {
-  size_t team, thread, scratch;
+  size_t shared, thread, scratch;
 
   Room(const Encoder& e, int tokens, int longest)
-      : team(up_to(Buffers::bytes(e, tokens), 64)),
+      : shared(up_to(Buffers::bytes(e, tokens), 64)),
         thread(up_to(scratch_bytes(e, longest), 64) + up_to(Wide::bytes(e), 64)),
         scratch(scratch_bytes(e, longest)) {}
 };
 
-// Runs a group of sequences on a team. `memory` has room.team bytes, and room.thread bytes for each of `threads` threads.
-void run_team(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, const Room& room,
-              uint8_t* memory, int threads) {
-  const int tokens = starts[sequences] - starts[0];
-  const Buffers buffers(e, tokens, k.bf16, Pieces(memory));
-  uint8_t* const own = memory + room.team;  // the part of the first thread; those of the others follow
-  parallel(threads, [&](int rank, int size) {
-    const bool by_rows = size == 1 || tokens >= kLeast * size;
-    Pieces pieces(own + rank * room.thread), first(own);
-    uint8_t* scratch = pieces.take<uint8_t>(room.scratch);
-    first.take<uint8_t>(room.scratch);
-    const Wide wide(e, by_rows ? pieces : first);
-    Member{e, k, starts, sequences, tokens, x, buffers, wide, scratch, rank, size, by_rows}.run();
-  });
+// Runs a group of sequences on a thread of all that do so. `memory` has room.shared bytes, and room.thread bytes for each of
+// them.
+void run_group(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, const Plan& plan, float* x,
+               const Room& room, uint8_t* memory, Worker& worker) {
+  const Buffers buffers(e, plan.tokens, k.bf16, Pieces(memory));
+  uint8_t* const own = memory + room.shared;  // the part of the first thread; those of the others follow
+  Pieces pieces(own + worker.rank * room.thread), first(own);
+  uint8_t* scratch = pieces.take<uint8_t>(room.scratch);
+  first.take<uint8_t>(room.scratch);
+  const Wide wide(e, plan.by_rows ? pieces : first);
+  Member{e, k, starts, sequences, plan, x, buffers, wide, scratch, worker}.run();
 }
 
 }  // namespace
@@ -271,20 +330,27 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
   // that every thread reads all weights.
   if (threads == 1 || count < threads || tokens < kLeast * threads) {
     const Room room(e, tokens, longest);
-    return run_team(e, k, starts, sequences, x, room, arena.reserve(room.team + threads * room.thread), threads);
+    const Plan plan(tokens, threads);
+    uint8_t* const memory = arena.reserve(room.shared + threads * room.thread);
+    const std::unique_ptr<Stage[]> stages(new Stage[plan.stages(e.layers)]);
+    return parallel(threads, stages.get(), [&](Worker& worker) {
+      run_group(e, k, starts, sequences, plan, x, room, memory, worker);
+    });
   }
   int most = 0;  // tokens in a group
   for (int i = 0; i < count; ++i) most = std::max(most, starts[groups[i + 1]] - starts[groups[i]]);
   const Room room(e, most, longest);
-  const size_t bytes = room.team + room.thread;
+  const size_t bytes = room.shared + room.thread;
   uint8_t* const memory = arena.reserve(threads * bytes);
-  std::atomic<int> next{0};
-  parallel(threads, [&](int rank, int) {
-    for (int i; (i = next.fetch_add(1)) < count;) {
+  Stage stage;
+  parallel(threads, &stage, [&](Worker& worker) {
+    worker.stage(count, [&](int i) {
       const int first = groups[i], last = groups[i + 1];
       float* from = x + static_cast<size_t>(starts[first] - starts[0]) * e.width;
-      run_team(e, k, starts + first, last - first, from, room, memory + rank * bytes, 1);
-    }
+      const Plan plan(starts[last] - starts[first], 1);
+      Worker alone(nullptr, 0, 1);
+      run_group(e, k, starts + first, last - first, plan, from, room, memory + worker.rank * bytes, alone);
+    });
   });
 }
 

@@ -1,39 +1,123 @@
-// Runs work on OpenMP's threads. If torch has loaded the OpenMP library already, these are torch's own threads, so that two
-// pools never compete for the cores. Without OpenMP everything runs on the calling thread.
+// Shares work among threads that may have less than a processor each.
+//
+// A call is a row of *stages*. Each stage is a number of pieces, which threads take as they come; it has ended when all of its
+// pieces are done, whoever did them. So a stage never waits for a thread that has no processor, unless that thread is in the
+// middle of a piece. A thread that finds no piece left waits for the stage to end: for some microseconds it looks again and
+// again, then it sleeps, so that its processor is free for the thread that it waits for.
+//
+// The threads are OpenMP's. If torch has loaded the OpenMP library already, these are torch's own, which would otherwise look
+// for work on the processors that ours need. Without OpenMP (TERNARIZE_OPENMP=OFF, or a compiler that lacks it) they are a
+// pool (threads.cpp): the calling thread works from the start, and the others join while it works; each runs the same
+// stages, and finds those that have ended already without a piece for it.
 #pragma once
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
+#include <utility>
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 namespace tz {
 
-// Runs work(rank, size) on up to `threads` threads; `size` is the number of threads that run.
+// The pieces of a stage. `next` is the first piece that nobody has taken, or any number from the count on; `done` counts
+// pieces that are done.
+struct alignas(64) Stage {
+  std::atomic<int> next{0}, done{0};
+};
+
+// What all threads of a call share.
+class Call {
+ public:
+  // The pool's threads run work(context, *this, rank), `rank` from 1 to `threads` - 1.
+  Call(int threads, Stage* stages, void (*work)(void*, Call&, int), void* context)
+      : threads_(threads), stages_(stages), work_(work), context_(context) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // Runs the work on the calling thread and on those of the pool that join; returns when all of them have left.
+  void run();
+
+ private:
+  friend class Pool;
+  friend class Worker;
+  void finish_piece(Stage& stage, int count);
+  void wait(const Stage& stage, int count);
+
+  const int threads_;
+  Stage* const stages_;
+  void (*const work_)(void*, Call&, int);
+  void* const context_;
+  int joined_ = 0;             // under the pool's mutex: threads that have joined
+  std::atomic<int> inside_{0};  // threads that have joined and not left
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable ended_;
+};
+
+// A thread of a call.
+class Worker {
+ public:
+  Worker(Call* call, int rank, int threads) : call_(call), rank(rank), threads(threads) {}
+
+ private:
+  Call* const call_;  // null: the only thread
+  int at_ = 0;        // the stage
+
+ public:
+  const int rank;     // 0: the calling thread
+  const int threads;  // the most that there can be
+
+  // Runs the next stage: work(piece) for each piece from 0 to count - 1, on whichever threads are there. Afterwards all that
+  // any of them has written is visible.
+  template <class Work>
+  void stage(int count, const Work& work) {
+    if (!call_) {
+      for (int piece = 0; piece < count; ++piece) work(piece);
+      return;
+    }
+    Stage& stage = call_->stages_[at_++];
+    while (stage.next.load(std::memory_order_relaxed) < count) {
+      const int piece = stage.next.fetch_add(1, std::memory_order_relaxed);
+      if (piece >= count) break;
+      work(piece);
+      call_->finish_piece(stage, count);
+    }
+    if (stage.done.load(std::memory_order_acquire) < count) call_->wait(stage, count);
+  }
+};
+
+// Runs work(Worker&) on the calling thread and on up to `threads` - 1 others. `stages` has one Stage for each stage, or is
+// null if `threads` is 1.
 template <class Work>
-void parallel(int threads, const Work& work) {
-#if defined(_OPENMP)
-  if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-    work(omp_get_thread_num(), omp_get_num_threads());
+void parallel(int threads, Stage* stages, const Work& work) {
+  if (threads <= 1) {
+    Worker alone(nullptr, 0, 1);
+    work(alone);
     return;
   }
-#endif
-  (void)threads;
-  work(0, 1);
-}
-
-// Waits until all threads of the enclosing `parallel` have called this function.
-inline void meet_all(int size) {
-  if (size > 1) {
 #if defined(_OPENMP)
-#pragma omp barrier
-#endif
+  Call call(threads, stages, nullptr, nullptr);
+#pragma omp parallel num_threads(threads)
+  {
+    Worker worker(&call, omp_get_thread_num(), threads);
+    work(worker);
   }
+#else
+  const auto run = [](void* context, Call& call, int rank) {
+    const auto& [all, task] = *static_cast<std::pair<int, const Work*>*>(context);
+    Worker worker(&call, rank, all);
+    (*task)(worker);
+  };
+  std::pair<int, const Work*> context(threads, &work);
+  Call(threads, stages, run, &context).run();
+#endif
 }
 
-// Returns the first of `count` items that thread `rank` of `size` takes. It takes all items before share(count, rank + 1, size).
-inline int share(int count, int rank, int size) {
-  return static_cast<int>(static_cast<int64_t>(count) * rank / size);
+// Returns the first of `count` items in piece `i` of `pieces`. A piece has all items before the first of piece i + 1.
+inline int share(int count, int i, int pieces) {
+  return static_cast<int>(static_cast<int64_t>(count) * i / pieces);
 }
 
 }  // namespace tz

@@ -1,0 +1,181 @@
+// Waiting, and the pool of threads where OpenMP has none.
+#include "threads.h"
+
+#include <chrono>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#include <signal.h>
+#endif
+
+namespace tz {
+namespace {
+
+constexpr std::chrono::microseconds kLook(40);  // how long a thread looks for what it waits for before it sleeps
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Looks for up to kLook whether is_so(); returns whether it came true.
+template <class Condition>
+bool comes_soon(const Condition& is_so) {
+  const auto until = std::chrono::steady_clock::now() + kLook;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (is_so()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return false;
+}
+
+}  // namespace
+
+// The threads of this process that help callers.
+class Pool {
+ public:
+  // Offers a call to up to call.threads_ - 1 threads, some of which may have to be started. If the system starts no more
+  // threads, fewer help.
+  void offer(Call& call) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (started_ < call.threads_ - 1 && start()) ++started_;
+    calls_.push_back(&call);
+    offers_.fetch_add(1, std::memory_order_release);
+    const bool asleep = sleeping_ > 0;
+    lock.unlock();
+    if (asleep) offered_.notify_all();
+  }
+
+  // Lets nobody join a call any more, and waits until those that have joined it have left.
+  void withdraw(Call& call) {
+    const auto left = [&] { return call.inside_.load(std::memory_order_acquire) == 0; };
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (size_t i = 0; i < calls_.size(); ++i)
+        if (calls_[i] == &call) calls_.erase(calls_.begin() + static_cast<ptrdiff_t>(i));
+    }
+    if (comes_soon(left)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++leaving_;
+    left_.wait(lock, left);
+    --leaving_;
+  }
+
+  static Pool& of_process();
+
+ private:
+  bool start() {
+    try {
+#if !defined(_WIN32)
+      sigset_t all, before;  // signals belong to the threads of Python
+      sigfillset(&all);
+      pthread_sigmask(SIG_BLOCK, &all, &before);
+#endif
+      std::thread thread;
+      bool is_started = true;
+      try {
+        thread = std::thread([this] { help(); });
+      } catch (const std::system_error&) {
+        is_started = false;
+      }
+#if !defined(_WIN32)
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
+      if (is_started) thread.detach();
+      return is_started;
+    } catch (...) {  // no memory
+      return false;
+    }
+  }
+
+  // The call that misses most threads; null if none misses any.
+  Call* wanted() const {
+    for (Call* call : calls_)
+      if (call->joined_ < call->threads_ - 1) return call;
+    return nullptr;
+  }
+
+  void help() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      if (Call* call = wanted()) {
+        const int rank = ++call->joined_;
+        call->inside_.fetch_add(1, std::memory_order_relaxed);
+        lock.unlock();
+        call->work_(call->context_, *call, rank);
+        lock.lock();
+        // After this the call may be gone.
+        if (call->inside_.fetch_sub(1, std::memory_order_release) == 1 && leaving_ > 0) left_.notify_all();
+        continue;
+      }
+      const uint64_t seen = offers_.load(std::memory_order_relaxed);
+      lock.unlock();
+      const bool soon = comes_soon([&] { return offers_.load(std::memory_order_acquire) != seen; });
+      lock.lock();
+      if (soon) continue;
+      ++sleeping_;
+      offered_.wait(lock, [&] { return offers_.load(std::memory_order_relaxed) != seen; });
+      --sleeping_;
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable offered_, left_;
+  std::vector<Call*> calls_;          // those that threads may join
+  std::atomic<uint64_t> offers_{0};  // how many calls have been offered
+  int started_ = 0, sleeping_ = 0, leaving_ = 0;
+};
+
+namespace {
+
+// Never freed: its threads run until the process ends, and a child made by fork has a new one, since it has none of them.
+Pool* pool = nullptr;
+
+void renew() { pool = new Pool; }
+
+}  // namespace
+
+Pool& Pool::of_process() {
+  static const bool made = [] {
+    renew();
+#if !defined(_WIN32)
+    pthread_atfork(nullptr, nullptr, renew);
+#endif
+    return true;
+  }();
+  (void)made;
+  return *pool;
+}
+
+void Call::run() {
+  Pool& pool = Pool::of_process();
+  pool.offer(*this);
+  work_(context_, *this, 0);
+  pool.withdraw(*this);
+}
+
+void Call::finish_piece(Stage& stage, int count) {
+  // In one order for all threads, so that either this thread sees the sleeper, or the sleeper sees the piece.
+  if (stage.done.fetch_add(1, std::memory_order_seq_cst) + 1 < count) return;
+  if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+  { std::lock_guard<std::mutex> lock(mutex_); }
+  ended_.notify_all();
+}
+
+void Call::wait(const Stage& stage, int count) {
+  if (comes_soon([&] { return stage.done.load(std::memory_order_acquire) >= count; })) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  ended_.wait(lock, [&] { return stage.done.load(std::memory_order_seq_cst) >= count; });
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace tz

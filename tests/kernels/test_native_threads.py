@@ -1,0 +1,77 @@
+"""The native library's threads: they change no bit, serve several callers, and follow what the process may use."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.models import save_tiny_bert
+from ternarize_cli import kernels
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
+from ternarize_cli.encoders.loading import load_encoder
+
+native_library = import_module("ternarize_cli.kernels.native.library")  # the package has a function of this name
+pytestmark = pytest.mark.skipif(
+    not any(b.name == "native" and b.available for b in kernels.describe()), reason="the native library is not built"
+)
+SHAPES = [(1, 3), (3, 5), (1, 60), (1, 64), (5, 50), (40, 30)]
+"""Texts × tokens: with few tokens threads share outputs, with more rows, with many texts whole texts."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("threads")
+    convert(save_tiny_bert(folder / "source", hidden_size=64, intermediate_size=160), folder / "ternary")
+    pack(folder / "ternary", folder / "packed")
+    return folder / "packed"
+
+
+@pytest.fixture
+def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A model on a machine of eight processors, as far as the library knows."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(native_library, "_processors", lambda: 8)
+    yield load_encoder(folder, backend="native", device="cpu")[0].model
+    torch.set_num_threads(before)
+
+
+def outputs(model: Any) -> list[Tensor]:
+    with torch.inference_mode():
+        random = torch.Generator().manual_seed(0)
+        batches = [torch.randint(5, 20, shape, generator=random) for shape in SHAPES]
+        return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state for ids in batches]
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_any_number_of_threads_gives_the_same_bits(model: Any) -> None:
+    torch.set_num_threads(1)
+    alone = outputs(model)
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        for _ in range(10):
+            assert equal(outputs(model), alone), threads
+
+
+def test_callers_at_the_same_time_get_the_bits_that_each_gets_alone(model: Any) -> None:
+    torch.set_num_threads(3)
+    alone = outputs(model)
+    with ThreadPoolExecutor(5) as callers:
+        assert all(equal(made, alone) for made in callers.map(lambda _: outputs(model), range(40)))
+
+
+def test_threads_are_no_more_than_the_processors_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_library._processors.cache_clear()
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # a limit beside that of a container, which only a container can have
+    try:
+        assert native_library._threads() == 1
+    finally:
+        native_library._processors.cache_clear()
