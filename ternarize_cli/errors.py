@@ -17,6 +17,7 @@ A message says what happened with which value, in at most 2,000 characters; `hin
 """
 
 import re
+import shlex
 
 __all__ = [
     "CheckpointError",
@@ -31,6 +32,7 @@ __all__ = [
     "TernarizeError",
     "UnavailableError",
     "named",
+    "quoted",
     "reason",
     "shown",
 ]
@@ -107,6 +109,11 @@ def shown(value: object, limit: int = 80) -> str:
 def named(name: str) -> str:
     """Formats a key or name from a file for messages: unchanged if it is one short word, else as `shown` does."""
     return name if _PLAIN_NAME.fullmatch(name) else shown(name)
+
+
+def quoted(path: object) -> str:
+    """Formats a path or other word for a command in a hint: in quotes if the shell needs them."""
+    return shlex.quote(str(path))
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
