@@ -9,6 +9,7 @@ from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, output_folder
 from ternarize_cli.cli.output import Output, megabytes
 from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.compress.convert import ConversionReport
@@ -82,7 +83,7 @@ def _show(
     if calibration:
         caption = f"missed: of the wanted outputs' standard deviation, on the calibration data; {caption}"
     out.table(
-        f"{name}: {len(report.layers)} linears, {form.levels}, {way}, one scale per {form.granularity}",
+        f"{name}: {counted(len(report.layers), 'linear')}, {form.levels}, {way}, one scale per {form.granularity}",
         ["linear", "out × in", *(["missed"] if calibration else []), "error", "zeros", "bytes", "packed"],
         [
             (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ternarize_cli.cli.options import Force, Json, Quiet, Seed, Threads
-from ternarize_cli.cli.output import Output, counted, duration, megabytes
+from ternarize_cli.cli.output import Output, duration, megabytes
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.cli.demo_pipeline import DemoReport

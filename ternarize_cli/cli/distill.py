@@ -9,8 +9,9 @@ import typer
 
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
-from ternarize_cli.cli.output import Output, counted, duration
+from ternarize_cli.cli.output import Output, duration
 from ternarize_cli.distill.options import DistillOptions, Training
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.distill.options import Progress

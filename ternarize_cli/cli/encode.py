@@ -9,8 +9,8 @@ import typer
 
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, SkipBad
-from ternarize_cli.cli.output import Output, counted, duration
-from ternarize_cli.errors import InputError
+from ternarize_cli.cli.output import Output, duration
+from ternarize_cli.errors import InputError, counted
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from ternarize_cli.data.tables import hub_dataset, is_saved_dataset
 from ternarize_cli.data.text_sources import files_of, holds_texts, is_hub_id
 from ternarize_cli.data.texts import STDIN, OnBad, open_table, read_table, read_texts, source_and_column, source_name
 from ternarize_cli.data.unpacked import inner_suffix, is_packed
-from ternarize_cli.errors import DataError
+from ternarize_cli.errors import DataError, counted, counted_were
 from ternarize_cli.storage.bounds import lines_of, user_path, utf8_name
 
 __all__ = ["Corpus", "Skipped", "open_corpus", "unique"]
@@ -38,12 +38,14 @@ class Skipped:
     """Counts the rows of a corpus that were left out, and keeps the first errors.
 
     Attributes:
-        count: number of lines, rows or images that could not be read.
+        kind: "text" or "image".
+        count: number of texts or images that could not be read.
         empty: number of texts without a word.
         shown: messages of the first errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "text") -> None:
+        self.kind = kind
         self.shown: list[str] = []
         self.count = self.empty = 0
 
@@ -56,8 +58,8 @@ class Skipped:
     def summary(self) -> str | None:
         """A sentence for a warning that says what was skipped; None if nothing was."""
         more = f"; {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
-        parts = [f"{self.count} lines were skipped: {'; '.join(self.shown)}{more}"] if self.count else []
-        parts += [f"{self.empty} texts were empty and were left out"] if self.empty else []
+        parts = [f"{counted_were(self.count, self.kind)} skipped: {'; '.join(self.shown)}{more}"] if self.count else []
+        parts += [f"{counted_were(self.empty, 'text')} empty and left out"] if self.empty else []
         return "; ".join(parts) or None
 
 
@@ -120,6 +122,7 @@ def open_corpus(
     if pictures and "image" in kinds:
         parts = list(read_parts(path).values())
         ids = [identity for part in parts for identity in part.ids]
+        skipped.kind = "image"
         return Corpus(source, _images(parts, on_bad), "image", len(ids), skipped, ids)
     count: int | None = None
     if folder and not files:
@@ -160,7 +163,7 @@ def unique(
         return
     first = int(firsts[counts > 1].min())
     number, row = int((counts - 1).sum()), int(np.flatnonzero(hashes == hashes[first])[1])
-    more = f"; {number - 1} more ids occur twice" if number > 1 else ""
+    more = f"; {counted(number - 1, 'more text')} with an id of another" if number > 1 else ""
     shown = f" {next(islice(again(), first, None))[0]!r}" if again else ""
     raise DataError(
         f"{name}: texts {first + 1} and {row + 1} have the same id{shown}{more}",

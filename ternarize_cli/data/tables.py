@@ -13,7 +13,7 @@ from typing import Any
 from ternarize_cli.data.columns import csv_rows, tsv_rows
 from ternarize_cli.data.lines import lines
 from ternarize_cli.data.parquet_errors import reading_parquet
-from ternarize_cli.errors import DataError, quoted, reason
+from ternarize_cli.errors import DataError, counted, quoted, reason
 from ternarize_cli.storage.bounds import MAX_LINE, read_object, require_regular
 
 __all__ = [
@@ -73,7 +73,10 @@ def delimited(path: Path, *, tabs: bool) -> Table:
                 yield where, dict(zip(header, row, strict=True))
             else:
                 hint = None if tabs else f'put a text that holds {separator!r} in double quotes: "a{separator} b"'
-                yield where, DataError(f"{where}: {len(row)} columns where the header has {len(header)}", hint=hint)
+                yield (
+                    where,
+                    DataError(f"{where}: {counted(len(row), 'column')} where the header has {len(header)}", hint=hint),
+                )
 
     return Table(str(path), header, header, read())
 

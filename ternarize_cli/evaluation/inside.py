@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ternarize_cli.distill.student_teacher import Pair, blocks_of
 from ternarize_cli.encoders.anatomy import backbone
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, counted
 from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_divergence
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Inside:
         ]
         if len(states[0]) != len(states[1]):
             raise CheckpointError(
-                f"the student shows {len(states[0])} layers of hidden states, the teacher {len(states[1])}",
+                f"the student shows {counted(len(states[0]), 'layer')} of hidden states, the teacher {len(states[1])}",
                 hint="the teacher is the full-precision model that the student was converted from",
             )
         first, blocks = self._watches[0].entered is not None, self._watches[0].blocks

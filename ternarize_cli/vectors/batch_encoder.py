@@ -22,7 +22,7 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.data.prefetch import ReadAhead
-from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
+from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, counted, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -168,14 +168,15 @@ class TextEncoder:
     @property
     def summary(self) -> str:
         """A phrase that says how much was encoded."""
-        return f"{self.texts} texts, {self.tokens} tokens"
+        return f"{counted(self.texts, 'text')}, {counted(self.tokens, 'token')}"
 
     @property
     def truncation(self) -> str | None:
         """A sentence that says how many texts were cut; None if the model read all of them to their end."""
         if not self.truncated:
             return None
-        of, are = ("1 text", "is") if self.texts == 1 else (f"{self.truncated} of {self.texts} texts", "are")
+        of = counted(self.texts, "text") if self.texts == 1 else f"{self.truncated:,} of {self.texts:,} texts"
+        are = "is" if self.truncated == 1 else "are"
         return f"{of} {are} longer than the {self.limit} tokens this model reads: the rest was cut off"
 
     def _features(self, texts: list[str]) -> dict[str, Any]:
@@ -275,7 +276,7 @@ class ImageEncoder:
     @property
     def summary(self) -> str:
         """A phrase that says how much was encoded."""
-        return f"{self.images} images"
+        return counted(self.images, "image")
 
 
 def _disagreement(what: str, error: Exception) -> Exception:

@@ -89,7 +89,7 @@ def test_commands_take_empty_texts_with_a_tokenizer_without_special_tokens(run, 
     assert vectors[40:].any(axis=1).all()
     result = run("encode", folder, tmp_path / "t.jsonl", "--shards", "-o", tmp_path / "shards")
     assert result.exit_code == 0, result.output
-    assert "40 texts were empty and were left out" in result.stderr
+    assert "40 texts were empty and left out" in result.stderr
     result = run("index", "build", tmp_path / "t.jsonl", "--model", folder, "-o", tmp_path / "index")
     assert result.exit_code == 0, result.output
     result = run("convert", folder, "--calibrate", tmp_path / "t.jsonl", "-o", tmp_path / "ternary")
