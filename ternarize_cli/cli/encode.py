@@ -94,7 +94,7 @@ def _encode(
 
 
 def _show(out: Output, report: "EncodingReport", model: str, output: Path | None, kind: str) -> None:
-    for text in (report.skipped.summary, report.truncation):
+    for text in (report.skipped.summary, report.repeated, report.truncation):
         if text:
             out.warn(text)
     out.note(f"{report.summary} in {report.seconds:.1f} s" + (f" → {output}" if output else ""))

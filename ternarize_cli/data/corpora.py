@@ -29,7 +29,7 @@ from ternarize_cli.data.unpacked import inner_suffix, is_packed
 from ternarize_cli.errors import DataError, counted, counted_were
 from ternarize_cli.storage.bounds import lines_of, user_path, utf8_name
 
-__all__ = ["Corpus", "Skipped", "open_corpus", "unique"]
+__all__ = ["Corpus", "Skipped", "open_corpus", "reopened", "unique"]
 
 _SHOWN = 3
 
@@ -132,16 +132,22 @@ def open_corpus(
     if folder:
         documents_read, count = _folder(path, files, column, on_bad), _sum(map(_lines, files))
     elif place != STDIN and is_hub_id(place):
-        documents_read = read_table(hub_dataset(place), column, prefix=prefix, on_bad=on_bad)
+        documents_read = read_table(hub_dataset(place), column, prefix=prefix, on_bad=on_bad, ids=True)
     else:
-        documents_read = read_texts(source, prefix=prefix, on_bad=on_bad)  # raises the error for a missing file
+        documents_read = read_texts(
+            source, prefix=prefix, on_bad=on_bad, ids=True
+        )  # raises the error for a missing file
         count = None if place == STDIN else _lines(path)
     items = ((document.id, document.text) for document in documents_read)
     return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)
 
 
 def unique(
-    items: Iterable[tuple[str, Any]], name: str, again: Callable[[], Iterable[tuple[str, Any]]] | None = None
+    items: Iterable[tuple[str, Any]],
+    name: str,
+    again: Callable[[], Iterable[tuple[str, Any]]] | None = None,
+    *,
+    on_twice: Callable[[DataError], None] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Yields the items, and raises an error after the last one if two have the same id.
 
@@ -149,6 +155,7 @@ def unique(
         items: ids and contents.
         name: the name of the source in messages.
         again: opens the items a second time, to find the id that occurs twice.
+        on_twice: called with the error, which is then not raised.
 
     Raises:
         DataError: two items have the same id; the message names the first such pair.
@@ -165,10 +172,26 @@ def unique(
     number, row = int((counts - 1).sum()), int(np.flatnonzero(hashes == hashes[first])[1])
     more = f"; {counted(number - 1, 'more text')} with an id of another" if number > 1 else ""
     shown = f" {next(islice(again(), first, None))[0]!r}" if again else ""
-    raise DataError(
+    error = DataError(
         f"{name}: texts {first + 1} and {row + 1} have the same id{shown}{more}",
         hint="give each an id of its own, or none: then it is the number of its line",
     )
+    if on_twice is None:
+        raise error
+    on_twice(error)
+
+
+def reopened(source: str, **options: Any) -> Callable[[], Iterator[tuple[str, Any]]] | None:
+    """Returns a function that opens the items of a corpus once more, or None for stdin and other pipes.
+
+    Args:
+        source: as `open_corpus` takes it.
+        options: the options that `open_corpus` was called with.
+    """
+    place = user_path(source_and_column(source)[0])
+    if source == STDIN or (os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place))):
+        return None
+    return lambda: open_corpus(source, **options).items
 
 
 def _hash(identity: str) -> int:
@@ -199,7 +222,8 @@ def _images(parts: list[Images], on_bad: OnBad) -> Iterator[tuple[str, Any]]:
 def _folder(folder: Path, files: list[Path], column: str | None, on_bad: OnBad) -> Iterator[Document]:
     for file in files:
         name = utf8_name(file.relative_to(folder))
-        yield from read_texts(file if column is None else f"{file}:{column}", prefix=f"{name}:", on_bad=on_bad)
+        place = file if column is None else f"{file}:{column}"
+        yield from read_texts(place, prefix=f"{name}:", on_bad=on_bad, ids=True)
 
 
 def _lines(path: Path) -> int | None:
