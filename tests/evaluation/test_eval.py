@@ -56,7 +56,7 @@ def test_a_teacher_at_or_below_zero_leaves_retention_undefined(teacher: float) -
 
 def test_a_mean_without_all_its_tasks_misses_its_gate() -> None:
     result = comparison((1.0, 0.9), (1.0, 0.8))
-    with pytest.raises(GateMissedError, match="the mean retention lacks 1 tasks: STS12"):
+    with pytest.raises(GateMissedError, match="the mean retention lacks 1 task: STS12"):
         check(parse_gates(["0.1"], ["a", "b", "STS12"]), result, ["STS12"])
     check(parse_gates(["a=0.9"], ["a", "b", "STS12"]), result, ["STS12"])
 
