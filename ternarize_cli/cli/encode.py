@@ -10,7 +10,7 @@ import typer
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, SkipBad
 from ternarize_cli.cli.output import Output, duration
-from ternarize_cli.errors import InputError, counted
+from ternarize_cli.errors import InputError, counted, quoted
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _show_shards(out: Output, report: "ShardingReport", output: Path) -> None:
         f"{counted(work.shards, 'shard')}{of}, {counted(work.rows, 'vector')} in {duration(report.seconds)} "
         f"({work.rows / max(report.seconds, 1e-9):,.0f}/s) → {output}{there}"
     )
-    out.hint(f"ternarize index build {output} -o INDEX")
+    out.hint(f"ternarize index build {quoted(output)} -o INDEX")
     out.result(
         {
             "output": str(output),

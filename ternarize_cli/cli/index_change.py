@@ -7,7 +7,7 @@ import typer
 
 from ternarize_cli.cli.index_options import Index, SomeEncoderOptions, refuse_unused
 from ternarize_cli.cli.options import Json, Quiet, SkipBad, Threads
-from ternarize_cli.errors import counted
+from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
     from ternarize_cli.cli.output import Output
@@ -90,7 +90,7 @@ def delete(
         raise InputError("- is no id", hint="--ids - reads ids from stdin")
     wanted = [*(ids or []), *read_ids(ids_from or [])]
     if not wanted:
-        raise InputError("no ids were given", hint=f"ternarize index delete {index} ID..., or --ids FILE")
+        raise InputError("no ids were given", hint=f"ternarize index delete {quoted(index)} ID..., or --ids FILE")
     report = delete_documents(index, wanted, missing_ok=missing_ok)
     missing = f"; not in the index: {counted(report.missing, 'id')}" if report.missing else ""
     out.text(f"{index}: {counted(report.deleted, 'document')} deleted{missing}; {report.info.live} are left")
@@ -112,7 +112,9 @@ def compact(index: Index, threads: Threads = None, json: Json = False, quiet: Qu
 def _hint(out: "Output", index: Path, report: "ChangeReport") -> None:
     """Proposes to compact an index of which more than a quarter of the rows are deleted."""
     if report.info.deleted > _MANY * report.info.count and report.info.live:
-        out.hint(f"ternarize index compact {index}: {report.info.deleted} of {report.info.count} rows are deleted")
+        out.hint(
+            f"ternarize index compact {quoted(index)}: {report.info.deleted} of {report.info.count} rows are deleted"
+        )
 
 
 def _payload(index: Path, report: "ChangeReport") -> dict[str, Any]:

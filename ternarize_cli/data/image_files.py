@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ternarize_cli.data.parquet_errors import reading_parquet
-from ternarize_cli.errors import DataError, counted, shown
+from ternarize_cli.errors import DataError, counted, quoted, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes, require_regular
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     if packed and expected > _MAX_UNPACKED:
         raise DataError(
             f"{path}: {expected:,} bytes are more than the {_MAX_UNPACKED:,} that are unpacked into memory",
-            hint=f"gunzip -k {path.name}",
+            hint=f"gunzip -k {quoted(path)}",
         )
     if len(content) != expected or not expected:
         described = " × ".join(map(str, shape))

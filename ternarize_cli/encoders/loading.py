@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.encoders import hub
-from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
+from ternarize_cli.errors import (
+    CheckpointError,
+    InputError,
+    ModelNotFoundError,
+    TernarizeError,
+    UnavailableError,
+    quoted,
+)
 from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 
 if TYPE_CHECKING:
@@ -71,7 +78,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, headers_only: bool
             )
         return folder
     if folder.exists():
-        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
+        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {quoted(folder.parent)}")
     found = hub.parse(text)
     return in_root((hub.headers_only if headers_only else hub.download)(found, allow_pickle=allow_pickle))
 

@@ -193,7 +193,8 @@ class EvaluationOptions:
 
         Raises:
             InputError: `pairs` together with an option for encoders; `min_retention`, `rivals` or `diagnose` without
-                `against`; a `min_retention` that is not above 0 and at most 1; or `results` or `data_root` without a task of MTEB.
+                `against`; a `min_retention` that is not above 0 and at most 1; or `results` or `data_root` without a
+                task of MTEB.
         """
         if self.min_retention and self.against is None:
             raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")

@@ -17,7 +17,7 @@ import numpy as np
 from ternarize_cli.data.corpora import open_corpus, unique
 from ternarize_cli.data.texts import STDIN
 from ternarize_cli.encoders.loading import checked_threads
-from ternarize_cli.errors import DataError, InputError, shown
+from ternarize_cli.errors import DataError, InputError, quoted, shown
 from ternarize_cli.index.change import ChangeReport, changed_folder, finish, for_change, shown_ids
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
 from ternarize_cli.index.fill import METRICS
@@ -183,7 +183,7 @@ def _check_kind(info: IndexInfo, corpus: str, kind: str) -> None:
         what = {"text": "texts", "image": "images"}
         raise InputError(
             f"{corpus} holds {what[kind]}, and the index is of {what[info.kind]}",
-            hint=f"build another index: ternarize index build {corpus}",
+            hint=f"build another index: ternarize index build {quoted(corpus)}",
         )
 
 

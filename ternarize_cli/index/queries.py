@@ -7,7 +7,7 @@ from typing import Any
 
 from ternarize_cli.data.images import read_parts
 from ternarize_cli.data.texts import STDIN, read_lines
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import InputError, quoted
 from ternarize_cli.storage.bounds import user_path, utf8_name
 
 __all__ = ["read_queries"]
@@ -30,9 +30,9 @@ def read_queries(
         DataError: a file can't be read.
     """
     if kind == "image" and (texts or file is not None):
-        raise InputError(f"{index} is an index of images", hint=f"ternarize index search {index} --image FILE")
+        raise InputError(f"{index} is an index of images", hint=f"ternarize index search {quoted(index)} --image FILE")
     if kind == "text" and images:
-        raise InputError(f"{index} is an index of texts", hint=f'ternarize index search {index} "your query"')
+        raise InputError(f"{index} is an index of texts", hint=f'ternarize index search {quoted(index)} "your query"')
     if kind == "text":
         if [*texts, file].count(STDIN) > 1:
             raise InputError("stdin is named twice, and can be read once", hint="leave one - out")

@@ -15,13 +15,12 @@ the blobs of that cache. Folders that are links are not entered.
 """
 
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ternarize_cli.errors import CheckpointError, shown
+from ternarize_cli.errors import CheckpointError, quoted, shown
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
 from ternarize_cli.storage.views import origin
 
@@ -117,7 +116,7 @@ def copy_companions(source: Path, folder: Path) -> None:
         if not contained(source, path):
             raise CheckpointError(
                 f"{path} is a link to a place outside the model's folder, and is not copied",
-                hint=f"if you trust it, use a copy with the files themselves: cp -rL {shlex.quote(str(source))} COPY",
+                hint=f"if you trust it, use a copy with the files themselves: cp -rL {quoted(source)} COPY",
             )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

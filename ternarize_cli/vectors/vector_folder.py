@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ternarize_cli.errors import DataError, reason, shown
+from ternarize_cli.errors import DataError, quoted, reason, shown
 from ternarize_cli.storage.arrays import read_npy
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
 from ternarize_cli.storage.checksummed import check_types, read_checksummed
@@ -86,8 +86,9 @@ def read_record(folder: Path) -> VectorRecord:
     """
     path = folder / RECORD
     if not path.is_file():
+        where = quoted(folder)
         old = (folder / "vectors.json").is_file()
-        hint = f"mkdir {folder}/{RECORDS} && mv {folder}/*.json {folder}/{RECORDS}/" if old else _WRITTEN
+        hint = f"mkdir {where}/{RECORDS} && mv {where}/*.json {where}/{RECORDS}/" if old else _WRITTEN
         what = f"has its records beside its vectors, not in {RECORDS}" if old else "holds no vectors of ternarize"
         raise DataError(f"{folder} {what}", hint=hint)
     found = read_checksummed(path, _VERSION, "vector folder", _REMAKE)

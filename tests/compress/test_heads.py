@@ -196,7 +196,6 @@ def test_a_reranker_is_refused_before_any_note_and_work(tmp_path: Path, tiny_ber
     pairs.write_text("the cat,a cat,1\nthe cat,a dog,0\na dog,the dog,0.9\n")
     for command in (
         ("bench", ranks),
-        ("bench", ranks, "--rivals", "torch-fp32"),
         ("eval", ranks, "--sts", pairs),
         ("eval", tiny_bert, "--against", ranks, "--sts", pairs),
     ):
