@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ternarize_cli.errors import CheckpointError, quoted
+from ternarize_cli.model_folder.config_check import architectures_of
 from ternarize_cli.storage.bounds import read_json, read_object
 
 __all__ = ["Head", "Kind", "head_notes", "head_of", "kind_of", "left_out", "require_kind"]
@@ -116,8 +117,8 @@ def head_notes(folder: Path) -> list[str]:
 
 
 def _architecture(folder: Path) -> str:
-    listed = _object(folder / "config.json").get("architectures")
-    return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
+    path = folder / "config.json"
+    return next(iter(architectures_of(_object(path), path)), "")
 
 
 def _modules(folder: Path) -> list[str]:
