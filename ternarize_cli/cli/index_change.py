@@ -43,10 +43,10 @@ def add(
     """Encode documents and add them to an index. If the command is killed, the index stays as it was."""
     from ternarize_cli.cli.output import Output
     from ternarize_cli.index.add import add_documents
-    from ternarize_cli.vectors.vector_folder import RECORD
+    from ternarize_cli.vectors.vector_folder import holds_vectors
 
     out = Output(json_mode=json, quiet=quiet)
-    if corpus != "-" and (Path(corpus) / RECORD).is_file():
+    if corpus != "-" and holds_vectors(corpus):
         given = {"--model": model, "--skip-bad": skip_bad, "--batch-size": encoder.batch_size}
         refuse_unused(corpus, given | {"--device": encoder.device, "--backend": encoder.backend != "auto"})
     report = add_documents(

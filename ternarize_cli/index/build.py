@@ -34,7 +34,7 @@ from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, reads, text_folder
-from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
+from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, holds_vectors, read_record
 from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
 __all__ = ["BuildReport", "IndexOptions", "build_index"]
@@ -101,7 +101,7 @@ def build_index(
     options, encoder = options or IndexOptions(), encoder or EncoderOptions()
     corpus, folder, output = str(corpus), Path(corpus), Path(output)
     check_metric(options.metric)
-    if corpus != STDIN and (folder / RECORD).is_file():
+    if corpus != STDIN and holds_vectors(folder):
         _check_unused(corpus, model, options, encoder)
         return _index_vectors(folder, output, options, threads=encoder.threads, force=force, track=track)
     if options.texts is not None:
