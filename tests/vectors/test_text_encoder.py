@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from support.models import WORDS, save_modules
 from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.encoder import LocalEncoder
 from ternarize_cli.vectors.batch_encoder import TextEncoder
 
@@ -76,6 +77,17 @@ def test_empty_texts_of_a_tokenizer_without_special_tokens(tmp_path, mode):
         np.testing.assert_allclose(encode(texts), among_others[[int(t != "") for t in texts]], atol=1e-6)
     encode = TextEncoder(load_encoder(folder, device="cpu"), batch_size=1)
     np.testing.assert_allclose(encode(["", "the cat"]), among_others, atol=1e-6)
+
+
+def test_a_text_without_a_token_has_no_maximum(run, tmp_path):
+    pooling = {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
+    folder = save_gpt2(tmp_path / "m", **pooling)
+    encode = TextEncoder(load_encoder(folder, device="cpu"))
+    expected = SentenceTransformer(str(folder), device="cpu").encode(["the cat"])
+    np.testing.assert_allclose(encode(["the cat"]), expected, atol=1e-6)
+    for texts in (["the cat", ""], [""]):
+        with pytest.raises(InputError, match="the text '' has no token, and no finite vector"):
+            encode(texts)
 
 
 def test_commands_take_empty_texts_with_a_tokenizer_without_special_tokens(run, tmp_path):
