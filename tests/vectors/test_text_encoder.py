@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from support.models import WORDS, save_modules
+from support.models import WORDS, save_gpt2
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.encoder import LocalEncoder
@@ -43,28 +43,6 @@ def test_a_prompt_is_cut_off_where_sentence_transformers_cuts_it_off(tiny_bert, 
     expected = SentenceTransformer(str(folder), device="cpu").encode_query([text])
     np.testing.assert_allclose(encode([text]), expected, atol=1e-6)
     assert encode.truncated == 1
-
-
-def save_gpt2(folder: Path, **pooling: bool) -> Path:
-    """A GPT-2 whose tokenizer knows bytes and adds no special token, so that an empty text has no token."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
-
-    folder.mkdir()
-    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", "<pad>"]
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"eos_token": "<eos>", "pad_token": "<pad>", "model_max_length": 64}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    GPT2Model(GPT2Config(vocab_size=len(names), **size)).save_pretrained(folder)
-    save_modules(folder, 32)
-    if pooling:
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
-    return folder
 
 
 @pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "lasttoken", "weightedmean_tokens"])
