@@ -205,6 +205,20 @@ def test_the_users_queries_judge(run, build, tmp_path):
     assert (read_truth(index / "truth.npz").own == -1).all()
 
 
+def test_a_query_that_is_a_document_is_not_its_own_neighbour(run, tiny_bert, tmp_path):
+    documents = [{"_id": f"d{i}", "title": "cat", "text": text} for i, text in enumerate(_texts(30))]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    queries = [{"_id": "d3", "text": documents[3]["text"]}, {"_id": "d4", "text": "bird"}, {"text": "dog"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    index, arguments = tmp_path / "ix", ("-m", tiny_bert, "--queries", tmp_path / "q.jsonl", "--factory", "flat")
+    assert run("index", "build", tmp_path / "c.jsonl", *arguments, "-o", index).exit_code == 0
+    truth = read_truth(index / "truth.npz")
+    assert truth.own.tolist() == [3, -1, -1]  # d4 has another text: its number is a coincidence
+    assert 3 not in truth.neighbours[0]
+    tuned = json.loads(run("index", "tune", index, "-k", 5, "--json").stdout)
+    assert tuned["chosen"]["recall"] == 1
+
+
 @pytest.mark.parametrize(("arguments", "message"), [(["-k", 101], "between 1 and 100"), (["-k", 0], "-k")])
 def test_tuning_knows_a_hundred_neighbours(run, build, arguments, message):
     result = run("index", "tune", build("flat"), *arguments)
