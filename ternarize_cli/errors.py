@@ -17,6 +17,7 @@ A message says what happened with which value, in at most 2,000 characters; `hin
 """
 
 import re
+import shlex
 
 __all__ = [
     "CheckpointError",
@@ -30,7 +31,10 @@ __all__ = [
     "SettingsError",
     "TernarizeError",
     "UnavailableError",
+    "counted",
+    "counted_were",
     "named",
+    "quoted",
     "reason",
     "shown",
 ]
@@ -107,6 +111,22 @@ def shown(value: object, limit: int = 80) -> str:
 def named(name: str) -> str:
     """Formats a key or name from a file for messages: unchanged if it is one short word, else as `shown` does."""
     return name if _PLAIN_NAME.fullmatch(name) else shown(name)
+
+
+def counted(count: int, noun: str) -> str:
+    """Writes a count with its noun, in the plural unless the count is 1: `1 shard`, `1,200 shards`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def counted_were(count: int, noun: str) -> str:
+    """Writes a count with its noun and verb: `1 text was`, `2 texts were`."""
+    return f"{counted(count, noun)} {'was' if count == 1 else 'were'}"
+
+
+def quoted(path: object) -> str:
+    """Formats a path or other word for a command in a hint: in quotes if the shell needs them."""
+    return shlex.quote(str(path))
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

@@ -8,6 +8,7 @@ from ternarize_cli.bench.cells import Table, megabytes, point_title, points, thr
 from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.bench.run import BenchReport
+from ternarize_cli.errors import counted
 
 __all__ = ["latency_table", "machine_line", "process_table", "size_table", "tables"]
 
@@ -193,13 +194,13 @@ def process_table(report: BenchReport) -> Table:
 
 def machine_line(machine: dict[str, Any]) -> str:
     """Describes the machine of a report in one line."""
-    versions = machine["versions"]
+    versions, cores = machine["versions"], counted(machine["usable_cores"], "core")
     parts = [
-        f"{machine['cpu']}, {machine['usable_cores']} cores ({' '.join(machine['isa']) or machine['torch_isa']})",
+        f"{machine['cpu']}, {cores} ({' '.join(machine['isa']) or machine['torch_isa']})",
         *(_gpu(gpu) for gpu in machine["gpus"]),
         f"{machine['memory_bytes'] / 1e9:.0f} GB",
         machine["os"],
-        f"{machine['threads']} threads",
+        f"{counted(machine['threads'], 'thread')}",
         ", ".join(f"{name} {versions[name]}" for name in _NAMED if versions.get(name)),
     ]
     return "; ".join(parts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.bench.cells import Table, point_title, three_digits, timing
-from ternarize_cli.errors import InputError, shown
+from ternarize_cli.errors import InputError, quoted, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes
 
 __all__ = ["Line", "ReportComparison", "compare", "comparison_table", "times_table"]
@@ -138,7 +138,7 @@ def comparison_table(comparison: ReportComparison) -> Table:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    hint = f"ternarize bench MODEL --json > {path.name} writes one"
+    hint = f"ternarize bench MODEL --json > {quoted(path)} writes one"
     content = read_bytes(path, error=InputError)
     report: dict[str, Any] = parse_json(content, f"{path} is no report of bench: it", error=InputError, hint=hint)
     rows = report.get("rows") if isinstance(report, dict) else None

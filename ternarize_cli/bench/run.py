@@ -26,7 +26,7 @@ from ternarize_cli.bench.participants import able_backends, choose_backends, cho
 from ternarize_cli.bench.probe import Memory, probe
 from ternarize_cli.bench.rows import BenchRow, Feed, in_turn, time_feed
 from ternarize_cli.bench.shapes import DEFAULT, ModelShape, model_shape
-from ternarize_cli.bench.subject import Subject, max_tokens, prepare
+from ternarize_cli.bench.subject import Subject, find_model, max_tokens, prepare
 from ternarize_cli.data.texts import source_name
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import checked_threads
@@ -95,6 +95,8 @@ def benchmark(
     meter = energy.counter(device) if options.energy else None
     if options.energy and meter is None:
         left_out.append(energy.unknown(device))
+    if model is not None:  # refused before any note and any work
+        _check_inputs(find_model(model, options.teacher, allow_pickle=options.allow_pickle), options)
     for note in left_out:
         say(note)
     source = options.text or options.lengths

@@ -33,10 +33,11 @@ from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.engines.inputs import image_shape
 from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.model_folder.model_kind import require_kind
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import weights
 
-__all__ = ["Subject", "max_tokens", "prepare"]
+__all__ = ["Subject", "find_model", "max_tokens", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,8 @@ def prepare(
             note(f"no MODEL was given: measuring a {_told(shape)}")
             title, source = f"random {_told(shape).split()[0]}", random_model(work / "random", shape, seed)
         else:
-            title, source = loading.model_name(model), loading.resolve(model, allow_pickle=allow_pickle)
-            _require_encoder(source)
+            title, source = loading.model_name(model), find_model(model, teacher, allow_pickle=allow_pickle)
         original = None if teacher is None else loading.resolve(teacher, allow_pickle=allow_pickle)
-        if original is not None:
-            _require_same_shape(original, source, title)
         check(source)
         stage, packed, dense = checkpoint.stage(source), source, source
         if stage is None:
@@ -122,6 +120,21 @@ def prepare(
             note("the rivals run the packed weights multiplied out to full width: same shapes, same work")
             dense = _write_twin(packed, work / "twin")
         yield Subject(title, packed, dense, tuple(notes), image_shape(source))
+
+
+def find_model(model: str, teacher: str | None = None, *, allow_pickle: bool = False) -> Path:
+    """Finds the folder of MODEL, and checks that it can be measured, alone or against rivals that run `teacher`.
+
+    Raises:
+        InputError: MODEL or the teacher can't be found or read, MODEL is no encoder of texts or images, or it was not
+            made from `teacher`.
+    """
+    source = loading.resolve(model, allow_pickle=allow_pickle)
+    require_kind(source, "encoder")
+    _require_encoder(source)
+    if teacher is not None:
+        _require_same_shape(loading.resolve(teacher, allow_pickle=allow_pickle), source, loading.model_name(model))
+    return source
 
 
 def max_tokens(config: dict[str, Any]) -> int | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ternarize_cli.cli.output import Output
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.beta_sweep import Sweep, SweepRow
@@ -107,10 +108,10 @@ def _print_sweep(out: Output, found: "Sweep", name: str, pairs: int) -> None:
         what = "sentences" if pairs else "images"
         explained.append(f"cosine: to the original's vectors, mean over {found.encoded:,} {what}")
         if pairs:
-            explained.append(f"STS: Spearman on {pairs:,} pairs")
+            explained.append(f"STS: Spearman on {counted(pairs, 'pair')}")
         explained.append("vectors: of the packed model, without calibration and training, int8 activations and tables")
     columns = ["rule", "beta", *(headings[m] + "  " for m in found.measures)]
-    out.table(f"{name}: {found.linears} linears, one scale per {found.granularity}", columns, rows)
+    out.table(f"{name}: {counted(found.linears, 'linear')}, one scale per {found.granularity}", columns, rows)
     for line in explained:
         out.text(line)
 

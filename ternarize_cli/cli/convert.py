@@ -9,6 +9,7 @@ from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision, output_folder
 from ternarize_cli.cli.output import Output, megabytes
 from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions
+from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
     from ternarize_cli.compress.convert import ConversionReport
@@ -63,12 +64,13 @@ def _convert(
     out.text(f"wrote {target}")
     from ternarize_cli.encoders.modalities import modalities_of
 
+    made, teacher = quoted(target), quoted(model)
     if "image" in modalities_of(source):
-        out.hint(f"ternarize pack {target}, and eval the packed model with --against {model} --images PATH")
+        out.hint(f"ternarize pack {made}, and eval the packed model with --against {teacher} --images PATH")
     elif wanted:
-        out.hint(f"ternarize pack {target}, and eval the packed model with --against {model}")
+        out.hint(f"ternarize pack {made}, and eval the packed model with --against {teacher}")
     else:
-        out.hint(f"ternarize distill {target} --teacher {model} --data texts.txt, or at once: ternarize pack {target}")
+        out.hint(f"ternarize distill {made} --teacher {teacher} --data texts.txt, or at once: ternarize pack {made}")
     out.result({"output": str(target), **_payload(report)})
 
 
@@ -85,7 +87,7 @@ def _show(
     if calibration:
         caption = f"missed: of the wanted outputs' standard deviation, on the calibration data; {caption}"
     out.table(
-        f"{name}: {len(report.layers)} linears, {form.levels}, {way}, one scale per {form.granularity}",
+        f"{name}: {counted(len(report.layers), 'linear')}, {form.levels}, {way}, one scale per {form.granularity}",
         ["linear", "out × in", *(["missed"] if calibration else []), "error", "zeros", "bytes", "packed"],
         [
             (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ternarize_cli.cli.options import Force, Json, Quiet, Seed, Threads
-from ternarize_cli.cli.output import Output, counted, duration, megabytes
+from ternarize_cli.cli.output import Output, duration, megabytes
+from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
     from ternarize_cli.cli.demo_pipeline import DemoReport
@@ -101,7 +102,7 @@ def _show(out: Output, report: "DemoReport", output: Path) -> None:
         for score, text in hits:
             line = " ".join(text.split())
             out.text(f"  {score:.2f}  {line if len(line) <= 100 else line[:99] + '…'}")
-    out.text(f'\nwrote {output}: try  ternarize index search {output}/index "parse command line options"')
+    out.text(f'\nwrote {output}: try  ternarize index search {quoted(output / "index")} "parse command line options"')
 
 
 def register(app: typer.Typer) -> None:

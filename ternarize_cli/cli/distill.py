@@ -9,8 +9,9 @@ import typer
 
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
-from ternarize_cli.cli.output import Output, counted, duration
+from ternarize_cli.cli.output import Output, duration
 from ternarize_cli.distill.options import DistillOptions, Training
+from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
     from ternarize_cli.distill.options import Progress
@@ -104,7 +105,7 @@ def _distill(
         plot_training(read_metrics(target / METRICS), model_name(student), plot, force=force)
         out.text(f"wrote {plot}")
     out.text(f"wrote {target}")
-    out.hint(f"ternarize eval {target}" if options.pack else f"ternarize pack {target}")
+    out.hint(f"ternarize eval {quoted(target)}" if options.pack else f"ternarize pack {quoted(target)}")
     out.result({"output": str(target), **vars(report)})
 
 

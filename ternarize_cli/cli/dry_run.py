@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.compress.dry_run import DryRun, Group
@@ -21,14 +22,15 @@ def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target:
     count = sum(g.count for g in dry.linears)
     sums = [megabytes(sum(getattr(g, field) for g in dry.linears)) for field in ("bytes_before", "bytes_packed")]
     grain = f"group of {scheme.group_size}" if scheme.granularity == "group" else scheme.granularity
+    become = f"{counted(count, 'linear')} would become {scheme.levels}"
     out.table(
-        f"{model_name(model)}: {count} linears would become {scheme.levels}, rule {scheme.rule}, one scale per {grain}",
+        f"{model_name(model)}: {become}, rule {scheme.rule}, one scale per {grain}",
         ["linears", "count", "out × in", "now", "packed"],
         [*linears, ("all linears", count, "", *sums)],
         caption=f"packed: codes ({dry.codec}) and scales",
     )
     if dry.tables:
-        title = f"{len(dry.tables)} embedding tables, {scheme.table_bits} bits when packed"
+        title = f"{counted(len(dry.tables), 'embedding table')}, {scheme.table_bits} bits when packed"
         title += " (the tokens'; others 8)" if scheme.table_bits == 4 else ""
         out.table(title, ["table", "rows × dim", "now", "packed"], [(g.name, *_sizes(g)) for g in dry.tables])
     stay = [*_by_reason(dry.plan.excluded), *dry.plan.others.items()]

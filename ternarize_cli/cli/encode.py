@@ -9,8 +9,8 @@ import typer
 
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision, SkipBad
-from ternarize_cli.cli.output import Output, counted, duration
-from ternarize_cli.errors import InputError
+from ternarize_cli.cli.output import Output, duration
+from ternarize_cli.errors import InputError, counted, quoted
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _encode(
 
 
 def _show(out: Output, report: "EncodingReport", model: str, output: Path | None, kind: str) -> None:
-    for text in (report.skipped.summary, report.truncation):
+    for text in (report.skipped.summary, report.repeated, report.truncation):
         if text:
             out.warn(text)
     out.note(f"{report.summary} in {report.seconds:.1f} s" + (f" → {output}" if output else ""))
@@ -125,7 +125,7 @@ def _show_shards(out: Output, report: "ShardingReport", output: Path) -> None:
         f"{counted(work.shards, 'shard')}{of}, {counted(work.rows, 'vector')} in {duration(report.seconds)} "
         f"({work.rows / max(report.seconds, 1e-9):,.0f}/s) → {output}{there}"
     )
-    out.hint(f"ternarize index build {output} -o INDEX")
+    out.hint(f"ternarize index build {quoted(output)} -o INDEX")
     out.result(
         {
             "output": str(output),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
@@ -26,7 +27,7 @@ def show(out: Output, report: "EvaluationReport") -> None:
     for note in report.notes:
         out.note(note)
     if report.missing:
-        out.warn(f"{len(report.missing)} tasks of MTEB are not scored:")
+        out.warn(f"not scored of MTEB: {counted(len(report.missing), 'task')}")
         for gap in report.missing:
             out.warn(f"{gap.task}: {gap.reason}; {gap.how}")
     for t in comparison.tasks[0]:
@@ -97,7 +98,7 @@ def _print_several(out: Output, comparison: "Comparison") -> None:
     timed = any(student.latency_ms is not None for student in comparison.students)
     wide = len(columns) if timed else len(columns) - 2
     caption = "the teacher's scores, then what the others keep of them" if teacher is not None else ""
-    caption += "" if names else f"; {len(comparison.tasks[0])} tasks, each in --json and --report"
+    caption += "" if names else f"; {counted(len(comparison.tasks[0]), 'task')}, each in --json and --report"
     out.table("models", columns[:wide], [row[:wide] for row in rows], caption=caption)
 
 
@@ -106,7 +107,7 @@ def _print_diagnosis(out: Output, diagnosis: "Diagnosis") -> None:
         (layer.name, *("" if x is None else _number(x) for x in (layer.cka, layer.cosine, layer.attention_kl)))
         for layer in diagnosis.layers
     ]
-    seen = f"{diagnosis.inputs} inputs, {diagnosis.tokens:,} tokens"
+    seen = f"{counted(diagnosis.inputs, 'input')}, {counted(diagnosis.tokens, 'token')}"
     if rows:
         out.table(f"layers, on {seen}", ("layer", "CKA", "cosine", "attention KL"), rows)
     spaces = [

@@ -10,6 +10,7 @@ from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.help import Commands
 from ternarize_cli.cli.index_options import Index, SomeEncoderOptions
 from ternarize_cli.cli.options import Force, Json, Quiet, output_folder
+from ternarize_cli.errors import counted, quoted
 from ternarize_cli.index.options import IndexOptions
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _build(
     quiet: Quiet = False,
 ) -> None:
     """Encode a corpus and write an index folder, by default ./CORPUS-index."""
-    from ternarize_cli.cli.output import Output, counted, megabytes
+    from ternarize_cli.cli.output import Output, megabytes
     from ternarize_cli.errors import InputError
     from ternarize_cli.storage import files
 
@@ -86,7 +87,7 @@ def _build(
     )
     tunable = report.info.factory != "Flat" and report.info.count > 1
     ask = '"your query"' if report.info.kind == "text" else "--image FILE"
-    out.hint(f"ternarize index tune {output}" if tunable else f"ternarize index search {output} {ask}")
+    out.hint(f"ternarize index tune {quoted(output)}" if tunable else f"ternarize index search {quoted(output)} {ask}")
     skipped = {"skipped": report.skipped.count, "empty": report.skipped.empty}
     work = {"shards": report.shards, "reused": report.reused, "tokens": report.tokens, **skipped}
     out.result({"output": str(output), **_payload(report.info), **work})

@@ -7,6 +7,7 @@ import typer
 
 from ternarize_cli.cli.index_options import Index, SomeEncoderOptions, refuse_unused
 from ternarize_cli.cli.options import Json, Quiet, SkipBad, Threads
+from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
     from ternarize_cli.cli.output import Output
@@ -40,12 +41,12 @@ def add(
     quiet: Quiet = False,
 ) -> None:
     """Encode documents and add them to an index. If the command is killed, the index stays as it was."""
-    from ternarize_cli.cli.output import Output, counted
+    from ternarize_cli.cli.output import Output
     from ternarize_cli.index.add import add_documents
-    from ternarize_cli.vectors.vector_folder import RECORD
+    from ternarize_cli.vectors.vector_folder import holds_vectors
 
     out = Output(json_mode=json, quiet=quiet)
-    if corpus != "-" and (Path(corpus) / RECORD).is_file():
+    if corpus != "-" and holds_vectors(corpus):
         given = {"--model": model, "--skip-bad": skip_bad, "--batch-size": encoder.batch_size}
         refuse_unused(corpus, given | {"--device": encoder.device, "--backend": encoder.backend != "auto"})
     report = add_documents(
@@ -79,7 +80,7 @@ def delete(
     quiet: Quiet = False,
 ) -> None:
     """Delete documents: searches no longer find them. `index compact` removes them from the files."""
-    from ternarize_cli.cli.output import Output, counted
+    from ternarize_cli.cli.output import Output
     from ternarize_cli.errors import InputError
     from ternarize_cli.index.change import delete_documents
     from ternarize_cli.index.documents import read_ids
@@ -89,9 +90,9 @@ def delete(
         raise InputError("- is no id", hint="--ids - reads ids from stdin")
     wanted = [*(ids or []), *read_ids(ids_from or [])]
     if not wanted:
-        raise InputError("no ids were given", hint=f"ternarize index delete {index} ID..., or --ids FILE")
+        raise InputError("no ids were given", hint=f"ternarize index delete {quoted(index)} ID..., or --ids FILE")
     report = delete_documents(index, wanted, missing_ok=missing_ok)
-    missing = f"; {report.missing} ids were not in the index" if report.missing else ""
+    missing = f"; not in the index: {counted(report.missing, 'id')}" if report.missing else ""
     out.text(f"{index}: {counted(report.deleted, 'document')} deleted{missing}; {report.info.live} are left")
     _hint(out, index, report)
     out.result(_payload(index, report))
@@ -104,14 +105,16 @@ def compact(index: Index, threads: Threads = None, json: Json = False, quiet: Qu
 
     out = Output(json_mode=json, quiet=quiet)
     report = compact_index(index, threads=threads)
-    out.text(f"{index}: {report.deleted} deleted documents removed; {report.info.live} are left")
+    out.text(f"{index}: {counted(report.deleted, 'deleted document')} removed; {report.info.live} are left")
     out.result(_payload(index, report))
 
 
 def _hint(out: "Output", index: Path, report: "ChangeReport") -> None:
     """Proposes to compact an index of which more than a quarter of the rows are deleted."""
     if report.info.deleted > _MANY * report.info.count and report.info.live:
-        out.hint(f"ternarize index compact {index}: {report.info.deleted} of {report.info.count} rows are deleted")
+        out.hint(
+            f"ternarize index compact {quoted(index)}: {report.info.deleted} of {report.info.count} rows are deleted"
+        )
 
 
 def _payload(index: Path, report: "ChangeReport") -> dict[str, Any]:

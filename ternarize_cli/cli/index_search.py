@@ -6,6 +6,7 @@ import typer
 
 from ternarize_cli.cli.index_options import Index, SomeEncoderOptions
 from ternarize_cli.cli.options import Json, Quiet
+from ternarize_cli.errors import quoted
 from ternarize_cli.index.options import SearchOptions
 
 __all__ = ["search"]
@@ -46,7 +47,9 @@ def search(
 
     out = Output(json_mode=json, quiet=quiet)
     if not query and queries is None and not image:
-        raise InputError("there is no query", hint=f'ternarize index search {index} "your query", or --queries FILE')
+        raise InputError(
+            "there is no query", hint=f'ternarize index search {quoted(index)} "your query", or --queries FILE'
+        )
     if asymmetric and model is None:
         raise InputError("--asymmetric needs the model that encodes queries", hint="--model MODEL")
 

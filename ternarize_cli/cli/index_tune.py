@@ -7,6 +7,7 @@ import typer
 
 from ternarize_cli.cli.index_options import Index
 from ternarize_cli.cli.options import MANY, Backend, Device, Force, Json, Quiet, Threads
+from ternarize_cli.errors import counted
 
 __all__ = ["compare", "tune"]
 
@@ -23,7 +24,7 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Measure recall and speed at all settings, and store the fastest that reaches --recall."""
-    from ternarize_cli.cli.output import Output, counted
+    from ternarize_cli.cli.output import Output
     from ternarize_cli.measuring import figures
 
     out = Output(json_mode=json, quiet=quiet)
@@ -47,7 +48,7 @@ def tune(
         for m in report.best
     ]
     columns = ("setting", f"recall@{report.k}", "ms, one query", "queries/s")
-    asked = f"{report.queries} queries, {counted(report.threads, 'thread')}"
+    asked = f"{counted(report.queries, 'query')}, {counted(report.threads, 'thread')}"
     caption = f"{asked}; settings that are neither fastest nor best are not shown"
     out.table(f"{index}: {report.info.factory}, {counted(report.info.count, 'vector')}", columns, rows, caption=caption)
     if not report.reached:
@@ -97,7 +98,7 @@ def compare(
     """
     import dataclasses
 
-    from ternarize_cli.cli.output import Output, counted
+    from ternarize_cli.cli.output import Output
     from ternarize_cli.evaluation.retrieval import read_retrieval
 
     out = Output(json_mode=json, quiet=quiet)
@@ -106,7 +107,7 @@ def compare(
     from ternarize_cli.evaluation.index_comparison import compare_indexes
 
     report = compare_indexes(read, model, teacher, backend=backend, device=device, threads=threads, track=out.track)
-    asked = f"{report.queries} queries, {counted(report.threads, 'thread')}"
+    asked = f"{counted(report.queries, 'query')}, {counted(report.threads, 'thread')}"
     out.table(
         f"{data}: {counted(report.documents, 'document')}, {asked}",
         ("encoding", "documents/s", "ms, one query"),

@@ -7,6 +7,7 @@ import typer
 
 from ternarize_cli.cli.options import MANY, AllowPickle, Device, Force, Json, ModelArgument, Quiet, Revision, Threads
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
     from ternarize_cli.compress.inspect import Inspection, TensorInfo
@@ -170,7 +171,7 @@ def _modules(out: Output, found: "Inspection") -> None:
             caption += ", which calibration has changed"
     kind = found.artifact.scheme.levels if found.artifact else "full-precision"
     rows = [[cell(m) for cell in columns.values()] for m in linears]
-    out.table(f"{len(linears)} {kind} linears", list(columns), rows, caption=caption)
+    out.table(counted(len(linears), f"{kind} linear"), list(columns), rows, caption=caption)
     if others:
         rows = [[m.name, m.kind, _shape(m), _bytes(m)] for m in others]
         stay = any(m.mean_abs is not None for m in others)

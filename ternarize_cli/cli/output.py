@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ternarize_cli.cli.streams import tell, visible
 
-__all__ = ["SCHEMA_VERSION", "Output", "counted", "duration", "megabytes"]
+__all__ = ["SCHEMA_VERSION", "Output", "duration", "megabytes"]
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
@@ -23,11 +23,6 @@ T = TypeVar("T")
 def megabytes(count: float) -> str:
     """Writes a number of bytes in MB of 10^6 bytes, as disks and model cards do, or in GB: `15.40 MB`."""
     return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
-
-
-def counted(count: int, noun: str) -> str:
-    """Writes a count with its noun, in the plural unless the count is 1: `1 shard`, `1,200 shards`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

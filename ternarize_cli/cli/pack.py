@@ -7,6 +7,7 @@ import typer
 
 from ternarize_cli.cli.options import Force, Json, NoCheck, Quiet, output_folder
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.errors import quoted
 
 __all__ = ["register"]
 
@@ -54,9 +55,9 @@ def _pack(
     out.text(f"wrote {target}")
     out.hint(
         {
-            "encoder": f"ternarize bench {target}, or: echo some text | ternarize encode {target}",
-            "cross-encoder": f"ternarize eval {target} --pairs FILE",
-            "sparse": f'sentence_transformers.SparseEncoder("{target}").encode(texts)',
+            "encoder": f"ternarize bench {quoted(target)}, or: echo some text | ternarize encode {quoted(target)}",
+            "cross-encoder": f"ternarize eval {quoted(target)} --pairs FILE",
+            "sparse": f"sentence_transformers.SparseEncoder({str(target)!r}).encode(texts)",
         }[kind_of(target)]
     )
     values = {k: v for k, v in vars(report).items() if k != "artifact"}

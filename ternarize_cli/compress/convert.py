@@ -26,7 +26,7 @@ from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, plan
 from ternarize_cli.compress.tensor_policy import TensorDecision
 from ternarize_cli.encoders import adapters, checkpoint, defaults, hub
 from ternarize_cli.encoders.loading import model_name
-from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.errors import CheckpointError, InputError, counted
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.model_folder.model_kind import head_notes
@@ -170,14 +170,14 @@ def _described(report: ConversionReport) -> str:
     group = f"group of {scheme.group_size} weights" if scheme.group_size else scheme.granularity
     before, after = (sum(getattr(x, f"bytes_{when}") for x in layers) for when in ("before", "after"))
     lines = [
-        f"- {len(layers)} linears are {scheme.levels}, by the rule {scheme.rule}, with one scale per {group}",
+        f"- linears that are {scheme.levels}: {len(layers)}, by the rule {scheme.rule}, with one scale per {group}",
         f"- their weights differ from the source's by {sum(x.error for x in layers) / len(layers):.1%} in the mean "
         f"(‖W − s·c‖ / ‖W‖), before any training; {sum(x.zeros for x in layers) / len(layers):.1%} of the codes are 0",
         f"- bytes of the linears: {before:,} in the source, {after:,} packed",
     ]
     if data is not None:
         tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
-        lines.append(f"- calibrated on {data.samples:,} {data.kind}s{tokens}")
+        lines.append(f"- calibrated on {counted(data.samples, data.kind)}{tokens}")
     if report.vocabulary is not None:
         lines.append(f"- vocabulary: {len(report.vocabulary.ids):,} of {report.vocabulary.rows:,} tokens are kept")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ternarize_cli.errors import counted
 from ternarize_cli.measuring.figures import BLUE, ORANGE, bars, check_plot, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def plot_inspection(found: "Inspection", title: str, path: Path, *, force: bool 
     linears = [m for m in found.modules if m.mean_abs is not None or m.codes is not None]
     ternary = [m for m in linears if m.codes is not None]
     rows = 2 if ternary else 1
-    figure = new_figure(f"{title}: {found.stage}, {len(ternary or linears)} linears", width=11, height=1 + 3.6 * rows)
+    figure = new_figure(
+        f"{title}: {found.stage}, {counted(len(ternary or linears), 'linear')}", width=11, height=1 + 3.6 * rows
+    )
     axes = figure.subplots(rows, 2, squeeze=False).flatten()
     if not ternary:
         _magnitudes(axes[0], found)

@@ -18,7 +18,7 @@ from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.encoders import checkpoint, module_replacement
 from ternarize_cli.encoders.parts import Part, parts_of
-from ternarize_cli.errors import CheckpointError, FormatError
+from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.codecs import Codec, codec_for
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.layers import check_scale
@@ -82,9 +82,9 @@ def pack(
     files.check_output(output, force=force, inputs=[source])
     latent = checkpoint.artifact_of(source)
     if latent is None:
-        raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {source}")
+        raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {quoted(source)}")
     if latent.stage != "latent":
-        raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {source}")
+        raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {quoted(source)}")
     checkpoint.validate(source)
     layout = codec_for(latent.scheme.levels, codec)
     artifact = replace(latent, stage="packed", codec=layout.name)

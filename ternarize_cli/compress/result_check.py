@@ -24,6 +24,7 @@ from torch import nn
 
 from ternarize_cli.errors import CheckpointError, TernarizeError, reason
 from ternarize_cli.layers import SimulatedEmbedding, TernaryLinear
+from ternarize_cli.model_folder.integrity import note_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,6 +100,8 @@ class Reference:
     def check(self, made: Path, *, latent: bool = False, packed: bool = False) -> None:
         """Opens the folder that was made of the source, and compares the vectors of the samples.
 
+        A folder whose path is not UTF-8 is passed over with a note, because safetensors can't open it.
+
         Args:
             made: the new folder.
             latent: whether the folder is a checkpoint that holds the source's weights unchanged.
@@ -110,7 +113,13 @@ class Reference:
         """
         from ternarize_cli.encoders.heads import load_with_head
 
-        if not self.vectors or not _is_utf8(made):
+        if not self.vectors:
+            return
+        if not _is_utf8(made):
+            note_once(
+                "the result was not opened and compared with its source: safetensors opens no file whose path is not "
+                "UTF-8; under another name of the output the check is made"
+            )
             return
         try:
             encoder = load_with_head(made, device="cpu")

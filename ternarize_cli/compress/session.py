@@ -7,7 +7,7 @@ from ternarize_cli.compress import pack as packing
 from ternarize_cli.compress.calibrate import Calibration
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.encoders.loading import model_name, resolve
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import InputError, quoted
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.model_folder.model_kind import kind_of
 from ternarize_cli.progress import Track, silent
@@ -87,7 +87,7 @@ def check_keeps_scores(folder: Path, scheme: Scheme, calibration: Calibration | 
     raise InputError(
         f"{folder} is {what}, and rounding its weights to {scheme.levels} ones does not keep its scores",
         hint=f"--calibrate {data}, or --levels int4, or train it at once: "
-        f"ternarize distill {folder} --teacher {folder} --data {data}",
+        f"ternarize distill {quoted(folder)} --teacher {quoted(folder)} --data {data}",
     )
 
 

@@ -17,7 +17,7 @@ from ternarize_cli.compress.tensor_policy import Fate, SourceTensor, TensorDecis
 from ternarize_cli.compress.vocabulary import Vocabulary, select
 from ternarize_cli.encoders import anatomy, checkpoint
 from ternarize_cli.encoders.parts import Part, parts_of
-from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.errors import CheckpointError, InputError, quoted
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.progress import Track
@@ -34,7 +34,11 @@ def check_source(source: Path, *, allow_pickle: bool = False) -> None:
     """
     known = checkpoint.validate(source, allow_pickle=allow_pickle)
     if known is not None:
-        hint = f"ternarize pack {source}" if known.stage == "latent" else "convert its full-precision source instead"
+        hint = (
+            f"ternarize pack {quoted(source)}"
+            if known.stage == "latent"
+            else "convert its full-precision source instead"
+        )
         raise CheckpointError(f"{source} is a ternary model already (stage {known.stage})", hint=hint)
     foreign = checkpoint.read_config(source).get("quantization_config")
     if foreign is not None:

@@ -26,10 +26,10 @@ from ternarize_cli.data.tables import hub_dataset, is_saved_dataset
 from ternarize_cli.data.text_sources import files_of, holds_texts, is_hub_id
 from ternarize_cli.data.texts import STDIN, OnBad, open_table, read_table, read_texts, source_and_column, source_name
 from ternarize_cli.data.unpacked import inner_suffix, is_packed
-from ternarize_cli.errors import DataError
+from ternarize_cli.errors import DataError, counted, counted_were
 from ternarize_cli.storage.bounds import lines_of, user_path, utf8_name
 
-__all__ = ["Corpus", "Skipped", "open_corpus", "unique"]
+__all__ = ["Corpus", "Skipped", "open_corpus", "reopened", "unique"]
 
 _SHOWN = 3
 
@@ -38,12 +38,14 @@ class Skipped:
     """Counts the rows of a corpus that were left out, and keeps the first errors.
 
     Attributes:
-        count: number of lines, rows or images that could not be read.
+        kind: "text" or "image".
+        count: number of texts or images that could not be read.
         empty: number of texts without a word.
         shown: messages of the first errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "text") -> None:
+        self.kind = kind
         self.shown: list[str] = []
         self.count = self.empty = 0
 
@@ -56,8 +58,8 @@ class Skipped:
     def summary(self) -> str | None:
         """A sentence for a warning that says what was skipped; None if nothing was."""
         more = f"; {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
-        parts = [f"{self.count} lines were skipped: {'; '.join(self.shown)}{more}"] if self.count else []
-        parts += [f"{self.empty} texts were empty and were left out"] if self.empty else []
+        parts = [f"{counted_were(self.count, self.kind)} skipped: {'; '.join(self.shown)}{more}"] if self.count else []
+        parts += [f"{counted_were(self.empty, 'text')} empty and left out"] if self.empty else []
         return "; ".join(parts) or None
 
 
@@ -120,6 +122,7 @@ def open_corpus(
     if pictures and "image" in kinds:
         parts = list(read_parts(path).values())
         ids = [identity for part in parts for identity in part.ids]
+        skipped.kind = "image"
         return Corpus(source, _images(parts, on_bad), "image", len(ids), skipped, ids)
     count: int | None = None
     if folder and not files:
@@ -129,16 +132,22 @@ def open_corpus(
     if folder:
         documents_read, count = _folder(path, files, column, on_bad), _sum(map(_lines, files))
     elif place != STDIN and is_hub_id(place):
-        documents_read = read_table(hub_dataset(place), column, prefix=prefix, on_bad=on_bad)
+        documents_read = read_table(hub_dataset(place), column, prefix=prefix, on_bad=on_bad, ids=True)
     else:
-        documents_read = read_texts(source, prefix=prefix, on_bad=on_bad)  # raises the error for a missing file
+        documents_read = read_texts(
+            source, prefix=prefix, on_bad=on_bad, ids=True
+        )  # raises the error for a missing file
         count = None if place == STDIN else _lines(path)
     items = ((document.id, document.text) for document in documents_read)
     return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)
 
 
 def unique(
-    items: Iterable[tuple[str, Any]], name: str, again: Callable[[], Iterable[tuple[str, Any]]] | None = None
+    items: Iterable[tuple[str, Any]],
+    name: str,
+    again: Callable[[], Iterable[tuple[str, Any]]] | None = None,
+    *,
+    on_twice: Callable[[DataError], None] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Yields the items, and raises an error after the last one if two have the same id.
 
@@ -146,6 +155,7 @@ def unique(
         items: ids and contents.
         name: the name of the source in messages.
         again: opens the items a second time, to find the id that occurs twice.
+        on_twice: called with the error, which is then not raised.
 
     Raises:
         DataError: two items have the same id; the message names the first such pair.
@@ -160,12 +170,28 @@ def unique(
         return
     first = int(firsts[counts > 1].min())
     number, row = int((counts - 1).sum()), int(np.flatnonzero(hashes == hashes[first])[1])
-    more = f"; {number - 1} more ids occur twice" if number > 1 else ""
+    more = f"; {counted(number - 1, 'more text')} with an id of another" if number > 1 else ""
     shown = f" {next(islice(again(), first, None))[0]!r}" if again else ""
-    raise DataError(
+    error = DataError(
         f"{name}: texts {first + 1} and {row + 1} have the same id{shown}{more}",
         hint="give each an id of its own, or none: then it is the number of its line",
     )
+    if on_twice is None:
+        raise error
+    on_twice(error)
+
+
+def reopened(source: str, **options: Any) -> Callable[[], Iterator[tuple[str, Any]]] | None:
+    """Returns a function that opens the items of a corpus once more, or None for stdin and other pipes.
+
+    Args:
+        source: as `open_corpus` takes it.
+        options: the options that `open_corpus` was called with.
+    """
+    place = user_path(source_and_column(source)[0])
+    if source == STDIN or (os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place))):
+        return None
+    return lambda: open_corpus(source, **options).items
 
 
 def _hash(identity: str) -> int:
@@ -196,7 +222,8 @@ def _images(parts: list[Images], on_bad: OnBad) -> Iterator[tuple[str, Any]]:
 def _folder(folder: Path, files: list[Path], column: str | None, on_bad: OnBad) -> Iterator[Document]:
     for file in files:
         name = utf8_name(file.relative_to(folder))
-        yield from read_texts(file if column is None else f"{file}:{column}", prefix=f"{name}:", on_bad=on_bad)
+        place = file if column is None else f"{file}:{column}"
+        yield from read_texts(place, prefix=f"{name}:", on_bad=on_bad, ids=True)
 
 
 def _lines(path: Path) -> int | None:

@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ternarize_cli.data.parquet_errors import reading_parquet
-from ternarize_cli.errors import DataError, shown
+from ternarize_cli.errors import DataError, counted, quoted, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes, require_regular
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def open_idx(path: Path) -> PixelFile:
         return PixelFile(path, pixels, None)
     labels = _read_idx(beside[0], dimensions=1)
     if len(labels) != len(pixels):
-        raise DataError(f"{beside[0]} has {len(labels)} labels, {path} has {len(pixels)} images")
+        raise DataError(f"{beside[0]} has {counted(len(labels), 'label')}, {path} has {counted(len(pixels), 'image')}")
     return PixelFile(path, pixels, [str(label) for label in labels])
 
 
@@ -130,7 +130,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     if packed and expected > _MAX_UNPACKED:
         raise DataError(
             f"{path}: {expected:,} bytes are more than the {_MAX_UNPACKED:,} that are unpacked into memory",
-            hint=f"gunzip -k {path.name}",
+            hint=f"gunzip -k {quoted(path)}",
         )
     if len(content) != expected or not expected:
         described = " × ".join(map(str, shape))
@@ -278,7 +278,9 @@ def open_parquet(path: Path) -> ParquetFile:
     labels = None
     if values is not None:
         if len(values) != groups[-1]:
-            raise DataError(f"{path} has {len(values)} labels in the column {label!r} for {groups[-1]} images")
+            raise DataError(
+                f"{path} has {counted(len(values), 'label')} in the column {label!r} for {counted(groups[-1], 'image')}"
+            )
         if None in values:
             raise DataError(f"{path}, row {values.index(None)}: there is no label in the column {label!r}")
         names = _class_names(file.schema_arrow, label)

@@ -13,27 +13,21 @@ A folder may hold a training part and a test part: folders `train/` and `test/`,
 part, so that training and calibration never see the test part.
 
 An `Images` is a sequence that decodes an image when it is read and keeps none in memory; nothing is copied to a cache.
-Images are converted to RGB and turned upright (EXIF); greys of 16 bits and floats (from 0 to 1, 255 or 65,535) are
-scaled to 8 bits, and an animation gives its first frame. An image of more than MAX_PIXELS, and formats that need
-another program to be read (PostScript), are refused.
+They are RGB of 8 bits (`image_decoding`).
 """
 
-import math
 import os
 import random
 import re
-import warnings
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, overload
 
-import numpy as np
-
+from ternarize_cli.data.image_decoding import decoded_rgb
 from ternarize_cli.data.image_files import (
     IDX_IMAGES,
     ImageFile,
@@ -45,18 +39,14 @@ from ternarize_cli.data.image_files import (
 )
 from ternarize_cli.data.saved_images import image_splits, open_saved_images
 from ternarize_cli.data.tables import is_saved_dataset
-from ternarize_cli.errors import DataError, reason
-from ternarize_cli.storage.bounds import require_regular, user_path, utf8_name, walk
+from ternarize_cli.errors import DataError
+from ternarize_cli.storage.bounds import user_path, utf8_name, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_PIXELS", "Images", "is_images", "read_images", "read_labelled", "read_parts"]
+__all__ = ["Images", "is_images", "read_images", "read_labelled", "read_parts"]
 
-MAX_PIXELS = 89_478_485
-"""The most pixels of an image, above which Pillow warns by default."""
-_MAX_ENCODED = 1 << 30
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -256,7 +246,7 @@ def _open(root: Path, part: str, files: list[Path]) -> Images:
     def decode(row: int) -> "Image":
         file = bisect_right(ends, row)
         inner = row - (ends[file - 1] if file else 0)
-        return _rgb(sources[file].read(inner), f"{files[file]}, image {inner}")
+        return decoded_rgb(sources[file].read(inner), f"{files[file]}, image {inner}")
 
     return Images(
         path=root,
@@ -277,58 +267,6 @@ def _open_pictures(root: Path, files: list[Path]) -> Images:
         path=root,
         ids=[utf8_name(p.relative_to(base)) for p in files],
         labels=[utf8_name(names[0]) for names in folders] if all(folders) else None,
-        decode=lambda row: _rgb(files[row], str(files[row])),
+        decode=lambda row: decoded_rgb(files[row], str(files[row])),
         rows=range(len(files)),
     )
-
-
-def _rgb(source: "Path | IO[bytes] | Image", name: str) -> "Image":
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        if isinstance(source, Path) and (size := require_regular(source, DataError).st_size) > _MAX_ENCODED:
-            raise ValueError(f"it has {size:,} bytes, more than the {_MAX_ENCODED:,} that are read")
-        with (
-            warnings.catch_warnings(action="ignore"),  # about a palette's transparency, a size, a damaged EXIF block
-            source if isinstance(source, Image.Image) else Image.open(source, formats=_formats()) as opened,
-        ):
-            wide, high = opened.size
-            if wide * high > MAX_PIXELS:
-                raise ValueError(f"its {wide:,} × {high:,} pixels are more than the {MAX_PIXELS:,} that are read")
-            image = ImageOps.exif_transpose(opened)
-            return _eight_bits(image).convert("RGB")
-    except DataError:
-        raise
-    except Exception as e:  # a damaged file can raise any error in a decoder
-        if isinstance(e, Image.DecompressionBombError):
-            what = f"it has more than the {MAX_PIXELS:,} pixels that are read"
-        else:
-            what = "no image that Pillow knows" if isinstance(e, UnidentifiedImageError) else reason(e)
-        raise DataError(f"{name} can't be read: {what}", hint="repair or remove the file") from e
-
-
-def _eight_bits(image: "Image") -> "Image":
-    """Scales greys of more than 8 bits to 8 bits; PIL would clip them at 255, and floats between 0 and 1 at 0.
-
-    Raises:
-        ValueError: the values are not finite, below 0, or above 65,535.
-    """
-    from PIL import Image
-
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        return image
-    values = np.asarray(image, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > 65_535:
-        raise ValueError(f"its greys go from {low:g} to {high:g}, and nothing says which are black and white")
-    scale = 255.0 if high <= 1 and image.mode == "F" else 1.0 if high <= 255 else 1 / 256
-    return Image.fromarray(np.round(values * scale).clip(0, 255).astype(np.uint8))
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Lists those of `_FORMATS` that the installed Pillow can read."""
-    from PIL import Image
-
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)

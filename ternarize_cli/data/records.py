@@ -41,12 +41,14 @@ class Wanted:
         also: fields that are read if there is no `column`; each of their texts is a document of its own.
         prefix: text in front of ids that are numbers of lines or rows.
         nulls: whether records whose text is null are passed over.
+        ids: whether a record may not have an id that is null, NaN or empty.
     """
 
     column: str = "text"
     also: tuple[str, ...] = ()
     prefix: str = ""
     nulls: bool = False
+    ids: bool = False
 
 
 def text_column(texts: Sequence[str], columns: Sequence[str], where: str) -> str:
@@ -93,8 +95,8 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
         wanted: what is read of it.
 
     Raises:
-        DataError: the record is no text and no dict, its text or title is no string, its id is a list or dict, or a
-            string can't be written as UTF-8.
+        DataError: the record is no text and no dict, its text or title is no string, its id is a list or dict, or
+            missing where `wanted.ids` asks for it, or a string can't be written as UTF-8.
     """
     if isinstance(record, str):
         record = {wanted.column: record}
@@ -112,13 +114,23 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
     title = (record.get("title") if wanted.column != "title" else None) or ""
     if not isinstance(title, str):
         raise DataError(f"{where}: `title` is {_short(_json(title))}, not a string")
-    identity = record.get("_id", record.get("id"))
-    if isinstance(identity, dict | list):
-        raise DataError(f"{where}: the id is {_short(_json(identity))}, not a string or a number")
+    identity = _identity(record, where, required=wanted.ids)
     joined = f"{title} {text}".strip()
     name = number if identity is None else str(identity)
     _check_encodable(name + joined, where, shown=joined)
     yield Document(name, joined)
+
+
+def _identity(record: dict[str, Any], where: str, *, required: bool) -> Any:
+    """Reads the id of a record; None if it has no field for one, or none in the field and none is `required`."""
+    given = [record[name] for name in _IDS if name in record]
+    found = next((value for value in given if value not in (None, "") and value == value), None)
+    if isinstance(found, dict | list):
+        raise DataError(f"{where}: the id is {_short(_json(found))}, not a string or a number")
+    if found is None and given and required:
+        what = "null" if given[0] is None else "empty" if given[0] == "" else "NaN"
+        raise DataError(f"{where}: the id is {what}", hint="give each row an id, or none: then it is the row's number")
+    return found
 
 
 def _no_text(record: Any, text: Any, where: str, wanted: Wanted) -> DataError:

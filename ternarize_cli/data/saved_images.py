@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from ternarize_cli.data.tables import load_saved
+from ternarize_cli.data.tables import load_saved, saved_splits
 from ternarize_cli.errors import DataError, reason
 from ternarize_cli.storage.bounds import read_object
 
@@ -21,13 +21,7 @@ def image_splits(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: a JSON file of the dataset is damaged.
     """
-    names = folder / "dataset_dict.json"
-    if not names.is_file():
-        return {"": folder} if _image_column(folder) else {}
-    found = read_object(names, error=DataError).get("splits")
-    splits = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
-    inside = {name: folder / name for name in splits if Path(name).name == name}
-    return {name: path for name, path in inside.items() if _image_column(path)}
+    return {name: path for name, path in saved_splits(folder).items() if _image_column(path)}
 
 
 def _image_column(folder: Path) -> str | None:
@@ -74,7 +68,7 @@ def open_saved_images(folder: Path) -> SavedImages:
     import datasets
 
     column, found = _image_column(folder), load_saved(folder)
-    if column is None or not len(found):
+    if column is None:
         raise DataError(f"{folder} holds no images", hint="a dataset with a column of the feature Image")
     labels = None
     try:

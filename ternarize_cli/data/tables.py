@@ -13,10 +13,19 @@ from typing import Any
 from ternarize_cli.data.columns import csv_rows, tsv_rows
 from ternarize_cli.data.lines import lines
 from ternarize_cli.data.parquet_errors import reading_parquet
-from ternarize_cli.errors import DataError, reason
-from ternarize_cli.storage.bounds import MAX_LINE, require_regular
+from ternarize_cli.errors import DataError, counted, quoted, reason
+from ternarize_cli.storage.bounds import MAX_LINE, read_object, require_regular
 
-__all__ = ["Table", "delimited", "hub_dataset", "is_saved_dataset", "load_saved", "parquet", "saved_dataset"]
+__all__ = [
+    "Table",
+    "delimited",
+    "hub_dataset",
+    "is_saved_dataset",
+    "load_saved",
+    "parquet",
+    "saved_dataset",
+    "saved_splits",
+]
 
 _ROWS, _HEAD = 1024, 100
 _IDS = ("_id", "id")
@@ -64,7 +73,10 @@ def delimited(path: Path, *, tabs: bool) -> Table:
                 yield where, dict(zip(header, row, strict=True))
             else:
                 hint = None if tabs else f'put a text that holds {separator!r} in double quotes: "a{separator} b"'
-                yield where, DataError(f"{where}: {len(row)} columns where the header has {len(header)}", hint=hint)
+                yield (
+                    where,
+                    DataError(f"{where}: {counted(len(row), 'column')} where the header has {len(header)}", hint=hint),
+                )
 
     return Table(str(path), header, header, read())
 
@@ -109,29 +121,48 @@ def load_saved(folder: Path) -> Any:
     """Loads a folder of `save_to_disk`; of several splits, `train`, or else the only one.
 
     Raises:
-        DataError: the folder is damaged, or has several splits and none is called `train`.
+        DataError: the folder is damaged, holds no rows, or has several splits and none is called `train`.
     """
     import datasets
 
+    splits = saved_splits(folder)
+    name = "train" if "train" in splits else next(iter(splits), None)
+    if name is None or (name != "train" and len(splits) > 1):
+        raise DataError(
+            f"{folder} has the splits {', '.join(splits) or '(none)'}, and none is called train",
+            hint=f"pass one of them: {quoted(splits[name])}" if name else "save it again",
+        )
+    path = splits[name]
+    state = path / "state.json"
+    empty = state.is_file() and read_object(state, error=DataError).get("_data_files") == []  # `datasets` loads no such
     try:
-        found = datasets.load_from_disk(str(folder))
+        found = None if empty else datasets.load_from_disk(str(path))
     except Exception as e:  # a damaged file can raise any error in `datasets`
-        raise DataError(f"{folder} can't be read as a saved dataset: {reason(e)}", hint="save it again") from e
-    if isinstance(found, datasets.Dataset):
-        return found
-    if "train" in found or len(found) == 1:
-        return found["train" if "train" in found else next(iter(found))]
-    raise DataError(
-        f"{folder} has the splits {', '.join(found) or '(none)'}, and none is called train",
-        hint=f"pass one of them: {folder}/{next(iter(found), 'SPLIT')}",
-    )
+        raise DataError(f"{path} can't be read as a saved dataset: {reason(e)}", hint="save it again") from e
+    if found is None or not len(found):
+        raise DataError(f"{path} holds no rows", hint="save a dataset that has some")
+    return found
+
+
+def saved_splits(folder: Path) -> dict[str, Path]:
+    """Finds the splits of a saved dataset: a dict from name to folder; a dataset of one split has the name "".
+
+    Raises:
+        DataError: dataset_dict.json is damaged.
+    """
+    names = folder / "dataset_dict.json"
+    if not names.is_file():
+        return {"": folder}
+    found = read_object(names, error=DataError).get("splits")
+    splits = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    return {name: folder / name for name in splits if Path(name).name == name}
 
 
 def saved_dataset(folder: Path) -> Table:
     """Opens a dataset that `save_to_disk` of the library `datasets` wrote.
 
     Raises:
-        DataError: the folder is damaged, or has several splits and none is called `train`.
+        DataError: the folder is damaged, holds no rows, or has several splits and none is called `train`.
     """
     found = load_saved(folder)
     texts = _texts_of(found.features)

@@ -73,7 +73,7 @@ def source_and_column(source: str | Path) -> tuple[str, str | None]:
 
 
 def read_texts(
-    path: str | Path, *, also: Sequence[str] = (), prefix: str = "", on_bad: OnBad = None
+    path: str | Path, *, also: Sequence[str] = (), prefix: str = "", on_bad: OnBad = None, ids: bool = False
 ) -> Iterator[Document]:
     """Yields the texts of a file, of a saved dataset, or of stdin if `path` is `-`.
 
@@ -82,6 +82,7 @@ def read_texts(
         also: fields and columns that are read if there is no `text`; each of their texts is a document of its own.
         prefix: text in front of ids that are numbers of lines or rows.
         on_bad: called with the error of a line or row that can't be used, which is then skipped; None raises the error.
+        ids: a line or row whose id is null, NaN or empty can't be used; else its number is its id.
 
     Raises:
         DataError: at once if the file is missing, is a folder that is no saved dataset, or is a table without a column
@@ -89,7 +90,7 @@ def read_texts(
             file and line), or if the system can't read on; at the end if there was no text.
     """
     place, column = source_and_column(path)
-    wanted = Wanted(column or "text", tuple(also), prefix)
+    wanted = Wanted(column or "text", tuple(also), prefix, ids=ids)
     if place == STDIN:
         stream = open_stdin()
         return _documents(_of_stream(partial(_stdin, stream), "stdin", None, wanted), "stdin", wanted, on_bad)
@@ -100,7 +101,7 @@ def read_texts(
         why = "no permission" if os.path.exists(file) else "there is no such file"
         raise DataError(f"{place[:200]} can't be read: {why}", hint="check the path; - reads from stdin")
     if (table := open_table(file)) is not None:
-        return read_table(table, column, also=also, prefix=prefix, on_bad=on_bad)
+        return read_table(table, column, also=also, prefix=prefix, on_bad=on_bad, ids=ids)
     records = _of_stream(partial(open_text, file), place, _FORMS.get(inner_suffix(file)), wanted)
     return _documents(records, place, wanted, on_bad)
 
@@ -127,6 +128,7 @@ def read_table(
     prefix: str = "",
     on_bad: OnBad = None,
     nulls: bool = False,
+    ids: bool = False,
 ) -> Iterator[Document]:
     """Yields the texts of a table.
 
@@ -137,6 +139,7 @@ def read_table(
         prefix: text in front of ids that are numbers of rows.
         on_bad: called with the error of a row that can't be used, which is then skipped; None raises the error.
         nulls: pass over rows whose text is null; else they can't be used.
+        ids: a row whose id is null, NaN or empty can't be used; else its number is its id.
 
     Raises:
         DataError: at once if the column is missing or can't be told; while reading, for a row that can't be used.
@@ -148,7 +151,7 @@ def read_table(
         raise DataError(f"{table.name} has {what} called {shown(column)}", hint=f"columns: {listed}")
     if not pairs:
         column = column or text_column(table.texts, table.columns, table.name)
-    wanted = Wanted(column or "text", pairs, prefix, nulls)
+    wanted = Wanted(column or "text", pairs, prefix, nulls, ids)
     records = ((where, str(number), row) for number, (where, row) in enumerate(table.rows, start=1))
     return _documents(records, table.name, wanted, on_bad)
 

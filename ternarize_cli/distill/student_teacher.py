@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
 from ternarize_cli.encoders.anatomy import backbone
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, counted
 from ternarize_cli.layers import PackedLinear, SimulatedEmbedding, TernaryLinear
 from ternarize_cli.tokenizers.tokenization import teacher_ids
 
@@ -107,7 +107,7 @@ class Pair:
         blocks = [len(blocks_of(backbone(encoder))) for encoder in (student, teacher)]
         if widths[0] != widths[1] or blocks[0] != blocks[1]:
             raise CheckpointError(
-                f"the student has {blocks[0]} layers and gives vectors of {widths[0]}, "
+                f"the student has {counted(blocks[0], 'layer')} and gives vectors of {counted(widths[0], 'number')}, "
                 f"the teacher {blocks[1]} and {widths[1]}",
                 hint="the teacher is the full-precision model that the student was converted from",
             )

@@ -8,7 +8,7 @@ import numpy as np
 from ternarize_cli.distill.batch_sampler import Piece
 from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.distill.training_corpus import TrainingCorpus
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, quoted
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 
@@ -39,9 +39,11 @@ def cached_vectors(
     try:
         vectors: np.ndarray = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as e:
-        raise CheckpointError(f"{path} can't be read: {e}", hint=f"rm {path}") from e
+        raise CheckpointError(f"{path} can't be read: {e}", hint=f"rm {quoted(path)}") from e
     if vectors.shape != shape or vectors.dtype != np.float16:
-        raise CheckpointError(f"{path} holds {vectors.dtype} {vectors.shape}, not float16 {shape}", hint=f"rm {path}")
+        raise CheckpointError(
+            f"{path} holds {vectors.dtype} {vectors.shape}, not float16 {shape}", hint=f"rm {quoted(path)}"
+        )
     return vectors
 
 

@@ -145,8 +145,8 @@ def _check_own_code(config: Mapping[str, Any], folder: Path) -> None:
 
     if not brings_code(config):
         return
-    named = config.get("architectures") or []
-    missing = [name for name in named if not (isinstance(name, str) and hasattr(transformers, name))]
+    named = config_check.architectures_of(config, folder / "config.json")
+    missing = [name for name in named if not hasattr(transformers, name)]
     if config.get("model_type") not in transformers.CONFIG_MAPPING or missing:
         raise CheckpointError(
             f"{folder} brings its own model code (auto_map in config.json), which is never run, and transformers has "

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from ternarize_cli.encoders import hub
-from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, named
+from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, named, quoted
 from ternarize_cli.model_folder.adapter_check import LoraAdapter, is_adapter
 from ternarize_cli.model_folder.module_check import check_modules
 from ternarize_cli.model_folder.root_view import in_root, refuse_module
@@ -37,7 +37,7 @@ def located(text: str, *, allow_pickle: bool, headers_only: bool) -> Path:
     if folder.is_dir():
         return _checked_folder(folder)
     if folder.exists():
-        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {folder.parent}")
+        raise CheckpointError(f"{text} is a file, not a model folder", hint=f"pass its folder: {quoted(folder.parent)}")
     return _fetched(hub.parse(text), allow_pickle=allow_pickle, headers_only=headers_only)
 
 

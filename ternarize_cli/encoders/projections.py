@@ -32,9 +32,8 @@ def refuse_projection(model: Any, homeless: Iterable[str]) -> None:
             whose layers beside the encoder would be lost; the message names the tensor and the class.
     """
     config = getattr(model, "config", None)
-    named = getattr(config, "architectures", None) or ()
-    listed = [named] if isinstance(named, str) else named
-    unknown = [name for name in listed if not (isinstance(name, str) and hasattr(transformers, name))]
+    listed = getattr(config, "architectures", None) or ()
+    unknown = [name for name in listed if not hasattr(transformers, name)]
     for key in homeless:
         is_text = hasattr(config, "vocab_size")  # of an image encoder the classes of its training are left out
         if is_text and _CLASSIFIER.fullmatch(key) and listed and not unknown and not _has_head(listed):

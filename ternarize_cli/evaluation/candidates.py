@@ -18,7 +18,7 @@ from ternarize_cli.storage.weights import bytes_on_disk
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Candidate", "candidate"]
+__all__ = ["Candidate", "candidate", "find_model"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,25 @@ class Candidate:
         self.__dict__.pop("encoder", None)
 
 
+def find_model(model: str | Path, tasks: Sequence[TaskData], *, allow_pickle: bool = False) -> Path:
+    """Finds the folder of MODEL, and checks that the tasks can be put to a model of its kind.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        CheckpointError: a file of the model is missing or damaged, it is of another kind than the tasks need, or it
+            does not read what they hold.
+    """
+    folder = resolve(model, allow_pickle=allow_pickle)
+    require_kind(folder, "cross-encoder" if _have_pairs(tasks) else "encoder")
+    for modality in sorted({modality for task in tasks for modality in task.modalities}):
+        require_modality(folder, modality, model)
+    return folder
+
+
+def _have_pairs(tasks: Sequence[TaskData]) -> bool:
+    return any(isinstance(task, RankedPairs) for task in tasks)
+
+
 def candidate(
     model: str | Path,
     tasks: Sequence[TaskData] = (),
@@ -74,15 +93,11 @@ def candidate(
 
     Raises:
         ModelNotFoundError: there is no such model.
-        CheckpointError: a file of the model is missing or damaged, or it does not read what the tasks hold.
+        CheckpointError: a file of the model is missing or damaged, it is of another kind than the tasks need, or it
+            does not read what they hold.
     """
-    folder = resolve(model, allow_pickle=allow_pickle)
-    for modality in sorted({modality for task in tasks for modality in task.modalities}):
-        require_modality(folder, modality, model)
-    opens: Callable[..., Any] = load_encoder
-    if any(isinstance(task, RankedPairs) for task in tasks):
-        require_kind(folder, "cross-encoder")
-        opens = load_cross_encoder
+    folder = find_model(model, tasks, allow_pickle=allow_pickle)
+    opens: Callable[..., Any] = load_cross_encoder if _have_pairs(tasks) else load_encoder
     load = partial(opens, folder, backend=backend, device=device, threads=threads, allow_pickle=allow_pickle)
     weight = bytes_on_disk(folder, allow_pickle=allow_pickle)
     return Candidate(model_name(model), content_hash(folder), weight, load, backend, folder)

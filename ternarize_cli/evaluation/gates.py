@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ternarize_cli.errors import GateMissedError, InputError
+from ternarize_cli.errors import GateMissedError, InputError, counted
 
 if TYPE_CHECKING:
     from ternarize_cli.evaluation.compare import Comparison
@@ -65,7 +65,7 @@ def missed(gates: Sequence[Gate], comparison: "Comparison", unscored: Sequence[s
     for gate in gates:
         tasks = [task for task in comparison.tasks[0] if gate.task in (None, task.task)]
         if gate.task is None and unscored:
-            found[gate] = f"the mean retention lacks {len(unscored)} tasks: {', '.join(unscored)}"
+            found[gate] = f"the mean retention lacks {counted(len(unscored), 'task')}: {', '.join(unscored)}"
             continue
         retention = comparison.mean_retention() if gate.task is None else next((t.retention for t in tasks), None)
         subject = "the mean retention" if gate.task is None else f"the retention on {gate.task}"

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from ternarize_cli.distill.student_teacher import Pair, blocks_of
 from ternarize_cli.encoders.anatomy import backbone
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, counted
 from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_divergence
+from ternarize_cli.vectors.batch_encoder import FILLER
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -187,7 +188,10 @@ class Inside:
 
     def _features(self, encoder: "SentenceTransformer", batch: Sequence[Any]) -> dict[str, Any]:
         prompt = encoder.prompts.get(encoder.default_prompt_name) if encoder.default_prompt_name else None
-        return self._pair.put(encoder.preprocess(list(batch), prompt=prompt))
+        features = encoder.preprocess(list(batch), prompt=prompt)
+        if "input_ids" in features and not features["input_ids"].shape[1]:  # texts without a token
+            features = _part(encoder.preprocess([*batch, FILLER], prompt=prompt), len(batch) + 1, slice(len(batch)))
+        return self._pair.put(features)
 
     def _width(self, features: dict[str, Any]) -> int:
         """Number of tokens of an input, with padding."""
@@ -208,7 +212,7 @@ class Inside:
         ]
         if len(states[0]) != len(states[1]):
             raise CheckpointError(
-                f"the student shows {len(states[0])} layers of hidden states, the teacher {len(states[1])}",
+                f"the student shows {counted(len(states[0]), 'layer')} of hidden states, the teacher {len(states[1])}",
                 hint="the teacher is the full-precision model that the student was converted from",
             )
         first, blocks = self._watches[0].entered is not None, self._watches[0].blocks

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ternarize_cli.data.images import Images, read_parts
-from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.errors import DataError, InputError, counted
 
 __all__ = [
     "NEIGHBOURS",
@@ -111,7 +111,8 @@ def read_labelled_images(
             hint="each label needs images in both parts (two if there is one part), and --limit must reach them",
         )
     if len(neighbours) < NEIGHBOURS:
-        raise DataError(f"{path}: {len(neighbours)} images are fewer than the {NEIGHBOURS} neighbours that vote")
+        few = counted(len(neighbours), "image")
+        raise DataError(f"{path}: {few}, fewer than the {NEIGHBOURS} neighbours that vote")
     return LabelledImages(name, path, pixels, neighbours, queries, skipped=skipped)
 
 

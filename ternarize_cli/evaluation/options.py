@@ -192,11 +192,16 @@ class EvaluationOptions:
         """Checks the options against each other, before any file is read.
 
         Raises:
-            InputError: `pairs` together with an option for encoders; `min_retention` without `against`, or one that is
-                not above 0 and at most 1; or `results` or `data_root` without a task of MTEB.
+            InputError: `pairs` together with an option for encoders; `min_retention`, `rivals` or `diagnose` without
+                `against`; a `min_retention` that is not above 0 and at most 1; or `results` or `data_root` without a
+                task of MTEB.
         """
         if self.min_retention and self.against is None:
             raise InputError("--min-retention compares with a teacher, and none is given", hint="--against MODEL")
+        if self.rivals and self.against is None:
+            raise InputError("rivals are made of the teacher, and none is given", hint="--against MODEL")
+        if self.diagnose and self.against is None:
+            raise InputError("a diagnosis compares with the teacher, and none is given", hint="--against MODEL")
         if self.pairs:
             self._check_alone()
         from ternarize_cli.evaluation.gates import parse_gates

@@ -21,7 +21,7 @@ import numpy as np
 
 from ternarize_cli.data.lines import digest_of, readable_file
 from ternarize_cli.data.pairs import PAIR_TABLES, pair_columns, read_text_pairs
-from ternarize_cli.errors import DataError, InputError
+from ternarize_cli.errors import DataError, InputError, counted
 from ternarize_cli.evaluation.samples import Samples, Score
 from ternarize_cli.evaluation.scored_pairs import score_in
 
@@ -120,10 +120,10 @@ def scores_of(data: RankedPairs, found: np.ndarray, taught: np.ndarray | None = 
 def _of_file(data: RankedPairs, found: np.ndarray, wanted: Sequence[float]) -> list[Score]:
     gold = np.asarray(wanted, dtype=np.float64)
     if found.ndim > 1:
-        labels = found.shape[1]
+        labels, given = found.shape[1], counted(found.shape[1], "label")
         if not np.isin(gold, np.arange(labels)).all():
             raise InputError(
-                f"the model gives {labels} labels, and scores in {data.path} are not classes from 0 to {labels - 1}",
+                f"the model gives {given}, and scores in {data.path} are not classes from 0 to {labels - 1}",
                 hint="the column score or label holds the number of the right label",
             )
         right = (found.argmax(axis=1) == gold).astype(np.float64)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.bench.report import machine_line
 from ternarize_cli.bench.report_comparison import times_table
+from ternarize_cli.errors import counted
 from ternarize_cli.evaluation import page
 from ternarize_cli.evaluation.pareto import pareto_figure
 from ternarize_cli.measuring import figures
@@ -106,11 +107,9 @@ def _title(comparison: "Comparison") -> str:
 
 
 def _subtitle(comparison: "Comparison") -> str:
-    count = len(comparison.tasks[0])
-    tasks = "1 task" if count == 1 else f"{count} tasks"
-    return (
-        f"{tasks}, {len(comparison.students) + bool(comparison.teacher)} models, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    )
+    tasks = counted(len(comparison.tasks[0]), "task")
+    models = counted(len(comparison.students) + bool(comparison.teacher), "model")
+    return f"{tasks}, {models}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _cards(comparison: "Comparison") -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ternarize_cli.data.lines import digest_of, filled, json_records, lines, readable_file
-from ternarize_cli.errors import DataError, InputError, shown
+from ternarize_cli.errors import DataError, InputError, counted, shown
 from ternarize_cli.storage.bounds import user_path
 
 __all__ = ["Retrieval", "read_retrieval"]
@@ -175,7 +175,8 @@ def _qrels(path: Path, queries: _Records, documents: _Records) -> dict[str, dict
             continue
         if len(row) != 3:
             raise DataError(
-                f"{where}: {len(row)} columns where 3 are needed: {', '.join(_HEADER)}", hint="separate by tabs"
+                f"{where}: {counted(len(row), 'column')} where 3 are needed: {', '.join(_HEADER)}",
+                hint="separate by tabs",
             )
         query, document, score = row
         if query not in queries:

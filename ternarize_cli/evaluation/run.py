@@ -109,7 +109,7 @@ def run(
         track: progress.
 
     Raises:
-        InputError: rivals without a teacher, or a diagnosis without texts or images.
+        InputError: an unknown rival, or a diagnosis without texts or images.
         ModelNotFoundError, CheckpointError, UnavailableError: a model can't be had, read, run or scored.
     """
     job = _Job(model, options, [*tasks, *noisy], hub)
@@ -181,10 +181,6 @@ class _Taught:
 
 def _models(job: _Job) -> tuple[Candidate | None, list[Candidate], tuple[str, ...]]:
     """The teacher, the students, and what there is to say of the rivals."""
-    if job.options.rivals and job.options.against is None:
-        raise InputError("rivals are made of the teacher, and none is given", hint="--against MODEL")
-    if job.options.diagnose and job.options.against is None:
-        raise InputError("a diagnosis compares with the teacher, and none is given", hint="--against MODEL")
     for name in job.options.rivals:
         rivals.require_rival(name)
     make = partial(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from ternarize_cli.data.columns import read_columns
 from ternarize_cli.data.lines import digest_of, filled, lines, readable_file
-from ternarize_cli.errors import DataError, shown
+from ternarize_cli.errors import DataError, counted, shown
 
 __all__ = ["Bitext", "LabelledPairs", "Pairs", "read_bitext", "read_labelled_pairs", "read_pairs", "score_in"]
 
@@ -190,7 +190,9 @@ def _aligned(path: Path, other: Path) -> list[tuple[str, str]]:
     for a, b in zip_longest(lines(path), lines(other)):
         if a is None or b is None:
             short, long = (path, other) if a is None else (other, path)
-            raise DataError(f"{short} ends after {len(pairs)} lines, {long} goes on", hint="line n translates line n")
+            raise DataError(
+                f"{short} ends after {counted(len(pairs), 'line')}, {long} goes on", hint="line n translates line n"
+            )
         where = f"line {a[0]}"
         pairs.append((filled(a[1], "line", f"{path}, {where}"), filled(b[1], "line", f"{other}, {where}")))
     return [(a.rstrip("\r\n"), b.rstrip("\r\n")) for a, b in pairs]

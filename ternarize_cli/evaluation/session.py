@@ -9,7 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ternarize_cli.encoders.loading import pooling_note, resolve
+from ternarize_cli.encoders.loading import pooling_note
+from ternarize_cli.evaluation.candidates import find_model
 from ternarize_cli.evaluation.gates import parse_gates
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.perturb import kinds_in, perturbed
@@ -69,9 +70,10 @@ def evaluate(
     for skipped in (reason for task in data for reason in getattr(task, "skipped", ())):
         warn(f"left out: {skipped}")
     noisy = [perturbed(task, kind, options.seed) for kind in kinds_in(options.perturb or "") for task in data]
-    for name in (model, options.against):
-        if name is not None and (note := pooling_note(resolve(name, allow_pickle=options.allow_pickle))):
-            say(note)
+    lineup = [name for name in (model, options.against, *options.candidates) if name is not None]
+    folders = [find_model(name, data, allow_pickle=options.allow_pickle) for name in lineup]
+    for note in filter(None, map(pooling_note, folders)):
+        say(note)
     say("loading MTEB …")
     from ternarize_cli.evaluation.run import run
 

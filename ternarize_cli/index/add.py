@@ -17,7 +17,7 @@ import numpy as np
 from ternarize_cli.data.corpora import open_corpus, unique
 from ternarize_cli.data.texts import STDIN
 from ternarize_cli.encoders.loading import checked_threads
-from ternarize_cli.errors import DataError, InputError, shown
+from ternarize_cli.errors import DataError, InputError, quoted, shown
 from ternarize_cli.index.change import ChangeReport, changed_folder, finish, for_change, shown_ids
 from ternarize_cli.index.documents import read_documents, rows_of, write_documents
 from ternarize_cli.index.fill import METRICS
@@ -27,7 +27,7 @@ from ternarize_cli.index.truth import Truth, find_truth, read_truth
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.library_output import library_output
 from ternarize_cli.vectors.encode import EncoderOptions, encoded, open_model
-from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder
+from ternarize_cli.vectors.vector_folder import VectorFolder, holds_vectors
 
 __all__ = ["add_documents"]
 
@@ -64,7 +64,7 @@ def add_documents(
     if encoder.threads is not None:
         faiss.omp_set_num_threads(checked_threads(encoder.threads))
     with for_change(folder) as info:
-        if (Path(corpus) / RECORD).is_file():
+        if holds_vectors(corpus):
             return _add_vectors(folder, info, corpus, replace_known=replace_known, track=track)
         prefix = f"{'stdin' if corpus == STDIN else Path(corpus).name}:"
         source = open_corpus(corpus, skip_bad=skip_bad, documents=True, prefix=prefix, reads=lambda: (info.kind,))
@@ -183,7 +183,7 @@ def _check_kind(info: IndexInfo, corpus: str, kind: str) -> None:
         what = {"text": "texts", "image": "images"}
         raise InputError(
             f"{corpus} holds {what[kind]}, and the index is of {what[info.kind]}",
-            hint=f"build another index: ternarize index build {corpus}",
+            hint=f"build another index: ternarize index build {quoted(corpus)}",
         )
 
 

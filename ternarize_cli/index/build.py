@@ -21,7 +21,8 @@ import numpy as np
 
 from ternarize_cli import __version__
 from ternarize_cli.data.corpora import Skipped, open_corpus, unique
-from ternarize_cli.data.texts import STDIN, read_lines
+from ternarize_cli.data.records import Document
+from ternarize_cli.data.texts import STDIN
 from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.errors import DataError, InputError, shown
 from ternarize_cli.index.documents import read_documents, write_documents
@@ -29,12 +30,13 @@ from ternarize_cli.index.faiss_file import check_name, trust
 from ternarize_cli.index.fill import METRICS, FillPlan, check_metric, fill, plan_fill
 from ternarize_cli.index.format import DOCUMENTS, FAISS_INDEX, LISTS, OFFSETS, TRUTH, IndexInfo, stored_file, write_info
 from ternarize_cli.index.options import IndexOptions
+from ternarize_cli.index.queries import own_rows, read_documents_of
 from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, reads, text_folder
-from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, read_record
+from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, holds_vectors, read_record
 from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
 __all__ = ["BuildReport", "IndexOptions", "build_index"]
@@ -101,7 +103,7 @@ def build_index(
     options, encoder = options or IndexOptions(), encoder or EncoderOptions()
     corpus, folder, output = str(corpus), Path(corpus), Path(output)
     check_metric(options.metric)
-    if corpus != STDIN and (folder / RECORD).is_file():
+    if corpus != STDIN and holds_vectors(folder):
         _check_unused(corpus, model, options, encoder)
         return _index_vectors(folder, output, options, threads=encoder.threads, force=force, track=track)
     if options.texts is not None:
@@ -155,7 +157,7 @@ def _index_corpus(
             items = read_documents(partial)
         else:
             items = unique(write_documents(source.items, partial), source.name)
-        asked = None if options.queries is None else read_lines([options.queries])
+        asked = None if options.queries is None else read_documents_of(options.queries)
         opened = open_model(folder, source.kind, encoder, role="document")
         if encoder.threads is not None:
             faiss.omp_set_num_threads(checked_threads(encoder.threads))
@@ -165,7 +167,7 @@ def _index_corpus(
         report = encode_to_folder(opened.encode, items, partial / _SHARDS, record, total=count, track=track)
         vectors = VectorFolder(partial / _SHARDS)
         made = _planned(options, record, vectors.count)
-        info, note = _index(vectors, made, options, partial, source.name, _encoded(asked, opened), track)
+        info, note = _index(vectors, made, options, partial, source.name, _asked(asked, opened, partial), track)
         shutil.rmtree(partial / _SHARDS)
         write_info(partial, info)
     tokens = opened.encode.tokens if isinstance(opened.encode, TextEncoder) else 0
@@ -233,18 +235,23 @@ def _index(
     options: IndexOptions,
     partial: Path,
     corpus: str,
-    queries: np.ndarray | None,
+    asked: tuple[np.ndarray, np.ndarray] | None,
     track: Track,
 ) -> tuple[IndexInfo, str | None]:
-    """Fills the index and finds the truth; queries are documents drawn at random if there are none."""
+    """Fills the index and finds the truth; if no queries are asked, they are documents drawn at random.
+
+    Args:
+        vectors, made, options, partial, corpus, track: as `build_index` has them.
+        asked: the vectors of the queries, float32 `[queries, dim]`, and the row of the document that each of them is,
+            int64 `[queries]`, -1 if it is none; None draws documents.
+    """
     note = fill(made, vectors, partial, options.seed, on_disk=options.on_disk, track=track)
-    if queries is None:
+    if asked is None:
         draw = np.random.default_rng(options.seed)
-        own = np.sort(draw.choice(vectors.count, min(vectors.count, QUERIES), replace=False))
-        queries = vectors.rows(own)
-    else:
-        own = np.full(len(queries), -1)
+        drawn = np.sort(draw.choice(vectors.count, min(vectors.count, QUERIES), replace=False))
+        asked = vectors.rows(drawn), drawn
     shards: Iterator[np.ndarray] = map(vectors.load, track(range(vectors.shards), "finding true neighbours"))
+    queries, own = asked
     find_truth(queries, own, shards, vectors.count, METRICS[made.metric]).write(partial / TRUTH)
     names = (DOCUMENTS, FAISS_INDEX, OFFSETS, TRUTH, *([LISTS] if options.on_disk else []))
     info = IndexInfo(
@@ -277,8 +284,9 @@ def _discard(folder: Path, record: VectorRecord) -> bool:
     return True
 
 
-def _encoded(texts: list[str] | None, opened: OpenModel) -> np.ndarray | None:
-    if texts is None:
+def _asked(queries: list[Document] | None, opened: OpenModel, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Encodes queries, and finds those that are documents of the index in `folder`, too: these are no neighbours."""
+    if queries is None:
         return None
     ask = TextEncoder(opened.encode.encoder, role="query", normalize=opened.normalized or None)
-    return ask(texts)
+    return ask([query.text for query in queries]), own_rows(queries, read_documents(folder))

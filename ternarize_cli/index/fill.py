@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 from faiss.contrib.ondisk import merge_ondisk
 
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import InputError, counted
 from ternarize_cli.index.format import FAISS_INDEX, LISTS
 from ternarize_cli.index.presets import factory_of
 from ternarize_cli.progress import Track, silent
@@ -132,7 +132,7 @@ def fill(
         index.reset()
     if vectors.count >= wanted:
         return None
-    return f"{vectors.count} vectors are few to train {made.factory} on; FAISS advises {wanted:,}"
+    return f"{counted(vectors.count, 'vector')}: few to train {made.factory} on; FAISS advises {wanted:,}"
 
 
 def levels(index: faiss.Index) -> Iterator[faiss.Index]:
@@ -240,8 +240,9 @@ def _refusals(made: FillPlan, count: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
+        index = f"an index {made.factory!r} (metric {made.metric})"
         raise InputError(
-            f"FAISS can't fill an index {made.factory!r} (metric {made.metric}) with {count} texts: {_reason(e)}",
+            f"FAISS can't fill {index} with {counted(count, 'text')}: {_reason(e)}",
             hint="--factory Flat works for any corpus",
         ) from e
 

@@ -6,7 +6,6 @@ are wrong. The one exception is a student of that model. It was trained to give 
 can be answered from documents that the teacher encoded, without encoding them again.
 """
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.encoders.modalities import require_modality
-from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError, shown
+from ternarize_cli.errors import CheckpointError, DataError, InputError, ModelNotFoundError, quoted, shown
 from ternarize_cli.index.documents import Documents
 from ternarize_cli.index.faiss_file import read_faiss
 from ternarize_cli.index.fill import METRICS
@@ -279,7 +278,7 @@ def _recorded_model(index: Path, info: IndexInfo) -> Path:
         plain = info.model_path.isprintable() and len(info.model_path) < _LONGEST_NAME
         raise InputError(
             f"{index} was not built by this user, and says that its model is {name} in {where}",
-            hint=f"if you trust that folder: --model {shlex.quote(info.model_path) if plain else 'FOLDER'}",
+            hint=f"if you trust that folder: --model {quoted(info.model_path) if plain else 'FOLDER'}",
         )
     folder = Path(info.model_path)
     if folder.is_dir():

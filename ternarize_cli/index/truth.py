@@ -1,7 +1,7 @@
 """Queries with their true neighbours, stored with an index so that recall can be measured without the vectors.
 
 The neighbours are found while the index is built, by comparing each query with all vectors. Queries are the user's, or
-documents drawn at random; such a document does not count as its own neighbour.
+documents drawn at random. A query that is a document, too, does not count as its own neighbour (`queries.own_rows`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ class Truth:
 
     Attributes:
         queries: float32 `[queries, dim]`.
-        own: int64 `[queries]`, the row of the document that was drawn as the query, or -1.
+        own: int64 `[queries]`, the row of the document that is the query itself, or -1.
         neighbours: int64 `[queries, up to DEPTH]`, rows of the nearest vectors, nearest first, without `own`.
         scores: float32 `[queries, up to DEPTH]`, inner products or squared distances of the neighbours.
     """
@@ -130,7 +130,7 @@ def find_truth(
 
     Args:
         queries: float32 `[queries, dim]`.
-        own: int64 `[queries]`, the row of the document that was drawn as the query, or -1.
+        own: int64 `[queries]`, the row of the document that is the query itself, or -1.
         vectors: all vectors in order, in blocks of float32 `[rows, dim]`.
         count: number of all vectors.
         metric: faiss.METRIC_INNER_PRODUCT or faiss.METRIC_L2.

@@ -16,7 +16,15 @@ from typing import Any
 
 from ternarize_cli.errors import CheckpointError, shown
 
-__all__ = ["ATTENTION_KEYS", "DTYPE_KEYS", "check_built", "check_choices", "check_config", "check_layers"]
+__all__ = [
+    "ATTENTION_KEYS",
+    "DTYPE_KEYS",
+    "architectures_of",
+    "check_built",
+    "check_choices",
+    "check_config",
+    "check_layers",
+]
 
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 """Keys by which a config or a keyword argument chooses the code that computes attention."""
@@ -67,11 +75,29 @@ def check_config(config: Mapping[str, Any], path: Path, *, numbers: bool = True)
                 hint=f"take {key} out of the file",
             )
     check_choices(config, path, dtypes=numbers)
+    architectures_of(config, path)
     if numbers:
         _check_numbers(config, path)
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("quantization_config", "label2id", "id2label"):
             check_config(value, path, numbers=numbers and _INNER.fullmatch(key) is not None)
+
+
+def architectures_of(config: Mapping[str, Any], path: Path) -> list[str]:
+    """Reads the names of classes in `architectures` of a config; empty if there are none.
+
+    Raises:
+        CheckpointError: the key holds something else than a list of names. transformers would read a text as a list of
+            letters, and find no head in it.
+    """
+    found = config.get("architectures")
+    listed = [] if found is None else found
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(
+            f"{path}: architectures is {shown(found)}; it is a list of names of classes",
+            hint=f'"architectures": ["{found}"]' if isinstance(found, str) and found.isidentifier() else _AGAIN,
+        )
+    return listed
 
 
 def check_choices(values: Mapping[str, Any], path: Path, *, dtypes: bool = True) -> None:

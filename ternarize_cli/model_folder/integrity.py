@@ -39,10 +39,15 @@ def verifying() -> bool:
     return os.environ.get("TERNARIZE_VERIFY", "1") != "0"
 
 
-def note_once(text: str) -> None:
-    """Logs a warning of this package, each text once a process. It goes to stderr if logging is not configured."""
-    if text not in _noted:
-        _noted.add(text)
+def note_once(text: str, *, kind: str | None = None) -> None:
+    """Logs a warning of this package, each text once a process. It goes to stderr if logging is not configured.
+
+    Args:
+        text: the warning.
+        kind: the warning is logged only if none with this kind was; None compares the texts.
+    """
+    if (kind or text) not in _noted:
+        _noted.add(kind or text)
         logging.getLogger("ternarize_cli").warning("note: %s", text)
 
 

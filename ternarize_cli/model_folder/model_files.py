@@ -15,13 +15,12 @@ the blobs of that cache. Folders that are links are not entered.
 """
 
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ternarize_cli.errors import CheckpointError, shown
+from ternarize_cli.errors import CheckpointError, named, quoted, shown
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
 from ternarize_cli.storage.views import origin
 
@@ -61,7 +60,8 @@ def module_folders(folder: Path) -> list[str]:
     """Lists the subfolders that modules.json names, each once, as relative paths; empty if there is no modules.json.
 
     Raises:
-        CheckpointError: modules.json is damaged, or names a folder outside the model's.
+        CheckpointError: modules.json is damaged, or an entry lacks its path or type, or names a folder outside the
+            model's.
     """
     path = folder / "modules.json"
     if not os.path.lexists(path):
@@ -70,8 +70,15 @@ def module_folders(folder: Path) -> list[str]:
     if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
         raise CheckpointError(f"{path} is no list of modules", hint="fetch the file again")
     found: dict[str, None] = {}
-    for module in listed:
-        where = module.get("path")
+    for number, module in enumerate(listed, start=1):
+        for key in ("path", "type"):
+            if key not in module:
+                name = f" ({named(str(module['name']))})" if "name" in module else ""
+                raise CheckpointError(
+                    f'{path}: entry {number}{name} has no "{key}"',
+                    hint="fetch the file again; each module has idx, name, path and type",
+                )
+        where = module["path"]
         if not isinstance(where, str) or not _stays_inside(where):
             raise CheckpointError(
                 f"{path} names the folder {shown(where)}, which is not inside the model's folder",
@@ -117,7 +124,7 @@ def copy_companions(source: Path, folder: Path) -> None:
         if not contained(source, path):
             raise CheckpointError(
                 f"{path} is a link to a place outside the model's folder, and is not copied",
-                hint=f"if you trust it, use a copy with the files themselves: cp -rL {shlex.quote(str(source))} COPY",
+                hint=f"if you trust it, use a copy with the files themselves: cp -rL {quoted(source)} COPY",
             )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,8 @@ it is a sparse encoder is an encoder without a head: SentenceTransformer pools i
 from pathlib import Path
 from typing import Any, Literal
 
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, quoted
+from ternarize_cli.model_folder.config_check import architectures_of
 from ternarize_cli.storage.bounds import read_json, read_object
 
 __all__ = ["Head", "Kind", "head_notes", "head_of", "kind_of", "left_out", "require_kind"]
@@ -85,7 +86,7 @@ def require_kind(folder: Path, wanted: Kind) -> None:
     """
     kind = kind_of(folder)
     if kind != wanted:
-        raise CheckpointError(f"{folder} {_GIVES[kind]}", hint=_INSTEAD[kind].replace("MODEL", str(folder)))
+        raise CheckpointError(f"{folder} {_GIVES[kind]}", hint=_INSTEAD[kind].replace("MODEL", quoted(folder)))
 
 
 def left_out(folder: Path) -> str | None:
@@ -116,8 +117,8 @@ def head_notes(folder: Path) -> list[str]:
 
 
 def _architecture(folder: Path) -> str:
-    listed = _object(folder / "config.json").get("architectures")
-    return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
+    path = folder / "config.json"
+    return next(iter(architectures_of(_object(path), path)), "")
 
 
 def _modules(folder: Path) -> list[str]:

@@ -44,12 +44,12 @@ def check_modules(folder: Path) -> None:
             the encoder's; a name is no text, or comes twice.
     """
     path = folder / "modules.json"
-    module_folders(folder)  # checks that the folders stay inside the model's
+    module_folders(folder)  # checks that each module has a path and a type, and that the paths stay inside the model's
     if not path.exists():
         return
     names: set[str] = set()
     for module in read_json(path):
-        name, kind = module.get("name"), _class_name(module.get("type"), path)
+        name, kind = module.get("name"), _class_name(module["type"], path)
         in_root = not PurePosixPath(module["path"]).parts
         if kind in (_ENCODER, _WITH_HEAD) and not in_root:
             raise CheckpointError(

@@ -19,7 +19,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, quoted
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.storage.bounds import read_json, read_object
 from ternarize_cli.storage.views import new_view
@@ -111,7 +111,7 @@ def refuse_module(folder: Path) -> None:
         if found is not None and found[1] and parent / found[1] == path:
             raise CheckpointError(
                 f"{folder} is the encoder of the model {parent}, whose modules.json says how its vectors are pooled",
-                hint=f"pass the whole model: {parent}; or a copy of the encoder's folder, if you want another pooling",
+                hint=f"pass the whole model: {quoted(parent)}; or, for another pooling, a copy of the encoder's folder",
             )
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import platformdirs
 
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import InputError, quoted
 from ternarize_cli.storage.whole_files import put_file, sweep
 
 __all__ = ["cache_folder", "check_own", "keep_file", "made_folder"]
@@ -77,7 +77,7 @@ def check_own(path: Path) -> bool:
         raise InputError(
             f"{path} can be written by other users (mode {stat.S_IMODE(states[-1].st_mode):04o}), "
             "and what is kept there is loaded and believed",
-            hint=f"chmod -R go-w {path}",
+            hint=f"chmod -R go-w {quoted(path)}",
         )
     return True
 

@@ -10,13 +10,12 @@ import ctypes
 import errno
 import hashlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ternarize_cli.errors import InputError, OutputError, OutputExistsError
+from ternarize_cli.errors import InputError, OutputError, OutputExistsError, quoted
 from ternarize_cli.storage.cache_folder import cache_folder
 from ternarize_cli.storage.locks import lock, require_locks
 from ternarize_cli.storage.views import origin
@@ -247,7 +246,7 @@ def _no_parent(output: Path) -> OutputError:
     if output.parent.exists():
         return OutputError(f"can't write {output}: {output.parent} is a file", hint="name another place with -o")
     return OutputError(
-        f"can't write {output}: there is no folder {output.parent}", hint=f"mkdir -p {shlex.quote(str(output.parent))}"
+        f"can't write {output}: there is no folder {output.parent}", hint=f"mkdir -p {quoted(output.parent)}"
     )
 
 

@@ -10,7 +10,7 @@ front of queries or documents. An encoder here adds
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.data.prefetch import ReadAhead
-from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
+from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, counted, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +107,8 @@ class TextEncoder:
         """Encodes texts: float32 `[texts, dim]`, in the order of `texts`.
 
         Raises:
-            InputError: a text has a token that the word table has no row for.
+            InputError: a text has a token that the word table has no row for, or has no token where the model
+                pools by the maximum over tokens, for which sentence-transformers gives -inf or NaN.
             TernarizeError: a vector is not finite; the message shows the text.
         """
         return self.forward(self.prepare(texts))
@@ -141,7 +142,8 @@ class TextEncoder:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared.
 
         Raises:
-            InputError: a text has a token that the word table has no row for.
+            InputError: a text has a token that the word table has no row for, or has no token where the model
+                pools by the maximum over tokens, for which sentence-transformers gives -inf or NaN.
             TernarizeError: a vector is not finite; the message shows the text.
         """
         vectors = _forward(self.encoder, prepared, self._normalize, **self._task)
@@ -168,14 +170,15 @@ class TextEncoder:
     @property
     def summary(self) -> str:
         """A phrase that says how much was encoded."""
-        return f"{self.texts} texts, {self.tokens} tokens"
+        return f"{counted(self.texts, 'text')}, {counted(self.tokens, 'token')}"
 
     @property
     def truncation(self) -> str | None:
         """A sentence that says how many texts were cut; None if the model read all of them to their end."""
         if not self.truncated:
             return None
-        of, are = ("1 text", "is") if self.texts == 1 else (f"{self.truncated} of {self.texts} texts", "are")
+        of = counted(self.texts, "text") if self.texts == 1 else f"{self.truncated:,} of {self.texts:,} texts"
+        are = "is" if self.truncated == 1 else "are"
         return f"{of} {are} longer than the {self.limit} tokens this model reads: the rest was cut off"
 
     def _features(self, texts: list[str]) -> dict[str, Any]:
@@ -275,7 +278,7 @@ class ImageEncoder:
     @property
     def summary(self) -> str:
         """A phrase that says how much was encoded."""
-        return f"{self.images} images"
+        return counted(self.images, "image")
 
 
 def _disagreement(what: str, error: Exception) -> Exception:
@@ -315,15 +318,17 @@ def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[st
 @torch.inference_mode()
 def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str) -> np.ndarray:
     """Runs the model on each batch and puts the vectors in the order of the chunk: float32 `[rows, dim]`."""
-    found, order = [], []
+    found, order, silent = [], [], set()
     for rows, features in prepared.batches:
+        if isinstance(mask := features.get("attention_mask"), torch.Tensor) and len(mask) == len(rows):
+            silent |= {row for row, tokens in zip(rows, mask.flatten(1).any(dim=1).tolist(), strict=True) if not tokens}
         _check_ids(encoder, rows, features, prepared.name)
         vectors = encoder(batch_to_device(dict(features), encoder.device), **task)["sentence_embedding"]
         vectors = truncate_embeddings(vectors, encoder.truncate_dim)
         found.append(torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors)
         order += rows
     made = torch.cat(found).float().cpu().numpy()[np.argsort(order)]
-    _check_finite(made, prepared.name)
+    _check_finite(made, prepared.name, silent)
     return made
 
 
@@ -352,8 +357,14 @@ def _unnormalize(encoder: SentenceTransformer) -> None:
         del encoder[len(encoder) - 1]
 
 
-def _check_finite(vectors: np.ndarray, name: Callable[[int], str]) -> None:
+def _check_finite(vectors: np.ndarray, name: Callable[[int], str], silent: Collection[int]) -> None:
+    """Checks that all vectors are finite; `silent` holds the rows of texts without a token."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad) and int(bad[0]) in silent:
+        raise InputError(
+            f"{name(int(bad[0]))} has no token, and no finite vector: a maximum over no tokens is -inf",
+            hint="leave empty texts out",
+        )
     if len(bad):
         raise TernarizeError(
             f"the model gave a vector that is not finite for {name(int(bad[0]))}",

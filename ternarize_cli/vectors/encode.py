@@ -19,6 +19,7 @@ from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
+from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, Prepared, Role, TextEncoder
 from ternarize_cli.vectors.options import EncoderOptions
 from ternarize_cli.vectors.vector_files import WRITERS
@@ -38,14 +39,6 @@ __all__ = [
 
 LINGER = 0.05
 """Seconds that a text from a stream waits for others to share its batch."""
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-)
 
 _BY_LENGTH = ("dot", "euclidean")
 """Similarities, by sentence-transformers' names, that depend on the length of vectors; the others normalise them."""
@@ -60,7 +53,7 @@ def text_folder(model: str, *, allow_pickle: bool = False) -> Path:
     """
     folder = loading.resolve(model, allow_pickle=allow_pickle)
     require_modality(folder, "text", model)
-    if not any(next(folder.rglob(name), None) for name in (*_TOKENIZER_FILES, "sentencepiece*.model")):
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{model} has no tokenizer, so it can't read text",
             hint="copy the tokenizer's files (tokenizer.json, …) into the folder",

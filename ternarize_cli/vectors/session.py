@@ -2,15 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from ternarize_cli.data.corpora import Skipped, open_corpus, unique
+from ternarize_cli.data.corpora import Skipped, open_corpus, reopened, unique
 from ternarize_cli.data.texts import STDIN
 from ternarize_cli.encoders.loading import pooling_note
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
 from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model, reads
@@ -31,6 +31,7 @@ class EncodingReport:
         summary: the counts in words.
         truncation: a sentence on texts that were cut; None if none was.
         skipped: what of the corpus was left out.
+        repeated: a sentence on ids that occur more than once, with an example; None if there are none.
         seconds: from the loaded model to the last vector.
         model_sha256: content hash of the model.
     """
@@ -39,6 +40,7 @@ class EncodingReport:
     summary: str
     truncation: str | None
     skipped: Skipped
+    repeated: str | None
     seconds: float
     model_sha256: str
 
@@ -90,7 +92,7 @@ def encode(
         track: progress over texts or images.
 
     Raises:
-        DataError: the corpus can't be read.
+        DataError: the corpus can't be read, or a text has a field for its id that is null, NaN or empty.
         OutputError, OutputExistsError: the file can't be written, or exists and `force` is False.
         TernarizeError: as `encode.open_model`.
     """
@@ -109,12 +111,18 @@ def encode(
     started = time.perf_counter()
     linger = None if corpus.kind == "image" else LINGER
     how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about}
+    twice: list[DataError] = []
+    again = reopened(source, skip_bad=skip_bad, reads=lambda: (corpus.kind,))
+    items = unique(corpus.items, corpus.name, again, on_twice=twice.append)
     if isinstance(output, Path):
-        encode_to_file(encoder, corpus.items, output, kind, force=force, **how)
+        encode_to_file(encoder, items, output, kind, force=force, **how)
     else:
-        encode_to_stream(encoder, corpus.items, output, kind, **how)
+        encode_to_stream(encoder, items, output, kind, **how)
     seconds = time.perf_counter() - started
-    return EncodingReport(encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, seconds, digest)
+    repeated = str(twice[0]) if twice else None
+    return EncodingReport(
+        encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, repeated, seconds, digest
+    )
 
 
 def encode_shards(
@@ -171,11 +179,8 @@ def encode_shards(
             track=track,
         )
     else:
-
-        def again() -> Iterator[tuple[str, Any]]:
-            return open_corpus(source, skip_bad=skip_bad, documents=True, reads=lambda: (corpus.kind,)).items
-
-        items = unique(corpus.items, corpus.name, None if source == STDIN else again)
+        again = reopened(source, skip_bad=skip_bad, documents=True, reads=lambda: (corpus.kind,))
+        items = unique(corpus.items, corpus.name, again)
         work = encode_to_folder(opened.encode, items, folder, record, part=part, total=corpus.count, track=track)
     return ShardingReport(work, record, part, opened.encode.truncation, skipped, time.perf_counter() - started)
 

@@ -23,14 +23,24 @@ from typing import Any
 
 import numpy as np
 
-from ternarize_cli.errors import DataError, reason, shown
+from ternarize_cli.errors import DataError, quoted, reason, shown
 from ternarize_cli.storage.arrays import read_npy
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_json, require_regular
 from ternarize_cli.storage.checksummed import check_types, read_checksummed
 from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles
 from ternarize_cli.vectors.origin import Origin
 
-__all__ = ["DTYPES", "FORMATS", "RECORD", "VectorFolder", "VectorRecord", "chained", "metadata", "read_record"]
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "RECORD",
+    "VectorFolder",
+    "VectorRecord",
+    "chained",
+    "holds_vectors",
+    "metadata",
+    "read_record",
+]
 
 RECORD = f"{RECORDS}/vectors.json"
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
@@ -78,6 +88,17 @@ def metadata(*, model: str, model_sha256: str, dtype: str, similarity: str, norm
     )
 
 
+def holds_vectors(path: str | Path) -> bool:
+    """Whether `encode --shards` wrote a folder, also a version of it whose folders `read_record` refuses."""
+    folder = Path(path)
+    return (folder / RECORD).is_file() or _is_old(folder)
+
+
+def _is_old(folder: Path) -> bool:
+    """Whether a folder has its records beside its vectors, as older versions wrote them."""
+    return (folder / "vectors.json").is_file() and any(folder.glob("000000.*"))
+
+
 def read_record(folder: Path) -> VectorRecord:
     """Reads the record of a folder of vectors.
 
@@ -86,8 +107,9 @@ def read_record(folder: Path) -> VectorRecord:
     """
     path = folder / RECORD
     if not path.is_file():
-        old = (folder / "vectors.json").is_file()
-        hint = f"mkdir {folder}/{RECORDS} && mv {folder}/*.json {folder}/{RECORDS}/" if old else _WRITTEN
+        where = quoted(folder)
+        old = _is_old(folder)
+        hint = f"mkdir {where}/{RECORDS} && mv {where}/*.json {where}/{RECORDS}/" if old else _WRITTEN
         what = f"has its records beside its vectors, not in {RECORDS}" if old else "holds no vectors of ternarize"
         raise DataError(f"{folder} {what}", hint=hint)
     found = read_checksummed(path, _VERSION, "vector folder", _REMAKE)

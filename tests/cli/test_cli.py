@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from support.models import save_tiny_bert
-from ternarize_cli.cli.output import counted, duration
+from ternarize_cli.cli.output import duration
+from ternarize_cli.errors import counted
 
 Run = Callable[..., Any]
 COMMANDS = ["convert", "distill", "pack", "bench", "eval", "index", "encode", "inspect", "doctor", "demo"]

@@ -191,6 +191,19 @@ def test_rounding_alone_is_refused_where_it_costs_the_scores(tmp_path: Path, run
     assert not (tmp_path / "out").exists()
 
 
+def test_a_reranker_is_refused_before_any_note_and_work(tmp_path: Path, tiny_bert: Path, run: Any) -> None:
+    ranks, pairs = save_headed(tmp_path / "ranks"), tmp_path / "pairs.csv"
+    pairs.write_text("the cat,a cat,1\nthe cat,a dog,0\na dog,the dog,0.9\n")
+    for command in (
+        ("bench", ranks),
+        ("eval", ranks, "--sts", pairs),
+        ("eval", tiny_bert, "--against", ranks, "--sts", pairs),
+    ):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {ranks} is a cross-encoder"), result.stderr
+
+
 def test_models_of_another_kind_are_refused_with_what_to_do_instead(tmp_path: Path, tiny_bert: Path) -> None:
     ranks, weighs = save_headed(tmp_path / "ranks"), save_headed(tmp_path / "plain", "Bert", "MaskedLM")
     SparseEncoder(str(weighs), device="cpu").save_pretrained(str(tmp_path / "weighs"))

@@ -1,6 +1,7 @@
 """`convert` and `pack` open what they made before it gets its name; what is wrong is refused, and nothing is left."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,14 @@ def test_a_model_that_draws_random_numbers_is_refused(
     )
     with pytest.raises(CheckpointError, match="another vector for the same text each time"):
         convert(tiny_bert, tmp_path / "made")
+
+
+def test_a_result_that_safetensors_can_not_open_is_said_to_be_unchecked(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ternarize_cli.model_folder.integrity._noted", set())
+    convert(tiny_bert, tmp_path / "checkpoint")
+    assert not caplog.records
+    convert(tiny_bert, tmp_path / os.fsdecode(b"checkpoint\xff"))
+    (record,) = caplog.records
+    assert "not opened and compared with its source: safetensors opens no file whose path" in record.getMessage()

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ternarize_cli.data.corpora import open_corpus
+from ternarize_cli.data.images import read_images
 from ternarize_cli.data.text_sources import texts_of
 from ternarize_cli.data.texts import Document, read_lines, read_texts
 from ternarize_cli.errors import DataError
@@ -249,6 +250,23 @@ def test_a_saved_dataset_is_a_table(tmp_path):
     assert read_lines([f"{tmp_path / 'f'}:review"]) == ["good"]
     next((tmp_path / "x").glob("*.arrow")).write_bytes(b"no Arrow")
     assert "can't be read as a saved dataset" in str(refused(tmp_path / "x"))
+
+
+def test_a_saved_dataset_without_rows_says_so(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string")})
+    empty = datasets.Dataset.from_dict({"text": []}, features=features)
+    full = datasets.Dataset.from_dict({"text": ["hello"]})
+    empty.save_to_disk(tmp_path / "empty")
+    full.filter(lambda row: False).save_to_disk(tmp_path / "filtered")
+    datasets.DatasetDict(train=empty).save_to_disk(tmp_path / "split")
+    for folder, named in (("empty", "empty"), ("filtered", "filtered"), ("split", "split/train")):
+        assert str(refused(tmp_path / folder)) == f"{tmp_path / named} holds no rows"
+    datasets.DatasetDict(train=full, test=empty).save_to_disk(tmp_path / "half")
+    assert [d.text for d in read_texts(tmp_path / "half")] == ["hello"]
+    kinds = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": []}, features=kinds).save_to_disk(tmp_path / "images")
+    with pytest.raises(DataError, match="images holds no rows"):
+        read_images(tmp_path / "images")
 
 
 def test_a_folder_of_csv_files_is_read_where_there_is_nothing_else(tmp_path):

@@ -189,7 +189,9 @@ def test_wrong_partners_are_refused(tiny_bert: Path, latent: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="ternary itself"):
         distill(latent, latent, texts, tmp_path / "x", training)
     other = save_tiny_bert(tmp_path / "other", num_hidden_layers=3)
-    with pytest.raises(CheckpointError, match="the student has 2 layers and gives vectors of 32, the teacher 3 and 32"):
+    with pytest.raises(
+        CheckpointError, match="the student has 2 layers and gives vectors of 32 numbers, the teacher 3 and 32"
+    ):
         distill(latent, other, texts, tmp_path / "x", training)
     pack(latent, tmp_path / "packed")
     with pytest.raises(CheckpointError, match="can't train"):

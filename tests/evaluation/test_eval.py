@@ -56,7 +56,7 @@ def test_a_teacher_at_or_below_zero_leaves_retention_undefined(teacher: float) -
 
 def test_a_mean_without_all_its_tasks_misses_its_gate() -> None:
     result = comparison((1.0, 0.9), (1.0, 0.8))
-    with pytest.raises(GateMissedError, match="the mean retention lacks 1 tasks: STS12"):
+    with pytest.raises(GateMissedError, match="the mean retention lacks 1 task: STS12"):
         check(parse_gates(["0.1"], ["a", "b", "STS12"]), result, ["STS12"])
     check(parse_gates(["a=0.9"], ["a", "b", "STS12"]), result, ["STS12"])
 
@@ -361,7 +361,7 @@ def test_images_that_can_not_be_scored_are_refused(run: Run, tiny_vit: Path, tin
     for model, options, message in (
         (tiny_vit, ["--images", flat], "flat has images without labels"),
         (tiny_vit, ["--images", one], "every image has the label '0'"),
-        (tiny_vit, ["--images", few], "4 images are fewer than the 5 neighbours that vote"),
+        (tiny_vit, ["--images", few], "4 images, fewer than the 5 neighbours that vote"),
         (tiny_vit, ["--images", unknown], "no image to find neighbours among has the label '2'"),
         (tiny_vit, ["--images", half], "neighbours come from a train part"),
         (tiny_vit, ["--images", pictures, "--limit", "0"], "--limit 0 leaves no image"),

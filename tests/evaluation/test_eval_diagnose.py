@@ -10,7 +10,8 @@ import torch
 
 from support.families import IMAGE_FAMILIES, TEXT_FAMILIES, save_family, save_processor, save_text, stages
 from support.images import make_labels, make_pixels, write_folder
-from support.models import WORDS, save_tiny_bert, save_tiny_vit
+from support.models import WORDS, save_gpt2, save_tiny_bert, save_tiny_vit
+from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.data.images import Images, read_images
 from ternarize_cli.errors import CheckpointError, InputError
@@ -170,7 +171,6 @@ def test_numbers_are_those_of_the_models_own_outputs(tiny_bert: Path, tmp_path: 
 
 
 def test_ternary_and_packed_students_are_diagnosed(tiny_bert: Path, tmp_path: Path) -> None:
-    from ternarize_cli.compress.convert import convert
     from ternarize_cli.compress.pack import pack
 
     convert(tiny_bert, tmp_path / "ternary")
@@ -229,8 +229,6 @@ def test_many_tokens_are_taken_a_few_inputs_at_a_time(tiny_bert: Path, monkeypat
 def test_a_trimmed_student_is_compared_with_the_teacher_on_its_own_tokens(tiny_bert: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from ternarize_cli.compress.convert import convert
-
     texts = make_texts(12)
     (tmp_path / "corpus.txt").write_text("\n".join(texts[:6]))
     options = ConvertOptions(trim=[tmp_path / "corpus.txt"])
@@ -284,3 +282,12 @@ def test_inputs_of_image_tasks_are_images_of_all_of_them(tmp_path: Path) -> None
     for name, image in zip(found.ids, found, strict=True):
         source, _, own = name.partition("/")
         assert image.tobytes() == queries[source][list(queries[source].ids).index(own)].tobytes()
+
+
+def test_texts_without_tokens_are_no_layers_of_anything(tmp_path: Path) -> None:
+    source = save_gpt2(tmp_path / "source")
+    convert(source, tmp_path / "student")
+    found = diagnose(str(tmp_path / "student"), str(source), [*[""] * 40, "the cat", "a dog"])
+    assert (found.inputs, found.tokens) == (42, len("the cat") + len("a dog"))
+    assert all(layer.cosine is not None and layer.cosine > 0.9 for layer in found.layers)
+    assert diagnose(str(tmp_path / "student"), str(source), ["", ""]).tokens == 0

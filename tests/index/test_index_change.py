@@ -223,7 +223,7 @@ def test_empty_texts_are_left_out_and_counted(run, tiny_bert, tmp_path):
     for name in ("c.jsonl", "c.parquet"):
         result = run("index", "build", tmp_path / name, "-m", tiny_bert, "-o", tmp_path / f"{name}-ix", "--json")
         assert (_ok(result)["count"], _ok(result)["empty"]) == (2, 1)
-        assert "1 texts were empty" in result.stderr
+        assert "1 text was empty" in result.stderr
         out = tmp_path / f"{name}.npy"  # a line in, a line out
         assert _ok(run("encode", tiny_bert, tmp_path / name, "-o", out, "--json"))["count"] == 3
 

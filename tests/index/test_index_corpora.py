@@ -173,7 +173,7 @@ def test_encode_skips_what_is_bad_where_that_is_asked(run, tiny_bert, tiny_vit, 
     result = run("encode", tiny_bert, tmp_path / "c.jsonl", "-o", tmp_path / "v.npy", "--skip-bad", "--json")
     assert result.exit_code == 0, result.stderr
     assert (json.loads(result.stdout)["count"], json.loads(result.stdout)["skipped"]) == (2, 2)
-    assert "2 lines were skipped" in result.stderr
+    assert "2 texts were skipped" in result.stderr
     sharded = run("encode", tiny_bert, tmp_path / "c.jsonl", "-o", tmp_path / "v", "--shards", "--skip-bad", "--json")
     assert json.loads(sharded.stdout)["rows"] == 2
     next(pictures.glob("*/*.png")).write_text("no image")

@@ -186,7 +186,7 @@ def test_few_texts_to_train_on_are_said_once(run, tiny_bert, tmp_path, capfd, fa
     (tmp_path / "c.txt").write_text("\n".join(_texts(400)))
     result = run("index", "build", tmp_path / "c.txt", "-m", tiny_bert, "-o", tmp_path / "ix", "--factory", factory)
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("vectors are few to train") == 1
+    assert result.stderr.count("vectors: few to train") == 1
     assert "WARNING" not in capfd.readouterr().err
 
 
@@ -203,6 +203,20 @@ def test_the_users_queries_judge(run, build, tmp_path):
     index = build("flat", "--queries", tmp_path / "q.txt")
     assert json.loads(run("index", "tune", index, "--json").stdout)["queries"] == 2
     assert (read_truth(index / "truth.npz").own == -1).all()
+
+
+def test_a_query_that_is_a_document_is_not_its_own_neighbour(run, tiny_bert, tmp_path):
+    documents = [{"_id": f"d{i}", "title": "cat", "text": text} for i, text in enumerate(_texts(30))]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    queries = [{"_id": "d3", "text": documents[3]["text"]}, {"_id": "d4", "text": "bird"}, {"text": "dog"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    index, arguments = tmp_path / "ix", ("-m", tiny_bert, "--queries", tmp_path / "q.jsonl", "--factory", "flat")
+    assert run("index", "build", tmp_path / "c.jsonl", *arguments, "-o", index).exit_code == 0
+    truth = read_truth(index / "truth.npz")
+    assert truth.own.tolist() == [3, -1, -1]  # d4 has another text: its number is a coincidence
+    assert 3 not in truth.neighbours[0]
+    tuned = json.loads(run("index", "tune", index, "-k", 5, "--json").stdout)
+    assert tuned["chosen"]["recall"] == 1
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["-k", 101], "between 1 and 100"), (["-k", 0], "-k")])
@@ -225,7 +239,7 @@ def test_ids_that_come_twice_are_refused(run, tiny_bert, tmp_path):
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
     result = run("index", "build", tmp_path / "c.jsonl", "-m", tiny_bert, "-o", tmp_path / "ix")
     assert result.exit_code == 2
-    assert "texts 1 and 5 have the same id '0'; 1 more ids occur twice" in result.stderr
+    assert "texts 1 and 5 have the same id '0'; 1 more text with an id of another" in result.stderr
     assert not (tmp_path / "ix").exists()
 
 
@@ -237,7 +251,7 @@ def test_bad_lines_are_skipped_and_counted_where_that_is_asked(run, tiny_bert, t
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["count"], report["skipped"]) == (2, 4)
-    assert "4 lines were skipped" in result.stderr
+    assert "4 texts were skipped" in result.stderr
     assert "line 2: not UTF-8" in result.stderr
 
 

@@ -117,6 +117,8 @@ def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, 
         ({"_attn_implementation": "owner/kernel"}, "_attn_implementation is 'owner/kernel'"),
         ({"attn_implementation": "flash_attention_2"}, "the package flash_attn is not installed"),
         ({"dtype": "load"}, "dtype is 'load'"),
+        ({"architectures": "BertModel"}, "architectures is 'BertModel'; it is a list of names"),
+        ({"architectures": [1]}, r"architectures is \[1\]; it is a list of names"),
         ({"text_config": {"attn_implementation": "owner/kernel"}}, "attn_implementation"),
         ({"text_config": {"num_hidden_layers": 1_000_000}}, "num_hidden_layers is 1000000"),
         ({"use_pretrained_backbone": True}, "use_pretrained_backbone"),
@@ -671,3 +673,29 @@ def test_unknown_keys_of_the_description_are_refused(packed: Path) -> None:
     (packed / "config.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match="unknown keys: 'dihest'"):
         load_encoder(packed)
+
+
+@pytest.mark.parametrize("command", ["encode", "convert", "inspect", "bench", "eval"])
+def test_a_class_name_outside_a_list_is_refused_by_every_command(
+    run: Any, folder: Path, command: str, tmp_path: Path
+) -> None:
+    edit(folder / "config.json", architectures="BertForSequenceClassification")
+    (tmp_path / "t.csv").write_text("the cat,a cat,1\na dog,the dog,0\nthe dog,a dog,1\n")
+    (tmp_path / "t.txt").write_text("the cat\n")
+    more = {"encode": [tmp_path / "t.txt"], "convert": ["-o", tmp_path / "o"], "eval": ["--sts", tmp_path / "t.csv"]}
+    result = run(command, folder, *more.get(command, []))
+    assert result.exit_code == 2
+    assert "architectures is 'BertForSequenceClassification'; it is a list of names of classes" in result.stderr
+    assert '"architectures": ["BertForSequenceClassification"]' in result.stderr
+
+
+@pytest.mark.parametrize("key", ["path", "type"])
+def test_an_entry_of_modules_json_without_a_key_is_named(run: Any, folder: Path, key: str, tmp_path: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    name = modules[1]["name"]
+    del modules[1][key]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for command in (("inspect", folder), ("convert", folder, "-o", tmp_path / "o"), ("bench", folder)):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert f'modules.json: entry 2 ({name}) has no "{key}"' in result.stderr

@@ -102,3 +102,25 @@ def save_tiny_vit(folder: Path, *, seed: int = 0) -> Path:
     ViTModel(ViTConfig(image_size=8, patch_size=4, initializer_range=0.15, **settings)).save_pretrained(folder)
     save_image_processor(folder, 8)
     return folder
+
+
+def save_gpt2(folder: Path, **pooling: bool) -> Path:
+    """A GPT-2 whose tokenizer knows bytes and adds no special token, so that an empty text has no token."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+    folder.mkdir()
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", "<pad>"]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"eos_token": "<eos>", "pad_token": "<pad>", "model_max_length": 64}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    GPT2Model(GPT2Config(vocab_size=len(names), **size)).save_pretrained(folder)
+    save_modules(folder, 32)
+    if pooling:
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    return folder

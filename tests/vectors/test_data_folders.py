@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -51,11 +52,19 @@ def test_a_parquet_file_of_vectors_says_where_they_come_from(run, tiny_bert, cor
 def test_a_folder_of_an_older_version_is_said_to_be_one(run, tiny_bert, corpus, tmp_path):
     arguments = ("encode", tiny_bert, corpus, "--shards", "-o", tmp_path / "v")
     assert run(*arguments).exit_code == 0
+    assert run("index", "build", tmp_path / "v", "-o", tmp_path / "index").exit_code == 0
     for path in (tmp_path / "v" / RECORDS).iterdir():
         path.rename(tmp_path / "v" / path.name)
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert f"mv {tmp_path}/v/*.json {tmp_path}/v/{RECORDS}/" in result.stderr.replace("\n", "")
+    (tmp_path / "v" / RECORDS).rmdir()
+    build = ("index", "build", tmp_path / "v", "-o", tmp_path / "other")
+    for command in (arguments, build, ("index", "add", tmp_path / "index", tmp_path / "v", "--replace")):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert "has its records beside its vectors" in result.stderr
+        way = re.search(r"mkdir .*", result.stderr.replace("\n", ""))
+        assert way is not None
+    subprocess.run(way[0], shell=True, check=True)
+    assert run(*build).exit_code == 0
 
 
 def test_an_index_of_shards_keeps_the_texts_that_it_is_given(run, tiny_bert, corpus, tmp_path):

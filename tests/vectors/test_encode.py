@@ -160,6 +160,16 @@ def test_a_model_without_a_tokenizer_is_refused_by_name(run, tmp_path, source):
     assert "has no tokenizer, so it can't read text" in result.stderr
 
 
+def test_a_tokenizer_in_another_folder_is_none(run, tmp_path, tiny_bert, source):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    (folder / "old").mkdir()
+    for path in folder.glob("tokenizer*"):
+        path.rename(folder / "old" / path.name)
+    result = run("encode", folder, source)
+    assert result.exit_code == 2
+    assert "has no tokenizer, so it can't read text" in result.stderr
+
+
 def test_pickled_weights_are_read_only_when_asked_for(run, tiny_vit, pictures, tmp_path):
     folder = tmp_path / "vit"
     shutil.copytree(tiny_vit, folder)

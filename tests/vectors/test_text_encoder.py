@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from support.models import WORDS, save_modules
+from support.models import WORDS, save_gpt2
 from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.encoder import LocalEncoder
 from ternarize_cli.vectors.batch_encoder import TextEncoder
 
@@ -44,28 +45,6 @@ def test_a_prompt_is_cut_off_where_sentence_transformers_cuts_it_off(tiny_bert, 
     assert encode.truncated == 1
 
 
-def save_gpt2(folder: Path, **pooling: bool) -> Path:
-    """A GPT-2 whose tokenizer knows bytes and adds no special token, so that an empty text has no token."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
-
-    folder.mkdir()
-    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", "<pad>"]
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"eos_token": "<eos>", "pad_token": "<pad>", "model_max_length": 64}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    GPT2Model(GPT2Config(vocab_size=len(names), **size)).save_pretrained(folder)
-    save_modules(folder, 32)
-    if pooling:
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
-    return folder
-
-
 @pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "lasttoken", "weightedmean_tokens"])
 def test_empty_texts_of_a_tokenizer_without_special_tokens(tmp_path, mode):
     pooling = {"pooling_mode_mean_tokens": False, f"pooling_mode_{mode}": True}
@@ -76,6 +55,17 @@ def test_empty_texts_of_a_tokenizer_without_special_tokens(tmp_path, mode):
         np.testing.assert_allclose(encode(texts), among_others[[int(t != "") for t in texts]], atol=1e-6)
     encode = TextEncoder(load_encoder(folder, device="cpu"), batch_size=1)
     np.testing.assert_allclose(encode(["", "the cat"]), among_others, atol=1e-6)
+
+
+def test_a_text_without_a_token_has_no_maximum(run, tmp_path):
+    pooling = {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
+    folder = save_gpt2(tmp_path / "m", **pooling)
+    encode = TextEncoder(load_encoder(folder, device="cpu"))
+    expected = SentenceTransformer(str(folder), device="cpu").encode(["the cat"])
+    np.testing.assert_allclose(encode(["the cat"]), expected, atol=1e-6)
+    for texts in (["the cat", ""], [""]):
+        with pytest.raises(InputError, match="the text '' has no token, and no finite vector"):
+            encode(texts)
 
 
 def test_commands_take_empty_texts_with_a_tokenizer_without_special_tokens(run, tmp_path):
@@ -89,7 +79,7 @@ def test_commands_take_empty_texts_with_a_tokenizer_without_special_tokens(run, 
     assert vectors[40:].any(axis=1).all()
     result = run("encode", folder, tmp_path / "t.jsonl", "--shards", "-o", tmp_path / "shards")
     assert result.exit_code == 0, result.output
-    assert "40 texts were empty and were left out" in result.stderr
+    assert "40 texts were empty and left out" in result.stderr
     result = run("index", "build", tmp_path / "t.jsonl", "--model", folder, "-o", tmp_path / "index")
     assert result.exit_code == 0, result.output
     result = run("convert", folder, "--calibrate", tmp_path / "t.jsonl", "-o", tmp_path / "ternary")
