@@ -197,7 +197,7 @@ class Library:
             _check("ids", chosen, torch.int64, (rows,))
         for name, tensor in (("the gain of a norm", gain), ("the bias of a norm", bias)):
             _check(name, tensor, torch.float32, (width,))
-        x = _zeros(rows, width)
+        x = torch.empty(rows, width, dtype=torch.float32, device="cpu")
         count = len(tables)
         codes, scales, chosen_ids = (
             (ctypes.c_void_p * count)(*map(_at, column))

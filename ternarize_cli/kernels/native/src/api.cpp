@@ -84,6 +84,9 @@ const std::vector<const Kernels*>& available() {
 }
 
 constexpr int kNoMemory = -1, kRefused = -2;
+// Less work than this takes less time than another thread needs to come.
+constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
+constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings: rows x width
 constexpr int kInterface = 2;  // version of functions and structures; equals INTERFACE in interface.py
 
 thread_local const char* why = "";
@@ -228,8 +231,10 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     const Activations a = {reinterpret_cast<int8_t*>(q.start()), t.data(), taken.data(), w->blocks};
     const Sink sink = {y ? Then::kStore : Then::kSums, y, nullptr, nullptr, static_cast<size_t>(w->outputs), sums};
     Stage stages[2];
-    const int some = std::min(rows, threads), pieces = std::min(w->panels, threads);
-    parallel(threads, stages, [&](Worker& worker) {
+    const bool admitted = static_cast<int64_t>(rows) * w->panels * w->blocks >= kWorthSharing;
+    const int all = admitted ? Crowd::admit(threads) : 1;
+    const int some = std::min(rows, all), pieces = std::min(w->panels, all);
+    parallel(all, stages, [&](Worker& worker) {
       worker.stage(some, [&](int piece) {
         k.quantize(x, share(rows, piece, some), share(rows, piece + 1, some), w->inputs, a);
       });
@@ -239,7 +244,7 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
                scratch.start() + worker.rank * gemm_scratch(w->blocks));
       });
       k.end();
-    });
+    }, admitted ? threads : 0);
   });
 }
 
@@ -272,7 +277,7 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
       require_array(bias, "a layer norm has no bias, or it is not aligned");
       check_eps(eps);
     }
-    const int all = rows < 128 ? 1 : threads, pieces = std::min(rows, all);
+    const int all = static_cast<int64_t>(rows) * width < kWorthAnother ? 1 : threads, pieces = std::min(rows, all);
     Stage stage;
     parallel(all, &stage, [&](Worker& worker) {
       worker.stage(pieces, [&](int piece) {

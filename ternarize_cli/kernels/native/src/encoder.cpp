@@ -329,13 +329,13 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
   // With fewer groups than threads, idle threads cost more than waiting after each stage. With few tokens, it does not pay
   // that every thread reads all weights.
   if (threads == 1 || count < threads || tokens < kLeast * threads) {
+    const int admitted = Crowd::admit(threads);
     const Room room(e, tokens, longest);
-    const Plan plan(tokens, threads);
-    uint8_t* const memory = arena.reserve(room.shared + threads * room.thread);
+    const Plan plan(tokens, admitted);
+    uint8_t* const memory = arena.reserve(room.shared + admitted * room.thread);
     const std::unique_ptr<Stage[]> stages(new Stage[plan.stages(e.layers)]);
-    return parallel(threads, stages.get(), [&](Worker& worker) {
-      run_group(e, k, starts, sequences, plan, x, room, memory, worker);
-    });
+    const auto work = [&](Worker& worker) { run_group(e, k, starts, sequences, plan, x, room, memory, worker); };
+    return parallel(admitted, stages.get(), work, threads);
   }
   int most = 0;  // tokens in a group
   for (int i = 0; i < count; ++i) most = std::max(most, starts[groups[i + 1]] - starts[groups[i]]);

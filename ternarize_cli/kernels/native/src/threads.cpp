@@ -14,7 +14,11 @@
 namespace tz {
 namespace {
 
-constexpr std::chrono::microseconds kLook(40);  // how long a thread looks for what it waits for before it sleeps
+constexpr int64_t kMicro = 1000, kMilli = 1000 * kMicro;
+constexpr int64_t kLook = 40 * kMicro;         // how long a thread looks for what it waits for before it sleeps
+constexpr int64_t kShort = 300 * kMicro;       // calls that are too short to tell how crowded the machine is
+constexpr int kInARow = 3;                     // crowded calls after which there are fewer threads
+constexpr int64_t kFirst = 20 * kMilli, kLongest = 2000 * kMilli;  // how long calls get fewer threads
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -27,17 +31,51 @@ void pause() {
 // Looks for up to kLook whether is_so(); returns whether it came true.
 template <class Condition>
 bool comes_soon(const Condition& is_so) {
-  const auto until = std::chrono::steady_clock::now() + kLook;
+  const int64_t until = now() + kLook;
   do {
     for (int i = 0; i < 16; ++i) {
       if (is_so()) return true;
       pause();
     }
-  } while (std::chrono::steady_clock::now() < until);
+  } while (now() < until);
   return false;
 }
 
 }  // namespace
+
+int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+namespace {
+
+// How many threads are left out, until when, and for how long the next time. Callers of several threads may change these in
+// any order; whatever comes of it is a number of threads that works.
+std::atomic<int> left_out{0}, crowded{0};  // `crowded`: calls in a row that lost much
+std::atomic<int64_t> left_out_until{0}, left_out_for{kFirst};
+
+}  // namespace
+
+int Crowd::admit(int threads) {
+  const int out = left_out.load(std::memory_order_relaxed);
+  if (threads <= 1 || out == 0 || now() >= left_out_until.load(std::memory_order_relaxed)) return threads;
+  return threads > out ? threads - out : 1;
+}
+
+void Crowd::note(int wanted, int used, int64_t lost, int64_t total) {
+  if (total < kShort) return;
+  if (lost * 4 > total * (used - 1)) {
+    if (crowded.fetch_add(1, std::memory_order_relaxed) + 1 < kInARow) return;
+    const int64_t next = left_out_for.load(std::memory_order_relaxed);
+    left_out.store(wanted - used + 1, std::memory_order_relaxed);
+    left_out_until.store(now() + next, std::memory_order_relaxed);
+    left_out_for.store(next * 2 < kLongest ? next * 2 : kLongest, std::memory_order_relaxed);
+  } else if (used == wanted) {
+    crowded.store(0, std::memory_order_relaxed);
+    left_out.store(0, std::memory_order_relaxed);
+    left_out_for.store(kFirst, std::memory_order_relaxed);
+  }
+}
 
 // The threads of this process that help callers.
 class Pool {
@@ -162,20 +200,27 @@ void Call::run() {
   pool.withdraw(*this);
 }
 
-void Call::finish_piece(Stage& stage, int count) {
+void Call::leave(int rank, int threads) {
+  finished(left_, threads);
+  if (rank == 0 && left_.load(std::memory_order_acquire) < threads) wait(left_, threads);
+}
+
+void Call::finished(std::atomic<int>& done, int count) {
   // In one order for all threads, so that either this thread sees the sleeper, or the sleeper sees the piece.
-  if (stage.done.fetch_add(1, std::memory_order_seq_cst) + 1 < count) return;
+  if (done.fetch_add(1, std::memory_order_seq_cst) + 1 < count) return;
   if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
   { std::lock_guard<std::mutex> lock(mutex_); }
   ended_.notify_all();
 }
 
-void Call::wait(const Stage& stage, int count) {
-  if (comes_soon([&] { return stage.done.load(std::memory_order_acquire) >= count; })) return;
+void Call::wait(const std::atomic<int>& done, int count) {
+  const int64_t began = now();
+  if (comes_soon([&] { return done.load(std::memory_order_acquire) >= count; })) return;
   std::unique_lock<std::mutex> lock(mutex_);
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
-  ended_.wait(lock, [&] { return stage.done.load(std::memory_order_seq_cst) >= count; });
+  ended_.wait(lock, [&] { return done.load(std::memory_order_seq_cst) >= count; });
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  lost_.fetch_add(now() - began, std::memory_order_relaxed);
 }
 
 }  // namespace tz

@@ -9,6 +9,9 @@
 // for work on the processors that ours need. Without OpenMP (TERNARIZE_OPENMP=OFF, or a compiler that lacks it) they are a
 // pool (threads.cpp): the calling thread works from the start, and the others join while it works; each runs the same
 // stages, and finds those that have ended already without a piece for it.
+//
+// A thread that loses its processor in the middle of a piece holds up all others for as long as the system lets another program
+// run, some milliseconds. Where calls lose much time in this way, the calls of the next moments get fewer threads (Crowd).
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -21,10 +24,24 @@
 
 namespace tz {
 
+// Nanoseconds of a clock that never goes back.
+int64_t now();
+
 // The pieces of a stage. `next` is the first piece that nobody has taken, or any number from the count on; `done` counts
 // pieces that are done.
 struct alignas(64) Stage {
   std::atomic<int> next{0}, done{0};
+};
+
+// Decides how many threads a call gets, from how long the threads of calls before it have waited for each other.
+class Crowd {
+ public:
+  // Returns how many of up to `threads` threads the next call gets.
+  static int admit(int threads);
+
+  // Learns of a call of `total` nanoseconds that had `used` threads where it wanted `wanted`, and in which its threads slept for
+  // `lost` nanoseconds, added up, while they waited for each other.
+  static void note(int wanted, int used, int64_t lost, int64_t total);
 };
 
 // What all threads of a call share.
@@ -39,11 +56,17 @@ class Call {
   // Runs the work on the calling thread and on those of the pool that join; returns when all of them have left.
   void run();
 
+  // Waits until as many threads have called this: OpenMP's own wait at the end of a region looks for long before it sleeps.
+  void leave(int rank, int threads);
+
+  // The nanoseconds that threads have slept, added up.
+  int64_t lost() const { return lost_.load(std::memory_order_relaxed); }
+
  private:
   friend class Pool;
   friend class Worker;
-  void finish_piece(Stage& stage, int count);
-  void wait(const Stage& stage, int count);
+  void wait(const std::atomic<int>& done, int count);
+  void finished(std::atomic<int>& done, int count);
 
   const int threads_;
   Stage* const stages_;
@@ -51,7 +74,8 @@ class Call {
   void* const context_;
   int joined_ = 0;             // under the pool's mutex: threads that have joined
   std::atomic<int> inside_{0};  // threads that have joined and not left
-  std::atomic<int> sleepers_{0};
+  std::atomic<int> sleepers_{0}, left_{0};
+  std::atomic<int64_t> lost_{0};
   std::mutex mutex_;
   std::condition_variable ended_;
 };
@@ -82,27 +106,29 @@ class Worker {
       const int piece = stage.next.fetch_add(1, std::memory_order_relaxed);
       if (piece >= count) break;
       work(piece);
-      call_->finish_piece(stage, count);
+      call_->finished(stage.done, count);
     }
-    if (stage.done.load(std::memory_order_acquire) < count) call_->wait(stage, count);
+    if (stage.done.load(std::memory_order_acquire) < count) call_->wait(stage.done, count);
   }
 };
 
 // Runs work(Worker&) on the calling thread and on up to `threads` - 1 others. `stages` has one Stage for each stage, or is
-// null if `threads` is 1.
+// null if `threads` is 1. `wanted`: of how many threads Crowd has admitted these; 0: it was not asked.
 template <class Work>
-void parallel(int threads, Stage* stages, const Work& work) {
+void parallel(int threads, Stage* stages, const Work& work, int wanted = 0) {
   if (threads <= 1) {
     Worker alone(nullptr, 0, 1);
     work(alone);
     return;
   }
+  const int64_t began = now();
 #if defined(_OPENMP)
   Call call(threads, stages, nullptr, nullptr);
 #pragma omp parallel num_threads(threads)
   {
     Worker worker(&call, omp_get_thread_num(), threads);
     work(worker);
+    call.leave(worker.rank, omp_get_num_threads());
   }
 #else
   const auto run = [](void* context, Call& call, int rank) {
@@ -111,8 +137,10 @@ void parallel(int threads, Stage* stages, const Work& work) {
     (*task)(worker);
   };
   std::pair<int, const Work*> context(threads, &work);
-  Call(threads, stages, run, &context).run();
+  Call call(threads, stages, run, &context);
+  call.run();
 #endif
+  if (wanted) Crowd::note(wanted, threads, call.lost(), now() - began);
 }
 
 // Returns the first of `count` items in piece `i` of `pieces`. A piece has all items before the first of piece i + 1.
