@@ -1,5 +1,6 @@
 """`ternarize` and `python -m ternarize_cli`."""
 
+import os
 import sys
 
 from ternarize_cli.cli import streams
@@ -7,10 +8,15 @@ from ternarize_cli.storage import signals
 
 __all__ = ["main"]
 
+_SLEEPS = ("encode", "index")
+"""Commands whose threads sleep while they wait; the others train, or measure rivals as their users run them."""
+
 
 def main() -> None:
     """Runs the command line; ends the process with the exit codes listed in `ternarize_cli.errors`."""
     streams.prepare()
+    if sys.argv[1:2] and sys.argv[1] in _SLEEPS:  # OpenMP reads this when torch loads it
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     code: object = 1
     try:
         with signals.listen():

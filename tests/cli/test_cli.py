@@ -302,3 +302,17 @@ def test_a_misspelt_setting_is_named(run: Run, tmp_path: Path, text: str, messag
 def test_counts_and_durations_read_as_they_are_said() -> None:
     assert [counted(n, "shard") for n in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
     assert [duration(seconds) for seconds in (0.04, 89.0, 150.0)] == ["0.0 s", "89.0 s", "2.5 minutes"]
+
+
+@pytest.mark.parametrize(("command", "policy"), [("encode", "passive"), ("index", "passive"), ("bench", None)])
+def test_threads_sleep_while_they_wait_where_no_rival_is_measured(command: str, policy: str | None) -> None:
+    code = f"""
+import atexit, os, sys
+from ternarize_cli.__main__ import main
+sys.argv[1:] = ["{command}", "--help"]
+atexit.register(lambda: print(os.environ.get("OMP_WAIT_POLICY")))
+main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split()[-1] == str(policy)
