@@ -4,8 +4,10 @@
     license: mit, …                      what holds of every artifact: library, task, tags, "quantized"
     ---
     <!-- ternarize: begin -->            ours, written anew by every command: what this is, code that runs, and a
-    …                                    section for each of convert, distill and pack, kept by the commands after it,
-                                         and for `eval --card`, whose scores hold for this artifact alone
+    …                                    section for each of convert, distill and pack, kept by the commands after it
+    <!-- ternarize: scores -->           of `eval --card`, which changes nothing else; they hold for this artifact
+    …                                    alone, so the other commands leave them out
+    <!-- ternarize: end of scores -->
     <!-- ternarize: end -->
     the text of the source's card        kept, under a heading that says whose it is
 
@@ -24,18 +26,18 @@ from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.hub import parse
 from ternarize_cli.encoders.loading import can_encode
 from ternarize_cli.encoders.modalities import modalities_of
-from ternarize_cli.errors import ModelNotFoundError
+from ternarize_cli.errors import InputError, ModelNotFoundError
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_kind import kind_of
 from ternarize_cli.storage import files
 
-__all__ = ["write"]
+__all__ = ["read_text", "write", "write_scores"]
 
 _BEGIN, _END = "<!-- ternarize: begin -->", "<!-- ternarize: end -->"
-_SECTION = re.compile(r"^<!-- ternarize: (convert|distill|pack|eval) -->\n", re.MULTILINE)
+_SECTION = re.compile(r"^<!-- ternarize: (convert|distill|pack) -->\n", re.MULTILINE)
 _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _RESULTS = re.compile(r"^model-index:.*\n?(?:[ \t#-].*\n?|\r?\n)*", re.MULTILINE)
-_EARLIER = re.compile(r"^## How this student was trained\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_SCORES = re.compile(r"<!-- ternarize: scores -->.*?<!-- ternarize: end of scores -->\r?\n?", re.DOTALL)
 _ADAPTED = re.compile(r"(.+)@[0-9a-f]{40} \+ ")
 """The source of a merged adapter whose base is of the hub (`adapters.source_of`)."""
 _LONGEST, _LONGEST_HEADER = 4 << 20, 64 << 10
@@ -44,7 +46,6 @@ _TITLES = {
     "convert": "How it was converted",
     "distill": "How this student was trained",
     "pack": "How it was packed",
-    "eval": "What it scores",
 }
 _OF_SOURCE = "## Card of the model that this was made from\n\nIts numbers and its code are that model's.\n\n"
 _TEXTS = '["a cat in a tree", "a dog by the river"]'
@@ -71,7 +72,7 @@ def write(folder: Path, section: str, text: str) -> None:
 
     Args:
         folder: the artifact.
-        section: the command that made or measured it: "convert", "distill", "pack" or "eval".
+        section: the command that made it: "convert", "distill" or "pack".
         text: Markdown with the command's numbers, without a heading.
 
     Raises:
@@ -84,14 +85,13 @@ def write(folder: Path, section: str, text: str) -> None:
     assert artifact is not None
     path = folder / "README.md"
     known, body = _read(path)
-    body = _EARLIER.sub("", body)
+    body = _SCORES.sub("", body)
     before, found, rest = body.partition(_BEGIN)
     own, _, after = rest.partition(_END) if found else ("", "", "")
     if not found and body.strip():
         before, after = "", _OF_SOURCE + body.strip() if section == "convert" else body.strip()
     pieces = _SECTION.split(own)[1:]
     sections = {} if section == "convert" else dict(zip(pieces[::2], pieces[1::2], strict=True))
-    sections.pop("eval", None)
     sections[section] = f"## {_TITLES[section]}\n\n{text}"
     metadata = ModelCardData(**_metadata(folder, artifact, known))
     block = [_BEGIN, _head(folder, artifact)]
@@ -101,13 +101,53 @@ def write(folder: Path, section: str, text: str) -> None:
         made.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
+def write_scores(path: Path, text: str) -> None:
+    """Writes scores into a card, in the place of earlier scores, and changes nothing else.
+
+    A card without scores gets them at the end of our own part, or else at its end; where there is no card, one is made.
+
+    Args:
+        path: the card.
+        text: Markdown with the scores, without a heading; it must hold no HTML comment.
+
+    Raises:
+        InputError: the card is longer than 4 MB, or no text in UTF-8.
+        OutputError: the card can't be written.
+    """
+    card = read_text(path) if path.exists() else ""
+    block = f"<!-- ternarize: scores -->\n## What it scores\n\n{text}\n<!-- ternarize: end of scores -->\n"
+    block = block.replace("\n", "\r\n") if "\r\n" in card else block
+    if _SCORES.search(card):
+        card = _SCORES.sub(lambda _: block, card, count=1)
+    elif card.count(_END) == 1:
+        card = card.replace(_END, block + _END)
+    else:
+        card += ("" if not card or card.endswith("\n") else "\n") + block
+    with files.atomic_file(path, force=True) as made:
+        made.write_text(card, encoding="utf-8", newline="")
+
+
+def read_text(path: Path) -> str:
+    """Reads a card as it is, with its ends of lines.
+
+    Raises:
+        InputError: the card is longer than 4 MB, or no text in UTF-8.
+    """
+    if path.stat().st_size > _LONGEST:
+        raise InputError(f"{path} is longer than 4 MB, and is left as it is", hint="leave --card out, or shorten it")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is no text in UTF-8, and is left as it is", hint="save it as UTF-8") from e
+
+
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """Reads the metadata and the text of a card; empty of one that is missing, too long or unreadable."""
     from huggingface_hub import ModelCard
 
     if not path.is_file() or path.stat().st_size > _LONGEST:
         return {}, ""
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
     header = _HEADER.match(text)
     if header is None:
         return {}, text

@@ -91,8 +91,7 @@ def _eight_bits(image: "Image", white: float | None, name: str) -> "Image":
         )
     if white is None:
         white = 1 if high <= 1 and image.mode == "F" else 255 if high <= 255 else 65_535
-    scale = 1 / 256 if white == 65_535 else 255 / white
-    return Image.fromarray(np.round(values * scale).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(np.round(values * (255 / white)).clip(0, 255).astype(np.uint8))
 
 
 def _white(image: "Image") -> float | None:

@@ -125,7 +125,7 @@ def _identity(record: dict[str, Any], where: str, *, required: bool) -> Any:
     """Reads the id of a record; None if it has no field for one, or none in the field and none is `required`."""
     given = [record[name] for name in _IDS if name in record]
     found = next((value for value in given if value not in (None, "") and value == value), None)
-    if isinstance(found, dict | list):
+    if isinstance(found, dict | list | bool):
         raise DataError(f"{where}: the id is {_short(_json(found))}, not a string or a number")
     if found is None and given and required:
         what = "null" if given[0] is None else "empty" if given[0] == "" else "NaN"

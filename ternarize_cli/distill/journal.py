@@ -67,8 +67,7 @@ def _described(record: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{name} × {weight:g}" for name, weight in record["losses"].items())
     return "\n".join(
         [
-            f"Every linear weight of this encoder is ternary. It was distilled from `{record['teacher']}` by "
-            f"ternarize {__version__}, without labels:",
+            f"It was distilled from `{record['teacher']}` by ternarize {__version__}, without labels:",
             "",
             f"- data: {record['training_texts']:,} texts or images from "
             + ", ".join(f"`{Path(path).name or path}`" for path in record["data"]),

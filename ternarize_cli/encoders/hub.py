@@ -96,7 +96,7 @@ def pinned(model: str, revision: str | None) -> str:
         raise InputError(f"--revision belongs to a hub id, and {model} is none", hint="leave --revision out")
     found = parse(model)
     if found.revision is not None:
-        raise InputError(f"{model} names a revision already", hint=f"{found.name} --revision {revision}")
+        raise InputError(f"{model} names a revision already", hint="leave --revision out")
     return str(parse(f"{found.name}@{revision}"))
 
 

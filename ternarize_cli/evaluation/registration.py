@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ternarize_cli.encoders.loading import load_encoder, model_name, resolve
+from ternarize_cli.errors import CheckpointError
 from ternarize_cli.evaluation.encoder import LocalEncoder
 from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.storage.files import content_hash
@@ -17,8 +18,9 @@ def register_in_mteb(model: str | Path, *, backend: str = "auto", device: str | 
         name = ternarize.register_in_mteb("my-model-packed")
         results = mteb.evaluate(mteb.get_model(name), tasks)
 
-    MTEB then finds it by the returned name and by `str(model)`, and files its results under the name and the hash of
-    the model's files, as `ternarize eval --results` does. A model of the same name that was entered before is replaced.
+    MTEB then finds it by the returned name, and by `str(model)` unless it has a model of that name itself. It files its
+    results under the returned name and the hash of the model's files, as `ternarize eval --results` does. A model of
+    the same name that was entered before is replaced.
 
     Args:
         model: a folder, a hub id or `package:NAME`; an encoder of any stage, also in full precision.
@@ -31,7 +33,7 @@ def register_in_mteb(model: str | Path, *, backend: str = "auto", device: str | 
 
     Raises:
         ModelNotFoundError: nothing of that name can be found or downloaded.
-        CheckpointError: the model's files are missing or damaged.
+        CheckpointError: the model's files are missing or damaged; from `mteb.get_model`: they have changed since.
         InputError: there is no such backend or device.
         UnavailableError: the backend or device can't run on this machine.
     """
@@ -44,10 +46,16 @@ def register_in_mteb(model: str | Path, *, backend: str = "auto", device: str | 
         name: str, revision: str | None, device: str | None = device, embed_dim: int | None = None
     ) -> LocalEncoder:
         # MTEB has compared `revision` and `embed_dim` with the registered ones, and describes the result itself
+        if content_hash(folder) != digest:
+            raise CheckpointError(f"{folder} has changed since it was registered", hint="register_in_mteb again")
         encoder = load_encoder(folder, backend=backend, device=device)
         return LocalEncoder(encoder, name=short, content_hash=digest)
 
     described = model_meta(folder, short, digest, load_encoder(folder, backend=backend, device=device))
     meta = described.model_copy(update={"loader": load})
-    MODEL_REGISTRY[str(meta.name)] = MODEL_REGISTRY[os.fspath(model)] = meta
+    MODEL_REGISTRY[str(meta.name)] = meta
+    if (
+        getattr(MODEL_REGISTRY.get(os.fspath(model)), "name", meta.name) == meta.name
+    ):  # and not MTEB's own entry of an id
+        MODEL_REGISTRY[os.fspath(model)] = meta
     return str(meta.name)

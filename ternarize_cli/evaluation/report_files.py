@@ -1,5 +1,6 @@
 """An evaluation as files: the page, the picture of quality against cost, JUnit XML, and a part of the model's card."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +33,9 @@ class EvaluationFiles:
     ] = None
     plot: Annotated[Path | None, Option("Quality against bytes and latency.", metavar="FILE.png")] = None
     junit: Annotated[Path | None, Option("JUnit XML for CI.", metavar="FILE.xml")] = None
-    card: Annotated[bool, Option("Write the scores into the card (README.md) of MODEL, an artifact of ours.")] = False
+    card: Annotated[
+        bool, Option("Write the scores into README.md of MODEL, a folder that convert, distill or pack wrote.")
+    ] = False
 
     @property
     def need_costs(self) -> bool:
@@ -53,6 +56,7 @@ class EvaluationFiles:
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
         from ternarize_cli.bench.report_comparison import times_table
+        from ternarize_cli.compress import card
         from ternarize_cli.encoders import checkpoint
         from ternarize_cli.evaluation.page import check_page
         from ternarize_cli.measuring.figures import check_plot
@@ -79,6 +83,8 @@ class EvaluationFiles:
                     hint="leave --card out, or evaluate the folder that convert, distill or pack wrote",
                 )
             check_output(folder / "README.md", force=True, folder=False)
+            if (folder / "README.md").exists():
+                card.read_text(folder / "README.md")
 
     def write(self, model: str | Path, found: "EvaluationReport", *, command: str, force: bool) -> list[Path]:
         """Writes the files and returns their paths.
@@ -113,22 +119,28 @@ class EvaluationFiles:
             write_junit(self.junit, found.comparison, found.gates, missing=found.missing, force=force)
         paths = [path for path in (self.plot, self.report, self.junit) if path is not None]
         if self.card:
-            card.write(Path(model).expanduser(), "eval", _scores(found.comparison))
             paths.append(Path(model).expanduser() / "README.md")
+            card.write_scores(paths[-1], _scores(found.comparison))
         return paths
 
 
 def _scores(comparison: "Comparison") -> str:
     """Writes the evaluated model's scores as a table of Markdown, beside the teacher's if there is one."""
     teacher = comparison.teacher
-    columns = ["task", "metric", "size", "score", *([f"`{teacher.name}`", "kept", "95%"] if teacher else [])]
+    columns = ["task", "metric", "size", "score", *([teacher.name, "kept", "95%"] if teacher else [])]
     rows = [columns, ["---"] * len(columns)]
     for task in comparison.tasks[0]:
         kept = [] if teacher is None else [_number(task.teacher), _percent(task.retention), _between(task)]
         rows.append([task.task, task.metric, f"{task.size:,}", _number(task.student), *kept])
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
     mean = comparison.mean_retention()
     return f"{table}\n" + (f"\nKept in the mean of the tasks: {mean:.1%}.\n" if mean is not None else "")
+
+
+def _cell(text: str) -> str:
+    """Escapes what a name may hold that means something in a table of Markdown."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", text)
 
 
 def _number(value: float | None) -> str:

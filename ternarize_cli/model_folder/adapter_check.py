@@ -6,7 +6,6 @@ expression that never ends, is not matched. A key that changes what peft compute
 empty: a merge that leaves such a key out would give other vectors than the adapter was trained for.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,8 +175,8 @@ def _pattern(config: Mapping[str, Any], key: str, path: Path, most: float) -> di
 def _number(value: Any, key: str, path: Path, most: float) -> Any:
     """Checks a rank or an alpha: a positive number of at most `most`; a rank is a whole one."""
     whole = most == _HIGHEST_RANK
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not 0 < value <= most:
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not good or not 0 < value <= most:  # nor NaN, which no comparison holds of
         kind = "whole" if whole else "positive"
         raise CheckpointError(
             f"{path}: {key} is {shown(value)}; it is a {kind} number of at most {most:,.0f}",

@@ -15,6 +15,7 @@ from sentence_transformers import SparseEncoder
 
 from support.heads import save_headed
 from support.models import save_tiny_bert, save_tiny_vit
+from ternarize_cli.compress.card import write_scores
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
@@ -205,19 +206,27 @@ def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
     run: Callable[..., Any], bert: Path, tmp_path: Path
 ) -> None:
     packed = made(bert, tmp_path, CARD)
-    (tmp_path / "a|b.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
+    name = "a|b <!-- ternarize: end -->"
+    (tmp_path / f"{name}.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
     (tmp_path / "sts.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
-    scored = ["--sts", tmp_path / "a|b.csv", "--no-cache", "--card"]
-    before, vectors = content_hash(packed), metadata(packed)
+    scored = ["--sts", tmp_path / f"{name}.csv", "--no-cache", "--card"]
+    card = (packed / "README.md").read_text().replace(
+        "license: other", "license: other\ndatasets: [mine]"
+    ) + "\nMine.\n"
+    (packed / "README.md").write_text(card)
+    before, described = content_hash(packed), metadata(packed)
     found = json.loads(run("eval", packed, "--against", bert, *scored, "--json").stdout)
     text = (packed / "README.md").read_text()
     task = found["tasks"][0]
-    assert f"| a\\|b | {task['metric']} | 3 | {task['student']:.4f} | {task['teacher']:.4f} |" in text
-    assert text.index("## How it was packed") < text.index("## What it scores") < text.index("ternarize: end")
-    assert (content_hash(packed), metadata(packed)) == (before, vectors)
+    scores = f"{task['student']:.4f} | {task['teacher']:.4f}"
+    assert f"| a\\|b &lt;!-- ternarize: end --&gt; | {task['metric']} | 3 | {scores} |" in text
+    assert text.index("## How it was packed") < text.index("## What it scores") < text.index("ternarize: end -->")
+    assert text.replace(re.search("<!-- ternarize: scores.*of scores -->\n", text, re.DOTALL)[0], "") == card
+    assert (content_hash(packed), metadata(packed)) == (before, described)
     assert run("eval", packed, "--sts", tmp_path / "sts.csv", "--no-cache", "--card").exit_code == 0
     text = (packed / "README.md").read_text()
     assert "a\\|b" not in text
+    assert text.count("ternarize: end -->") == 1
     assert text.count("## What it scores") == 1
     assert run("eval", tmp_path / "latent", *scored).exit_code == 0
     pack(tmp_path / "latent", tmp_path / "again")
@@ -225,3 +234,28 @@ def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
     refused = run("eval", bert, *scored)
     assert refused.exit_code == 2
     assert "--card writes into the card of a model that ternarize made" in refused.stderr
+
+
+@pytest.mark.parametrize("card", [b"x" * (4 << 20) + b"y", "Gr\u00fc\u00dfe".encode("latin-1")])
+def test_a_card_that_scores_do_not_fit_into_is_left_as_it_is(
+    run: Callable[..., Any], bert: Path, tmp_path: Path, card: bytes
+) -> None:
+    packed = made(bert, tmp_path)
+    (packed / "README.md").write_bytes(card)
+    (tmp_path / "sts.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
+    refused = run("eval", packed, "--sts", tmp_path / "sts.csv", "--no-cache", "--card")
+    assert refused.exit_code == 2
+    assert "is left as it is" in refused.stderr
+    assert (packed / "README.md").read_bytes() == card
+
+
+def test_scores_keep_the_ends_of_lines_and_need_no_card_of_ours(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    write_scores(card, "| a |")
+    assert card.read_text().count("What it scores") == 1
+    card.write_bytes(b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n")
+    for text in ("| one |", "| two |"):
+        write_scores(card, text)
+    assert card.read_bytes().startswith(b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n<!-- ternarize: scores -->\r\n")
+    assert b"one" not in card.read_bytes()
+    assert card.read_bytes().count(b"\n") == card.read_bytes().count(b"\r\n")

@@ -384,7 +384,7 @@ def test_the_text_itself_in_the_queue_does_not_count() -> None:
 @pytest.mark.slow
 def test_a_model_card_keeps_what_others_wrote(tiny_bert: Path, latent: Path, tmp_path: Path) -> None:
     card = latent / "README.md"
-    card.write_text("# Mine\n\n## How this student was trained\n\nonce\n\n## Notes\n\nkeep me\n")
+    card.write_text("# Mine\n\n## How this student was trained\n\nby hand\n\n## Notes\n\nkeep me\n")
     try:
         distill(
             latent, tiny_bert, sources(tmp_path, 60), tmp_path / "out", Training(steps=1), DistillOptions(threads=1)
@@ -392,9 +392,12 @@ def test_a_model_card_keeps_what_others_wrote(tiny_bert: Path, latent: Path, tmp
     finally:
         card.unlink()
     text = (tmp_path / "out" / "README.md").read_text()
-    assert text.count("## How this student was trained") == 1
-    assert "once" not in text
-    assert text.index("How this student") < text.index("# Mine") < text.index("keep me")
+    assert text.count("## How this student was trained") == 2
+    assert text.index("How this student") < text.index("# Mine") < text.index("by hand") < text.index("keep me")
+    assert "- data: " in text
+    pack(tmp_path / "out", tmp_path / "packed")
+    packed = (tmp_path / "packed" / "README.md").read_text()
+    assert packed.count("- data: ") == packed.count("by hand") == 1
 
 
 @pytest.mark.slow

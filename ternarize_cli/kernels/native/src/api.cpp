@@ -231,8 +231,8 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     const Activations a = {reinterpret_cast<int8_t*>(q.start()), t.data(), taken.data(), w->blocks};
     const Sink sink = {y ? Then::kStore : Then::kSums, y, nullptr, nullptr, static_cast<size_t>(w->outputs), sums};
     Stage stages[2];
-    const bool admitted = static_cast<int64_t>(rows) * w->panels * w->blocks >= kWorthSharing;
-    const int all = admitted ? Crowd::admit(threads) : 1;
+    const bool is_shared = static_cast<int64_t>(rows) * w->panels * w->blocks >= kWorthSharing;
+    const int all = is_shared ? Crowd::admit(threads) : 1;
     const int some = std::min(rows, all), pieces = std::min(w->panels, all);
     parallel(all, stages, [&](Worker& worker) {
       worker.stage(some, [&](int piece) {
@@ -244,7 +244,7 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
                scratch.start() + worker.rank * gemm_scratch(w->blocks));
       });
       k.end();
-    }, admitted ? threads : 0);
+    }, is_shared ? threads : 0);
   });
 }
 

@@ -256,11 +256,13 @@ struct Member {
 
   void run_by_outputs() const {
     const int tokens = plan.tokens;
+    const int64_t heads = static_cast<int64_t>(sequences) * e.heads;  // of all sequences
+    const int some = static_cast<int>(std::min<int64_t>(heads, plan.threads));
     for (int i = 0; i < e.layers; ++i) {
       const Layer& layer = e.layer[i];
       rows([&](int from, int until) { enter(i, from, until); });
       parts(layer.qkv.panels, [&](int first, int last) { project(layer.qkv, first, last, 0, tokens); });
-      parts(sequences * e.heads, [&](int first, int last) { attend(first, last, 0, tokens); });
+      worker.stage(some, [&](int piece) { attend(heads * piece / some, heads * (piece + 1) / some, 0, tokens); });
       rows([&](int from, int until) { k.quantize(to.context, from, until, e.width, to.narrow); });
       parts(layer.output.panels,
             [&](int first, int last) { add(layer.output, first, last, to.narrow, 0, tokens); });
@@ -348,7 +350,7 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
       const int first = groups[i], last = groups[i + 1];
       float* from = x + static_cast<size_t>(starts[first] - starts[0]) * e.width;
       const Plan plan(starts[last] - starts[first], 1);
-      Worker alone(nullptr, 0, 1);
+      Worker alone(nullptr, 0);
       run_group(e, k, starts + first, last - first, plan, from, room, memory + worker.rank * bytes, alone);
     });
   });

@@ -70,12 +70,16 @@ void Crowd::note(int wanted, int used, int64_t lost, int64_t total) {
     left_out.store(wanted - used + 1, std::memory_order_relaxed);
     left_out_until.store(now() + next, std::memory_order_relaxed);
     left_out_for.store(next * 2 < kLongest ? next * 2 : kLongest, std::memory_order_relaxed);
-  } else if (used == wanted) {
-    crowded.store(0, std::memory_order_relaxed);
+    return;
+  }
+  crowded.store(0, std::memory_order_relaxed);
+  if (used == wanted) {
     left_out.store(0, std::memory_order_relaxed);
     left_out_for.store(kFirst, std::memory_order_relaxed);
   }
 }
+
+#if !defined(_OPENMP)
 
 // The threads of this process that help callers.
 class Pool {
@@ -199,6 +203,8 @@ void Call::run() {
   work_(context_, *this, 0);
   pool.withdraw(*this);
 }
+
+#endif
 
 void Call::leave(int rank, int threads) {
   finished(left_, threads);

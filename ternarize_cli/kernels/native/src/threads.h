@@ -17,7 +17,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
-#include <utility>
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -48,7 +47,7 @@ class Crowd {
 class Call {
  public:
   // The pool's threads run work(context, *this, rank), `rank` from 1 to `threads` - 1.
-  Call(int threads, Stage* stages, void (*work)(void*, Call&, int), void* context)
+  Call(int threads, Stage* stages, void (*work)(const void*, Call&, int), const void* context)
       : threads_(threads), stages_(stages), work_(work), context_(context) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -70,8 +69,8 @@ class Call {
 
   const int threads_;
   Stage* const stages_;
-  void (*const work_)(void*, Call&, int);
-  void* const context_;
+  void (*const work_)(const void*, Call&, int);
+  const void* const context_;
   int joined_ = 0;             // under the pool's mutex: threads that have joined
   std::atomic<int> inside_{0};  // threads that have joined and not left
   std::atomic<int> sleepers_{0}, left_{0};
@@ -83,15 +82,14 @@ class Call {
 // A thread of a call.
 class Worker {
  public:
-  Worker(Call* call, int rank, int threads) : call_(call), rank(rank), threads(threads) {}
+  Worker(Call* call, int rank) : call_(call), rank(rank) {}
 
  private:
   Call* const call_;  // null: the only thread
   int at_ = 0;        // the stage
 
  public:
-  const int rank;     // 0: the calling thread
-  const int threads;  // the most that there can be
+  const int rank;  // 0: the calling thread
 
   // Runs the next stage: work(piece) for each piece from 0 to count - 1, on whichever threads are there. Afterwards all that
   // any of them has written is visible.
@@ -113,34 +111,35 @@ class Worker {
 };
 
 // Runs work(Worker&) on the calling thread and on up to `threads` - 1 others. `stages` has one Stage for each stage, or is
-// null if `threads` is 1. `wanted`: of how many threads Crowd has admitted these; 0: it was not asked.
+// null if `threads` is 1. `wanted` is the number that Crowd::admit was asked for, which then learns how the call went; 0: it
+// was not asked.
 template <class Work>
 void parallel(int threads, Stage* stages, const Work& work, int wanted = 0) {
   if (threads <= 1) {
-    Worker alone(nullptr, 0, 1);
+    Worker alone(nullptr, 0);
     work(alone);
     return;
   }
   const int64_t began = now();
+  int came = threads;
 #if defined(_OPENMP)
   Call call(threads, stages, nullptr, nullptr);
 #pragma omp parallel num_threads(threads)
   {
-    Worker worker(&call, omp_get_thread_num(), threads);
+    Worker worker(&call, omp_get_thread_num());
+    if (worker.rank == 0) came = omp_get_num_threads();
     work(worker);
     call.leave(worker.rank, omp_get_num_threads());
   }
 #else
-  const auto run = [](void* context, Call& call, int rank) {
-    const auto& [all, task] = *static_cast<std::pair<int, const Work*>*>(context);
-    Worker worker(&call, rank, all);
-    (*task)(worker);
+  const auto run = [](const void* context, Call& call, int rank) {
+    Worker worker(&call, rank);
+    (*static_cast<const Work*>(context))(worker);
   };
-  std::pair<int, const Work*> context(threads, &work);
-  Call call(threads, stages, run, &context);
+  Call call(threads, stages, run, &work);
   call.run();
 #endif
-  if (wanted) Crowd::note(wanted, threads, call.lost(), now() - began);
+  if (wanted && came > 1) Crowd::note(wanted, came, call.lost(), now() - began);
 }
 
 // Returns the first of `count` items in piece `i` of `pieces`. A piece has all items before the first of piece i + 1.
