@@ -103,6 +103,7 @@ def _inspect(
 def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bool, allow_pickle: bool) -> None:
     from ternarize_cli.compress.inspect import inspect as run
     from ternarize_cli.compress.inspection_figures import plot_inspection
+    from ternarize_cli.encoders.adapters import source_of
     from ternarize_cli.encoders.loading import model_name, resolve
     from ternarize_cli.measuring.figures import check_plot
 
@@ -124,7 +125,8 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
             tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
             facts = [(k, v) for k, v in facts if k != "calibration"]
             facts.append(("calibrated on", f"{data.samples:,} {data.kind}s{tokens}"))
-    out.table(str(folder), ["", "value"], facts)
+    name = source_of(folder) or str(folder)
+    out.table(name, ["", "value"], facts)
     _modules(out, found)
     if histogram:
         _histograms(out, found)
@@ -138,7 +140,7 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
         "magnitudes": vars(found.magnitudes) if found.magnitudes else None,
         "scales": vars(found.scales) if found.scales else None,
     }
-    out.result({"model": str(folder), **values, "modules": [vars(m) for m in found.modules]})
+    out.result({"model": name, **values, "modules": [vars(m) for m in found.modules]})
 
 
 def _modules(out: Output, found: "Inspection") -> None:
@@ -148,7 +150,7 @@ def _modules(out: Output, found: "Inspection") -> None:
 
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < 110
     full = found.stage == "full precision"
-    linears = [m for m in found.modules if (m.mean_abs if full else m.codes) is not None]
+    linears = [m for m in found.modules if m.is_linear and (full or m.codes is not None)]
     others = [m for m in found.modules if m not in linears]
     columns = {"linear": _name, "out × in": _shape, "bytes": _bytes}
     if full:
@@ -174,7 +176,7 @@ def _modules(out: Output, found: "Inspection") -> None:
     out.table(counted(len(linears), f"{kind} linear"), list(columns), rows, caption=caption)
     if others:
         rows = [[m.name, m.kind, _shape(m), _bytes(m)] for m in others]
-        stay = any(m.mean_abs is not None for m in others)
+        stay = any(m.is_linear for m in others)
         title = f"{len(others)} embeddings" + (" and linears that stay as they are" if stay else "")
         out.table(title, ["module", "kind", "shape", "bytes"], rows)
 

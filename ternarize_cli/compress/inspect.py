@@ -70,6 +70,7 @@ class TensorInfo:
         kind: "ternary" (whatever its levels), "table" or "dense".
         shape: (out, in) of a linear, or (rows, dim) of an embedding.
         bytes: bytes of the module's weight and scales in the file.
+        is_linear: whether it is a linear; otherwise an embedding.
         codes: the share of each code, such as {-1: .25, 0: .5, 1: .25}; None unless ternary.
         zeros: the share of zero codes; None unless ternary.
         scale_min: the smallest scale; None unless ternary.
@@ -84,6 +85,7 @@ class TensorInfo:
     kind: str
     shape: tuple[int, int]
     bytes: int
+    is_linear: bool
     codes: dict[int, float] | None = None
     zeros: float | None = None
     scale_min: float | None = None
@@ -241,18 +243,18 @@ class _Survey:
     def describe(self, name: str, kind: str, module: Any, key: str, weight: Tensor, scale: Tensor | None) -> TensorInfo:
         size = sum(t.numel() * t.element_size() for t in (weight, scale) if t is not None)
         if isinstance(module, nn.Embedding | PackedEmbedding):
-            return TensorInfo(name, kind, (module.num_embeddings, module.embedding_dim), size)
+            return TensorInfo(name, kind, (module.num_embeddings, module.embedding_dim), size, False)
         if isinstance(module, TernaryLinear | PackedLinear):
             assert scale is not None
             check_scale(scale, f"{key}_scale")
             return self._ternary(name, module, key, weight, scale, size)
         if weight.is_meta:
-            return TensorInfo(name, kind, sizes(module), size)
+            return TensorInfo(name, kind, sizes(module), size, True)
         magnitude = weight.float().abs()
         mean = float(magnitude.mean())
         if self._artifact is None and mean > 0:
             self.magnitudes.add(magnitude / mean)
-        return TensorInfo(name, kind, sizes(module), size, mean_abs=mean, max_abs=float(magnitude.max()))
+        return TensorInfo(name, kind, sizes(module), size, True, mean_abs=mean, max_abs=float(magnitude.max()))
 
     def _ternary(
         self, name: str, module: TernaryLinear | PackedLinear, key: str, weight: Tensor, scale: Tensor, size: int
@@ -279,6 +281,7 @@ class _Survey:
             "ternary",
             (module.out_features, module.in_features),
             size,
+            True,
             codes=shares,
             zeros=shares.get(0, 0.0),
             scale_min=float(wide.min()),

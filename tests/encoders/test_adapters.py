@@ -145,6 +145,8 @@ def test_inspect_and_dry_run_give_the_sizes_of_the_base_and_merge_nothing(
     assert ours["sha256"] is None
     assert all(ours[key] == base[key] for key in ("bytes", "parameters", "architecture"))
     assert all(m["mean_abs"] is None for m in ours["modules"])
+    assert [m["is_linear"] for m in ours["modules"]] == [m["is_linear"] for m in base["modules"]]
+    assert ours["model"] == f"base + {adapter.name}"
     planned = [json.loads(run("convert", f, "--dry-run", "--json").stdout) for f in (adapter, adapter.parent / "base")]
     assert {key for key in planned[0] if planned[0][key] != planned[1][key]} <= {"model", "output"}
 
