@@ -30,6 +30,7 @@ def _pack(
     """
     from ternarize_cli.compress.session import pack
     from ternarize_cli.encoders.loading import model_name
+    from ternarize_cli.encoders.modalities import modalities_of
     from ternarize_cli.format.codecs import codec_for
     from ternarize_cli.model_folder.model_kind import kind_of
 
@@ -53,9 +54,12 @@ def _pack(
         caption=f"the checkpoint's weights: {megabytes(report.bytes_source)}; zero codes: {report.zeros:.1%}",
     )
     out.text(f"wrote {target}")
+    encode = f"echo some text | ternarize encode {quoted(target)}"
+    if "text" not in modalities_of(target):
+        encode = f"ternarize encode {quoted(target)} PICTURES"
     out.hint(
         {
-            "encoder": f"ternarize bench {quoted(target)}, or: echo some text | ternarize encode {quoted(target)}",
+            "encoder": f"ternarize bench {quoted(target)}, or: {encode}",
             "cross-encoder": f"ternarize eval {quoted(target)} --pairs FILE",
             "sparse": f"sentence_transformers.SparseEncoder({str(target)!r}).encode(texts)",
         }[kind_of(target)]

@@ -31,6 +31,11 @@ def test_commands_in_hints_quote_paths_with_blanks(run, tiny_bert: Path, corpus:
     assert _hinted(run("index", "search", index), 2)[3] == index
 
 
+def test_the_hint_of_a_packed_image_encoder_names_pictures(run, tiny_vit: Path, tmp_path: Path) -> None:
+    assert run("convert", tiny_vit, "-o", tmp_path / "ternary").exit_code == 0
+    assert _hinted(run("pack", tmp_path / "ternary", "-o", tmp_path / "packed"), 0)[-1] == "PICTURES"
+
+
 @pytest.mark.parametrize(
     ("path", "shown"), [("a/b.txt", "a/b.txt"), ("a b", "'a b'"), ("$(x)", "'$(x)'"), ("it's", "'it'\"'\"'s'")]
 )
