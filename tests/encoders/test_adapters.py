@@ -65,7 +65,7 @@ def adapter(plain: tuple[Path, object], tmp_path: Path) -> Path:
 
 def same(model: Any, weights: dict[str, torch.Tensor]) -> bool:
     found = model[0].auto_model.state_dict()
-    return found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in found)
+    return found.keys() == weights.keys() and all(torch.equal(found[key].cpu(), weights[key]) for key in found)
 
 
 def test_an_adapter_loads_with_the_weights_that_peft_merges(plain: tuple[Path, dict[str, torch.Tensor]]) -> None:
