@@ -80,7 +80,8 @@ def base_of(adapter: LoraAdapter, *, allow_pickle: bool, headers_only: bool) -> 
             found = hub.parse(f"{adapter.base}@{adapter.revision}" if adapter.revision else adapter.base)
             base = _fetched(found, allow_pickle=allow_pickle, headers_only=headers_only)
     except InputError as e:
-        raise type(e)(f"{said}, and {e}", hint=e.hint) from e
+        beside = "" if path.is_absolute() else f" (folders are looked for beside the adapter, in {place})"
+        raise type(e)(f"{said}, and {e}{beside}", hint=e.hint) from e
     if is_adapter(base):
         raise CheckpointError(f"{said}, which is an adapter, too", hint="merge the other one into its base first")
     return base
