@@ -134,9 +134,8 @@ def open_corpus(
     elif place != STDIN and is_hub_id(place):
         documents_read = read_table(hub_dataset(place), column, prefix=prefix, on_bad=on_bad, ids=True)
     else:
-        documents_read = read_texts(
-            source, prefix=prefix, on_bad=on_bad, ids=True
-        )  # raises the error for a missing file
+        # raises the error for a missing file
+        documents_read = read_texts(source, prefix=prefix, on_bad=on_bad, ids=True)
         count = None if place == STDIN else _lines(path)
     items = ((document.id, document.text) for document in documents_read)
     return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)

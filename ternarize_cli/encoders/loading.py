@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.encoders import hub
-from ternarize_cli.errors import (
-    CheckpointError,
-    InputError,
-    ModelNotFoundError,
-    TernarizeError,
-    UnavailableError,
-)
+from ternarize_cli.errors import CheckpointError, InputError, ModelNotFoundError, TernarizeError, UnavailableError
 from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 
 if TYPE_CHECKING:

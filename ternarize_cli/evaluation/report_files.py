@@ -76,15 +76,15 @@ class EvaluationFiles:
         if self.junit is not None:
             check_output(self.junit, force=force, folder=False)
         if self.card:
-            folder = Path(model).expanduser()
-            if not (folder / "config.json").is_file() or checkpoint.artifact_of(folder) is None:
+            path = _card_of(model)
+            if not (path.parent / "config.json").is_file() or checkpoint.artifact_of(path.parent) is None:
                 raise InputError(
                     f"--card writes into the card of a model that ternarize made, and {model} is none",
                     hint="leave --card out, or evaluate the folder that convert, distill or pack wrote",
                 )
-            check_output(folder / "README.md", force=True, folder=False)
-            if (folder / "README.md").exists():
-                card.read_text(folder / "README.md")
+            check_output(path, force=True, folder=False)
+            if path.exists():
+                card.read_text(path)
 
     def write(self, model: str | Path, found: "EvaluationReport", *, command: str, force: bool) -> list[Path]:
         """Writes the files and returns their paths.
@@ -119,9 +119,13 @@ class EvaluationFiles:
             write_junit(self.junit, found.comparison, found.gates, missing=found.missing, force=force)
         paths = [path for path in (self.plot, self.report, self.junit) if path is not None]
         if self.card:
-            paths.append(Path(model).expanduser() / "README.md")
+            paths.append(_card_of(model))
             card.write_scores(paths[-1], _scores(found.comparison))
         return paths
+
+
+def _card_of(model: str | Path) -> Path:
+    return Path(model).expanduser() / "README.md"
 
 
 def _scores(comparison: "Comparison") -> str:

@@ -225,14 +225,14 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     require_array(x, "there is no input, or it is not aligned");
     require(!y != !sums, "either products or sums are asked for");
     y ? require_array(y, "the output is not aligned") : require_array(sums, "the output is not aligned");
-    Scratch q(Activations::bytes(rows, w->blocks)), scratch(gemm_scratch(w->blocks) * threads);
+    const bool is_shared = static_cast<int64_t>(rows) * w->panels * w->blocks >= kWorthSharing;
+    const int all = is_shared ? Crowd::admit(threads) : 1;
+    Scratch q(Activations::bytes(rows, w->blocks)), scratch(gemm_scratch(w->blocks) * all);
     std::vector<float> t(rows);
     std::vector<int32_t> taken(rows);
     const Activations a = {reinterpret_cast<int8_t*>(q.start()), t.data(), taken.data(), w->blocks};
     const Sink sink = {y ? Then::kStore : Then::kSums, y, nullptr, nullptr, static_cast<size_t>(w->outputs), sums};
     Stage stages[2];
-    const bool is_shared = static_cast<int64_t>(rows) * w->panels * w->blocks >= kWorthSharing;
-    const int all = is_shared ? Crowd::admit(threads) : 1;
     const int some = std::min(rows, all), pieces = std::min(w->panels, all);
     parallel(all, stages, [&](Worker& worker) {
       worker.stage(some, [&](int piece) {

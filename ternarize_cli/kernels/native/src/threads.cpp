@@ -2,7 +2,6 @@
 #include "threads.h"
 
 #include <chrono>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -115,30 +114,24 @@ class Pool {
 
  private:
   bool start() {
+#if !defined(_WIN32)
+    sigset_t all, before;  // signals belong to the threads of Python
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+#endif
+    bool is_started = true;
     try {
-#if !defined(_WIN32)
-      sigset_t all, before;  // signals belong to the threads of Python
-      sigfillset(&all);
-      pthread_sigmask(SIG_BLOCK, &all, &before);
-#endif
-      std::thread thread;
-      bool is_started = true;
-      try {
-        thread = std::thread([this] { help(); });
-      } catch (const std::system_error&) {
-        is_started = false;
-      }
-#if !defined(_WIN32)
-      pthread_sigmask(SIG_SETMASK, &before, nullptr);
-#endif
-      if (is_started) thread.detach();
-      return is_started;
-    } catch (...) {  // no memory
-      return false;
+      std::thread([this] { help(); }).detach();
+    } catch (...) {  // no more threads, or no memory
+      is_started = false;
     }
+#if !defined(_WIN32)
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
+    return is_started;
   }
 
-  // The call that misses most threads; null if none misses any.
+  // The oldest call that misses threads; null if none does.
   Call* wanted() const {
     for (Call* call : calls_)
       if (call->joined_ < call->threads_ - 1) return call;
