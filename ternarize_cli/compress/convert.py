@@ -24,7 +24,7 @@ from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
 from ternarize_cli.compress.tensor_policy import TensorDecision
-from ternarize_cli.encoders import adapters, checkpoint, defaults, hub
+from ternarize_cli.encoders import adapters, blocks, checkpoint, defaults, hub
 from ternarize_cli.encoders.loading import model_name
 from ternarize_cli.errors import CheckpointError, InputError, counted
 from ternarize_cli.format.scheme import Artifact, Scheme
@@ -131,6 +131,7 @@ def convert(
         source_revision=(hub_model and hub_model.revision) or "",
         source_sha256=files.content_hash(source),
         seed=options.seed,
+        block=blocks.blocks_of(parts[0].part.encoder()),
     )
     found: dict[str, Calibrated] = {}
     if calibration is not None:

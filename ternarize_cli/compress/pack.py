@@ -16,7 +16,7 @@ from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.compress import card
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
-from ternarize_cli.encoders import checkpoint, module_replacement
+from ternarize_cli.encoders import blocks, checkpoint, module_replacement
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.codecs import Codec, codec_for
@@ -87,7 +87,8 @@ def pack(
         raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {quoted(source)}")
     checkpoint.validate(source)
     layout = codec_for(latent.scheme.levels, codec)
-    artifact = replace(latent, stage="packed", codec=layout.name)
+    described = latent.block or blocks.blocks_of(parts_of(source)[0].encoder())
+    artifact = replace(latent, stage="packed", codec=layout.name, block=described)
     totals: Counter[str] = Counter()
     reference = Reference.of(source) if check else None
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
@@ -96,7 +97,8 @@ def pack(
             known = part.artifact()
             if known is not None:
                 totals += _pack_part(part, known, layout, partial, track)
-                part.write_config(partial, replace(known, stage="packed", codec=layout.name))
+                block = {} if part.subfolder else described
+                part.write_config(partial, replace(known, stage="packed", codec=layout.name, block=block))
         report = PackReport(
             artifact=artifact,
             bytes_source=totals["source"],

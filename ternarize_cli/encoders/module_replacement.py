@@ -28,7 +28,14 @@ from ternarize_cli.encoders import anatomy
 from ternarize_cli.encoders.anatomy import first_names, in_attention, names_in_encoder, row_factor, sizes, word_tables
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.scheme import Artifact, Scheme
-from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TableDecoder, TernaryLinear
+from ternarize_cli.layers import (
+    ROW_FACTOR_HOOK,
+    PackedEmbedding,
+    PackedLinear,
+    SimulatedEmbedding,
+    TableDecoder,
+    TernaryLinear,
+)
 
 __all__ = ["T5FeedForward", "dequantize", "replace", "table_bits"]
 
@@ -85,7 +92,10 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
             return None
         factor = row_factor(module)
         if factor is not None:
-            new.register_forward_hook(partial(_multiplied, factor))
+            hook = partial(_multiplied, factor)
+            hook.__name__ = ROW_FACTOR_HOOK  # type: ignore[attr-defined]
+            new.register_forward_hook(hook)
+            new.__dict__["scalar_embed_scale"] = factor  # as transformers calls it
         return new
 
     def linear(name: str, module: nn.Linear | Conv1D) -> nn.Module:

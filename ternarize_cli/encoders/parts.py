@@ -10,7 +10,7 @@ calibrating a model each go over its parts.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ class Part:
             return
         config = checkpoint.read_config(self.path)
         if not {name for name, _ in weighted(self.skeleton())} <= set(artifact.modules_to_not_convert):
-            config["quantization_config"] = artifact.to_dict()
+            config["quantization_config"] = replace(artifact, block={}).to_dict()
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (output / self.subfolder / "config.json").write_text(text, encoding="utf-8")
 

@@ -25,7 +25,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ternarize_cli.encoders import module_replacement
+from ternarize_cli.encoders import blocks, module_replacement
 from ternarize_cli.encoders.anatomy import encoder_in
 from ternarize_cli.encoders.checkpoint import REQUIREMENT, check_tensors
 from ternarize_cli.errors import FormatError, InputError
@@ -124,6 +124,7 @@ class TernarizeQuantizer(HfQuantizer):
         backend = self.quantization_config.backend
         if self.artifact.stage == "packed":
             encoder = encoder_in(model)
+            blocks.attach(encoder, self.artifact.block)
             encoder.forward = FirstForward(encoder, backend)
         elif backend:
             raise InputError(

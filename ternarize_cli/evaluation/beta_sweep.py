@@ -24,7 +24,7 @@ from torch import Tensor
 from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.source_model import SourcePart, check_source, source_parts
-from ternarize_cli.encoders import module_replacement
+from ternarize_cli.encoders import blocks, module_replacement
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import require_modality
 from ternarize_cli.errors import CheckpointError, InputError
@@ -225,6 +225,7 @@ def _pack(model: Any, source: SourcePart, scheme: Scheme) -> list[tuple[PackedLi
     module_replacement.replace(
         model, Artifact("packed", scheme, codec_for(scheme.levels).name, tuple(source.policy.excluded))
     )
+    blocks.attach(model, {})
     linears = []
     for name, transposed in source.policy.linears.items():
         weight = state.pop(f"{name}.weight")

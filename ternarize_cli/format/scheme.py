@@ -16,10 +16,12 @@ float16 scale (16 bits / group size; almost nothing with one scale per row or te
 A weight is its code times its scale for every grid. Ternary is the default and the one with kernels of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ternarize_cli.errors import FormatError, InputError, shown
+from ternarize_cli.format.block import Block, blocks_from_dict
 
 __all__ = [
     "CODECS",
@@ -152,7 +154,8 @@ class Artifact:
     """The `quantization_config` of an artifact: its stage, its scheme, and its origin.
 
     `calibration` is None for an artifact that was not calibrated. `source_revision` is the commit of a source that is a
-    model of the hub, and empty for any other.
+    model of the hub, and empty for any other. `block` describes the encoder's blocks (`format.block`), by the name of
+    the model that has them; it is empty for a model that no description fits.
     """
 
     stage: str
@@ -166,6 +169,7 @@ class Artifact:
     source_sha256: str = ""
     seed: int = 0
     calibration: CalibrationData | None = None
+    block: Mapping[str, Block] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the flat JSON form, with keys in a fixed order."""
@@ -185,6 +189,7 @@ class Artifact:
             "source_sha256": self.source_sha256,
             "seed": self.seed,
             **({"calibration": asdict(self.calibration)} if self.calibration else {}),
+            **({"block": {name: block.to_dict() for name, block in self.block.items()}} if self.block else {}),
         }
 
     @classmethod
@@ -216,7 +221,7 @@ class Artifact:
             raise FormatError(f"codec is {shown(codec)}; a packed {levels} model has {' or '.join(CODECS[levels])}")
         if values["stage"] == "latent" and codec is not None:
             raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
-        apart = ("scheme", "modules_to_not_convert", "added_biases", "source_revision", "calibration")
+        apart = ("scheme", "modules_to_not_convert", "added_biases", "source_revision", "calibration", "block")
         own = [f.name for f in fields(cls) if f.name not in apart]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
@@ -244,6 +249,7 @@ class Artifact:
             added_biases=tuple(values.get("added_biases", ())),
             source_revision=values.get("source_revision", ""),
             calibration=calibration,
+            block=blocks_from_dict(values.get("block", {})),
             **{k: values[k] for k in own},
         )
 

@@ -1,12 +1,11 @@
-"""Recognises models that a backend can run fused, and replaces their `forward`.
+"""Replaces the `forward` of models that a backend can run fused: those whose blocks are described (`stack`).
 
-A model can run fused if its blocks are of a known kind: attention of queries, keys and values of full width, and a
-feed-forward of two linears with GELU, each with a residual and a layer norm before (ViT, DINOv2) or after it (BERT,
-RoBERTa, multilingual E5, …). Calls that need inner values (hidden states, attentions, hooks) or have unusual arguments
-run through the model's own modules.
+Calls that need inner values (hidden states, attentions, hooks) or have unusual arguments run through the model's own
+modules.
 """
 
 import inspect
+import typing
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
@@ -14,96 +13,21 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ternarize_cli.format.block import Block
 from ternarize_cli.kernels import FirstForward
-from ternarize_cli.layers import Packed, PackedEmbedding, PackedLinear
+from ternarize_cli.kernels.stack import block_of
+from ternarize_cli.layers import ROW_FACTOR_HOOK, Packed, PackedEmbedding, PackedLinear
 from ternarize_cli.layers.forks import before_forward
 from ternarize_cli.layers.operators import number_of
 
-__all__ = [
-    "FusedEncoder",
-    "FusedForward",
-    "blocks_of",
-    "layer_scales",
-    "linears_of",
-    "norm_first",
-    "norms_of",
-    "refusal",
-    "tables_of",
-]
+__all__ = ["FusedEncoder", "FusedForward", "tables_of"]
 
-_AFTER = ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer", "ErnieLayer")
-_BEFORE = ("ViTLayer", "DeiTLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
-_MODELS = (
-    *("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel", "ErnieModel"),
-    *("ViTModel", "DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel"),
-)
-_TRANSFORMERS_HOOK = "output_capturing_hook"
-_TEXT = {"input_ids", "attention_mask", "token_type_ids"}
+_KNOWN_HOOKS = ("output_capturing_hook", ROW_FACTOR_HOOK)
+"""Names of the hooks that change nothing here: transformers' own, and the factor of embeddings."""
+_TEXT = {"input_ids", "attention_mask"}
 _IMAGES = {"pixel_values"}
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Lists the blocks (transformer layers) of a model that are of a known kind, in order."""
-    return [m for m in model.modules() if type(m).__name__ in _AFTER + _BEFORE]
-
-
-def linears_of(block: nn.Module) -> list[PackedLinear]:
-    """Lists a block's six packed linears: queries, keys, values, the output of attention, and feed-forward up and down.
-
-    The model must be one that `refusal` accepts.
-    """
-    return [m for m in block.modules() if isinstance(m, PackedLinear)]
-
-
-def norms_of(block: nn.Module) -> list[nn.LayerNorm]:
-    """Lists a block's two layer norms, that of the attention and that of the feed-forward, in a model not refused."""
-    return [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
-
-
-def norm_first(block: nn.Module) -> bool:
-    """Returns whether a block's layer norms come before attention and feed-forward (pre-norm), not after them."""
-    return type(block).__name__ in _BEFORE
-
-
-def layer_scales(block: nn.Module) -> list[Tensor | None]:
-    """Returns the factors by which DINOv2 multiplies the outputs of attention and of feed-forward.
-
-    Each is float32 `[width]`; a block of another model has None in place of each.
-    """
-    modules: list[Any] = [m for m in block.modules() if type(m).__name__.endswith("LayerScale")]
-    return [m.lambda1.detach().float() for m in modules] if modules else [None, None]
-
-
-def refusal(model: nn.Module) -> str | None:
-    """Says why no backend can run a model fused; None if its blocks and linears are of a known kind."""
-    blocks = blocks_of(model)
-    config: Any = getattr(model, "config", None)
-    known = type(model).__name__ in _MODELS and type(model).__module__.startswith("transformers.models.")
-    if not known or not blocks or hasattr(model, "embeddings_project"):
-        return f"{type(model).__name__} has no blocks that it knows"
-    if len({type(b) for b in blocks}) > 1 or getattr(config, "is_decoder", False):
-        return f"{type(model).__name__} is more than a stack of equal blocks"
-    if getattr(config, "hidden_act", None) != "gelu":
-        return f"its activation is {getattr(config, 'hidden_act', None)}, not gelu"
-    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
-        return f"its positions are {config.position_embedding_type}"
-    width, inner = config.hidden_size, None
-    for block in blocks:
-        linears, norms = linears_of(block), norms_of(block)
-        others = [m for m in block.modules() if isinstance(m, nn.Linear)]
-        if len(linears) != 6 or len(norms) != 2 or others or len(layer_scales(block)) != 2:
-            return "a block has other parts than six packed linears and two norms"
-        inner = linears[4].out_features
-        shapes = [(m.in_features, m.out_features) for m in linears]
-        if shapes != [(width, width)] * 4 + [(width, inner), (inner, width)]:
-            return "a block's linears have unusual shapes"
-        if any(m.scheme.levels != "ternary" or m.scheme.granularity == "group" for m in linears):
-            return "a linear is not ternary with one scale per row"
-        if len({m.codec for m in linears}) > 1:
-            return "a block's linears have different codecs"
-        if any(norm.weight is None or norm.bias is None for norm in norms):
-            return "a norm has no gain or bias"
-    return None
+_POOLS_ITS_LAST_TOKEN = ("SiglipTextModel",)
+"""Models that pool the last token, even if it is padding, whose hidden state is not computed here."""
 
 
 class FusedEncoder(Protocol):
@@ -151,7 +75,12 @@ class FusedForward(ABC):
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         # a class around the encoder, such as a classifier, calls it with arguments by position
         self._positions = tuple(self.__signature__.parameters)
-        self._reads = _IMAGES if hasattr(model.embeddings, "patch_embeddings") else _TEXT
+        block = block_of(model)
+        assert isinstance(block, Block)
+        self._block = block
+        text = _TEXT | ({"token_type_ids"} if block.embeddings and block.embeddings.types else set())
+        self._reads = text if block.embeddings else _IMAGES
+        self._output = _output_of(model)
         self._number = number_of(self._last_hidden_states)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,14 +121,18 @@ class FusedForward(ABC):
                 hidden = self._encoder.images(first)
             else:
                 hidden = self._encoder.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
-            return self._with_pooled(hidden)
+            return self._with_pooled(hidden, first)
 
-    def _with_pooled(self, hidden: Tensor) -> BaseModelOutputWithPooling:
-        model: Any = self._model
-        pooler = getattr(model, "pooler", None)
-        first_is_pooled = self._reads == _IMAGES and not hasattr(model, "pooler")  # DINOv2
-        pooled = pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+    def _with_pooled(self, hidden: Tensor, first: Tensor) -> Any:
+        """Returns the model's output: the hidden states, and what the model pools from them.
+
+        Args:
+            hidden: the last hidden states, `[batch, tokens, width]`.
+            first: the ids of the tokens, or the pixels.
+        """
+        pooled = _pooled(self._model, hidden, first)
+        kind: Any = self._output
+        return kind(last_hidden_state=hidden, **({} if pooled is None else {"pooler_output": pooled}))
 
     def _compiled(self, given: dict[str, Any]) -> Any:
         """Computes what `__call__` computes, as a graph that has one operator in place of the encoder."""
@@ -209,10 +142,12 @@ class FusedForward(ABC):
             return type(model).forward(model, **given)
         names = sorted([n for n in given if n in self._reads], key=lambda name: (given[name] is not first, name))
         tokens = _tokens_of(model, first) if self._reads == _IMAGES else 0
+        if tokens is None:
+            return type(model).forward(model, **given)
         hidden = torch.ops.ternarize.encode(
-            [given[name] for name in names], " ".join(names), self._number, tokens, model.config.hidden_size
+            [given[name] for name in names], " ".join(names), self._number, tokens, self._block.width
         )
-        return self._with_pooled(hidden)
+        return self._with_pooled(hidden, first)
 
     def _last_hidden_states(self, **inputs: Tensor) -> Tensor:
         hidden: Tensor = self(**inputs).last_hidden_state
@@ -225,6 +160,9 @@ class FusedForward(ABC):
         if given.get("return_dict") is False or getattr(config, "return_dict", True) is False:
             return False
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
+            return False
+        mask = given.get("attention_mask")
+        if type(self._model).__name__ in _POOLS_ITS_LAST_TOKEN and isinstance(mask, Tensor) and not bool(mask.all()):
             return False
         tensors = [value for name, value in given.items() if name in self._reads]
         return asked <= {"return_dict"} and all(
@@ -239,7 +177,7 @@ class FusedForward(ABC):
         """Returns the sum of the packed layers' `generation`, which grows when weights are loaded or moved.
 
         Returns None if the model can't run fused now: it is not float32 on the backend's device, is training, has
-        layers of other backends, or has hooks (except transformers' own, which only serve calls for hidden states).
+        layers of other backends, or has hooks but `_KNOWN_HOOKS`.
         What can change only together with `Packed.changes` is checked only when that count has changed.
         """
         if model.training or any(_is_hooked(m) for m in self._modules):
@@ -263,9 +201,44 @@ class FusedForward(ABC):
         return sum(m.generation for m in self._modules if isinstance(m, Packed))
 
 
-def _tokens_of(model: Any, pixels: Tensor) -> int:
-    """Returns the number of tokens of an image: its patches, the CLS token and its like, and DINOv2's registers."""
-    embeddings, patches = model.embeddings, model.embeddings.patch_embeddings
+def _output_of(model: nn.Module) -> type[Any]:
+    """Returns the class of what a model's own `forward` returns."""
+    try:
+        returned = typing.get_type_hints(type(model).forward).get("return")
+    except NameError:  # an annotation that only type checkers can resolve
+        returned = None
+    kinds = [kind for kind in (returned, *typing.get_args(returned)) if hasattr(kind, "__dataclass_fields__")]
+    return kinds[0] if kinds else BaseModelOutputWithPooling
+
+
+def _pooled(model: Any, hidden: Tensor, first: Tensor) -> Any:
+    """Computes what a model pools from its hidden states, as its class does; None if it pools nothing."""
+    name = type(model).__name__
+
+    if name == "CLIPVisionModel":
+        return model.post_layernorm(hidden[:, 0])
+    if name == "CLIPTextModel":
+        end = model.eos_token_id
+        places = first.int().argmax(dim=-1) if end == 2 else (first.int() == end).int().argmax(dim=-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), places]
+    if name == "SiglipVisionModel":
+        return model.head(hidden) if model.use_head else None
+    if name == "SiglipTextModel":
+        return model.head(hidden[:, -1, :])
+    pooler = getattr(model, "pooler", None)
+    first_is_pooled = first.is_floating_point() and not hasattr(model, "pooler")  # DINOv2 and DINOv3
+    return pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
+
+
+def _tokens_of(model: Any, pixels: Tensor) -> int | None:
+    """Returns the number of tokens of an image: its patches, the CLS token and its like, and DINOv2's registers.
+
+    Returns None for a model that does not tell it in the way of ViT and DINOv2.
+    """
+    embeddings: Any = model.embeddings
+    patches: Any = getattr(embeddings, "patch_embeddings", None)
+    if not hasattr(patches, "num_patches") or not hasattr(embeddings, "position_embeddings"):
+        return None
     high, wide = (n // size for n, size in zip(pixels.shape[-2:], patches.patch_size, strict=True))
     before = embeddings.position_embeddings.shape[1] - patches.num_patches
     registers: int = embeddings.register_tokens.shape[1] if hasattr(embeddings, "register_tokens") else 0
@@ -276,18 +249,20 @@ def _is_hooked(m: nn.Module) -> bool:
     if not m._forward_hooks and not m._forward_pre_hooks:
         return False
     hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-    return any(getattr(hook, "__name__", "") != _TRANSFORMERS_HOOK for hook in hooks)
+    return any(getattr(hook, "__name__", "") not in _KNOWN_HOOKS for hook in hooks)
 
 
-def tables_of(embeddings: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
-    """Returns BERT's tables of words, token types and positions: int8 `[rows, width]`, with scales, float32 `[rows]`.
+def tables_of(model: nn.Module, block: Block) -> list[tuple[Tensor, Tensor]] | None:
+    """Returns the tables of a text model's embedding, in the order words, types, positions, without those it lacks.
 
-    Returns None if the embeddings are not BERT's, or a table is not packed in 8 bits.
+    Each is int8 `[rows, width]`, with its scales, float32 `[rows]`, which have the factor of the embedding.
+
+    Returns None if a table is not packed in 8 bits.
     """
-    names = ("word_embeddings", "token_type_embeddings", "position_embeddings")
-    found = [getattr(embeddings, name, None) for name in names]
-    if type(embeddings).__name__ != "BertEmbeddings":
-        return None
+    given = block.embeddings
+    assert given is not None
+    found: list[Any] = [model.get_submodule(n) for n in (given.words, given.types, given.positions) if n is not None]
     if not all(isinstance(table, PackedEmbedding) and table.table_bits == 8 for table in found):
         return None
-    return [(table.weight, table.weight_scale.float().flatten()) for table in found]  # type: ignore[union-attr]
+    factors = [given.factor, 1.0, 1.0]
+    return [(t.weight, t.weight_scale.float().flatten() * factor) for t, factor in zip(found, factors, strict=False)]

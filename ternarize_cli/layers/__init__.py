@@ -18,7 +18,11 @@ from ternarize_cli.layers.latent import SimulatedEmbedding, TernaryLinear
 from ternarize_cli.layers.packed import Packed, PackedEmbedding, PackedLinear
 from ternarize_cli.layers.table_decoder import TableDecoder
 
+ROW_FACTOR_HOOK = "row_factor_hook"
+"""The name of the forward hook that multiplies the rows of a table whose class does so (Gemma's word table)."""
+
 __all__ = [
+    "ROW_FACTOR_HOOK",
     "Packed",
     "PackedEmbedding",
     "PackedLinear",

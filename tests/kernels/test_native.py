@@ -16,12 +16,13 @@ from ternarize_cli import kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
-from ternarize_cli.errors import CheckpointError, FormatError, UnavailableError
+from ternarize_cli.encoders.blocks.describing import Undescribed, describe
+from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.kernels import fused_encoder, native
+from ternarize_cli.kernels import native, stack
 from ternarize_cli.kernels.native import interface
 from ternarize_cli.kernels.native.encoder import NativeForward
-from ternarize_cli.kernels.native.library import Encoder, Library, PackedCodes, library
+from ternarize_cli.kernels.native.library import Library, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 
 BUILT = kernels.describe()[kernels.backend_names().index("native")].available
@@ -298,17 +299,17 @@ def test_what_does_not_fit_a_linear_is_refused_in_words(lib: Library) -> None:
 
 def test_ids_and_sequences_that_are_not_there_are_refused_in_words(lib: Library) -> None:
     table, scale, ids = torch.ones(5, 8, dtype=torch.int8), torch.ones(5), torch.tensor([0, 4, 2])
-    norm = torch.ones(8), torch.zeros(8), 1e-5
+    gain, bias = torch.ones(8), torch.zeros(8)
+    norm = interface.NativeNorm(gain.data_ptr(), bias.data_ptr(), 1e-5, 1)
     assert lib.embed([(table, scale)], [ids], norm).shape == (3, 8)
+    assert lib.embed([(table, scale)], [ids], None).tolist() == [[1.0] * 8] * 3
     for wrong in (5, -1, 1 << 40, -(1 << 63)):
         with pytest.raises(FormatError, match="an id is no row of its table"):
             lib.embed([(table, scale)], [torch.tensor([0, wrong, 2])], norm)
-    for gain, bias, eps in ((norm[0][:7], norm[1], 1e-5), (norm[0], norm[1].double(), 1e-5)):
-        with pytest.raises(ValueError, match="of a norm should be float32 \\[8\\]"):
-            lib.embed([(table, scale)], [ids], (gain, bias, eps))
+    norm.eps = float("nan")
     with pytest.raises(FormatError, match="epsilon of a layer norm"):
-        lib.embed([(table, scale)], [ids], (*norm[:2], float("nan")))
-    encoder = Encoder(0, 8, 2, 8, False, 1e-5, None)
+        lib.embed([(table, scale)], [ids], norm)
+    encoder = interface.Encoder(layers=0, width=8, heads=2, key_value_heads=2, head=4, inner=8, scale=0.5)
     x = torch.zeros(3, 8)
     lib.encode(encoder, torch.tensor([0, 1, 3], dtype=torch.int32), x)
     for starts, why in (
@@ -318,25 +319,25 @@ def test_ids_and_sequences_that_are_not_there_are_refused_in_words(lib: Library)
     ):
         with pytest.raises(FormatError, match=why):
             lib.encode(encoder, torch.tensor(starts, dtype=torch.int32), x)
-    encoder.heads = 3
-    with pytest.raises(FormatError, match="heads don't divide the width"):
+    encoder.key_value_heads = 3
+    with pytest.raises(FormatError, match="don't divide those of queries"):
         lib.encode(encoder, torch.tensor([0, 3], dtype=torch.int32), x)
 
 
 @pytest.mark.parametrize("heads", [0, -1, 3, 1 << 40, "4", None, 2.0])
-def test_heads_that_do_not_divide_the_width_are_refused_in_words(model: Any, heads: object) -> None:
+def test_heads_that_do_not_divide_the_width_are_no_description(model: Any, heads: object) -> None:
     object.__setattr__(model.config, "num_attention_heads", heads)
-    with pytest.raises(CheckpointError, match=r"num_attention_heads is .*does not divide the width"):
-        model(input_ids=torch.tensor([[2, 7, 8, 3]]))
+    with pytest.raises(Undescribed, match=r"heads"):
+        describe(model)
 
 
-@pytest.mark.parametrize("eps", [0.0, -1e-5, float("nan"), float("inf"), 1.0, 1e-60, None])
-def test_an_epsilon_that_is_none_is_refused_in_words(model: Any, eps: Any) -> None:
+@pytest.mark.parametrize("eps", [0.0, -1e-5, float("nan"), float("inf"), 2.0, 1e-60])
+def test_an_epsilon_that_is_none_is_no_description(model: Any, eps: Any) -> None:
     for m in model.encoder.modules():
         if isinstance(m, nn.LayerNorm):
             m.eps = eps
-    with pytest.raises(CheckpointError, match="layer_norm_eps is"):
-        model(input_ids=torch.tensor([[2, 7, 8, 3]]))
+    with pytest.raises(Undescribed, match="a norm's epsilon is"):
+        describe(model)
 
 
 @torch.inference_mode()
@@ -368,6 +369,7 @@ def test_linears_larger_than_the_library_takes_run_elsewhere() -> None:
 def test_other_types_and_training_go_through_the_modules(model: Any) -> None:
     ids = torch.tensor([[2, 7, 8, 3]])
     model.train()
+    model.forward._encoder = None
     made = model(input_ids=ids)
     assert model.forward._encoder is None
     assert made.last_hidden_state.shape == (1, 4, model.config.hidden_size)
@@ -384,11 +386,14 @@ def test_a_model_with_more_than_its_blocks_runs_its_linears_only(tmp_path: Path)
 
 
 def test_other_architectures_run_their_linears_only(tmp_path: Path) -> None:
-    distilbert(tmp_path / "source")
+    from transformers import AlbertConfig, AlbertModel
+
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 40}
+    AlbertModel(AlbertConfig(**shape, vocab_size=30, embedding_size=16)).save_pretrained(tmp_path / "source")
     model = open_model(save_packed(tmp_path / "source", tmp_path))
     assert kernels.use_backend(model, "native") == "native (linears only)"
     assert "forward" not in model.__dict__
-    assert "no blocks that it knows" in str(fused_encoder.refusal(model))
+    assert "no blocks that it knows" in str(stack.refusal(model))
 
 
 def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ EPSILONS = [0.0, -0.0, -1e-5, 1.0, 1e30, float("inf"), float("-inf"), float("nan
 FLOATS = [0.0, -0.0, 1e-42, -1e-38, 1e38, 3.4e38, float("inf"), float("-inf"), float("nan"), 0.5, 127.0]
 NAN_PATTERNS = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x01\x00\x80\x7f"]
 CODECS = [(4, 4), (3, 5)]
-NORMS = ("first_gain", "first_bias", "second_gain", "second_bias")
+PLACES = ("before", "after", "sum")
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -128,6 +128,23 @@ class Cases:
         field(call, w, "scale", None, w.scale + 1, w.scale + 2)
         field(call, w, "bias", None, w.bias + 1, w.bias + 2)
 
+    def norm(self, width: int, kind: int) -> Any:
+        """A norm of a kind: 0 none, 1 a layer norm, 2 an RMS norm, which has no bias."""
+        if kind == 0:
+            return self.interface.NativeNorm()
+        bias = self.buffers.floats(width) if kind == 1 else None
+        return self.interface.NativeNorm(self.buffers.floats(width), bias, 1e-5, kind)
+
+    @staticmethod
+    def norm_parts(call: Call, norm: Any) -> None:
+        """What must not be in a norm."""
+        field(call, norm, "kind", *(n for n in ODD if n not in (0, 1, 2)))
+        if norm.kind:
+            field(call, norm, "eps", *EPSILONS)
+            field(call, norm, "gain", None, norm.gain + 1, norm.gain + 2)
+        if norm.kind == 1:
+            field(call, norm, "bias", None, norm.bias + 1, norm.bias + 2)
+
     def _usual(self, call: Call) -> None:
         call.numbers("isa", lambda n: 0 <= n < self.sets)
         call.numbers("threads", lambda n: 0 < n <= 1024)
@@ -177,6 +194,7 @@ class Cases:
         arrays = {name: (ctypes.c_void_p * count)(*places) for name, places in parts.items()}
         counts = (ctypes.c_int64 * count)(*lengths)
         out = buffers.of(bytes(4 * rows * width))
+        norm = self.norm(width, rng.choice([1, 1, 2]))
         call = Call(
             "tz_embed",
             isa=rng.randrange(self.sets),
@@ -187,14 +205,12 @@ class Cases:
             count=count,
             rows=rows,
             width=width,
-            gain=buffers.floats(width),
-            bias=buffers.floats(width),
-            eps=1e-5,
+            norm=ctypes.pointer(norm),
             x=out,
             threads=2,
         )
         if rng.random() < 0.2:
-            call.arguments["gain"] = None
+            call.arguments["norm"] = None
         self._usual(call)
         call.numbers("count", lambda n: 0 < n <= 16)
         call.numbers("rows", lambda n: 0 <= n <= 1 << 28)
@@ -205,10 +221,8 @@ class Cases:
             call.set_to("table_rows", None)
             call.set_to("all_ids", None)
             call.place("x")
-            if call.arguments["gain"] is not None:
-                call.set_to("eps", *EPSILONS)
-                call.place("bias")
-                call.set_to("gain", call.arguments["gain"] + 1, call.arguments["gain"] + 2)
+            if call.arguments["norm"] is not None:
+                self.norm_parts(call, norm)
             for i in range(count):
                 for name, array in arrays.items():
                     call.changes.append(lambda a=array, i=i: a.__setitem__(i, None))
@@ -224,47 +238,82 @@ class Cases:
 
     def encode_call(self) -> Call:
         rng, buffers = self.rng, self.buffers
-        head, heads = rng.choice([1, 2, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65]), rng.randint(1, 4)
-        layers = rng.randint(0, 2)
-        width, inner = head * heads, self.sized(300)
+        head, shared = rng.choice([1, 2, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65]), rng.randint(1, 3)
+        layers, heads, gated = rng.randint(0, 2), shared * rng.randint(1, 2), rng.randint(0, 1)
+        width = head * heads if rng.random() < 0.5 else self.sized(200)
+        inner = self.sized(300)
         lengths = rng.choice([[], [0], [1], [5, 0, 1], [17, 33], [40, 64, 3], [3] * 40, [130, 2], [rng.randint(0, 90)]])
         starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-        tokens = starts[-1]
+        tokens, longest = starts[-1], max(lengths, default=0)
+        rotated = rng.randint(0, head // 2) if rng.random() < 0.6 else 0
+        reach = rng.choice([0, 1, 7, 128])
         call = Call("tz_encode", isa=rng.randrange(self.sets))
         array = (self.interface.NativeLayer * max(1, layers))()
+        outer, narrow = heads * head, (heads + 2 * shared) * head
+        shapes = {
+            "qkv": (width, narrow),
+            "output": (outer, width),
+            "up": (width, -(-inner // 16) * 32 if gated else inner),
+            "down": (inner, width),
+        }
         for layer in array[:layers]:
-            shapes = {"qkv": (width, 3 * width), "output": (width, width), "up": (width, inner), "down": (inner, width)}
             for name, shape in shapes.items():
                 setattr(layer, name, self.linear(*shape))
-            for name in NORMS:
-                setattr(layer, name, buffers.floats(width))
+            for part in (layer.attention, layer.feed_forward):
+                for place in PLACES:
+                    setattr(part, place, self.norm(width, rng.choice([0, 0, 1, 2])))
+            for place in ("query", "key"):
+                setattr(layer, place, self.norm(head, rng.choice([0, 0, 1, 2])))
+            if rotated:
+                layer.cos, layer.sin = (buffers.floats(longest * rotated) for _ in range(2))
+            if rng.random() < 0.3:
+                layer.bias = buffers.floats(heads * (2 * reach + 1))
+            layer.before, layer.after = (rng.choice([-1, -1, 0, 1, 9, 64, 1 << 24, INT_MAX]) for _ in range(2))
         for layer in array[:layers]:
-            for name in ("qkv", "output", "up", "down"):
+            for name in shapes:
                 w = getattr(layer, name)
                 self.parts(call, w)
                 for side in ("inputs", "outputs"):
                     size = getattr(w, side)
                     field(call, w, side, *({*ODD, size + 1, size - 1} - {size}))
-            for name in NORMS:
-                field(call, layer, name, None, getattr(layer, name) + 1)
-        e = self.interface.Encoder(layers, width, heads, inner, rng.randint(0, 1), 1e-5, array)
+            for norms in (layer.attention, layer.feed_forward):
+                for place in PLACES:
+                    self.norm_parts(call, getattr(norms, place))
+            field(call, layer, "before", -2, INT_MIN)
+            field(call, layer, "after", -2, INT_MIN)
+            if rotated:
+                field(call, layer, "cos", None, layer.cos + 1)
+                field(call, layer, "sin", None, layer.sin + 2)
+            if layer.bias:
+                field(call, layer, "bias", layer.bias + 1)
+        sizes = [layers, width, heads, shared, head, inner, gated, rng.randint(0, 4), longest, rotated, reach]
+        e = self.interface.Encoder(*sizes, 0.2, self.norm(width, rng.choice([0, 1, 2])), array)
         places = buffers.of(struct.pack(f"{len(starts)}i", *starts))
         x = buffers.floats(tokens * width)
         call.arguments |= {"encoder": ctypes.pointer(e), "starts": places, "sequences": len(lengths), "x": x}
         call.arguments |= {"tokens": tokens, "threads": rng.choice([1, 2, 3, 8])}
         self._usual(call)
+        self.norm_parts(call, e.last)
         field(call, e, "layers", *(n for n in ODD if not 0 <= n <= 4096))
-        field(call, e, "heads", *(n for n in {*ODD, width + 1} if n < 1 or width % n))
-        field(call, e, "norm_first", -1, 2, INT_MAX)
-        field(call, e, "eps", *EPSILONS)
+        field(call, e, "key_value_heads", *(n for n in {*ODD, heads + 1} if n < 1 or heads % n))
+        field(call, e, "head", *(n for n in ODD if not 0 < n <= 4096))
+        field(call, e, "gated", -1, 2, INT_MAX)
+        field(call, e, "activation", -1, 5, INT_MAX)
+        field(
+            call, e, "positions", -1, (1 << 24) + 1, INT_MAX, *([longest - 1] if rotated and layers and longest else [])
+        )
+        field(call, e, "rotated", -1, head // 2 + 1, INT_MAX)
+        field(call, e, "reach", -1, (1 << 24) + 1, INT_MAX)
+        field(call, e, "scale", float("nan"), float("inf"))
         for name in ("width", "inner"):
             field(call, e, name, *(n for n in ODD if not 0 < n <= 1 << 22))
         if layers:
+            field(call, e, "heads", *({*ODD, heads + shared} - {heads}))
             field(call, e, "width", *({*ODD, width + 1, width - 1} - {width}))
             field(call, e, "inner", *({*ODD, inner + 1, inner - 1} - {inner}))
             field(call, e, "layer", ctypes.POINTER(self.interface.NativeLayer)())
         else:
-            call.changes.append(lambda: (setattr(e, "width", 8192), setattr(e, "heads", 1))[0])
+            call.changes.append(lambda: setattr(e, "head", 8192))
         call.set_to("encoder", None)
         call.place("starts")
         call.numbers("sequences", lambda n: 0 <= n <= 1 << 28)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.bitblas.layout import lay_out
 from ternarize_cli.kernels.bitblas.operators import Operator, OperatorShape
-from ternarize_cli.kernels.fused_encoder import blocks_of, linears_of
 from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.products import Joined
+from ternarize_cli.kernels.stack import Stack, block_of
 
 __all__ = ["BitBlasProducts", "finish", "shapes_of"]
 
@@ -63,8 +63,9 @@ class BitBlasProducts:
 
 def shapes_of(model: nn.Module) -> list[OperatorShape]:
     """Lists the shapes of the kernels that a fused encoder needs."""
-    blocks = [linears_of(block) for block in blocks_of(model)]
-    return [_shape(Joined(part)) for q, k, v, *others in blocks for part in ([q, k, v], *([m] for m in others))]
+    stack = Stack(model, block_of(model))  # type: ignore[arg-type]  # it is described, as it runs fused
+    found = [stack.joined(i) for i in range(len(stack.layers))]
+    return [_shape(Joined(part)) for qkv, output, up, down in found for part in (qkv, [output], up, [down])]
 
 
 def _shape(joined: Joined) -> OperatorShape:

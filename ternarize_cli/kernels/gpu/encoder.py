@@ -21,29 +21,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import InputError
-from ternarize_cli.kernels.fused_encoder import (
-    FusedForward,
-    blocks_of,
-    layer_scales,
-    linears_of,
-    norm_first,
-    norms_of,
-    refusal,
-    tables_of,
-)
+from ternarize_cli.format.block import PLACES, Block, LayerKind
+from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
 from ternarize_cli.kernels.gpu import fused
 from ternarize_cli.kernels.gpu.attention import attention
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
 from ternarize_cli.kernels.gpu.products import Joined, Products
+from ternarize_cli.kernels.stack import Stack, block_of, refusal
 
-__all__ = ["GpuEncoder", "GpuForward", "run_fused"]
+__all__ = ["GpuEncoder", "GpuForward", "gpu_refusal", "run_fused"]
 
 _LOCK = threading.RLock()  # recorded passes share one set of input buffers
 _SMALL, _LARGE = 8192, 1 << 17  # rows; passes with more rows than the second number are not recorded
 _MOSTLY = 0.9  # share of real tokens from which on padding is run too
 _FAST_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+_MODELS = (
+    *("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel", "ErnieModel"),
+    *("ViTModel", "DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel"),
+)
 _HEADS = (64, 128)  # dimensions of a head for which PyTorch's attention is faster than the kernel in `attention`
 
 
@@ -52,10 +49,25 @@ Arithmetic = Callable[[Sequence[Sequence[Joined]]], Products]
 
 def run_fused(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
     """Makes a model run fused on the GPU; returns None, or the reason why it can't."""
-    reason = refusal(model)
+    reason = gpu_refusal(model)
     if reason is None:
         model.forward = GpuForward(model, backend, arithmetic)
     return reason
+
+
+def gpu_refusal(model: nn.Module) -> str | None:
+    """Says why a model can't run fused on the GPU; None if its blocks are those of BERT or ViT."""
+    reason = refusal(model)
+    if reason is not None:
+        return reason
+    block = block_of(model)
+    assert isinstance(block, Block)
+    places = set(block.norms) & {*PLACES}
+    usual = places in ({"attention.before", "feed_forward.before"}, {"attention.sum", "feed_forward.sum"})
+    plain = block.kinds == (LayerKind(),) and block.relative is None and not block.gated and len(block.qkv) == 3
+    known = type(model).__name__ in _MODELS and block.activation == "gelu" and not block.unnormed
+    known = known and all(m.bias is not None for m in model.modules() if isinstance(m, nn.LayerNorm))
+    return None if usual and plain and known else f"{type(model).__name__} has blocks that the GPU runs by modules"
 
 
 class GpuForward(FusedForward):
@@ -94,7 +106,7 @@ def _apart(device: torch.device) -> Iterator[None]:
             yield
 
 
-def _norm(m: nn.LayerNorm) -> Norm:
+def _norm(m: Any) -> Norm:
     return Norm(m.weight.detach().float().contiguous(), m.bias.detach().float().contiguous(), m.eps)
 
 
@@ -103,13 +115,16 @@ class GpuEncoder:
 
     def __init__(self, model: Any, arithmetic: Arithmetic) -> None:
         self._model = model
-        blocks = blocks_of(model)
-        self._products = arithmetic([_joined(block) for block in blocks])
-        self._norms = [[_norm(m) for m in norms_of(block)] for block in blocks]
-        self._first = norm_first(blocks[0])
+        block = block_of(model)
+        assert isinstance(block, Block)
+        stack = Stack(model, block)
+        self._first = "attention.before" in block.norms
+        places = [f"{part}.{'before' if self._first else 'sum'}" for part in ("attention", "feed_forward")]
+        self._products = arithmetic([_joined(stack, i) for i in range(len(block))])
+        self._norms = [[_norm(stack.norm(i, place)) for place in places] for i in range(len(block))]
         self._last = _norm(model.layernorm) if self._first else None
         self._heads, self._width = model.config.num_attention_heads, model.config.hidden_size
-        self._tables = tables_of(model.embeddings)
+        self._tables = tables_of(model, block) if type(model.embeddings).__name__ == "BertEmbeddings" else None
         self._embedding_norm = _norm(model.embeddings.LayerNorm) if self._tables is not None else None
         self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
         self._longest = getattr(model.config, "max_position_embeddings", 0)
@@ -271,7 +286,7 @@ def _image_size(model: Any) -> tuple[int, int]:
     return (size[0], size[1]) if isinstance(size, list | tuple) else (size, size)
 
 
-def _joined(block: nn.Module) -> list[Joined]:
-    q, k, v, output, up, down = linears_of(block)
-    after_attention, after_feed_forward = layer_scales(block)
-    return [Joined([q, k, v]), Joined([output], after_attention), Joined([up]), Joined([down], after_feed_forward)]
+def _joined(stack: Stack, i: int) -> list[Joined]:
+    qkv, output, up, down = stack.joined(i)
+    after_attention, after_feed_forward = stack.layer_scales(i)
+    return [Joined(qkv), Joined([output], after_attention), Joined(up), Joined([down], after_feed_forward)]

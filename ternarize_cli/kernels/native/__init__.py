@@ -5,6 +5,7 @@ for each linear. Both compute the integer sums of `reference`. A fused encoder d
 another order, so its vectors can differ where int8 rounding amplifies a last-bit difference (docs/research/cpu.md).
 """
 
+import logging
 from functools import cache
 
 from torch import Tensor, nn
@@ -66,10 +67,17 @@ class Native:
 
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by one call of the library, and returns None; or returns why it can't."""
-        from ternarize_cli.kernels.fused_encoder import refusal
         from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal
+        from ternarize_cli.kernels.stack import block_of, refusal
 
-        reason = refusal(model) or head_refusal(model)
+        reason = refusal(model) or head_refusal(block_of(model))  # type: ignore[arg-type]  # refused without a Block
         if reason is None:
-            model.forward = NativeForward(model)
+            forward = NativeForward(model)
+            reason = forward.checked()
+            if reason is None:
+                model.forward = forward
+            else:
+                logging.getLogger("ternarize_cli").warning(
+                    "note: %s runs linear by linear: %s", type(model).__name__, reason
+                )
         return reason

@@ -1,35 +1,30 @@
 """Runs a whole encoder in one call of the compiled library, on the tokens that are not padding."""
 
-import ctypes
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.kernels.fused_encoder import (
-    FusedForward,
-    blocks_of,
-    layer_scales,
-    linears_of,
-    norm_first,
-    norms_of,
-    tables_of,
-)
-from ternarize_cli.kernels.native.interface import MAX_HEAD
-from ternarize_cli.kernels.native.library import Encoder, Library, NativeLayer, PackedCodes, library
+from ternarize_cli.format.block import ACTIVATIONS, Block
+from ternarize_cli.kernels.block_check import disagreement
+from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
+from ternarize_cli.kernels.native.interface import MAX_HEAD, Encoder, NativeLayer, NativeNorm, NativeNorms
+from ternarize_cli.kernels.native.library import Library, PackedCodes, library
+from ternarize_cli.kernels.native.positions import Turns, patch_turns, relative_bias, rotary_turns
+from ternarize_cli.kernels.stack import Stack, block_of
 from ternarize_cli.layers import PackedLinear
 
 __all__ = ["NativeEncoder", "NativeForward", "head_refusal"]
 
+_KINDS = {"layer": 1, "rms": 2}
+_HALF = 16  # outputs of a gate that lie side by side with as many that it multiplies
+_IMAGE_SIZES = 8  # sizes of images whose positions are kept
 
-def head_refusal(model: Any) -> str | None:
-    """Says why the library can't run the attention of a model that `refusal` accepts; None if it can."""
-    width, heads = linears_of(blocks_of(model)[0])[0].in_features, model.config.num_attention_heads
-    if isinstance(heads, int) and heads > 0 and width // heads > MAX_HEAD:
-        return f"its heads are {width // heads:,} wide, and {MAX_HEAD:,} is the most"
-    return None
+
+def head_refusal(block: Block) -> str | None:
+    """Says why the library can't run the attention of a block; None if it can."""
+    return f"its heads are {block.head:,} wide, and {MAX_HEAD:,} is the most" if block.head > MAX_HEAD else None
 
 
 class NativeForward(FusedForward):
@@ -40,32 +35,57 @@ class NativeForward(FusedForward):
     def _make_encoder(self, model: nn.Module) -> "NativeEncoder":
         return NativeEncoder(model)
 
+    def checked(self) -> str | None:
+        """Lays the weights out, and says how the result differs from the model's modules (`block_check`).
+
+        Returns None if it does not. Weights that are still on the meta device are not looked at.
+        """
+        model: Any = self._model
+        generation = self._generation(model)
+        if generation is None or next(model.parameters()).is_meta:
+            return None
+        with torch.no_grad():
+            encoder = NativeEncoder(model)
+            reason = disagreement(model, encoder)
+        if reason is None:
+            self._encoder, self._made_of = encoder, generation
+        return reason
+
+
+class _Made(NamedTuple):
+    """The structure of an encoder for some positions, with the tensors that it points to."""
+
+    encoder: Encoder
+    positions: int
+    kept: Any
+
 
 class NativeEncoder:
     """A model's blocks, and its embedding tables if they are int8, laid out for the compiled library."""
 
     def __init__(self, model: Any) -> None:
-        """Lays out the weights of a model that `refusal` and `head_refusal` accept.
+        """Lays out the weights of a model that `stack.refusal` and `head_refusal` accept.
 
         Raises:
-            CheckpointError: the number of heads does not divide the width, the epsilon of the layer norms is no small
-                positive number, or a layer norm has another width than the model.
+            CheckpointError: a norm has another width than the model.
             FormatError: the linears don't fit each other, or the library takes no linear of their size.
         """
         self._lib: Library = library()
         self._model = model
+        block = block_of(model)
+        assert isinstance(block, Block)
+        self._block, self._stack = block, Stack(model, block)
         self._kept: list[Any] = []
-        blocks = blocks_of(model)
-        width, inner = linears_of(blocks[0])[0].in_features, linears_of(blocks[0])[4].out_features
-        heads, eps = _heads(model.config, width), _epsilon([norm for block in blocks for norm in norms_of(block)])
-        layers = (NativeLayer * len(blocks))(*(self._layer(block, width) for block in blocks))
-        self._encoder = Encoder(len(blocks), width, heads, inner, norm_first(blocks[0]), eps, layers)
-        self._kept.append(layers)
-        self._tables = tables_of(model.embeddings)
-        if self._tables is not None:
-            self._tables = [(table, _aligned(scale)) for table, scale in self._tables]
-            norm = model.embeddings.LayerNorm
-            self._norm = (*_norm_tensors(norm, width), _epsilon([norm]))
+        self._bias = self._relative()
+        self._layers = [self._layer(i) for i in range(len(block))]
+        self._last = self._norm(None, "last", block.width)
+        self._turned: dict[tuple[int, ...], _Made] = {}  # by the size of images; () for texts
+        self._tables: list[tuple[Tensor, Tensor]] | None = None
+        if block.embeddings is not None:
+            tables = tables_of(model, block)
+            self._tables = tables and [(table, _aligned(scale)) for table, scale in tables]
+            given = self._norm(None, "embeddings", block.width)
+            self._embedding_norm = given if given.kind else None
         self._lib.trim()
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
@@ -82,18 +102,17 @@ class NativeEncoder:
         batch, tokens = ids.shape
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         full = bool(real.all())
-        places = torch.arange(tokens, device="cpu").expand(batch, tokens)
-        kinds = torch.zeros_like(ids) if types is None else types
-        rows = [(t.reshape(-1) if full else t[real]).long().contiguous() for t in (ids, kinds, places)]
+        inputs = self._inputs(ids, types)
+        rows = [(t.reshape(-1) if full else t[real]).long().contiguous() for t in inputs]
         if self._tables is None or not _are_rows_of(self._tables, rows):  # the modules raise an error for a bad id
-            x = self._model.embeddings(input_ids=ids, token_type_ids=types).float()
+            x = self._embedded(inputs)
             x = x.flatten(0, 1) if full else x[real]
         else:
-            x = self._lib.embed(self._tables, rows, self._norm)
+            x = self._lib.embed(self._tables, rows, self._embedding_norm)
         starts = torch.zeros(batch + 1, dtype=torch.int32, device="cpu")
         starts[1:] = real.sum(dim=1).cumsum(dim=0)
         x = x.contiguous()
-        self._lib.encode(self._encoder, starts, x)
+        self._lib.encode(self._for_texts(tokens), starts, x)
         if full:
             full_batch: Tensor = x.view(batch, tokens, x.shape[1])
             return full_batch
@@ -104,32 +123,144 @@ class NativeEncoder:
     def images(self, pixels: Tensor) -> Tensor:
         """Encodes images `[batch, channels, height, width]`: hidden states, float32 `[batch, patches, width]`."""
         x = self._model.embeddings(pixels)
+        norm = self._stack.norm(None, "embeddings")
+        x = x if norm is None else norm(x)
         starts = torch.arange(len(x) + 1, dtype=torch.int32, device="cpu") * x.shape[1]
-        made = x.detach().float().reshape(-1, x.shape[-1]).clone()
-        self._lib.encode(self._encoder, starts, made)
-        hidden: Tensor = self._model.layernorm(made.view(x.shape))
-        return hidden
+        made = torch.empty(len(x) * x.shape[1], x.shape[2], dtype=torch.float32, device="cpu")
+        made.view(x.shape).copy_(x)
+        self._lib.encode(self._for_images(pixels, x.shape[1]), starts, made)
+        return made.view(x.shape)
 
-    def _layer(self, block: nn.Module, width: int) -> NativeLayer:
-        q, k, v, output, up, down = linears_of(block)
-        first, second = norms_of(block)
-        by = layer_scales(block)
-        norms = [t for norm in (first, second) for t in _norm_tensors(norm, width)]
-        self._kept.append(norms)
+    def first_blocks(self, count: int, ids: Tensor | None, mask: Tensor | None, pixels: Tensor | None) -> Tensor:
+        """Computes the hidden states after the first `count` blocks and the last norm, of texts or images.
+
+        Nothing that this lays out is kept.
+        """
+        whole = self._layers
+        self._layers = whole[:count]
+        try:
+            if pixels is not None:
+                return self.images(pixels)
+            assert ids is not None
+            return self.texts(ids, mask, None)
+        finally:
+            self._layers = whole
+            self._turned.clear()
+
+    # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    def _inputs(self, ids: Tensor, types: Tensor | None) -> list[Tensor]:
+        """Lists for each table of the embedding the rows that are looked up: int64 `[batch, tokens]` each."""
+        given = self._block.embeddings
+        assert given is not None
+        found = [ids]
+        if given.types is not None:
+            found.append(torch.zeros_like(ids) if types is None else types)
+        if given.positions is not None and given.first_position:  # counted without the padding token, as in RoBERTa
+            counted = (ids != given.first_position - 1).long()
+            found.append(counted.cumsum(dim=1) * counted + given.first_position - 1)
+        elif given.positions is not None:
+            found.append(torch.arange(ids.shape[1], device="cpu").expand(ids.shape))
+        return found
+
+    def _embedded(self, inputs: list[Tensor]) -> Tensor:
+        """Computes the embedding with the model's own modules: float32 `[batch, tokens, width]`."""
+        given = self._block.embeddings
+        assert given is not None
+        names = [name for name in (given.words, given.types, given.positions) if name is not None]
+        parts: list[Tensor] = [self._model.get_submodule(name)(rows) for name, rows in zip(names, inputs, strict=True)]
+        x = sum(parts[1:], parts[0])
+        norm = self._stack.norm(None, "embeddings")
+        made: Tensor = (x if norm is None else norm(x)).detach().float()
+        return made
+
+    # -- the library's structures --------------------------------------------------------------------------------------
+
+    def _for_texts(self, tokens: int) -> Encoder:
+        """Returns the structure of the encoder for texts of up to `tokens` tokens."""
+        found = self._turned.get(())
+        if found is None or found.positions < tokens:
+            positions = 1 << max(tokens - 1, 255).bit_length()
+            turns = [None if k.rotary is None else rotary_turns(k.rotary, positions) for k in self._block.kinds]
+            found = self._turned[()] = self._made(turns, positions)
+        return found.encoder
+
+    def _for_images(self, pixels: Tensor, tokens: int) -> Encoder:
+        """Returns the structure of the encoder for images of a size."""
+        size = tuple(pixels.shape[-2:])
+        if all(kind.rotary is None for kind in self._block.kinds):
+            size = ()
+        found = self._turned.get(size)
+        if found is None:
+            if len(self._turned) >= _IMAGE_SIZES:
+                self._turned.clear()
+            turned = [kind.rotary is not None for kind in self._block.kinds]
+            turns = [patch_turns(self._model, pixels, tokens) if is_turned else None for is_turned in turned]
+            found = self._turned[size] = self._made(turns, tokens)
+        return found.encoder
+
+    def _made(self, turns: list[Turns | None], positions: int) -> _Made:
+        block = self._block
+        layers = (NativeLayer * len(self._layers))(*self._layers)
+        for layer, kind in zip(layers, block.kind_of, strict=False):
+            turn = turns[kind]
+            if turn is not None:
+                layer.cos, layer.sin = turn[0].data_ptr(), turn[1].data_ptr()
+        pairs = max((turn[0].shape[1] for turn in turns if turn is not None), default=0)
+        reach = 0 if block.relative is None else block.relative.distance
+        encoder = Encoder(
+            *(len(layers), block.width, block.heads, block.key_value_heads, block.head, block.inner),
+            *(block.gated, ACTIVATIONS.index(block.activation), positions, pairs, reach),
+            *(block.scale, self._last, layers),
+        )
+        return _Made(encoder, positions, (turns, layers))
+
+    def _layer(self, i: int) -> NativeLayer:
+        block, width = self._block, self._block.width
+        qkv, output, up, down = self._stack.joined(i)
+        by = self._stack.layer_scales(i)
+        kind = block.kinds[block.kind_of[i]]
+        norms = [
+            NativeNorms(*(self._norm(i, f"{part}.{place}", width) for place in ("before", "after", "sum")))
+            for part in ("attention", "feed_forward")
+        ]
+        heads = [self._norm(i, place, block.head) for place in ("query", "key")]
         return NativeLayer(
-            self._packed([q, k, v], None),
-            self._packed([output], by[0]),
-            self._packed([up], None),
-            self._packed([down], by[1]),
-            *(t.data_ptr() for t in norms),
+            *(self._packed(qkv), self._packed([output], by[0]), self._packed(up, gated=block.gated)),
+            *(self._packed([down], by[1]), *norms, *heads),
+            *(None, None, None if self._bias is None else self._bias.data_ptr()),
+            *(-1 if seen is None else seen for seen in (kind.before, kind.after)),
         )
 
-    def _packed(self, layers: list[PackedLinear], by: Tensor | None) -> ctypes.Structure:
+    def _norm(self, i: int | None, place: str, width: int) -> NativeNorm:
+        found = self._stack.gain(i, place, width)
+        if found is None:
+            return NativeNorm()
+        gain, bias = (_aligned(t) for t in found)
+        self._kept.append((gain, bias))
+        norm = self._block.norms[place]
+        return NativeNorm(gain.data_ptr(), bias.data_ptr(), norm.eps, _KINDS[norm.kind])
+
+    def _relative(self) -> Tensor | None:
+        given = self._block.relative
+        if given is None:
+            return None
+        try:
+            return relative_bias(given, self._model.get_submodule(given.name), self._block.heads)
+        except (AttributeError, ValueError, IndexError) as e:
+            raise CheckpointError(
+                f"{given.name} is no table of {given.buckets} × {self._block.heads} relative positions",
+                hint="fetch the model again",
+            ) from e
+
+    def _packed(self, layers: list[PackedLinear], by: Tensor | None = None, *, gated: bool = False) -> Any:
         """Lays out linears that read one input as a single linear, whose outputs are concatenated.
 
         Args:
             layers: the linears.
             by: float32 `[out]`, factors for the outputs, which scale and bias are multiplied by; None for no factors.
+            gated: whether the first half of the outputs is a gate; its outputs then lie side by side with those that
+                they multiply, 16 of each in turn.
 
         Returns:
             The C structure of the linear.
@@ -139,6 +270,8 @@ class NativeEncoder:
         if by is not None:
             scale, bias = scale * by, bias * by
         rows = torch.cat([m.weight for m in layers])
+        if gated:
+            rows, scale, bias = (_side_by_side(t) for t in (rows, scale, bias))
         made = PackedCodes(self._lib, layers[0].codec, rows, layers[0].in_features, scale, bias)
         self._kept.append(made)
         for m in layers:
@@ -146,33 +279,14 @@ class NativeEncoder:
         return made.linear
 
 
-def _heads(config: Any, width: int) -> int:
-    heads = config.num_attention_heads
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
-        raise CheckpointError(
-            f"num_attention_heads is {heads!r}, which does not divide the width {width}", hint="fetch the model again"
-        )
-    return heads
-
-
-def _epsilon(norms: list[nn.LayerNorm]) -> float:
-    found = {norm.eps for norm in norms}
-    eps = next(iter(found))
-    if len(found) > 1 or not isinstance(eps, float) or not math.isfinite(eps) or not 1e-37 < eps < 1:
-        values = ", ".join(repr(value) for value in found)
-        raise CheckpointError(
-            f"layer_norm_eps is {values}; it is one small positive number", hint="fetch the model again"
-        )
-    return eps
-
-
-def _norm_tensors(norm: nn.LayerNorm, width: int) -> tuple[Tensor, Tensor]:
-    if norm.weight.shape != (width,) or norm.bias.shape != (width,):
-        raise CheckpointError(
-            f"a layer norm is {list(norm.weight.shape)} wide in a model of width {width}", hint="fetch the model again"
-        )
-    gain, bias = (_aligned(t.detach().float().contiguous()) for t in (norm.weight, norm.bias))
-    return gain, bias
+def _side_by_side(rows: Tensor) -> Tensor:
+    """Orders `[2 * n, …]` rows so that 16 of the first half precede 16 of the second; both are filled up with zeros."""
+    half = len(rows) // 2
+    room = -(-half // _HALF) * _HALF
+    made = rows.new_zeros(2, room, *rows.shape[1:])
+    made[0, :half], made[1, :half] = rows[:half], rows[half:]
+    laid: Tensor = made.unflatten(1, (room // _HALF, _HALF)).transpose(0, 1).flatten(0, 2).contiguous()
+    return laid
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ __all__ = [
     "Encoder",
     "NativeLayer",
     "NativeLinear",
+    "NativeNorm",
+    "NativeNorms",
     "declare",
 ]
 
-INTERFACE = 2
+INTERFACE = 3
 """The version of the interface that this module describes."""
 MAX_THREADS = 1024
 """The most threads that the library runs with."""
@@ -51,21 +53,38 @@ class NativeLinear(ctypes.Structure):
     ]
 
 
+class NativeNorm(ctypes.Structure):
+    """`tz::Norm` (src/native.h): a norm; `kind` is 0 for none, 1 for a layer norm and 2 for an RMS norm."""
+
+    _fields_ = [("gain", _POINTER), ("bias", _POINTER), ("eps", _FLOAT), ("kind", ctypes.c_int32)]
+
+
+class NativeNorms(ctypes.Structure):
+    """`tz::Norms` (src/encoder.h): the norms before and after attention or a feed-forward, and of the sum."""
+
+    _fields_ = [(name, NativeNorm) for name in ("before", "after", "sum")]
+
+
 class NativeLayer(ctypes.Structure):
-    """`tz::Layer` (src/encoder.h): the linears and layer norms of an encoder's block."""
+    """`tz::Layer` (src/encoder.h): the linears and norms of an encoder's block, and its positions."""
 
     _fields_ = [
         *((name, NativeLinear) for name in ("qkv", "output", "up", "down")),
-        *((name, _POINTER) for name in ("first_gain", "first_bias", "second_gain", "second_bias")),
+        *((name, NativeNorms) for name in ("attention", "feed_forward")),
+        *((name, NativeNorm) for name in ("query", "key")),
+        *((name, _POINTER) for name in ("cos", "sin", "bias")),
+        *((name, ctypes.c_int32) for name in ("before", "after")),
     ]
 
 
 class Encoder(ctypes.Structure):
-    """`tz::Encoder` (src/encoder.h): the blocks of an encoder, with their number, widths and epsilon."""
+    """`tz::Encoder` (src/encoder.h): the blocks of an encoder, with their number and widths."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "inner", "norm_first")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "key_value_heads", "head", "inner")),
+        *((name, ctypes.c_int32) for name in ("gated", "activation", "positions", "rotated", "reach")),
+        ("scale", _FLOAT),
+        ("last", NativeNorm),
         ("layer", ctypes.POINTER(NativeLayer)),
     ]
 
@@ -82,7 +101,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
         _INT,
         [
             *(_INT, _POINTERS, _POINTERS, ctypes.POINTER(_LONG), _POINTERS),
-            *(_INT, _INT, _INT, _POINTER, _POINTER, _FLOAT, _POINTER, _INT),
+            *(_INT, _INT, _INT, ctypes.POINTER(NativeNorm), _POINTER, _INT),
         ],
     ),
     "tz_encode": (_INT, [_INT, ctypes.POINTER(Encoder), _POINTER, _INT, _POINTER, _INT, _INT]),

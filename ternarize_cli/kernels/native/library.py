@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.codecs import Codec
-from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, NativeLayer, NativeLinear, declare
+from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, NativeLinear, NativeNorm, declare
 
-__all__ = ["Encoder", "Library", "NativeLayer", "NativeLinear", "PackedCodes", "library"]
+__all__ = ["Library", "PackedCodes", "library"]
 
 PANEL, BLOCK = 32, 64
 _NAME = "libternarize_native.so.1"
@@ -173,14 +173,14 @@ class Library:
         self,
         tables: list[tuple[Tensor, Tensor]],
         ids: list[Tensor],
-        norm: tuple[Tensor, Tensor, float],
+        norm: NativeNorm | None,
     ) -> Tensor:
-        """Adds up a row of each of several int8 tables for every token, and applies a layer norm to the sums.
+        """Adds up a row of each of several int8 tables for every token, and applies a norm to the sums.
 
         Args:
             tables: for each table its codes, int8 `[rows, dim]`, and its scales, float32 `[rows]`.
             ids: for each table the rows of the tokens, int64 `[tokens]`.
-            norm: gain and bias of the layer norm, float32 `[dim]` each, and its epsilon.
+            norm: the norm, whose gain and bias are float32 `[dim]`; None for no norm.
 
         Returns:
             float32 `[tokens, dim]`.
@@ -190,13 +190,10 @@ class Library:
             FormatError: an id is no row of its table, or a size is beyond the limits of the library.
         """
         rows, width = len(ids[0]), tables[0][0].shape[1]
-        gain, bias, eps = norm
         for (table, scale), chosen in zip(tables, ids, strict=True):
             _check("a table", table, torch.int8, (len(table), width))
             _check("the scales of a table", scale, torch.float32, (len(table),))
             _check("ids", chosen, torch.int64, (rows,))
-        for name, tensor in (("the gain of a norm", gain), ("the bias of a norm", bias)):
-            _check(name, tensor, torch.float32, (width,))
         x = torch.empty(rows, width, dtype=torch.float32, device="cpu")
         count = len(tables)
         codes, scales, chosen_ids = (
@@ -207,7 +204,7 @@ class Library:
         self._run(
             "tz_embed",
             *(self._isa, codes, scales, lengths, chosen_ids, count, _c_int(rows), _c_int(width)),
-            *(_at(gain), _at(bias), eps, _at(x), _threads()),
+            *(None if norm is None else ctypes.byref(norm), _at(x), _threads()),
         )
         return x
 

@@ -178,21 +178,50 @@ inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
   }
 }
 
-// Computes attention of a head in tiles: queries [rows/16][head/32] of 16 x 32; keys [length/16][head/32] of 16 pairs of
-// dimensions x 16 keys; values [length/32][head/16] of 16 pairs of keys x 16 dimensions. Tiles are filled up with zeros.
-inline void bf16_attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head,
-                           float scale, float* out, size_t out_stride, uint8_t* scratch) {
-  const uint16_t* q = static_cast<const uint16_t*>(qkv);
-  const uint16_t* k = q + width;
-  const uint16_t* v = k + width;
+inline Floats from_bf16(const uint16_t* x, int count) {
+  const __mmask16 kept = count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, x)), 16);
+}
+
+inline void bf16_rotate(void* x, int heads, int head, const Norm& by, const float* cos, const float* sin, int half) {
+  uint16_t* from = static_cast<uint16_t*>(x);
+  const bool is_even = by.kind == kNone && half % kLanes == 0;
+  for (int i = 0; i < heads; ++i, from += head) {
+    if (is_even) {
+      for (int d = 0; d < half; d += kLanes) {
+        const Floats a = from_bf16(from + d, kLanes), b = from_bf16(from + half + d, kLanes);
+        const Floats c = load(cos + d), s = load(sin + d);
+        put_bf16(from + d, a * c - b * s, kLanes);
+        put_bf16(from + half + d, b * c + a * s, kLanes);
+      }
+      continue;
+    }
+    float line[4096];  // the widest head
+    for (int d = 0; d < head; d += kLanes) store_some(line + d, from_bf16(from + d, head - d), head - d);
+    if (by.kind != kNone) norm_row(line, head, by, nullptr, line);
+    if (cos) rotate_line(line, cos, sin, half);
+    for (int d = 0; d < head; d += kLanes) put_bf16(from + d, load_some(line + d, min(kLanes, head - d), 0.0f), head - d);
+  }
+}
+
+// Computes attention of a head in tiles: queries [rows/16][head/32] of 16 x 32; keys [keys/16][head/32] of 16 pairs of
+// dimensions x 16 keys; values [keys/32][head/16] of 16 pairs of keys x 16 dimensions. Tiles are filled up with zeros. Places
+// count from `start`, a multiple of 32 up to the first key that any query sees.
+inline void bf16_attention(const Attention& at) {
+  const int head = at.head, start = seen(at, at.first).from / 32 * 32, length = seen(at, at.last - 1).until - start;
+  const size_t stride = at.stride;
+  const uint16_t* q = static_cast<const uint16_t*>(at.q);
+  const uint16_t* k = static_cast<const uint16_t*>(at.k) + start * stride;
+  const uint16_t* v = static_cast<const uint16_t*>(at.v) + start * stride;
   const int wide = (head + 31) / 32 * 32, steps = wide / 32, padded = (length + 31) / 32 * 32;
-  uint16_t* keys = reinterpret_cast<uint16_t*>(scratch);
+  uint16_t* keys = reinterpret_cast<uint16_t*>(at.scratch);
   uint16_t* values = keys + static_cast<size_t>(padded) * wide;
   uint16_t* weights = values + static_cast<size_t>(padded) * wide;  // [16][padded]
   uint16_t* queries = weights + 16 * static_cast<size_t>(padded);   // [16][wide]
   float* scores = reinterpret_cast<float*>(queries + 16 * static_cast<size_t>(wide));  // [16][padded]
   alignas(64) float made[16 * 16];
-  const float factor = scale * 1.44269504f;
+  const float factor = (at.bias ? 1.0f : at.scale) * 1.44269504f;
+  const bool sees_all = at.before >= at.length && at.after >= at.length;
 
   for (int key = 0; key < padded; key += 16)
     for (int step = 0; step < steps; ++step) {
@@ -216,8 +245,11 @@ inline void bf16_attention(const void* qkv, size_t stride, int width, int length
       _mm512_store_si512(values + ((pair / 16) * (wide / 16) + column / 16) * 512 + pair % 16 * 32, both);
     }
 
-  for (int row = first; row < last; row += 16) {
-    const int count = min(16, last - row);
+  for (int row = at.first; row < at.last; row += 16) {
+    const int count = min(16, at.last - row);
+    // These queries see keys from `low` on, up to `high`, which are multiples of 32.
+    const int low = (seen(at, row).from - start) / 32 * 32;
+    const int high = (seen(at, row + count - 1).until - start + 31) / 32 * 32;
     for (int i = 0; i < 16; ++i)
       for (int step = 0; step < steps; ++step) {
         const int left = head - step * 32;
@@ -226,7 +258,7 @@ inline void bf16_attention(const void* qkv, size_t stride, int width, int length
                                        : _mm512_setzero_si512();
         _mm512_store_si512(queries + i * wide + step * 32, line);
       }
-    for (int key = 0; key < padded; key += 32) {
+    for (int key = low; key < high; key += 32) {
       _tile_zero(0);
       _tile_zero(1);
       for (int step = 0; step < steps; ++step) {
@@ -243,23 +275,35 @@ inline void bf16_attention(const void* qkv, size_t stride, int width, int length
     for (int i = 0; i < count; ++i) {
       float* s = scores + static_cast<size_t>(i) * padded;
       uint16_t* p = weights + static_cast<size_t>(i) * padded;
-      Floats most = load(s);
-      for (int j = length; j < padded; ++j) s[j] = -__builtin_inff();
-      for (int j = 16; j < padded; j += 16) most = larger(most, load(s + j));
+      const int from = sees_all ? 0 : seen(at, row + i).from - start;
+      const int until = sees_all ? length : seen(at, row + i).until - start;
+      for (int j = low; j < from; ++j) s[j] = -__builtin_inff();
+      for (int j = until; j < high; ++j) s[j] = -__builtin_inff();
+      if (at.bias) {
+        const float* bias = at.bias + (row + i) * at.bias_stride + start;
+        for (int j = from / 16 * 16; j < until; j += 16) {
+          const __mmask16 kept = (j + 16 <= until ? 0xffff : static_cast<__mmask16>((1u << (until - j)) - 1)) &
+                                 (j >= from ? 0xffff : static_cast<__mmask16>(0xffffu << (from - j)));
+          const Floats b = (Floats)_mm512_maskz_loadu_ps(kept, bias + j);
+          store(s + j, madd(load(s + j), all(at.scale), b));
+        }
+      }
+      Floats most = load(s + low);
+      for (int j = low + 16; j < high; j += 16) most = larger(most, load(s + j));
       const Floats shift = all(-max_of(most) * factor);
       Floats sum = all(0.0f);
-      for (int j = 0; j < padded; j += 32) {
-        const Floats low = power_of_two(madd(load(s + j), all(factor), shift));
-        const Floats high = power_of_two(madd(load(s + j + 16), all(factor), shift));
-        sum += low + high;
-        _mm512_storeu_si512(p + j, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+      for (int j = low; j < high; j += 32) {
+        const Floats left = power_of_two(madd(load(s + j), all(factor), shift));
+        const Floats right = power_of_two(madd(load(s + j + 16), all(factor), shift));
+        sum += left + right;
+        _mm512_storeu_si512(p + j, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
       }
       inverse[i] = 1.0f / sum_of(sum);
     }
     for (int column = 0; column < wide; column += 32) {
       _tile_zero(0);
       _tile_zero(1);
-      for (int key = 0; key < padded; key += 32) {
+      for (int key = low; key < high; key += 32) {
         _tile_loadd(4, weights + key, padded * 2);
         _tile_loadd(6, values + ((key / 32) * (wide / 16) + column / 16) * 512, 64);
         _tile_loadd(7, values + ((key / 32) * (wide / 16) + column / 16 + 1) * 512, 64);
@@ -274,7 +318,7 @@ inline void bf16_attention(const void* qkv, size_t stride, int width, int length
         const int left = min(16, head - column - half * 16);
         const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
         for (int i = 0; i < count; ++i)
-          _mm512_mask_storeu_ps(out + (row + i) * out_stride + column + half * 16, kept,
+          _mm512_mask_storeu_ps(at.out + (row + i) * at.out_stride + column + half * 16, kept,
                                 _mm512_mul_ps(_mm512_load_ps(made + i * 16), _mm512_set1_ps(inverse[i])));
       }
     }
@@ -283,7 +327,8 @@ inline void bf16_attention(const void* qkv, size_t stride, int width, int length
 }  // namespace amx
 
 const Kernels* amx_kernels() {
-  static const Kernels table = {"amx", true, amx::begin, amx::end, amx::gemm, amx::quantize, amx::layer_norm, amx::bf16_attention, amx::gather};
+  static const Kernels table = {"amx", true, amx::begin, amx::end, amx::gemm, amx::quantize, amx::norm,
+                                amx::bf16_attention, amx::bf16_rotate, amx::gather};
   return &table;
 }
 }  // namespace tz

@@ -87,7 +87,7 @@ constexpr int kNoMemory = -1, kRefused = -2;
 // Less work than this takes less time than another thread needs to come.
 constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
 constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings: rows x width
-constexpr int kInterface = 2;  // version of functions and structures; equals INTERFACE in interface.py
+constexpr int kInterface = 3;  // version of functions and structures; equals INTERFACE in interface.py
 
 thread_local const char* why = "";
 
@@ -231,7 +231,7 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     std::vector<float> t(rows);
     std::vector<int32_t> taken(rows);
     const Activations a = {reinterpret_cast<int8_t*>(q.start()), t.data(), taken.data(), w->blocks};
-    const Sink sink = {y ? Then::kStore : Then::kSums, y, nullptr, nullptr, static_cast<size_t>(w->outputs), sums};
+    const Sink sink = {y ? Then::kStore : Then::kSums, y, nullptr, nullptr, static_cast<size_t>(w->outputs), 0, sums};
     Stage stages[2];
     const int some = std::min(rows, all), pieces = std::min(w->panels, all);
     parallel(all, stages, [&](Worker& worker) {
@@ -248,13 +248,12 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
   });
 }
 
-// Computes x [rows][width]: for each row the sum of one row from each of `count` tables, and a layer norm of this sum.
+// Computes x [rows][width]: for each row the sum of one row from each of `count` tables, and a norm of this sum.
 //   tables, scales: int8 [table_rows][width] and float [table_rows] for each table
 //   ids: for each table the row that is added to each row of x, [rows]
-//   gain, bias, eps: the layer norm, [width]; null gain: no layer norm
+//   norm: gain and bias are [width]; null: no norm
 TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const* scales, const int64_t* table_rows,
-                       const int64_t* const* ids, int count, int rows, int width, const float* gain, const float* bias,
-                       float eps, float* x, int threads) {
+                       const int64_t* const* ids, int count, int rows, int width, const Norm* norm, float* x, int threads) {
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
     check_threads(threads);
@@ -272,10 +271,9 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
       require_array(scales[i], "the scales of a table are missing, or not aligned");
       check_ids(ids[i], rows, table_rows[i]);
     }
-    if (gain) {
-      require_array(gain, "the gain of a layer norm is not aligned");
-      require_array(bias, "a layer norm has no bias, or it is not aligned");
-      check_eps(eps);
+    if (norm) {
+      require_array(norm, "the norm is not aligned");
+      check(*norm);
     }
     const int all = static_cast<int64_t>(rows) * width < kWorthAnother ? 1 : threads, pieces = std::min(rows, all);
     Stage stage;
@@ -284,7 +282,7 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
         const int first = share(rows, piece, pieces), mine = share(rows, piece + 1, pieces) - first;
         float* to = x + static_cast<size_t>(first) * width;
         for (int i = 0; i < count; ++i) k.gather(tables[i], scales[i], ids[i] + first, mine, width, i > 0, to);
-        if (gain) k.layer_norm(to, mine, width, gain, bias, eps, to);
+        if (norm && norm->kind != kNone) k.norm(to, width, mine, width, *norm, nullptr, to, width);
       });
     });
   });

@@ -63,24 +63,55 @@ inline void check(const Linear& w, int64_t inputs, int64_t outputs) {
   check(w);
 }
 
+inline void check(const Norm& by) {
+  if (by.kind == kNone) return;
+  require(by.kind == kLayerNorm || by.kind == kRmsNorm, "there is no norm of this kind");
+  check_eps(by.eps);
+  require_array(by.gain, "a norm has no gain, or it is not aligned");
+  if (by.kind == kLayerNorm) require_array(by.bias, "a layer norm has no bias, or it is not aligned");
+}
+
+inline void check(const Norms& norms) {
+  for (const Norm* by : {&norms.before, &norms.after, &norms.sum}) check(*by);
+}
+
+inline void check(const Layer& layer, const Encoder& e) {
+  const int64_t head = e.head, heads = e.heads, inner = e.inner;
+  check(layer.qkv, e.width, (heads + 2 * e.key_value_heads) * head);
+  check(layer.output, heads * head, e.width);
+  check(layer.up, e.width, e.gated ? parts(inner, 16) * 32 : inner);
+  check(layer.down, inner, e.width);
+  check(layer.attention);
+  check(layer.feed_forward);
+  check(layer.query);
+  check(layer.key);
+  require(!layer.cos == !layer.sin, "rotary positions have cosines and sines, or neither");
+  if (layer.cos) {
+    require_array(layer.cos, "cosines are not aligned");
+    require_array(layer.sin, "sines are not aligned");
+    require(e.rotated > 0, "rotary positions turn no number");
+  }
+  if (layer.bias) require_array(layer.bias, "the bias of positions is not aligned");
+  require(layer.before >= -1 && layer.after >= -1, "a query sees all tokens (-1), or some before and after its own");
+}
+
 inline void check(const Encoder& e) {
   require(within(e.layers, 0, kMostLayers), "an encoder has 0 to 4096 layers");
   require(within(e.width, 1, kMostInputs), "an encoder is 1 to 4,194,304 wide");
   require(within(e.inner, 1, kMostInputs), "a feed-forward is 1 to 4,194,304 wide");
-  require(within(e.heads, 1, e.width) && e.width % e.heads == 0, "the heads don't divide the width");
-  require(e.width / e.heads <= kMostHead, "a head is at most 4096 wide");
-  require(e.norm_first == 0 || e.norm_first == 1, "norms come first (1) or not (0)");
-  check_eps(e.eps);
+  require(within(e.head, 1, kMostHead), "a head is 1 to 4096 wide");
+  require(within(e.heads, 1, kMostInputs / e.head), "the heads are 1 to 4,194,304 wide together");
+  require(within(e.key_value_heads, 1, e.heads) && e.heads % e.key_value_heads == 0,
+          "the heads of keys and values don't divide those of queries");
+  require(e.gated == 0 || e.gated == 1, "a feed-forward is gated (1) or not (0)");
+  require(within(e.activation, 0, kActivations - 1), "there is no such activation");
+  require(within(e.positions, 0, kMostLength), "there are 0 to 16,777,216 positions");
+  require(within(e.rotated, 0, e.head / 2), "rotary positions turn more than a head");
+  require(within(e.reach, 0, kMostLength), "a bias reaches 0 to 16,777,216 tokens");
+  require(std::isfinite(e.scale), "the scale of attention is not finite");
+  check(e.last);
   if (e.layers) require_array(e.layer, "an encoder has no layers, or they are not aligned");
-  for (int i = 0; i < e.layers; ++i) {
-    const Layer& layer = e.layer[i];
-    check(layer.qkv, e.width, 3 * static_cast<int64_t>(e.width));
-    check(layer.output, e.width, e.width);
-    check(layer.up, e.width, e.inner);
-    check(layer.down, e.inner, e.width);
-    for (const float* norm : {layer.first_gain, layer.first_bias, layer.second_gain, layer.second_bias})
-      require_array(norm, "a layer norm has no gain or bias, or they are not aligned");
-  }
+  for (int i = 0; i < e.layers; ++i) check(e.layer[i], e);
 }
 
 // Checks that sequences, which begin at the rows `starts`, lie end to end in `tokens` rows and are not too long.
@@ -89,8 +120,10 @@ inline void check_starts(const Encoder& e, const int32_t* starts, int sequences,
   require(within(tokens, 0, kMostRows), "there are 0 to 268,435,456 tokens");
   require_array(starts, "there are no starts of sequences, or they are not aligned");
   require(starts[0] == 0, "the first sequence starts at 0");
-  const int64_t head = parts(e.width / e.heads, 32) * 32;
-  const int64_t longest = std::min<int64_t>(kMostLength, kMostKeys / head / 32 * 32);
+  const int64_t head = parts(e.head, 32) * 32;
+  int64_t longest = std::min<int64_t>(kMostLength, kMostKeys / head / 32 * 32);
+  for (int i = 0; i < e.layers; ++i)
+    if (e.layer[i].cos) longest = std::min<int64_t>(longest, e.positions);
   for (int i = 0; i < sequences; ++i) {
     require(starts[i] <= starts[i + 1] && starts[i + 1] <= tokens, "a sequence ends before it starts, or behind the last token");
     require(starts[i + 1] - starts[i] <= longest, "a sequence has too many tokens");

@@ -48,7 +48,8 @@ struct Multiply {
 
 namespace tz {
 const Kernels* avx2_kernels() {
-  static const Kernels table = {"avx2", false, [] {}, [] {}, avx2::gemm, avx2::quantize, avx2::layer_norm, avx2::attention, avx2::gather};
+  static const Kernels table = {"avx2", false, [] {}, [] {}, avx2::gemm, avx2::quantize, avx2::norm,
+                                avx2::attention, avx2::rotate, avx2::gather};
   return &table;
 }
 }  // namespace tz

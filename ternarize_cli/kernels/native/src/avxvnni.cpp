@@ -53,7 +53,8 @@ struct Multiply {
 
 namespace tz {
 const Kernels* avxvnni_kernels() {
-  static const Kernels table = {"avxvnni", false, [] {}, [] {}, avxvnni::gemm, avxvnni::quantize, avxvnni::layer_norm, avxvnni::attention, avxvnni::gather};
+  static const Kernels table = {"avxvnni", false, [] {}, [] {}, avxvnni::gemm, avxvnni::quantize, avxvnni::norm,
+                                avxvnni::attention, avxvnni::rotate, avxvnni::gather};
   return &table;
 }
 }  // namespace tz

@@ -73,43 +73,67 @@ Activations activations(Pieces& pieces, int rows, int width) {
           blocks};
 }
 
+size_t activation_bytes(size_t rows, int width) {
+  return Activations::bytes(rows, static_cast<int>(up_to(width, kBlock) / kBlock)) + rows * 8 + 3 * 64;
+}
+
+int context_width(const Encoder& e) { return e.heads * e.head; }
+size_t qkv_width(const Encoder& e) { return (e.heads + 2 * static_cast<size_t>(e.key_value_heads)) * e.head; }
+
 // The memory that all threads share.
 struct Buffers {
-  void* qkv;       // [tokens][3 * width], float or bfloat16
-  float* context;  // [tokens][width]
-  Activations narrow;
+  size_t span;     // elements from row to row of `work`
+  void* qkv;       // [tokens][qkv_width], float or bfloat16
+  float* work;     // [tokens][span]: what attention gives, sums and products before a norm
+  Activations narrow, attended;  // what blocks read, and what attention gives
+
+  static size_t row(const Encoder& e) { return std::max(e.width, context_width(e)); }
 
   static size_t bytes(const Encoder& e, size_t tokens) {
-    const size_t rows = up_to(tokens, kRows) + kRows, width = e.width;
-    return rows * (3 * width * 4 + width * 4 + up_to(width, kBlock) + 8) + 8 * 64;
+    const size_t rows = up_to(tokens, kRows);
+    return rows * (qkv_width(e) + row(e)) * 4 + activation_bytes(rows, e.width) +
+           activation_bytes(rows, context_width(e)) + 4 * 64;
   }
 
-  Buffers(const Encoder& e, int tokens, bool bf16, Pieces pieces) {
+  Buffers(const Encoder& e, int tokens, bool bf16, Pieces pieces) : span(row(e)) {
     const size_t rows = up_to(tokens, kRows);
-    qkv = bf16 ? static_cast<void*>(pieces.take<uint16_t>(rows * 3 * e.width)) : pieces.take<float>(rows * 3 * e.width);
-    context = pieces.take<float>(rows * e.width);
+    qkv = bf16 ? static_cast<void*>(pieces.take<uint16_t>(rows * qkv_width(e))) : pieces.take<float>(rows * qkv_width(e));
+    work = pieces.take<float>(rows * span);
     narrow = activations(pieces, static_cast<int>(rows), e.width);
+    attended = activations(pieces, static_cast<int>(rows), context_width(e));
   }
 };
 
 // The memory of the feed-forward. Each thread has its own, but where pieces are outputs, all use that of the first thread.
 struct Wide {
-  float* hidden;  // [kFeedForward][inner]
+  size_t span;    // elements from row to row of `hidden`
+  float* hidden;  // [kFeedForward][span]
   Activations q;
 
+  static size_t row(const Encoder& e) { return up_to(e.inner, kPanel / 2); }
+
   static size_t bytes(const Encoder& e) {
-    return (kFeedForward + kRows) * (static_cast<size_t>(e.inner) * 4 + up_to(e.inner, kBlock) + 8) + 8 * 64;
+    return kFeedForward * row(e) * 4 + activation_bytes(kFeedForward, e.inner) + 2 * 64;
   }
 
   Wide(const Encoder& e, Pieces& pieces)
-      : hidden(pieces.take<float>(static_cast<size_t>(kFeedForward) * e.inner)),
-        q(activations(pieces, kFeedForward, e.inner)) {}
+      : span(row(e)), hidden(pieces.take<float>(kFeedForward * span)), q(activations(pieces, kFeedForward, e.inner)) {}
 };
 
-size_t scratch_bytes(const Encoder& e, int longest) {
-  const size_t blocks = up_to(std::max(e.width, e.inner), kBlock) / kBlock;
-  return std::max(gemm_scratch(blocks), attention_scratch(longest, e.width / e.heads));
+bool is_biased(const Encoder& e) {
+  return std::any_of(e.layer, e.layer + e.layers, [](const Layer& layer) { return layer.bias; });
 }
+
+// The memory of a thread for a product or the attention of a head: first the bias of the head by distance, if there is one.
+struct Scratch {
+  size_t bias, bytes;
+
+  Scratch(const Encoder& e, int longest) {
+    const size_t blocks = up_to(std::max({e.width, e.inner, context_width(e)}), kBlock) / kBlock;
+    bias = is_biased(e) ? up_to(2 * static_cast<size_t>(longest) * sizeof(float), 64) : 0;
+    bytes = bias + std::max(gemm_scratch(static_cast<int>(blocks)), attention_scratch(longest, e.head));
+  }
+};
 
 // How the blocks of an encoder are cut into stages and pieces.
 struct Plan {
@@ -143,6 +167,7 @@ struct Member {
   float* x;
   const Buffers& to;
   const Wide& wide;
+  float* line;  // the bias of a head
   uint8_t* scratch;
   Worker& worker;
 
@@ -159,77 +184,158 @@ struct Member {
     worker.stage(pieces, [&](int piece) { work(share(count, piece, pieces), share(count, piece + 1, pieces)); });
   }
 
-  void norm(const float* from, const float* gain, const float* bias, int first, int last, float* into) const {
-    const size_t at = static_cast<size_t>(first) * e.width;
-    if (first < last) k.layer_norm(from + at, last - first, e.width, gain, bias, e.eps, into + at);
+  float* hidden(int row) const { return x + static_cast<size_t>(row) * e.width; }
+  float* work(int row) const { return to.work + row * to.span; }
+
+  // The queries of a head of a token; its keys and values lie further on in the same row.
+  void* head_of(int row, int head) const {
+    const size_t place = row * qkv_width(e) + static_cast<size_t>(head) * e.head;
+    return k.bf16 ? static_cast<void*>(static_cast<uint16_t*>(to.qkv) + place) : static_cast<float*>(to.qkv) + place;
+  }
+
+  // Rounds rows, after a norm if there is one, which goes through a buffer that stays in the cache.
+  void round(const float* from, size_t stride, const Norm& by, int first, int last, const Activations& into) const {
+    constexpr int kSome = 16;
+    for (int row = first; row < last; row += kSome) {
+      const int until = std::min(row + kSome, last);
+      if (by.kind != kNone) {
+        k.norm(from + row * stride, stride, until - row, e.width, by, nullptr, work(row), to.span);
+        for (int i = row; i < until; ++i) k.quantize(work(i) - i * static_cast<size_t>(e.width), i, i + 1, e.width, into);
+      } else {
+        k.quantize(from, row, until, e.width, into);
+      }
+    }
+  }
+
+  // Adds what a linear gave, which lies in `work`, to the hidden states, and norms the sum, as far as `add` has not done so.
+  void settle(const Norms& norms, int first, int last) const {
+    if (first >= last) return;
+    const size_t width = e.width;
+    if (norms.after.kind != kNone) {
+      k.norm(work(first), to.span, last - first, e.width, norms.after, hidden(first), hidden(first), width);
+      if (norms.sum.kind != kNone)
+        k.norm(hidden(first), width, last - first, e.width, norms.sum, nullptr, hidden(first), width);
+    } else if (norms.sum.kind != kNone) {
+      k.norm(work(first), to.span, last - first, e.width, norms.sum, nullptr, hidden(first), width);
+    }
+  }
+
+  bool has_positions(const Layer& layer) const {
+    return layer.cos || layer.query.kind != kNone || layer.key.kind != kNone;
+  }
+
+  // Norms and rotates the heads [first, last) of a token's row, counted through queries and keys. `place`: in its sequence.
+  void rotate(const Layer& layer, int row, int place, int first, int last) const {
+    const float* cos = layer.cos ? layer.cos + static_cast<size_t>(place) * e.rotated : nullptr;
+    const float* sin = layer.cos ? layer.sin + static_cast<size_t>(place) * e.rotated : nullptr;
+    const int middle = std::min(std::max(first, e.heads), last);
+    if (first < middle) k.rotate(head_of(row, first), middle - first, e.head, layer.query, cos, sin, e.rotated);
+    if (middle < last) k.rotate(head_of(row, middle), last - middle, e.head, layer.key, cos, sin, e.rotated);
+  }
+
+  void rotate_rows(const Layer& layer, int first, int last) const {
+    if (!has_positions(layer)) return;
+    int sequence = 0;
+    for (int row = first; row < last; ++row) {
+      while (starts[sequence + 1] - starts[0] <= row) ++sequence;
+      rotate(layer, row, row - (starts[sequence] - starts[0]), 0, e.heads + e.key_value_heads);
+    }
+  }
+
+  // Writes the bias of a head to `line`, for distances from -(length - 1) to length - 1.
+  void write_bias(const Layer& layer, int head, int length) const {
+    const float* bias = layer.bias + static_cast<size_t>(head) * (2 * static_cast<size_t>(e.reach) + 1) + e.reach;
+    for (int distance = 1 - length; distance < length; ++distance)
+      line[distance + length - 1] = bias[std::min(std::max(distance, -e.reach), e.reach)];
   }
 
   // Computes attention for the heads [first, last), counted through all sequences, and the tokens [from, until).
-  void attend(int64_t first, int64_t last, int from, int until) const {
-    const int head = e.width / e.heads;
-    const size_t stride = 3 * static_cast<size_t>(e.width);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(head));
+  void attend(const Layer& layer, int64_t first, int64_t last, int from, int until) const {
+    const int group = e.heads / e.key_value_heads;
+    Attention at = {};
+    at.stride = qkv_width(e);
+    at.head = e.head;
+    at.scale = e.scale;
+    at.out_stride = to.span;
+    at.scratch = scratch;
+    at.before = layer.before < 0 ? INT32_MAX : layer.before;
+    at.after = layer.after < 0 ? INT32_MAX : layer.after;
     for (int64_t i = first; i < last; ++i) {
-      const int sequence = static_cast<int>(i / e.heads), column = static_cast<int>(i % e.heads) * head;
-      const int at = starts[sequence] - starts[0], length = starts[sequence + 1] - starts[sequence];
-      const int begin = std::max(from - at, 0), end = std::min(until - at, length);
-      if (begin >= end) continue;
-      const size_t place = at * stride + column;
-      const void* qkv = k.bf16 ? static_cast<const void*>(static_cast<const uint16_t*>(to.qkv) + place)
-                               : static_cast<const float*>(to.qkv) + place;
-      k.attention(qkv, stride, e.width, length, begin, end, head, scale,
-                  to.context + static_cast<size_t>(at) * e.width + column, e.width, scratch);
+      const int sequence = static_cast<int>(i / e.heads), head = static_cast<int>(i % e.heads);
+      const int start = starts[sequence] - starts[0];
+      at.length = starts[sequence + 1] - starts[sequence];
+      at.first = std::max(from - start, 0);
+      at.last = std::min(until - start, at.length);
+      if (at.first >= at.last) continue;
+      at.q = head_of(start, head);
+      at.k = head_of(start, e.heads + head / group);
+      at.v = head_of(start, e.heads + e.key_value_heads + head / group);
+      if (layer.bias) {
+        write_bias(layer, head, at.length);
+        at.bias = line + at.length - 1;
+        at.bias_stride = -1;
+      }
+      at.out = work(start) + static_cast<size_t>(head) * e.head;
+      k.attention(at);
     }
   }
 
   // Each of these multiplies rows by the panels [first, last) of a linear of a layer.
   void project(const Linear& w, int first, int last, int from, int until) const {
-    const size_t stride = 3 * static_cast<size_t>(e.width), at = from * stride;
-    Sink sink = {Then::kStore, nullptr, nullptr, nullptr, stride};
+    Sink sink = {Then::kStore, nullptr, nullptr, nullptr, qkv_width(e)};
     if (k.bf16) {
       sink.then = Then::kBf16;
-      sink.bf16 = static_cast<uint16_t*>(to.qkv) + at;
+      sink.bf16 = static_cast<uint16_t*>(head_of(from, 0));
     } else {
-      sink.out = static_cast<float*>(to.qkv) + at;
+      sink.out = static_cast<float*>(head_of(from, 0));
     }
     k.gemm(w, first, last, to.narrow.from(from), until - from, sink, scratch);
   }
 
-  void add(const Linear& w, int first, int last, const Activations& a, int row, int count) const {
-    const size_t at = static_cast<size_t>(row) * e.width, width = e.width;
-    k.gemm(w, first, last, a, count, {Then::kAdd, sum() + at, nullptr, x + at, width}, scratch);
+  // Multiplies by a linear whose outputs are added to the hidden states: there, or in `work` if a norm has to come first.
+  void add(const Linear& w, const Norms& norms, int first, int last, const Activations& a, int row, int count) const {
+    const size_t width = e.width;
+    Sink sink = {Then::kAdd, hidden(row), nullptr, hidden(row), width, width};
+    if (norms.after.kind != kNone)
+      sink = {Then::kStore, work(row), nullptr, nullptr, to.span};
+    else if (norms.sum.kind != kNone)
+      sink = {Then::kAdd, work(row), nullptr, hidden(row), to.span, width};
+    k.gemm(w, first, last, a, count, sink, scratch);
   }
 
   void widen(const Linear& w, int first, int last, int row, int count) const {
+    const Activation by = static_cast<Activation>(e.activation);
     k.gemm(w, first, last, to.narrow.from(row), count,
-           {Then::kGelu, wide.hidden, nullptr, nullptr, static_cast<size_t>(e.inner)}, scratch);
+           {e.gated ? gated(by) : activated(by), wide.hidden, nullptr, nullptr, wide.span}, scratch);
   }
 
-  float* sum() const { return e.norm_first ? x : to.context; }
-
-  // Rounds the rows of a block's input; before, the norm of the block before it is applied, if norms come after.
-  void enter(int layer, int first, int last) const {
-    if (e.norm_first) {
-      norm(x, e.layer[layer].first_gain, e.layer[layer].first_bias, first, last, to.context);
-    } else if (layer > 0) {
-      leave(layer - 1, first, last);
-    }
-    k.quantize(e.norm_first ? to.context : x, first, last, e.width, to.narrow);
+  void round_wide(int first, int last) const {
+    for (int i = first; i < last; ++i)
+      k.quantize(wide.hidden + i * (wide.span - e.inner), i, i + 1, e.inner, wide.q);
   }
 
-  // Rounds the rows of the feed-forward's input.
+  void round_attended(int first, int last) const {
+    const size_t width = context_width(e);
+    for (int i = first; i < last; ++i)
+      k.quantize(to.work + i * (to.span - width), i, i + 1, static_cast<int>(width), to.attended);
+  }
+
+  // Ends the block before, and rounds what attention reads.
+  void enter(int i, int first, int last) const {
+    if (i > 0) settle(e.layer[i - 1].feed_forward, first, last);
+    round(x, e.width, e.layer[i].attention.before, first, last, to.narrow);
+  }
+
   void enter_feed_forward(const Layer& layer, int first, int last) const {
-    if (e.norm_first) {
-      norm(x, layer.second_gain, layer.second_bias, first, last, to.context);
-    } else {
-      norm(to.context, layer.first_gain, layer.first_bias, first, last, x);
-    }
-    k.quantize(e.norm_first ? to.context : x, first, last, e.width, to.narrow);
+    settle(layer.attention, first, last);
+    round(x, e.width, layer.feed_forward.before, first, last, to.narrow);
   }
 
-  // Applies the norm at the end of a block, if norms come after.
-  void leave(int layer, int first, int last) const {
-    if (!e.norm_first) norm(to.context, e.layer[layer].second_gain, e.layer[layer].second_bias, first, last, x);
+  // Ends the last block.
+  void leave(int first, int last) const {
+    if (e.layers > 0) settle(e.layer[e.layers - 1].feed_forward, first, last);
+    if (e.last.kind != kNone && first < last)
+      k.norm(hidden(first), e.width, last - first, e.width, e.last, nullptr, hidden(first), e.width);
   }
 
   void run_by_rows() const {
@@ -238,40 +344,56 @@ struct Member {
       rows([&](int from, int until) {
         enter(i, from, until);
         project(layer.qkv, 0, layer.qkv.panels, from, until);
+        rotate_rows(layer, from, until);
       });
       rows([&](int from, int until) {
-        attend(0, static_cast<int64_t>(sequences) * e.heads, from, until);
-        k.quantize(to.context, from, until, e.width, to.narrow);
-        add(layer.output, 0, layer.output.panels, to.narrow.from(from), from, until - from);
+        attend(layer, 0, static_cast<int64_t>(sequences) * e.heads, from, until);
+        round_attended(from, until);
+        add(layer.output, layer.attention, 0, layer.output.panels, to.attended.from(from), from, until - from);
         enter_feed_forward(layer, from, until);
         for (int row = from; row < until; row += kFeedForward) {
           const int count = std::min(kFeedForward, until - row);
           widen(layer.up, 0, layer.up.panels, row, count);
-          k.quantize(wide.hidden, 0, count, e.inner, wide.q);
-          add(layer.down, 0, layer.down.panels, wide.q, row, count);
+          round_wide(0, count);
+          add(layer.down, layer.feed_forward, 0, layer.down.panels, wide.q, row, count);
         }
       });
     }
   }
 
+  // A piece of attention has whole groups of heads that share keys, since it norms and rotates these.
+  void attend_groups(const Layer& layer, int64_t first, int64_t last) const {
+    const int group = e.heads / e.key_value_heads;
+    for (int64_t i = first; i < last && has_positions(layer); ++i) {
+      const int sequence = static_cast<int>(i / e.key_value_heads), head = static_cast<int>(i % e.key_value_heads);
+      const int start = starts[sequence] - starts[0], length = starts[sequence + 1] - starts[sequence];
+      for (int place = 0; place < length; ++place) {
+        rotate(layer, start + place, place, head * group, (head + 1) * group);
+        rotate(layer, start + place, place, e.heads + head, e.heads + head + 1);
+      }
+    }
+    attend(layer, first * group, last * group, 0, plan.tokens);
+  }
+
   void run_by_outputs() const {
     const int tokens = plan.tokens;
-    const int64_t heads = static_cast<int64_t>(sequences) * e.heads;  // of all sequences
-    const int some = static_cast<int>(std::min<int64_t>(heads, plan.threads));
+    const int64_t groups = static_cast<int64_t>(sequences) * e.key_value_heads;
+    const int some = static_cast<int>(std::min<int64_t>(groups, plan.threads));
     for (int i = 0; i < e.layers; ++i) {
       const Layer& layer = e.layer[i];
       rows([&](int from, int until) { enter(i, from, until); });
       parts(layer.qkv.panels, [&](int first, int last) { project(layer.qkv, first, last, 0, tokens); });
-      worker.stage(some, [&](int piece) { attend(heads * piece / some, heads * (piece + 1) / some, 0, tokens); });
-      rows([&](int from, int until) { k.quantize(to.context, from, until, e.width, to.narrow); });
+      worker.stage(some, [&](int piece) { attend_groups(layer, groups * piece / some, groups * (piece + 1) / some); });
+      rows([&](int from, int until) { round_attended(from, until); });
       parts(layer.output.panels,
-            [&](int first, int last) { add(layer.output, first, last, to.narrow, 0, tokens); });
+            [&](int first, int last) { add(layer.output, layer.attention, first, last, to.attended, 0, tokens); });
       rows([&](int from, int until) { enter_feed_forward(layer, from, until); });
       for (int row = 0; row < tokens; row += kFeedForward) {
         const int count = std::min(kFeedForward, tokens - row);
         parts(layer.up.panels, [&](int first, int last) { widen(layer.up, first, last, row, count); });
-        parts(count, [&](int first, int last) { k.quantize(wide.hidden, first, last, e.inner, wide.q); });
-        parts(layer.down.panels, [&](int first, int last) { add(layer.down, first, last, wide.q, row, count); });
+        parts(count, [&](int first, int last) { round_wide(first, last); });
+        parts(layer.down.panels,
+              [&](int first, int last) { add(layer.down, layer.feed_forward, first, last, wide.q, row, count); });
       }
     }
   }
@@ -279,7 +401,7 @@ struct Member {
   void run() const {
     k.begin();
     plan.by_rows ? run_by_rows() : run_by_outputs();
-    if (e.layers > 0) rows([&](int from, int until) { leave(e.layers - 1, from, until); });
+    rows([&](int from, int until) { leave(from, until); });
     k.end();
   }
 };
@@ -288,12 +410,13 @@ thread_local Arena arena;
 
 // The bytes of the parts of an arena: `shared` by all threads, for up to `tokens` tokens; `thread` is for each thread.
 struct Room {
-  size_t shared, thread, scratch;
+  Scratch scratch;
+  size_t shared, thread;
 
   Room(const Encoder& e, int tokens, int longest)
-      : shared(up_to(Buffers::bytes(e, tokens), 64)),
-        thread(up_to(scratch_bytes(e, longest), 64) + up_to(Wide::bytes(e), 64)),
-        scratch(scratch_bytes(e, longest)) {}
+      : scratch(e, longest),
+        shared(up_to(Buffers::bytes(e, tokens), 64)),
+        thread(up_to(scratch.bytes, 64) + up_to(Wide::bytes(e), 64)) {}
 };
 
 // Runs a group of sequences on a thread of all that do so. `memory` has room.shared bytes, and room.thread bytes for each of
@@ -303,10 +426,11 @@ void run_group(const Encoder& e, const Kernels& k, const int32_t* starts, int se
   const Buffers buffers(e, plan.tokens, k.bf16, Pieces(memory));
   uint8_t* const own = memory + room.shared;  // the part of the first thread; those of the others follow
   Pieces pieces(own + worker.rank * room.thread), first(own);
-  uint8_t* scratch = pieces.take<uint8_t>(room.scratch);
-  first.take<uint8_t>(room.scratch);
+  uint8_t* const scratch = pieces.take<uint8_t>(room.scratch.bytes);
+  first.take<uint8_t>(room.scratch.bytes);
   const Wide wide(e, plan.by_rows ? pieces : first);
-  Member{e, k, starts, sequences, plan, x, buffers, wide, scratch, worker}.run();
+  float* const line = reinterpret_cast<float*>(scratch);
+  Member{e, k, starts, sequences, plan, x, buffers, wide, line, scratch + room.scratch.bias, worker}.run();
 }
 
 }  // namespace

@@ -1,20 +1,40 @@
 // Runs all blocks of an encoder on packed weights in one call.
+//
+// A block is attention and then a feed-forward: x = x + f(x) for each of the two, with norms in up to three places: of what f
+// reads (`before`), of what f gives (`after`), and of the sum (`sum`). BERT has the last of these, ViT and ModernBERT the first,
+// Gemma 3 the first two.
 #pragma once
 #include "native.h"
 
 namespace tz {
 
+extern "C" struct Norms {
+  Norm before, after, sum;
+};
+
 extern "C" struct Layer {
-  Linear qkv;     // queries, keys and values of all heads, one after the other: 3 * width outputs
-  Linear output;    // the output of attention
-  Linear up, down;  // the feed-forward
-  const float *first_gain, *first_bias, *second_gain, *second_bias;  // the two layer norms
+  Linear qkv;     // queries of all heads, then keys, then values of all key-value heads
+  Linear output;  // the output of attention
+  // The feed-forward. If it is gated, `up` has 16 outputs that go through the activation, then the 16 that these are multiplied
+  // by, and so on, up to a multiple of 16 of each (Then::kGate).
+  Linear up, down;
+  Norms attention, feed_forward;
+  Norm query, key;           // of each head
+  const float *cos, *sin;    // rotary positions: [Encoder.positions][Encoder.rotated]; null: none
+  const float* bias;         // [heads][2 * reach + 1]: added to scores by the distance from query to key; null: none
+  int32_t before, after;     // a query sees so many tokens before and after its own; -1: all
 };
 
 extern "C" struct Encoder {
-  int32_t layers, width, heads, inner;  // inner: width of the feed-forward
-  int32_t norm_first;  // 1: layer norms before attention and feed-forward (ViT); 0: after them (BERT)
-  float eps;
+  int32_t layers, width, heads, key_value_heads, head;  // head: width of a head
+  int32_t inner;       // width of the feed-forward
+  int32_t gated;       // 1: the feed-forward is gated; 0: it is not
+  int32_t activation;  // one of `Activation`
+  int32_t positions;   // the longest sequence that rotary positions are there for
+  int32_t rotated;     // pairs of numbers of a head that rotary positions turn
+  int32_t reach;       // keys that are farther from a query than this have the bias of this distance
+  float scale;         // of the products of queries and keys
+  Norm last;           // of the last hidden states
   const Layer* layer;
 };
 

@@ -35,12 +35,53 @@ extern "C" struct Linear {
 };
 
 // What is done with a product. `y` is the value that the reference backend computes: float(sum) * scale * t + bias.
+// kActivate stands for five values, one for each activation of `Activation`: kActivate + a. So does kGate, for which a panel
+// holds sixteen outputs that go through the activation, and then the sixteen that these are multiplied by.
 enum class Then : int32_t {
-  kSums,   // sums = the integer sum, without scales and bias
-  kStore,  // out = y
-  kGelu,   // out = gelu(y), defined by the error function, not by tanh
-  kAdd,    // out = y + residual
-  kBf16,   // bf16 = bfloat16(y)
+  kSums,          // sums = the integer sum, without scales and bias
+  kStore,         // out = y
+  kAdd,           // out = y + residual
+  kBf16,          // bf16 = bfloat16(y)
+  kActivate = 4,  // out = activation(y)
+  kGate = 9,      // out = activation(y) * the y sixteen outputs further; `out` has half as many columns
+};
+
+enum class Activation : int32_t {
+  kGelu,       // x * (1 + erf(x / sqrt 2)) / 2
+  kGeluTanh,   // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
+  kQuickGelu,  // x * sigmoid(1.702 x)
+  kSilu,       // x * sigmoid(x)
+  kRelu,       // max(x, 0)
+};
+constexpr int kActivations = 5;
+
+TZ_INLINE Then activated(Activation by) { return static_cast<Then>(4 + static_cast<int32_t>(by)); }
+TZ_INLINE Then gated(Activation by) { return static_cast<Then>(9 + static_cast<int32_t>(by)); }
+
+// A norm over the values of a row.
+extern "C" struct Norm {
+  const float* gain;
+  const float* bias;  // of a layer norm
+  float eps;
+  int32_t kind;  // one of the following; kNone: there is no norm, and the rest has no meaning
+};
+constexpr int32_t kNone = 0;
+constexpr int32_t kLayerNorm = 1;  // (x - mean) / sqrt(variance + eps) * gain + bias
+constexpr int32_t kRmsNorm = 2;    // x / sqrt(mean of x^2 + eps) * gain
+
+// The attention of one head of one sequence, for the queries [first, last). Rows of queries, keys, values and outputs are
+// tokens; the pointers point to the sequence's first token.
+struct Attention {
+  const void *q, *k, *v;  // `head` numbers a token, float or bfloat16
+  size_t stride;          // elements from token to token, in all three
+  int length, first, last, head;
+  float scale;           // of the products of queries and keys
+  int before, after;     // a query sees its own token, and so many tokens before and after it
+  const float* bias;     // is added to the scaled product of query i and key j: bias[i * bias_stride + j]; null: nothing is
+  ptrdiff_t bias_stride;
+  float* out;
+  size_t out_stride;
+  uint8_t* scratch;  // attention_scratch bytes
 };
 
 // Where products are written.
@@ -49,7 +90,8 @@ struct Sink {
   float* out;
   uint16_t* bf16;
   const float* residual;
-  size_t stride;  // elements from row to row in `out`, `bf16`, `residual` and `sums`
+  size_t stride;                // elements from row to row in `out`, `bf16` and `sums`
+  size_t residual_stride = 0;   // the same in `residual`
   int32_t* sums = nullptr;
 };
 
@@ -77,11 +119,14 @@ struct Kernels {
   void (*gemm)(const Linear&, int first, int last, const Activations&, int rows, const Sink&, uint8_t* scratch);
   // Rounds the rows [first, last) of x [..][width] to symmetric int8: t = max|x| / 127, q = round(x / t).
   void (*quantize)(const float* x, int first, int last, int width, const Activations& to);
-  void (*layer_norm)(const float* x, int rows, int width, const float* gain, const float* bias, float eps, float* out);
-  // Computes the attention of one head of one sequence, for the queries [first, last). qkv points to the queries of the
-  // sequence's first token; its keys and values lie `width` and 2 * `width` elements further.
-  void (*attention)(const void* qkv, size_t stride, int width, int length, int first, int last, int head, float scale,
-                    float* out, size_t out_stride, uint8_t* scratch);
+  // Norms rows of x, `stride` elements apart, and writes them to `out`, to_stride apart; adds `residual`, which is laid out like
+  // `out`, unless it is null. `out` may be x or the residual.
+  void (*norm)(const float* x, size_t stride, int rows, int width, const Norm&, const float* residual, float* out,
+               size_t to_stride);
+  void (*attention)(const Attention&);
+  // Norms `heads` heads of one token in place, each `head` numbers, float or bfloat16 as `bf16` says, and rotates the first
+  // 2 * `half` of them: (a, b) = (a cos - b sin, b cos + a sin) for a in the first and b in the second half. Null cos: none.
+  void (*rotate)(void* x, int heads, int head, const Norm&, const float* cos, const float* sin, int half);
   // Looks up rows of an int8 table with a scale for each row, and writes them to x, or adds them to x if `add`.
   void (*gather)(const int8_t* table, const float* scales, const int64_t* ids, int rows, int width, bool add, float* x);
 };

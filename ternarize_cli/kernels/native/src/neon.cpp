@@ -55,7 +55,8 @@ struct Multiply {
 
 namespace tz {
 const Kernels* neon_kernels() {
-  static const Kernels table = {"neon", false, [] {}, [] {}, neon::gemm, neon::quantize, neon::layer_norm, neon::attention, neon::gather};
+  static const Kernels table = {"neon", false, [] {}, [] {}, neon::gemm, neon::quantize, neon::norm,
+                                neon::attention, neon::rotate, neon::gather};
   return &table;
 }
 }  // namespace tz

@@ -173,6 +173,23 @@ inline Floats exp_of_negative(Floats x) {
   return polynomial(p, f) * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
+// Computes 1 / (1 + e^-x).
+inline Floats sigmoid(Floats x) {
+  const Floats e = exp_of_negative(-magnitude(x));
+  const Floats larger_half = quotient(all(1.0f), e + 1.0f);  // of |x|
+  return x < all(0.0f) ? e * larger_half : larger_half;
+}
+
+template <Activation by>
+inline Floats activation(Floats y) {
+  if constexpr (by == Activation::kGelu) return gelu(y);
+  if constexpr (by == Activation::kGeluTanh)
+    return y * sigmoid(y * madd(y * y, all(2 * 0.7978845608f * 0.044715f), all(2 * 0.7978845608f)));
+  if constexpr (by == Activation::kQuickGelu) return y * sigmoid(y * 1.702f);
+  if constexpr (by == Activation::kSilu) return y * sigmoid(y);
+  return larger(y, all(0.0f));
+}
+
 inline uint16_t to_bf16(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
@@ -192,18 +209,25 @@ inline void put_bf16(uint16_t* to, Floats y, int count) {
 #endif
 }
 
+constexpr bool is_activated(Then then) { return then >= Then::kActivate && then < Then::kGate; }
+constexpr bool is_gated(Then then) { return then >= Then::kGate; }
+constexpr Activation activation_of(Then then) {
+  return static_cast<Activation>(static_cast<int32_t>(then) - static_cast<int32_t>(is_gated(then) ? Then::kGate : Then::kActivate));
+}
+
 // Does what `then` says with up to a vector of outputs of one row.
 template <Then then>
-inline void put(const Sink& to, size_t place, Ints sums, Floats y, int count) {
+inline void put(const Sink& to, size_t row, size_t column, Ints sums, Floats y, int count) {
+  const size_t place = row * to.stride + column;
   const bool whole = count >= kLanes;
   if constexpr (then == Then::kSums) {
     __builtin_memcpy(to.sums + place, &sums, min(count, kLanes) * sizeof(int32_t));
   } else if constexpr (then == Then::kBf16) {
     put_bf16(to.bf16 + place, y, count);
   } else {
-    if constexpr (then == Then::kGelu) y = gelu(y);
+    if constexpr (is_activated(then)) y = activation<activation_of(then)>(y);
     if constexpr (then == Then::kAdd) {
-      const float* from = to.residual + place;
+      const float* from = to.residual + row * to.residual_stride + column;
       y = y + (whole ? load(from) : load_some(from, count, 0.0f));
     }
     if (whole)
@@ -225,19 +249,31 @@ inline void finish(const int32_t* c, int from, int until, const Linear& w, int p
     scales[part] = load(w.scale + panel * kPanel + part * kLanes);
     biases[part] = load(w.bias + panel * kPanel + part * kLanes);
   }
-  for (int i = from; i < until; ++i) {
-    const size_t place = (first + i) * to.stride + panel * kPanel;
-    for (int part = 0; part < parts && part * kLanes < columns; ++part) {
-      const Ints sums = *reinterpret_cast<const Ints*>(c + i * kPanel + part * kLanes) - a.sums[first + i];
-      Floats y = __builtin_convertvector(sums, Floats) * scales[part];
-      y = y * a.t[first + i];
-      y = y + biases[part];
-      if (columns >= kPanel)
-        put<then>(to, place + part * kLanes, sums, y, kLanes);
-      else
-        put<then>(to, place + part * kLanes, sums, y, columns - part * kLanes);
-    }
+  const auto value = [&](int i, int part, Ints& sums) {
+    sums = *reinterpret_cast<const Ints*>(c + i * kPanel + part * kLanes) - a.sums[first + i];
+    Floats y = __builtin_convertvector(sums, Floats) * scales[part];
+    y = y * a.t[first + i];
+    return y + biases[part];
+  };
+  Ints sums;
+  if constexpr (is_gated(then)) {
+    constexpr int half = parts / 2;
+    for (int i = from; i < until; ++i)
+      for (int part = 0; part < half; ++part) {
+        const Floats y = activation<activation_of(then)>(value(i, part, sums));
+        store(to.out + (first + i) * to.stride + panel * (kPanel / 2) + part * kLanes, y * value(i, part + half, sums));
+      }
+    return;
   }
+  for (int i = from; i < until; ++i)
+    for (int part = 0; part < parts && part * kLanes < columns; ++part) {
+      const Floats y = value(i, part, sums);
+      const size_t column = static_cast<size_t>(panel) * kPanel + part * kLanes;
+      if (columns >= kPanel)
+        put<then>(to, first + i, column, sums, y, kLanes);
+      else
+        put<then>(to, first + i, column, sums, y, columns - part * kLanes);
+    }
 }
 
 #ifndef TZ_OWN_GEMM
@@ -260,14 +296,27 @@ template <Then then>
 inline void gemm_then(const Linear&, int first, int last, const Activations&, int rows, const Sink&, uint8_t* scratch);
 #endif
 
+template <int a>
+inline bool gemm_activated(const Linear& w, int first, int last, const Activations& x, int rows, const Sink& to,
+                           uint8_t* scratch) {
+  if constexpr (a < kActivations) {
+    constexpr Then plain = static_cast<Then>(static_cast<int>(Then::kActivate) + a);
+    constexpr Then gate = static_cast<Then>(static_cast<int>(Then::kGate) + a);
+    if (to.then == plain) return gemm_then<plain>(w, first, last, x, rows, to, scratch), true;
+    if (to.then == gate) return gemm_then<gate>(w, first, last, x, rows, to, scratch), true;
+    return gemm_activated<a + 1>(w, first, last, x, rows, to, scratch);
+  }
+  return false;
+}
+
 inline void gemm(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
                  uint8_t* scratch) {
   switch (to.then) {
     case Then::kSums: return gemm_then<Then::kSums>(w, first, last, a, rows, to, scratch);
     case Then::kStore: return gemm_then<Then::kStore>(w, first, last, a, rows, to, scratch);
-    case Then::kGelu: return gemm_then<Then::kGelu>(w, first, last, a, rows, to, scratch);
     case Then::kAdd: return gemm_then<Then::kAdd>(w, first, last, a, rows, to, scratch);
     case Then::kBf16: return gemm_then<Then::kBf16>(w, first, last, a, rows, to, scratch);
+    default: gemm_activated<0>(w, first, last, a, rows, to, scratch);
   }
 }
 
@@ -313,21 +362,47 @@ inline void quantize(const float* x, int first, int last, int width, const Activ
   }
 }
 
-inline void layer_norm(const float* x, int rows, int width, const float* gain, const float* bias, float eps, float* out) {
-  for (int row = 0; row < rows; ++row) {
-    const float* in = x + static_cast<size_t>(row) * width;
-    float* to = out + static_cast<size_t>(row) * width;
-    Floats sum[4] = {}, square[4] = {};
+inline void norm_row(const float* in, int width, const Norm& by, const float* residual, float* to) {
+  Floats sum[4] = {}, square[4] = {};
+  float mean = 0.0f;
+  if (by.kind == kLayerNorm) {
     through(in, width, 0.0f, [&](int, Floats v, int chain) { sum[chain] += v; });
-    const float mean = sum_of(sum) / width;
-    through(in, width, mean, [&](int, Floats v, int chain) { square[chain] = madd(v - mean, v - mean, square[chain]); });
-    const float inverse = 1.0f / __builtin_sqrtf(sum_of(square) / width + eps);
-    through(in, width, 0.0f, [&](int i, Floats v, int) {
-      const int left = width - i;
-      const Floats g = left >= kLanes ? load(gain + i) : load_some(gain + i, left, 0.0f);
-      const Floats b = left >= kLanes ? load(bias + i) : load_some(bias + i, left, 0.0f);
-      store_some(to + i, madd((v - mean) * inverse, g, b), left);
-    });
+    mean = sum_of(sum) / width;
+  }
+  through(in, width, mean, [&](int, Floats v, int chain) { square[chain] = madd(v - mean, v - mean, square[chain]); });
+  const float inverse = 1.0f / __builtin_sqrtf(sum_of(square) / width + by.eps);
+  const bool is_shifted = by.kind == kLayerNorm;
+  through(in, width, 0.0f, [&](int i, Floats v, int) {
+    const int left = width - i;
+    const auto at = [&](const float* from) { return left >= kLanes ? load(from + i) : load_some(from + i, left, 0.0f); };
+    const Floats scaled = (v - mean) * inverse;
+    Floats y = is_shifted ? madd(scaled, at(by.gain), at(by.bias)) : scaled * at(by.gain);
+    if (residual) y = y + at(residual);
+    store_some(to + i, y, left);
+  });
+}
+
+inline void norm(const float* x, size_t stride, int rows, int width, const Norm& by, const float* residual, float* out,
+                 size_t to_stride) {
+  for (int row = 0; row < rows; ++row)
+    norm_row(x + row * stride, width, by, residual ? residual + row * to_stride : nullptr, out + row * to_stride);
+}
+
+inline void rotate_line(float* line, const float* cos, const float* sin, int half) {
+  for (int d = 0; d < half; d += kLanes) {
+    const int left = half - d;
+    const auto at = [left](const float* from) { return left >= kLanes ? load(from) : load_some(from, left, 0.0f); };
+    const Floats a = at(line + d), b = at(line + half + d), c = at(cos + d), s = at(sin + d);
+    store_some(line + d, a * c - b * s, left);
+    store_some(line + half + d, b * c + a * s, left);
+  }
+}
+
+inline void rotate(void* x, int heads, int head, const Norm& by, const float* cos, const float* sin, int half) {
+  float* line = static_cast<float*>(x);
+  for (int i = 0; i < heads; ++i, line += head) {
+    if (by.kind != kNone) norm_row(line, head, by, nullptr, line);
+    if (cos) rotate_line(line, cos, sin, half);
   }
 }
 
@@ -344,25 +419,39 @@ inline void gather(const int8_t* table, const float* scales, const int64_t* ids,
   }
 }
 
-// Computes attention in float, four queries at a time. Keys are transposed first, so that scores are vectors over keys.
-inline void attention(const void* qkv, size_t stride, int width, int length, int first, int last, int head, float scale,
-                      float* out, size_t out_stride, uint8_t* scratch) {
-  const float* q = static_cast<const float*>(qkv);
-  const float* k = q + width;
-  const float* v = k + width;
-  const int padded = (length + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-  float* keys = reinterpret_cast<float*>(scratch);            // [head][padded]
+// The keys that a query sees: [from, until).
+struct Seen {
+  int from, until;
+};
+inline Seen seen(const Attention& at, int query) {
+  return {query > at.before ? query - at.before : 0, query < at.length - at.after ? query + at.after + 1 : at.length};
+}
+
+// Computes attention in float, four queries at a time. Keys are transposed first, so that scores are vectors over keys. Places in
+// `keys` and `scores` count from the first key that any query sees.
+inline void attention(const Attention& at) {
+  const float* q = static_cast<const float*>(at.q);
+  const int head = at.head, first_key = seen(at, at.first).from, last_key = seen(at, at.last - 1).until;
+  const float* k = static_cast<const float*>(at.k) + first_key * at.stride;
+  const float* v = static_cast<const float*>(at.v) + first_key * at.stride;
+  const int count_keys = last_key - first_key;
+  const int padded = (count_keys + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
+  float* keys = reinterpret_cast<float*>(at.scratch);         // [head][padded]
   float* scores = keys + static_cast<size_t>(head) * padded;  // [4][padded]
   for (int d = 0; d < head; ++d)
-    for (int i = 0; i < padded; ++i) keys[d * padded + i] = i < length ? k[i * stride + d] : 0.0f;
-  for (int row = first; row < last; row += 4) {
-    const int count = min(4, last - row);
+    for (int i = 0; i < padded; ++i) keys[d * static_cast<size_t>(padded) + i] = i < count_keys ? k[i * at.stride + d] : 0.0f;
+  for (int row = at.first; row < at.last; row += 4) {
+    const int count = min(4, at.last - row);
+    // These four queries see keys from `low` on, up to `high`.
+    const int low = (seen(at, row).from - first_key) / (2 * kLanes) * (2 * kLanes);
+    const int high = seen(at, row + count - 1).until - first_key;
     const float* from[4];
-    for (int i = 0; i < 4; ++i) from[i] = q + min(row + i, last - 1) * stride;
-    for (int j = 0; j < padded; j += 2 * kLanes) {
+    for (int i = 0; i < 4; ++i) from[i] = q + min(row + i, at.last - 1) * at.stride;
+    for (int j = low; j < high; j += 2 * kLanes) {
       Floats left[4] = {}, right[4] = {};
       for (int d = 0; d < head; ++d) {
-        const Floats a = load(keys + d * padded + j), b = load(keys + d * padded + j + kLanes);
+        const float* line = keys + d * static_cast<size_t>(padded) + j;
+        const Floats a = load(line), b = load(line + kLanes);
         for (int i = 0; i < 4; ++i) {
           const Floats x = all(from[i][d]);
           left[i] = madd(x, a, left[i]);
@@ -370,42 +459,55 @@ inline void attention(const void* qkv, size_t stride, int width, int length, int
         }
       }
       for (int i = 0; i < 4; ++i) {
-        store(scores + i * padded + j, left[i] * scale);
-        store(scores + i * padded + j + kLanes, right[i] * scale);
+        store(scores + i * static_cast<size_t>(padded) + j, left[i] * at.scale);
+        store(scores + i * static_cast<size_t>(padded) + j + kLanes, right[i] * at.scale);
       }
     }
     float inverse[4];
     for (int i = 0; i < 4; ++i) {
-      float* s = scores + i * padded;
-      Floats most[4] = {all(s[0]), all(s[0]), all(s[0]), all(s[0])}, sum[4] = {};
-      through(s, length, s[0], [&](int, Floats x, int chain) { most[chain] = larger(most[chain], x); });
+      float* s = scores + i * static_cast<size_t>(padded);
+      const int query = min(row + i, at.last - 1);
+      const int begin = seen(at, query).from - first_key, end = seen(at, query).until - first_key, width = end - begin;
+      if (at.bias) {
+        const float* bias = at.bias + query * at.bias_stride + first_key + begin;
+        through(s + begin, width, 0.0f, [&](int j, Floats x, int) {
+          const int left = width - j;
+          store_some(s + begin + j, x + (left >= kLanes ? load(bias + j) : load_some(bias + j, left, 0.0f)), left);
+        });
+      }
+      Floats most[4] = {all(s[begin]), all(s[begin]), all(s[begin]), all(s[begin])}, sum[4] = {};
+      through(s + begin, width, s[begin], [&](int, Floats x, int chain) { most[chain] = larger(most[chain], x); });
       const float largest = max_of(most);
-      through(s, padded, 0.0f, [&](int j, Floats x, int) { store(s + j, exp_of_negative(x - largest)); });
-      for (int j = length; j < padded; ++j) s[j] = 0.0f;
-      through(s, padded, 0.0f, [&](int, Floats x, int chain) { sum[chain] += x; });
+      through(s + begin, width, -__builtin_inff(), [&](int j, Floats x, int chain) {
+        const Floats e = exp_of_negative(x - largest);
+        store_some(s + begin + j, e, width - j);
+        sum[chain] += width - j >= kLanes ? e : load_some(s + begin + j, width - j, 0.0f);
+      });
+      for (int j = low; j < begin; ++j) s[j] = 0.0f;
+      for (int j = end; j < high; ++j) s[j] = 0.0f;
       inverse[i] = 1.0f / sum_of(sum);
     }
     int d = 0;
     for (; d + 2 * kLanes <= head; d += 2 * kLanes) {
       Floats left[4] = {}, right[4] = {};
-      for (int j = 0; j < length; ++j) {
-        const Floats a = load(v + j * stride + d), b = load(v + j * stride + d + kLanes);
+      for (int j = low; j < high; ++j) {
+        const Floats a = load(v + j * at.stride + d), b = load(v + j * at.stride + d + kLanes);
         for (int i = 0; i < 4; ++i) {
-          const Floats p = all(scores[i * padded + j]);
+          const Floats p = all(scores[i * static_cast<size_t>(padded) + j]);
           left[i] = madd(p, a, left[i]);
           right[i] = madd(p, b, right[i]);
         }
       }
       for (int i = 0; i < count; ++i) {
-        store(out + (row + i) * out_stride + d, left[i] * inverse[i]);
-        store(out + (row + i) * out_stride + d + kLanes, right[i] * inverse[i]);
+        store(at.out + (row + i) * at.out_stride + d, left[i] * inverse[i]);
+        store(at.out + (row + i) * at.out_stride + d + kLanes, right[i] * inverse[i]);
       }
     }
     for (; d < head; ++d)
       for (int i = 0; i < count; ++i) {
         float sum = 0.0f;
-        for (int j = 0; j < length; ++j) sum += scores[i * padded + j] * v[j * stride + d];
-        out[(row + i) * out_stride + d] = sum * inverse[i];
+        for (int j = low; j < high; ++j) sum += scores[i * static_cast<size_t>(padded) + j] * v[j * at.stride + d];
+        at.out[(row + i) * at.out_stride + d] = sum * inverse[i];
       }
   }
 }

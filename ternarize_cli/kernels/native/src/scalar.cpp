@@ -40,7 +40,8 @@ struct Multiply {
 
 namespace tz {
 const Kernels* scalar_kernels() {
-  static const Kernels table = {"scalar", false, [] {}, [] {}, scalar::gemm, scalar::quantize, scalar::layer_norm, scalar::attention, scalar::gather};
+  static const Kernels table = {"scalar", false, [] {}, [] {}, scalar::gemm, scalar::quantize, scalar::norm,
+                                scalar::attention, scalar::rotate, scalar::gather};
   return &table;
 }
 }  // namespace tz

@@ -62,7 +62,8 @@ struct Multiply {
 
 namespace tz {
 const Kernels* vnni_kernels() {
-  static const Kernels table = {"vnni", false, [] {}, [] {}, vnni::gemm, vnni::quantize, vnni::layer_norm, vnni::attention, vnni::gather};
+  static const Kernels table = {"vnni", false, [] {}, [] {}, vnni::gemm, vnni::quantize, vnni::norm,
+                                vnni::attention, vnni::rotate, vnni::gather};
   return &table;
 }
 }  // namespace tz

@@ -1,0 +1,46 @@
+"""Describes the blocks of transformers' models (`format.block`), from their config and the names of their submodules.
+
+`families` says how each family names its parts; `reading` makes a description from that, and checks that a block has
+no other parts. A family that is not there runs through its own modules, with a backend for each linear.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ternarize_cli.encoders.blocks.describing import Undescribed, describe
+from ternarize_cli.format.block import Block
+from ternarize_cli.kernels.stack import describe_by
+
+__all__ = ["attach", "blocks_of"]
+
+
+def blocks_of(encoder: nn.Module) -> dict[str, Block]:
+    """Describes every stack of blocks in an encoder, by the name of the model that has it; "" is the encoder itself."""
+    found = {name: _described(module) for name, module in encoder.named_modules() if _is_model(module)}
+    return {name: block for name, block in found.items() if isinstance(block, Block)}
+
+
+def attach(encoder: nn.Module, given: Mapping[str, Block]) -> None:
+    """Gives a packed encoder, and each model inside it, the description of its blocks, from which backends run it.
+
+    Args:
+        encoder: the encoder.
+        given: the descriptions that its artifact carries, as `blocks_of` returns them; for a model that it does not
+            describe, a description is made.
+    """
+    for name, module in encoder.named_modules():
+        if _is_model(module):
+            describe_by(module, given.get(name) or _described(module))
+
+
+def _is_model(module: nn.Module) -> bool:
+    return isinstance(module, PreTrainedModel)
+
+
+def _described(module: nn.Module) -> Block | str:
+    try:
+        return describe(module)
+    except Undescribed as e:
+        return str(e)

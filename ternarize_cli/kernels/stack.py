@@ -1,0 +1,144 @@
+"""Finds the parts of a packed model's blocks by the names in their description (`format.block`)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.format.block import Block
+from ternarize_cli.layers import PackedLinear
+
+__all__ = ["Stack", "block_of", "describe_by", "refusal"]
+
+_DESCRIPTION = "ternarize_block"
+
+
+def describe_by(model: nn.Module, block: Block | str) -> None:
+    """Gives a model the description of its blocks, or the reason why there is none."""
+    model.__dict__[_DESCRIPTION] = block
+
+
+def block_of(model: nn.Module) -> Block | str:
+    """Returns the description of a model's blocks, or the reason why there is none."""
+    found: Block | str | None = model.__dict__.get(_DESCRIPTION)
+    return f"{type(model).__name__} has no blocks that it knows" if found is None else found
+
+
+class Stack:
+    """The blocks of a model that has a description.
+
+    Attributes:
+        block: the description.
+        layers: the modules of the blocks, in order.
+    """
+
+    def __init__(self, model: nn.Module, block: Block) -> None:
+        """Finds the parts of the blocks.
+
+        Raises:
+            CheckpointError: the model lacks a module that the description names, or has another number of blocks.
+        """
+        self.block, self._model = block, model
+        found: Any = _part(model, block.layers)
+        self.layers: list[nn.Module] = list(found)
+        if len(self.layers) != len(block):
+            raise CheckpointError(f"{block.layers} has {len(self.layers)} blocks, and its description {len(block)}")
+        for layer in self.layers:
+            for name in block.linears:
+                _part(layer, name)
+
+    def linears(self, i: int) -> list[PackedLinear]:
+        """Lists a block's linears, in the order of the description: queries, keys, values, output, up and down."""
+        return [_part(self.layers[i], name) for name in self.block.linears]
+
+    def joined(self, i: int) -> tuple[list[PackedLinear], PackedLinear, list[PackedLinear], PackedLinear]:
+        """Returns a block's linears: those of queries, keys and values; the output; those of `up`; and `down`."""
+        found, split = self.linears(i), len(self.block.qkv)
+        return found[:split], found[split], found[split + 1 : -1], found[-1]
+
+    def norm(self, i: int | None, place: str) -> nn.Module | None:
+        """Finds the norm of a block at a place, or a norm of the model if `i` is None; None if there is none."""
+        norms = self.block.norms if i is None else self.block.norms_of(i)
+        if place not in norms:
+            return None
+        found: nn.Module = _part(self._model if i is None else self.layers[i], norms[place].name)
+        return found
+
+    def gain(self, i: int | None, place: str, width: int) -> tuple[Tensor, Tensor] | None:
+        """Returns the gain and the shift of a norm, float32 `[width]` each; None if there is no norm at that place.
+
+        Raises:
+            CheckpointError: the norm has another width.
+        """
+        module: Any = self.norm(i, place)
+        if module is None:
+            return None
+        gain = module.weight.detach().float() + self.block.norms[place].offset
+        bias = getattr(module, "bias", None)
+        shift = torch.zeros_like(gain) if bias is None else bias.detach().float()
+        if gain.shape != (width,) or shift.shape != (width,):
+            raise CheckpointError(
+                f"the norm {self.block.norms[place].name} is {list(gain.shape)} wide, where {width} are normed",
+                hint="fetch the model again",
+            )
+        return gain.contiguous(), shift.contiguous()
+
+    def layer_scales(self, i: int) -> list[Tensor | None]:
+        """Returns the factors, float32 `[width]`, of the outputs of attention and feed-forward; None for no factor."""
+        if not self.block.layer_scales:
+            return [None, None]
+        found: list[Tensor | None] = []
+        for name in self.block.layer_scales:
+            where, _, parameter = name.rpartition(".")
+            found.append(getattr(_part(self.layers[i], where), parameter).detach().float())
+        return found
+
+
+def refusal(model: nn.Module) -> str | None:
+    """Says why no backend can run a model fused; None if its blocks are described and their linears are ternary."""
+    block = block_of(model)
+    if isinstance(block, str):
+        return block
+    try:
+        stack = Stack(model, block)
+        for i in range(len(block)):
+            reason = _refusal(stack, i)
+            if reason is not None:
+                return reason
+    except (CheckpointError, AttributeError) as e:
+        return str(e.args[0])
+    return None
+
+
+def _refusal(stack: Stack, i: int) -> str | None:
+    block, linears = stack.block, stack.linears(i)
+    if not all(isinstance(m, PackedLinear) for m in linears):
+        return "a block has linears that are not packed"
+    if any(m.scheme.levels != "ternary" or m.scheme.granularity == "group" for m in linears):
+        return "a linear is not ternary with one scale per row"
+    qkv, output, up, down = stack.joined(i)
+    if any(len({m.codec for m in joined}) > 1 for joined in (qkv, up)):
+        return "linears that read one input have different codecs"
+    heads, shared = block.heads * block.head, block.key_value_heads * block.head
+    shapes = [(m.in_features, m.out_features) for m in (output, down)]
+    wide = [(block.width, heads + 2 * shared)] if len(qkv) == 1 else [(block.width, n) for n in (heads, shared, shared)]
+    whole = block.inner * (2 if block.gated else 1)
+    fits = [(m.in_features, m.out_features) for m in qkv] == wide
+    fits = fits and all(m.in_features == block.width and m.out_features == whole // len(up) for m in up)
+    if not fits or shapes != [(heads, block.width), (block.inner, block.width)]:
+        return "a block's linears have unusual shapes"
+    for place, norm in block.norms_of(i).items():
+        module: Any = stack.norm(i, place)
+        if norm.kind == "layer" and not isinstance(module, nn.LayerNorm):
+            return f"{norm.name} is no layer norm"
+    return None
+
+
+def _part(module: nn.Module, name: str) -> Any:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as e:
+        raise CheckpointError(
+            f"{type(module).__name__} has no module {name}, which the description of its blocks names"
+        ) from e

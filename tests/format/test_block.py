@@ -1,0 +1,90 @@
+"""The description of blocks is read strictly: nothing that a stranger's config says goes on unchecked."""
+
+from typing import Any
+
+import pytest
+
+from ternarize_cli.errors import FormatError
+from ternarize_cli.format.block import Block, Embeddings, LayerKind, Norm, Relative, Rotary, blocks_from_dict
+
+BLOCK = Block(
+    layers="layers",
+    kinds=(LayerKind(64, 64, Rotary(10000.0, 8)), LayerKind(rotary=Rotary(160000.0, 8, 1.5, (1.0, 0.5, 0.2, 0.1)))),
+    kind_of=(1, 0, 0),
+    width=32,
+    heads=4,
+    key_value_heads=2,
+    head=8,
+    scale=0.35,
+    qkv=("attn.q", "attn.k", "attn.v"),
+    output="attn.o",
+    up=("mlp.gate", "mlp.up"),
+    down="mlp.down",
+    inner=48,
+    activation="silu",
+    gated=True,
+    norms={"attention.before": Norm("norm1", "rms", 1e-6, 1.0), "last": Norm("norm", "layer", 1e-5)},
+    unnormed=(0,),
+    relative=Relative("bias", 32, 128),
+    embeddings=Embeddings("words", None, "positions", 2, 5.65),
+)
+
+
+def test_a_description_survives_json() -> None:
+    assert Block.from_dict(BLOCK.to_dict()) == BLOCK
+    assert blocks_from_dict({"vision_model": BLOCK.to_dict()}) == {"vision_model": BLOCK}
+
+
+def test_the_first_block_may_lack_a_norm() -> None:
+    assert set(BLOCK.norms_of(0)) == set()
+    assert set(BLOCK.norms_of(1)) == {"attention.before"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("width", 0),
+        ("width", True),
+        ("width", 1 << 40),
+        ("width", "32"),
+        ("heads", 3),
+        ("kind_of", [0, 2]),
+        ("kind_of", []),
+        ("kind_of", [-1]),
+        ("kinds", 5),
+        ("kinds", [{"before": -1}, {}]),
+        ("kinds", [{"rotary": {"theta": 1e4, "numbers": 16}}, {}]),
+        ("kinds", [{"rotary": {"theta": 1e4, "numbers": 7}}, {}]),
+        ("kinds", [{"rotary": {"theta": float("nan"), "numbers": 8}}, {}]),
+        ("kinds", [{"seen": 3}, {}]),
+        ("scale", float("inf")),
+        ("qkv", ["a", "b"]),
+        ("qkv", [1, 2, 3]),
+        ("output", ""),
+        ("output", "a..b"),
+        ("output", "x" * 1000),
+        ("activation", "tanh"),
+        ("gated", 1),
+        ("norms", {"somewhere": {"name": "n", "kind": "rms", "eps": 1e-6}}),
+        ("norms", {"last": {"name": "n", "kind": "batch", "eps": 1e-6}}),
+        ("norms", {"last": {"name": "n", "kind": "rms", "eps": 0}}),
+        ("norms", {"last": 3}),
+        ("norms", []),
+        ("unnormed", [9]),
+        ("layer_scales", ["one"]),
+        ("relative", {"name": "bias", "buckets": 2, "distance": 128}),
+        ("relative", {"name": "bias", "buckets": 32, "distance": 3}),
+        ("embeddings", {"words": 3}),
+        ("embeddings", {"words": "w", "first_position": -2}),
+        ("surprise", 1),
+    ],
+)
+def test_a_value_that_is_none_is_refused_in_words(key: str, value: Any) -> None:
+    with pytest.raises(FormatError, match=r"quantization_config|kind_of|heads|linears|rotary|layer_scales|gate"):
+        Block.from_dict(BLOCK.to_dict() | {key: value})
+
+
+@pytest.mark.parametrize("values", [3, [], None, {"": 3}, {3: {}}, {"a..b": BLOCK.to_dict()}, {"": {}}])
+def test_descriptions_that_are_none_are_refused(values: Any) -> None:
+    with pytest.raises(FormatError, match="quantization_config"):
+        blocks_from_dict(values)

@@ -1,0 +1,191 @@
+"""Whole encoders of the families that a description of blocks covers run fused, and give what their modules give."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor
+
+from support.families import (
+    CLIP,
+    DECODER,
+    IMAGE_FAMILIES,
+    SMALL,
+    TEXT,
+    TEXT_FAMILIES,
+    WORDS,
+    Family,
+    save_family,
+    save_processor,
+    save_word_tokenizer,
+    stages,
+)
+from ternarize_cli import kernels
+from ternarize_cli.encoders.blocks.describing import Undescribed, describe
+from ternarize_cli.format.block import Block, blocks_from_dict
+from ternarize_cli.kernels.native.encoder import NativeForward
+from ternarize_cli.kernels.native.positions import relative_bias
+
+pytestmark = pytest.mark.skipif(
+    not any(b.name == "native" and b.available for b in kernels.describe()), reason="the native library is not built"
+)
+LONG = 60
+MORE: list[Family] = [
+    ("EuroBertModel", "EuroBertConfig", DECODER),
+    ("GteModel", "GteConfig", SMALL | TEXT | {"head_dim": 8}),
+    ("CLIPTextModel", "CLIPTextConfig", CLIP | {"vocab_size": WORDS, "max_position_embeddings": 80, "eos_token_id": 3}),
+]
+WINDOWS = {
+    "ModernBertModel": {"local_attention": 16, "num_hidden_layers": 4},
+    "Gemma3TextModel": {"sliding_window": 16, "num_hidden_layers": 7},
+    "MistralModel": {"sliding_window": 9},
+}
+LINEARS_ONLY = ("AlbertModel", "ElectraModel", "DebertaV2Model", "GPT2Model", "BeitModel", "SwinModel")
+FUSED = [f for f in [*TEXT_FAMILIES, *IMAGE_FAMILIES, *MORE] if f[0] not in LINEARS_ONLY]
+OTHERS = [f for f in [*TEXT_FAMILIES, *IMAGE_FAMILIES] if f[0] in LINEARS_ONLY]
+
+
+def name_of(family: Family) -> str:
+    return family[0]
+
+
+def packed(family: Family, folder: Path) -> Path:
+    name, config, settings = family
+    source = save_family((name, config, settings | WINDOWS.get(name, {})), folder / "source")
+    save_processor(source) if "image_size" in settings else save_word_tokenizer(source)
+    return stages(source, folder)[2]
+
+
+def opened(family: Family, folder: Path) -> Any:
+    return getattr(hf, family[0]).from_pretrained(folder).eval()
+
+
+def inputs(family: Family) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    if "image_size" in family[2]:
+        return {"pixel_values": torch.randn(3, 3, 16, 16, generator=random)}
+    ids = torch.randint(4, WORDS, (4, LONG), generator=random)
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((LONG, 33, 17, 2)):
+        mask[row, length:] = ids[row, length:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).median())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FUSED, ids=name_of)
+def test_a_family_runs_fused_and_gives_what_its_modules_give(family: Family, tmp_path: Path) -> None:
+    model = opened(family, packed(family, tmp_path))
+    assert kernels.use_backend(model, "native") == "native"
+    assert isinstance(model.forward, NativeForward)
+    given = inputs(family)
+    made, own = model(**given), type(model).forward(model, **given)
+    real = given["attention_mask"].bool() if "attention_mask" in given else slice(None)
+    assert distance(made.last_hidden_state[real], own.last_hidden_state[real]) < 0.04
+    if getattr(own, "pooler_output", None) is not None:
+        assert distance(made.pooler_output, own.pooler_output) < 0.04
+    few = {name: value[:1, :7] if value.dim() == 2 else value[:1] for name, value in given.items()}
+    assert distance(model(**few).last_hidden_state, type(model).forward(model, **few).last_hidden_state) < 0.04
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FUSED, ids=name_of)
+def test_a_text_does_not_depend_on_its_batch_or_on_threads(family: Family, tmp_path: Path) -> None:
+    model = opened(family, packed(family, tmp_path))
+    kernels.use_backend(model, "native")
+    given, threads = inputs(family), torch.get_num_threads()
+    whole = model(**given).last_hidden_state
+    try:
+        torch.set_num_threads(1)
+        alone = model(**{name: value[:1] for name, value in given.items()}).last_hidden_state
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(whole[:1], alone)
+
+
+@pytest.mark.parametrize("family", OTHERS, ids=name_of)
+def test_other_families_run_linear_by_linear(family: Family, tmp_path: Path) -> None:
+    model = opened(family, packed(family, tmp_path))
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+
+
+@pytest.mark.parametrize("family", FUSED, ids=name_of)
+def test_an_artifact_carries_the_description_that_its_config_gives(family: Family, tmp_path: Path) -> None:
+    folder = packed(family, tmp_path)
+    for stage in (folder, tmp_path / "latent"):
+        stored = json.loads((stage / "config.json").read_text())["quantization_config"]["block"]
+        assert blocks_from_dict(stored) == {"": describe(opened(family, folder))}
+
+
+def modern_bert(folder: Path) -> tuple[Family, Path]:
+    family = next(f for f in TEXT_FAMILIES if f[0] == "ModernBertModel")
+    return family, packed(family, folder)
+
+
+def test_a_module_of_another_name_ends_in_words(tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    for layer in model.layers:
+        layer.attn.out = layer.attn.Wo
+        del layer.attn.Wo
+    with pytest.raises(Undescribed, match=r"layers\.0 has no module attn\.Wo: this version of transformers"):
+        describe(model)
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+
+
+def test_a_module_that_no_name_accounts_for_ends_in_words(tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    model.layers[1].gate = torch.nn.Linear(2, 2)
+    with pytest.raises(Undescribed, match=r"layers\.1 has parts that no description names: gate"):
+        describe(model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("scale", 3.0), ("activation", "relu"), ("kinds", [{"before": 1, "after": 1}, {"before": 1, "after": 1}])],
+)
+def test_a_description_that_gives_other_vectors_is_not_run(
+    key: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    values = model.ternarize_block.to_dict() | {key: value}
+    model.__dict__["ternarize_block"] = Block.from_dict(values)
+    with caplog.at_level(logging.WARNING, "ternarize_cli"):
+        assert kernels.use_backend(model, "native") == "native (linears only)"
+    assert "the description of its blocks gives other vectors than its modules" in caplog.text
+    assert model(input_ids=torch.tensor([[2, 7, 8, 3]])).last_hidden_state.isfinite().all()
+
+
+def test_relative_positions_are_in_the_buckets_of_transformers() -> None:
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    config = hf.T5Config(d_model=32, d_kv=8, num_heads=4)
+    attention = T5Attention(config, has_relative_attention_bias=True)
+    bias = attention.compute_bias(300, 300)[0]  # [heads, query, key]
+    relative = describe(hf.T5EncoderModel(hf.T5Config(d_model=32, d_kv=8, num_heads=4, num_layers=1))).relative
+    assert relative is not None
+    made = relative_bias(relative, attention.relative_attention_bias, 4)
+    reach = relative.distance
+    for query in (0, 5, 150, 299):
+        places = (torch.arange(300) - query).clamp(-reach, reach) + reach
+        assert torch.equal(made[:, places], bias[:, query])
+
+
+@torch.inference_mode()
+def test_texts_may_grow_longer_than_those_before(tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    kernels.use_backend(model, "native")
+    for tokens in (3, 300, 700, 20):
+        ids = torch.arange(tokens)[None] % (WORDS - 4) + 4
+        made, own = model(input_ids=ids).last_hidden_state, type(model).forward(model, input_ids=ids).last_hidden_state
+        assert distance(made, own) < 0.04
