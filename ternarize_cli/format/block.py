@@ -141,7 +141,7 @@ class Relative:
     def __post_init__(self) -> None:
         _name("the table of relative positions", self.name)
         _count("the buckets of relative positions", self.buckets, 4)
-        _count("the distance of relative positions", self.distance, self.buckets // 4 + 1)
+        _count("the distance of relative positions", self.distance, self.buckets // 4 + 1, 1 << 16)
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,8 @@ class Block:
             _count("the index of a block or a kind", index, 0)
         if not self.kind_of or max(self.kind_of) >= len(self.kinds) or any(i >= len(self) for i in self.unnormed):
             raise FormatError("kind_of gives each block the index of a kind")
+        if len(self.kinds) > len(self):
+            raise FormatError(f"kind_of has {len(self)} blocks, and there are {len(self.kinds)} kinds")
         if self.heads % self.key_value_heads:
             raise FormatError(f"{self.key_value_heads} heads of keys and values don't divide {self.heads} of queries")
         if len(self.qkv) not in (1, 3) or len(self.up) not in ((1, 2) if self.gated else (1,)):
@@ -339,9 +341,9 @@ def _one_of(what: str, value: Any, known: tuple[str, ...]) -> None:
         raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is one of {', '.join(known)}")
 
 
-def _count(what: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is {least} to {_MOST:,}")
+def _count(what: str, value: Any, least: int, most: int = _MOST) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is {least} to {most:,}")
 
 
 def _number(what: str, value: Any, least: float, most: float) -> None:

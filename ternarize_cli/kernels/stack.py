@@ -41,6 +41,8 @@ class Stack:
         """
         self.block, self._model = block, model
         found: Any = _part(model, block.layers)
+        if not isinstance(found, nn.ModuleList):
+            raise CheckpointError(f"{block.layers} is no list of blocks")
         self.layers: list[nn.Module] = list(found)
         if len(self.layers) != len(block):
             raise CheckpointError(f"{block.layers} has {len(self.layers)} blocks, and its description {len(block)}")

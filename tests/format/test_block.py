@@ -52,6 +52,8 @@ def test_the_first_block_may_lack_a_norm() -> None:
         ("kind_of", []),
         ("kind_of", [-1]),
         ("kinds", 5),
+        ("kinds", [{}] * 4),
+        ("relative", {"name": "bias", "buckets": 32, "distance": 1 << 20}),
         ("kinds", [{"before": -1}, {}]),
         ("kinds", [{"rotary": {"theta": 1e4, "numbers": 16}}, {}]),
         ("kinds", [{"rotary": {"theta": 1e4, "numbers": 7}}, {}]),

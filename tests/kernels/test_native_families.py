@@ -165,6 +165,32 @@ def test_a_description_that_gives_other_vectors_is_not_run(
     assert model(input_ids=torch.tensor([[2, 7, 8, 3]])).last_hidden_state.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layers", "embeddings"),
+        ("layers", "nothing"),
+        ("qkv", ["mlp.Wi"]),
+        ("output", "mlp"),
+        ("embeddings", {"words": "layers"}),
+        ("embeddings", {"words": "embeddings.norm"}),
+        ("relative", {"name": "embeddings.tok_embeddings", "buckets": 32, "distance": 128}),
+        ("norms", {"last": {"name": "rotary_emb", "kind": "rms", "eps": 1e-6}}),
+        ("layer_scales", ["attn.nothing", "mlp.nothing"]),
+        ("heads", 3),
+    ],
+)
+def test_a_description_that_names_other_modules_is_not_run(key: str, value: Any, tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    given = config["quantization_config"]["block"][""]
+    values = given | {key: value} | ({"key_value_heads": value} if key == "heads" else {})
+    model = opened(family, folder)
+    model.__dict__["ternarize_block"] = Block.from_dict(values)
+    assert kernels.use_backend(model, "native") == "native (linears only)"
+    assert model(input_ids=torch.tensor([[2, 7, 8, 3]])).last_hidden_state.isfinite().all()
+
+
 def test_relative_positions_are_in_the_buckets_of_transformers() -> None:
     from transformers.models.t5.modeling_t5 import T5Attention
 

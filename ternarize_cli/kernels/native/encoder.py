@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, TernarizeError
 from ternarize_cli.format.block import ACTIVATIONS, Block
 from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
@@ -44,9 +44,12 @@ class NativeForward(FusedForward):
         generation = self._generation(model)
         if generation is None or next(model.parameters()).is_meta:
             return None
-        with torch.no_grad():
-            encoder = NativeEncoder(model)
-            reason = disagreement(model, encoder)
+        try:
+            with torch.no_grad():
+                encoder = NativeEncoder(model)
+                reason = disagreement(model, encoder)
+        except (TernarizeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            return f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
         if reason is None:
             self._encoder, self._made_of = encoder, generation
         return reason
