@@ -25,6 +25,7 @@ from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
 from ternarize_cli.compress.tensor_policy import TensorDecision
 from ternarize_cli.encoders import adapters, blocks, checkpoint, defaults, hub
+from ternarize_cli.encoders.anatomy import encoder_in
 from ternarize_cli.encoders.loading import model_name
 from ternarize_cli.errors import CheckpointError, InputError, counted
 from ternarize_cli.format.scheme import Artifact, Scheme
@@ -131,7 +132,7 @@ def convert(
         source_revision=(hub_model and hub_model.revision) or "",
         source_sha256=files.content_hash(source),
         seed=options.seed,
-        block=blocks.blocks_of(parts[0].part.encoder()),
+        block=blocks.blocks_of(encoder_in(parts[0].model)),
     )
     found: dict[str, Calibrated] = {}
     if calibration is not None:

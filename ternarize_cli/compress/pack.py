@@ -87,18 +87,18 @@ def pack(
         raise CheckpointError(f"{source} is packed already", hint=f"ternarize inspect {quoted(source)}")
     checkpoint.validate(source)
     layout = codec_for(latent.scheme.levels, codec)
-    described = latent.block or blocks.blocks_of(parts_of(source)[0].encoder())
+    parts = parts_of(source)
+    described = latent.block or blocks.blocks_of(parts[0].encoder())
     artifact = replace(latent, stage="packed", codec=layout.name, block=described)
     totals: Counter[str] = Counter()
     reference = Reference.of(source) if check else None
     with files.atomic_folder(output, force=force, inputs=[source]) as partial:
         checkpoint.copy_companions(source, partial)
-        for part in parts_of(source):
+        for part in parts:
             known = part.artifact()
             if known is not None:
                 totals += _pack_part(part, known, layout, partial, track)
-                block = {} if part.subfolder else described
-                part.write_config(partial, replace(known, stage="packed", codec=layout.name, block=block))
+                part.write_config(partial, replace(known, stage="packed", codec=layout.name, block=described))
         report = PackReport(
             artifact=artifact,
             bytes_source=totals["source"],

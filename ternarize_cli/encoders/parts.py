@@ -104,7 +104,8 @@ class Part:
     def write_config(self, output: Path, artifact: Artifact) -> None:
         """Writes the part's config, with the artifact's description, into the model folder `output`.
 
-        The config of a Dense module whose linears all stay dense gets no description.
+        The config of a Dense module whose linears all stay dense gets no description, and that of any Dense module none
+        of blocks.
         """
         if not self.subfolder:
             checkpoint.write_config(self.folder, output, artifact)

@@ -11,7 +11,6 @@ a better vector, and their modules show which one:
     mean                         models that have neither
 """
 
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,12 +81,9 @@ def _gives_pooler_output(model: Any) -> bool:
 
 def _outputs(model: Any) -> set[str]:
     """The names of what a model's forward pass returns, by its annotation."""
-    try:
-        returned = typing.get_type_hints(type(model).forward).get("return")
-    except NameError:  # an annotation that only type checkers can resolve
-        return set()
-    kinds = (returned, *typing.get_args(returned))
-    return {name for kind in kinds for name in getattr(kind, "__dataclass_fields__", ())}
+    from ternarize_cli.kernels.fused_encoder import output_kinds
+
+    return {name for kind in output_kinds(model) for name in kind.__dataclass_fields__}
 
 
 def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]":

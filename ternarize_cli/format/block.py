@@ -15,12 +15,20 @@ Norms are named by their place:
     embeddings                               of the embeddings
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ternarize_cli.errors import FormatError, shown
+from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, Relative, Rotary
+from ternarize_cli.format.block_values import (
+    check_count,
+    check_flag,
+    check_mapping,
+    check_name,
+    check_number,
+    check_one_of,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -39,135 +47,6 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 PLACES = tuple(f"{part}.{place}" for part in ("attention", "feed_forward") for place in ("before", "after", "sum"))
 """The places of norms around attention and feed-forward."""
 _OTHER_PLACES = ("query", "key", "last", "embeddings")
-_MOST = 1 << 24
-_LONGEST_NAME = 200
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm over the values of a token.
-
-    Attributes:
-        name: the module that holds the gain as `weight`, and a layer norm's shift as `bias`; relative to the block, or
-            to the model for the last norm and that of the embeddings.
-        kind: "layer": `(x - mean) / sqrt(variance + eps) * gain + bias`; "rms": `x / sqrt(mean(x²) + eps) * gain`.
-        eps: the epsilon.
-        offset: is added to the stored weight to give the gain; Gemma stores gains less 1.
-    """
-
-    name: str
-    kind: str
-    eps: float
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        _name("a norm's name", self.name)
-        _one_of("a norm's kind", self.kind, ("layer", "rms"))
-        _number("a norm's epsilon", self.eps, 1e-37, 1.0)
-        _number("a norm's offset", self.offset, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: pairs of numbers of a head are turned by an angle that grows with the position.
-
-    The pair `i` consists of the numbers `i` and `i + numbers / 2`, and its angle is `position * frequency[i]` with
-    `frequency[i] = theta ** (-2i / numbers)`.
-
-    Attributes:
-        theta: the base of the frequencies.
-        numbers: how many numbers of a head are turned, an even number; those behind them stay.
-        factor: factor of cosines and sines.
-        frequencies: the frequencies of all pairs, where they do not follow from `theta`; otherwise empty.
-        of_patches: the angles depend on the row and column of an image's patch (DINOv3), and the model's own module
-            computes them; tokens before the patches are not turned.
-    """
-
-    theta: float
-    numbers: int
-    factor: float = 1.0
-    frequencies: tuple[float, ...] = ()
-    of_patches: bool = False
-
-    def __post_init__(self) -> None:
-        _number("the base of rotary positions", self.theta, 0.0, 1e30)
-        _count("the numbers that rotary positions turn", self.numbers, 2)
-        _number("the factor of rotary positions", self.factor, 0.0, 1e6)
-        object.__setattr__(self, "frequencies", tuple(self.frequencies))
-        if self.numbers % 2 or len(self.frequencies) not in (0, self.numbers // 2):
-            raise FormatError("rotary positions turn pairs of numbers, with a frequency for each pair")
-        for frequency in self.frequencies:
-            _number("a frequency of rotary positions", frequency, 0.0, 1e6)
-        _flag("of_patches", self.of_patches)
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """What differs between the blocks of an encoder.
-
-    Attributes:
-        before: how many tokens before its own a token sees; None: all.
-        after: how many tokens after its own a token sees; None: all; 0 for causal attention.
-        rotary: the rotary positions; None if the block has none.
-    """
-
-    before: int | None = None
-    after: int | None = None
-    rotary: Rotary | None = None
-
-    def __post_init__(self) -> None:
-        for seen in (self.before, self.after):
-            if seen is not None:
-                _count("the tokens that a token sees", seen, 0)
-
-
-@dataclass(frozen=True)
-class Relative:
-    """A bias of attention scores by the distance from query to key, in buckets (T5, section 2.1 of arXiv 1910.10683).
-
-    Half of the buckets are for keys after the query. Of each half, the first half is for single distances, and the
-    others grow logarithmically up to `distance`, from which on the last is taken.
-
-    Attributes:
-        name: the table, `[buckets, heads]`, that holds the biases; relative to the model.
-        buckets: number of buckets.
-        distance: the distance from which on all are in one bucket.
-    """
-
-    name: str
-    buckets: int
-    distance: int
-
-    def __post_init__(self) -> None:
-        _name("the table of relative positions", self.name)
-        _count("the buckets of relative positions", self.buckets, 4)
-        _count("the distance of relative positions", self.distance, self.buckets // 4 + 1, 1 << 16)
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """The embedding of a text's tokens: a sum of rows of tables, each named relative to the model.
-
-    Attributes:
-        words: the table of tokens.
-        types: the table of token types; None if there is none.
-        positions: the table of positions; None if there is none.
-        first_position: the position of the first token: RoBERTa counts from the id of padding, plus 1.
-        factor: factor of the rows of `words`; Gemma multiplies them by the root of the width.
-    """
-
-    words: str
-    types: str | None = None
-    positions: str | None = None
-    first_position: int = 0
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in (self.words, self.types, self.positions):
-            if name is not None:
-                _name("a table's name", name)
-        _count("the first position", self.first_position, 0)
-        _number("the factor of embeddings", self.factor, 0.0, 1e6)
 
 
 @dataclass(frozen=True)
@@ -225,16 +104,16 @@ class Block:
         for key in ("kinds", "kind_of", "qkv", "up", "unnormed", "layer_scales"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
         for name in (self.layers, *self.qkv, self.output, *self.up, self.down, *self.layer_scales):
-            _name("the name of a module", name)
+            check_name("the name of a module", name)
         for what in ("width", "heads", "key_value_heads", "head", "inner"):
-            _count(what, getattr(self, what), 1)
-        _number("the scale of attention", self.scale, 0.0, 1e6)
-        _one_of("the activation", self.activation, ACTIVATIONS)
-        _flag("gated", self.gated)
+            check_count(what, getattr(self, what), 1)
+        check_number("the scale of attention", self.scale, 0.0, 1e6)
+        check_one_of("the activation", self.activation, ACTIVATIONS)
+        check_flag("gated", self.gated)
         for place in self.norms:
-            _one_of("the place of a norm", place, (*PLACES, *_OTHER_PLACES))
+            check_one_of("the place of a norm", place, (*PLACES, *_OTHER_PLACES))
         for index in (*self.kind_of, *self.unnormed):
-            _count("the index of a block or a kind", index, 0)
+            check_count("the index of a block or a kind", index, 0)
         if not self.kind_of or max(self.kind_of) >= len(self.kinds) or any(i >= len(self) for i in self.unnormed):
             raise FormatError("kind_of gives each block the index of a kind")
         if len(self.kinds) > len(self):
@@ -245,8 +124,9 @@ class Block:
             raise FormatError("queries, keys and values are three linears or one, and a gate two or one")
         if len(self.layer_scales) not in (0, 2):
             raise FormatError("layer_scales are two parameters or none")
-        if any(kind.rotary is not None and kind.rotary.numbers > self.head for kind in self.kinds):
-            raise FormatError("rotary positions turn more numbers than a head has")
+        turned = {kind.rotary.numbers for kind in self.kinds if kind.rotary is not None}
+        if len(turned) > 1 or max(turned, default=0) > self.head:
+            raise FormatError("rotary positions turn more numbers than a head has, or not as many in every block")
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -275,15 +155,15 @@ class Block:
         Raises:
             FormatError: a key is missing or unknown, or a value has the wrong type or is out of range.
         """
-        given = dict(_mapping("a block", values))
-        norms = _mapping("norms", given.pop("norms", {}))
+        given = dict(check_mapping("a block", values))
+        norms = check_mapping("norms", given.pop("norms", {}))
         given["norms"] = {place: _made(Norm, norm) for place, norm in norms.items()}
         kinds = given.get("kinds")
         if not isinstance(kinds, list):
             raise FormatError(f"quantization_config: block has {shown(kinds)} for kinds; it is a list")
         given["kinds"] = tuple(
             _made(LayerKind, {**kind, "rotary": _made(Rotary, kind["rotary"]) if kind.get("rotary") else None})
-            for kind in (_mapping("a kind of block", kind) for kind in kinds)
+            for kind in (check_mapping("a kind of block", kind) for kind in kinds)
         )
         for key, kind in (("relative", Relative), ("embeddings", Embeddings)):
             if given.get(key) is not None:
@@ -298,10 +178,10 @@ def blocks_from_dict(values: Any) -> dict[str, Block]:
     Raises:
         FormatError: a description breaks the format.
     """
-    found = _mapping("block", values)
+    found = check_mapping("block", values)
     for name in found:
         if name:
-            _name("the name of a stack of blocks", name)
+            check_name("the name of a stack of blocks", name)
     return {name: Block.from_dict(block) for name, block in found.items()}
 
 
@@ -318,40 +198,8 @@ def _made(kind: Any, values: Any) -> Any:
     """Makes a dataclass of the values of its fields, and refuses unknown and missing ones."""
     if isinstance(values, kind):
         return values
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in _mapping(kind.__name__, values).items()}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in check_mapping(kind.__name__, values).items()}
     try:
         return kind(**given)
     except TypeError as e:
         raise FormatError(f"quantization_config: block: {kind.__name__}: {e}") from e
-
-
-def _mapping(what: str, values: Any) -> dict[str, Any]:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise FormatError(f"quantization_config: {what} is {shown(values)}; it is an object")
-    return values
-
-
-def _name(what: str, name: Any) -> None:
-    if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME or not all(name.split(".")):
-        raise FormatError(f"quantization_config: block: {what} is {shown(name)}, which names no module")
-
-
-def _one_of(what: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is one of {', '.join(known)}")
-
-
-def _count(what: str, value: Any, least: int, most: int = _MOST) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is {least} to {most:,}")
-
-
-def _number(what: str, value: Any, least: float, most: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not least <= value <= most:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is {least:g} to {most:g}")
-
-
-def _flag(what: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is true or false")

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli.format.block import Block
-from ternarize_cli.kernels.stack import Stack, block_of
-from ternarize_cli.layers import PackedLinear
+from ternarize_cli.kernels.stack import Stack
 
 __all__ = ["FirstBlocks", "disagreement"]
 
@@ -38,15 +37,15 @@ def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
         model: the packed model, on the device of the encoder.
         encoder: the fused encoder.
     """
-    block = block_of(model)
-    assert isinstance(block, Block)
+    stack = Stack.of(model)
+    block = stack.block
     count = max(block.kind_of.index(kind) for kind in set(block.kind_of)) + 1
     count = max(count, min(len(block), 1 + max(block.unnormed, default=-1) + 1))
     given = _sample(model, block)
     if given is None:
         return None
     ids, mask, pixels = given
-    with torch.no_grad(), _cut_to(model, block, count):
+    with torch.no_grad(), _cut_to(model, stack, count):
         if pixels is not None:
             own = type(model).forward(model, pixel_values=pixels).last_hidden_state
         else:
@@ -81,7 +80,6 @@ def _sample(model: Any, block: Block) -> tuple[Tensor | None, Tensor | None, Ten
     if block.embeddings.positions is not None:
         positions: Any = model.get_submodule(block.embeddings.positions)
         longest = min(longest, positions.num_embeddings - block.embeddings.first_position)
-    longest = max(longest, min(_SHORTEST, getattr(config, "max_position_embeddings", _SHORTEST) or _SHORTEST))
     ids = torch.randint(table.num_embeddings, (2, longest), generator=generator)
     padding = block.embeddings.first_position - 1 if block.embeddings.first_position else -1
     ids[ids == padding] = (padding + 1) % table.num_embeddings
@@ -93,12 +91,11 @@ def _sample(model: Any, block: Block) -> tuple[Tensor | None, Tensor | None, Ten
 
 
 @contextmanager
-def _cut_to(model: nn.Module, block: Block, count: int) -> Iterator[None]:
+def _cut_to(model: nn.Module, stack: Stack, count: int) -> Iterator[None]:
     """Leaves a model its first `count` blocks, and frees afterwards what their linears prepared."""
-    where, _, name = block.layers.rpartition(".")
+    where, _, name = stack.block.layers.rpartition(".")
     parent = model.get_submodule(where)
     whole = parent._modules[name]
-    stack = Stack(model, block)
     parent._modules[name] = nn.ModuleList(stack.layers[:count])
     try:
         yield
@@ -106,5 +103,4 @@ def _cut_to(model: nn.Module, block: Block, count: int) -> Iterator[None]:
         parent._modules[name] = whole
         for i in range(count):
             for linear in stack.linears(i):
-                if isinstance(linear, PackedLinear):
-                    linear.release()
+                linear.release()

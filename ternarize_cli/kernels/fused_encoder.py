@@ -15,12 +15,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ternarize_cli.format.block import Block
 from ternarize_cli.kernels import FirstForward
-from ternarize_cli.kernels.stack import block_of
+from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import ROW_FACTOR_HOOK, Packed, PackedEmbedding, PackedLinear
 from ternarize_cli.layers.forks import before_forward
 from ternarize_cli.layers.operators import number_of
 
-__all__ = ["FusedEncoder", "FusedForward", "tables_of"]
+__all__ = ["FusedEncoder", "FusedForward", "output_kinds", "tables_of"]
 
 _KNOWN_HOOKS = ("output_capturing_hook", ROW_FACTOR_HOOK)
 """Names of the hooks that change nothing here: transformers' own, and the factor of embeddings."""
@@ -75,12 +75,10 @@ class FusedForward(ABC):
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         # a class around the encoder, such as a classifier, calls it with arguments by position
         self._positions = tuple(self.__signature__.parameters)
-        block = block_of(model)
-        assert isinstance(block, Block)
-        self._block = block
+        self._block = block = Stack.of(model).block
         text = _TEXT | ({"token_type_ids"} if block.embeddings and block.embeddings.types else set())
         self._reads = text if block.embeddings else _IMAGES
-        self._output = _output_of(model)
+        self._output = next(iter(output_kinds(model)), BaseModelOutputWithPooling)
         self._number = number_of(self._last_hidden_states)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,20 +199,18 @@ class FusedForward(ABC):
         return sum(m.generation for m in self._modules if isinstance(m, Packed))
 
 
-def _output_of(model: nn.Module) -> type[Any]:
-    """Returns the class of what a model's own `forward` returns."""
+def output_kinds(model: nn.Module) -> list[type[Any]]:
+    """Lists the classes of what a model's own `forward` returns, by its annotation; none if it has none to resolve."""
     try:
         returned = typing.get_type_hints(type(model).forward).get("return")
     except NameError:  # an annotation that only type checkers can resolve
-        returned = None
-    kinds = [kind for kind in (returned, *typing.get_args(returned)) if hasattr(kind, "__dataclass_fields__")]
-    return kinds[0] if kinds else BaseModelOutputWithPooling
+        return []
+    return [kind for kind in (returned, *typing.get_args(returned)) if hasattr(kind, "__dataclass_fields__")]
 
 
 def _pooled(model: Any, hidden: Tensor, first: Tensor) -> Any:
     """Computes what a model pools from its hidden states, as its class does; None if it pools nothing."""
     name = type(model).__name__
-
     if name == "CLIPVisionModel":
         return model.post_layernorm(hidden[:, 0])
     if name == "CLIPTextModel":

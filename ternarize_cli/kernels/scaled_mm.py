@@ -59,11 +59,11 @@ class ScaledMm:
         """Replaces the model's `forward` by a fused one, and returns None; or returns the reason why it can't."""
         from ternarize_cli.kernels.gpu.e4m3 import E4m3
         from ternarize_cli.kernels.gpu.encoder import run_fused
-        from ternarize_cli.kernels.stack import Stack, block_of
+        from ternarize_cli.kernels.stack import Stack
 
         reason = run_fused(model, self.name, E4m3)
         if reason is None:
-            stack = Stack(model, block_of(model))  # type: ignore[arg-type]  # it is described, as it runs fused
+            stack = Stack.of(model)
             for layer in (m for i in range(len(stack.layers)) for m in stack.linears(i)):
                 layer.release()
         return reason

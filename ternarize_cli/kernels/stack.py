@@ -50,6 +50,18 @@ class Stack:
             for name in block.linears:
                 _part(layer, name)
 
+    @classmethod
+    def of(cls, model: nn.Module) -> "Stack":
+        """Finds the parts of the blocks of a model by the description that it has.
+
+        Raises:
+            CheckpointError: it has none, or lacks a module that the description names, or has another number of blocks.
+        """
+        block = block_of(model)
+        if isinstance(block, str):
+            raise CheckpointError(block)
+        return cls(model, block)
+
     def linears(self, i: int) -> list[PackedLinear]:
         """Lists a block's linears, in the order of the description: queries, keys, values, output, up and down."""
         return [_part(self.layers[i], name) for name in self.block.linears]
@@ -99,12 +111,9 @@ class Stack:
 
 def refusal(model: nn.Module) -> str | None:
     """Says why no backend can run a model fused; None if its blocks are described and their linears are ternary."""
-    block = block_of(model)
-    if isinstance(block, str):
-        return block
     try:
-        stack = Stack(model, block)
-        for i in range(len(block)):
+        stack = Stack.of(model)
+        for i in range(len(stack.block)):
             reason = _refusal(stack, i)
             if reason is not None:
                 return reason

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from ternarize_cli.errors import FormatError
-from ternarize_cli.format.block import Block, Embeddings, LayerKind, Norm, Relative, Rotary, blocks_from_dict
+from ternarize_cli.format.block import Block, blocks_from_dict
+from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, Relative, Rotary
 
 BLOCK = Block(
     layers="layers",
@@ -60,6 +61,8 @@ def test_the_first_block_may_lack_a_norm() -> None:
         ("kinds", [{"rotary": {"theta": float("nan"), "numbers": 8}}, {}]),
         ("kinds", [{"seen": 3}, {}]),
         ("scale", float("inf")),
+        ("scale", 10**400),
+        ("kinds", [{"rotary": {"theta": 1e4, "numbers": 8}}, {"rotary": {"theta": 1e4, "numbers": 4}}]),
         ("qkv", ["a", "b"]),
         ("qkv", [1, 2, 3]),
         ("output", ""),
@@ -70,6 +73,7 @@ def test_the_first_block_may_lack_a_norm() -> None:
         ("norms", {"somewhere": {"name": "n", "kind": "rms", "eps": 1e-6}}),
         ("norms", {"last": {"name": "n", "kind": "batch", "eps": 1e-6}}),
         ("norms", {"last": {"name": "n", "kind": "rms", "eps": 0}}),
+        ("norms", {"last": {"name": "n", "kind": "rms", "eps": 1.0}}),
         ("norms", {"last": 3}),
         ("norms", []),
         ("unnormed", [9]),

@@ -22,7 +22,7 @@ from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.kernels import native, stack
 from ternarize_cli.kernels.native import interface
 from ternarize_cli.kernels.native.encoder import NativeForward
-from ternarize_cli.kernels.native.library import Library, PackedCodes, library
+from ternarize_cli.kernels.native.library import Library, NormTensors, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 
 BUILT = kernels.describe()[kernels.backend_names().index("native")].available
@@ -300,15 +300,17 @@ def test_what_does_not_fit_a_linear_is_refused_in_words(lib: Library) -> None:
 def test_ids_and_sequences_that_are_not_there_are_refused_in_words(lib: Library) -> None:
     table, scale, ids = torch.ones(5, 8, dtype=torch.int8), torch.ones(5), torch.tensor([0, 4, 2])
     gain, bias = torch.ones(8), torch.zeros(8)
-    norm = interface.NativeNorm(gain.data_ptr(), bias.data_ptr(), 1e-5, 1)
+    norm = NormTensors("layer", gain, bias, 1e-5)
     assert lib.embed([(table, scale)], [ids], norm).shape == (3, 8)
     assert lib.embed([(table, scale)], [ids], None).tolist() == [[1.0] * 8] * 3
     for wrong in (5, -1, 1 << 40, -(1 << 63)):
         with pytest.raises(FormatError, match="an id is no row of its table"):
             lib.embed([(table, scale)], [torch.tensor([0, wrong, 2])], norm)
-    norm.eps = float("nan")
+    for wrong_gain, wrong_bias in ((gain[:7], bias), (gain, bias.double())):
+        with pytest.raises(ValueError, match="of a norm should be float32 \\[8\\]"):
+            lib.embed([(table, scale)], [ids], NormTensors("layer", wrong_gain, wrong_bias, 1e-5))
     with pytest.raises(FormatError, match="epsilon of a layer norm"):
-        lib.embed([(table, scale)], [ids], norm)
+        lib.embed([(table, scale)], [ids], NormTensors("layer", gain, bias, float("nan")))
     encoder = interface.Encoder(layers=0, width=8, heads=2, key_value_heads=2, head=4, inner=8, scale=0.5)
     x = torch.zeros(3, 8)
     lib.encode(encoder, torch.tensor([0, 1, 3], dtype=torch.int32), x)
@@ -331,7 +333,7 @@ def test_heads_that_do_not_divide_the_width_are_no_description(model: Any, heads
         describe(model)
 
 
-@pytest.mark.parametrize("eps", [0.0, -1e-5, float("nan"), float("inf"), 2.0, 1e-60])
+@pytest.mark.parametrize("eps", [0.0, -1e-5, float("nan"), float("inf"), 1.0, 1e-60, None])
 def test_an_epsilon_that_is_none_is_no_description(model: Any, eps: Any) -> None:
     for m in model.encoder.modules():
         if isinstance(m, nn.LayerNorm):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,23 @@ def test_a_module_of_another_name_ends_in_words(tmp_path: Path) -> None:
     assert kernels.use_backend(model, "native") == "native (linears only)"
 
 
+def test_a_table_of_another_name_ends_in_words(tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    model.embeddings.words = model.embeddings.tok_embeddings
+    del model.embeddings.tok_embeddings
+    with pytest.raises(Undescribed, match=r"ModernBertModel is not built as its reader knows it: .*tok_embeddings"):
+        describe(model)
+
+
+def test_a_block_whose_norm_is_another_ends_in_words(tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    model.layers[2].mlp_norm.eps = 1e-3
+    with pytest.raises(Undescribed, match=r"feed_forward\.before of its block layers\.2 is another"):
+        describe(model)
+
+
 def test_a_module_that_no_name_accounts_for_ends_in_words(tmp_path: Path) -> None:
     family, folder = modern_bert(tmp_path)
     model = opened(family, folder)
@@ -204,6 +222,25 @@ def test_relative_positions_are_in_the_buckets_of_transformers() -> None:
     for query in (0, 5, 150, 299):
         places = (torch.arange(300) - query).clamp(-reach, reach) + reach
         assert torch.equal(made[:, places], bias[:, query])
+
+
+@torch.inference_mode()
+def test_threads_may_encode_while_another_makes_room_for_longer_texts(tmp_path: Path) -> None:
+    family, folder = modern_bert(tmp_path)
+    model = opened(family, folder)
+    kernels.use_backend(model, "native")
+    encoder = model.forward._encoder
+    held = encoder._for_texts(3)
+    turns, _ = held.kept
+    before = [cos.clone() for cos, _ in turns]
+    lengths = [3, 300, 20, 700, 3, 1500]
+    texts = [torch.arange(n)[None] % (WORDS - 4) + 4 for n in lengths]
+    with ThreadPoolExecutor(6) as threads:
+        made = list(threads.map(lambda ids: model(input_ids=ids).last_hidden_state, texts))
+    assert encoder._for_texts(3) is not held
+    assert all(torch.equal(cos, was) for (cos, _), was in zip(turns, before, strict=True))
+    for ids, one in zip(texts, made, strict=True):
+        assert torch.equal(model(input_ids=ids).last_hidden_state, one)
 
 
 @torch.inference_mode()

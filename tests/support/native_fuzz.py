@@ -264,7 +264,7 @@ class Cases:
                     setattr(part, place, self.norm(width, rng.choice([0, 0, 1, 2])))
             for place in ("query", "key"):
                 setattr(layer, place, self.norm(head, rng.choice([0, 0, 1, 2])))
-            if rotated:
+            if rotated and rng.random() < 0.7:
                 layer.cos, layer.sin = (buffers.floats(longest * rotated) for _ in range(2))
             if rng.random() < 0.3:
                 layer.bias = buffers.floats(heads * (2 * reach + 1))
@@ -281,7 +281,7 @@ class Cases:
                     self.norm_parts(call, getattr(norms, place))
             field(call, layer, "before", -2, INT_MIN)
             field(call, layer, "after", -2, INT_MIN)
-            if rotated:
+            if layer.cos:
                 field(call, layer, "cos", None, layer.cos + 1)
                 field(call, layer, "sin", None, layer.sin + 2)
             if layer.bias:
@@ -300,7 +300,13 @@ class Cases:
         field(call, e, "gated", -1, 2, INT_MAX)
         field(call, e, "activation", -1, 5, INT_MAX)
         field(
-            call, e, "positions", -1, (1 << 24) + 1, INT_MAX, *([longest - 1] if rotated and layers and longest else [])
+            call,
+            e,
+            "positions",
+            -1,
+            (1 << 24) + 1,
+            INT_MAX,
+            *([longest - 1] if longest and any(one.cos for one in array[:layers]) else []),
         )
         field(call, e, "rotated", -1, head // 2 + 1, INT_MAX)
         field(call, e, "reach", -1, (1 << 24) + 1, INT_MAX)

@@ -30,3 +30,5 @@ def describe(model: nn.Module) -> Block:
         return read(model, family)
     except FormatError as e:
         raise Undescribed(f"{name} has values that no description of blocks holds: {e}") from e
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:  # of a part or value it lacks
+        raise Undescribed(f"{name} is not built as its reader knows it: {' '.join(str(e).split())[:200]}") from e

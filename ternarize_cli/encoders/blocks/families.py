@@ -3,7 +3,7 @@
 from typing import Any
 
 from ternarize_cli.encoders.blocks.reading import Family, FeedForward
-from ternarize_cli.format.block import Embeddings, Relative
+from ternarize_cli.format.block_parts import Embeddings, Relative
 
 __all__ = ["FAMILIES"]
 
@@ -123,58 +123,51 @@ _MODERNBERT = Family(
     unnormed_first=True,
 )
 
-_NOMIC = Family(
-    layers="layers",
-    qkv=_PROJECTIONS,
-    output="self_attn.o_proj",
-    feed_forwards=(_GATED,),
-    norms={
-        "attention.sum": "post_attention_layernorm",
-        "feed_forward.sum": "post_mlp_layernorm",
-        "embeddings": "embeddings.LayerNorm",
-    },
-    embeddings=_tables("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
-    rotary=True,
-)
 
-
-def _decoder(*, bidirectional: bool = False, head_norms: bool = False) -> Family:
+def _projected(norms: dict[str, str], **more: Any) -> Family:
+    """Describes a family with the names of Llama: projections, a gated feed-forward, rotary positions."""
     return Family(
         layers="layers",
         qkv=_PROJECTIONS,
         output="self_attn.o_proj",
         feed_forwards=(_GATED,),
-        norms={
-            "attention.before": "input_layernorm",
-            "feed_forward.before": "post_attention_layernorm",
-            "last": "norm",
-            **({"query": "self_attn.q_norm", "key": "self_attn.k_norm"} if head_norms else {}),
-        },
-        embeddings=_tables("embed_tokens"),
-        seen=(lambda config, kind: (None, None)) if bidirectional else _causal,
+        norms=norms,
         rotary=True,
+        **more,
     )
 
 
-_GEMMA3 = Family(
-    layers="layers",
-    qkv=_PROJECTIONS,
-    output="self_attn.o_proj",
-    feed_forwards=(_GATED,),
-    norms={
+_NOMIC = _projected(
+    {
+        "attention.sum": "post_attention_layernorm",
+        "feed_forward.sum": "post_mlp_layernorm",
+        "embeddings": "embeddings.LayerNorm",
+    },
+    embeddings=_tables("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
+)
+
+_DECODER_NORMS = {
+    "attention.before": "input_layernorm",
+    "feed_forward.before": "post_attention_layernorm",
+    "last": "norm",
+}
+_HEAD_NORMS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
+_EUROBERT = _projected(_DECODER_NORMS, embeddings=_tables("embed_tokens"))
+_LLAMA = _projected(_DECODER_NORMS, embeddings=_tables("embed_tokens"), seen=_causal)
+_QWEN3 = _projected(_DECODER_NORMS | _HEAD_NORMS, embeddings=_tables("embed_tokens"), seen=_causal)
+_GEMMA3 = _projected(
+    {
         "attention.before": "input_layernorm",
         "attention.after": "post_attention_layernorm",
         "feed_forward.before": "pre_feedforward_layernorm",
         "feed_forward.after": "post_feedforward_layernorm",
-        "query": "self_attn.q_norm",
-        "key": "self_attn.k_norm",
         "last": "norm",
+        **_HEAD_NORMS,
     },
     activations=("hidden_activation",),
     embeddings=_tables("embed_tokens"),
     scale=lambda config, head: float(config.query_pre_attn_scalar**-0.5),
     seen=_gemma,
-    rotary=True,
     refusal=_softcap_refusal,
 )
 
@@ -247,9 +240,9 @@ FAMILIES: dict[str, Family] = {
     "DistilBertModel": _DISTILBERT,
     "ModernBertModel": _MODERNBERT,
     **dict.fromkeys(("NomicBertModel", "GteModel"), _NOMIC),
-    "EuroBertModel": _decoder(bidirectional=True),
-    **dict.fromkeys(("LlamaModel", "MistralModel"), _decoder()),
-    "Qwen3Model": _decoder(head_norms=True),
+    "EuroBertModel": _EUROBERT,
+    **dict.fromkeys(("LlamaModel", "MistralModel"), _LLAMA),
+    "Qwen3Model": _QWEN3,
     "Gemma3TextModel": _GEMMA3,
     "T5EncoderModel": _T5,
     **dict.fromkeys(("ViTModel", "DeiTModel"), _VIT),

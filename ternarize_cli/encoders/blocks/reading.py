@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ternarize_cli.format.block import PLACES, Block, Embeddings, LayerKind, Norm, Relative, Rotary
+from ternarize_cli.format.block import PLACES, Block
+from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, Relative, Rotary
 
 __all__ = ["Family", "FeedForward", "Undescribed", "read", "scaled_by_root"]
 
@@ -198,7 +199,7 @@ def _norm(module: Any, name: str) -> Norm:
     if type(module) is nn.LayerNorm:
         if module.weight is None:
             raise Undescribed(f"{name} has no gain")
-        return Norm(name, "layer", float(module.eps))
+        return Norm(name, "layer", module.eps)
     eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     if not (kind.endswith("RMSNorm") or kind == "T5LayerNorm") or not isinstance(eps, float):
         raise Undescribed(f"{name} is a {kind}")
@@ -215,6 +216,10 @@ def _check_parts(layer: nn.Module, block: Block, i: int, extra: tuple[str, ...])
         if not _has(layer, name):
             raise _missing(name, where)
     own = [name for name, m in layer.named_modules() if name and _has_tensors(m)]
+    for place, norm in block.norms_of(i).items():
+        found = _norm(layer.get_submodule(norm.name), norm.name)
+        if found != norm:
+            raise Undescribed(f"the norm {place} of its block {where} is another than that of other blocks")
     others = [n for n in own if n not in named and n not in extra]
     if others or any(p not in block.layer_scales for p in dict(layer.named_parameters(recurse=False))):
         raise Undescribed(f"its block {where} has parts that no description names: {', '.join(others) or 'parameters'}")

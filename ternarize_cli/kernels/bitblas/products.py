@@ -17,7 +17,7 @@ from ternarize_cli.kernels.bitblas.layout import lay_out
 from ternarize_cli.kernels.bitblas.operators import Operator, OperatorShape
 from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.products import Joined
-from ternarize_cli.kernels.stack import Stack, block_of
+from ternarize_cli.kernels.stack import Stack
 
 __all__ = ["BitBlasProducts", "finish", "shapes_of"]
 
@@ -63,7 +63,7 @@ class BitBlasProducts:
 
 def shapes_of(model: nn.Module) -> list[OperatorShape]:
     """Lists the shapes of the kernels that a fused encoder needs."""
-    stack = Stack(model, block_of(model))  # type: ignore[arg-type]  # it is described, as it runs fused
+    stack = Stack.of(model)
     found = [stack.joined(i) for i in range(len(stack.layers))]
     return [_shape(Joined(part)) for qkv, output, up, down in found for part in (qkv, [output], up, [down])]
 

@@ -21,14 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import InputError
-from ternarize_cli.format.block import PLACES, Block, LayerKind
+from ternarize_cli.format.block import PLACES
+from ternarize_cli.format.block_parts import LayerKind
 from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
 from ternarize_cli.kernels.gpu import fused
 from ternarize_cli.kernels.gpu.attention import attention
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
 from ternarize_cli.kernels.gpu.products import Joined, Products
-from ternarize_cli.kernels.stack import Stack, block_of, refusal
+from ternarize_cli.kernels.stack import Stack, refusal
 
 __all__ = ["GpuEncoder", "GpuForward", "gpu_refusal", "run_fused"]
 
@@ -60,8 +61,7 @@ def gpu_refusal(model: nn.Module) -> str | None:
     reason = refusal(model)
     if reason is not None:
         return reason
-    block = block_of(model)
-    assert isinstance(block, Block)
+    block = Stack.of(model).block
     places = set(block.norms) & {*PLACES}
     usual = places in ({"attention.before", "feed_forward.before"}, {"attention.sum", "feed_forward.sum"})
     plain = block.kinds == (LayerKind(),) and block.relative is None and not block.gated and len(block.qkv) == 3
@@ -115,9 +115,8 @@ class GpuEncoder:
 
     def __init__(self, model: Any, arithmetic: Arithmetic) -> None:
         self._model = model
-        block = block_of(model)
-        assert isinstance(block, Block)
-        stack = Stack(model, block)
+        stack = Stack.of(model)
+        block = stack.block
         self._first = "attention.before" in block.norms
         places = [f"{part}.{'before' if self._first else 'sum'}" for part in ("attention", "feed_forward")]
         self._products = arithmetic([_joined(stack, i) for i in range(len(block))])

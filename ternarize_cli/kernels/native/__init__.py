@@ -68,9 +68,9 @@ class Native:
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by one call of the library, and returns None; or returns why it can't."""
         from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal
-        from ternarize_cli.kernels.stack import block_of, refusal
+        from ternarize_cli.kernels.stack import Stack, refusal
 
-        reason = refusal(model) or head_refusal(block_of(model))  # type: ignore[arg-type]  # refused without a Block
+        reason = refusal(model) or head_refusal(Stack.of(model).block)
         if reason is None:
             forward = NativeForward(model)
             reason = forward.checked()

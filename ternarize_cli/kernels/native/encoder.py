@@ -10,14 +10,13 @@ from ternarize_cli.format.block import ACTIVATIONS, Block
 from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
 from ternarize_cli.kernels.native.interface import MAX_HEAD, Encoder, NativeLayer, NativeNorm, NativeNorms
-from ternarize_cli.kernels.native.library import Library, PackedCodes, library
+from ternarize_cli.kernels.native.library import Library, NormTensors, PackedCodes, library
 from ternarize_cli.kernels.native.positions import Turns, patch_turns, relative_bias, rotary_turns
-from ternarize_cli.kernels.stack import Stack, block_of
+from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import PackedLinear
 
 __all__ = ["NativeEncoder", "NativeForward", "head_refusal"]
 
-_KINDS = {"layer": 1, "rms": 2}
 _HALF = 16  # outputs of a gate that lie side by side with as many that it multiplies
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
 
@@ -56,7 +55,10 @@ class NativeForward(FusedForward):
 
 
 class _Made(NamedTuple):
-    """The structure of an encoder for some positions, with the tensors that it points to."""
+    """The structure of an encoder for some positions, with the tensors that it points to.
+
+    Who runs the encoder holds this while it runs: another thread may replace it by one for more positions.
+    """
 
     encoder: Encoder
     positions: int
@@ -75,9 +77,8 @@ class NativeEncoder:
         """
         self._lib: Library = library()
         self._model = model
-        block = block_of(model)
-        assert isinstance(block, Block)
-        self._block, self._stack = block, Stack(model, block)
+        self._stack = Stack.of(model)
+        self._block = block = self._stack.block
         self._kept: list[Any] = []
         self._bias = self._relative()
         self._layers = [self._layer(i) for i in range(len(block))]
@@ -87,8 +88,7 @@ class NativeEncoder:
         if block.embeddings is not None:
             tables = tables_of(model, block)
             self._tables = tables and [(table, _aligned(scale)) for table, scale in tables]
-            given = self._norm(None, "embeddings", block.width)
-            self._embedding_norm = given if given.kind else None
+            self._embedding_norm = self._norm_tensors(None, "embeddings", block.width)
         self._lib.trim()
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
@@ -115,13 +115,14 @@ class NativeEncoder:
         starts = torch.zeros(batch + 1, dtype=torch.int32, device="cpu")
         starts[1:] = real.sum(dim=1).cumsum(dim=0)
         x = x.contiguous()
-        self._lib.encode(self._for_texts(tokens), starts, x)
+        made = self._for_texts(tokens)
+        self._lib.encode(made.encoder, starts, x)
         if full:
             full_batch: Tensor = x.view(batch, tokens, x.shape[1])
             return full_batch
-        made = torch.zeros(batch, tokens, x.shape[1], dtype=torch.float32, device="cpu")
-        made[real] = x
-        return made
+        padded = torch.zeros(batch, tokens, x.shape[1], dtype=torch.float32, device="cpu")
+        padded[real] = x
+        return padded
 
     def images(self, pixels: Tensor) -> Tensor:
         """Encodes images `[batch, channels, height, width]`: hidden states, float32 `[batch, patches, width]`."""
@@ -129,10 +130,11 @@ class NativeEncoder:
         norm = self._stack.norm(None, "embeddings")
         x = x if norm is None else norm(x)
         starts = torch.arange(len(x) + 1, dtype=torch.int32, device="cpu") * x.shape[1]
-        made = torch.empty(len(x) * x.shape[1], x.shape[2], dtype=torch.float32, device="cpu")
-        made.view(x.shape).copy_(x)
-        self._lib.encode(self._for_images(pixels, x.shape[1]), starts, made)
-        return made.view(x.shape)
+        rows = torch.empty(len(x) * x.shape[1], x.shape[2], dtype=torch.float32, device="cpu")
+        rows.view(x.shape).copy_(x)
+        made = self._for_images(pixels, x.shape[1])
+        self._lib.encode(made.encoder, starts, rows)
+        return rows.view(x.shape)
 
     def first_blocks(self, count: int, ids: Tensor | None, mask: Tensor | None, pixels: Tensor | None) -> Tensor:
         """Computes the hidden states after the first `count` blocks and the last norm, of texts or images.
@@ -179,17 +181,17 @@ class NativeEncoder:
 
     # -- the library's structures --------------------------------------------------------------------------------------
 
-    def _for_texts(self, tokens: int) -> Encoder:
-        """Returns the structure of the encoder for texts of up to `tokens` tokens."""
+    def _for_texts(self, tokens: int) -> _Made:
+        """Returns the encoder for texts of up to `tokens` tokens."""
         found = self._turned.get(())
         if found is None or found.positions < tokens:
             positions = 1 << max(tokens - 1, 255).bit_length()
             turns = [None if k.rotary is None else rotary_turns(k.rotary, positions) for k in self._block.kinds]
             found = self._turned[()] = self._made(turns, positions)
-        return found.encoder
+        return found
 
-    def _for_images(self, pixels: Tensor, tokens: int) -> Encoder:
-        """Returns the structure of the encoder for images of a size."""
+    def _for_images(self, pixels: Tensor, tokens: int) -> _Made:
+        """Returns the encoder for images of the size of `pixels`."""
         size = tuple(pixels.shape[-2:])
         if all(kind.rotary is None for kind in self._block.kinds):
             size = ()
@@ -200,7 +202,7 @@ class NativeEncoder:
             turned = [kind.rotary is not None for kind in self._block.kinds]
             turns = [patch_turns(self._model, pixels, tokens) if is_turned else None for is_turned in turned]
             found = self._turned[size] = self._made(turns, tokens)
-        return found.encoder
+        return found
 
     def _made(self, turns: list[Turns | None], positions: int) -> _Made:
         block = self._block
@@ -209,7 +211,13 @@ class NativeEncoder:
             turn = turns[kind]
             if turn is not None:
                 layer.cos, layer.sin = turn[0].data_ptr(), turn[1].data_ptr()
-        pairs = max((turn[0].shape[1] for turn in turns if turn is not None), default=0)
+        pairs = next((kind.rotary.numbers // 2 for kind in block.kinds if kind.rotary is not None), 0)
+        for turn in turns:
+            if turn is not None and not turn[0].shape == turn[1].shape == (positions, pairs):
+                raise CheckpointError(
+                    f"rotary positions are {list(turn[0].shape)}, and should be {[positions, pairs]}",
+                    hint="fetch the model again",
+                )
         reach = 0 if block.relative is None else block.relative.distance
         encoder = Encoder(
             *(len(layers), block.width, block.heads, block.key_value_heads, block.head, block.inner),
@@ -236,13 +244,17 @@ class NativeEncoder:
         )
 
     def _norm(self, i: int | None, place: str, width: int) -> NativeNorm:
+        found = self._norm_tensors(i, place, width)
+        return NativeNorm() if found is None else found.norm
+
+    def _norm_tensors(self, i: int | None, place: str, width: int) -> NormTensors | None:
         found = self._stack.gain(i, place, width)
         if found is None:
-            return NativeNorm()
-        gain, bias = (_aligned(t) for t in found)
-        self._kept.append((gain, bias))
+            return None
         norm = self._block.norms[place]
-        return NativeNorm(gain.data_ptr(), bias.data_ptr(), norm.eps, _KINDS[norm.kind])
+        made = NormTensors(norm.kind, *found, norm.eps)
+        self._kept.append(made)
+        return made
 
     def _relative(self) -> Tensor | None:
         given = self._block.relative

@@ -23,11 +23,12 @@ from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.codecs import Codec
 from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, NativeLinear, NativeNorm, declare
 
-__all__ = ["Library", "PackedCodes", "library"]
+__all__ = ["Library", "NormTensors", "PackedCodes", "library"]
 
 PANEL, BLOCK = 32, 64
 _NAME = "libternarize_native.so.1"
 _REFUSED = -2
+_KINDS = {"layer": 1, "rms": 2}
 
 
 class PackedCodes:
@@ -72,6 +73,26 @@ class PackedCodes:
         self.linear = NativeLinear(
             self.codes.data_ptr(), self.scale.data_ptr(), self.bias.data_ptr(), inputs, outputs, blocks, panels
         )
+
+
+class NormTensors:
+    """A norm, with the tensors that the library reads.
+
+    Attributes:
+        gain, bias: float32 `[width]`; an RMS norm does not read its bias.
+        norm: the C structure that points to both.
+    """
+
+    def __init__(self, kind: str, gain: Tensor, bias: Tensor, eps: float) -> None:
+        """Keeps the tensors, or copies of those that lie at an address that float32 can't have.
+
+        Args:
+            kind: "layer" or "rms".
+            gain, bias: float32, of the same shape.
+            eps: the epsilon.
+        """
+        self.gain, self.bias = (t.clone() if t.data_ptr() % t.element_size() else t for t in (gain, bias))
+        self.norm = NativeNorm(self.gain.data_ptr(), self.bias.data_ptr(), eps, _KINDS[kind])
 
 
 class Library:
@@ -173,7 +194,7 @@ class Library:
         self,
         tables: list[tuple[Tensor, Tensor]],
         ids: list[Tensor],
-        norm: NativeNorm | None,
+        norm: NormTensors | None,
     ) -> Tensor:
         """Adds up a row of each of several int8 tables for every token, and applies a norm to the sums.
 
@@ -194,6 +215,9 @@ class Library:
             _check("a table", table, torch.int8, (len(table), width))
             _check("the scales of a table", scale, torch.float32, (len(table),))
             _check("ids", chosen, torch.int64, (rows,))
+        if norm is not None:
+            for name, tensor in (("the gain of a norm", norm.gain), ("the bias of a norm", norm.bias)):
+                _check(name, tensor, torch.float32, (width,))
         x = torch.empty(rows, width, dtype=torch.float32, device="cpu")
         count = len(tables)
         codes, scales, chosen_ids = (
@@ -204,7 +228,7 @@ class Library:
         self._run(
             "tz_embed",
             *(self._isa, codes, scales, lengths, chosen_ids, count, _c_int(rows), _c_int(width)),
-            *(None if norm is None else ctypes.byref(norm), _at(x), _threads()),
+            *(None if norm is None else ctypes.byref(norm.norm), _at(x), _threads()),
         )
         return x
 

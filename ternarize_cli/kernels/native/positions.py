@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.format.block import Relative, Rotary
+from ternarize_cli.format.block_parts import Relative, Rotary
 
 __all__ = ["Turns", "patch_turns", "relative_bias", "rotary_turns"]
 

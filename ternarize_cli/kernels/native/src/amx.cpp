@@ -185,7 +185,7 @@ inline Floats from_bf16(const uint16_t* x, int count) {
 
 inline void bf16_rotate(void* x, int heads, int head, const Norm& by, const float* cos, const float* sin, int half) {
   uint16_t* from = static_cast<uint16_t*>(x);
-  const bool is_even = by.kind == kNone && half % kLanes == 0;
+  const bool is_even = by.kind == kNone && cos && half % kLanes == 0;
   for (int i = 0; i < heads; ++i, from += head) {
     if (is_even) {
       for (int d = 0; d < half; d += kLanes) {

@@ -236,7 +236,7 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     const int some = std::min(rows, all), pieces = std::min(w->panels, all);
     parallel(all, stages, [&](Worker& worker) {
       worker.stage(some, [&](int piece) {
-        k.quantize(x, share(rows, piece, some), share(rows, piece + 1, some), w->inputs, a);
+        k.quantize(x, w->inputs, share(rows, piece, some), share(rows, piece + 1, some), w->inputs, a);
       });
       k.begin();
       worker.stage(pieces, [&](int piece) {

@@ -193,17 +193,14 @@ struct Member {
     return k.bf16 ? static_cast<void*>(static_cast<uint16_t*>(to.qkv) + place) : static_cast<float*>(to.qkv) + place;
   }
 
-  // Rounds rows, after a norm if there is one, which goes through a buffer that stays in the cache.
-  void round(const float* from, size_t stride, const Norm& by, int first, int last, const Activations& into) const {
+  // Rounds rows of the hidden states, after a norm if there is one, which goes through rows of `work` that stay in the cache.
+  void round(const Norm& by, int first, int last) const {
     constexpr int kSome = 16;
+    if (by.kind == kNone) return k.quantize(x, e.width, first, last, e.width, to.narrow);
     for (int row = first; row < last; row += kSome) {
       const int until = std::min(row + kSome, last);
-      if (by.kind != kNone) {
-        k.norm(from + row * stride, stride, until - row, e.width, by, nullptr, work(row), to.span);
-        for (int i = row; i < until; ++i) k.quantize(work(i) - i * static_cast<size_t>(e.width), i, i + 1, e.width, into);
-      } else {
-        k.quantize(from, row, until, e.width, into);
-      }
+      k.norm(hidden(row), e.width, until - row, e.width, by, nullptr, work(row), to.span);
+      k.quantize(to.work, to.span, row, until, e.width, to.narrow);
     }
   }
 
@@ -309,26 +306,21 @@ struct Member {
            {e.gated ? gated(by) : activated(by), wide.hidden, nullptr, nullptr, wide.span}, scratch);
   }
 
-  void round_wide(int first, int last) const {
-    for (int i = first; i < last; ++i)
-      k.quantize(wide.hidden + i * (wide.span - e.inner), i, i + 1, e.inner, wide.q);
-  }
+  void round_wide(int first, int last) const { k.quantize(wide.hidden, wide.span, first, last, e.inner, wide.q); }
 
   void round_attended(int first, int last) const {
-    const size_t width = context_width(e);
-    for (int i = first; i < last; ++i)
-      k.quantize(to.work + i * (to.span - width), i, i + 1, static_cast<int>(width), to.attended);
+    k.quantize(to.work, to.span, first, last, context_width(e), to.attended);
   }
 
   // Ends the block before, and rounds what attention reads.
   void enter(int i, int first, int last) const {
     if (i > 0) settle(e.layer[i - 1].feed_forward, first, last);
-    round(x, e.width, e.layer[i].attention.before, first, last, to.narrow);
+    round(e.layer[i].attention.before, first, last);
   }
 
   void enter_feed_forward(const Layer& layer, int first, int last) const {
     settle(layer.attention, first, last);
-    round(x, e.width, layer.feed_forward.before, first, last, to.narrow);
+    round(layer.feed_forward.before, first, last);
   }
 
   // Ends the last block.

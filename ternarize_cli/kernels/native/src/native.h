@@ -34,18 +34,6 @@ extern "C" struct Linear {
   int32_t inputs, outputs, blocks, panels;
 };
 
-// What is done with a product. `y` is the value that the reference backend computes: float(sum) * scale * t + bias.
-// kActivate stands for five values, one for each activation of `Activation`: kActivate + a. So does kGate, for which a panel
-// holds sixteen outputs that go through the activation, and then the sixteen that these are multiplied by.
-enum class Then : int32_t {
-  kSums,          // sums = the integer sum, without scales and bias
-  kStore,         // out = y
-  kAdd,           // out = y + residual
-  kBf16,          // bf16 = bfloat16(y)
-  kActivate = 4,  // out = activation(y)
-  kGate = 9,      // out = activation(y) * the y sixteen outputs further; `out` has half as many columns
-};
-
 enum class Activation : int32_t {
   kGelu,       // x * (1 + erf(x / sqrt 2)) / 2
   kGeluTanh,   // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
@@ -55,8 +43,24 @@ enum class Activation : int32_t {
 };
 constexpr int kActivations = 5;
 
-TZ_INLINE Then activated(Activation by) { return static_cast<Then>(4 + static_cast<int32_t>(by)); }
-TZ_INLINE Then gated(Activation by) { return static_cast<Then>(9 + static_cast<int32_t>(by)); }
+// What is done with a product. `y` is the value that the reference backend computes: float(sum) * scale * t + bias.
+// kActivate stands for five values, one for each activation of `Activation`: kActivate + a. So does kGate, for which a panel
+// holds sixteen outputs that go through the activation, and then the sixteen that these are multiplied by.
+enum class Then : int32_t {
+  kSums,      // sums = the integer sum, without scales and bias
+  kStore,     // out = y
+  kAdd,       // out = y + residual
+  kBf16,      // bf16 = bfloat16(y)
+  kActivate,  // out = activation(y)
+  kGate = kActivate + kActivations,  // out = activation(y) * the y sixteen outputs further; `out` has half as many columns
+};
+
+TZ_INLINE constexpr Then activated(Activation by) {
+  return static_cast<Then>(static_cast<int32_t>(Then::kActivate) + static_cast<int32_t>(by));
+}
+TZ_INLINE constexpr Then gated(Activation by) {
+  return static_cast<Then>(static_cast<int32_t>(Then::kGate) + static_cast<int32_t>(by));
+}
 
 // A norm over the values of a row.
 extern "C" struct Norm {
@@ -117,8 +121,8 @@ struct Kernels {
   void (*end)();
   // Multiplies `rows` rows of activations by the panels [first, last) of a linear. `scratch` has gemm_scratch bytes.
   void (*gemm)(const Linear&, int first, int last, const Activations&, int rows, const Sink&, uint8_t* scratch);
-  // Rounds the rows [first, last) of x [..][width] to symmetric int8: t = max|x| / 127, q = round(x / t).
-  void (*quantize)(const float* x, int first, int last, int width, const Activations& to);
+  // Rounds the rows [first, last) of x, `stride` elements apart, to symmetric int8: t = max|x| / 127, q = round(x / t).
+  void (*quantize)(const float* x, size_t stride, int first, int last, int width, const Activations& to);
   // Norms rows of x, `stride` elements apart, and writes them to `out`, to_stride apart; adds `residual`, which is laid out like
   // `out`, unless it is null. `out` may be x or the residual.
   void (*norm)(const float* x, size_t stride, int rows, int width, const Norm&, const float* residual, float* out,

@@ -297,16 +297,14 @@ inline void gemm_then(const Linear&, int first, int last, const Activations&, in
 #endif
 
 template <int a>
-inline bool gemm_activated(const Linear& w, int first, int last, const Activations& x, int rows, const Sink& to,
+inline void gemm_activated(const Linear& w, int first, int last, const Activations& x, int rows, const Sink& to,
                            uint8_t* scratch) {
   if constexpr (a < kActivations) {
-    constexpr Then plain = static_cast<Then>(static_cast<int>(Then::kActivate) + a);
-    constexpr Then gate = static_cast<Then>(static_cast<int>(Then::kGate) + a);
-    if (to.then == plain) return gemm_then<plain>(w, first, last, x, rows, to, scratch), true;
-    if (to.then == gate) return gemm_then<gate>(w, first, last, x, rows, to, scratch), true;
-    return gemm_activated<a + 1>(w, first, last, x, rows, to, scratch);
+    constexpr Activation by = static_cast<Activation>(a);
+    if (to.then == activated(by)) return gemm_then<activated(by)>(w, first, last, x, rows, to, scratch);
+    if (to.then == gated(by)) return gemm_then<gated(by)>(w, first, last, x, rows, to, scratch);
+    gemm_activated<a + 1>(w, first, last, x, rows, to, scratch);
   }
-  return false;
 }
 
 inline void gemm(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
@@ -322,9 +320,9 @@ inline void gemm(const Linear& w, int first, int last, const Activations& a, int
 
 // Rounds x / by to int8. The product with 1 / by rounds to the same integer, unless a quotient lies next to the middle between
 // two integers: rows with such a quotient are divided.
-inline void quantize(const float* x, int first, int last, int width, const Activations& to) {
+inline void quantize(const float* x, size_t stride, int first, int last, int width, const Activations& to) {
   for (int row = first; row < last; ++row) {
-    const float* in = x + static_cast<size_t>(row) * width;
+    const float* in = x + row * stride;
     int8_t* line = to.row(row);
     const auto put = [line](int i, Floats v) {
       store_bytes(line + i / kBlock * (16 * kBlock) + i % kBlock, v);
@@ -436,10 +434,11 @@ inline void attention(const Attention& at) {
   const float* v = static_cast<const float*>(at.v) + first_key * at.stride;
   const int count_keys = last_key - first_key;
   const int padded = (count_keys + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-  float* keys = reinterpret_cast<float*>(at.scratch);         // [head][padded]
-  float* scores = keys + static_cast<size_t>(head) * padded;  // [4][padded]
+  const size_t line_width = padded;
+  float* keys = reinterpret_cast<float*>(at.scratch);  // [head][padded]
+  float* scores = keys + head * line_width;              // [4][padded]
   for (int d = 0; d < head; ++d)
-    for (int i = 0; i < padded; ++i) keys[d * static_cast<size_t>(padded) + i] = i < count_keys ? k[i * at.stride + d] : 0.0f;
+    for (int i = 0; i < padded; ++i) keys[d * line_width + i] = i < count_keys ? k[i * at.stride + d] : 0.0f;
   for (int row = at.first; row < at.last; row += 4) {
     const int count = min(4, at.last - row);
     // These four queries see keys from `low` on, up to `high`.
@@ -450,7 +449,7 @@ inline void attention(const Attention& at) {
     for (int j = low; j < high; j += 2 * kLanes) {
       Floats left[4] = {}, right[4] = {};
       for (int d = 0; d < head; ++d) {
-        const float* line = keys + d * static_cast<size_t>(padded) + j;
+        const float* line = keys + d * line_width + j;
         const Floats a = load(line), b = load(line + kLanes);
         for (int i = 0; i < 4; ++i) {
           const Floats x = all(from[i][d]);
@@ -459,13 +458,13 @@ inline void attention(const Attention& at) {
         }
       }
       for (int i = 0; i < 4; ++i) {
-        store(scores + i * static_cast<size_t>(padded) + j, left[i] * at.scale);
-        store(scores + i * static_cast<size_t>(padded) + j + kLanes, right[i] * at.scale);
+        store(scores + i * line_width + j, left[i] * at.scale);
+        store(scores + i * line_width + j + kLanes, right[i] * at.scale);
       }
     }
     float inverse[4];
     for (int i = 0; i < 4; ++i) {
-      float* s = scores + i * static_cast<size_t>(padded);
+      float* s = scores + i * line_width;
       const int query = min(row + i, at.last - 1);
       const int begin = seen(at, query).from - first_key, end = seen(at, query).until - first_key, width = end - begin;
       if (at.bias) {
@@ -493,7 +492,7 @@ inline void attention(const Attention& at) {
       for (int j = low; j < high; ++j) {
         const Floats a = load(v + j * at.stride + d), b = load(v + j * at.stride + d + kLanes);
         for (int i = 0; i < 4; ++i) {
-          const Floats p = all(scores[i * static_cast<size_t>(padded) + j]);
+          const Floats p = all(scores[i * line_width + j]);
           left[i] = madd(p, a, left[i]);
           right[i] = madd(p, b, right[i]);
         }
@@ -506,7 +505,7 @@ inline void attention(const Attention& at) {
     for (; d < head; ++d)
       for (int i = 0; i < count; ++i) {
         float sum = 0.0f;
-        for (int j = low; j < high; ++j) sum += scores[i * static_cast<size_t>(padded) + j] * v[j * at.stride + d];
+        for (int j = low; j < high; ++j) sum += scores[i * line_width + j] * v[j * at.stride + d];
         at.out[(row + i) * at.out_stride + d] = sum * inverse[i];
       }
   }
