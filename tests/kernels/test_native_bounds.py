@@ -12,6 +12,8 @@ from scipy.special import ndtr
 from test_native import SETS
 from test_native_symbols import SOURCE, run_checked
 
+from support.instruction_sets import SHORT
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SETS, reason="the native library is not built: no C++ compiler"),
@@ -52,7 +54,7 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def functions(request: pytest.FixtureRequest, units: dict[str, list[str]], tmp_path_factory) -> Functions:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     source = SOURCE / "src" / f"{name}.cpp"
-    more = "TZ_TRY(power_of_two)" if name == "amx" else ""
+    more = "TZ_TRY(power_of_two)" if name in SHORT else ""
     (folder / "wrapper.cpp").write_text(WRAPPER.format(source=source, name=name, more=more))
     command = units[name][: units[name].index("-o")]
     run_checked([*command, "-O1", "-shared", "-o", "made.so", "wrapper.cpp"], folder)
@@ -66,10 +68,10 @@ def both_signs(x: np.ndarray) -> np.ndarray:
 def test_gelu(functions: Functions) -> None:
     x = both_signs(np.concatenate([np.linspace(0, 16, 1 << 20), np.geomspace(1e-30, 16, 1 << 16)]))
     error = np.abs(functions("gelu", x) - x * ndtr(x.astype(np.float64)))
-    assert (error <= (5e-5 if functions.name == "amx" else 3e-7 * np.abs(x))).all(), error.max()
+    assert (error <= (5e-5 if functions.name in SHORT else 3e-7 * np.abs(x))).all(), error.max()
     far = both_signs(np.geomspace(16, 1e30, 1 << 12))
     error = np.abs(functions("gelu", far) - np.maximum(far, 0))
-    assert (error <= (3e-6 if functions.name == "amx" else 3e-7) * np.abs(far)).all()
+    assert (error <= (3e-6 if functions.name in SHORT else 3e-7) * np.abs(far)).all()
 
 
 def test_exp_of_negative_numbers(functions: Functions) -> None:
@@ -80,7 +82,7 @@ def test_exp_of_negative_numbers(functions: Functions) -> None:
     assert functions("exp_of_negative", np.float32([0])) == 1
 
 
-@pytest.mark.parametrize("functions", [name for name in SETS if name == "amx"], indirect=True)
+@pytest.mark.parametrize("functions", [name for name in SETS if name in SHORT], indirect=True)
 def test_powers_of_two(functions: Functions) -> None:
     x = -np.linspace(0, 126, 1 << 20).astype(np.float32)
     assert np.abs(functions("power_of_two", x) / np.exp2(x.astype(np.float64)) - 1).max() < 9e-4

@@ -27,6 +27,16 @@ namespace tz {
 namespace {
 
 #if defined(__x86_64__)
+// Each of these returns whether the processor has what it is named after.
+bool has_extended_feature(unsigned bit) {  // of leaf 7, subleaf 1, register eax
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << bit);
+}
+
+bool has_avx_vnni() { return has_extended_feature(4); }
+
+bool has_avx512_bf16() { return has_extended_feature(5); }
+
 // Returns whether this process may use AMX tiles. Linux must be asked to enable them for a process (arch_prctl with
 // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA).
 bool has_amx() {
@@ -34,17 +44,10 @@ bool has_amx() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // amx-bf16, amx-tile, amx-int8
-  if ((d & wanted) != wanted) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;  // avx512-bf16
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return (d & wanted) == wanted && has_avx512_bf16() && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
   return false;
 #endif
-}
-
-bool has_avx_vnni() {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
 }
 #endif
 
@@ -59,6 +62,9 @@ const std::vector<const Kernels*>& available() {
                         __builtin_cpu_supports("avx512vnni");
 #if defined(TZ_HAS_amx)
     if (avx512 && has_amx()) list.push_back(amx_kernels());
+#endif
+#if defined(TZ_HAS_vnnibf16)
+    if (avx512 && has_avx512_bf16()) list.push_back(vnnibf16_kernels());
 #endif
 #if defined(TZ_HAS_vnni)
     if (avx512) list.push_back(vnni_kernels());

@@ -22,7 +22,7 @@ namespace tz {
 namespace {
 
 constexpr int kGroup = 256;        // tokens after which a group takes no further sequence
-constexpr int kFeedForward = 128;  // rows in a block of the feed-forward
+constexpr int kFeedForward = 64;  // rows in a block of the feed-forward
 constexpr int kLeast = 32;         // tokens for each thread from which on pieces are groups or rows
 constexpr int kPiece = 128;        // rows in a piece, if each thread has so many
 

@@ -143,6 +143,7 @@ const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();     // AVX2 and FMA
 const Kernels* avxvnni_kernels();  // AVX2, FMA and AVX-VNNI, without AVX-512
 const Kernels* vnni_kernels();     // AVX-512 with VNNI
+const Kernels* vnnibf16_kernels();  // AVX-512 with VNNI and BF16
 const Kernels* amx_kernels();      // AMX int8 and bfloat16
 const Kernels* neon_kernels();     // Armv8.2 dot product
 
