@@ -11,7 +11,7 @@ struct Multiply {
     return expand_panel(panel, blocks, scratch);
   }
 
-  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
     for (int part = 0; part < 4; ++part) part_of(b, blocks, a, count, part, c + part * 8);
   }
 

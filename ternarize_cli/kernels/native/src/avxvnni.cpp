@@ -11,7 +11,7 @@ struct Multiply {
     return expand_panel(panel, blocks, scratch);
   }
 
-  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
     for (int half = 0; half < 2; ++half) switch (count) {
         case 1: some<1>(b + half * 1024, blocks, a, c + half * 16); break;
         case 2: some<2>(b + half * 1024, blocks, a, c + half * 16); break;

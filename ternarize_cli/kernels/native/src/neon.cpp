@@ -23,7 +23,7 @@ struct Multiply {
     return scratch;
   }
 
-  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
     const int8_t* x[rows];
     for (int i = 0; i < rows; ++i) x[i] = a + (i < count ? i : count - 1) * kBlock;
     for (int part = 0; part < 8; ++part) {  // four outputs of four rows

@@ -4,8 +4,9 @@
 // The file of an instruction set defines `struct Multiply` before it includes this file:
 //     static constexpr int rows;                                   // rows at a time, a divisor of 16
 //     static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch);
-//     static void run(const uint8_t* prepared, int blocks, const int8_t* row, int count, int32_t* c);
-// `run` writes the sums of digits times activations, c[rows][kPanel]; only the first `count` rows are used.
+//     static void run(const uint8_t* prepared, int blocks, const int8_t* row, const int8_t* next, int count, int32_t* c);
+// `run` writes the sums of digits times activations, c[rows][kPanel]; only the first `count` rows are used. `next` is the row
+// that the next call starts with: `run` may fetch it ahead, and must not read it.
 #include "attention.h"
 #include "product.h"
 #include "rows.h"

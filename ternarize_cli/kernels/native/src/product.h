@@ -82,7 +82,7 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
     const uint8_t* b = Multiply::prepare(codes, w.blocks, scratch);
     for (int row = 0; row < rows; row += Multiply::rows) {
       const int count = min(Multiply::rows, rows - row);
-      Multiply::run(b, w.blocks, a.row(row), count, c);
+      Multiply::run(b, w.blocks, a.row(row), a.row(row + Multiply::rows), count, c);
       finish<then>(c, 0, count, w, panel, a, row, to);
     }
   }

@@ -15,7 +15,7 @@ struct Multiply {
     return scratch;
   }
 
-  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
     for (int i = 0; i < rows * kPanel; ++i) c[i] = 0;
     for (int i = 0; i < count; ++i)
       for (int block = 0; block < blocks; ++block)

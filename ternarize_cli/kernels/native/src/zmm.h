@@ -13,22 +13,22 @@ struct Multiply {
 
   static const uint8_t* prepare(const uint8_t* panel, int, uint8_t*) { return panel; }
 
-  static void run(const uint8_t* b, int blocks, const int8_t* a, int count, int32_t* c) {
+  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t* next, int count, int32_t* c) {
     switch (count) {
-      case 1: return some<1>(b, blocks, a, c);
-      case 2: return some<2>(b, blocks, a, c);
-      case 3: return some<3>(b, blocks, a, c);
-      case 4: return some<4>(b, blocks, a, c);
-      case 5: return some<5>(b, blocks, a, c);
-      case 6: return some<6>(b, blocks, a, c);
-      case 7: return some<7>(b, blocks, a, c);
-      default: return some<8>(b, blocks, a, c);
+      case 1: return some<1>(b, blocks, a, next, c);
+      case 2: return some<2>(b, blocks, a, next, c);
+      case 3: return some<3>(b, blocks, a, next, c);
+      case 4: return some<4>(b, blocks, a, next, c);
+      case 5: return some<5>(b, blocks, a, next, c);
+      case 6: return some<6>(b, blocks, a, next, c);
+      case 7: return some<7>(b, blocks, a, next, c);
+      default: return some<8>(b, blocks, a, next, c);
     }
   }
 
  private:
   template <int N>
-  static void some(const uint8_t* b, int blocks, const int8_t* a, int32_t* c) {
+  static void some(const uint8_t* b, int blocks, const int8_t* a, const int8_t* next, int32_t* c) {
     const __m512i mask = _mm512_set1_epi8(3);
     __m512i left[N], right[N];
     for (int i = 0; i < N; ++i) left[i] = right[i] = _mm512_setzero_si512();
@@ -40,6 +40,7 @@ struct Multiply {
         __m512i u = _mm512_loadu_si512(tiles + chunk * 64);
         __m512i v = _mm512_loadu_si512(tiles + kTile + chunk * 64);
         for (int field = 0; field < 4; ++field) {
+          if (chunk < 2) _mm_prefetch(reinterpret_cast<const char*>(next + block * 1024 + (chunk * 4 + field) * 64), _MM_HINT_T0);
           const __m512i wu = _mm512_and_si512(u, mask), wv = _mm512_and_si512(v, mask);
           for (int i = 0; i < N; ++i) {
             int32_t four;
