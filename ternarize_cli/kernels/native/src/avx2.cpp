@@ -1,5 +1,6 @@
 // Runs on AVX2 with FMA, whose instruction adds pairs of products in 16 bits. A digit is at most 2 and an activation at most
-// 127 in magnitude, so a pair is at most 508. 16 pairs are summed before they are widened: 8,128 fits 16 bits.
+// 127 in magnitude, so a pair is at most 508. 64 pairs, those of four blocks, are summed before they are widened: 32,512 fits 16
+// bits.
 #include "ymm.h"
 
 namespace tz {
@@ -12,32 +13,52 @@ struct Multiply {
   }
 
   static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
-    for (int part = 0; part < 4; ++part) part_of(b, blocks, a, count, part, c + part * 8);
+    for (int half = 0; half < 2; ++half) switch (count) {
+        case 1: some<1>(b + half * 1024, blocks, a, c + half * 16); break;
+        case 2: some<2>(b + half * 1024, blocks, a, c + half * 16); break;
+        case 3: some<3>(b + half * 1024, blocks, a, c + half * 16); break;
+        default: some<4>(b + half * 1024, blocks, a, c + half * 16);
+      }
   }
 
  private:
-  // Computes eight outputs of four rows: 16-bit sums over a block of 64 inputs (16 pairs), which are then widened.
-  static void part_of(const uint8_t* b, int blocks, const int8_t* a, int count, int part, int32_t* c) {
+  static constexpr int kSummed = 4;  // blocks
+
+  // Computes sixteen outputs of N rows.
+  template <int N>
+  __attribute__((noinline)) static void some(const uint8_t* b, int blocks, const int8_t* a, int32_t* c) {
     const __m256i ones = _mm256_set1_epi16(1);
-    const int8_t* x[rows];
-    for (int i = 0; i < rows; ++i) x[i] = a + (i < count ? i : count - 1) * kBlock;
-    __m256i sums[rows];
-    for (auto& s : sums) s = _mm256_setzero_si256();
-    for (int block = 0; block < blocks; ++block) {
-      const uint8_t* tile = b + (block * 2 + part / 2) * 1024 + part % 2 * 32;
-      __m256i short_sums[rows];
-      for (auto& s : short_sums) s = _mm256_setzero_si256();
-      for (int r = 0; r < 16; ++r) {
-        const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + r * 64));
-        for (int i = 0; i < rows; ++i) {
-          int32_t four;
-          __builtin_memcpy(&four, x[i] + block * 1024 + r * 4, 4);
-          short_sums[i] = _mm256_add_epi16(short_sums[i], _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
+    for (int i = 0; i < N; ++i)
+      for (int part = 0; part < 2; ++part) store(c + i * kPanel + part * 8, _mm256_setzero_si256());
+    for (int block = 0; block < blocks; block += kSummed) {
+      __m256i left[N], right[N];
+      for (int i = 0; i < N; ++i) left[i] = right[i] = _mm256_setzero_si256();
+      const int until = block + kSummed < blocks ? block + kSummed : blocks;
+      for (int j = block; j < until; ++j)
+#pragma GCC unroll 4
+        for (int r = 0; r < 16; ++r) {
+          const uint8_t* group = b + j * 2048 + r * 64;
+          const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
+          const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group + 32));
+          for (int i = 0; i < N; ++i) {
+            int32_t four;
+            __builtin_memcpy(&four, a + i * kBlock + j * 1024 + r * 4, 4);
+            const __m256i x = _mm256_set1_epi32(four);
+            left[i] = _mm256_add_epi16(left[i], _mm256_maddubs_epi16(u, x));
+            right[i] = _mm256_add_epi16(right[i], _mm256_maddubs_epi16(v, x));
+            __asm__("" : "+x"(left[i]), "+x"(right[i]));  // keeps them in registers
+          }
         }
+      for (int i = 0; i < N; ++i) {
+        add(c + i * kPanel, _mm256_madd_epi16(left[i], ones));
+        add(c + i * kPanel + 8, _mm256_madd_epi16(right[i], ones));
       }
-      for (int i = 0; i < rows; ++i) sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(short_sums[i], ones));
     }
-    for (int i = 0; i < rows; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + i * kPanel), sums[i]);
+  }
+
+  static void store(int32_t* c, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(c), v); }
+  static void add(int32_t* c, __m256i v) {
+    store(c, _mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(c)), v));
   }
 };
 }  // namespace avx2
