@@ -26,6 +26,7 @@ from ternarize_cli.bench.subject import Subject
 from ternarize_cli.encoders import loading
 from ternarize_cli.engines import rivals
 from ternarize_cli.measuring import machine
+from ternarize_cli.measuring.neighbours import busy_neighbours
 from ternarize_cli.measuring.timing import time_interleaved
 from ternarize_cli.progress import Track
 
@@ -48,6 +49,7 @@ def time_texts(
     *,
     repeats: int,
     seconds: float,
+    neighbours: int,
     track: Track,
 ) -> tuple[list[BenchRow], float]:
     """Times all texts, in batches of each size.
@@ -59,6 +61,7 @@ def time_texts(
         name: name of the file of the texts.
         batches: sizes of batches, in texts.
         repeats, seconds: number of rounds and time budget, as in `timing.time_interleaved`; a call encodes all texts.
+        neighbours: number of processes that are kept busy beside.
         track: reports progress.
 
     Returns:
@@ -75,7 +78,7 @@ def time_texts(
     if (exact := encoders.get(_FULL_PRECISION)) is None:
         exact = rivals.make(_FULL_PRECISION, subject.dense, device=candidates[0].device).encoder
     rows: list[BenchRow] = []
-    with machine.LoadWatch() as watch:
+    with busy_neighbours(neighbours), machine.LoadWatch() as watch:
         for batch in track(sorted(set(batches)), "encoding", len(set(batches))):
             options: dict[str, Any] = {"batch_size": batch, "show_progress_bar": False}
             calls = {who: partial(encoder.encode, texts, **options) for who, encoder in encoders.items()}
