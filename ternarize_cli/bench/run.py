@@ -189,7 +189,7 @@ def _measured(
         )
         memory = _memory(timed.candidates, subject, options, track) if options.memory else []
         return replace(timed, memory=tuple(memory))
-    rows, others = time_texts(
+    rows, others, notes = time_texts(
         candidates,
         subject,
         texts,
@@ -200,7 +200,8 @@ def _measured(
         neighbours=options.neighbours,
         track=track,
     )
-    return _Measured(rows, others, {}, candidates)
+    named = {row.name for row in rows}
+    return _Measured(rows, others, {}, [c for c in candidates if c.name in named], tuple(notes))
 
 
 def _memory(

@@ -59,8 +59,8 @@ On a GPU it may return before the work is done.
 Load = Callable[[Path, str], Forward]
 
 
-EXACT, ROUNDED = 0.01, 0.8
-"""Tolerances of fp32 and of int8; the widest one is below the distance of unrelated outputs, which is 1.4."""
+EXACT, ROUNDED = 0.01, 1.2
+"""Tolerances of fp32 and of int8; unrelated outputs are off by 1.4, and int8 of a deep random model by up to 1."""
 
 
 def _nothing() -> None:
