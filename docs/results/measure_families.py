@@ -3,8 +3,8 @@
     python docs/results/measure_families.py FOLDER [SHAPE …] > docs/results/bench/families-cpu.json
 
 The candidates take turns, call by call, with two threads: the packed model run fused, the packed model run linear by
-linear, and the source in bfloat16. Models are kept in FOLDER; their shapes are those of `ternarize bench --shape`. Times
-are medians of whole forward passes in milliseconds.
+linear, and the source in bfloat16. Models are kept in FOLDER; their shapes are those of `ternarize bench --shape`.
+Times are medians of whole forward passes in milliseconds.
 """
 
 import json
