@@ -3,8 +3,8 @@
     python docs/results/measure_families.py FOLDER [SHAPE …] > docs/results/bench/families-cpu.json
 
 The candidates take turns, call by call, with two threads: the packed model run fused, the packed model run linear by
-linear, and the source in bfloat16. Models are kept in FOLDER. Times are medians of whole forward passes in
-milliseconds.
+linear, and the source in bfloat16. Models are kept in FOLDER; their shapes are those of `ternarize bench --shape`.
+Times are medians of whole forward passes in milliseconds.
 """
 
 import json
@@ -18,80 +18,51 @@ import torch
 import transformers
 
 from ternarize_cli import hf, kernels
+from ternarize_cli.bench.shapes import SHAPES, random_model
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
+from ternarize_cli.engines.baselines import Forward, forward_of
+from ternarize_cli.engines.exports import transformer
+from ternarize_cli.engines.inputs import image_shape, random_batch
+from ternarize_cli.measuring.timing import GridPoint
 
-SECONDS, THREADS, VOCABULARY = 1.5, 2, 20_000
-GEMMA = {
-    "hidden_size": 768,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "intermediate_size": 1152,
-    "sliding_window": 512,
-    "use_bidirectional_attention": True,
-}
-QWEN3 = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 3072,
-}
-SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "bert-base": ("BertModel", "BertConfig", {}),
-    "mpnet-base": ("MPNetModel", "MPNetConfig", {}),
-    "modernbert-base": ("ModernBertModel", "ModernBertConfig", {}),
-    "nomic-bert": ("NomicBertModel", "NomicBertConfig", {}),
-    "embeddinggemma-300m": ("Gemma3TextModel", "Gemma3TextConfig", {"vocab_size": VOCABULARY, **GEMMA}),
-    "qwen3-0.6b": ("Qwen3Model", "Qwen3Config", {"vocab_size": VOCABULARY, **QWEN3}),
-    "siglip-base": ("SiglipVisionModel", "SiglipVisionConfig", {"image_size": 224, "patch_size": 16}),
-    "clip-vit-b32": ("CLIPVisionModel", "CLIPVisionConfig", {}),
-}
-TEXTS, IMAGES = ((1, 16), (1, 128), (8, 128), (16, 256)), ((1, 0), (16, 0))
+SECONDS, THREADS = 1.5, 2
+TEXTS = [GridPoint(1, 16), GridPoint(1, 128), GridPoint(8, 128), GridPoint(16, 256)]
+IMAGES = [GridPoint(1), GridPoint(16)]
 
 
-def candidates(name: str, folder: Path) -> dict[str, Any]:
-    """Makes the candidates for a shape; the packed model is kept in the folder."""
-    model, config, settings = SHAPES[name]
-    kind, where = getattr(transformers, model), folder / name
-    if not (where / "packed").exists():
-        torch.manual_seed(0)
-        kind(getattr(transformers, config)(**settings)).save_pretrained(where / "source")
-        convert(where / "source", where / "ternary", None, ConvertOptions(check=False))
-        pack(where / "ternary", where / "packed", check=False)
-    found = {"native": kind.from_pretrained(where / "packed").eval()}
-    found["native (linears only)"] = kind.from_pretrained(where / "packed").eval()
-    for packed in found.values():
-        kernels.use_backend(packed, "native")
-    del found["native (linears only)"].forward
-    found["torch-bf16"] = kind.from_pretrained(where / "source", dtype=torch.bfloat16).eval()
-    return found
+def candidates(name: str, folder: Path) -> dict[str, Forward]:
+    """Makes the candidates for a shape; source and packed model are kept in the folder."""
+    source, packed = folder / name / "source", folder / name / "packed"
+    if not packed.exists():
+        random_model(source, SHAPES[name], seed=0)
+        convert(source, folder / name / "ternary", None, ConvertOptions(check=False))
+        pack(folder / name / "ternary", packed, check=False)
+    fused, linears_only = (transformer(packed) for _ in range(2))
+    for model in (fused, linears_only):
+        kernels.use_backend(model, "native")
+    del linears_only.forward
+    found = {"native": fused, "native (linears only)": linears_only}
+    forwards: dict[str, Forward] = {candidate: forward_of(model) for candidate, model in found.items()}
+    forwards["torch-bf16"] = forward_of(transformer(source, torch.bfloat16), torch.bfloat16)
+    return forwards
 
 
-def row(name: str, found: dict[str, Any], batch: int, tokens: int) -> dict[str, Any]:
-    """Measures the candidates on one batch: `tokens` is 0 for images of 224 x 224."""
-    random = torch.Generator().manual_seed(0)
+def row(name: str, found: dict[str, Forward], folder: Path, point: GridPoint) -> dict[str, Any]:
+    """Measures the candidates on one batch: `tokens` is 0 for images."""
+    batch = random_batch(folder / name / "source", point, seed=0)
     times: dict[str, list[float]] = {candidate: [] for candidate in found}
-    if tokens:
-        ids = torch.randint(5, 1000, (batch, tokens), generator=random)
-        given = {key: {"input_ids": ids, "attention_mask": torch.ones_like(ids)} for key in found}
-    else:
-        pixels = torch.randn(batch, 3, 224, 224, generator=random)
-        given = {candidate: {"pixel_values": pixels.to(next(m.parameters()).dtype)} for candidate, m in found.items()}
-    for candidate, model in found.items():
-        model(**given[candidate])
+    for forward in found.values():
+        forward(*batch)
     end = time.monotonic() + SECONDS
     while time.monotonic() < end or min(map(len, times.values())) < 3:
-        for candidate, model in found.items():
+        for candidate, forward in found.items():
             began = time.perf_counter()
-            model(**given[candidate])
+            forward(*batch)
             times[candidate].append(1e3 * (time.perf_counter() - began))
     medians = {candidate: round(statistics.median(t), 2) for candidate, t in times.items()}
-    return {"shape": name, "batch": batch, "tokens": tokens, "median_ms": medians}
+    return {"shape": name, "batch": point.batch, "tokens": point.tokens, "median_ms": medians}
 
 
 @torch.inference_mode()
@@ -102,8 +73,8 @@ def main(folder: Path, names: list[str]) -> None:
     rows = []
     for name in names or SHAPES:
         found = candidates(name, folder)
-        for batch, tokens in IMAGES if "Vision" in SHAPES[name][0] else TEXTS:
-            rows.append(row(name, found, batch, tokens))
+        for point in IMAGES if image_shape(folder / name / "source") else TEXTS:
+            rows.append(row(name, found, folder, point))
             print(rows[-1], file=sys.stderr)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(json.dumps({"threads": THREADS, "versions": versions, "rows": rows}, indent=1))

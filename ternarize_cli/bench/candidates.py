@@ -51,6 +51,13 @@ class BenchCandidate:
         rival = baselines.require_baseline(self.name, self.device)
         return partial(rival.alone or rival.load, rival.prepare(self.folder, alone=True), self.device)
 
+    def described(self) -> list[str]:
+        """Says in a sentence how the rival is run, if there is something to say; its files exist."""
+        if self.kind != RIVAL:
+            return []
+        rival = baselines.require_baseline(self.name, self.device)
+        return [rival.describe(rival.prepare(self.folder))] if rival.describe else []
+
     def load(self) -> tuple[Forward, str]:
         """Loads the forward pass; also returns the name of the backend that runs ("onednn" for "auto", for example).
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ternarize_cli.bench.feeds import point_title
 from ternarize_cli.bench.rows import BenchRow
 
-__all__ = ["Table", "megabytes", "point_title", "points", "three_digits", "timing", "title_of"]
+__all__ = ["Table", "megabytes", "points", "three_digits", "timing", "title_of"]
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,6 @@ def points(rows: Sequence[BenchRow]) -> dict[str, dict[str, BenchRow]]:
     for row in rows:
         found.setdefault(point_title(vars(row)), {})[row.name] = row
     return found
-
-
-def point_title(row: Mapping[str, Any]) -> str:
-    """Names the point of a row: `8 x 128`, `8 x 224x224`, `8 x lengths of texts.txt`, or the encoded texts.
-
-    Args:
-        row: the fields of a `BenchRow`.
-    """
-    if row.get("encoded"):
-        return f"{row['encoded']}, batches of {row['batch']}"
-    what = f"lengths of {row['lengths']}" if row.get("lengths") else row.get("image") or row["tokens"]
-    return f"{row['batch']} x {what}"
 
 
 def title_of(row: BenchRow) -> str:

@@ -6,6 +6,7 @@ candidates here:
 
     backends              the packed model
     torch-*               the full-precision model, in that dtype, or compiled
+    onnx-int2             a session of ONNX Runtime with the packed model's codes
     onnx-*, openvino-*    a session of that runtime; texts of the corpus calibrate OpenVINO's int8
 
 Each candidate encodes all texts once before it is timed. The cosine between its vectors and those of the full-precision
@@ -25,7 +26,9 @@ from ternarize_cli.bench.rows import BenchRow, timed_rows
 from ternarize_cli.bench.subject import Subject
 from ternarize_cli.encoders import loading
 from ternarize_cli.engines import rivals
+from ternarize_cli.errors import TernarizeError
 from ternarize_cli.measuring import machine
+from ternarize_cli.measuring.neighbours import busy_neighbours
 from ternarize_cli.measuring.timing import time_interleaved
 from ternarize_cli.progress import Track
 
@@ -48,8 +51,9 @@ def time_texts(
     *,
     repeats: int,
     seconds: float,
+    neighbours: int,
     track: Track,
-) -> tuple[list[BenchRow], float]:
+) -> tuple[list[BenchRow], float, list[str]]:
     """Times all texts, in batches of each size.
 
     Args:
@@ -59,23 +63,31 @@ def time_texts(
         name: name of the file of the texts.
         batches: sizes of batches, in texts.
         repeats, seconds: number of rounds and time budget, as in `timing.time_interleaved`; a call encodes all texts.
+        neighbours: number of processes that are kept busy beside.
         track: reports progress.
 
     Returns:
-        The rows, and the CPU use of other processes during the measurement, in percent of a core.
+        The rows; the CPU use of other processes during the measurement, in percent of a core; and a sentence on each
+        rival that can't be made of this model.
 
     Raises:
-        UnavailableError: a candidate can't run on this machine.
-        TernarizeError: a rival can't be made.
+        UnavailableError: a backend can't run on this machine.
     """
     encoders: dict[str, SentenceTransformer] = {}
     ran: dict[str, str] = {}
+    notes = []
     for candidate in track(candidates, "loading", len(candidates)):
-        encoders[candidate.name], ran[candidate.name] = _load(candidate, texts)
+        try:
+            encoders[candidate.name], ran[candidate.name] = _load(candidate, texts)
+        except TernarizeError as e:
+            if candidate.kind != RIVAL:
+                raise
+            notes.append(f"left out: {candidate.name} can't be made of this model: {e}")
+    candidates = [candidate for candidate in candidates if candidate.name in encoders]
     if (exact := encoders.get(_FULL_PRECISION)) is None:
         exact = rivals.make(_FULL_PRECISION, subject.dense, device=candidates[0].device).encoder
     rows: list[BenchRow] = []
-    with machine.LoadWatch() as watch:
+    with busy_neighbours(neighbours), machine.LoadWatch() as watch:
         for batch in track(sorted(set(batches)), "encoding", len(set(batches))):
             options: dict[str, Any] = {"batch_size": batch, "show_progress_bar": False}
             calls = {who: partial(encoder.encode, texts, **options) for who, encoder in encoders.items()}
@@ -95,7 +107,7 @@ def time_texts(
                 encoded=f"{len(texts):,} texts of {name}",
             )
             rows += [replace(row, cosine=cosines[row.name]) for row in timed]
-    return rows, watch.others
+    return rows, watch.others, notes
 
 
 def count_tokens(encoder: "SentenceTransformer", texts: Sequence[str], batch: int) -> tuple[int, int]:

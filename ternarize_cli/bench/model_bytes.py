@@ -62,7 +62,7 @@ def storage(subject: Subject, rivals: Sequence[str] = (), device: str = "cpu") -
     forms = [fp32, half, Storage("packed", weights.bytes_on_disk(subject.packed), codes, computed=False)]
     for rival in (baselines.require_baseline(name, device) for name in rivals):
         if rival.make is not None:
-            made = exports.bytes_of(rival.make(subject.dense).parent)
+            made = exports.bytes_of(rival.make(subject.folder_of(rival)).parent)
             forms.append(Storage(rival.name, made, None, computed=False))
         elif rival.name.startswith("torch-int8"):
             eighth = elements + 4 * sum(dense[key]["rows"] for key, name in dense_names.items() if name in ternary)

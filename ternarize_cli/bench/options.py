@@ -16,6 +16,7 @@ __all__ = ["DEFAULT_TOKENS", "BenchFiles", "BenchOptions"]
 DEFAULT_TOKENS = (16, 128)
 _MOST = 1_000_000
 """The largest number of calls."""
+_MOST_NEIGHBOURS = 1024
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class BenchOptions:
         rivals: names of rivals; "all" stands for those that can run here, "none" for no rival. None: the defaults of
             the device.
         teacher: the full-precision model that the rivals run; None: the model's own weights.
-        shape: of the random model that is measured where no model is given; None: bert-base.
+        shape: of the random model that is measured where no model is given (`shapes.SHAPES`); None: bert-base.
         batches: sizes of batches; None: 1 and 8, and 32 for `text`.
         tokens: lengths of texts; every pair of a batch and a length is a point. Images take no tokens. None:
             `DEFAULT_TOKENS`.
@@ -40,6 +41,7 @@ class BenchOptions:
         seconds: time budget per point; it cuts the repeats, though never below three.
         memory: measure memory, load time and cold start too, in a subprocess per candidate.
         energy: measure joules per pass, too, where the GPU counts them.
+        neighbours: number of processes that are kept busy beside the candidates (`measuring.neighbours`).
         threads: CPU threads for all; None leaves torch's number.
         seed: of token ids and pixels, of the texts drawn, and of random weights.
         allow_pickle: read pytorch_model.bin where the model has no safetensors file.
@@ -70,7 +72,10 @@ class BenchOptions:
         ),
     ] = None
     shape: Annotated[
-        str | None, Option("The random model's: bert-base (default), vit-base or dinov2-base.", metavar="NAME")
+        str | None,
+        Option(
+            "The random model's, such as modernbert-base; a wrong name lists all. Default: bert-base.", metavar="NAME"
+        ),
     ] = None
     batches: Annotated[
         Sequence[int] | None,
@@ -99,6 +104,12 @@ class BenchOptions:
     seconds: Annotated[float, Option("Time budget per point; cuts the repeats, not below three.", min=0.0)] = 10.0
     memory: Annotated[bool, Option("Measure memory, load time and first pass too, in a process per candidate.")] = True
     energy: Annotated[bool, Option("Measure joules per pass, too, where the GPU's driver counts them.")] = False
+    neighbours: Annotated[
+        int,
+        Option(
+            "Keep N processes busy beside all candidates.", name="neighbour", metavar="N", min=0, max=_MOST_NEIGHBOURS
+        ),
+    ] = 0
     threads: Annotated[int | None, THREADS] = None
     seed: Annotated[int, SEED] = 0
     allow_pickle: Annotated[bool, ALLOW_PICKLE] = False

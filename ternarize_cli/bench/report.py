@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ternarize_cli.bench.candidates import BACKEND, RIVAL
-from ternarize_cli.bench.cells import Table, megabytes, point_title, points, three_digits, timing, title_of
+from ternarize_cli.bench.cells import Table, megabytes, points, three_digits, timing, title_of
+from ternarize_cli.bench.feeds import point_title
 from ternarize_cli.bench.paper import paper_tables
 from ternarize_cli.bench.rows import BenchRow
 from ternarize_cli.bench.run import BenchReport
@@ -42,11 +43,12 @@ def latency_table(report: BenchReport) -> Table:
     lines = []
     for point, rows in points(report.rows).items():
         best = min((row for row in rows.values() if row.kind == BACKEND), key=lambda row: row.median_ms)
-        line = [point, *(timing(vars(rows[name])) + _behind(rows[name]) for name in names), _speed(best)]
-        lines.append(line + ([f"{best.ratio:.2f}x"] if compared else []))
+        times = [timing(vars(rows[name])) + _behind(rows[name]) if name in rows else "" for name in names]
+        lines.append([point, *times, _speed(best), *([_speed_up(best)] if compared else [])])
     caption = f"{per_second}: the fastest backend's."
     caption += " speed-up: the fastest rival's time over it." if compared else ""
-    return Table(title, columns, lines, caption + _tokens_of_images(report) + _clocks(report, "after |"))
+    caption += _tokens_of_images(report) + _clocks(report, "after |") + _beside(report)
+    return Table(title, columns, lines, caption)
 
 
 def _long_table(report: BenchReport, title: str, *, compared: bool, padded: bool) -> Table:
@@ -65,12 +67,12 @@ def _long_table(report: BenchReport, title: str, *, compared: bool, padded: bool
             line = ["" if i else point, title_of(row), median, spread, *on_gpu, _speed(row)]
             line += [f"{row.padded_tokens_per_s:,.0f}"] if padded else []
             line += ["" if row.joules is None else f"{row.joules:.3g}"] if metered else []
-            lines.append(line + ([f"{row.ratio:.2f}x"] if compared else []))
+            lines.append(line + ([_speed_up(row)] if compared else []))
         lines.append([""] * len(columns))
     caption = "with padding: all positions of the batches counted." if padded else ""
     caption += " speed-up: the fastest rival's time over it." if compared else ""
     caption += " joules: of a pass, all of the GPU's board." if metered else ""
-    caption += _paddings(report) + _tokens_of_images(report) + _clocks(report, "on the GPU")
+    caption += _paddings(report) + _tokens_of_images(report) + _clocks(report, "on the GPU") + _beside(report)
     return Table(title, columns, lines[:-1], caption.strip())
 
 
@@ -96,19 +98,25 @@ def _encoding_table(report: BenchReport) -> Table:
         for i, row in enumerate(rows.values()):
             times = (three_digits(value / 1000) for value in (row.median_ms, row.p10_ms, row.p90_ms))
             median, low, high = times
-            speed_up = "" if row.ratio is None else f"{row.ratio:.2f}x"
             rates = (f"{value:,.0f}" for value in (row.inputs_per_s, row.tokens_per_s))
             batch = "" if i else str(row.batch)
-            lines.append([batch, title_of(row), *rates, median, f"({low}-{high})", speed_up, f"{row.cosine:.4f}"])
+            lines.append([batch, title_of(row), *rates, median, f"({low}-{high})", _speed_up(row), f"{row.cosine:.4f}"])
         lines.append([""] * len(columns))
     first = report.rows[0]
     caption = (
         f"{first.tokens} tokens a text on average, in batches by length ({_padding(first):.0%} padding). "
         "seconds: median (10th to 90th percentile) for all texts. speed-up: the fastest rival's time over it. "
-        "cosine: to the full-precision model's vectors, the mean."
+        f"cosine: to the full-precision model's vectors, the mean.{_beside(report)}"
     )
     title = f"{report.model} on {report.device}: {first.encoded}, from strings to vectors"
     return Table(title, columns, lines[:-1], caption)
+
+
+def _beside(report: BenchReport) -> str:
+    """A sentence about the neighbours, with a blank in front; empty if there were none."""
+    if not report.neighbours:
+        return ""
+    return f" {counted(report.neighbours, 'neighbour')}: a process each, busy beside all candidates."
 
 
 def _padding(row: BenchRow) -> float:
@@ -126,6 +134,10 @@ def _rate(report: BenchReport) -> str:
 
 def _speed(row: BenchRow) -> str:
     return three_digits(row.inputs_per_s) if row.image else f"{row.tokens_per_s:,.0f}"
+
+
+def _speed_up(row: BenchRow) -> str:
+    return "" if row.ratio is None else f"{row.ratio:.2f}x"
 
 
 def _tokens_of_images(report: BenchReport) -> str:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ternarize_cli.bench.cells import Table, point_title, three_digits, timing
+from ternarize_cli.bench.cells import Table, three_digits, timing
+from ternarize_cli.bench.feeds import point_title
 from ternarize_cli.errors import InputError, quoted, shown
 from ternarize_cli.storage.bounds import parse_json, read_bytes
 
@@ -93,6 +94,8 @@ def times_table(path: Path) -> Table:
     table = comparison_table(_compared([path], [report]))
     machine = report["machine"]
     caption = f"Measured on {_told(machine.get('cpu'))}, {_told(machine.get('threads'))} threads."
+    if report.get("neighbours"):
+        caption += f" Busy neighbours beside all candidates: {_told(report['neighbours'])}."
     caption += " Other processes were busy: these times are not fit to be quoted." if report.get("busy") else ""
     return Table(table.title, [*table.columns[:2], "milliseconds"], table.rows, caption)
 
@@ -187,6 +190,9 @@ def _differences(paths: Sequence[Path], reports: Sequence[Mapping[str, Any]]) ->
         for key, what in _FACTS.items():
             if first.get(key) != other.get(key):
                 found.append(f"{what} differ: {_told(first.get(key))} in {paths[0]}, {_told(other.get(key))} in {path}")
+        ours, theirs = (each.get("neighbours") or 0 for each in (reports[0], report))  # earlier reports name none
+        if ours != theirs:
+            found.append(f"the busy neighbours differ: {_told(ours)} in {paths[0]}, {_told(theirs)} in {path}")
     found += [
         f"the machine was busy when {path} was measured"
         for path, report in zip(paths, reports, strict=True)

@@ -28,7 +28,7 @@ _OF_A_PROCESS = (
 def csv_text(report: BenchReport) -> str:
     """Formats the report as CSV, with a header; values that were not measured are empty."""
     columns = ["model", *(field.name for field in fields(BenchRow)), "disk_bytes", "linear_bytes", *_OF_A_PROCESS]
-    columns += ["device", "cpu", "cores", "threads", "busy"]
+    columns += ["device", "cpu", "cores", "threads", "busy", "neighbours"]
     forms = {form.name: form for form in report.storage}
     memory = {entry.name: asdict(entry) for entry in report.memory}
     machine = {
@@ -36,6 +36,7 @@ def csv_text(report: BenchReport) -> str:
         "cores": report.machine["usable_cores"],
         "threads": report.machine["threads"],
         "busy": report.busy,
+        "neighbours": report.neighbours,
     }
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")

@@ -12,38 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate, relative_l2
+from ternarize_cli.bench.candidates import RIVAL, BenchCandidate
+from ternarize_cli.bench.feeds import Feed
+from ternarize_cli.bench.output_check import Loaded, compare_outputs
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.engines.inputs import Batch
 from ternarize_cli.measuring.timing import DeviceClock, summarise, time_interleaved
 
-__all__ = ["BenchRow", "Feed", "in_turn", "rate", "time_feed", "timed_rows"]
-
-_UNRECORDED = 2
-
-
-@dataclass(frozen=True)
-class Feed:
-    """The batches of one point.
-
-    Attributes:
-        batches: batches of equally many texts or images.
-        lengths: the file of their texts; None for a grid point.
-    """
-
-    batches: tuple[Batch, ...]
-    lengths: str | None = None
-
-    @property
-    def batch(self) -> int:
-        """Number of texts or images in a batch."""
-        return self.batches[0][0].shape[0]
-
-    @property
-    def image(self) -> str | None:
-        """Height and width of the images, such as `224x224`; None for texts."""
-        first = self.batches[0][0]
-        return "x".join(str(side) for side in first.shape[2:]) if first.ndim == 4 else None
+__all__ = ["BenchRow", "in_turn", "rate", "time_feed", "timed_rows"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +38,8 @@ class BenchRow:
         repeats: number of timed calls.
         ratio: the fastest rival's median divided by this median, so above 1 is faster; None without rivals.
         best_rival: name of the fastest rival.
-        relative_l2: relative L2 distance of a backend's output to `reference`, for the worst text; None for rivals.
+        relative_l2: relative L2 distance of the output, for the worst text: of a backend's to `reference`, of a rival's
+            to the full-precision model's in fp32 (`output_check`); None for encoded texts.
         padded_tokens_per_s: tokens per second, with padding; None at a grid point, which has no padding.
         lengths: the file of the texts; None at a grid point.
         image: height and width of the images, such as `224x224`; None for texts.
@@ -97,10 +74,7 @@ class BenchRow:
 
 def time_feed(
     feed: Feed,
-    candidates: Sequence[BenchCandidate],
-    forwards: Mapping[str, Forward],
-    ran: Mapping[str, str],
-    reference: Forward,
+    loaded: Loaded,
     *,
     repeats: int,
     seconds: float,
@@ -111,44 +85,31 @@ def time_feed(
 
     Args:
         feed: the batches of the point.
-        candidates: the candidates.
-        forwards, ran: for each candidate by name, the forward pass and the backend that `BenchCandidate.load` returned.
-        reference: the forward pass with which backends are compared.
+        loaded: the candidates; rivals that compute something else are taken out.
         repeats, seconds: number of rounds and time budget, as in `timing.time_interleaved`.
         warmup: number of untimed calls with each batch before.
         watch: the GPU's clock; None on the CPU.
     """
-    distance = {c.name: 0.0 for c in candidates if c.kind == BACKEND}
-    real, padded = [], []
-    for batch in feed.batches:
-        for name in distance if watch else ():  # on a GPU the first pass of a shape is not recorded yet
-            for _ in range(_UNRECORDED):
-                forwards[name](*batch)
-        expected = reference(*batch)
-        mask = None if feed.image else batch[1]
-        for name in distance:
-            distance[name] = max(distance[name], relative_l2(forwards[name](*batch), expected, mask))
-        padded.append(expected.shape[0] * expected.shape[1])
-        real.append(padded[-1] if mask is None else int(mask.sum()))
-    calls = {name: in_turn(forward, feed.batches) for name, forward in forwards.items()}
+    compared = compare_outputs(feed, loaded, recording=watch is not None)
+    calls = {c.name: in_turn(loaded.forwards[c.name], feed.batches) for c in loaded.candidates}
     watched: dict[str, list[float]] = {}
     times = time_interleaved(
         calls, repeats=repeats, seconds=seconds, warmup=warmup * len(feed.batches), watch=watch, watched=watched
     )
     on_device = {name: summarise(measured).median_ms for name, measured in watched.items()}
     rows = timed_rows(
-        candidates,
-        ran,
+        loaded.candidates,
+        loaded.ran,
         times,
         inputs=[feed.batch] * len(feed.batches),
-        real=real,
-        padded=padded,
+        real=compared.real,
+        padded=compared.padded,
         batch=feed.batch,
-        tokens=round(fmean(padded) / feed.batch),
+        tokens=round(fmean(compared.padded) / feed.batch),
         lengths=feed.lengths,
         image=feed.image,
     )
-    return [replace(row, relative_l2=distance.get(row.name), device_ms=on_device.get(row.name)) for row in rows]
+    return [replace(row, relative_l2=compared.distance[row.name], device_ms=on_device.get(row.name)) for row in rows]
 
 
 def timed_rows(

@@ -19,24 +19,22 @@ import torch
 from ternarize_cli.bench import chosen_kernels
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate
 from ternarize_cli.bench.end_to_end import time_texts
-from ternarize_cli.bench.lengths import BATCHES, draw, padded_batches
+from ternarize_cli.bench.feeds import Feed, check_inputs, make_feeds
+from ternarize_cli.bench.lengths import draw
 from ternarize_cli.bench.model_bytes import Storage, storage
-from ternarize_cli.bench.options import DEFAULT_TOKENS, BenchOptions
+from ternarize_cli.bench.options import BenchOptions
+from ternarize_cli.bench.output_check import load
 from ternarize_cli.bench.participants import able_backends, choose_backends, choose_rivals
 from ternarize_cli.bench.probe import Memory, probe
-from ternarize_cli.bench.rows import BenchRow, Feed, in_turn, time_feed
+from ternarize_cli.bench.rows import BenchRow, in_turn, time_feed
 from ternarize_cli.bench.shapes import DEFAULT, ModelShape, model_shape
-from ternarize_cli.bench.subject import Subject, find_model, max_tokens, prepare
+from ternarize_cli.bench.subject import Subject, find_model, prepare
 from ternarize_cli.data.texts import source_name
-from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import checked_threads
-from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.engines import baselines
-from ternarize_cli.engines.baselines import Forward
-from ternarize_cli.engines.inputs import random_batch
-from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.measuring import energy, gpu, machine
+from ternarize_cli.measuring.neighbours import busy_neighbours
 from ternarize_cli.progress import Track, silent
 
 __all__ = ["BenchReport", "benchmark"]
@@ -47,6 +45,7 @@ class BenchReport:
     """What `benchmark` found; `machine` is `machine.facts` with the load around the measurement.
 
     `choices`: of each backend the kernels that it chose for the shapes that came up (`chosen_kernels.choices_of`).
+    `neighbours`: number of processes that were kept busy beside the candidates; they do not count as `busy`.
     """
 
     model: str
@@ -58,6 +57,7 @@ class BenchReport:
     machine: dict[str, Any]
     busy: bool
     choices: dict[str, dict[str, str]] = field(default_factory=dict)
+    neighbours: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -96,7 +96,7 @@ def benchmark(
     if options.energy and meter is None:
         left_out.append(energy.unknown(device))
     if model is not None:  # refused before any note and any work
-        _check_inputs(find_model(model, options.teacher, allow_pickle=options.allow_pickle), options)
+        check_inputs(find_model(model, options.teacher, allow_pickle=options.allow_pickle), options)
     for note in left_out:
         say(note)
     source = options.text or options.lengths
@@ -113,7 +113,7 @@ def benchmark(
                 allow_pickle=options.allow_pickle,
                 shape=shape,
                 teacher=options.teacher,
-                check=lambda folder: _check_inputs(folder, options),
+                check=lambda folder: check_inputs(folder, options),
                 say=say,
                 track=track,
             ) as subject,
@@ -124,24 +124,27 @@ def benchmark(
                 for note in unable:
                     say(note)
             candidates = [BenchCandidate(name, BACKEND, subject.packed, device) for name in backends]
-            candidates += [BenchCandidate(name, RIVAL, subject.dense, device) for name in rivals]
-            rows, during, chosen, memory = _measured(candidates, subject, options, texts, meter, track)
+            for entry in (baselines.require_baseline(name, device) for name in rivals):
+                candidates.append(BenchCandidate(entry.name, RIVAL, subject.folder_of(entry), device))
+            found = _measured(candidates, subject, options, texts, meter, track)
             facts = machine.facts()
             facts["versions"] |= machine.versions(baselines.libraries(rivals))
-            facts |= load | {"load_after": machine.load_average(), "others_percent_during": during}
-            explained = _explained(chosen, rows)
+            facts |= load | {"load_after": machine.load_average(), "others_percent_during": found.others}
+            rivals = [c.name for c in found.candidates if c.kind == RIVAL]
+            explained = [*found.notes, *_explained(found.chosen, found.rows)]
             for note in explained:
                 say(note)
             return BenchReport(
                 subject.name,
                 device,
                 (*left_out, *subject.notes, *explained),
-                rows,
+                found.rows,
                 storage(subject, rivals, device),
-                memory,
+                list(found.memory),
                 facts,
-                machine.is_busy(load["others_percent_before"], during),
-                chosen,
+                machine.is_busy(load["others_percent_before"], found.others),
+                found.chosen,
+                options.neighbours,
             )
     finally:
         torch.set_num_threads(threads)
@@ -158,20 +161,35 @@ def _load(say: Callable[[str], None]) -> dict[str, Any]:
     return {"load_before": average, "others_percent_before": before.others, "top_processes": top}
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """The rows; the CPU use of others while the clock ran, in percent of a core; the kernels that backends chose; the
+    candidates that were not left out; notes on rivals; and memory and start, if they are asked for."""
+
+    rows: list[BenchRow]
+    others: float
+    chosen: dict[str, dict[str, str]]
+    candidates: Sequence[BenchCandidate]
+    notes: tuple[str, ...] = ()
+    memory: tuple[Memory, ...] = ()
+
+
 def _measured(
-    candidates: list[BenchCandidate],
+    candidates: Sequence[BenchCandidate],
     subject: Subject,
     options: BenchOptions,
     texts: Sequence[str],
     meter: Callable[[], float] | None,
     track: Track,
-) -> tuple[list[BenchRow], float, dict[str, dict[str, str]], list[Memory]]:
-    """What `_time` returns, and memory and start of each candidate, if they are asked for; or the times of texts."""
+) -> _Measured:
+    """Measures forward passes, with memory and start if they are asked for; or the times of texts."""
     if options.text is None:
-        feeds = _feeds(subject, options, texts, candidates[0].device)
-        timed = _time(candidates, subject, options, feeds, meter, track)
-        return *timed, _memory(candidates, subject, options, track) if options.memory else []
-    rows, others = time_texts(
+        timed = _time(
+            candidates, subject, options, make_feeds(subject, options, texts, candidates[0].device), meter, track
+        )
+        memory = _memory(timed.candidates, subject, options, track) if options.memory else []
+        return replace(timed, memory=tuple(memory))
+    rows, others, notes = time_texts(
         candidates,
         subject,
         texts,
@@ -179,9 +197,11 @@ def _measured(
         options.batch_sizes,
         repeats=options.repeats,
         seconds=options.seconds,
+        neighbours=options.neighbours,
         track=track,
     )
-    return rows, others, {}, []
+    named = {row.name for row in rows}
+    return _Measured(rows, others, {}, [c for c in candidates if c.name in named], tuple(notes))
 
 
 def _memory(
@@ -190,10 +210,11 @@ def _memory(
     """Memory and start of each candidate at the point with the most tokens, in a process each."""
     points = options.points(images=subject.image is not None)
     largest = max(points, key=lambda point: (point.batch * max(point.tokens, 1), point.tokens))
-    return [
-        probe(candidate, largest, threads=torch.get_num_threads(), seed=options.seed)
-        for candidate in track(candidates, "measuring memory and start", len(candidates))
-    ]
+    with busy_neighbours(options.neighbours):
+        return [
+            probe(candidate, largest, threads=torch.get_num_threads(), seed=options.seed)
+            for candidate in track(candidates, "measuring memory and start", len(candidates))
+        ]
 
 
 def _explained(chosen: dict[str, dict[str, str]], rows: Sequence[BenchRow]) -> list[str]:
@@ -205,71 +226,34 @@ def _explained(chosen: dict[str, dict[str, str]], rows: Sequence[BenchRow]) -> l
     return explained
 
 
-def _check_inputs(folder: Path, options: BenchOptions) -> None:
-    """Refuses options that the model can't be fed with."""
-    if modalities_of(folder) == {"image"}:
-        for option, value in {"--tokens": options.tokens, "--lengths": options.lengths, "--text": options.text}.items():
-            if value is not None:
-                raise InputError(
-                    f"{option} is about texts, and {folder.name} reads images",
-                    hint="leave it out: the size of its images decides how many tokens there are",
-                )
-        return
-    limit = max_tokens(checkpoint.read_config(folder))
-    wanted = options.tokens or (DEFAULT_TOKENS if options.text is None else ())
-    too_many = [tokens for tokens in wanted if limit is not None and tokens > limit]
-    if too_many:
-        raise InputError(f"{folder.name} takes at most {limit} tokens, not {too_many[0]}", hint=f"--tokens {limit}")
-
-
-def _feeds(subject: Subject, options: BenchOptions, texts: Sequence[str], device: str) -> list[Feed]:
-    """What is timed, in order: the grid, then batches of texts."""
-    points = options.points(images=subject.image is not None)
-    feeds = [Feed((random_batch(subject.packed, point, options.seed, device),)) for point in points]
-    if options.lengths is not None:
-        name = Path(source_name(options.lengths)).name
-        drawn = padded_batches(
-            subject.packed, texts, sorted(set(options.batch_sizes)), min(BATCHES, options.repeats), device
-        )
-        feeds += [Feed(tuple(batches), name) for batches in drawn.values()]
-    return feeds
-
-
 def _time(
-    candidates: list[BenchCandidate],
+    candidates: Sequence[BenchCandidate],
     subject: Subject,
     options: BenchOptions,
     feeds: Sequence[Feed],
     meter: Callable[[], float] | None,
     track: Track,
-) -> tuple[list[BenchRow], float, dict[str, dict[str, str]]]:
-    """All rows, what others used of the CPU while the clock ran, in percent of a core, and what backends chose."""
-    forwards: dict[str, Forward] = {}
-    ran: dict[str, str] = {}
-    for candidate in track(candidates, "loading", len(candidates)):
-        forwards[candidate.name], ran[candidate.name] = candidate.load()
+) -> _Measured:
+    """Times all candidates at all points; the result has no memory yet."""
+    loaded = load(candidates, subject, track)
     device = candidates[0].device
-    reference = forwards.get("reference")
-    if reference is None:
-        reference, _ = BenchCandidate("reference", BACKEND, subject.packed, device).load()
     rows: list[BenchRow] = []
     events = gpu.Events(device) if gpu.is_gpu(device) else None
-    with torch.inference_mode(), machine.LoadWatch() as watch:
+    with torch.inference_mode(), busy_neighbours(options.neighbours), machine.LoadWatch() as watch:
         for feed in track(feeds, "timing", len(feeds)):
             timed = time_feed(
                 feed,
-                candidates,
-                forwards,
-                ran,
-                reference,
+                loaded,
                 repeats=options.repeats,
                 seconds=options.seconds,
                 warmup=options.warmup,
                 watch=events,
             )
             if meter is not None:
-                used = {name: energy.per_pass(in_turn(run, feed.batches), meter) for name, run in forwards.items()}
+                runs = {name: in_turn(run, feed.batches) for name, run in loaded.forwards.items()}
+                used = {name: energy.per_pass(run, meter) for name, run in runs.items()}
                 timed = [replace(row, joules=used[row.name]) for row in timed]
             rows += timed
-    found = {c.name: chosen_kernels.choices_of(forwards[c.name]) for c in candidates if c.kind == BACKEND}
-    return rows, watch.others, {name: made for name, made in found.items() if made}
+    found = {c.name: chosen_kernels.choices_of(loaded.forwards[c.name]) for c in candidates if c.kind == BACKEND}
+    chosen = {name: made for name, made in found.items() if made}
+    return _Measured(rows, watch.others, chosen, loaded.candidates, tuple(loaded.notes))

@@ -31,6 +31,7 @@ from ternarize_cli.encoders import checkpoint, loading, transformers_plugin
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.encoders.module_replacement import dequantize
+from ternarize_cli.engines.baselines import Rival
 from ternarize_cli.engines.inputs import image_shape
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.model_folder.model_kind import require_kind
@@ -57,6 +58,10 @@ class Subject:
     dense: Path
     notes: tuple[str, ...]
     image: tuple[int, int, int] | None = None
+
+    def folder_of(self, rival: Rival) -> Path:
+        """The folder of the model that a rival runs."""
+        return self.packed if rival.packed else self.dense
 
 
 @contextmanager
@@ -143,13 +148,13 @@ def max_tokens(config: dict[str, Any]) -> int | None:
     RoBERTa and its relatives count positions from the padding id + 1 on, so their first positions are never used.
     """
     positions = config.get("max_position_embeddings")
-    if positions is not None and config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+    if positions is not None and config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         return int(positions - config.get("pad_token_id", 1) - 1)
     return positions
 
 
 def _told(shape: ModelShape) -> str:
-    kind = {"bert": "BERT", "vit": "ViT", "dinov2": "DINOv2"}[shape.model_type]
+    kind = shape.kind or shape.model_type
     return f"{kind} with random weights" + (f", in the shape of {shape.like}" if shape.like else f" ({shape.config})")
 
 

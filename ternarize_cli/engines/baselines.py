@@ -31,7 +31,9 @@ from ternarize_cli.measuring import gpu
 
 __all__ = [
     "ALL",
+    "EXACT",
     "NONE",
+    "ROUNDED",
     "Forward",
     "ModelForward",
     "Rival",
@@ -57,6 +59,10 @@ On a GPU it may return before the work is done.
 Load = Callable[[Path, str], Forward]
 
 
+EXACT, ROUNDED = 0.01, 1.2
+"""Tolerances of fp32 and of int8; unrelated outputs are off by 1.4, and int8 of a deep random model by up to 1."""
+
+
 def _nothing() -> None:
     return None
 
@@ -78,6 +84,9 @@ class Rival:
         cpu_only, cuda_only: whether the rival runs on the CPU only, or on a GPU only.
         same_vectors: whether the rival gives the vectors of another rival and only its speed differs, so that `eval`
             leaves it out.
+        packed: whether the rival runs the packed model's codes, and its folder is that of the packed model.
+        tolerance: relative L2 distance from the model's output above which the rival computes something else.
+        describe: `describe(path)` says in a sentence how the file of `make` is run; None if there is nothing to say.
     """
 
     name: str
@@ -91,6 +100,9 @@ class Rival:
     cpu_only: bool = False
     cuda_only: bool = False
     same_vectors: bool = False
+    packed: bool = False
+    describe: Callable[[Path], str] | None = None
+    tolerance: float = 0.3
 
     def check(self, device: str) -> None:
         """Checks that the rival runs on a device.
@@ -248,7 +260,7 @@ def forward_of(
     return ModelForward(model, dtype, around)
 
 
-@rival("torch-fp32", "PyTorch, fp32, eager")
+@rival("torch-fp32", "PyTorch, fp32, eager", tolerance=EXACT)
 def _torch_fp32(folder: Path, device: str) -> Forward:
     return _torch(folder, device, torch.float32, partial(gpu.tf32, False) if gpu.is_gpu(device) else nullcontext)
 
@@ -291,5 +303,5 @@ def _torch(
     return forward_of(transformer(folder, dtype).to(device), dtype, around)
 
 
-for _module in ("compiled", "int8", "onnx", "openvino"):
+for _module in ("compiled", "int8", "onnx", "onnx_int2", "openvino"):
     import_module(f"ternarize_cli.engines.{_module}")

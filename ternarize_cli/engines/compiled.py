@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli.engines import exports
-from ternarize_cli.engines.baselines import Forward, ModelForward, forward_of, rival
+from ternarize_cli.engines.baselines import EXACT, Forward, ModelForward, forward_of, rival
 from ternarize_cli.engines.inputs import random_batch
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.measuring.timing import GridPoint
@@ -51,6 +51,7 @@ def _without_compiler() -> str | None:
     "PyTorch, fp32, torch.compile",
     runtime="torch._inductor.compile_fx",
     missing=_without_compiler,
+    tolerance=EXACT,
     cpu_only=True,
     same_vectors=True,
 )

@@ -20,6 +20,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,22 @@ from torch import Tensor, nn
 
 import ternarize_cli.encoders.transformers_plugin  # noqa: F401  (lets transformers open packed models)
 from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.positions import readable_tokens
 from ternarize_cli.engines import inputs
+from ternarize_cli.engines.onnx_session import forward_of_onnx
 from ternarize_cli.errors import OutputExistsError, TernarizeError
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.storage import files
 from ternarize_cli.storage.cache_folder import made_folder
 
-__all__ = ["bytes_of", "cached_export", "onnx_export", "quiet", "transformer"]
+__all__ = ["bytes_of", "cached_export", "onnx_export", "quiet", "transformer", "write_onnx"]
+
+_HINT = "compare with torch-* rivals instead"
+_LONG = 200
+"""Number of tokens of the longest text that an export is compared with, which is beyond ModernBERT's windows."""
+_SAME = 1e-3
+"""Relative distance of two fp32 computations below which they count as equal."""
 
 
 def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
@@ -55,37 +64,73 @@ def onnx_export(folder: Path) -> Path:
     """Exports the model in `folder` to ONNX in fp32, unless the export exists; returns the path of `model.onnx`.
 
     Raises:
-        TernarizeError: the exporter does not support an operation of the model.
+        TernarizeError: the export fails, or computes something else (`write_onnx`).
     """
-
-    def make(output: Path) -> None:
-        model = transformer(folder, torch.float32, attn_implementation="eager")
-        names = inputs.names(model)
-        batch = inputs.random_batch(folder, GridPoint(2, 9), seed=0)
-        free = {0: torch.export.Dim.DYNAMIC}
-        if len(batch) == 2:
-            batch[1][1, 5:] = 0
-            free[1] = torch.export.Dim.DYNAMIC
-        try:
-            with quiet():
-                torch.onnx.export(
-                    _LastHidden(model, names).eval(),
-                    batch,
-                    output / "model.onnx",
-                    input_names=names,
-                    output_names=["last_hidden_state"],
-                    dynamic_shapes=(tuple(free for _ in names),),
-                    dynamo=True,
-                    verbose=False,
-                )
-        except torch.onnx.OnnxExporterError as e:
-            raise TernarizeError(
-                f"{folder} can't be exported to ONNX: {' '.join(str(e).split())[:200]}",
-                hint="compare with torch-* rivals instead",
-            ) from e
-
     libraries = {name: version(name) for name in ("torch", "transformers", "onnxscript")}
-    return cached_export(folder, "onnx-fp32", libraries, make) / "model.onnx"
+    return cached_export(folder, "onnx-fp32", libraries, lambda output: write_onnx(folder, output)) / "model.onnx"
+
+
+def write_onnx(folder: Path, output: Path, *, change: Callable[[Any], nn.Module] | None = None) -> None:
+    """Exports a model to `model.onnx` in the folder `output`, and compares it with the model where ONNX Runtime is.
+
+    Args:
+        folder: the folder of the model.
+        output: an existing folder.
+        change: makes the model to export from the loaded one; None exports it as it is.
+
+    Raises:
+        TernarizeError: the exporter does not support an operation of the model, or its result computes something else.
+    """
+    model = transformer(folder, torch.float32, attn_implementation="eager")
+    model = model if change is None else change(model)
+    names = inputs.names(model)
+    alone = _LastHidden(model, names).eval()
+    batch = inputs.random_batch(folder, GridPoint(2, 9), seed=0)
+    free = {0: torch.export.Dim.DYNAMIC}
+    if len(batch) == 2:
+        batch[1][1, 5:] = 0
+        free[1] = torch.export.Dim.DYNAMIC
+    try:
+        with quiet():
+            torch.onnx.export(
+                alone,
+                batch,
+                output / "model.onnx",
+                input_names=names,
+                output_names=["last_hidden_state"],
+                dynamic_shapes=(tuple(free for _ in names),),
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as e:
+        raise TernarizeError(f"{folder} can't be exported to ONNX: {' '.join(str(e).split())[:200]}", hint=_HINT) from e
+    if find_spec("onnxruntime") is not None:
+        _compare(folder, alone, output / "model.onnx")
+
+
+def _compare(folder: Path, model: nn.Module, path: Path) -> None:
+    """Checks that an export gives the model's outputs: other batches and lengths than it was traced with, and padding.
+
+    Raises:
+        TernarizeError: it does not.
+    """
+    exported = forward_of_onnx(path)
+    longest = readable_tokens(model) or _LONG
+    for point in (GridPoint(1, 16), GridPoint(3, 7), GridPoint(1, min(_LONG, longest))):
+        batch = inputs.random_batch(folder, point, seed=1)
+        seen = torch.ones(())
+        if len(batch) == 2 and point.batch > 1:
+            batch[1][-1, point.tokens // 2 :] = 0
+            seen = batch[1][..., None]
+        with torch.inference_mode():
+            expected = model(*batch) * seen
+            distance = float((exported(*batch) * seen - expected).norm() / expected.norm())
+        if not distance < _SAME:
+            raise TernarizeError(
+                f"the ONNX export of {folder} computes something else than the model: at {point.batch} x "
+                f"{point.tokens} its outputs are off by {distance:.1%}",
+                hint=_HINT,
+            )
 
 
 class _LastHidden(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternarize_cli.engines.baselines import Forward, forward_of, rival
+from ternarize_cli.engines.baselines import ROUNDED, Forward, forward_of, rival
 from ternarize_cli.engines.compiled import fixed_shapes, without_gpu_compiler
 from ternarize_cli.engines.exports import transformer
 
@@ -61,6 +61,7 @@ def replace_linears(model: nn.Module) -> nn.Module:
     "torch-int8",
     "PyTorch, int8 weights and activations (torch._int_mm), the rest fp16, eager",
     cuda_only=True,
+    tolerance=ROUNDED,
     same_vectors=True,
 )
 def _torch_int8(folder: Path, device: str) -> Forward:
@@ -72,6 +73,7 @@ def _torch_int8(folder: Path, device: str) -> Forward:
     "torch-int8 with torch.compile, CUDA graphs",
     missing=without_gpu_compiler,
     cuda_only=True,
+    tolerance=ROUNDED,
     same_vectors=True,
 )
 def _torch_int8_compiled(folder: Path, device: str) -> Forward:

@@ -5,9 +5,6 @@ a scale per output channel, word tables to int8 with one scale, activations to u
 Scales per channel matter: with one scale per matrix all-MiniLM-L6-v2 keeps a mean cosine of .970 to its fp32
 vectors, with one per channel .993. Running ONNX Runtime's graph optimiser before made nothing faster.
 
-Sessions do not spin (`session.intra_op.allow_spinning` is 0). By default ONNX Runtime's idle threads keep polling for
-work for a while after a call, and take the cores from the next timed candidate, and on two busy cores from each other.
-
 On x86 without VNNI, two neighbouring products of uint8 and int8 are added in 16 bits, which can overflow. Weights then
 use 7 of their 8 bits, as ONNX Runtime's documentation advises.
 """
@@ -17,14 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ternarize_cli.engines import exports
-from ternarize_cli.engines.baselines import Forward, rival
+from ternarize_cli.engines.baselines import EXACT, ROUNDED, Forward, rival
+from ternarize_cli.engines.onnx_session import forward_of_onnx
 from ternarize_cli.measuring import machine
 
-__all__ = ["forward_of_onnx", "int8_model", "weight_bits"]
+__all__ = ["int8_model", "weight_bits"]
+
+
+_LARGE = 1_500_000_000
+"""Bytes of an export above which the result takes a second file: one file holds at most 2^31 bytes."""
 
 
 def weight_bits() -> int:
@@ -48,35 +47,23 @@ def int8_model(folder: Path) -> Path:
                 per_channel=True,
                 reduce_range=bits == 7,
                 weight_type=QuantType.QInt8,
+                use_external_data_format=exports.bytes_of(source.parent) > _LARGE,
             )
 
     decides = {name: version(name) for name in ("torch", "transformers", "onnxscript", "onnxruntime")}
     return exports.cached_export(folder, "onnx-int8", decides | {"bits": bits}, make) / "model.onnx"
 
 
-def forward_of_onnx(path: Path) -> Forward:
-    """Loads an export into ONNX Runtime, with the number of threads that torch uses now."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    names = [entry.name for entry in session.get_inputs()]
-
-    def forward(*batch: Tensor) -> Tensor:
-        fed = {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
-        return torch.from_numpy(session.run(None, fed)[0])
-
-    return forward
-
-
 _SHARED: dict[str, Any] = {"needs": ("onnx", "onnxscript"), "runtime": "onnxruntime", "cpu_only": True}
 
 
-@rival("onnx-int8", "ONNX Runtime, dynamic int8 quantisation, weights per channel", make=int8_model, **_SHARED)
-@rival("onnx-fp32", "ONNX Runtime, fp32", make=exports.onnx_export, **_SHARED)
+@rival(
+    "onnx-int8",
+    "ONNX Runtime, dynamic int8 quantisation, weights per channel",
+    make=int8_model,
+    tolerance=ROUNDED,
+    **_SHARED,
+)
+@rival("onnx-fp32", "ONNX Runtime, fp32", make=exports.onnx_export, tolerance=EXACT, **_SHARED)
 def _onnx(path: Path, device: str) -> Forward:
     return forward_of_onnx(path)

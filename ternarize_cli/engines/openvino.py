@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.engines import exports, inputs, openvino_runtime
-from ternarize_cli.engines.baselines import Forward, rival
+from ternarize_cli.engines.baselines import EXACT, ROUNDED, Forward, rival
 from ternarize_cli.engines.child import Child
 from ternarize_cli.measuring.timing import GridPoint
 
@@ -108,11 +108,12 @@ def _register(name: str, summary: str, precision: str | None = None, **settings:
 
 
 _EXPORT: dict[str, Any] = {"needs": ("onnx", "onnxscript"), "make": exports.onnx_export}
-_register("openvino-fp32", "OpenVINO, fp32", "f32", **_EXPORT)
+_register("openvino-fp32", "OpenVINO, fp32", "f32", tolerance=EXACT, **_EXPORT)
 _register("openvino-bf16", "OpenVINO, bf16", "bf16", missing=_without_bf16, **_EXPORT)
 _register(
     "openvino-int8",
     "OpenVINO, NNCF int8, calibrated on random inputs",
     needs=(*_EXPORT["needs"], "nncf"),
     make=_int8_of_random_inputs,
+    tolerance=ROUNDED,
 )

@@ -3,6 +3,7 @@
     name                          what changes                         needs
     torch-fp32, -bf16, -fp16      the transformer's dtype              nothing
     onnx-fp32, -int8              the transformer runs in ONNX Runtime the extra `rivals`
+    onnx-int2                     the same, of a packed model's codes  the extra `rivals`
     openvino-fp32, -bf16, -int8   the transformer runs in OpenVINO     the extra `rivals`
     vectors-int8, vectors-binary  the vectors' dtype                   nothing
     truncate-N                    the vectors' first N numbers         nothing; fair to Matryoshka models only
@@ -139,7 +140,7 @@ def make(
     items = _calibration(name, calibration)
     outside = name.startswith(("onnx-", "openvino-")) or name == "torch-compiled"
     if name not in _VECTORS and not name.startswith("truncate-"):
-        _require_full_precision(name, teacher, text_only=outside)
+        _require_stage(name, teacher, text_only=outside)
     device = checked_device("cpu" if device is None and outside else device)
     encoder = load_encoder(teacher, device=device, threads=threads, allow_pickle=allow_pickle)
     dimension = encoder.get_embedding_dimension() or 0
@@ -161,8 +162,11 @@ def _calibration(name: str, items: Sequence[Any] | None) -> list[Any]:
     return list(items[:_CALIBRATION_TEXTS])
 
 
-def _require_full_precision(name: str, teacher: Path, *, text_only: bool) -> None:
-    if checkpoint.stage(teacher) is not None:
+def _require_stage(name: str, teacher: Path, *, text_only: bool) -> None:
+    packed = baselines.require_baseline(name).packed
+    if packed and checkpoint.stage(teacher) != "packed":
+        raise InputError(f"{name} runs the codes of a packed model, and {teacher} is none", hint="ternarize pack")
+    if not packed and checkpoint.stage(teacher) is not None:
         raise InputError(
             f"{name} is made from a full-precision model, and {teacher} is ternary",
             hint="--against the full-precision model",

@@ -281,7 +281,8 @@ def test_rows_hold_every_candidate_at_every_point(report: BenchReport) -> None:
         assert 0 < row.p10_ms <= row.median_ms <= row.p90_ms
         assert row.repeats == 2
         assert row.tokens_per_s == pytest.approx(1000 * row.batch * row.tokens / row.median_ms, rel=1e-2)
-    assert [row.relative_l2 for row in report.rows] == [0.0, None, None] * 2
+        exact = row.name in ("reference", "torch-fp32")  # each is what others are compared with
+        assert row.relative_l2 == 0.0 if exact else 0.0 < row.relative_l2 < 0.05
 
 
 def test_the_ratio_is_against_the_fastest_rival(report: BenchReport) -> None:

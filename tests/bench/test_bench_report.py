@@ -15,12 +15,14 @@ from support.models import save_tiny_bert
 from ternarize_cli.bench import lengths
 from ternarize_cli.bench import run as running
 from ternarize_cli.bench.candidates import BACKEND, RIVAL, BenchCandidate, relative_l2
+from ternarize_cli.bench.feeds import Feed
 from ternarize_cli.bench.options import BenchOptions
+from ternarize_cli.bench.output_check import Loaded
 from ternarize_cli.bench.probe import Memory
 from ternarize_cli.bench.report import latency_table, size_table
 from ternarize_cli.bench.report_comparison import compare, comparison_table
 from ternarize_cli.bench.report_files import csv_text, markdown_text
-from ternarize_cli.bench.rows import Feed, rate, time_feed
+from ternarize_cli.bench.rows import rate, time_feed
 from ternarize_cli.bench.run import BenchReport, benchmark
 from ternarize_cli.bench.shapes import ModelShape
 from ternarize_cli.engines import baselines
@@ -95,21 +97,25 @@ def test_padding_is_masked_and_every_round_has_the_next_batch_for_all() -> None:
         def call(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             seen.append((name, ids.shape[1]))
             hidden = torch.ones(*ids.shape, 4)
-            return hidden if name == "reference" else torch.where(mask[..., None] == 0, 7.0, hidden)
+            return hidden if name in ("reference", "exact") else torch.where(mask[..., None] == 0, 7.0, hidden)
 
         return call
 
     feed = Feed(((short, torch.ones_like(short)), (long, mask)), "x.txt")
-    candidates = [BenchCandidate("a", BACKEND, Path(), "cpu"), BenchCandidate("b", RIVAL, Path(), "cpu")]
-    forwards = {name: forward(name) for name in "ab"}
-    ran = {name: name for name in "ab"}
-    first, second = time_feed(feed, candidates, forwards, ran, forward("reference"), repeats=3, seconds=9.0, warmup=1)
-    warm_and_timed = [width for name, width in seen if name == "b"]
+    names = ("native", "torch-bf16")
+    candidates = [BenchCandidate(name, kind, Path(), "cpu") for name, kind in zip(names, (BACKEND, RIVAL), strict=True)]
+    forwards = {name: forward(name) for name in names}
+    ran = {name: name for name in names}
+    loaded = Loaded(candidates, forwards, ran, forward("reference"), forward("exact"), [])
+    first, second = time_feed(feed, loaded, repeats=3, seconds=9.0, warmup=1)
+    seen_widths = [width for name, width in seen if name == "torch-bf16"]
+    compared, warm_and_timed = seen_widths[:2], seen_widths[2:]
+    assert compared == [3, 5]
     assert warm_and_timed == [3, 5, 3, 5, 3]
     assert (first.batch, first.tokens, first.lengths, first.repeats) == (2, 4, "x.txt", 3)
     assert first.relative_l2 == 0.0
     assert first.padded_tokens_per_s / first.tokens_per_s == pytest.approx(16 / 12, rel=0.01)
-    assert second.relative_l2 is None
+    assert second.relative_l2 == 0.0
 
 
 def test_a_distance_looks_at_tokens_that_count() -> None:
@@ -195,7 +201,7 @@ def test_all_leaves_out_what_cannot_run_here_and_says_why(monkeypatch: pytest.Mo
 def test_eval_does_not_offer_a_rival_whose_vectors_are_anothers() -> None:
     assert set(baselines.baseline_names(same_vectors=True)) - set(baselines.baseline_names()) == {
         *("torch-compiled", "torch-tf32", "torch-int8", "torch-int8-compiled"),
-        *("torch-fp16-compiled", "torch-fp16-autotuned"),
+        *("torch-fp16-compiled", "torch-fp16-autotuned", "onnx-int2"),
     }
 
 
