@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import ndtr
+from scipy.special import expit, ndtr
 from test_native import SETS
 from test_native_symbols import SOURCE, run_checked
 
@@ -21,9 +21,10 @@ pytestmark = [
 ]
 WRAPPER = """
 #include "{source}"
-#define TZ_TRY(f) extern "C" __attribute__((visibility("default"))) void try_##f(float* x, long count) {{ \\
+#define TZ_TRY(f) TZ_TRY_AS(f, f)
+#define TZ_TRY_AS(f, name) extern "C" __attribute__((visibility("default"))) void try_##name(float* x, long count) {{ \\
     using namespace tz::{name}; for (long i = 0; i < count; i += kLanes) store(x + i, f(load(x + i))); }}
-TZ_TRY(gelu) TZ_TRY(exp_of_negative) {more}
+TZ_TRY(gelu) TZ_TRY(sigmoid) TZ_TRY(exp_of_negative) {more}
 """
 
 
@@ -54,7 +55,7 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def functions(request: pytest.FixtureRequest, units: dict[str, list[str]], tmp_path_factory) -> Functions:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     source = SOURCE / "src" / f"{name}.cpp"
-    more = "TZ_TRY(power_of_two)" if name in SHORT else ""
+    more = "TZ_TRY_AS(power_of_two<4>, power_of_two)" if name in SHORT else ""
     (folder / "wrapper.cpp").write_text(WRAPPER.format(source=source, name=name, more=more))
     command = units[name][: units[name].index("-o")]
     run_checked([*command, "-O1", "-shared", "-o", "made.so", "wrapper.cpp"], folder)
@@ -72,6 +73,15 @@ def test_gelu(functions: Functions) -> None:
     far = both_signs(np.geomspace(16, 1e30, 1 << 12))
     error = np.abs(functions("gelu", far) - np.maximum(far, 0))
     assert (error <= (3e-6 if functions.name in SHORT else 3e-7) * np.abs(far)).all()
+
+
+def test_sigmoid(functions: Functions) -> None:
+    x = both_signs(np.concatenate([np.linspace(0, 80, 1 << 20), np.geomspace(1e-30, 80, 1 << 16)]))
+    expected = expit(x.astype(np.float64))
+    relative = np.abs(functions("sigmoid", x) / expected - 1).max()
+    assert relative < (1.2e-4 if functions.name in SHORT else 6e-7)
+    far = functions("sigmoid", both_signs(np.geomspace(100, 1e30, 1 << 12)))
+    assert (np.abs(far - np.repeat([0, 1], 1 << 12)) < 1e-4).all()
 
 
 def test_exp_of_negative_numbers(functions: Functions) -> None:

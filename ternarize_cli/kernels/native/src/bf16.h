@@ -13,17 +13,6 @@
 namespace tz {
 namespace TZ_ISA {
 
-// Computes 2^x for x <= 0 with a relative error under 9e-4, less than that of bfloat16; below -126 as at -126.
-inline Floats power_of_two(Floats x) {
-  const __m512 y = _mm512_max_ps((__m512)x, _mm512_set1_ps(-126.0f));
-  const __m512 f = _mm512_reduce_ps(y, 0);  // less the nearest integer
-  __m512 p = _mm512_set1_ps(0.0555041f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.2402265f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6931472f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return (Floats)_mm512_scalef_ps(p, _mm512_sub_ps(y, f));
-}
-
 // Transposes a matrix of 16 x 16 pairs of 16-bit numbers.
 inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
   __m512i a[16], b[16];
@@ -153,8 +142,8 @@ inline void bf16_attention(const Attention& at) {
       const Floats shift = all(-max_of(most) * factor);
       Floats sum = all(0.0f);
       for (int j = low; j < high; j += 32) {
-        const Floats left = power_of_two(madd(load(s + j), all(factor), shift));
-        const Floats right = power_of_two(madd(load(s + j + 16), all(factor), shift));
+        const Floats left = power_of_two<4>(madd(load(s + j), all(factor), shift));
+        const Floats right = power_of_two<4>(madd(load(s + j + 16), all(factor), shift));
         sum += left + right;
         _mm512_storeu_si512(p + j, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
       }

@@ -190,8 +190,27 @@ inline Floats exp_of_negative(Floats x) {
   return polynomial(p, f) * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
+#if defined(__AVX512BF16__)
+// Computes 2^x for |x| <= 126 by a polynomial of `terms` terms: the relative error is under 9e-4 with 4, less than that of
+// bfloat16, and under 5e-5 with 5. Beyond +-126 it is as at +-126.
+template <int terms>
+inline Floats power_of_two(Floats x) {
+  const Floats y = smaller(larger(x, all(-126.0f)), all(126.0f));
+  const Floats raised = y + kMagic, f = y - (raised - kMagic);  // the last bits of `raised` are the nearest integer
+  Floats p = all(terms == 5 ? 0.00961813f : 0.0555041f);
+  if constexpr (terms == 5) p = madd(p, f, all(0.0555041f));
+  p = madd(p, f, all(0.2402265f));
+  p = madd(p, f, all(0.6931472f));
+  p = madd(p, f, all(1.0f));
+  return (Floats)((Ints)p + ((Ints)raised << 23));
+}
+#endif
+
 // Computes 1 / (1 + e^-x).
 inline Floats sigmoid(Floats x) {
+#if defined(__AVX512BF16__)  // within 7e-5: an estimate of 14 bits, and 4e-5 for the power
+  return (Floats)_mm512_rcp14_ps((__m512)(power_of_two<5>(x * -1.44269504f) + 1.0f));
+#endif
   const Floats e = exp_of_negative(-magnitude(x));
   const Floats larger_half = quotient(all(1.0f), e + 1.0f);  // of |x|
   return x < all(0.0f) ? e * larger_half : larger_half;
