@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ternarize_cli.format.block import Block
 from ternarize_cli.kernels import FirstForward
+from ternarize_cli.kernels.pooled_output import pooled_output
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import ROW_FACTOR_HOOK, Packed, PackedEmbedding, PackedLinear
 from ternarize_cli.layers.forks import before_forward
@@ -128,7 +129,7 @@ class FusedForward(ABC):
             hidden: the last hidden states, `[batch, tokens, width]`.
             first: the ids of the tokens, or the pixels.
         """
-        pooled = _pooled(self._model, hidden, first)
+        pooled = pooled_output(self._model, hidden, first)
         kind: Any = self._output
         return kind(last_hidden_state=hidden, **({} if pooled is None else {"pooler_output": pooled}))
 
@@ -206,24 +207,6 @@ def output_kinds(model: nn.Module) -> list[type[Any]]:
     except NameError:  # an annotation that only type checkers can resolve
         return []
     return [kind for kind in (returned, *typing.get_args(returned)) if hasattr(kind, "__dataclass_fields__")]
-
-
-def _pooled(model: Any, hidden: Tensor, first: Tensor) -> Any:
-    """Computes what a model pools from its hidden states, as its class does; None if it pools nothing."""
-    name = type(model).__name__
-    if name == "CLIPVisionModel":
-        return model.post_layernorm(hidden[:, 0])
-    if name == "CLIPTextModel":
-        end = model.eos_token_id
-        places = first.int().argmax(dim=-1) if end == 2 else (first.int() == end).int().argmax(dim=-1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), places]
-    if name == "SiglipVisionModel":
-        return model.head(hidden) if model.use_head else None
-    if name == "SiglipTextModel":
-        return model.head(hidden[:, -1, :])
-    pooler = getattr(model, "pooler", None)
-    first_is_pooled = first.is_floating_point() and not hasattr(model, "pooler")  # DINOv2 and DINOv3
-    return pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
 
 
 def _tokens_of(model: Any, pixels: Tensor) -> int | None:

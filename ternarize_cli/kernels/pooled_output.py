@@ -1,0 +1,57 @@
+"""Pools the last hidden states of a model, where its blocks ran fused."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+__all__ = ["pooled_output"]
+
+
+def pooled_output(model: Any, hidden: Tensor, first: Tensor) -> Any:
+    """Computes what a model pools from its last hidden states, as the `forward` of its class does.
+
+    Args:
+        model: a model of transformers.
+        hidden: the last hidden states, `[batch, tokens, width]`.
+        first: the ids of the tokens, `[batch, tokens]`, or the pixels, `[batch, channels, height, width]`.
+
+    Returns:
+        The model's `pooler_output`, `[batch, width]`; None if it pools nothing.
+    """
+    name = type(model).__name__
+    if name == "CLIPVisionModel":
+        return model.post_layernorm(hidden[:, 0])
+    if name == "CLIPTextModel":
+        end = model.eos_token_id
+        places = first.int().argmax(dim=-1) if end == 2 else (first.int() == end).int().argmax(dim=-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), places]
+    if name == "SiglipVisionModel":
+        return _siglip_head(model.head, hidden) if model.use_head else None
+    if name == "SiglipTextModel":
+        return model.head(hidden[:, -1, :])
+    pooler = getattr(model, "pooler", None)
+    first_is_pooled = first.is_floating_point() and not hasattr(model, "pooler")  # DINOv2 and DINOv3
+    return pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
+
+
+def _siglip_head(head: Any, hidden: Tensor) -> Tensor:
+    """Computes SigLIP's attention pooling of all patches of an image.
+
+    Its only query is a parameter. So keys and values need not be made for each patch: the query goes through the
+    weights of the keys first, and the weighted mean of the patches through those of the values. A bias of the keys
+    adds the same to all scores of a head, and softmax takes it off again.
+    """
+    attention = head.attention
+    heads, width = attention.num_heads, attention.embed_dim
+    queries, keys, values = (w.view(heads, -1, width) for w in attention.in_proj_weight.chunk(3))
+    query_bias, _, value_bias = attention.in_proj_bias.view(3, heads, -1)
+    query = torch.matmul(queries, head.probe[0, 0]) + query_bias  # [heads, width of a head]
+    seeking = torch.einsum("hd,hdw->hw", query * query.shape[1] ** -0.5, keys)
+    weights = torch.softmax(linear(hidden, seeking), dim=1)  # [batch, patches, heads]
+    mean = torch.einsum("bph,bpw->bhw", weights, hidden)
+    pooled = torch.einsum("bhw,hdw->bhd", mean, values) + value_bias
+    state = attention.out_proj(pooled.flatten(1))
+    made: Tensor = state + head.mlp(head.layernorm(state))
+    return made
