@@ -4,9 +4,10 @@
     python docs/results/measure_llama.py FOLDER [TYPE …] > docs/results/bench/qwen3-llama-cpu.json
 
 A packed model is made once in FOLDER. Its weights, codes times scales, go into a GGUF file in F16; llama.cpp itself
-makes the other types from that file: F16, BF16, Q8_0, Q4_0 and TQ2_0 if none is named. TQ2_0 holds ternary weights
-exactly, up to the float16 of a scale. Q2_0, too, but llama.cpp has no vectorised code for it on x86-64, where it takes
-minutes for a text; it is measured where named.
+makes the other types from that file. Without a TYPE these are F16, BF16, Q8_0, Q4_0 and TQ2_0; any other type of
+llama.cpp can be named, such as Q2_K. TQ2_0 holds ternary weights exactly, up to the float16 of a scale. So does Q2_0,
+but llama-cpp-python 0.3.36 has no vector instructions for it on x86-64. Q4_0's levels are -8 to 7 eighths of the
+largest weight, so that +1 becomes 7/8: its cosine is lower here than on trained weights.
 
 All candidates compute the final hidden state of every token, with two threads. They take turns, call by call; a turn is
 a whole forward pass, and the median counts. `cosine` is the mean over tokens of the cosine with PyTorch's hidden state
