@@ -7,7 +7,7 @@ A packed model is made once in FOLDER. Its weights, codes times scales, go into 
 makes the other types from that file. Without a TYPE these are F16, BF16, Q8_0, Q4_0 and TQ2_0; any other type of
 llama.cpp can be named, such as Q2_K. TQ2_0 holds ternary weights exactly, up to the float16 of a scale. So does Q2_0,
 but llama-cpp-python 0.3.36 has no vector instructions for it on x86-64. Q4_0's levels are -8 to 7 eighths of the
-largest weight, so that +1 becomes 7/8: its cosine is lower here than on trained weights.
+largest weight, so that one of the two signs becomes 7/8: hence its lower cosine.
 
 All candidates compute the final hidden state of every token, with two threads. They take turns, call by call; a turn is
 a whole forward pass, and the median counts. `cosine` is the mean over tokens of the cosine with PyTorch's hidden state
