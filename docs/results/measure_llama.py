@@ -30,11 +30,11 @@ from tempfile import TemporaryDirectory
 
 import numpy
 import torch
-from measure_families import QWEN3
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model
 
 from ternarize_cli import hf, kernels
+from ternarize_cli.bench.shapes import SHAPES
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
@@ -46,7 +46,7 @@ try:
 except ImportError as error:
     sys.exit(f"{error.name} is missing: CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf")
 
-SECONDS, CALLS, THREADS, LENGTHS, VOCABULARY = 8, 5, 2, (128, 512), 1024
+SECONDS, CALLS, THREADS, LENGTHS, SMALL = 8, 5, 2, (128, 512), {"vocab_size": 1024, "eos_token_id": None}
 PAUSE = 0.02  # seconds; OpenMP's threads of the candidate before spin for some milliseconds after its last loop
 TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "TQ2_0")
 LOG_LEVEL_ERROR = 4  # of ggml.h
@@ -68,7 +68,7 @@ def packed_model(folder: Path) -> Path:
         torch.manual_seed(0)
         with TemporaryDirectory(dir=folder) as name:
             source, ternary = Path(name, "source"), Path(name, "ternary")
-            Qwen3Model(Qwen3Config(vocab_size=VOCABULARY, **QWEN3)).save_pretrained(source)
+            Qwen3Model(Qwen3Config(**SHAPES["qwen3-0.6b"].config | SMALL)).save_pretrained(source)
             convert(source, ternary, None, ConvertOptions(check=False))
             pack(ternary, packed, check=False)
     return packed
