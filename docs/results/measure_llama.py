@@ -46,7 +46,8 @@ try:
 except ImportError as error:
     sys.exit(f"{error.name} is missing: CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf")
 
-SECONDS, CALLS, THREADS, LENGTHS, SMALL = 8, 5, 2, (128, 512), {"vocab_size": 1024, "eos_token_id": None}
+SECONDS, CALLS, THREADS, LENGTHS = 8, 5, 2, (128, 512)
+SMALL: dict[str, int | None] = {"vocab_size": 1024, "eos_token_id": None}
 PAUSE = 0.02  # seconds; OpenMP's threads of the candidate before spin for some milliseconds after its last loop
 TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "TQ2_0")
 LOG_LEVEL_ERROR = 4  # of ggml.h
@@ -200,7 +201,7 @@ def main(folder: Path, kinds: list[str]) -> None:
         print(rows[-1], file=sys.stderr)
     versions = {name: version(name) for name in ("torch", "transformers", "llama-cpp-python", "gguf")}
     built = llama_cpp.llama_print_system_info().decode().strip(" |")
-    about = {"shape": "qwen3-0.6b", "vocabulary": VOCABULARY, "threads": THREADS, "versions": versions}
+    about = {"shape": "qwen3-0.6b", "vocabulary": SMALL["vocab_size"], "threads": THREADS, "versions": versions}
     print(json.dumps({**about, "llama.cpp": built, "rows": rows}, indent=1))
 
 
