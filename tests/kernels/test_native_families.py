@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 
-from support.families import TEXT_FAMILIES, WORDS, Family
+from support.families import WORDS, Family
 from support.fused_families import FUSED, OTHERS, distances, inputs, name_of, needs_native, opened, packed
 from support.models import make_version_1
 from ternarize_cli import kernels
@@ -55,7 +55,7 @@ def test_an_artifact_carries_the_description_that_its_config_gives(family: Famil
 
 @pytest.mark.parametrize("kind", ["MPNetModel", "ModernBertModel", "T5EncoderModel"])
 def test_an_artifact_of_format_version_1_runs_fused_and_gives_the_same_vectors(kind: str, tmp_path: Path) -> None:
-    family = next(f for f in TEXT_FAMILIES if f[0] == kind)
+    family = next(f for f in FUSED if f[0] == kind)
     made: list[Any] = []
     for name in ("2", "1"):
         folder = packed(family, tmp_path / name)
@@ -71,7 +71,7 @@ def test_an_artifact_of_format_version_1_runs_fused_and_gives_the_same_vectors(k
 
 
 def modern_bert(folder: Path) -> tuple[Family, Path]:
-    family = next(f for f in TEXT_FAMILIES if f[0] == "ModernBertModel")
+    family = next(f for f in FUSED if f[0] == "ModernBertModel")
     return family, packed(family, folder)
 
 

@@ -2,6 +2,8 @@
 
 Rounding activations to int8 turns a last bit into a percent, and in some families into ten. So no one bound tells good
 arithmetic from bad in all of them. The noise does: whatever computes the same in another order is no farther away.
+After six blocks the rounding hides what is smaller, such as another GELU; after one block it does not (a thousandth beside a
+noise of two millionths).
 """
 
 from pathlib import Path
@@ -19,6 +21,7 @@ from ternarize_cli.kernels.native.library import library
 
 pytestmark = [needs_native, pytest.mark.slow]
 RUNS = 3  # of the noise
+FEWEST = {"ModernBertModel": 2}  # its first block alone has no norm before attention to describe
 FLOAT32, BFLOAT16 = 1.2, 4.0
 """How much farther than the noise `native` may be: 1 by the criterion, and a little since both are medians of samples.
 
@@ -51,8 +54,12 @@ def with_noise(model: nn.Module, given: dict[str, Tensor], seed: int) -> list[Te
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", [wider(family) for family in FUSED], ids=name_of)
-def test_a_family_is_as_near_to_reference_as_noise_is(family: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [1, 6])
+@pytest.mark.parametrize("family", FUSED, ids=name_of)
+def test_a_family_is_as_near_to_reference_as_noise_is(family: Family, blocks: int, tmp_path: Path) -> None:
+    if blocks == 1 and library().chosen == "amx":
+        pytest.skip("bfloat16 is rounded much more coarsely than the noise, which one block does not amplify")
+    family = wider(family, max(blocks, FEWEST.get(family[0], 1)))
     model = opened(family, packed(family, tmp_path))
     given = inputs(family)
     assert kernels.use_backend(model, "native") == "native"
@@ -68,6 +75,8 @@ def test_a_family_is_as_near_to_reference_as_noise_is(family: Family, tmp_path: 
         for *of_runs, expected in zip(*noisy, reference, strict=True)
     ]
     assert tokens.median() < factor * noise.median()
+    if blocks == 1:  # few values round the other way, so that the largest of the noise is chance
+        return
     assert tokens.max() < 2 * factor * noise.max()
     for vectors, vectors_noise in zip(pooled, pooled_noise, strict=True):  # of too few for their median to be steady
         assert vectors.max() < 2 * factor * vectors_noise.max()

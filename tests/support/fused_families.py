@@ -39,21 +39,26 @@ WINDOWS = {
     "MistralModel": {"sliding_window": 9},
 }
 LINEARS_ONLY = ("AlbertModel", "ElectraModel", "DebertaV2Model", "GPT2Model", "BeitModel", "SwinModel")
-FUSED = [f for f in [*TEXT_FAMILIES, *IMAGE_FAMILIES, *MORE] if f[0] not in LINEARS_ONLY]
+FUSED = [
+    (name, config, settings | WINDOWS.get(name, {}))
+    for name, config, settings in [*TEXT_FAMILIES, *IMAGE_FAMILIES, *MORE]
+    if name not in LINEARS_ONLY
+]
 OTHERS = [f for f in [*TEXT_FAMILIES, *IMAGE_FAMILIES] if f[0] in LINEARS_ONLY]
 
 
 _WIDTH = 192
 _WIDE = dict.fromkeys(("hidden_size", "dim", "d_model"), _WIDTH)
 _WIDE |= dict.fromkeys(("intermediate_size", "hidden_dim", "d_ff"), 2 * _WIDTH)
-_WIDE |= dict.fromkeys(("num_hidden_layers", "n_layers", "num_layers"), 6)
+_BLOCKS = ("num_hidden_layers", "n_layers", "num_layers")
 _WIDE |= dict.fromkeys(("head_dim", "d_kv"), 48)
 
 
-def wider(family: Family) -> Family:
-    """A family's model with six blocks of width 192, in which what rounds the other way spreads as in real ones."""
+def wider(family: Family, blocks: int) -> Family:
+    """A family's model with blocks of width 192, in which what rounds the other way spreads as in real ones."""
     name, config, settings = family
-    return name, config, {key: _WIDE.get(key, value) for key, value in settings.items()}
+    numbers = _WIDE | dict.fromkeys(_BLOCKS, blocks)
+    return name, config, {key: numbers.get(key, value) for key, value in settings.items()}
 
 
 def name_of(family: Family) -> str:
@@ -61,9 +66,8 @@ def name_of(family: Family) -> str:
 
 
 def packed(family: Family, folder: Path) -> Path:
-    name, config, settings = family
-    source = save_family((name, config, settings | WINDOWS.get(name, {})), folder / "source")
-    save_processor(source) if "image_size" in settings else save_word_tokenizer(source)
+    source = save_family(family, folder / "source")
+    save_processor(source) if "image_size" in family[2] else save_word_tokenizer(source)
     return stages(source, folder)[2]
 
 
