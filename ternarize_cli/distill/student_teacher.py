@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
 from ternarize_cli.encoders.anatomy import backbone
+from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, counted
 from ternarize_cli.layers import PackedLinear, SimulatedEmbedding, TernaryLinear
 from ternarize_cli.tokenizers.tokenization import teacher_ids
@@ -85,7 +86,7 @@ def _width(model: Any) -> int:
     if hasattr(model, "predict"):
         return int(model.num_labels)
     head = backbone(model).get_output_embeddings() if getattr(model[0], "transformer_task", "") == "fill-mask" else None
-    return int(head.out_features) if head is not None else model.get_embedding_dimension() or 0
+    return int(head.out_features) if head is not None else vector_width(model)
 
 
 class Pair:

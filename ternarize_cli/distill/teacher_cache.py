@@ -8,6 +8,7 @@ import numpy as np
 from ternarize_cli.distill.batch_sampler import Piece
 from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.distill.training_corpus import TrainingCorpus
+from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, quoted
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
@@ -31,7 +32,7 @@ def cached_vectors(
     """
     name = hashlib.sha256(f"{teacher_hash} {corpus.digest}".encode()).hexdigest()[:32]
     path = folder / f"teacher-{name}.npy"
-    shape = (corpus.prompts, len(corpus.lengths), pair.teacher.get_embedding_dimension() or 0)
+    shape = (corpus.prompts, len(corpus.lengths), vector_width(pair.teacher))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with files.atomic_file(path) as partial:

@@ -36,6 +36,7 @@ __all__ = [
     "row_factor",
     "sizes",
     "weighted",
+    "word_table",
     "word_tables",
 ]
 
@@ -174,6 +175,17 @@ def encoder_in(model: nn.Module) -> nn.Module:
     config: Any = model.config
     kinds = MODEL_MAPPING.get(type(config), ())
     return model if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)) else inner
+
+
+def word_table(model: Any) -> Any:
+    """Returns the table that a model's tokens are looked up in; None if it has none.
+
+    A model of texts and images has it in its text tower, and transformers may not find it there (CLIP).
+    """
+    for one in (model, getattr(model, "text_model", None)):
+        with suppress(NotImplementedError, AttributeError):
+            return one.get_input_embeddings()
+    return None
 
 
 def word_tables(model: Any) -> set[nn.Module]:

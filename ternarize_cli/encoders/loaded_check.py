@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.anatomy import word_table
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.errors import CheckpointError, shown
 from ternarize_cli.storage.weights import all_finite
@@ -94,12 +95,8 @@ def _check_vocabulary(encoder: "SentenceTransformer", folder: Path) -> None:
 
     Other added tokens may lie beyond the table: Gemma's image token has no row in a text model.
     """
-    table = getattr(getattr(encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)
     tokenizer = encoder.tokenizer
-    try:
-        rows = getattr(table(), "num_embeddings", None)
-    except NotImplementedError:  # the model has no word table
-        return
+    rows = getattr(word_table(getattr(encoder[0], "auto_model", None)), "num_embeddings", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if rows is None or backend is None:
         return

@@ -11,15 +11,17 @@ a better vector, and their modules show which one:
     mean                         models that have neither
 """
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ternarize_cli.errors import CheckpointError, UnavailableError, reason
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules.module import Module
 
-__all__ = ["explain_processor", "gives_features", "has_processor", "image_modules", "image_pooling"]
+__all__ = ["explain_processor", "gives_features", "has_processor", "image_modules", "image_pooling", "vector_width"]
 
 Pooling = Literal["pooler_output", "cls", "mean"]
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -113,3 +115,21 @@ def image_modules(folder: Path, *, allow_pickle: bool = False) -> "list[Module]"
         transformer.module_output_name = "sentence_embedding"
         return [transformer]
     return [transformer, PoolingModule(transformer.get_embedding_dimension(), pooling)]
+
+
+def vector_width(encoder: "SentenceTransformer") -> int:
+    """Returns the number of dimensions of an encoder's vectors; 0 if its modules do not say.
+
+    sentence-transformers takes the `projection_dim` of a config for the width of `pooler_output`, which CLIP's vision
+    tower gives before its projection.
+    """
+    first: Any
+    first, *others = encoder
+    read = list((getattr(first, "modality_config", None) or {}).values())
+    pooled = bool(read) and all(one == {"method": "forward", "method_output_name": "pooler_output"} for one in read)
+    if not pooled or any(hasattr(module, "get_embedding_dimension") for module in others):
+        return encoder.get_embedding_dimension() or 0
+    unprojected = copy(first)
+    unprojected.module_output_name = "token_embeddings"
+    width: int = unprojected.get_embedding_dimension()
+    return min(width, encoder.truncate_dim or width)

@@ -32,6 +32,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import checked_device, load_encoder
 from ternarize_cli.encoders.modalities import modalities_of
+from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.engines import baselines, exports, onnx, openvino
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.errors import InputError
@@ -143,7 +144,7 @@ def make(
         _require_stage(name, teacher, text_only=outside)
     device = checked_device("cpu" if device is None and outside else device)
     encoder = load_encoder(teacher, device=device, threads=threads, allow_pickle=allow_pickle)
-    dimension = encoder.get_embedding_dimension() or 0
+    dimension = vector_width(encoder)
     if outside:
         size, note = _run_outside(name, teacher, encoder, device, items)
         return Made(encoder, size, 4 * dimension, note)

@@ -15,6 +15,7 @@ from ternarize_cli.compress.inspect import parameter_count
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.anatomy import word_tables
 from ternarize_cli.encoders.parts import parts_of
+from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.storage.weights import bytes_on_disk
 
 __all__ = ["model_meta"]
@@ -47,7 +48,7 @@ def model_meta(
         "n_embedding_parameters": sum(t.num_embeddings * t.embedding_dim for t in tables) or None,
         "memory_usage_mb": round(stored / _MB, 3),
         "max_tokens": encoder.max_seq_length,
-        "embed_dim": encoder.get_embedding_dimension(),
+        "embed_dim": vector_width(encoder) or None,
         "open_weights": False,
         "framework": ["Sentence Transformers", "PyTorch", "safetensors"],
         "similarity_fn_name": encoder.similarity_fn_name,

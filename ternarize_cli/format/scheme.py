@@ -37,7 +37,7 @@ __all__ = [
 
 METHOD = "ternarize"
 FORMAT_VERSION = 2
-"""The version that is written; version 1, which had no digest, can also be read."""
+"""The version that is written; version 1, which had neither `digest` nor `block`, can also be read."""
 _READ_VERSIONS = (1, 2)
 STAGES = ("latent", "packed")
 RULES = ("optimal", "absmean")

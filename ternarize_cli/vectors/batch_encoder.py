@@ -22,6 +22,8 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.data.prefetch import ReadAhead
+from ternarize_cli.encoders.anatomy import word_table
+from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, counted, reason
 
 if TYPE_CHECKING:
@@ -155,7 +157,7 @@ class TextEncoder:
     @property
     def dim(self) -> int:
         """The number of dimensions of a vector."""
-        return self.encoder.get_embedding_dimension() or len(self.encoder.encode("dimension"))
+        return vector_width(self.encoder) or len(self.encoder.encode("dimension"))
 
     def chunks(self, items: Iterable[tuple[str, str]], linger: float | None) -> ReadAhead[tuple[str, str]]:
         """Cuts a stream of texts into chunks of at most `CHUNK` texts, read ahead by another thread."""
@@ -234,7 +236,7 @@ class ImageEncoder:
         if normalize is False:
             _unnormalize(encoder)
         self.encoder = encoder
-        self.images, self.dim = 0, encoder.get_embedding_dimension() or 0
+        self.images, self.dim = 0, vector_width(encoder)
         self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
 
     def prepare(self, images: "list[Image]") -> Prepared:
@@ -339,7 +341,7 @@ def _check_ids(
     ids, transformer = features.get("input_ids"), getattr(encoder[0], "auto_model", None)
     if not isinstance(ids, torch.Tensor) or not ids.numel() or transformer is None:
         return
-    count = getattr(transformer.get_input_embeddings(), "num_embeddings", None)
+    count = getattr(word_table(transformer), "num_embeddings", None)
     if count is not None and int(ids.max()) >= count:
         row = int(ids.max(dim=-1).values.argmax()) if ids.ndim == 2 else 0
         raise InputError(

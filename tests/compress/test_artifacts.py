@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.specifiers import SpecifierSet
 from safetensors.torch import load_file, save_file
 
 from support.models import save_tiny_bert
-from ternarize_cli import kernels
+from ternarize_cli import __version__, kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
 from ternarize_cli.compress.options import ConvertOptions
@@ -170,7 +171,9 @@ def test_the_packed_file_follows_the_format(packed: Path) -> None:
     assert description["codec"] == "2bit"
     assert description["source_sha256"]
     requirements = json.loads((packed / "config_sentence_transformers.json").read_text())["requirements"]
-    assert "ternarize-cli" in requirements
+    readers = SpecifierSet(requirements["ternarize-cli"]["specifier"])
+    assert __version__ in readers
+    assert "0.1.0" not in readers  # it reads format version 1 alone
 
 
 def test_companion_files_travel_and_code_and_pickles_stay(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Each kind of local task is scored by MTEB, and its samples make that score again."""
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from support.images import make_labels, make_pixels, write_folder, write_idx
-from support.models import WORDS, save_image_processor, save_word_tokenizer
+from support.models import WORDS, save_tiny_clip
 from support.sentences import load, local, make_sentences
 from support.task_files import write_jsonl, write_pairs, write_retrieval, write_task
 from ternarize_cli.data.images import read_labelled, read_parts
@@ -244,28 +243,6 @@ def test_an_image_that_changes_parts_changes_the_hash(tmp_path: Path) -> None:
             write_idx(tmp_path / str(learned), part, pixels[rows], labels[rows])
         hashes.add(read_tasks(images=[tmp_path / str(learned)])[0].sha256)
     assert len(hashes) == 2
-
-
-def save_tiny_clip(folder: Path) -> Path:
-    """A CLIP of two 2-layer towers of width 32, as a plain transformers folder."""
-    import torch
-    from transformers import CLIPConfig, CLIPModel
-
-    folder.mkdir()
-    words = save_word_tokenizer(folder)
-    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    ids = {"vocab_size": words, "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=tower | ids, vision_config=tower | {"image_size": 8, "patch_size": 4}, projection_dim=16
-    )
-    CLIPModel(config).save_pretrained(folder)
-    save_image_processor(folder, 8)
-    processor = json.loads((folder / "preprocessor_config.json").read_text())
-    processor |= {"processor_class": "CLIPProcessor", "image_processor_type": "CLIPImageProcessor"}
-    processor |= {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
 
 
 ZERO_SHOT = 'type = "zero-shot"\npath = "pictures"\nlimit = 18\ntemplate = "a {} light"\n'

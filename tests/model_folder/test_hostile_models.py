@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoConfig
 
-from support.models import save_tiny_bert
+from support.models import make_version_1, save_tiny_bert
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.inspect import inspect
 from ternarize_cli.compress.options import ConvertOptions
@@ -643,11 +643,7 @@ def test_a_model_that_was_saved_again_opens_with_a_note(packed: Path, caplog: py
 
 
 def test_a_packed_model_of_version_1_opens_with_a_note(packed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = json.loads((packed / "config.json").read_text())
-    del config["quantization_config"]["digest"]
-    config["quantization_config"]["format_version"] = 1
-    (packed / "config.json").write_text(json.dumps(config))
-    load_encoder(packed)
+    load_encoder(make_version_1(packed))
     assert "has no digest" in caplog.text
 
 

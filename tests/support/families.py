@@ -96,7 +96,8 @@ def enlarge(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | hf.pytorch_utils.Conv1D):
-                module.weight.normal_(std=0.2)
+                inputs = module.weight.shape[0 if isinstance(module, hf.pytorch_utils.Conv1D) else 1]
+                module.weight.normal_(std=0.2 * (32 / inputs) ** 0.5)
                 if module.bias is not None:
                     module.bias.normal_(std=0.2)
 

@@ -66,7 +66,7 @@ def save_tiny_bert(folder: Path, *, seed: int = 0, **overrides: int) -> Path:
 
 
 def add_dense(folder: Path, **changes: object) -> None:
-    """Puts a Dense module between pooling and normalisation, as LaBSE and the sentence-t5 models have."""
+    """Puts a Dense module before normalisation, behind any there, as LaBSE and the sentence-t5 models have."""
     import torch
     from sentence_transformers.base.modules import Dense
 
@@ -74,11 +74,21 @@ def add_dense(folder: Path, **changes: object) -> None:
     settings = {"in_features": 32, "out_features": 16, "activation_function": torch.nn.Tanh()} | changes
     dense = Dense(**settings)  # type: ignore[arg-type]
     modules = json.loads((folder / "modules.json").read_text())
-    modules.insert(2, {"name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    path = f"{len(modules) - 1}_Dense"
+    modules.insert(-1, {"path": path, "type": "sentence_transformers.models.Dense"})
     modules = [m | {"idx": i, "name": str(i)} for i, m in enumerate(modules)]
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "2_Dense").mkdir()
-    dense.save(str(folder / "2_Dense"))
+    (folder / path).mkdir()
+    dense.save(str(folder / path))
+
+
+def make_version_1(folder: Path) -> Path:
+    """Turns an artifact into one of format version 1, which had neither a digest nor a description of blocks."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    known = {k: v for k, v in config["quantization_config"].items() if k not in ("block", "digest")}
+    path.write_text(json.dumps(config | {"quantization_config": known | {"format_version": 1}}))
+    return folder
 
 
 def save_image_processor(folder: Path, size: int) -> None:
@@ -101,6 +111,29 @@ def save_tiny_vit(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     ViTModel(ViTConfig(image_size=8, patch_size=4, initializer_range=0.15, **settings)).save_pretrained(folder)
     save_image_processor(folder, 8)
+    return folder
+
+
+def save_tiny_clip(folder: Path, kind: str = "CLIP") -> Path:
+    """A CLIP or Siglip of two 2-layer towers of width 32, as a plain transformers folder."""
+    import torch
+    import transformers as hf
+
+    folder.mkdir()
+    words = save_word_tokenizer(folder)
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    ids = {"vocab_size": words, "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    torch.manual_seed(0)
+    text, vision = tower | ids, tower | {"image_size": 8, "patch_size": 4}
+    projection = {"projection_dim": 16} if kind == "CLIP" else {}
+    config = getattr(hf, f"{kind}Config")(text_config=text, vision_config=vision, **projection)
+    getattr(hf, f"{kind}Model")(config).save_pretrained(folder)
+    save_image_processor(folder, 8)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor |= {"processor_class": f"{kind}Processor", "image_processor_type": f"{kind}ImageProcessor"}
+    if kind == "CLIP":
+        processor |= {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
