@@ -2,8 +2,8 @@
 
 Rounding activations to int8 turns a last bit into a percent, and in some families into ten. So no one bound tells good
 arithmetic from bad in all of them. The noise does: whatever computes the same in another order is no farther away.
-After six blocks the rounding hides what is smaller, such as another GELU; after one block it does not (a thousandth beside a
-noise of two millionths).
+After six blocks the rounding hides what is smaller, such as another GELU; after one block it does not (a thousandth
+beside a noise of two millionths).
 """
 
 from pathlib import Path
