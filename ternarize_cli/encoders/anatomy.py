@@ -182,6 +182,7 @@ def word_table(model: Any) -> Any:
 
     A model of texts and images has it in its text tower, and transformers may not find it there (CLIP).
     """
+    one: Any
     for one in (model, getattr(model, "text_model", None)):
         with suppress(NotImplementedError, AttributeError):
             return one.get_input_embeddings()
