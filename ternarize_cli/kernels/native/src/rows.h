@@ -37,9 +37,10 @@ inline Rounded round_row(const float* in, int width, float by, float inverse, in
     __builtin_memcpy(rest, in + filled * kBlock, (width - filled * kBlock) * sizeof(float));
     round_block(rest, line + filled * (16 * kBlock));
   }
-  // The bits of kMagic were added to each integer.
-  const uint32_t added = static_cast<uint32_t>(blocks) * kBlock * 0x4b400000u;
-  return {static_cast<int32_t>(static_cast<uint32_t>(_mm512_reduce_add_epi32(sum)) - added), max_of((Floats)farthest) > 0.49998f};
+  // The bits of kMagic were added to each of the integers, of which a lane has summed four a block.
+  const uint32_t added = static_cast<uint32_t>(blocks) * 4 * 0x4b400000u;
+  sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(static_cast<int32_t>(added)));
+  return {_mm512_reduce_add_epi32(sum), max_of((Floats)farthest) > 0.49998f};
 }
 #else
 template <bool divide>
