@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ternarize_cli.errors import FormatError, shown
-from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, Relative, Rotary
+from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, PatchBias, Relative, Rotary
 from ternarize_cli.format.block_values import (
     check_count,
     check_flag,
@@ -37,6 +37,7 @@ __all__ = [
     "Embeddings",
     "LayerKind",
     "Norm",
+    "PatchBias",
     "Relative",
     "Rotary",
     "blocks_from_dict",
@@ -76,6 +77,7 @@ class Block:
         layer_scales: the parameters `[width]` by which the outputs of attention and of the feed-forward are multiplied;
             empty if there are none.
         relative: the bias by relative positions, which all blocks share; None if there is none.
+        patch_bias: the bias by rows and columns of patches, of images; None if there is none.
         embeddings: the embedding of texts; None for images, which the model's own modules embed.
     """
 
@@ -98,6 +100,7 @@ class Block:
     unnormed: tuple[int, ...] = ()
     layer_scales: tuple[str, ...] = ()
     relative: Relative | None = None
+    patch_bias: PatchBias | None = None
     embeddings: Embeddings | None = None
 
     def __post_init__(self) -> None:
@@ -124,6 +127,8 @@ class Block:
             raise FormatError("queries, keys and values are three linears or one, and a gate two or one")
         if len(self.layer_scales) not in (0, 2):
             raise FormatError("layer_scales are two parameters or none")
+        if self.patch_bias is not None and (self.relative is not None or self.embeddings is not None):
+            raise FormatError("a block has a bias by patches, or one by distance, and texts have no patches")
         turned = {kind.rotary.numbers for kind in self.kinds if kind.rotary is not None}
         if len(turned) > 1 or max(turned, default=0) > self.head:
             raise FormatError("rotary positions turn more numbers than a head has, or not as many in every block")
@@ -165,7 +170,7 @@ class Block:
             _made(LayerKind, {**kind, "rotary": _made(Rotary, kind["rotary"]) if kind.get("rotary") else None})
             for kind in (check_mapping("a kind of block", kind) for kind in kinds)
         )
-        for key, kind in (("relative", Relative), ("embeddings", Embeddings)):
+        for key, kind in (("relative", Relative), ("patch_bias", PatchBias), ("embeddings", Embeddings)):
             if given.get(key) is not None:
                 given[key] = _made(kind, given[key])
         made: Block = _made(cls, given)

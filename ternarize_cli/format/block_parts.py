@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ternarize_cli.errors import FormatError
 from ternarize_cli.format.block_values import check_count, check_flag, check_name, check_number, check_one_of
 
-__all__ = ["Embeddings", "LayerKind", "Norm", "Relative", "Rotary"]
+__all__ = ["Embeddings", "LayerKind", "Norm", "PatchBias", "Relative", "Rotary"]
 
 _LARGEST_EPSILON = 0.999999
 """An epsilon lies below 1, for the compiled library too."""
@@ -110,6 +110,27 @@ class Relative:
         check_name("the table of relative positions", self.name)
         check_count("the buckets of relative positions", self.buckets, 4)
         check_count("the distance of relative positions", self.distance, self.buckets // 4 + 1, 1 << 16)
+
+
+@dataclass(frozen=True)
+class PatchBias:
+    """A bias of attention scores by how many rows and columns of patches a key lies from its query (BEiT).
+
+    The first token, which is no patch, has a bias of its own as query, as key, and as both. A module holds the table of
+    biases for the images that the model was trained on, and makes of it the biases for another number of patches.
+
+    Attributes:
+        name: the module, which gives `[1, heads, tokens, tokens]` for the rows and columns of patches of an image;
+            relative to the block, or to the model if it is shared.
+        shared: whether all blocks have the same bias.
+    """
+
+    name: str
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        check_name("the module of the bias by patches", self.name)
+        check_flag("shared", self.shared)
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,8 @@ def _tokens_of(model: Any, pixels: Tensor) -> int | None:
     if not hasattr(patches, "num_patches") or not hasattr(embeddings, "position_embeddings"):
         return None
     high, wide = (n // size for n, size in zip(pixels.shape[-2:], patches.patch_size, strict=True))
-    before = embeddings.position_embeddings.shape[1] - patches.num_patches
+    positions = embeddings.position_embeddings  # None in a BEiT whose positions are all relative
+    before = embeddings.cls_token.shape[1] if positions is None else positions.shape[1] - patches.num_patches
     registers: int = embeddings.register_tokens.shape[1] if hasattr(embeddings, "register_tokens") else 0
     return int(high * wide + before + registers)
 

@@ -108,6 +108,11 @@ class Stack:
             found.append(getattr(_part(self.layers[i], where), parameter).detach().float())
         return found
 
+    def patch_bias(self, i: int) -> Any:
+        """Finds the module that makes the biases of a block by patches; None if there is none."""
+        given = self.block.patch_bias
+        return None if given is None else _part(self._model if given.shared else self.layers[i], given.name)
+
 
 def refusal(model: nn.Module) -> str | None:
     """Says why no backend can run a model fused; None if its blocks are described and their linears are ternary."""

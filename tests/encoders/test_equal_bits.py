@@ -34,6 +34,7 @@ TEXT_FAMILIES: list[Family] = [
 IMAGE_FAMILIES: list[Family] = [
     ("ViTModel", "ViTConfig", IMAGE),
     ("DeiTModel", "DeiTConfig", IMAGE),
+    ("BeitModel", "BeitConfig", IMAGE | {"use_relative_position_bias": True}),
     ("Dinov2Model", "Dinov2Config", IMAGE | {"mlp_ratio": 2}),
     ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", IMAGE | {"num_register_tokens": 2}),
 ]

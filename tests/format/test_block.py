@@ -1,12 +1,13 @@
 """The description of blocks is read strictly: nothing that a stranger's config says goes on unchecked."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ternarize_cli.errors import FormatError
 from ternarize_cli.format.block import Block, blocks_from_dict
-from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, Relative, Rotary
+from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, PatchBias, Relative, Rotary
 
 BLOCK = Block(
     layers="layers",
@@ -34,6 +35,9 @@ BLOCK = Block(
 def test_a_description_survives_json() -> None:
     assert Block.from_dict(BLOCK.to_dict()) == BLOCK
     assert blocks_from_dict({"vision_model": BLOCK.to_dict()}) == {"vision_model": BLOCK}
+    for bias in (PatchBias("bias"), PatchBias("bias", shared=True)):
+        of_images = replace(BLOCK, relative=None, embeddings=None, patch_bias=bias)
+        assert Block.from_dict(of_images.to_dict()) == of_images
 
 
 def test_the_first_block_may_lack_a_norm() -> None:
@@ -82,12 +86,25 @@ def test_the_first_block_may_lack_a_norm() -> None:
         ("relative", {"name": "bias", "buckets": 32, "distance": 3}),
         ("embeddings", {"words": 3}),
         ("embeddings", {"words": "w", "first_position": -2}),
+        ("patch_bias", {"name": "bias"}),  # beside a bias by distance, and for texts
         ("surprise", 1),
     ],
 )
 def test_a_value_that_is_none_is_refused_in_words(key: str, value: Any) -> None:
-    with pytest.raises(FormatError, match=r"quantization_config|kind_of|heads|linears|rotary|layer_scales|gate"):
+    with pytest.raises(FormatError, match=r"quantization_config|kind_of|heads|linears|rotary|_scales|gate|patches"):
         Block.from_dict(BLOCK.to_dict() | {key: value})
+
+
+@pytest.mark.parametrize(
+    "value", [3, {}, {"name": ""}, {"name": "a", "shared": 1}, {"name": "a", "rows": 14}, {"name": ["a"]}]
+)
+def test_a_bias_by_patches_that_is_none_is_refused_in_words(value: Any) -> None:
+    of_images = replace(BLOCK, relative=None, embeddings=None).to_dict()
+    with pytest.raises(FormatError, match="quantization_config"):
+        Block.from_dict(of_images | {"patch_bias": value})
+    for given in ("relative", "embeddings"):
+        with pytest.raises(FormatError, match="by patches"):
+            replace(BLOCK, **{given: None}, patch_bias=PatchBias("bias"))
 
 
 @pytest.mark.parametrize("values", [3, [], None, {"": 3}, {3: {}}, {"a..b": BLOCK.to_dict()}, {"": {}}])

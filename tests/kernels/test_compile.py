@@ -20,13 +20,14 @@ BACKENDS = [b.name for b in describe() if b.available and b.name in ("native", "
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The packed models of a tiny BERT, a ViT and a DINOv2 with registers."""
+    """The packed models of a tiny BERT, a ViT, a DINOv2 with registers and a BEiT."""
     folder = tmp_path_factory.mktemp("packed")
     save_text(("BertModel", "BertConfig", SMALL | TEXT), folder / "bert" / "source")
     save_family(("ViTModel", "ViTConfig", IMAGE), folder / "vit" / "source")
     registers = IMAGE | {"num_register_tokens": 2}
     save_family(("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", registers), folder / "dino" / "source")
-    return {name: stages(folder / name / "source", folder / name)[2] for name in ("bert", "vit", "dino")}
+    save_family(("BeitModel", "BeitConfig", IMAGE | {"use_relative_position_bias": True}), folder / "beit" / "source")
+    return {name: stages(folder / name / "source", folder / name)[2] for name in ("bert", "vit", "dino", "beit")}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def fresh() -> Any:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "dino"])
+@pytest.mark.parametrize("name", ["bert", "vit", "dino", "beit"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_graph_computes_the_bits_of_the_model(name: str, backend: str, folders: dict[str, Path]) -> None:
     model = AutoModel.from_pretrained(folders[name]).eval()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from torch import Tensor
 
-from support.families import WORDS, Family
+from support.families import IMAGE_FAMILIES, WORDS, Family
 from support.fused_families import FUSED, OTHERS, distances, inputs, name_of, needs_native, opened, packed
 from support.models import make_version_1
 from ternarize_cli import kernels
@@ -21,6 +22,7 @@ from ternarize_cli.kernels.native.encoder import NativeForward
 from ternarize_cli.kernels.native.positions import relative_bias
 
 pytestmark = needs_native
+BEIT = next(f for f in IMAGE_FAMILIES if f[2].get("use_relative_position_bias"))
 
 
 @torch.inference_mode()
@@ -169,6 +171,89 @@ def test_relative_positions_are_in_the_buckets_of_transformers() -> None:
         assert torch.equal(made[:, places], bias[:, query])
 
 
+def beit(folder: Path, **settings: Any) -> Any:
+    model = opened(BEIT, packed((*BEIT[:2], BEIT[2] | settings), folder))
+    assert kernels.use_backend(model, "native") == "native"
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("which", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+@pytest.mark.parametrize("image_size", [16, [16, 24]])
+def test_biases_by_patches_are_those_of_the_models_modules_at_any_size(
+    which: str, image_size: Any, tmp_path: Path
+) -> None:
+    model = beit(tmp_path, **{"use_relative_position_bias": False, which: True, "image_size": image_size})
+    random = torch.Generator().manual_seed(2)
+    for size in ((16, 16), (24, 16), (16, 24), (80, 72), (4, 4), (18, 23)):  # of 361 tokens, biases come in pieces
+        pixels = torch.randn(2, 3, *size, generator=random)
+        made, own = model(pixel_values=pixels), type(model).forward(model, pixel_values=pixels)
+        assert distances(made.last_hidden_state, own.last_hidden_state).median() < 0.04, size
+        assert distances(made.pooler_output, own.pooler_output).median() < 0.04, size
+        assert torch.equal(model(pixel_values=pixels[:1]).last_hidden_state, made.last_hidden_state[:1]), size
+
+
+@torch.inference_mode()
+def test_the_biases_of_a_beit_matter_and_its_modules_run_what_is_unusual(tmp_path: Path) -> None:
+    model = beit(tmp_path, use_mask_token=True)
+    pixels = inputs(BEIT)["pixel_values"]
+    made = model(pixel_values=pixels).last_hidden_state
+    for unusual in ({"interpolate_pos_encoding": True}, {"bool_masked_pos": torch.arange(48).view(3, 16) % 3 == 0}):
+        own = type(model).forward(model, pixel_values=pixels, **unusual)
+        assert torch.equal(model(pixel_values=pixels, **unusual).last_hidden_state, own.last_hidden_state)
+    for layer in model.layers:
+        layer.relative_position_bias.relative_position_bias_table.zero_()
+    plain = type(model).forward(model, pixel_values=pixels).last_hidden_state
+    assert distances(plain, made).median() > 0.1
+
+
+def test_a_beit_with_two_kinds_of_biases_ends_in_words(tmp_path: Path) -> None:
+    both = hf.BeitModel(hf.BeitConfig(**BEIT[2], use_shared_relative_position_bias=True))
+    with pytest.raises(Undescribed, match="relative positions of each block, and shared ones"):
+        describe(both)
+
+
+def test_a_scale_that_one_block_lacks_ends_in_words() -> None:
+    model = hf.BeitModel(hf.BeitConfig(**BEIT[2]))
+    del model.layers[1].lambda_2
+    with pytest.raises(Undescribed, match=r"layers\.1 has no parameter lambda_2"):
+        describe(model)
+
+
+class Tilted(torch.nn.Module):
+    """Biases that do not depend on the patches between two tokens alone."""
+
+    def forward(self, patches: tuple[int, int]) -> Tensor:
+        tokens = patches[0] * patches[1] + 1
+        return torch.arange(4.0 * tokens * tokens).view(1, 4, tokens, tokens)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"name": "relative_position_bias", "shared": True}, "has no module relative_position_bias"),
+        ({"name": "mlp"}, "the description of its blocks does not fit it"),
+        ({"name": "layernorm_before"}, "the description of its blocks does not fit it"),
+        ({"name": "drop_path"}, "the description of its blocks does not fit it"),
+        ({"name": "tilted"}, "depend on more than the patches between two tokens"),
+        (None, "gives other vectors than its modules"),
+    ],
+)
+def test_a_bias_by_patches_that_is_another_is_not_run(
+    value: Any, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = opened(BEIT, packed(BEIT, tmp_path))
+    for layer in model.layers:
+        layer.tilted = Tilted()
+    values = {k: v for k, v in model.ternarize_block.to_dict().items() if k != "patch_bias"}
+    model.__dict__["ternarize_block"] = Block.from_dict(values | ({} if value is None else {"patch_bias": value}))
+    with caplog.at_level(logging.WARNING, "ternarize_cli"):
+        assert kernels.use_backend(model, "native") == "native (linears only)"
+    assert words in caplog.text
+    assert model(**inputs(BEIT)).last_hidden_state.isfinite().all()
+
+
 @torch.inference_mode()
 def test_threads_may_encode_while_another_makes_room_for_longer_texts(tmp_path: Path) -> None:
     family, folder = modern_bert(tmp_path)
@@ -176,7 +261,7 @@ def test_threads_may_encode_while_another_makes_room_for_longer_texts(tmp_path: 
     kernels.use_backend(model, "native")
     encoder = model.forward._encoder
     held = encoder._for_texts(3)
-    turns, _ = held.kept
+    turns = held.kept[0]
     before = [cos.clone() for cos, _ in turns]
     lengths = [3, 300, 20, 700, 3, 1500]
     texts = [torch.arange(n)[None] % (WORDS - 4) + 4 for n in lengths]

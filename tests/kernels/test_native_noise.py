@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from support.families import Family
 from support.fused_families import FUSED, distances, inputs, name_of, needs_native, opened, packed, wider
+from support.instruction_sets import SHORT
 from ternarize_cli import kernels
 from ternarize_cli.kernels.native.encoder import NativeForward
 from ternarize_cli.kernels.native.library import library
@@ -25,8 +26,8 @@ FEWEST = {"ModernBertModel": 2}  # its first block alone has no norm before atte
 FLOAT32, BFLOAT16 = 1.2, 4.0
 """How much farther than the noise `native` may be: 1 by the criterion, and a little since both are medians of samples.
 
-On AMX attention takes bfloat16. `reference` with queries, keys and values rounded to it is 1 to 3 times as far as with
-the noise; Llama, Mistral and T5 are the farthest.
+Some instruction sets take bfloat16 for attention. `reference` with queries, keys and values rounded to it is 1 to 3 times
+as far as with the noise; Llama, Mistral and T5 are the farthest.
 """
 
 
@@ -57,7 +58,7 @@ def with_noise(model: nn.Module, given: dict[str, Tensor], seed: int) -> list[Te
 @pytest.mark.parametrize("blocks", [1, 6])
 @pytest.mark.parametrize("family", FUSED, ids=name_of)
 def test_a_family_is_as_near_to_reference_as_noise_is(family: Family, blocks: int, tmp_path: Path) -> None:
-    if blocks == 1 and library().chosen == "amx":
+    if blocks == 1 and library().chosen in SHORT:
         pytest.skip("bfloat16 is rounded much more coarsely than the noise, which one block does not amplify")
     family = wider(family, max(blocks, FEWEST.get(family[0], 1)))
     model = opened(family, packed(family, tmp_path))
@@ -68,7 +69,7 @@ def test_a_family_is_as_near_to_reference_as_noise_is(family: Family, blocks: in
     assert kernels.use_backend(model, "reference") == "reference"
     reference = run(model, given)
     noisy = [with_noise(model, given, seed) for seed in range(RUNS)]
-    factor = BFLOAT16 if library().chosen == "amx" else FLOAT32
+    factor = BFLOAT16 if library().chosen in SHORT else FLOAT32
     tokens, *pooled = [distances(made, expected) for made, expected in zip(native, reference, strict=True)]
     noise, *pooled_noise = [
         torch.stack([distances(made, expected) for made in of_runs])

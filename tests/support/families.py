@@ -64,10 +64,15 @@ TEXT_FAMILIES: list[Family] = [
 DINOV3 = IMAGE | {"num_register_tokens": 2, "hidden_size": 32, "num_attention_heads": 2}
 
 
+BEIT = IMAGE | {"use_absolute_position_embeddings": True, "use_mean_pooling": False}
+
+
 IMAGE_FAMILIES: list[Family] = [
     ("ViTModel", "ViTConfig", IMAGE),
     ("DeiTModel", "DeiTConfig", IMAGE),
-    ("BeitModel", "BeitConfig", IMAGE),
+    ("BeitModel", "BeitConfig", IMAGE | {"use_relative_position_bias": True}),
+    ("BeitModel", "BeitConfig", BEIT | {"use_shared_relative_position_bias": True}),
+    ("BeitModel", "BeitConfig", IMAGE | {"layer_scale_init_value": 0.0}),
     ("Dinov2Model", "Dinov2Config", IMAGE | {"mlp_ratio": 2}),
     ("Dinov2Model", "Dinov2Config", IMAGE | {"use_swiglu_ffn": True}),
     ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", IMAGE | {"num_register_tokens": 2}),
@@ -100,6 +105,9 @@ def enlarge(model: torch.nn.Module) -> None:
                 module.weight.normal_(std=0.2 * (32 / inputs) ** 0.5)
                 if module.bias is not None:
                     module.bias.normal_(std=0.2)
+        for name, parameter in model.named_parameters():  # of BEiT, which are equal numbers at first
+            if name.endswith(("relative_position_bias_table", "lambda_1", "lambda_2")):
+                parameter.normal_()
 
 
 def save_decoder_tokenizer(folder: Path, *, pad: bool = True, eos: bool = True) -> None:

@@ -38,7 +38,7 @@ WINDOWS = {
     "Gemma3TextModel": {"sliding_window": 16, "num_hidden_layers": 7},
     "MistralModel": {"sliding_window": 9},
 }
-LINEARS_ONLY = ("AlbertModel", "ElectraModel", "DebertaV2Model", "GPT2Model", "BeitModel", "SwinModel")
+LINEARS_ONLY = ("AlbertModel", "ElectraModel", "DebertaV2Model", "GPT2Model", "SwinModel")
 FUSED = [
     (name, config, settings | WINDOWS.get(name, {}))
     for name, config, settings in [*TEXT_FAMILIES, *IMAGE_FAMILIES, *MORE]

@@ -236,17 +236,28 @@ class Cases:
         call.output = out, 4 * rows * width
         return call
 
+    def patches(self, longest: int) -> tuple[int, int]:
+        """Rows and columns of patches for so many tokens, and perhaps some more; none in two of three cases."""
+        if self.rng.random() < 0.67:
+            return 0, 0
+        columns = self.rng.choice([1, 2, 7, 16, 40])
+        return max(1, -(-(longest - 1) // columns)) + self.rng.choice([0, 0, 1]), columns
+
     def encode_call(self) -> Call:
         rng, buffers = self.rng, self.buffers
         head, shared = rng.choice([1, 2, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65]), rng.randint(1, 3)
         layers, heads, gated = rng.randint(0, 2), shared * rng.randint(1, 2), rng.randint(0, 1)
         width = head * heads if rng.random() < 0.5 else self.sized(200)
         inner = self.sized(300)
-        lengths = rng.choice([[], [0], [1], [5, 0, 1], [17, 33], [40, 64, 3], [3] * 40, [130, 2], [rng.randint(0, 90)]])
+        lengths = rng.choice(
+            [[], [0], [1], [5, 0, 1], [17, 33], [40, 64, 3], [3] * 40, [130, 2], [300], [rng.randint(0, 90)]]
+        )
         starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
         tokens, longest = starts[-1], max(lengths, default=0)
         rotated = rng.randint(0, head // 2) if rng.random() < 0.6 else 0
         reach = rng.choice([0, 1, 7, 128])
+        rows, columns = self.patches(longest)
+        biases = (2 * rows - 1) * (2 * columns - 1) + 3 if rows else 2 * reach + 1
         call = Call("tz_encode", isa=rng.randrange(self.sets))
         array = (self.interface.NativeLayer * max(1, layers))()
         outer, narrow = heads * head, (heads + 2 * shared) * head
@@ -267,7 +278,7 @@ class Cases:
             if rotated and rng.random() < 0.7:
                 layer.cos, layer.sin = (buffers.floats(longest * rotated) for _ in range(2))
             if rng.random() < 0.3:
-                layer.bias = buffers.floats(heads * (2 * reach + 1))
+                layer.bias = buffers.floats(heads * biases)
             layer.before, layer.after = (rng.choice([-1, -1, 0, 1, 9, 64, 1 << 24, INT_MAX]) for _ in range(2))
         for layer in array[:layers]:
             for name in shapes:
@@ -287,6 +298,7 @@ class Cases:
             if layer.bias:
                 field(call, layer, "bias", layer.bias + 1)
         sizes = [layers, width, heads, shared, head, inner, gated, rng.randint(0, 4), longest, rotated, reach]
+        sizes += [rows, columns]
         e = self.interface.Encoder(*sizes, 0.2, self.norm(width, rng.choice([0, 1, 2])), array)
         places = buffers.of(struct.pack(f"{len(starts)}i", *starts))
         x = buffers.floats(tokens * width)
@@ -310,6 +322,9 @@ class Cases:
         )
         field(call, e, "rotated", -1, head // 2 + 1, INT_MAX)
         field(call, e, "reach", -1, (1 << 24) + 1, INT_MAX)
+        few = rows * (columns - 1) + 1 < longest and any(one.bias for one in array[:layers])
+        field(call, e, "patch_rows", -1, 4096, INT_MAX, 0 if rows else 1)
+        field(call, e, "patch_columns", -1, 4096, INT_MAX, 0 if rows else 1, *([columns - 1] if rows and few else []))
         field(call, e, "scale", float("nan"), float("inf"))
         for name in ("width", "inner"):
             field(call, e, name, *(n for n in ODD if not 0 < n <= 1 << 22))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ternarize_cli.encoders.blocks.reading import Family, FeedForward
-from ternarize_cli.format.block_parts import Embeddings, Relative
+from ternarize_cli.format.block_parts import Embeddings, PatchBias, Relative
 
 __all__ = ["FAMILIES"]
 
@@ -220,6 +220,27 @@ _DINOV2 = _vision("encoder.layer", ("norm1", "norm2"), "layernorm", "silu", laye
 _DINOV3 = _vision("model.layer", ("norm1", "norm2"), "norm", layer_scales=_SCALES, rotary="patches")
 
 
+def _beit_bias(model: Any) -> PatchBias | None:
+    if model.shared_position_bias is not None:
+        return PatchBias("shared_position_bias", shared=True)
+    return None if model.layers[0].relative_position_bias is None else PatchBias("relative_position_bias")
+
+
+def _beit_refusal(model: Any) -> str | None:
+    both = model.shared_position_bias is not None and model.layers[0].relative_position_bias is not None
+    return "it has relative positions of each block, and shared ones" if both else None
+
+
+_BEIT = _vision(
+    "layers",
+    ("layernorm_before", "layernorm_after"),
+    "layernorm",
+    layer_scales=("lambda_1", "lambda_2"),
+    patch_bias=_beit_bias,
+    refusal=_beit_refusal,
+)
+
+
 def _tower(norms: dict[str, str], *, text: bool = False, causal: bool = False) -> Family:
     return Family(
         layers="encoder.layers",
@@ -246,6 +267,7 @@ FAMILIES: dict[str, Family] = {
     "Gemma3TextModel": _GEMMA3,
     "T5EncoderModel": _T5,
     **dict.fromkeys(("ViTModel", "DeiTModel"), _VIT),
+    "BeitModel": _BEIT,
     **dict.fromkeys(("Dinov2Model", "Dinov2WithRegistersModel"), _DINOV2),
     "DINOv3ViTModel": _DINOV3,
     "CLIPVisionModel": _tower({"embeddings": "pre_layrnorm"}),

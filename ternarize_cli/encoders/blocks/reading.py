@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ternarize_cli.format.block import PLACES, Block
-from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, Relative, Rotary
+from ternarize_cli.format.block_parts import Embeddings, LayerKind, Norm, PatchBias, Relative, Rotary
 
 __all__ = ["Family", "FeedForward", "Undescribed", "read", "scaled_by_root"]
 
@@ -67,12 +67,13 @@ class Family:
             the last hidden states to the model.
         activations: the fields of the config that may name the activation.
         embeddings: makes the description of the embedding from the model; None for images.
-        layer_scales: the parameters that scale the outputs of attention and feed-forward.
+        layer_scales: the parameters that scale the outputs of attention and feed-forward; a model has both or none.
         scale: makes the factor of the products of queries and keys from the config and the width of a head.
         seen: gives for the config and a block's type how many tokens a token sees before and after its own.
         rotary: whether the model has rotary positions, by layer type if its config has them so; "patches" for those of
             an image's patches.
         relative: makes the description of relative positions from the model.
+        patch_bias: makes the description of a bias by patches from the model, or None for a model without.
         refusal: says why a model of this family is computed in another way; None if it is not.
         unnormed_first: whether the first block has no norm before attention.
         extra: names of parts of a block that are read elsewhere.
@@ -90,6 +91,7 @@ class Family:
     seen: Callable[[Any, str], tuple[int | None, int | None]] = lambda config, kind: (None, None)
     rotary: bool | str = False
     relative: Callable[[Any], Relative] | None = None
+    patch_bias: Callable[[Any], PatchBias | None] = lambda model: None
     refusal: Callable[[Any], str | None] = lambda model: None
     unnormed_first: bool = False
     extra: tuple[str, ...] = ()
@@ -125,7 +127,8 @@ def read(model: Any, family: Family) -> Block:
         key_value_heads=shared, head=head, scale=family.scale(config, head), qkv=family.qkv, output=family.output,
         up=feed_forward.up, down=feed_forward.down, inner=down.in_features, activation=_ACTIVATIONS[activation],
         gated=feed_forward.gated, norms=norms, unnormed=(0,) if family.unnormed_first else (),
-        layer_scales=family.layer_scales, relative=family.relative(model) if family.relative else None,
+        layer_scales=tuple(name for name in family.layer_scales if _is_parameter(first, name)),
+        relative=family.relative(model) if family.relative else None, patch_bias=family.patch_bias(model),
         embeddings=family.embeddings(model) if family.embeddings else None,
     )  # fmt: skip
     if sum(m.out_features for m in up) != made.inner * (2 if made.gated else 1):
@@ -190,7 +193,9 @@ def _norms(model: Any, first: nn.Module, last: nn.Module, family: Family) -> dic
     for place, name in family.norms.items():
         inside = place in PLACES or place in ("query", "key")
         of = last if place == "attention.before" else first
-        found[place] = _norm(_part(of if inside else model, name, family.layers if inside else "the model"), name)
+        module = _part(of if inside else model, name, family.layers if inside else "the model")
+        if type(module) is not nn.Identity:  # as in a BEiT that pools the mean, which norms only that
+            found[place] = _norm(module, name)
     return found
 
 
@@ -211,10 +216,14 @@ def _check_parts(layer: nn.Module, block: Block, i: int, extra: tuple[str, ...])
     where = f"{block.layers}.{i}"
     norms = {norm.name for norm in block.norms_of(i).values()}
     scales = {name.rpartition(".")[0] for name in block.layer_scales} - {""}
-    named = {*block.linears, *norms, *scales}
+    biases = {block.patch_bias.name} if block.patch_bias is not None and not block.patch_bias.shared else set()
+    named = {*block.linears, *norms, *scales, *biases}
     for name in named:
         if not _has(layer, name):
             raise _missing(name, where)
+    for name in block.layer_scales:
+        if not _is_parameter(layer, name):
+            raise Undescribed(f"{where} has no parameter {name}, and other blocks have one")
     own = [name for name, m in layer.named_modules() if name and _has_tensors(m)]
     for place, norm in block.norms_of(i).items():
         found = _norm(layer.get_submodule(norm.name), norm.name)
@@ -235,6 +244,11 @@ def _has(module: nn.Module, name: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def _is_parameter(module: nn.Module, name: str) -> bool:
+    where, _, own = name.rpartition(".")
+    return _has(module, where) and isinstance(getattr(module.get_submodule(where), own, None), nn.Parameter)
 
 
 def _part(module: nn.Module, name: str, where: str) -> Any:

@@ -11,7 +11,14 @@ from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
 from ternarize_cli.kernels.native.interface import MAX_HEAD, Encoder, NativeLayer, NativeNorm, NativeNorms
 from ternarize_cli.kernels.native.library import Library, NormTensors, PackedCodes, library
-from ternarize_cli.kernels.native.positions import Turns, patch_turns, relative_bias, rotary_turns
+from ternarize_cli.kernels.native.positions import (
+    PatchBiases,
+    Turns,
+    patch_biases,
+    patch_turns,
+    relative_bias,
+    rotary_turns,
+)
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import PackedLinear
 
@@ -80,7 +87,8 @@ class NativeEncoder:
         self._stack = Stack.of(model)
         self._block = block = self._stack.block
         self._kept: list[Any] = []
-        self._bias = self._relative()
+        given = block.relative
+        self._bias = None if given is None else relative_bias(given, model.get_submodule(given.name), block.heads)
         self._layers = [self._layer(i) for i in range(len(block))]
         self._last = self._norm(None, "last", block.width)
         self._turned: dict[tuple[int, ...], _Made] = {}  # by the size of images; () for texts
@@ -193,7 +201,7 @@ class NativeEncoder:
     def _for_images(self, pixels: Tensor, tokens: int) -> _Made:
         """Returns the encoder for images of the size of `pixels`."""
         size = tuple(pixels.shape[-2:])
-        if all(kind.rotary is None for kind in self._block.kinds):
+        if all(kind.rotary is None for kind in self._block.kinds) and self._block.patch_bias is None:
             size = ()
         found = self._turned.get(size)
         if found is None:
@@ -201,16 +209,19 @@ class NativeEncoder:
                 self._turned.clear()
             turned = [kind.rotary is not None for kind in self._block.kinds]
             turns = [patch_turns(self._model, pixels, tokens) if is_turned else None for is_turned in turned]
-            found = self._turned[size] = self._made(turns, tokens)
+            biases = patch_biases(self._model, self._stack, pixels, tokens)
+            found = self._turned[size] = self._made(turns, tokens, biases)
         return found
 
-    def _made(self, turns: list[Turns | None], positions: int) -> _Made:
+    def _made(self, turns: list[Turns | None], positions: int, biases: PatchBiases | None = None) -> _Made:
         block = self._block
         layers = (NativeLayer * len(self._layers))(*self._layers)
         for layer, kind in zip(layers, block.kind_of, strict=False):
             turn = turns[kind]
             if turn is not None:
                 layer.cos, layer.sin = turn[0].data_ptr(), turn[1].data_ptr()
+        for layer, table in zip(layers, () if biases is None else biases.tables, strict=False):
+            layer.bias = table.data_ptr()
         pairs = next((kind.rotary.numbers // 2 for kind in block.kinds if kind.rotary is not None), 0)
         for turn in turns:
             if turn is not None and not turn[0].shape == turn[1].shape == (positions, pairs):
@@ -222,9 +233,10 @@ class NativeEncoder:
         encoder = Encoder(
             *(len(layers), block.width, block.heads, block.key_value_heads, block.head, block.inner),
             *(block.gated, ACTIVATIONS.index(block.activation), positions, pairs, reach),
+            *((0, 0) if biases is None else (biases.rows, biases.columns)),
             *(block.scale, self._last, layers),
         )
-        return _Made(encoder, positions, (turns, layers))
+        return _Made(encoder, positions, (turns, layers, biases))
 
     def _layer(self, i: int) -> NativeLayer:
         block, width = self._block, self._block.width
@@ -255,18 +267,6 @@ class NativeEncoder:
         made = NormTensors(norm.kind, *found, norm.eps)
         self._kept.append(made)
         return made
-
-    def _relative(self) -> Tensor | None:
-        given = self._block.relative
-        if given is None:
-            return None
-        try:
-            return relative_bias(given, self._model.get_submodule(given.name), self._block.heads)
-        except (AttributeError, ValueError, IndexError) as e:
-            raise CheckpointError(
-                f"{given.name} is no table of {given.buckets} × {self._block.heads} relative positions",
-                hint="fetch the model again",
-            ) from e
 
     def _packed(self, layers: list[PackedLinear], by: Tensor | None = None, *, gated: bool = False) -> Any:
         """Lays out linears that read one input as a single linear, whose outputs are concatenated.

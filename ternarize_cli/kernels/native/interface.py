@@ -24,7 +24,7 @@ __all__ = [
     "declare",
 ]
 
-INTERFACE = 3
+INTERFACE = 4
 """The version of the interface that this module describes."""
 MAX_THREADS = 1024
 """The most threads that the library runs with."""
@@ -83,6 +83,7 @@ class Encoder(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "key_value_heads", "head", "inner")),
         *((name, ctypes.c_int32) for name in ("gated", "activation", "positions", "rotated", "reach")),
+        *((name, ctypes.c_int32) for name in ("patch_rows", "patch_columns")),
         ("scale", _FLOAT),
         ("last", NativeNorm),
         ("layer", ctypes.POINTER(NativeLayer)),

@@ -93,7 +93,7 @@ constexpr int kNoMemory = -1, kRefused = -2;
 // Less work than this takes less time than another thread needs to come.
 constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
 constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings: rows x width
-constexpr int kInterface = 3;  // version of functions and structures; equals INTERFACE in interface.py
+constexpr int kInterface = 4;  // version of functions and structures; equals INTERFACE in interface.py
 
 thread_local const char* why = "";
 

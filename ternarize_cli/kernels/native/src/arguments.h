@@ -16,6 +16,7 @@ constexpr int kMostLayers = 4096;
 constexpr int kMostHead = 4096;        // width of a head
 constexpr int kMostRows = 1 << 28;     // tokens in a call
 constexpr int kMostLength = 1 << 24;   // tokens in a sequence
+constexpr int kMostPatches = 4095;     // rows of patches, and columns
 constexpr int64_t kMostKeys = 1 << 30; // numbers in the keys of a head and a sequence: attention counts them in 32 bits
 constexpr int kMostTables = 16;        // tables whose rows an embedding sums
 
@@ -108,6 +109,9 @@ inline void check(const Encoder& e) {
   require(within(e.positions, 0, kMostLength), "there are 0 to 16,777,216 positions");
   require(within(e.rotated, 0, e.head / 2), "rotary positions turn more than a head");
   require(within(e.reach, 0, kMostLength), "a bias reaches 0 to 16,777,216 tokens");
+  require(within(e.patch_rows, 0, kMostPatches), "an image has 0 to 4095 rows of patches");
+  require(within(e.patch_columns, 0, kMostPatches), "an image has 0 to 4095 columns of patches");
+  require(!e.patch_rows == !e.patch_columns, "an image has rows and columns of patches, or neither");
   require(std::isfinite(e.scale), "the scale of attention is not finite");
   check(e.last);
   if (e.layers) require_array(e.layer, "an encoder has no layers, or they are not aligned");
@@ -122,8 +126,10 @@ inline void check_starts(const Encoder& e, const int32_t* starts, int sequences,
   require(starts[0] == 0, "the first sequence starts at 0");
   const int64_t head = parts(e.head, 32) * 32;
   int64_t longest = std::min<int64_t>(kMostLength, kMostKeys / head / 32 * 32);
-  for (int i = 0; i < e.layers; ++i)
+  for (int i = 0; i < e.layers; ++i) {
     if (e.layer[i].cos) longest = std::min<int64_t>(longest, e.positions);
+    if (e.layer[i].bias && e.patch_rows) longest = std::min<int64_t>(longest, 1 + e.patch_rows * int64_t{e.patch_columns});
+  }
   for (int i = 0; i < sequences; ++i) {
     require(starts[i] <= starts[i + 1] && starts[i + 1] <= tokens, "a sequence ends before it starts, or behind the last token");
     require(starts[i + 1] - starts[i] <= longest, "a sequence has too many tokens");

@@ -25,6 +25,7 @@ constexpr int kGroup = 256;        // tokens after which a group takes no furthe
 constexpr int kFeedForward = 64;  // rows in a block of the feed-forward
 constexpr int kLeast = 32;         // tokens for each thread from which on pieces are groups or rows
 constexpr int kPiece = 128;        // rows in a piece, if each thread has so many
+constexpr size_t kBiases = 1 << 16;  // numbers in a bias of patches that is written at a time, if 16 queries have no more
 
 constexpr size_t up_to(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
@@ -124,13 +125,25 @@ bool is_biased(const Encoder& e) {
   return std::any_of(e.layer, e.layer + e.layers, [](const Layer& layer) { return layer.bias; });
 }
 
-// The memory of a thread for a product or the attention of a head: first the bias of the head by distance, if there is one.
+// The memory of a thread for a product or the attention of a head: first the bias of the head, if there is one.
 struct Scratch {
   size_t bias, bytes;
 
+  // The queries whose bias of patches is written at a time: all of a small image, and a multiple of 16 of a large one, so that
+  // memory grows linearly.
+  static int queries(int length) {
+    const size_t all = up_to(length, 16), some = kBiases / length / 16 * 16;
+    return static_cast<int>(std::min(all, std::max<size_t>(some, 16)));
+  }
+
+  // The numbers of a bias of up to `longest` tokens; a shorter sequence may write more queries at a time.
+  static size_t biases(const Encoder& e, size_t longest) {
+    return e.patch_rows ? std::min(up_to(longest, 16) * longest, std::max(kBiases, 16 * longest)) : 2 * longest;
+  }
+
   Scratch(const Encoder& e, int longest) {
     const size_t blocks = up_to(std::max({e.width, e.inner, context_width(e)}), kBlock) / kBlock;
-    bias = is_biased(e) ? up_to(2 * static_cast<size_t>(longest) * sizeof(float), 64) : 0;
+    bias = is_biased(e) ? up_to(biases(e, longest) * sizeof(float), 64) : 0;
     bytes = bias + std::max(gemm_scratch(static_cast<int>(blocks)), attention_scratch(longest, e.head));
   }
 };
@@ -246,6 +259,38 @@ struct Member {
       line[distance + length - 1] = bias[std::min(std::max(distance, -e.reach), e.reach)];
   }
 
+  // Writes the bias of a head by patches to `line`: [last - first][length], for the queries [first, last).
+  void write_patch_bias(const Layer& layer, int head, int length, int first, int last) const {
+    const int columns = e.patch_columns, wide = 2 * columns - 1;
+    const size_t steps = (2 * static_cast<size_t>(e.patch_rows) - 1) * wide;
+    const float* const bias = layer.bias + head * (steps + 3);
+    const float* const of_first = bias + steps;
+    float* to = line;
+    for (int query = first; query < last; ++query, to += length) {
+      if (query == 0) {
+        std::fill(to, to + length, of_first[0]);
+        to[0] = of_first[2];
+        continue;
+      }
+      to[0] = of_first[1];
+      const int row = (query - 1) / columns, column = (query - 1) % columns;
+      const float* from = bias + static_cast<size_t>(e.patch_rows - 1 - row) * wide + columns - 1 - column;
+      for (int key = 1; key < length; key += columns, from += wide)
+        std::copy_n(from, std::min(columns, length - key), to + key);
+    }
+  }
+
+  // Computes attention with a bias by patches, for as many queries at a time as `line` holds the biases of.
+  void attend_patches(const Layer& layer, int head, Attention at) const {
+    const int step = Scratch::queries(at.length), until = at.last;
+    for (at.bias_stride = at.length; at.first < until; at.first = at.last) {
+      at.last = std::min(at.first + step, until);
+      write_patch_bias(layer, head, at.length, at.first, at.last);
+      at.bias = line - at.first * at.bias_stride;
+      k.attention(at);
+    }
+  }
+
   // Computes attention for the heads [first, last), counted through all sequences, and the tokens [from, until).
   void attend(const Layer& layer, int64_t first, int64_t last, int from, int until) const {
     const int group = e.heads / e.key_value_heads;
@@ -267,12 +312,16 @@ struct Member {
       at.q = head_of(start, head);
       at.k = head_of(start, e.heads + head / group);
       at.v = head_of(start, e.heads + e.key_value_heads + head / group);
+      at.out = work(start) + static_cast<size_t>(head) * e.head;
+      if (layer.bias && e.patch_rows) {
+        attend_patches(layer, head, at);
+        continue;
+      }
       if (layer.bias) {
         write_bias(layer, head, at.length);
         at.bias = line + at.length - 1;
         at.bias_stride = -1;
       }
-      at.out = work(start) + static_cast<size_t>(head) * e.head;
       k.attention(at);
     }
   }

@@ -21,7 +21,10 @@ extern "C" struct Layer {
   Norms attention, feed_forward;
   Norm query, key;           // of each head
   const float *cos, *sin;    // rotary positions: [Encoder.positions][Encoder.rotated]; null: none
-  const float* bias;         // [heads][2 * reach + 1]: added to scores by the distance from query to key; null: none
+  // Is added to scores; null: nothing is. By the distance from query to key: [heads][2 * reach + 1]. If Encoder.patch_rows > 0,
+  // tokens are a first token and then an image's patches, row by row, and biases are by the rows and then the columns from query
+  // to key: [heads][(2 * patch_rows - 1) * (2 * patch_columns - 1) + 3]; the last 3: the first token as query, as key, as both.
+  const float* bias;
   int32_t before, after;     // a query sees so many tokens before and after its own; -1: all
 };
 
@@ -33,6 +36,7 @@ extern "C" struct Encoder {
   int32_t positions;   // the longest sequence that rotary positions are there for
   int32_t rotated;     // pairs of numbers of a head that rotary positions turn
   int32_t reach;       // keys that are farther from a query than this have the bias of this distance
+  int32_t patch_rows, patch_columns;  // the patches that biases are there for; 0: biases are by distance
   float scale;         // of the products of queries and keys
   Norm last;           // of the last hidden states
   const Layer* layer;
