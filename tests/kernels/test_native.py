@@ -19,10 +19,11 @@ from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.blocks.describing import Undescribed, describe
 from ternarize_cli.errors import FormatError, UnavailableError
-from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.format.codecs import codec_for
+from ternarize_cli.format.scheme import LEVELS, Scheme
 from ternarize_cli.kernels import native, stack
 from ternarize_cli.kernels.native import interface
-from ternarize_cli.kernels.native.encoder import NativeForward
+from ternarize_cli.kernels.native.encoder import NativeEncoder, NativeForward
 from ternarize_cli.kernels.native.library import Library, NormTensors, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
 
@@ -45,19 +46,40 @@ def packed(lib: Library, layer: PackedLinear) -> PackedCodes:
     return PackedCodes(lib, layer.codec, layer.weight, layer.in_features, scale, layer.bias)
 
 
-@pytest.mark.parametrize("codec", ["2bit", "base3"])
+@pytest.mark.parametrize(("levels", "codec"), [("ternary", "2bit"), ("ternary", "base3"), ("int4", "4bit")])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [(1, 384, 384), (7, 33, 5), (16, 1, 1), (17, 65, 33), (65, 127, 130), (300, 768, 96), (4096, 63, 31), (0, 8, 4)],
 )
-def test_sums_are_the_exact_integers(lib: Library, rows: int, inputs: int, outputs: int, codec: str) -> None:
-    layer = random_layer(outputs, inputs, Scheme())
+def test_sums_are_the_exact_integers(
+    lib: Library, rows: int, inputs: int, outputs: int, levels: str, codec: str
+) -> None:
+    layer = random_layer(outputs, inputs, Scheme(levels=levels))
     codes = layer.codes()
     layer = PackedLinear(inputs, outputs, True, layer.scheme, codec=codec)
     layer.weight = layer.codec.pack(codes)
     x = torch.randint(-127, 128, (rows, inputs), generator=torch.Generator().manual_seed(1)).float()
     x[:, 0] = 127  # so that rounding to int8 changes nothing
     assert torch.equal(lib.sums(packed(lib, layer), x).long(), x.long() @ codes.T.long())
+
+
+@pytest.mark.parametrize("inputs", [64, 1 << 20])
+@pytest.mark.parametrize("levels", ["ternary", "int4"])
+def test_the_largest_sums_fit(lib: Library, levels: str, inputs: int) -> None:
+    codec, (low, high) = codec_for(levels), (LEVELS[levels][0], LEVELS[levels][-1])
+    codes = torch.tensor([[low], [high]], dtype=torch.int8).expand(2, inputs)
+    w = PackedCodes(lib, codec, codec.pack(codes), inputs, torch.ones(2), None)
+    x = torch.tensor([[127.0], [-127.0]]).expand(2, inputs)
+    most = 127 * inputs
+    assert lib.sums(w, x).tolist() == [[most * low, most * high], [-most * low, -most * high]]
+
+
+@pytest.mark.parametrize("levels", ["ternary", "int4"])
+def test_products_are_those_of_the_reference(lib: Library, levels: str) -> None:
+    layer = random_layer(70, 200, Scheme(levels=levels))
+    x = torch.randn(40, 200, generator=torch.Generator().manual_seed(2))
+    layer.backend = "reference"
+    assert torch.equal(lib.linear(packed(lib, layer), x), layer(x))
 
 
 def test_a_product_does_not_depend_on_threads_or_neighbours(lib: Library) -> None:
@@ -106,6 +128,15 @@ def roberta(folder: Path) -> None:
 
     shape = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 80}
     XLMRobertaModel(XLMRobertaConfig(**shape, vocab_size=99, max_position_embeddings=70)).save_pretrained(folder)
+
+
+def modern_bert(folder: Path) -> None:
+    from transformers import ModernBertConfig, ModernBertModel
+
+    shape = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 40}
+    ModernBertModel(
+        ModernBertConfig(**shape, vocab_size=30, max_position_embeddings=70, pad_token_id=0)
+    ).save_pretrained(folder)
 
 
 def distilbert(folder: Path) -> None:
@@ -178,6 +209,35 @@ def test_images_give_what_the_modules_give(lib: Library, tmp_path: Path, save: C
     assert same(made.last_hidden_state, expected.last_hidden_state)
     if expected.pooler_output is not None:
         assert same(made.pooler_output, expected.pooler_output)
+
+
+def with_int4_linears(model: Any) -> Any:
+    """The model with random int4 codes in half of its linears, other ones in each block in turn."""
+    found = stack.Stack.of(model)
+    for i, block in enumerate(found.layers):
+        qkv, output, up, down = found.joined(i)
+        for j, part in enumerate((qkv, [output], up, [down])):
+            for name, old in list(block.named_modules()):
+                if (i + j) % 2 == 0 and any(old is linear for linear in part):
+                    new = random_layer(old.out_features, old.in_features, Scheme(levels="int4"), seed=10 * i + j)
+                    new.weight_scale = new.weight_scale / 50
+                    where, _, leaf = name.rpartition(".")
+                    setattr(block.get_submodule(where), leaf, new)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_encoder_may_have_ternary_and_int4_linears(lib: Library, tmp_path: Path, gated: bool) -> None:
+    modern_bert(tmp_path / "source") if gated else save_tiny_bert(tmp_path / "source")
+    model = with_int4_linears(open_model(save_packed(tmp_path / "source", tmp_path)))
+    assert {m.scheme.levels for m in model.modules() if isinstance(m, PackedLinear)} == {"ternary", "int4"}
+    ids = torch.randint(5, 25, (3, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * n + [0] * (40 - n) for n in (40, 17, 3)])
+    kernels.use_backend(model, "reference")
+    expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    made = NativeEncoder(model).texts(ids, mask, None)
+    assert same(made[mask.bool()], expected[mask.bool()])
 
 
 @pytest.fixture
@@ -293,6 +353,16 @@ def test_what_does_not_fit_a_linear_is_refused_in_words(lib: Library) -> None:
             PackedCodes(lib, layer.codec, layer.weight, inputs, scale, None)
     with pytest.raises(FormatError, match="uint8"):
         lib.packed(layer.codec, layer.weight.int(), 70)
+    for levels in ("binary", "int2"):
+        with pytest.raises(FormatError, match=f"takes ternary and int4 codes, not {levels}"):
+            PackedCodes(lib, codec_for(levels), layer.weight, 70, scale, None)
+    with pytest.raises(FormatError, match="a linear of 4 bits has 1 to 1,048,576 inputs"):
+        PackedCodes(lib, codec_for("int4"), layer.weight, (1 << 20) + 1, scale, None)
+    for bits in (0, 1, 3, 8, -2):
+        w.linear.bits = bits
+        with pytest.raises(FormatError, match="the codes of a linear have 2 or 4 bits"):
+            lib.linear(w, torch.zeros(2, 70))
+    w.linear.bits = 2
     w.linear.blocks = 10_000
     with pytest.raises(FormatError, match="blocks of a linear don't fit its inputs"):
         lib.linear(w, torch.zeros(2, 70))

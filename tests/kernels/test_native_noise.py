@@ -26,8 +26,8 @@ FEWEST = {"ModernBertModel": 2}  # its first block alone has no norm before atte
 FLOAT32, BFLOAT16 = 1.2, 4.0
 """How much farther than the noise `native` may be: 1 by the criterion, and a little since both are medians of samples.
 
-Some instruction sets take bfloat16 for attention. `reference` with queries, keys and values rounded to it is 1 to 3 times
-as far as with the noise; Llama, Mistral and T5 are the farthest.
+Some instruction sets take bfloat16 for attention. `reference` with queries, keys and values rounded to it is 1 to 3
+times as far as with the noise; Llama, Mistral and T5 are the farthest.
 """
 
 

@@ -23,7 +23,7 @@ ODD += [1 << 30, INT_MAX - 64, INT_MAX - 31, INT_MAX - 1, INT_MAX]
 EPSILONS = [0.0, -0.0, -1e-5, 1.0, 1e30, float("inf"), float("-inf"), float("nan"), 1e-50]
 FLOATS = [0.0, -0.0, 1e-42, -1e-38, 1e38, 3.4e38, float("inf"), float("-inf"), float("nan"), 0.5, 127.0]
 NAN_PATTERNS = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x01\x00\x80\x7f"]
-CODECS = [(4, 4), (3, 5)]
+CODECS = [(4, 4), (3, 5), (16, 2)]  # radix, and digits in a byte
 PLACES = ("before", "after", "sum")
 
 libc = ctypes.CDLL(None)
@@ -109,10 +109,10 @@ class Cases:
 
     def linear(self, inputs: int, outputs: int) -> Any:
         """A linear of random codes."""
-        panels, blocks = -(-outputs // 32), -(-inputs // 64)
-        codes = self.buffers.of(self.rng.randbytes(panels * blocks * 512))
+        panels, blocks, bits = -(-outputs // 32), -(-inputs // 64), self.rng.choice([2, 4])
+        codes = self.buffers.of(self.rng.randbytes(panels * blocks * 256 * bits))
         scale, bias = self.buffers.floats(panels * 32), self.buffers.floats(panels * 32)
-        return self.interface.NativeLinear(codes, scale, bias, inputs, outputs, blocks, panels)
+        return self.interface.NativeLinear(codes, scale, bias, inputs, outputs, blocks, panels, bits)
 
     @staticmethod
     def parts(call: Call, w: Any) -> None:
@@ -120,7 +120,8 @@ class Cases:
         for name in ("blocks", "panels"):
             size = getattr(w, name)
             field(call, w, name, *({*ODD, size - 1, size + 1} - {size}))
-        for inputs in (0, -64, (1 << 22) + 1, INT_MAX - 63):
+        field(call, w, "bits", *({*ODD, 3, 5, 8} - {2}))
+        for inputs in (0, -64, (1 << (22 if w.bits == 2 else 20)) + 1, INT_MAX - 63):
             call.changes.append(lambda n=inputs: (setattr(w, "inputs", n), setattr(w, "blocks", -(-n // 64)))[0])
         for outputs in (0, -32, (1 << 24) + 1, INT_MAX - 31):
             call.changes.append(lambda n=outputs: (setattr(w, "outputs", n), setattr(w, "panels", -(-n // 32)))[0])
@@ -364,7 +365,7 @@ class Cases:
         rng, buffers = self.rng, self.buffers
         (radix, count), inputs, outputs = rng.choice(CODECS), self.sized(300), self.sized(140)
         width = -(-inputs // count)
-        room = self.c.tz_packed_bytes(outputs, inputs)
+        room = self.c.tz_packed_bytes(outputs, inputs, 4 if radix == 16 else 2)
         rows, packed = buffers.of(rng.randbytes(outputs * width)), buffers.of(bytes(room))
         call = Call(
             "tz_pack",
@@ -381,8 +382,8 @@ class Cases:
         call.set_to("rows", None)
         call.set_to("packed", None)
         call.set_to("width", *({*ODD, width + 1, width - 1} - {width}))
-        call.set_to("radix", *({*ODD, 5, 16} - {radix}))
-        call.set_to("count", *({*ODD, 3, 8, 9} - {count}))
+        call.set_to("radix", *({*ODD, 3, 4, 5, 16} - {radix}))
+        call.set_to("count", *({*ODD, 3, 4, 5, 8, 9} - {count}))
         call.numbers("inputs", lambda n: -(-n // count) == width)
         call.numbers("outputs", lambda n: 0 < n <= 1 << 24 and -(-n // 32) == -(-outputs // 32))
         call.set_to("room", room - 1, room + 1, 0, -1, -(1 << 63), (1 << 63) - 1)
@@ -391,9 +392,11 @@ class Cases:
         return call
 
     def size_call(self) -> Call:
-        call = Call("tz_packed_bytes", outputs=self.sized(5000), inputs=self.sized(5000))
+        bits = self.rng.choice([2, 4])
+        call = Call("tz_packed_bytes", outputs=self.sized(5000), inputs=self.sized(5000), bits=bits)
         call.numbers("outputs", lambda n: 0 < n <= 1 << 24)
-        call.numbers("inputs", lambda n: 0 < n <= 1 << 22)
+        call.numbers("inputs", lambda n: 0 < n <= 1 << (22 if bits == 2 else 20))
+        call.set_to("bits", *({*ODD, 3, 5, 8} - {2}))
         return call
 
     def rest_call(self) -> Call:

@@ -29,7 +29,7 @@ INTERFACE = 4
 MAX_THREADS = 1024
 """The most threads that the library runs with."""
 MAX_INPUTS = 1 << 22
-"""The most inputs of a linear: a sum of so many products fits 32 bits."""
+"""The most inputs of a ternary linear: a sum of so many products fits 32 bits."""
 MAX_OUTPUTS = 1 << 24
 """The most outputs of a linear."""
 MAX_HEAD = 4096
@@ -49,7 +49,7 @@ class NativeLinear(ctypes.Structure):
         ("codes", _POINTER),
         ("scale", _POINTER),
         ("bias", _POINTER),
-        *((name, ctypes.c_int32) for name in ("inputs", "outputs", "blocks", "panels")),
+        *((name, ctypes.c_int32) for name in ("inputs", "outputs", "blocks", "panels", "bits")),
     ]
 
 
@@ -93,7 +93,7 @@ class Encoder(ctypes.Structure):
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tz_why": (ctypes.c_char_p, []),
     "tz_instruction_set": (ctypes.c_char_p, [_INT]),
-    "tz_packed_bytes": (_LONG, [_INT, _INT]),
+    "tz_packed_bytes": (_LONG, [_INT, _INT, _INT]),
     "tz_pack": (_INT, [_POINTER, _INT, _INT, _INT, _INT, _INT, _POINTER, _LONG, _INT]),
     "tz_rest": (_INT, [_POINTER, _LONG]),
     "tz_trim": (None, []),

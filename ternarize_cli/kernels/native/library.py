@@ -26,13 +26,16 @@ from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, NativeL
 __all__ = ["Library", "NormTensors", "PackedCodes", "library"]
 
 PANEL, BLOCK = 32, 64
+_BITS = {"ternary": 2, "int4": 4}
 _NAME = "libternarize_native.so.1"
 _REFUSED = -2
 _KINDS = {"layer": 1, "rms": 2}
 
 
 class PackedCodes:
-    """A ternary linear in the library's layout: 2 bits a weight, in panels of 32 outputs and blocks of 64 inputs.
+    """A linear in the library's layout, in panels of 32 outputs and blocks of 64 inputs.
+
+    Ternary codes take 2 bits a weight, and int4 codes 4.
 
     Attributes:
         codes: uint8 `[bytes]`, the codes in that layout.
@@ -55,7 +58,7 @@ class PackedCodes:
             bias: float `[out]`, or None.
 
         Raises:
-            FormatError: the shapes don't fit each other, or the library takes no linear of that size.
+            FormatError: the shapes don't fit each other, or the library takes no linear of those levels or that size.
         """
         outputs = len(rows)
         if scale.shape != (outputs,) or (bias is not None and bias.shape != (outputs,)):
@@ -71,7 +74,8 @@ class PackedCodes:
         if bias is not None:
             self.bias[:outputs] = bias.float()
         self.linear = NativeLinear(
-            self.codes.data_ptr(), self.scale.data_ptr(), self.bias.data_ptr(), inputs, outputs, blocks, panels
+            *(self.codes.data_ptr(), self.scale.data_ptr(), self.bias.data_ptr()),
+            *(inputs, outputs, blocks, panels, _BITS[codec.levels]),
         )
 
 
@@ -134,17 +138,20 @@ class Library:
             inputs: number of codes in a row.
 
         Returns:
-            uint8 `[bytes]`: 2 bits a code, in panels of 32 outputs and blocks of 64 inputs.
+            uint8 `[bytes]`: 2 bits a ternary code or 4 bits an int4 code, in panels of 32 outputs and blocks of 64
+            inputs.
 
         Raises:
-            FormatError: `rows` is not uint8 `[out, width]`, `width` is not the number of bytes that `inputs` codes
-                take, or the library takes no linear of that size.
+            FormatError: the codes are neither ternary nor int4, `rows` is not uint8 `[out, width]`, `width` is not
+                the number of bytes that `inputs` codes take, or the library takes no linear of that size.
         """
+        if codec.levels not in _BITS:
+            raise FormatError(f"the native library takes {' and '.join(_BITS)} codes, not {codec.levels}")
         if rows.dtype != torch.uint8 or rows.dim() != 2:
             raise FormatError(f"packed codes are uint8 [out, width], not {rows.dtype} {list(rows.shape)}")
         rows = rows.contiguous()
         outputs, width = rows.shape
-        size = self._c.tz_packed_bytes(_c_int(outputs), _c_int(inputs))
+        size = self._c.tz_packed_bytes(_c_int(outputs), _c_int(inputs), _BITS[codec.levels])
         if size == _REFUSED:
             raise self._refusal()
         made = torch.empty(size, dtype=torch.uint8, device="cpu")

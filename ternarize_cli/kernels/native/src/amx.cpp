@@ -24,16 +24,20 @@ inline void end() { _tile_release(); }
 
 constexpr int kAhead = 4096;  // codes are prefetched so many bytes ahead: with few rows, memory limits the speed
 
+template <int bits>
 inline void expand(const uint8_t* packed, uint8_t* tile) {
-  const __m512i mask = _mm512_set1_epi8(3);
-  for (int chunk = 0; chunk < 4; ++chunk) {
+  constexpr int fields = 8 / bits;
+  const __m512i mask = _mm512_set1_epi8((1 << bits) - 1);
+  for (int chunk = 0; chunk < 16 / fields; ++chunk) {
     _mm_prefetch(reinterpret_cast<const char*>(packed + kAhead + chunk * 64), _MM_HINT_T0);
     const __m512i v = _mm512_loadu_si512(packed + chunk * 64);
-    uint8_t* to = tile + chunk * 256;
+    uint8_t* to = tile + chunk * fields * 64;
     _mm512_store_si512(to, _mm512_and_si512(v, mask));
-    _mm512_store_si512(to + 64, _mm512_and_si512(_mm512_srli_epi16(v, 2), mask));
-    _mm512_store_si512(to + 128, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
-    _mm512_store_si512(to + 192, _mm512_and_si512(_mm512_srli_epi16(v, 6), mask));
+    _mm512_store_si512(to + 64, _mm512_and_si512(_mm512_srli_epi16(v, bits), mask));
+    if constexpr (bits == 2) {
+      _mm512_store_si512(to + 128, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
+      _mm512_store_si512(to + 192, _mm512_and_si512(_mm512_srli_epi16(v, 6), mask));
+    }
   }
 }
 
@@ -59,20 +63,20 @@ struct Beside {
   int rows, row, count;
   int panel, first;
 
-  template <Then then>
+  template <Then then, int bits>
   void step(const Linear& w, const Activations& a, const Sink& to) {
     for (int i = 0; packed && i < tiles && tile < 2 * w.blocks; ++i, ++tile)
-      expand(packed + tile * kTile, expanded + tile * 1024);
+      expand<bits>(packed + tile * tile_bytes(bits), expanded + tile * 1024);
     if (sums && row < count) {
       const int until = min(count, row + rows);
-      finish<then>(sums, row, until, w, panel, a, first, to);
+      finish<then, bits>(sums, row, until, w, panel, a, first, to);
       row = until;
     }
   }
 };
 
 // Computes the sums of up to 32 rows and a panel.
-template <Then then>
+template <Then then, int bits>
 inline void multiply(const uint8_t* b, const Linear& w, const Activations& a, int row, int count, const Sink& to,
                      Beside& beside, int32_t* c) {
   const int8_t* upper = a.row(row);
@@ -86,7 +90,7 @@ inline void multiply(const uint8_t* b, const Linear& w, const Activations& a, in
       _tile_dpbsud(0, 4, 6);
       _tile_loadd(7, b + block * 2048 + 1024, 64);
       _tile_dpbsud(1, 4, 7);
-      beside.template step<then>(w, a, to);
+      beside.template step<then, bits>(w, a, to);
     }
   } else {
     _tile_zero(2);
@@ -100,7 +104,7 @@ inline void multiply(const uint8_t* b, const Linear& w, const Activations& a, in
       _tile_loadd(5, lower + block * 1024, 64);
       _tile_dpbsud(2, 5, 6);
       _tile_dpbsud(3, 5, 7);
-      beside.template step<then>(w, a, to);
+      beside.template step<then, bits>(w, a, to);
     }
     _tile_stored(2, c + 16 * kPanel, kPanel * 4);
     _tile_stored(3, c + 16 * kPanel + 16, kPanel * 4);
@@ -109,15 +113,17 @@ inline void multiply(const uint8_t* b, const Linear& w, const Activations& a, in
   _tile_stored(1, c + 16, kPanel * 4);
 }
 
-template <Then then>
-inline void gemm_then(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
-                      uint8_t* scratch) {
+// All that it calls is inlined, so that the vector work lies between the products, and `beside` in registers.
+template <Then then, int bits>
+[[gnu::flatten]] inline void gemm_then(const Linear& w, int first, int last, const Activations& a, int rows,
+                                       const Sink& to, uint8_t* scratch) {
   if (first >= last || rows <= 0) return;
   alignas(64) int32_t c[2][kRows * kPanel];
-  const size_t bytes = static_cast<size_t>(w.blocks) * 2 * kTile;
+  const size_t bytes = static_cast<size_t>(w.blocks) * 2 * tile_bytes(bits);
   uint8_t* now = scratch;
   uint8_t* next = scratch + static_cast<size_t>(w.blocks) * 2048;
-  for (int tile = 0; tile < 2 * w.blocks; ++tile) expand(w.codes + first * bytes + tile * kTile, now + tile * 1024);
+  for (int tile = 0; tile < 2 * w.blocks; ++tile)
+    expand<bits>(w.codes + first * bytes + tile * tile_bytes(bits), now + tile * 1024);
   Beside beside = {};
   beside.rows = (kRows + w.blocks - 1) / w.blocks;
   beside.tiles = rows > kRows ? 1 : 2;
@@ -128,7 +134,7 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
     beside.tile = 0;
     for (int row = 0; row < rows; row += kRows) {
       const int count = min(kRows, rows - row);
-      multiply<then>(now, w, a, row, count, to, beside, c[turn]);
+      multiply<then, bits>(now, w, a, row, count, to, beside, c[turn]);
       beside.sums = c[turn];
       beside.row = 0;
       beside.count = count;
@@ -140,7 +146,7 @@ inline void gemm_then(const Linear& w, int first, int last, const Activations& a
     now = next;
     next = used;
   }
-  finish<then>(beside.sums, 0, beside.count, w, beside.panel, a, beside.first, to);
+  finish<then, bits>(beside.sums, 0, beside.count, w, beside.panel, a, beside.first, to);
 }
 
 // Multiplies rows by pairs of columns (bf16.h).

@@ -115,7 +115,25 @@ const Kernels& kernels_of(int isa) {
   return *available()[isa];
 }
 
-int64_t packed_bytes(int outputs, int inputs) { return parts(outputs, kPanel) * parts(inputs, kBlock) * 2 * kTile; }
+int64_t packed_bytes(int outputs, int inputs, int bits) {
+  return parts(outputs, kPanel) * parts(inputs, kBlock) * 2 * tile_bytes(bits);
+}
+
+// Writes the digits of output `n` of a panel, [blocks][kBlock], into the panel's tiles, whose bytes were zero.
+template <int bits>
+void put_digits(const uint8_t* digits, int n, size_t blocks, uint8_t* panel) {
+  constexpr int fields = 8 / bits;
+  for (size_t block = 0; block < blocks; ++block) {
+    uint8_t* tile = panel + (block * 2 + n / 16) * tile_bytes(bits);
+    const uint8_t* from = digits + block * kBlock;
+    for (int chunk = 0; chunk < 16 / fields; ++chunk)
+      for (int k = 0; k < 4; ++k) {
+        unsigned byte = 0;
+        for (int field = 0; field < fields; ++field) byte |= from[(chunk * fields + field) * 4 + k] << (field * bits);
+        tile[chunk * 64 + n % 16 * 4 + k] = static_cast<uint8_t>(byte);
+      }
+  }
+}
 
 struct Scratch {
   std::vector<uint8_t> bytes;
@@ -144,29 +162,33 @@ TZ_EXPORT const char* tz_instruction_set(int i) {
   return within(i, 0, static_cast<int64_t>(available().size()) - 1) ? available()[i]->name : nullptr;
 }
 
-// Returns the bytes that the codes of a linear take in the layout of native.h; kRefused for invalid sizes.
-TZ_EXPORT int64_t tz_packed_bytes(int outputs, int inputs) {
-  const int code = guarded([&] { check_sizes(outputs, inputs); });
-  return code ? code : packed_bytes(outputs, inputs);
+// Returns the bytes that the codes of a linear take in the layout of native.h; kRefused for invalid sizes or
+// other bits than 2 and 4.
+TZ_EXPORT int64_t tz_packed_bytes(int outputs, int inputs, int bits) {
+  const int code = guarded([&] { check_sizes(outputs, inputs, bits); });
+  return code ? code : packed_bytes(outputs, inputs, bits);
 }
 
 // Converts codes from the packed file format to the layout of native.h.
-//   rows: [outputs][width] bytes. A byte holds `count` digits 0, 1, 2 in a positional system, the first digit lowest (codec
-//         2bit: radix 4, 4 digits; base3: radix 3, 5 digits). Digits beyond `inputs` are ignored.
+//   rows: [outputs][width] bytes. A byte holds `count` digits in a positional system, the first digit lowest: 0, 1, 2 (codec
+//         2bit: radix 4, 4 digits; base3: radix 3, 5 digits), or 0 to 15 (4bit: radix 16, 2 digits), which become linears of 2
+//         and of 4 bits. Digits beyond `inputs` are ignored.
 //   packed: the result, `room` bytes, which must equal tz_packed_bytes.
 TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int outputs, int inputs, uint8_t* packed,
                       int64_t room, int threads) {
   return guarded([&] {
     check_threads(threads);
-    check_sizes(outputs, inputs);
-    require((radix == 4 && count == 4) || (radix == 3 && count == 5), "there is no codec of this radix and count");
+    const bool is_wide = radix == 16 && count == 2;
+    require(is_wide || (radix == 4 && count == 4) || (radix == 3 && count == 5), "there is no codec of this radix and count");
+    const int bits = is_wide ? 4 : 2;
+    check_sizes(outputs, inputs, bits);
     require(width == parts(inputs, count), "the bytes of a row don't fit its inputs");
-    require(room == packed_bytes(outputs, inputs), "the room for packed codes doesn't fit them");
+    require(room == packed_bytes(outputs, inputs, bits), "the room for packed codes doesn't fit them");
     require(rows && packed, "there are no rows, or no room for them");
-    const size_t blocks = parts(inputs, kBlock);
+    const size_t blocks = parts(inputs, kBlock), panel_bytes = blocks * 2 * tile_bytes(bits);
     uint8_t digits[256][8] = {};
     for (int byte = 0; byte < 256; ++byte)
-      for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = rest % radix & 3;
+      for (int i = 0, rest = byte; i < count; ++i, rest /= radix) digits[byte][i] = static_cast<uint8_t>(rest % radix);
     const size_t length = static_cast<size_t>(width) * count + 8 + kBlock;  // bytes of a row of digits; a thread has one row
     const std::unique_ptr<uint8_t[]> lines(new uint8_t[length * threads]);
     const int panels = static_cast<int>(parts(outputs, kPanel)), pieces = std::min(panels, threads);
@@ -175,21 +197,12 @@ TZ_EXPORT int tz_pack(const uint8_t* rows, int width, int radix, int count, int 
       uint8_t* line = lines.get() + worker.rank * length;
       worker.stage(pieces, [&](int piece) {
         const int first = share(panels, piece, pieces), last = share(panels, piece + 1, pieces);
-        uint8_t* start = packed + static_cast<size_t>(first) * blocks * 2 * kTile;
-        std::memset(start, 0, static_cast<size_t>(last - first) * blocks * 2 * kTile);
+        std::memset(packed + first * panel_bytes, 0, (last - first) * panel_bytes);
         for (int n = first * kPanel; n < std::min(last * kPanel, outputs); ++n) {
           for (int i = 0; i < width; ++i)
             std::memcpy(&line[static_cast<size_t>(i) * count], digits[rows[static_cast<size_t>(n) * width + i]], 8);
-          std::memset(line + inputs, 1, length - inputs);
-          for (size_t block = 0; block < blocks; ++block) {
-            uint8_t* tile = packed + ((n / kPanel * blocks + block) * 2 + n % kPanel / 16) * kTile;
-            const uint8_t* from = &line[block * kBlock];
-            for (int chunk = 0; chunk < 4; ++chunk)
-              for (int k = 0; k < 4; ++k) {
-                const uint8_t* d = from + chunk * 16 + k;
-                tile[chunk * 64 + n % 16 * 4 + k] = static_cast<uint8_t>(d[0] | d[4] << 2 | d[8] << 4 | d[12] << 6);
-              }
-          }
+          std::memset(line + inputs, zero_digit(bits), length - inputs);
+          (is_wide ? put_digits<4> : put_digits<2>)(line, n % kPanel, blocks, packed + n / kPanel * panel_bytes);
         }
       });
     });

@@ -11,6 +11,7 @@ namespace tz {
 
 constexpr int kMostThreads = 1024;
 constexpr int kMostInputs = 1 << 22;   // inputs of a linear: a sum of so many products fits 32 bits
+constexpr int kMostInputs4 = 1 << 20;  // inputs of a linear with digits of 4 bits, which are up to 15
 constexpr int kMostOutputs = 1 << 24;
 constexpr int kMostLayers = 4096;
 constexpr int kMostHead = 4096;        // width of a head
@@ -45,13 +46,15 @@ inline void check_eps(float eps) {
   require(std::isfinite(eps) && eps > 0 && eps < 1, "the epsilon of a layer norm lies between 0 and 1");
 }
 
-inline void check_sizes(int outputs, int inputs) {
+inline void check_sizes(int outputs, int inputs, int bits) {
+  require(bits == 2 || bits == 4, "the codes of a linear have 2 or 4 bits");
   require(within(inputs, 1, kMostInputs), "a linear has 1 to 4,194,304 inputs");
+  require(bits == 2 || inputs <= kMostInputs4, "a linear of 4 bits has 1 to 1,048,576 inputs");
   require(within(outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");
 }
 
 inline void check(const Linear& w) {
-  check_sizes(w.outputs, w.inputs);
+  check_sizes(w.outputs, w.inputs, w.bits);
   require(w.blocks == parts(w.inputs, kBlock), "the blocks of a linear don't fit its inputs");
   require(w.panels == parts(w.outputs, kPanel), "the panels of a linear don't fit its outputs");
   require_array(w.codes, "a linear has no codes");

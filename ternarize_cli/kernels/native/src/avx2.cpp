@@ -1,15 +1,16 @@
 // Runs on AVX2 with FMA, whose instruction adds pairs of products in 16 bits. A digit is at most 2 and an activation at most
 // 127 in magnitude, so a pair is at most 508. 64 pairs, those of four blocks, are summed before they are widened: 32,512 fits 16
-// bits.
+// bits. A digit of four bits is at most 15 and a pair 3,810; 8 pairs, those of half a block, are summed: 30,480.
 #include "ymm.h"
 
 namespace tz {
 namespace avx2 {
+template <int bits>
 struct Multiply {
   static constexpr int rows = 4;
 
   static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
-    return expand_panel(panel, blocks, scratch);
+    return expand_panel<bits>(panel, blocks, scratch);
   }
 
   static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
@@ -22,7 +23,8 @@ struct Multiply {
   }
 
  private:
-  static constexpr int kSummed = 4;  // blocks
+  static constexpr int kSummed = bits == 2 ? 64 : 8;           // groups of four inputs, before they are widened
+  static constexpr int kTogether = kSummed < 16 ? kSummed : 16;  // of them, in one block
 
   // Computes sixteen outputs of N rows.
   template <int N>
@@ -30,25 +32,28 @@ struct Multiply {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int i = 0; i < N; ++i)
       for (int part = 0; part < 2; ++part) store(c + i * kPanel + part * 8, _mm256_setzero_si256());
-    for (int block = 0; block < blocks; block += kSummed) {
+    const int groups = blocks * 16;
+    for (int first = 0; first < groups; first += kSummed) {
       __m256i left[N], right[N];
       for (int i = 0; i < N; ++i) left[i] = right[i] = _mm256_setzero_si256();
-      const int until = block + kSummed < blocks ? block + kSummed : blocks;
-      for (int j = block; j < until; ++j)
+      const int until = first + kSummed < groups ? first + kSummed : groups;
+      for (int group = first; group < until; group += kTogether) {
+        const uint8_t* weights = b + group / 16 * 2048 + group % 16 * 64;
+        const int8_t* inputs = a + group / 16 * 1024 + group % 16 * 4;
 #pragma GCC unroll 4
-        for (int r = 0; r < 16; ++r) {
-          const uint8_t* group = b + j * 2048 + r * 64;
-          const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
-          const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group + 32));
+        for (int r = 0; r < kTogether; ++r) {
+          const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + r * 64));
+          const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + r * 64 + 32));
           for (int i = 0; i < N; ++i) {
             int32_t four;
-            __builtin_memcpy(&four, a + i * kBlock + j * 1024 + r * 4, 4);
+            __builtin_memcpy(&four, inputs + i * kBlock + r * 4, 4);
             const __m256i x = _mm256_set1_epi32(four);
             left[i] = _mm256_add_epi16(left[i], _mm256_maddubs_epi16(u, x));
             right[i] = _mm256_add_epi16(right[i], _mm256_maddubs_epi16(v, x));
             __asm__("" : "+x"(left[i]), "+x"(right[i]));  // keeps them in registers
           }
         }
+      }
       for (int i = 0; i < N; ++i) {
         add(c + i * kPanel, _mm256_madd_epi16(left[i], ones));
         add(c + i * kPanel + 8, _mm256_madd_epi16(right[i], ones));

@@ -4,11 +4,12 @@
 
 namespace tz {
 namespace avxvnni {
+template <int bits>
 struct Multiply {
   static constexpr int rows = 4;
 
   static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
-    return expand_panel(panel, blocks, scratch);
+    return expand_panel<bits>(panel, blocks, scratch);
   }
 
   static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {

@@ -1,14 +1,16 @@
 // Defines what all parts of the runtime use: the layout of packed weights, and the table of functions that each
 // instruction set provides.
 //
-// A linear has codes in {-1, 0, +1}, stored as digits 0, 1, 2 of two bits. The digits are multiplied, unsigned, by signed
-// int8 activations, and the sum of the activations is subtracted at the end: sum q*c = sum q*(c+1) - sum q. So an
-// instruction set needs only an unsigned-by-signed product, and no subtraction for each weight.
+// A linear has codes in {-1, 0, +1}, stored as digits 0, 1, 2 of two bits, or codes from -8 to 7, stored as digits 0 to 15 of
+// four. The digits are multiplied, unsigned, by signed int8 activations, and a multiple of the sum of the activations is
+// subtracted at the end: sum q*c = sum q*(c+z) - z * sum q, where z, the digit of code 0, is 1 or 8. So an instruction set
+// needs only an unsigned-by-signed product, and no subtraction for each weight. What depends on the bits is a template, so
+// that no loop asks for them.
 //
-// Layout. Outputs are divided into panels of 32, inputs into blocks of 64. A block of a panel is two tiles of 16 outputs. A
-// tile is 256 bytes; expanded, it is the operand of an AMX or VNNI instruction: 16 rows r of 64 bytes, byte j of which
-// belongs to input 4r + j%4 and output j/4. Packed, byte j of chunk c (64 bytes each) holds byte j of the rows 4c .. 4c+3,
-// lowest bits first, so that a shift and a mask expand 64 bytes at a time.
+// Layout. Outputs are divided into panels of 32, inputs into blocks of 64. A block of a panel is two tiles of 16 outputs.
+// Expanded, a tile is the operand of an AMX or VNNI instruction: 16 rows r of 64 bytes, byte j of which belongs to input
+// 4r + j%4 and output j/4. Packed, a byte holds n = 4 digits of two bits or n = 2 of four, lowest bits first: byte j of chunk c
+// (64 bytes each, 16 / n chunks) holds byte j of the rows n*c .. n*c + n-1, so that a shift and a mask expand 64 bytes at a time.
 //
 // The file of an instruction set shares no inline function with any other file. Each such file is compiled with flags of its
 // own, and the linker keeps only one copy of an inline function that several files define: a copy with AVX-512 in it would
@@ -25,13 +27,18 @@ namespace tz {
 constexpr int kPanel = 32;   // outputs in a panel
 constexpr int kBlock = 64;   // inputs in a block
 constexpr int kRows = 32;    // rows (tokens) that are multiplied at a time
-constexpr int kTile = 256;   // bytes of a packed tile: 64 inputs, 16 outputs
+
+// The bytes of a packed tile, which is 64 inputs by 16 outputs.
+TZ_INLINE constexpr int tile_bytes(int bits) { return 16 * 64 * bits / 8; }
+// The digit of code 0.
+TZ_INLINE constexpr int zero_digit(int bits) { return bits == 2 ? 1 : 8; }
 
 extern "C" struct Linear {
-  const uint8_t* codes;  // [panels][blocks][2][kTile]
+  const uint8_t* codes;  // [panels][blocks][2][tile_bytes(bits)]
   const float* scale;    // [panels * kPanel], zeros beyond the last output
   const float* bias;     // [panels * kPanel], zeros beyond the last output
   int32_t inputs, outputs, blocks, panels;
+  int32_t bits;  // of a digit: 2 or 4
 };
 
 enum class Activation : int32_t {

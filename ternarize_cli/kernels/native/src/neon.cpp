@@ -5,20 +5,24 @@
 
 namespace tz {
 namespace neon {
+template <int bits>
 struct Multiply {
   static constexpr int rows = 4;
 
   static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
-    const uint8x16_t mask = vdupq_n_u8(3);
+    constexpr int fields = 8 / bits;
+    const uint8x16_t mask = vdupq_n_u8((1 << bits) - 1);
     for (int tile = 0; tile < 2 * blocks; ++tile)
-      for (int chunk = 0; chunk < 4; ++chunk)
+      for (int chunk = 0; chunk < 16 / fields; ++chunk)
         for (int part = 0; part < 4; ++part) {
-          const uint8x16_t packed = vld1q_u8(panel + tile * kTile + chunk * 64 + part * 16);
-          uint8_t* to = scratch + tile * 1024 + chunk * 256 + part * 16;
+          const uint8x16_t packed = vld1q_u8(panel + tile * tile_bytes(bits) + chunk * 64 + part * 16);
+          uint8_t* to = scratch + tile * 1024 + chunk * fields * 64 + part * 16;
           vst1q_u8(to, vandq_u8(packed, mask));
-          vst1q_u8(to + 64, vandq_u8(vshrq_n_u8(packed, 2), mask));
-          vst1q_u8(to + 128, vandq_u8(vshrq_n_u8(packed, 4), mask));
-          vst1q_u8(to + 192, vshrq_n_u8(packed, 6));
+          vst1q_u8(to + 64, vandq_u8(vshrq_n_u8(packed, bits), mask));
+          if constexpr (bits == 2) {
+            vst1q_u8(to + 128, vandq_u8(vshrq_n_u8(packed, 4), mask));
+            vst1q_u8(to + 192, vshrq_n_u8(packed, 6));
+          }
         }
     return scratch;
   }

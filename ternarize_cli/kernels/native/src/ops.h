@@ -1,7 +1,8 @@
 // Defines what all instruction sets compute in one way, on vectors as wide as their registers. This file is compiled once for
 // each instruction set, in the namespace TZ_ISA.
 //
-// The file of an instruction set defines `struct Multiply` before it includes this file:
+// The file of an instruction set defines `template <int bits> struct Multiply` for digits of 2 and of 4 bits before it includes
+// this file:
 //     static constexpr int rows;                                   // rows at a time, a divisor of 16
 //     static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch);
 //     static void run(const uint8_t* prepared, int blocks, const int8_t* row, const int8_t* next, int count, int32_t* c);

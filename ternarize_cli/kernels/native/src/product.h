@@ -33,9 +33,9 @@ inline void put(const Sink& to, size_t row, size_t column, Ints sums, Floats y, 
   }
 }
 
-// Subtracts the sums of activations from the rows [from, until) of a block of sums c[..][kPanel], applies scales and bias, and
-// writes the rows to `to`. The block's first row belongs to row `first` of the activations.
-template <Then then>
+// Subtracts multiples of the sums of activations (native.h) from the rows [from, until) of a block of sums c[..][kPanel],
+// applies scales and bias, and writes the rows to `to`. The block's first row belongs to row `first` of the activations.
+template <Then then, int bits>
 inline void finish(const int32_t* c, int from, int until, const Linear& w, int panel, const Activations& a, int first,
                    const Sink& to) {
   const int columns = w.outputs - panel * kPanel;
@@ -46,7 +46,7 @@ inline void finish(const int32_t* c, int from, int until, const Linear& w, int p
     biases[part] = load(w.bias + panel * kPanel + part * kLanes);
   }
   const auto value = [&](int i, int part, Ints& sums) {
-    sums = *reinterpret_cast<const Ints*>(c + i * kPanel + part * kLanes) - a.sums[first + i];
+    sums = *reinterpret_cast<const Ints*>(c + i * kPanel + part * kLanes) - zero_digit(bits) * a.sums[first + i];
     Floats y = __builtin_convertvector(sums, Floats) * scales[part];
     y = y * a.t[first + i];
     return y + biases[part];
@@ -73,45 +73,52 @@ inline void finish(const int32_t* c, int from, int until, const Linear& w, int p
 }
 
 #ifndef TZ_OWN_GEMM
-template <Then then>
+template <Then then, int bits>
 inline void gemm_then(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
                       uint8_t* scratch) {
-  alignas(64) int32_t c[Multiply::rows * kPanel];
+  using M = Multiply<bits>;
+  alignas(64) int32_t c[M::rows * kPanel];
   for (int panel = first; panel < last; ++panel) {
-    const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.blocks * 2 * kTile;
-    const uint8_t* b = Multiply::prepare(codes, w.blocks, scratch);
-    for (int row = 0; row < rows; row += Multiply::rows) {
-      const int count = min(Multiply::rows, rows - row);
-      Multiply::run(b, w.blocks, a.row(row), a.row(row + Multiply::rows), count, c);
-      finish<then>(c, 0, count, w, panel, a, row, to);
+    const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.blocks * 2 * tile_bytes(bits);
+    const uint8_t* b = M::prepare(codes, w.blocks, scratch);
+    for (int row = 0; row < rows; row += M::rows) {
+      const int count = min(M::rows, rows - row);
+      M::run(b, w.blocks, a.row(row), a.row(row + M::rows), count, c);
+      finish<then, bits>(c, 0, count, w, panel, a, row, to);
     }
   }
 }
 #else
-template <Then then>
+template <Then then, int bits>
 inline void gemm_then(const Linear&, int first, int last, const Activations&, int rows, const Sink&, uint8_t* scratch);
 #endif
 
-template <int a>
+template <int bits, int a>
 inline void gemm_activated(const Linear& w, int first, int last, const Activations& x, int rows, const Sink& to,
                            uint8_t* scratch) {
   if constexpr (a < kActivations) {
     constexpr Activation by = static_cast<Activation>(a);
-    if (to.then == activated(by)) return gemm_then<activated(by)>(w, first, last, x, rows, to, scratch);
-    if (to.then == gated(by)) return gemm_then<gated(by)>(w, first, last, x, rows, to, scratch);
-    gemm_activated<a + 1>(w, first, last, x, rows, to, scratch);
+    if (to.then == activated(by)) return gemm_then<activated(by), bits>(w, first, last, x, rows, to, scratch);
+    if (to.then == gated(by)) return gemm_then<gated(by), bits>(w, first, last, x, rows, to, scratch);
+    gemm_activated<bits, a + 1>(w, first, last, x, rows, to, scratch);
+  }
+}
+
+template <int bits>
+inline void gemm_of(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
+                    uint8_t* scratch) {
+  switch (to.then) {
+    case Then::kSums: return gemm_then<Then::kSums, bits>(w, first, last, a, rows, to, scratch);
+    case Then::kStore: return gemm_then<Then::kStore, bits>(w, first, last, a, rows, to, scratch);
+    case Then::kAdd: return gemm_then<Then::kAdd, bits>(w, first, last, a, rows, to, scratch);
+    case Then::kBf16: return gemm_then<Then::kBf16, bits>(w, first, last, a, rows, to, scratch);
+    default: gemm_activated<bits, 0>(w, first, last, a, rows, to, scratch);
   }
 }
 
 inline void gemm(const Linear& w, int first, int last, const Activations& a, int rows, const Sink& to,
                  uint8_t* scratch) {
-  switch (to.then) {
-    case Then::kSums: return gemm_then<Then::kSums>(w, first, last, a, rows, to, scratch);
-    case Then::kStore: return gemm_then<Then::kStore>(w, first, last, a, rows, to, scratch);
-    case Then::kAdd: return gemm_then<Then::kAdd>(w, first, last, a, rows, to, scratch);
-    case Then::kBf16: return gemm_then<Then::kBf16>(w, first, last, a, rows, to, scratch);
-    default: gemm_activated<0>(w, first, last, a, rows, to, scratch);
-  }
+  return (w.bits == 2 ? gemm_of<2> : gemm_of<4>)(w, first, last, a, rows, to, scratch);
 }
 
 }  // namespace TZ_ISA

@@ -3,15 +3,19 @@
 
 namespace tz {
 namespace scalar {
+template <int bits>
 struct Multiply {
   static constexpr int rows = 8;
 
   static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
+    constexpr int fields = 8 / bits, mask = (1 << bits) - 1;
     for (int tile = 0; tile < 2 * blocks; ++tile)
-      for (int chunk = 0; chunk < 4; ++chunk)
-        for (int field = 0; field < 4; ++field)
-          for (int j = 0; j < 64; ++j)
-            scratch[tile * 1024 + (chunk * 4 + field) * 64 + j] = panel[tile * kTile + chunk * 64 + j] >> (2 * field) & 3;
+      for (int chunk = 0; chunk < 16 / fields; ++chunk)
+        for (int field = 0; field < fields; ++field)
+          for (int j = 0; j < 64; ++j) {
+            const uint8_t packed = panel[tile * tile_bytes(bits) + chunk * 64 + j];
+            scratch[tile * 1024 + (chunk * fields + field) * 64 + j] = packed >> (bits * field) & mask;
+          }
     return scratch;
   }
 

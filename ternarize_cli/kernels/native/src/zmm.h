@@ -8,12 +8,14 @@ namespace tz {
 namespace TZ_ISA {
 constexpr int kAhead = 4096;  // codes are prefetched so many bytes ahead: with few rows, they come from memory
 
+template <int bits>
 struct Multiply {
   static constexpr int rows = 8;
 
   static const uint8_t* prepare(const uint8_t* panel, int, uint8_t*) { return panel; }
 
-  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t* next, int count, int32_t* c) {
+  // Is inlined, with what it calls: g++ 12 moves the sums from register to register in a function of their own.
+  TZ_INLINE static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t* next, int count, int32_t* c) {
     switch (count) {
       case 1: return some<1>(b, blocks, a, next, c);
       case 2: return some<2>(b, blocks, a, next, c);
@@ -28,29 +30,31 @@ struct Multiply {
 
  private:
   template <int N>
-  static void some(const uint8_t* b, int blocks, const int8_t* a, const int8_t* next, int32_t* c) {
-    const __m512i mask = _mm512_set1_epi8(3);
+  TZ_INLINE static void some(const uint8_t* b, int blocks, const int8_t* a, const int8_t* next, int32_t* c) {
+    constexpr int fields = 8 / bits, tile = tile_bytes(bits);
+    const __m512i mask = _mm512_set1_epi8((1 << bits) - 1);
     __m512i left[N], right[N];
     for (int i = 0; i < N; ++i) left[i] = right[i] = _mm512_setzero_si512();
     for (int block = 0; block < blocks; ++block) {
-      const uint8_t* tiles = b + block * 2 * kTile;
-      for (int chunk = 0; chunk < 4; ++chunk) {
+      const uint8_t* tiles = b + block * 2 * tile;
+      for (int chunk = 0; chunk < 16 / fields; ++chunk) {
         _mm_prefetch(reinterpret_cast<const char*>(tiles + kAhead + chunk * 64), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(tiles + kAhead + kTile + chunk * 64), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(tiles + kAhead + tile + chunk * 64), _MM_HINT_T0);
         __m512i u = _mm512_loadu_si512(tiles + chunk * 64);
-        __m512i v = _mm512_loadu_si512(tiles + kTile + chunk * 64);
-        for (int field = 0; field < 4; ++field) {
-          if (chunk < 2) _mm_prefetch(reinterpret_cast<const char*>(next + block * 1024 + (chunk * 4 + field) * 64), _MM_HINT_T0);
+        __m512i v = _mm512_loadu_si512(tiles + tile + chunk * 64);
+        for (int field = 0; field < fields; ++field) {
+          if (chunk < 8 / fields)
+            _mm_prefetch(reinterpret_cast<const char*>(next + block * 1024 + (chunk * fields + field) * 64), _MM_HINT_T0);
           const __m512i wu = _mm512_and_si512(u, mask), wv = _mm512_and_si512(v, mask);
           for (int i = 0; i < N; ++i) {
             int32_t four;
-            __builtin_memcpy(&four, a + i * kBlock + block * 1024 + (chunk * 4 + field) * 4, 4);
+            __builtin_memcpy(&four, a + i * kBlock + block * 1024 + (chunk * fields + field) * 4, 4);
             const __m512i x = _mm512_set1_epi32(four);
             left[i] = _mm512_dpbusd_epi32(left[i], wu, x);
             right[i] = _mm512_dpbusd_epi32(right[i], wv, x);
           }
-          u = _mm512_srli_epi16(u, 2);
-          v = _mm512_srli_epi16(v, 2);
+          u = _mm512_srli_epi16(u, bits);
+          v = _mm512_srli_epi16(v, bits);
         }
       }
     }
