@@ -4,8 +4,8 @@ Once OpenVINO has run in a process, a handler of signals in Python may run on a 
 the end of a child process may crash its parent. So nothing that starts processes runs beside OpenVINO. This module
 imports little, because each of its processes imports it.
 
-OpenVINO (at its import, by a fork that may outlive this process) and NNCF send usage reports to their makers unless they
-believe to run in a test system. A command that measures must not use the network, so they get these settings.
+OpenVINO (at its import, by a fork that may outlive this process) and NNCF send usage reports to their makers unless
+they believe to run in a test system. A command that measures must not use the network, so they get these settings.
 """
 
 import os
