@@ -4,8 +4,8 @@ Once OpenVINO has run in a process, a handler of signals in Python may run on a 
 the end of a child process may crash its parent. So nothing that starts processes runs beside OpenVINO. This module
 imports little, because each of its processes imports it.
 
-NNCF sends usage reports to its makers unless it believes to run in a test system. A command that measures must not use
-the network, so NNCF gets this setting.
+OpenVINO (at its import, by a fork that may outlive this process) and NNCF send usage reports to their makers unless
+they believe to run in a test system. A command that measures must not use the network, so they get these settings.
 """
 
 import os
@@ -21,9 +21,7 @@ _loaded: list[Any] = []
 
 def runs_bf16() -> bool:
     """Whether OpenVINO finds bf16 units in this CPU."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
@@ -35,8 +33,8 @@ def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
         output: path of the `.xml` file.
     """
     os.environ.setdefault("NNCF_CI", "1")
+    openvino = _openvino()
     import nncf
-    import openvino
 
     model = nncf.quantize(
         openvino.Core().read_model(source),
@@ -54,9 +52,7 @@ def load(path: Path, settings: dict[str, Any]) -> int:
         path: path of an ONNX model or of an `.xml` file.
         settings: properties of OpenVINO's CPU plug-in.
     """
-    import openvino
-
-    model = openvino.Core().compile_model(path, "CPU", settings)
+    model = _openvino().Core().compile_model(path, "CPU", settings)
     _loaded[:] = [model.create_infer_request()]
     return int(model.get_property("INFERENCE_NUM_THREADS"))
 
@@ -65,3 +61,10 @@ def infer(*arrays: np.ndarray) -> np.ndarray:
     """Runs the loaded model on a batch; returns its first output."""
     output: np.ndarray = _loaded[0].infer(list(arrays))[0]
     return output
+
+
+def _openvino() -> Any:
+    os.environ["CI"] = "true"
+    import openvino
+
+    return openvino

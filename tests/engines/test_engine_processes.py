@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from ternarize_cli.engines import openvino
+from ternarize_cli.engines import openvino, openvino_runtime
 from ternarize_cli.engines.child import Child
 from ternarize_cli.errors import TernarizeError
 from ternarize_cli.measuring import machine, timing
@@ -139,6 +139,15 @@ def test_openvino_has_the_threads_that_torch_has(tmp_path: Path) -> None:
             assert forward(torch.tensor([[-1.0, 2.0]])).tolist() == [[0.0, 2.0]]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_openvino_starts_no_process_that_sends_usage_reports() -> None:
+    child = Child("OpenVINO")
+    process = psutil.Process(child.call(os.getpid))
+    child.call(openvino_runtime.runs_bf16)
+    assert process.children(recursive=True) == []
 
 
 @pytest.mark.slow
