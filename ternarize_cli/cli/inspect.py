@@ -120,7 +120,11 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
     ]
     if found.artifact is not None:
         description = found.artifact.to_dict()
-        facts += [(k, v) for k, v in description.items() if k not in ("quant_method", "stage") and v not in (None, [])]
+        facts += [
+            (k, v)
+            for k, v in description.items()
+            if k not in ("quant_method", "stage", "block") and v not in (None, [])
+        ]
         if (data := found.artifact.calibration) is not None:
             tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
             facts = [(k, v) for k, v in facts if k != "calibration"]

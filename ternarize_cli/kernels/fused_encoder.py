@@ -77,6 +77,10 @@ class FusedForward(ABC):
         # a class around the encoder, such as a classifier, calls it with arguments by position
         self._positions = tuple(self.__signature__.parameters)
         self._block = block = Stack.of(model).block
+        # Backends compute the real tokens alone, side by side: where places in a text count, a hole would close.
+        self._counts_places = block.relative is not None or any(
+            kind.rotary is not None or kind.before or kind.after for kind in block.kinds
+        )
         text = _TEXT | ({"token_type_ids"} if block.embeddings and block.embeddings.types else set())
         self._reads = text if block.embeddings else _IMAGES
         self._output = next(iter(output_kinds(model)), BaseModelOutputWithPooling)
@@ -163,6 +167,11 @@ class FusedForward(ABC):
         mask = given.get("attention_mask")
         if type(self._model).__name__ in _POOLS_ITS_LAST_TOKEN and isinstance(mask, Tensor) and not bool(mask.all()):
             return False
+        ids = given.get("input_ids")
+        if isinstance(ids, Tensor) and ids.is_floating_point():
+            return False
+        if self._counts_places and isinstance(mask, Tensor) and _has_hole(mask):
+            return False
         tensors = [value for name, value in given.items() if name in self._reads]
         return asked <= {"return_dict"} and all(
             isinstance(t, Tensor)
@@ -223,6 +232,15 @@ def _tokens_of(model: Any, pixels: Tensor) -> int | None:
     before = embeddings.cls_token.shape[1] if positions is None else positions.shape[1] - patches.num_patches
     registers: int = embeddings.register_tokens.shape[1] if hasattr(embeddings, "register_tokens") else 0
     return int(high * wide + before + registers)
+
+
+def _has_hole(mask: Tensor) -> bool:
+    """Returns whether a row of a mask `[batch, tokens]` has zeros between ones."""
+    real = mask.bool()
+    if mask.dim() != 2 or bool(real.all()):
+        return False
+    starts = (real[:, 1:] & ~real[:, :-1]).sum(dim=1) + real[:, 0]
+    return bool((starts > 1).any())
 
 
 def _is_hooked(m: nn.Module) -> bool:

@@ -282,3 +282,38 @@ def test_texts_may_grow_longer_than_those_before(tmp_path: Path) -> None:
         ids = torch.arange(tokens)[None] % (WORDS - 4) + 4
         made, own = model(input_ids=ids).last_hidden_state, type(model).forward(model, input_ids=ids).last_hidden_state
         assert distances(made, own).median() < 0.04
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FUSED, ids=name_of)
+def test_a_mask_with_a_hole_keeps_the_places_of_tokens(family: Family, tmp_path: Path) -> None:
+    given = inputs(family)
+    if "attention_mask" not in given:
+        pytest.skip("images have no mask")
+    model = opened(family, packed(family, tmp_path))
+    mask = given["attention_mask"] = torch.ones_like(given["attention_mask"])
+    mask[:, 10:14] = 0
+    given["input_ids"].clamp_(min=4)  # no padding
+    kernels.use_backend(model, "native")
+    made, own = (f(**given).last_hidden_state[mask.bool()] for f in (model, type(model).forward.__get__(model)))
+    assert distances(made, own).median() < 0.04
+
+
+@pytest.mark.parametrize("window", [0, 3, 500])
+def test_a_stored_description_of_other_blocks_is_not_used(
+    window: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family, folder = modern_bert(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["digest"]
+    kinds = config["quantization_config"]["block"][""]["kinds"]
+    assert any(kind.get("before") for kind in kinds)
+    for kind in kinds:
+        if kind.get("before"):
+            kind["before"] = kind["after"] = window or None
+    (folder / "config.json").write_text(json.dumps(config))
+    with caplog.at_level(logging.WARNING, "ternarize_cli"):
+        model = opened(family, folder)
+    assert "describes other blocks than ModernBertModel" in caplog.text
+    assert kernels.use_backend(model, "native") == "native"
+    assert model.ternarize_block == describe(model)

@@ -4,6 +4,7 @@
 no other parts. A family that is not there runs through its own modules, with a backend for each linear.
 """
 
+import logging
 from collections.abc import Mapping
 
 from torch import nn
@@ -15,6 +16,8 @@ from ternarize_cli.kernels.stack import describe_by
 
 __all__ = ["attach", "blocks_of"]
 
+_log = logging.getLogger("ternarize_cli")
+
 
 def blocks_of(encoder: nn.Module) -> dict[str, Block]:
     """Describes every stack of blocks in an encoder, by the name of the model that has it; "" is the encoder itself."""
@@ -25,14 +28,26 @@ def blocks_of(encoder: nn.Module) -> dict[str, Block]:
 def attach(encoder: nn.Module, given: Mapping[str, Block]) -> None:
     """Gives a packed encoder, and each model inside it, the description of its blocks, from which backends run it.
 
+    The description is made from the model itself. That of its artifact is for runtimes without transformers: here it is
+    only compared, since a file may say anything, and a short batch does not show every difference.
+
     Args:
         encoder: the encoder.
-        given: the descriptions that its artifact carries, as `blocks_of` returns them; for a model that it does not
-            describe, a description is made.
+        given: the descriptions that its artifact carries, as `blocks_of` returns them.
     """
     for name, module in encoder.named_modules():
         if _is_model(module):
-            describe_by(module, given.get(name) or _described(module))
+            own, stored = _described(module), given.get(name)
+            describe_by(module, own)
+            kind = type(module).__name__
+            if stored is not None and isinstance(own, str):
+                _log.warning("note: %s runs linear by linear: %s", kind, own)
+            elif stored not in (None, own):
+                _log.warning(
+                    "note: quantization_config.block describes other blocks than %s has in this version of "
+                    "transformers, and is not used",
+                    kind,
+                )
 
 
 def _is_model(module: nn.Module) -> bool:

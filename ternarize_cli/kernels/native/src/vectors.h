@@ -74,7 +74,7 @@ inline Floats load_some(const float* x, int count, float rest) {
   return v;
 }
 
-// Computes a * b + c, fused if the instruction set can do so. `dequantized` does not use it, as its roundings have to equal
+// Computes a * b + c, fused if the instruction set can do so. `finish` does not use it for sums, whose roundings have to equal
 // those of the reference.
 inline Floats madd(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
