@@ -30,5 +30,7 @@ def test_a_client_gets_our_vectors_and_opens_again_what_it_stored(client: str, p
     except PackageNotFoundError as e:
         pytest.skip(f"the extra clients is not installed: {e}")
     expected = load(packed).encode(texts())
-    assert np.array_equal(np.float32(ask(client, "store", packed, tmp_path).value), expected[0])
+    made = np.float32(ask(client, "store", packed, tmp_path).value)
+    # LanceDB and LlamaIndex normalise once more, which changes last bits unless the length is exactly 1
+    np.testing.assert_allclose(made, expected[0], rtol=3e-7, atol=0)
     assert ask(client, "reopen", packed, tmp_path).value == texts()[0]
