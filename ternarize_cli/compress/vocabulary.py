@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.anatomy import input_table
 from ternarize_cli.errors import CheckpointError, DataError, TernarizeError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import weights
@@ -226,10 +227,7 @@ def _pairs(old: Any, new: Any) -> list[tuple[int, int]]:
 
 
 def _token_table(source: Path, model: Any) -> nn.Embedding:
-    try:
-        table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        table = None
+    table = input_table(model)
     if not isinstance(table, nn.Embedding):
         raise CheckpointError(f"{source} has no token table to trim", hint="--trim-vocabulary is for text encoders")
     return table

@@ -29,6 +29,7 @@ __all__ = [
     "first_names",
     "in_attention",
     "in_head",
+    "input_table",
     "interchangeable",
     "names_in_encoder",
     "reader",
@@ -177,23 +178,22 @@ def encoder_in(model: nn.Module) -> nn.Module:
     return model if type(model) in (kinds if isinstance(kinds, tuple) else (kinds,)) else inner
 
 
+def input_table(model: Any) -> Any:
+    """Returns what a model's `get_input_embeddings()` gives; None if it has none."""
+    with suppress(NotImplementedError, AttributeError):
+        return model.get_input_embeddings()
+    return None
+
+
 def word_table(model: Any) -> Any:
     """Returns the table that a model's tokens are looked up in; None if it has none.
 
     A model of texts and images has it in its text tower, and transformers may not find it there (CLIP).
     """
-    one: Any
-    for one in (model, getattr(model, "text_model", None)):
-        with suppress(NotImplementedError, AttributeError):
-            return one.get_input_embeddings()
-    return None
+    found = input_table(model)
+    return input_table(getattr(model, "text_model", None)) if found is None else found
 
 
 def word_tables(model: Any) -> set[nn.Module]:
     """The tables that tokens are looked up in: `get_input_embeddings()` of the model and of the models inside it."""
-    found = set()
-    for module in model.modules():
-        if hasattr(module, "get_input_embeddings"):
-            with suppress(NotImplementedError, AttributeError):
-                found.add(module.get_input_embeddings())
-    return found
+    return {table for module in model.modules() if (table := input_table(module)) is not None}

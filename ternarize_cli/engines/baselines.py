@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ternarize_cli.encoders import checkpoint
 from ternarize_cli.engines import inputs
 from ternarize_cli.engines.exports import quiet, transformer
 from ternarize_cli.errors import InputError, UnavailableError
@@ -44,6 +45,7 @@ __all__ = [
     "on_cpu",
     "on_gpu",
     "require_baseline",
+    "require_packed",
     "rival",
 ]
 
@@ -165,6 +167,16 @@ def baseline_names(*, same_vectors: bool = False) -> list[str]:
         same_vectors: include rivals that differ from another rival only in speed.
     """
     return [name for name, entry in _RIVALS.items() if same_vectors or not entry.same_vectors]
+
+
+def require_packed(name: str, folder: Path) -> None:
+    """Checks that a folder has what a rival of packed models runs.
+
+    Raises:
+        InputError: the model in it is not packed.
+    """
+    if checkpoint.stage(folder) != "packed":
+        raise InputError(f"{name} runs the codes of a packed model, and {folder} is none", hint="ternarize pack")
 
 
 def require_baseline(name: str, device: str = "cpu") -> Rival:

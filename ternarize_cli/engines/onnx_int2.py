@@ -27,9 +27,9 @@ from ternarize_cli import kernels
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.engines import exports
-from ternarize_cli.engines.baselines import ROUNDED, Forward, rival
+from ternarize_cli.engines.baselines import ROUNDED, Forward, require_packed, rival
 from ternarize_cli.engines.onnx_session import forward_of_onnx, open_session
-from ternarize_cli.errors import InputError, TernarizeError
+from ternarize_cli.errors import TernarizeError
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.measuring.timing import summarise, time_interleaved
 
@@ -75,9 +75,7 @@ def int2_model(folder: Path) -> Path:
         InputError: the model is not packed.
         TernarizeError: it can't be exported, its codes are not ternary, or ONNX Runtime has no product of 2 bits.
     """
-    if checkpoint.stage(folder) != "packed":
-        raise InputError(f"onnx-int2 runs the codes of a packed model, and {folder} is none", hint=_HINT)
-
+    require_packed("onnx-int2", folder)
     scheme = Artifact.from_dict(checkpoint.read_config(folder)["quantization_config"]).scheme
     group = scheme.group_size if scheme.granularity == "group" else None
     blocks = [block for block in _BLOCKS if group is None or group % block == 0]

@@ -164,10 +164,9 @@ def _calibration(name: str, items: Sequence[Any] | None) -> list[Any]:
 
 
 def _require_stage(name: str, teacher: Path, *, text_only: bool) -> None:
-    packed = baselines.require_baseline(name).packed
-    if packed and checkpoint.stage(teacher) != "packed":
-        raise InputError(f"{name} runs the codes of a packed model, and {teacher} is none", hint="ternarize pack")
-    if not packed and checkpoint.stage(teacher) is not None:
+    if baselines.require_baseline(name).packed:
+        baselines.require_packed(name, teacher)
+    elif checkpoint.stage(teacher) is not None:
         raise InputError(
             f"{name} is made from a full-precision model, and {teacher} is ternary",
             hint="--against the full-precision model",

@@ -22,8 +22,6 @@ inline void begin() {
 
 inline void end() { _tile_release(); }
 
-constexpr int kAhead = 4096;  // codes are prefetched so many bytes ahead: with few rows, memory limits the speed
-
 template <int bits>
 inline void expand(const uint8_t* packed, uint8_t* tile) {
   constexpr int fields = 8 / bits;
@@ -171,8 +169,7 @@ inline void multiply_pairs(const uint16_t* a, size_t stride, int, int steps, con
 
 namespace tz {
 const Kernels* amx_kernels() {
-  static const Kernels table = {"amx", true, amx::begin, amx::end, amx::gemm, amx::quantize, amx::norm,
-                                amx::bf16_attention, amx::bf16_rotate, amx::gather};
+  static const Kernels table = amx::bf16_kernels("amx", amx::begin, amx::end);
   return &table;
 }
 }  // namespace tz

@@ -6,23 +6,7 @@
 namespace tz {
 namespace avx2 {
 template <int bits>
-struct Multiply {
-  static constexpr int rows = 4;
-
-  static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
-    return expand_panel<bits>(panel, blocks, scratch);
-  }
-
-  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
-    for (int half = 0; half < 2; ++half) switch (count) {
-        case 1: some<1>(b + half * 1024, blocks, a, c + half * 16); break;
-        case 2: some<2>(b + half * 1024, blocks, a, c + half * 16); break;
-        case 3: some<3>(b + half * 1024, blocks, a, c + half * 16); break;
-        default: some<4>(b + half * 1024, blocks, a, c + half * 16);
-      }
-  }
-
- private:
+struct Multiply : Halves<Multiply<bits>, bits> {
   static constexpr int kSummed = bits == 2 ? 64 : 8;           // groups of four inputs, before they are widened
   static constexpr int kTogether = kSummed < 16 ? kSummed : 16;  // of them, in one block
 
@@ -74,8 +58,7 @@ struct Multiply {
 
 namespace tz {
 const Kernels* avx2_kernels() {
-  static const Kernels table = {"avx2", false, [] {}, [] {}, avx2::gemm, avx2::quantize, avx2::norm,
-                                avx2::attention, avx2::rotate, avx2::gather};
+  static const Kernels table = avx2::kernels("avx2");
   return &table;
 }
 }  // namespace tz

@@ -5,23 +5,7 @@
 namespace tz {
 namespace avxvnni {
 template <int bits>
-struct Multiply {
-  static constexpr int rows = 4;
-
-  static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
-    return expand_panel<bits>(panel, blocks, scratch);
-  }
-
-  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
-    for (int half = 0; half < 2; ++half) switch (count) {
-        case 1: some<1>(b + half * 1024, blocks, a, c + half * 16); break;
-        case 2: some<2>(b + half * 1024, blocks, a, c + half * 16); break;
-        case 3: some<3>(b + half * 1024, blocks, a, c + half * 16); break;
-        default: some<4>(b + half * 1024, blocks, a, c + half * 16);
-      }
-  }
-
- private:
+struct Multiply : Halves<Multiply<bits>, bits> {
   // Computes sixteen outputs of N rows.
   template <int N>
   static void some(const uint8_t* b, int blocks, const int8_t* a, int32_t* c) {
@@ -54,8 +38,7 @@ struct Multiply {
 
 namespace tz {
 const Kernels* avxvnni_kernels() {
-  static const Kernels table = {"avxvnni", false, [] {}, [] {}, avxvnni::gemm, avxvnni::quantize, avxvnni::norm,
-                                avxvnni::attention, avxvnni::rotate, avxvnni::gather};
+  static const Kernels table = avxvnni::kernels("avxvnni");
   return &table;
 }
 }  // namespace tz

@@ -7,6 +7,8 @@
 // `rows` rows are used. `left` holds 16 of the columns, as a tile of 16 pairs of numbers x 16 columns for each step, `step`
 // numbers apart; `right` holds the other 16.
 #pragma once
+#include "attention.h"
+#include "product.h"
 #include "rows.h"
 #include "vectors.h"
 
@@ -161,6 +163,11 @@ inline void bf16_attention(const Attention& at) {
       }
     }
   }
+}
+
+// The functions of an instruction set whose attention is in bfloat16.
+inline Kernels bf16_kernels(const char* name, void (*begin)(), void (*end)()) {
+  return {name, true, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather};
 }
 
 }  // namespace TZ_ISA

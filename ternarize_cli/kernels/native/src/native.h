@@ -26,6 +26,7 @@ namespace tz {
 
 constexpr int kPanel = 32;   // outputs in a panel
 constexpr int kBlock = 64;   // inputs in a block
+constexpr int kAhead = 4096;  // codes are fetched so many bytes ahead: with few rows, they come from memory
 constexpr int kRows = 32;    // rows (tokens) that are multiplied at a time
 
 // The bytes of a packed tile, which is 64 inputs by 16 outputs.

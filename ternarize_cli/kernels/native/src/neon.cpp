@@ -59,8 +59,7 @@ struct Multiply {
 
 namespace tz {
 const Kernels* neon_kernels() {
-  static const Kernels table = {"neon", false, [] {}, [] {}, neon::gemm, neon::quantize, neon::norm,
-                                neon::attention, neon::rotate, neon::gather};
+  static const Kernels table = neon::kernels("neon");
   return &table;
 }
 }  // namespace tz

@@ -12,3 +12,14 @@
 #include "product.h"
 #include "rows.h"
 #include "vectors.h"
+
+namespace tz {
+namespace TZ_ISA {
+
+// The functions of an instruction set whose attention is in float.
+inline Kernels kernels(const char* name) {
+  return {name, false, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather};
+}
+
+}  // namespace TZ_ISA
+}  // namespace tz

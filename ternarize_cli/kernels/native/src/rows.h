@@ -5,12 +5,13 @@
 namespace tz {
 namespace TZ_ISA {
 
-// Rounds a row of `width` numbers, times `inverse` or, if `divide`, divided by `by`, to int8. The two may differ where a quotient
-// lies next to the middle between two integers.
 struct Rounded {
   int32_t sum;          // of the row's integers
-  bool is_near_middle;  // a quotient lies so
+  bool is_near_middle;  // a quotient lies next to the middle between two integers
 };
+
+// Rounds a row of `width` numbers, times `inverse` or, if `divide`, divided by `by`, to int8. The two may differ where a quotient
+// is near the middle.
 
 #if defined(__AVX512F__)
 template <bool divide>

@@ -44,8 +44,7 @@ struct Multiply {
 
 namespace tz {
 const Kernels* scalar_kernels() {
-  static const Kernels table = {"scalar", false, [] {}, [] {}, scalar::gemm, scalar::quantize, scalar::norm,
-                                scalar::attention, scalar::rotate, scalar::gather};
+  static const Kernels table = scalar::kernels("scalar");
   return &table;
 }
 }  // namespace tz

@@ -54,11 +54,10 @@ inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 inline Floats rounded(Floats a) { return (a + kMagic) - kMagic; }
 
+#if !defined(__AVX512F__)  // where rows are rounded in another way
 // Writes the whole numbers in a vector of floats as bytes.
 inline void store_bytes(int8_t* to, Floats v) {
-#if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)v)));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   const __m256i whole = _mm256_cvtps_epi32((__m256)v);
   const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(pairs, pairs));
@@ -66,6 +65,7 @@ inline void store_bytes(int8_t* to, Floats v) {
   *reinterpret_cast<Bytes*>(to) = __builtin_convertvector(__builtin_convertvector(v, Ints), Bytes);
 #endif
 }
+#endif
 
 // Loads `count` floats, and fills the rest of the vector with `rest`.
 inline Floats load_some(const float* x, int count, float rest) {
@@ -197,11 +197,9 @@ template <int terms>
 inline Floats power_of_two(Floats x) {
   const Floats y = smaller(larger(x, all(-126.0f)), all(126.0f));
   const Floats raised = y + kMagic, f = y - (raised - kMagic);  // the last bits of `raised` are the nearest integer
-  Floats p = all(terms == 5 ? 0.00961813f : 0.0555041f);
-  if constexpr (terms == 5) p = madd(p, f, all(0.0555041f));
-  p = madd(p, f, all(0.2402265f));
-  p = madd(p, f, all(0.6931472f));
-  p = madd(p, f, all(1.0f));
+  constexpr float four[] = {0.0555041f, 0.2402265f, 0.6931472f, 1.0f};
+  constexpr float five[] = {0.00961813f, 0.0555041f, 0.2402265f, 0.6931472f, 1.0f};
+  const Floats p = terms == 5 ? polynomial(five, f) : polynomial(four, f);
   return (Floats)((Ints)p + ((Ints)raised << 23));
 }
 #endif
@@ -210,10 +208,11 @@ inline Floats power_of_two(Floats x) {
 inline Floats sigmoid(Floats x) {
 #if defined(__AVX512BF16__)  // within 7e-5: an estimate of 14 bits, and 4e-5 for the power
   return (Floats)_mm512_rcp14_ps((__m512)(power_of_two<5>(x * -1.44269504f) + 1.0f));
-#endif
+#else
   const Floats e = exp_of_negative(-magnitude(x));
   const Floats larger_half = quotient(all(1.0f), e + 1.0f);  // of |x|
   return x < all(0.0f) ? e * larger_half : larger_half;
+#endif
 }
 
 template <Activation by>

@@ -6,8 +6,7 @@
 
 namespace tz {
 const Kernels* vnni_kernels() {
-  static const Kernels table = {"vnni", false, [] {}, [] {}, vnni::gemm, vnni::quantize, vnni::norm,
-                                vnni::attention, vnni::rotate, vnni::gather};
+  static const Kernels table = vnni::kernels("vnni");
   return &table;
 }
 }  // namespace tz

@@ -8,17 +8,18 @@
 namespace tz {
 namespace vnnibf16 {
 
-// Multiplies N rows by pairs of columns (bf16.h).
-template <int N>
+constexpr int kTogether = 8;  // rows
+
+// Multiplies kTogether rows by pairs of columns (bf16.h).
 inline void multiply_some(const uint16_t* a, size_t stride, int steps, const uint16_t* left, const uint16_t* right,
                           size_t step, float* c, size_t c_stride) {
-  __m512 low[N], high[N];
-  for (int i = 0; i < N; ++i) low[i] = high[i] = _mm512_setzero_ps();
+  __m512 low[kTogether], high[kTogether];
+  for (int i = 0; i < kTogether; ++i) low[i] = high[i] = _mm512_setzero_ps();
   for (int s = 0; s < steps; ++s)
     for (int pair = 0; pair < 16; ++pair) {
       const __m512bh u = (__m512bh)_mm512_loadu_si512(left + s * step + pair * 32);
       const __m512bh v = (__m512bh)_mm512_loadu_si512(right + s * step + pair * 32);
-      for (int i = 0; i < N; ++i) {
+      for (int i = 0; i < kTogether; ++i) {
         int32_t both;
         __builtin_memcpy(&both, a + i * stride + s * 32 + pair * 2, 4);
         const __m512bh x = (__m512bh)_mm512_set1_epi32(both);
@@ -26,7 +27,7 @@ inline void multiply_some(const uint16_t* a, size_t stride, int steps, const uin
         high[i] = _mm512_dpbf16_ps(high[i], x, v);
       }
     }
-  for (int i = 0; i < N; ++i) {
+  for (int i = 0; i < kTogether; ++i) {
     _mm512_storeu_ps(c + i * c_stride, low[i]);
     _mm512_storeu_ps(c + i * c_stride + 16, high[i]);
   }
@@ -34,8 +35,8 @@ inline void multiply_some(const uint16_t* a, size_t stride, int steps, const uin
 
 inline void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps, const uint16_t* left,
                            const uint16_t* right, size_t step, float* c, size_t c_stride) {
-  for (int row = 0; row < rows; row += 8)
-    multiply_some<8>(a + row * stride, stride, steps, left, right, step, c + row * c_stride, c_stride);
+  for (int row = 0; row < rows; row += kTogether)
+    multiply_some(a + row * stride, stride, steps, left, right, step, c + row * c_stride, c_stride);
 }
 }  // namespace vnnibf16
 }  // namespace tz
@@ -44,8 +45,7 @@ inline void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps
 
 namespace tz {
 const Kernels* vnnibf16_kernels() {
-  static const Kernels table = {"vnnibf16", true, [] {}, [] {}, vnnibf16::gemm, vnnibf16::quantize, vnnibf16::norm,
-                                vnnibf16::bf16_attention, vnnibf16::bf16_rotate, vnnibf16::gather};
+  static const Kernels table = vnnibf16::bf16_kernels("vnnibf16", [] {}, [] {});
   return &table;
 }
 }  // namespace tz

@@ -1,4 +1,4 @@
-// Expands the digits of a panel to bytes in 32-byte registers, for AVX2 and AVX-VNNI.
+// Products in 32-byte registers, for AVX2 and AVX-VNNI: the digits of a panel are expanded to bytes first.
 #pragma once
 #include <immintrin.h>
 
@@ -29,4 +29,25 @@ static inline const uint8_t* expand_panel(const uint8_t* panel, int blocks, uint
       }
   return scratch;
 }
+
+// The frame of `Multiply` (ops.h), for an instruction set that defines in it
+//     template <int N> static void some(const uint8_t* b, int blocks, const int8_t* a, int32_t* c);
+// which computes the sums of N rows and sixteen outputs.
+template <class Multiply, int bits>
+struct Halves {
+  static constexpr int rows = 4;
+
+  static const uint8_t* prepare(const uint8_t* panel, int blocks, uint8_t* scratch) {
+    return expand_panel<bits>(panel, blocks, scratch);
+  }
+
+  static void run(const uint8_t* b, int blocks, const int8_t* a, const int8_t*, int count, int32_t* c) {
+    for (int half = 0; half < 2; ++half) switch (count) {
+        case 1: Multiply::template some<1>(b + half * 1024, blocks, a, c + half * 16); break;
+        case 2: Multiply::template some<2>(b + half * 1024, blocks, a, c + half * 16); break;
+        case 3: Multiply::template some<3>(b + half * 1024, blocks, a, c + half * 16); break;
+        default: Multiply::template some<4>(b + half * 1024, blocks, a, c + half * 16);
+      }
+  }
+};
 }  // namespace tz

@@ -6,8 +6,6 @@
 
 namespace tz {
 namespace TZ_ISA {
-constexpr int kAhead = 4096;  // codes are prefetched so many bytes ahead: with few rows, they come from memory
-
 template <int bits>
 struct Multiply {
   static constexpr int rows = 8;
