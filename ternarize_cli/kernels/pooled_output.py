@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 __all__ = ["pooled_output"]
@@ -31,9 +32,31 @@ def pooled_output(model: Any, hidden: Tensor, first: Tensor) -> Any:
         return _siglip_head(model.head, hidden) if model.use_head else None
     if name == "SiglipTextModel":
         return model.head(hidden[:, -1, :])
-    pooler = getattr(model, "pooler", None)
+    pooler: Any = getattr(model, "pooler", None)
+    if hidden.device.type == "cpu" and _is_tanh_of_first(pooler):
+        return _tanh(pooler.dense(hidden[:, 0]))
     first_is_pooled = first.is_floating_point() and not hasattr(model, "pooler")  # DINOv2 and DINOv3
     return pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None
+
+
+def _is_tanh_of_first(pooler: Any) -> bool:
+    """Whether this is a pooler of transformers that returns tanh of a linear of the first token, as BERT's does."""
+    parts = dict(pooler.named_children()) if isinstance(pooler, nn.Module) else {}
+    if not type(pooler).__module__.startswith("transformers.models.") or parts.keys() != {"dense", "activation"}:
+        return False
+    tanh = parts["activation"]
+    return type(tanh) is nn.Tanh and not any(m._forward_hooks or m._forward_pre_hooks for m in (pooler, tanh))
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """Computes tanh on the calling thread.
+
+    torch's tanh starts all threads of OpenMP, even for one vector, and these then look for work for some milliseconds,
+    in the way of everything else that the machine does.
+    """
+    if x.dtype != torch.float32 or x.requires_grad:
+        return torch.tanh(x)
+    return torch.from_numpy(np.tanh(x.numpy()))
 
 
 def _siglip_head(head: Any, hidden: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """The native library's threads: they change no bit, serve several callers, and follow what the process may use."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -15,6 +18,7 @@ from ternarize_cli import kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.kernels.native.processors import quota
 
 native_library = import_module("ternarize_cli.kernels.native.library")  # the package has a function of this name
 pytestmark = pytest.mark.skipif(
@@ -69,9 +73,50 @@ def test_callers_at_the_same_time_get_the_bits_that_each_gets_alone(model: Any) 
 
 
 def test_threads_are_no_more_than_the_processors_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    native_library._processors.cache_clear()
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # a limit beside that of a container, which only a container can have
+    monkeypatch.setattr(native_library, "_processors", lambda: 1)
+    assert native_library._threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "allowed"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),  # a container that sees only its own group
+        ("0::/system.slice/a.service\n", {"system.slice/a.service/cpu.max": "150000 100000"}, 1.5),  # CPUQuota=150%
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),  # an outer group's limit counts
+        ("0::/docker/0123\n", {"cpu.max": "400000 100000"}, 4),  # the path is the host's, which is not there
+        ("4:cpu,cpuacct:/q\n1:name=systemd:/q\n", {"cpu,cpuacct/q/cpu.cfs_quota_us": "300000"}, 3),
+        ("4:cpu:/q\n0::/\n", {"cpu/q/cpu.cfs_quota_us": "-1"}, None),
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("0::/../..\n", {"cpu.max": "100000 0"}, None),
+        ("nothing of this kind\n\n", {"cpu.max": "words"}, None),
+    ],
+)
+def test_a_quota_is_the_least_of_the_groups_that_a_process_is_in(
+    groups: str, files: dict[str, str], allowed: float | None, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        if path.name == "cpu.cfs_quota_us":
+            path.with_name("cpu.cfs_period_us").write_text("100000\n")
+    assert quota(groups, tmp_path) == allowed
+
+
+def test_a_process_under_a_quota_of_one_processor_has_one_thread() -> None:
+    group = Path("/sys/fs/cgroup/cpu") / f"ternarize-test-{os.getpid()}"
     try:
-        assert native_library._threads() == 1
+        group.mkdir()
+        (group / "cpu.cfs_period_us").write_text("100000")
+        (group / "cpu.cfs_quota_us").write_text("100000")
+    except OSError as e:
+        pytest.skip(f"control groups of version 1 can't be made here: {e}")
+    code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+    code += "from ternarize_cli.kernels.native.processors import processors; print(processors())"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(group / "tasks")], capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.strip() == "1"
     finally:
-        native_library._processors.cache_clear()
+        group.rmdir()

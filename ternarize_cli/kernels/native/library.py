@@ -15,13 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import joblib  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.codecs import Codec
 from ternarize_cli.kernels.native.interface import MAX_THREADS, Encoder, NativeLinear, NativeNorm, declare
+from ternarize_cli.kernels.native.processors import processors
 
 __all__ = ["Library", "NormTensors", "PackedCodes", "library"]
 
@@ -287,13 +287,7 @@ def _threads() -> int:
     return min(torch.get_num_threads(), MAX_THREADS, _processors())
 
 
-@cache
-def _processors() -> int:
-    """Returns how many processors this process may use, by its affinity and the quota of its container (cgroup).
-
-    torch's number of threads follows the affinity and OMP_NUM_THREADS, and knows nothing of quotas.
-    """
-    return int(joblib.cpu_count())
+_processors = cache(processors)
 
 
 def _zeros(*shape: int) -> Tensor:

@@ -244,8 +244,10 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     require_array(x, "there is no input, or it is not aligned");
     require(!y != !sums, "either products or sums are asked for");
     y ? require_array(y, "the output is not aligned") : require_array(sums, "the output is not aligned");
-    const bool is_shared = static_cast<int64_t>(rows) * w->panels * w->blocks >= kWorthSharing;
-    const int all = is_shared ? Crowd::admit(threads) : 1;
+    static Crowd crowd;
+    const int64_t tiles = static_cast<int64_t>(rows) * w->panels * w->blocks;
+    const Share granted(crowd, tiles >= kWorthSharing ? threads : 1, tiles);
+    const int all = granted.admitted;
     Scratch q(Activations::bytes(rows, w->blocks)), scratch(gemm_scratch(w->blocks) * all);
     std::vector<float> t(rows);
     std::vector<int32_t> taken(rows);
@@ -263,7 +265,7 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
                scratch.start() + worker.rank * gemm_scratch(w->blocks));
       });
       k.end();
-    }, is_shared ? threads : 0);
+    }, &granted);
   });
 }
 

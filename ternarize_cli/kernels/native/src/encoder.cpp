@@ -483,6 +483,15 @@ size_t attention_scratch(int length, int head) {
   return std::max(tiles, floats);
 }
 
+// The tiles of codes that a token is multiplied by, at least 1: how much there is to do for a token, without attention.
+int64_t tiles(const Encoder& e) {
+  int64_t sum = 1;
+  for (int i = 0; i < e.layers; ++i)
+    for (const Linear* w : {&e.layer[i].qkv, &e.layer[i].output, &e.layer[i].up, &e.layer[i].down})
+      sum += static_cast<int64_t>(w->panels) * w->blocks;
+  return sum;
+}
+
 void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int sequences, float* x, int threads) {
   if (sequences == 0 || starts[sequences] == starts[0]) return;
   int longest = 0;
@@ -496,13 +505,15 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
   // With fewer groups than threads, idle threads cost more than waiting after each stage. With few tokens, it does not pay
   // that every thread reads all weights.
   if (threads == 1 || count < threads || tokens < kLeast * threads) {
-    const int admitted = Crowd::admit(threads);
+    static Crowd crowd;
+    const Share granted(crowd, threads, tokens * tiles(e));
+    const int admitted = granted.admitted;
     const Room room(e, tokens, longest);
     const Plan plan(tokens, admitted);
     uint8_t* const memory = arena.reserve(room.shared + admitted * room.thread);
     const std::unique_ptr<Stage[]> stages(new Stage[plan.stages(e.layers)]);
     const auto work = [&](Worker& worker) { run_group(e, k, starts, sequences, plan, x, room, memory, worker); };
-    return parallel(admitted, stages.get(), work, threads);
+    return parallel(admitted, stages.get(), work, &granted);
   }
   int most = 0;  // tokens in a group
   for (int i = 0; i < count; ++i) most = std::max(most, starts[groups[i + 1]] - starts[groups[i]]);

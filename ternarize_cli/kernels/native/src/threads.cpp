@@ -8,6 +8,7 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #include <signal.h>
+#include <time.h>
 #endif
 
 namespace tz {
@@ -16,8 +17,10 @@ namespace {
 constexpr int64_t kMicro = 1000, kMilli = 1000 * kMicro;
 constexpr int64_t kLook = 40 * kMicro;         // how long a thread looks for what it waits for before it sleeps
 constexpr int64_t kShort = 300 * kMicro;       // calls that are too short to tell how crowded the machine is
-constexpr int kInARow = 3;                     // crowded calls after which there are fewer threads
-constexpr int64_t kFirst = 20 * kMilli, kLongest = 2000 * kMilli;  // how long calls get fewer threads
+constexpr int kKnown = 4;                      // calls of a size before another number of threads is tried; the first is not counted
+constexpr int64_t kFirst = 20 * kMilli, kLongest = 2000 * kMilli;  // time between two trials, at first and at most
+constexpr int64_t kWon = 100 * kMilli;         // how long calls must win with a thread more until it is kept
+constexpr int64_t kShare = 16;                 // a trial is one call of at least so many
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -46,37 +49,80 @@ int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-namespace {
-
-// How many threads are left out, until when, and for how long the next time. Callers of several threads may change these in
-// any order; whatever comes of it is a number of threads that works.
-std::atomic<int> left_out{0}, crowded{0};  // `crowded`: calls in a row that lost much
-std::atomic<int64_t> left_out_until{0}, left_out_for{kFirst};
-
-}  // namespace
-
-int Crowd::admit(int threads) {
-  const int out = left_out.load(std::memory_order_relaxed);
-  if (threads <= 1 || out == 0 || now() >= left_out_until.load(std::memory_order_relaxed)) return threads;
-  return threads > out ? threads - out : 1;
+int64_t busy() {
+#if defined(_WIN32)
+  return now();
+#else
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return time.tv_sec * 1000 * kMilli + time.tv_nsec;
+#endif
 }
 
-void Crowd::note(int wanted, int used, int64_t lost, int64_t total) {
-  if (total < kShort) return;
-  if (lost * 4 > total * (used - 1)) {
-    if (crowded.fetch_add(1, std::memory_order_relaxed) + 1 < kInARow) return;
-    const int64_t next = left_out_for.load(std::memory_order_relaxed);
-    left_out.store(wanted - used + 1, std::memory_order_relaxed);
-    left_out_until.store(now() + next, std::memory_order_relaxed);
-    left_out_for.store(next * 2 < kLongest ? next * 2 : kLongest, std::memory_order_relaxed);
+int Crowd::admit(int threads, int64_t work) {
+  const Size& size = size_of(work);
+  const int out = size.out.load(std::memory_order_relaxed);
+  const bool is_crowded = size.crowded.load(std::memory_order_relaxed);
+  if (threads <= 1 || (out == 0 && !is_crowded)) return threads;
+  int fewer = out;
+  if (now() >= size.next.load(std::memory_order_relaxed)) fewer += is_crowded && out + 1 < threads ? 1 : out > 0 ? -1 : 0;
+  return threads > fewer ? threads - fewer : 1;
+}
+
+void Crowd::note(int wanted, int used, int64_t work, int64_t lost, int64_t total) {
+  Size& size = size_of(work);
+  const int out = size.out.load(std::memory_order_relaxed), usual = wanted > out ? wanted - out : 1;
+  const float cost = static_cast<float>(total) / static_cast<float>(work);
+  if (used == usual) {
+    const int known = size.known.load(std::memory_order_relaxed);
+    if (known < kKnown) size.known.store(known + 1, std::memory_order_relaxed);
+    if (known > 0) learn(size.cost, cost);
+    const bool is_crowded = total >= kShort && known + 1 >= kKnown && lost * 8 > total * (used - 1);
+    size.crowded.store(is_crowded, std::memory_order_relaxed);
     return;
   }
-  crowded.store(0, std::memory_order_relaxed);
-  if (used == wanted) {
-    left_out.store(0, std::memory_order_relaxed);
-    left_out_for.store(kFirst, std::memory_order_relaxed);
+  if (used != usual - 1 && used != usual + 1) return;  // the system gave other threads than were asked for
+  const float before = size.cost.load(std::memory_order_relaxed);
+  const int64_t at = now();
+  if (used < usual) {
+    if (learn(size.fewer, cost) < .95f * before) return size.settle(wanted - used, before, at);
+  } else if (cost < before) {
+    learn(size.more, cost);
+    // A thread more may be lucky for some calls, while the neighbours still make up for what they had before.
+    if (size.won.load(std::memory_order_relaxed) == 0) size.won.store(at, std::memory_order_relaxed);
+    if (at - size.won.load(std::memory_order_relaxed) > kWon) size.settle(wanted - used, before, at);
+    return;
   }
+  size.won.store(0, std::memory_order_relaxed);
+  const int64_t rest = size.rest.load(std::memory_order_relaxed);
+  size.next.store(at + (rest > kShare * total ? rest : kShare * total), std::memory_order_relaxed);
+  size.rest.store(rest * 2 < kLongest ? rest * 2 : kLongest, std::memory_order_relaxed);
 }
+
+void Crowd::Size::settle(int left_out, float before, int64_t at) {
+  const bool is_fewer = left_out > out.load(std::memory_order_relaxed);
+  cost.store((is_fewer ? fewer : more).load(std::memory_order_relaxed), std::memory_order_relaxed);
+  (is_fewer ? more : fewer).store(before, std::memory_order_relaxed);
+  (is_fewer ? fewer : more).store(0, std::memory_order_relaxed);
+  out.store(left_out, std::memory_order_relaxed);
+  won.store(0, std::memory_order_relaxed);
+  rest.store(kFirst, std::memory_order_relaxed);
+  next.store(at + kFirst, std::memory_order_relaxed);
+}
+
+float Crowd::learn(std::atomic<float>& mean, float cost) {
+  const float before = mean.load(std::memory_order_relaxed), after = before > 0 ? before + (cost - before) / 4 : cost;
+  mean.store(after, std::memory_order_relaxed);
+  return after;
+}
+
+Crowd::Size& Crowd::size_of(int64_t work) {
+  int i = 0;
+  for (; work > 1; work >>= 1) ++i;
+  return sizes_[i];
+}
+
+Crowd::Size::Size() : rest(kFirst) {}
 
 #if !defined(_OPENMP)
 

@@ -11,7 +11,8 @@
 // stages, and finds those that have ended already without a piece for it.
 //
 // A thread that loses its processor in the middle of a piece holds up all others for as long as the system lets another program
-// run, some milliseconds. Where calls lose much time in this way, the calls of the next moments get fewer threads (Crowd).
+// run, some milliseconds. Where calls lose much time in this way, one call tries a thread less, and where it was faster, those
+// after it have a thread less, too (Crowd).
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -26,21 +27,48 @@ namespace tz {
 // Nanoseconds of a clock that never goes back.
 int64_t now();
 
+// Nanoseconds that the calling thread has had a processor for; the same as now() where the system does not say.
+int64_t busy();
+
 // The pieces of a stage. `next` is the first piece that nobody has taken, or any number from the count on; `done` counts
 // pieces that are done.
 struct alignas(64) Stage {
   std::atomic<int> next{0}, done{0};
 };
 
-// Decides how many threads a call gets, from how long the threads of calls before it have waited for each other.
+// Decides how many threads a call gets. Where threads have slept for an eighth of a call's time and more while they waited for
+// each other, or where the calling thread had no processor for so long, the next call tries one thread less. If it takes less
+// time for its work, this stays so, and from time to time calls try one more again; if they win for a tenth of a second, they
+// keep it. Trials that lose come seldom: at most one call in 16, and one in 2 seconds at last. So a machine that is quiet pays
+// next to nothing, and one that is not pays with a few calls for knowing which number is best.
+//
+// Calls of one size are compared with each other: a machine's neighbours may leave room for two threads in a call of a second,
+// and for one in a call of milliseconds. Callers of several threads may change the numbers in any order; whatever comes of it
+// is a number of threads that works.
 class Crowd {
  public:
-  // Returns how many of up to `threads` threads the next call gets.
-  static int admit(int threads);
+  // Returns how many of up to `threads` threads the next call gets. `work` is a measure of what it has to do, for example its
+  // products; calls with the same binary logarithm of `work`, rounded down, are of one size.
+  int admit(int threads, int64_t work);
 
-  // Learns of a call of `total` nanoseconds that had `used` threads where it wanted `wanted`, and in which its threads slept for
-  // `lost` nanoseconds, added up, while they waited for each other.
-  static void note(int wanted, int used, int64_t lost, int64_t total);
+  // Learns of a call that had `used` threads where it wanted `wanted`, took `total` nanoseconds, and lost `lost` nanoseconds
+  // of them.
+  void note(int wanted, int used, int64_t work, int64_t lost, int64_t total);
+
+ private:
+  struct Size {
+    Size();
+    void settle(int left_out, float before, int64_t at);  // what was tried becomes usual
+    std::atomic<int> out{0}, known{0};     // threads that are left out; calls with the usual number of threads, up to kKnown
+    std::atomic<bool> crowded{false};      // whether the last of them lost much
+    // Nanoseconds for a unit of work with the usual number of threads, one more and one fewer; 0: not known.
+    std::atomic<float> cost{0}, more{0}, fewer{0};
+    std::atomic<int64_t> next{0}, rest;    // when the next trial may be, and the time between two of them
+    std::atomic<int64_t> won{0};           // since when calls with one more thread win; 0: the last of them has lost
+  };
+  Size& size_of(int64_t work);
+  static float learn(std::atomic<float>& mean, float cost);  // takes `cost` into a mean that forgets; returns the mean
+  Size sizes_[64];
 };
 
 // What all threads of a call share.
@@ -110,36 +138,50 @@ class Worker {
   }
 };
 
+// What a call asks of a Crowd: `threads` threads for `work`, of which it gets `admitted`.
+struct Share {
+  Share(Crowd& crowd, int threads, int64_t work)
+      : crowd(crowd), wanted(threads), work(work), admitted(crowd.admit(threads, work)) {}
+  Crowd& crowd;
+  const int wanted;
+  const int64_t work;
+  const int admitted;
+};
+
 // Runs work(Worker&) on the calling thread and on up to `threads` - 1 others. `stages` has one Stage for each stage, or is
-// null if `threads` is 1. `wanted` is the number that Crowd::admit was asked for, which then learns how the call went; 0: it
-// was not asked.
+// null if `threads` is 1. If `share` is not null, `threads` is the number that it admitted, and its crowd learns how the call
+// went.
 template <class Work>
-void parallel(int threads, Stage* stages, const Work& work, int wanted = 0) {
-  if (threads <= 1) {
+void parallel(int threads, Stage* stages, const Work& work, const Share* share = nullptr) {
+  const int64_t began = share ? now() : 0, busy_before = share ? busy() : 0;
+  int64_t lost = 0;
+  int came = threads > 1 ? threads : 1;
+  if (came == 1) {
     Worker alone(nullptr, 0);
     work(alone);
-    return;
-  }
-  const int64_t began = now();
-  int came = threads;
+  } else {
 #if defined(_OPENMP)
-  Call call(threads, stages, nullptr, nullptr);
+    Call call(threads, stages, nullptr, nullptr);
 #pragma omp parallel num_threads(threads)
-  {
-    Worker worker(&call, omp_get_thread_num());
-    if (worker.rank == 0) came = omp_get_num_threads();
-    work(worker);
-    call.leave(worker.rank, omp_get_num_threads());
-  }
+    {
+      Worker worker(&call, omp_get_thread_num());
+      if (worker.rank == 0) came = omp_get_num_threads();
+      work(worker);
+      call.leave(worker.rank, omp_get_num_threads());
+    }
 #else
-  const auto run = [](const void* context, Call& call, int rank) {
-    Worker worker(&call, rank);
-    (*static_cast<const Work*>(context))(worker);
-  };
-  Call call(threads, stages, run, &work);
-  call.run();
+    const auto run = [](const void* context, Call& call, int rank) {
+      Worker worker(&call, rank);
+      (*static_cast<const Work*>(context))(worker);
+    };
+    Call call(threads, stages, run, &work);
+    call.run();
 #endif
-  if (wanted && came > 1) Crowd::note(wanted, came, call.lost(), now() - began);
+    lost = call.lost();
+  }
+  if (!share || share->wanted <= 1) return;
+  const int64_t total = now() - began, away = total - (busy() - busy_before);
+  share->crowd.note(share->wanted, came, share->work, lost > away ? lost : away, total);
 }
 
 // Returns the first of `count` items in piece `i` of `pieces`. A piece has all items before the first of piece i + 1.
