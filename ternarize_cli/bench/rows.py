@@ -17,7 +17,7 @@ from ternarize_cli.bench.feeds import Feed
 from ternarize_cli.bench.output_check import Loaded, compare_outputs
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.engines.inputs import Batch
-from ternarize_cli.measuring.timing import DeviceClock, summarise, time_interleaved
+from ternarize_cli.measuring.timing import PAUSE, DeviceClock, summarise, time_interleaved
 
 __all__ = ["BenchRow", "in_turn", "rate", "time_feed", "timed_rows"]
 
@@ -94,7 +94,13 @@ def time_feed(
     calls = {c.name: in_turn(loaded.forwards[c.name], feed.batches) for c in loaded.candidates}
     watched: dict[str, list[float]] = {}
     times = time_interleaved(
-        calls, repeats=repeats, seconds=seconds, warmup=warmup * len(feed.batches), watch=watch, watched=watched
+        calls,
+        repeats=repeats,
+        seconds=seconds,
+        warmup=warmup * len(feed.batches),
+        pause=PAUSE if watch is None else 0,  # a GPU that waits lowers its clock
+        watch=watch,
+        watched=watched,
     )
     on_device = {name: summarise(measured).median_ms for name, measured in watched.items()}
     rows = timed_rows(

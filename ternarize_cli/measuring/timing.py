@@ -7,6 +7,9 @@ candidate runs first, second, … equally often:
 
     round 0:  A B C      round 1:  B C A      round 2:  C A B      round 3:  A B C …
 
+Threads of a candidate may look for work for some milliseconds after its call has ended, as OpenMP's do, and would take
+processors from the next candidate. So there is a pause before each call, in which they go to sleep.
+
 The median is reported with the 10th and 90th percentile. A wide gap between these means that the numbers of that point
 can't be trusted.
 """
@@ -20,6 +23,7 @@ import numpy as np
 
 __all__ = [
     "MIN_ROUNDS",
+    "PAUSE",
     "DeviceClock",
     "GridPoint",
     "Timing",
@@ -33,6 +37,8 @@ __all__ = [
 MIN_ROUNDS = 3
 """The least number of rounds, even if the time budget is spent."""
 
+PAUSE = 0.015
+"""Seconds between two calls, longer than threads look for work: libgomp's do so for up to 10 milliseconds."""
 
 _left_out = 0.0
 
@@ -91,6 +97,7 @@ def time_interleaved(
     repeats: int,
     seconds: float,
     warmup: int,
+    pause: float = PAUSE,
     clock: Callable[[], float] = working_time,
     watch: DeviceClock | None = None,
     watched: dict[str, list[float]] | None = None,
@@ -103,6 +110,7 @@ def time_interleaved(
         seconds: time budget. After it no new round begins, but there are at least `MIN_ROUNDS` rounds (or `repeats`, if
             that is less).
         warmup: number of untimed rounds before.
+        pause: seconds before each timed call, which `seconds` includes.
         clock: a monotonic clock, in seconds.
         watch: a second clock for these calls.
         watched: a dict that gets the times of `watch`, in the form of the result.
@@ -120,6 +128,7 @@ def time_interleaved(
         if i >= MIN_ROUNDS and clock() - begun >= seconds:
             break
         for name in turns(names, i):
+            time.sleep(pause)
             if watch is not None:
                 watch.begin()
             start = clock()

@@ -13,7 +13,7 @@ __all__ = ["processors", "quota"]
 
 
 def processors() -> int:
-    """Returns how many processors this process may use, by affinity and by the quota of its control group, rounded up."""
+    """Returns how many processors this process may use, by its affinity and its quota, which is rounded up."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
