@@ -5,8 +5,7 @@ compute the family in another way. So the first blocks, as many as hold one of e
 sums are equal; float arithmetic between them differs in its order, which int8 rounding amplifies to a percent or two.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any, Protocol
 
 import torch
@@ -45,11 +44,15 @@ def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
     if given is None:
         return None
     ids, mask, pixels = given
-    with torch.no_grad(), _cut_to(model, stack, count):
+    cut: Any = _cut_to(model, stack, count)
+    with torch.no_grad():
         if pixels is not None:
-            own = type(model).forward(model, pixel_values=pixels).last_hidden_state
+            own = type(model).forward(cut, pixel_values=pixels).last_hidden_state
         else:
-            own = type(model).forward(model, input_ids=ids, attention_mask=mask).last_hidden_state
+            own = type(model).forward(cut, input_ids=ids, attention_mask=mask).last_hidden_state
+    for i in range(count):
+        for linear in stack.linears(i):
+            linear.release()
     made = encoder.first_blocks(count, ids, mask, pixels)
     if made.shape != own.shape:
         return f"its description gives {list(made.shape)} hidden states, and its modules {list(own.shape)}"
@@ -90,17 +93,22 @@ def _sample(model: Any, block: Block) -> tuple[Tensor | None, Tensor | None, Ten
     return ids, mask, None
 
 
-@contextmanager
-def _cut_to(model: nn.Module, stack: Stack, count: int) -> Iterator[None]:
-    """Leaves a model its first `count` blocks, and frees afterwards what their linears prepared."""
+def _cut_to(model: nn.Module, stack: Stack, count: int) -> nn.Module:
+    """Returns a model that shares all modules with `model`, but has only its first `count` blocks.
+
+    The model itself stays whole, as another thread may run it.
+    """
     where, _, name = stack.block.layers.rpartition(".")
-    parent = model.get_submodule(where)
-    whole = parent._modules[name]
+    cut = parent = _shallow(model)
+    for part in where.split(".") if where else ():
+        child = _shallow(parent.get_submodule(part))
+        parent._modules[part] = child
+        parent = child
     parent._modules[name] = nn.ModuleList(stack.layers[:count])
-    try:
-        yield
-    finally:
-        parent._modules[name] = whole
-        for i in range(count):
-            for linear in stack.linears(i):
-                linear.release()
+    return cut
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made

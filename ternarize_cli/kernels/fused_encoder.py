@@ -99,8 +99,11 @@ class FusedForward(ABC):
         return type(self).__call__.__code__
 
     @abstractmethod
-    def _make_encoder(self, model: nn.Module) -> FusedEncoder:
-        """Lays out a model that `refusal` accepts for the backend."""
+    def _make_encoder(self, model: nn.Module) -> FusedEncoder | None:
+        """Lays out a model that `refusal` accepts for the backend.
+
+        Returns None, and gives the model its own `forward` back, if its modules compute something else.
+        """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes, and takes its arguments."""
@@ -118,12 +121,16 @@ class FusedForward(ABC):
         if not isinstance(first, Tensor) or not self._is_plain(given) or generation is None:
             return type(model).forward(model, *arguments, **options)
         with torch.no_grad():
-            if self._encoder is None or self._made_of != generation:
-                self._encoder, self._made_of = self._make_encoder(model), generation
+            encoder = self._encoder
+            if encoder is None or self._made_of != generation:
+                encoder = self._make_encoder(model)
+                self._encoder, self._made_of = encoder, generation
+            if encoder is None:
+                return type(model).forward(model, *arguments, **options)
             if self._reads == _IMAGES:
-                hidden = self._encoder.images(first)
+                hidden = encoder.images(first)
             else:
-                hidden = self._encoder.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
+                hidden = encoder.texts(first, given.get("attention_mask"), given.get("token_type_ids"))
             return self._with_pooled(hidden, first)
 
     def _with_pooled(self, hidden: Tensor, first: Tensor) -> Any:

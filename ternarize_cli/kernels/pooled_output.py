@@ -33,7 +33,7 @@ def pooled_output(model: Any, hidden: Tensor, first: Tensor) -> Any:
     if name == "SiglipTextModel":
         return model.head(hidden[:, -1, :])
     pooler: Any = getattr(model, "pooler", None)
-    if hidden.device.type == "cpu" and _is_tanh_of_first(pooler):
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and _is_tanh_of_first(pooler):
         return _tanh(pooler.dense(hidden[:, 0]))
     first_is_pooled = first.is_floating_point() and not hasattr(model, "pooler")  # DINOv2 and DINOv3
     return pooler(hidden) if pooler is not None else hidden[:, 0] if first_is_pooled else None

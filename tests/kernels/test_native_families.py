@@ -130,6 +130,29 @@ def test_a_description_that_gives_other_vectors_is_not_run(
     assert model(input_ids=torch.tensor([[2, 7, 8, 3]])).last_hidden_state.isfinite().all()
 
 
+def test_a_model_in_training_is_compared_when_it_first_runs_fused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family, folder = modern_bert(tmp_path)
+    ids = torch.tensor([[2, 7, 8, 3]])
+    wanted = opened(family, folder)(input_ids=ids).last_hidden_state
+    for key, value in (("scale", 3.0), ("scale", None)):
+        model = opened(family, folder)
+        values = model.ternarize_block.to_dict()
+        model.__dict__["ternarize_block"] = Block.from_dict(values | ({} if value is None else {key: value}))
+        model.train()
+        kernels.use_backend(model, "native")
+        assert isinstance(model.forward, NativeForward), "nothing could be compared yet"
+        model.eval()
+        with torch.no_grad(), caplog.at_level(logging.WARNING, "ternarize_cli"):
+            made = model(input_ids=ids).last_hidden_state
+        is_wrong = value is not None
+        assert isinstance(model.__dict__.get("forward"), NativeForward) is not is_wrong
+        assert ("gives other vectors" in caplog.text) is is_wrong
+        assert ((made - wanted).norm() / wanted.norm()) < 0.06
+        caplog.clear()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -5,7 +5,6 @@ for each linear. Both compute the integer sums of `reference`. A fused encoder d
 another order, so its vectors can differ where int8 rounding amplifies a last-bit difference (docs/research/cpu.md).
 """
 
-import logging
 from functools import cache
 
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ class Native:
 
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by one call of the library, and returns None; or returns why it can't."""
-        from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal
+        from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal, tell_unfused
         from ternarize_cli.kernels.stack import Stack, refusal
 
         reason = refusal(model) or head_refusal(Stack.of(model).block)
@@ -77,7 +76,5 @@ class Native:
             if reason is None:
                 model.forward = forward
             else:
-                logging.getLogger("ternarize_cli").warning(
-                    "note: %s runs linear by linear: %s", type(model).__name__, reason
-                )
+                tell_unfused(model, reason)
         return reason

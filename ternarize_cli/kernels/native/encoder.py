@@ -1,5 +1,6 @@
 """Runs a whole encoder in one call of the compiled library, on the tokens that are not padding."""
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from ternarize_cli.kernels.native.positions import (
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["NativeEncoder", "NativeForward", "head_refusal"]
+__all__ = ["NativeEncoder", "NativeForward", "head_refusal", "tell_unfused"]
 
 _HALF = 16  # outputs of a gate that lie side by side with as many that it multiplies
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
@@ -38,13 +39,23 @@ class NativeForward(FusedForward):
 
     backend, device = "native", "cpu"
 
-    def _make_encoder(self, model: nn.Module) -> "NativeEncoder":
-        return NativeEncoder(model)
+    _is_compared = False  # with the model's modules
+
+    def _make_encoder(self, model: nn.Module) -> "NativeEncoder | None":
+        if self._is_compared:  # before
+            return NativeEncoder(model)
+        reason = self.checked()  # a model that is trained first, for example, could not be compared before
+        if reason is None and isinstance(self._encoder, NativeEncoder):
+            return self._encoder
+        tell_unfused(model, reason or "it can't be compared with its modules")
+        model.__dict__.pop("forward", None)
+        return None
 
     def checked(self) -> str | None:
         """Lays the weights out, and says how the result differs from the model's modules (`block_check`).
 
-        Returns None if it does not. Weights that are still on the meta device are not looked at.
+        Returns None if it does not. A model that can't run fused now, such as one in training or on the meta device, is
+        compared when it is first run fused.
         """
         model: Any = self._model
         generation = self._generation(model)
@@ -57,8 +68,13 @@ class NativeForward(FusedForward):
         except (TernarizeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
             return f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
         if reason is None:
-            self._encoder, self._made_of = encoder, generation
+            self._encoder, self._made_of, self._is_compared = encoder, generation, True
         return reason
+
+
+def tell_unfused(model: nn.Module, reason: str) -> None:
+    """Logs that a model runs linear by linear, and why."""
+    logging.getLogger("ternarize_cli").warning("note: %s runs linear by linear: %s", type(model).__name__, reason)
 
 
 class _Made(NamedTuple):
