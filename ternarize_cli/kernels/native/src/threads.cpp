@@ -10,12 +10,17 @@
 #include <signal.h>
 #include <time.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace tz {
 namespace {
 
 constexpr int64_t kMicro = 1000, kMilli = 1000 * kMicro;
-constexpr int64_t kLook = 40 * kMicro;         // how long a thread looks for what it waits for before it sleeps
+constexpr int64_t kLook = 200 * kMicro;        // how long a thread looks for what it waits for before it sleeps
+[[maybe_unused]] constexpr int64_t kNap = 3 * kMilli;  // after which OpenMP's threads may have gone to sleep
 constexpr int64_t kShort = 300 * kMicro;       // calls that are too short to tell how crowded the machine is
 constexpr int kKnown = 4;                      // calls of a size before another number of threads is tried; the first is not counted
 constexpr int64_t kFirst = 20 * kMilli, kLongest = 2000 * kMilli;  // time between two trials, at first and at most
@@ -124,6 +129,47 @@ Crowd::Size& Crowd::size_of(int64_t work) {
 
 Crowd::Size::Size() : rest(kFirst) {}
 
+#if defined(_OPENMP) && defined(__linux__)
+
+Helpers& Helpers::of_this_thread() {
+  static thread_local Helpers helpers;
+  return helpers;
+}
+
+void Helpers::call(int threads) {
+  if (threads > kMost || now() - left_ < kNap) return;
+  cpu_set_t others, own;
+  if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) return;
+  others = allowed_;
+  CPU_CLR(static_cast<size_t>(sched_getcpu()), &others);
+  if (CPU_COUNT(&others) == 0) return;
+  for (int rank = 1; rank < threads; ++rank) {
+    const pid_t id = id_[rank];
+    // The thread may have ended, and its number may be another process's by now.
+    if (id == 0 || syscall(SYS_tgkill, getpid(), id, 0) != 0) continue;
+    if (sched_getaffinity(id, sizeof own, &own) != 0 || !CPU_EQUAL(&own, &allowed_)) continue;
+    is_kept_off_[rank] = sched_setaffinity(id, sizeof others, &others) == 0;
+  }
+}
+
+void Helpers::come(int rank) {
+  if (rank == 0 || rank >= kMost) return;
+  static thread_local const pid_t id = static_cast<pid_t>(syscall(SYS_gettid));
+  if (is_kept_off_[rank]) sched_setaffinity(id_[rank], sizeof allowed_, &allowed_);
+  is_kept_off_[rank] = false;
+  id_[rank] = id;
+}
+
+void Helpers::leave(int threads) {
+  for (int rank = threads; rank < kMost; ++rank)
+    if (is_kept_off_[rank]) {
+      sched_setaffinity(id_[rank], sizeof allowed_, &allowed_);
+      is_kept_off_[rank] = false;
+    }
+  left_ = now();
+}
+
+#endif
 #if !defined(_OPENMP)
 
 // The threads of this process that help callers.

@@ -21,6 +21,10 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/types.h>
+#endif
 
 namespace tz {
 
@@ -138,6 +142,37 @@ class Worker {
   }
 };
 
+#if defined(_OPENMP) && defined(__linux__)
+// The threads of OpenMP that help the calling thread, after a pause in which they may have gone to sleep.
+//
+// In a virtual machine, Linux takes a processor that has slept for long for one that the host has given to somebody else, and
+// wakes a thread on the processor of the thread that wakes it. Both then share one processor, and leave the other idle, until
+// the next tick of 4 milliseconds, which is all that a short text takes. So helpers are kept off the processor of the caller
+// until they have come. Threads that somebody has bound to processors of their own stay as they are.
+class Helpers {
+ public:
+  static Helpers& of_this_thread();
+  void call(int threads);    // before a region of so many threads
+  void come(int rank);       // in it, on each helper
+  void leave(int threads);   // after it; fewer threads may have come than were called
+
+ private:
+  static constexpr int kMost = 16;  // with more threads it would take longer than it saves
+  pid_t id_[kMost] = {};            // by rank; 0: has not come yet
+  bool is_kept_off_[kMost] = {};
+  int64_t left_ = 0;                // when the last region ended
+  cpu_set_t allowed_ = {};          // the processors of the calling thread
+};
+#else
+class Helpers {
+ public:
+  static Helpers of_this_thread() { return {}; }
+  void call(int) {}
+  void come(int) {}
+  void leave(int) {}
+};
+#endif
+
 // What a call asks of a Crowd: `threads` threads for `work`, of which it gets `admitted`.
 struct Share {
   Share(Crowd& crowd, int threads, int64_t work)
@@ -162,13 +197,17 @@ void parallel(int threads, Stage* stages, const Work& work, const Share* share =
   } else {
 #if defined(_OPENMP)
     Call call(threads, stages, nullptr, nullptr);
+    auto&& helpers = Helpers::of_this_thread();
+    helpers.call(threads);
 #pragma omp parallel num_threads(threads)
     {
+      helpers.come(omp_get_thread_num());
       Worker worker(&call, omp_get_thread_num());
       if (worker.rank == 0) came = omp_get_num_threads();
       work(worker);
       call.leave(worker.rank, omp_get_num_threads());
     }
+    helpers.leave(came);
 #else
     const auto run = [](const void* context, Call& call, int rank) {
       Worker worker(&call, rank);
