@@ -11,8 +11,8 @@
 // stages, and finds those that have ended already without a piece for it.
 //
 // A thread that loses its processor in the middle of a piece holds up all others for as long as the system lets another program
-// run, some milliseconds. Where calls lose much time in this way, one call tries a thread less, and where it was faster, those
-// after it have a thread less, too (Crowd).
+// run, some milliseconds. Where calls lose much time in this way, one call tries a thread fewer, and where it was faster, those
+// after it have a thread fewer, too (Crowd).
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -41,7 +41,7 @@ struct alignas(64) Stage {
 };
 
 // Decides how many threads a call gets. Where threads have slept for an eighth of a call's time and more while they waited for
-// each other, or where the calling thread had no processor for so long, the next call tries one thread less. If it takes less
+// each other, or where the calling thread had no processor for so long, the next call tries one thread fewer. If it takes less
 // time for its work, this stays so, and from time to time calls try one more again; if they win for a tenth of a second, they
 // keep it. Trials that lose come seldom: at most one call in 16, and one in 2 seconds at last. So a machine that is quiet pays
 // next to nothing, and one that is not pays with a few calls for knowing which number is best.
