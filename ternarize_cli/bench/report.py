@@ -116,7 +116,9 @@ def _beside(report: BenchReport) -> str:
     """A sentence about the neighbours, with a blank in front; empty if there were none."""
     if not report.neighbours:
         return ""
-    return f" {counted(report.neighbours, 'neighbour')}: a process each, busy beside all candidates."
+    if report.neighbours == 1:
+        return " One neighbour: a process that is busy beside all candidates."
+    return f" {counted(report.neighbours, 'neighbour')}: processes that are busy beside all candidates."
 
 
 def _padding(row: BenchRow) -> float:

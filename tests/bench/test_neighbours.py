@@ -87,7 +87,7 @@ def test_the_work_of_neighbours_is_not_that_of_others() -> None:
 
 
 def test_a_report_names_its_neighbours(report: BenchReport) -> None:
-    sentence = "2 neighbours: a process each, busy beside all candidates."
+    sentence = "2 neighbours: processes that are busy beside all candidates."
     assert report.to_dict()["neighbours"] == 2
     assert sentence in tables(report)[0].caption
     assert sentence in markdown_text(report, "ternarize bench")
