@@ -1,38 +1,35 @@
-// Calls of made-up times go to Crowd; prints, for the last of each kind of neighbourhood, how many threads calls got.
+// Tells Crowd of calls on made-up machines. Reads from standard input, a line each: a name, the threads that callers want, how many
+// calls there are, and for 1, 2, ... threads the milliseconds of a call and how many of them are lost. Prints for each line how
+// often calls had each number of threads, of those in its second half, in percent.
 #include <cstdio>
+#include <iostream>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "threads.h"
 
-namespace {
-
-constexpr int64_t kWork = 1 << 20, kMilli = 1000000;
-
-struct Machine {
-  int64_t one, two, lost;  // nanoseconds of a call with one and with two threads, and of these lost
-};
-
-// Makes calls for so many milliseconds, and returns the share of those in the second half that had two threads, in percent.
-int share_of_two(tz::Crowd& crowd, Machine machine, int64_t milliseconds) {
-  const int64_t began = tz::now(), half = began + milliseconds * kMilli / 2, end = began + milliseconds * kMilli;
-  int all = 0, both = 0;
-  for (int64_t at = began; at < end; at = tz::now()) {
-    const int threads = crowd.admit(2, kWork);
-    const int64_t total = threads == 2 ? machine.two : machine.one;
-    while (tz::now() < at + total) {
-    }
-    crowd.note(2, threads, kWork, threads == 2 ? machine.lost : 0, total);
-    if (at >= half) ++all, both += threads == 2;
-  }
-  return 100 * both / all;
-}
-
-}  // namespace
-
 int main() {
   tz::Crowd crowd;
-  const Machine quiet = {2 * kMilli, kMilli, 0}, shared = {2 * kMilli, 3 * kMilli, kMilli}, half = {4 * kMilli, 3 * kMilli, kMilli};
-  std::printf("quiet %d\n", share_of_two(crowd, quiet, 200));
-  std::printf("shared %d\n", share_of_two(crowd, shared, 600));
-  std::printf("quiet again %d\n", share_of_two(crowd, quiet, 2400));
-  std::printf("loses, and is faster all the same %d\n", share_of_two(crowd, half, 1000));
+  unsigned noise = 1;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::istringstream words(line);
+    std::string name;
+    int wanted, calls;
+    words >> name >> wanted >> calls;
+    std::vector<double> cost(wanted + 1), lost(wanted + 1);
+    for (int threads = 1; threads <= wanted; ++threads) words >> cost[threads] >> lost[threads];
+    std::vector<int> counts(wanted + 1);
+    for (int i = 0; i < calls; ++i) {
+      const int64_t work = (1 << 20) + i % 7 * 1000;
+      const int threads = crowd.admit(wanted, work);
+      noise = noise * 1664525u + 1013904223u;
+      const double milliseconds = cost[threads] * (.9 + .2 * (noise >> 8) / (1 << 24)) * work / (1 << 20);
+      crowd.note(wanted, threads, work, static_cast<int64_t>(lost[threads] * 1e6), static_cast<int64_t>(milliseconds * 1e6));
+      if (i >= calls / 2) ++counts[threads];
+    }
+    std::printf("%s", name.c_str());
+    for (int threads = 1; threads <= wanted; ++threads) std::printf(" %d", 100 * counts[threads] / (calls - calls / 2));
+    std::printf("\n");
+  }
 }

@@ -246,7 +246,7 @@ TZ_EXPORT int tz_linear(int isa, const Linear* w, const float* x, int rows, floa
     y ? require_array(y, "the output is not aligned") : require_array(sums, "the output is not aligned");
     static Crowd crowd;
     const int64_t tiles = static_cast<int64_t>(rows) * w->panels * w->blocks;
-    const Share granted(crowd, tiles >= kWorthSharing ? threads : 1, tiles);
+    const Admission granted(crowd, tiles >= kWorthSharing ? threads : 1, tiles);
     const int all = granted.admitted;
     Scratch q(Activations::bytes(rows, w->blocks)), scratch(gemm_scratch(w->blocks) * all);
     std::vector<float> t(rows);

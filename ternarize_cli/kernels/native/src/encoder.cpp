@@ -506,7 +506,7 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
   // that every thread reads all weights.
   if (threads == 1 || count < threads || tokens < kLeast * threads) {
     static Crowd crowd;
-    const Share granted(crowd, threads, tokens * tiles(e));
+    const Admission granted(crowd, threads, tokens * tiles(e));
     const int admitted = granted.admitted;
     const Room room(e, tokens, longest);
     const Plan plan(tokens, admitted);

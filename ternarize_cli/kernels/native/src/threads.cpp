@@ -21,11 +21,10 @@ namespace {
 constexpr int64_t kMicro = 1000, kMilli = 1000 * kMicro;
 constexpr int64_t kLook = 200 * kMicro;        // how long a thread looks for what it waits for before it sleeps
 [[maybe_unused]] constexpr int64_t kNap = 3 * kMilli;  // after which OpenMP's threads may have gone to sleep
-constexpr int64_t kShort = 300 * kMicro;       // calls that are too short to tell how crowded the machine is
-constexpr int kKnown = 4;                      // calls of a size before another number of threads is tried; the first is not counted
-constexpr int64_t kFirst = 20 * kMilli, kLongest = 2000 * kMilli;  // time between two trials, at first and at most
-constexpr int64_t kWon = 100 * kMilli;         // how long calls must win with a thread more until it is kept
-constexpr int64_t kShare = 16;                 // a trial is one call of at least so many
+constexpr int kFewCalls = 3;                   // a run of calls is long enough to be compared with so many,
+constexpr double kFewMoments = 80.0 * kMilli;  // and so many nanoseconds
+constexpr int kRuns = 16, kPatience = 4;       // runs of calls until something is tried again, and how often this may double
+constexpr double kGain = .95;                  // of the time, below which a number of threads is better than another
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -59,66 +58,73 @@ int64_t busy() {
   return now();
 #else
   timespec time;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) != 0) return now();
   return time.tv_sec * 1000 * kMilli + time.tv_nsec;
 #endif
 }
 
 int Crowd::admit(int threads, int64_t work) {
-  const Size& size = size_of(work);
-  const int out = size.out.load(std::memory_order_relaxed);
-  const bool is_crowded = size.crowded.load(std::memory_order_relaxed);
-  if (threads <= 1 || (out == 0 && !is_crowded)) return threads;
-  int fewer = out;
-  if (now() >= size.next.load(std::memory_order_relaxed)) fewer += is_crowded && out + 1 < threads ? 1 : out > 0 ? -1 : 0;
-  return threads > fewer ? threads - fewer : 1;
+  if (threads <= 1) return threads;
+  Size& size = size_of(work);
+  const std::unique_lock<std::mutex> lock(size.mutex, std::try_to_lock);
+  if (!lock.owns_lock()) return threads;
+  if (size.wanted != threads) size.start(threads);
+  return size.tried;
 }
 
 void Crowd::note(int wanted, int used, int64_t work, int64_t lost, int64_t total) {
   Size& size = size_of(work);
-  const int out = size.out.load(std::memory_order_relaxed), usual = wanted > out ? wanted - out : 1;
-  const float cost = static_cast<float>(total) / static_cast<float>(work);
-  if (used == usual) {
-    const int known = size.known.load(std::memory_order_relaxed);
-    if (known < kKnown) size.known.store(known + 1, std::memory_order_relaxed);
-    if (known > 0) learn(size.cost, cost);
-    const bool is_crowded = total >= kShort && known + 1 >= kKnown && lost * 8 > total * (used - 1);
-    size.crowded.store(is_crowded, std::memory_order_relaxed);
+  const std::unique_lock<std::mutex> lock(size.mutex, std::try_to_lock);
+  if (!lock.owns_lock() || size.wanted != wanted || size.tried != used) return;
+  if (!size.is_warm) {
+    size.is_warm = true;
     return;
   }
-  if (used != usual - 1 && used != usual + 1) return;  // the system gave other threads than were asked for
-  const float before = size.cost.load(std::memory_order_relaxed);
-  const int64_t at = now();
-  if (used < usual) {
-    if (learn(size.fewer, cost) < .95f * before) return size.settle(wanted - used, before, at);
-  } else if (cost < before) {
-    learn(size.more, cost);
-    // A thread more may be lucky for some calls, while the neighbours still make up for what they had before.
-    if (size.won.load(std::memory_order_relaxed) == 0) size.won.store(at, std::memory_order_relaxed);
-    if (at - size.won.load(std::memory_order_relaxed) > kWon) size.settle(wanted - used, before, at);
-    return;
+  size.now.add(total, work, lost);
+  size.waited += static_cast<double>(total);
+  if (size.now.is_long_enough()) size.conclude();
+}
+
+void Crowd::Run::add(int64_t total, int64_t done, int64_t missed) {
+  ++calls;
+  time += static_cast<double>(total);
+  work += static_cast<double>(done);
+  lost += static_cast<double>(missed);
+}
+
+bool Crowd::Run::is_long_enough() const { return calls >= kFewCalls && time >= kFewMoments; }
+
+void Crowd::Size::start(int threads) {
+  wanted = usual = tried = threads;
+  is_warm = tries_more = false;
+  now = before = Run();
+  waited = wait = 0;
+  patience = 1;
+}
+
+// Something is known of the calls of now: they are the usual ones, or try something.
+void Crowd::Size::conclude() {
+  if (tried == usual) {
+    const bool is_crowded = now.lost * 8 > now.time * usual;
+    before = now;
+    if (waited >= wait && (is_crowded || usual < wanted)) tried = next(is_crowded);
+  } else {
+    const bool is_better = now.cost() < kGain * before.cost();
+    patience = is_better ? 1 : patience < kPatience ? 2 * patience : kPatience;
+    wait = kRuns * patience * now.time;
+    waited = 0;
+    tries_more = is_better ? tried > usual : !tries_more;
+    usual = is_better ? tried : usual;
+    tried = usual;
   }
-  size.won.store(0, std::memory_order_relaxed);
-  const int64_t rest = size.rest.load(std::memory_order_relaxed);
-  size.next.store(at + (rest > kShare * total ? rest : kShare * total), std::memory_order_relaxed);
-  size.rest.store(rest * 2 < kLongest ? rest * 2 : kLongest, std::memory_order_relaxed);
+  now = Run();
 }
 
-void Crowd::Size::settle(int left_out, float before, int64_t at) {
-  const bool is_fewer = left_out > out.load(std::memory_order_relaxed);
-  cost.store((is_fewer ? fewer : more).load(std::memory_order_relaxed), std::memory_order_relaxed);
-  (is_fewer ? more : fewer).store(before, std::memory_order_relaxed);
-  (is_fewer ? fewer : more).store(0, std::memory_order_relaxed);
-  out.store(left_out, std::memory_order_relaxed);
-  won.store(0, std::memory_order_relaxed);
-  rest.store(kFirst, std::memory_order_relaxed);
-  next.store(at + kFirst, std::memory_order_relaxed);
-}
-
-float Crowd::learn(std::atomic<float>& mean, float cost) {
-  const float before = mean.load(std::memory_order_relaxed), after = before > 0 ? before + (cost - before) / 4 : cost;
-  mean.store(after, std::memory_order_relaxed);
-  return after;
+// The number of threads to try: a quarter fewer, or a third more. `usual` is `wanted` only where calls are crowded.
+int Crowd::Size::next(bool is_crowded) const {
+  const int fewer = usual - (usual + 3) / 4, more = usual + (usual + 2) / 3;
+  if (usual < wanted && (tries_more || !is_crowded || fewer < 1)) return more < wanted ? more : wanted;
+  return fewer < 1 ? usual : fewer;
 }
 
 Crowd::Size& Crowd::size_of(int64_t work) {
@@ -126,8 +132,6 @@ Crowd::Size& Crowd::size_of(int64_t work) {
   for (; work > 1; work >>= 1) ++i;
   return sizes_[i];
 }
-
-Crowd::Size::Size() : rest(kFirst) {}
 
 #if defined(_OPENMP) && defined(__linux__)
 

@@ -2,7 +2,7 @@
 //
 // A call is a row of *stages*. Each stage is a number of pieces, which threads take as they come; it has ended when all of its
 // pieces are done, whoever did them. So a stage never waits for a thread that has no processor, unless that thread is in the
-// middle of a piece. A thread that finds no piece left waits for the stage to end: for some microseconds it looks again and
+// middle of a piece. A thread that finds no piece left waits for the stage to end: for 200 microseconds it looks again and
 // again, then it sleeps, so that its processor is free for the thread that it waits for.
 //
 // The threads are OpenMP's. If torch has loaded the OpenMP library already, these are torch's own, which would otherwise look
@@ -11,8 +11,7 @@
 // stages, and finds those that have ended already without a piece for it.
 //
 // A thread that loses its processor in the middle of a piece holds up all others for as long as the system lets another program
-// run, some milliseconds. Where calls lose much time in this way, one call tries a thread fewer, and where it was faster, those
-// after it have a thread fewer, too (Crowd).
+// run, some milliseconds. Where calls lose much time in this way, some try fewer threads (Crowd).
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -40,38 +39,49 @@ struct alignas(64) Stage {
   std::atomic<int> next{0}, done{0};
 };
 
-// Decides how many threads a call gets. Where threads have slept for an eighth of a call's time and more while they waited for
-// each other, or where the calling thread had no processor for so long, the next call tries one thread fewer. If it takes less
-// time for its work, this stays so, and from time to time calls try one more again; if they win for a tenth of a second, they
-// keep it. Trials that lose come seldom: at most one call in 16, and one in 2 seconds at last. So a machine that is quiet pays
-// next to nothing, and one that is not pays with a few calls for knowing which number is best.
+// Decides how many threads a call gets. Calls of one size are compared with each other: a machine's neighbours may leave room for
+// two threads in a call of a second, and for one in a call of milliseconds.
 //
-// Calls of one size are compared with each other: a machine's neighbours may leave room for two threads in a call of a second,
-// and for one in a call of milliseconds. Callers of several threads may change the numbers in any order; whatever comes of it
-// is a number of threads that works.
+// Calls have all threads, until some calls in a row have lost an eighth of their threads' time: threads slept while they waited
+// for each other, or the calling thread had no processor. Then as many calls try a quarter of the threads fewer, at least
+// one. If these need less time for their work, calls have so many threads from then on, and try fewer and more in turn. What is
+// tried takes a sixteenth of the time of all calls at most, and less where it has brought nothing. So a machine that is quiet
+// pays next to nothing, one that is not pays a little for a number of threads that suits it, and both find back.
 class Crowd {
  public:
   // Returns how many of up to `threads` threads the next call gets. `work` is a measure of what it has to do, for example its
   // products; calls with the same binary logarithm of `work`, rounded down, are of one size.
   int admit(int threads, int64_t work);
 
-  // Learns of a call that had `used` threads where it wanted `wanted`, took `total` nanoseconds, and lost `lost` nanoseconds
-  // of them.
+  // Learns of a call that had `used` threads where it wanted `wanted`, took `total` nanoseconds, and lost `lost` nanoseconds,
+  // added up over its threads.
   void note(int wanted, int used, int64_t work, int64_t lost, int64_t total);
 
  private:
-  struct Size {
-    Size();
-    void settle(int left_out, float before, int64_t at);  // what was tried becomes usual
-    std::atomic<int> out{0}, known{0};     // threads that are left out; calls with the usual number of threads, up to kKnown
-    std::atomic<bool> crowded{false};      // whether the last of them lost much
-    // Nanoseconds for a unit of work with the usual number of threads, one more and one fewer; 0: not known.
-    std::atomic<float> cost{0}, more{0}, fewer{0};
-    std::atomic<int64_t> next{0}, rest;    // when the next trial may be, and the time between two of them
-    std::atomic<int64_t> won{0};           // since when calls with one more thread win; 0: the last of them has lost
+  // Calls in a row with the same number of threads.
+  struct Run {
+    int calls = 0;
+    double time = 0, work = 0, lost = 0;  // nanoseconds; as callers measure it; nanoseconds of threads
+    void add(int64_t total, int64_t done, int64_t missed);
+    bool is_long_enough() const;
+    double cost() const { return time / work; }
   };
+
+  struct Size {
+    std::mutex mutex;  // who finds it locked goes without: a fork may have left it so
+    int wanted = 0;    // callers who want other numbers in turn start anew each time, and get what they want
+    int usual = 0;     // threads that calls get
+    int tried = 0;     // threads that calls get now; equal to `usual` if nothing is tried
+    bool is_warm = false, tries_more = false;  // whether the first call is over; what is tried next
+    Run now, before;   // the calls of now; those with the usual number before, of which at least as many are needed
+    double waited = 0, wait = 0;  // nanoseconds of calls since something was tried; those until the next time
+    int patience = 1;  // doubles each time that nothing is gained
+    void start(int threads);
+    void conclude();
+    int next(bool is_crowded) const;
+  };
+
   Size& size_of(int64_t work);
-  static float learn(std::atomic<float>& mean, float cost);  // takes `cost` into a mean that forgets; returns the mean
   Size sizes_[64];
 };
 
@@ -174,8 +184,8 @@ class Helpers {
 #endif
 
 // What a call asks of a Crowd: `threads` threads for `work`, of which it gets `admitted`.
-struct Share {
-  Share(Crowd& crowd, int threads, int64_t work)
+struct Admission {
+  Admission(Crowd& crowd, int threads, int64_t work)
       : crowd(crowd), wanted(threads), work(work), admitted(crowd.admit(threads, work)) {}
   Crowd& crowd;
   const int wanted;
@@ -184,11 +194,12 @@ struct Share {
 };
 
 // Runs work(Worker&) on the calling thread and on up to `threads` - 1 others. `stages` has one Stage for each stage, or is
-// null if `threads` is 1. If `share` is not null, `threads` is the number that it admitted, and its crowd learns how the call
-// went.
+// null if `threads` is 1. If `admission` is not null, `threads` is the number that it admitted, and its crowd learns how the
+// call went.
 template <class Work>
-void parallel(int threads, Stage* stages, const Work& work, const Share* share = nullptr) {
-  const int64_t began = share ? now() : 0, busy_before = share ? busy() : 0;
+void parallel(int threads, Stage* stages, const Work& work, const Admission* admission = nullptr) {
+  const bool is_noted = admission && admission->wanted > 1;
+  const int64_t began = is_noted ? now() : 0, busy_before = is_noted ? busy() : 0;
   int64_t lost = 0;
   int came = threads > 1 ? threads : 1;
   if (came == 1) {
@@ -218,9 +229,9 @@ void parallel(int threads, Stage* stages, const Work& work, const Share* share =
 #endif
     lost = call.lost();
   }
-  if (!share || share->wanted <= 1) return;
+  if (!is_noted) return;
   const int64_t total = now() - began, away = total - (busy() - busy_before);
-  share->crowd.note(share->wanted, came, share->work, lost > away ? lost : away, total);
+  admission->crowd.note(admission->wanted, came, admission->work, lost > away ? lost : away, total);
 }
 
 // Returns the first of `count` items in piece `i` of `pieces`. A piece has all items before the first of piece i + 1.
