@@ -45,14 +45,16 @@ def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
         return None
     ids, mask, pixels = given
     cut: Any = _cut_to(model, stack, count)
-    with torch.no_grad():
-        if pixels is not None:
-            own = type(model).forward(cut, pixel_values=pixels).last_hidden_state
-        else:
-            own = type(model).forward(cut, input_ids=ids, attention_mask=mask).last_hidden_state
-    for i in range(count):
-        for linear in stack.linears(i):
-            linear.release()
+    try:
+        with torch.no_grad():
+            if pixels is not None:
+                own = type(model).forward(cut, pixel_values=pixels).last_hidden_state
+            else:
+                own = type(model).forward(cut, input_ids=ids, attention_mask=mask).last_hidden_state
+    finally:
+        for i in range(count):
+            for linear in stack.linears(i):
+                linear.release()
     made = encoder.first_blocks(count, ids, mask, pixels)
     if made.shape != own.shape:
         return f"its description gives {list(made.shape)} hidden states, and its modules {list(own.shape)}"
@@ -67,7 +69,7 @@ def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
 
 def _sample(model: Any, block: Block) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Makes a batch that depends only on the model: ids and mask of two texts, or pixels; None if none is small."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     config = model.config
     if block.embeddings is None:
         size = config.image_size
@@ -75,7 +77,7 @@ def _sample(model: Any, block: Block) -> tuple[Tensor | None, Tensor | None, Ten
         if high * wide > _LARGEST_SAMPLE:
             return None
         channels = getattr(config, "num_channels", 3)
-        return None, None, torch.randn(1, channels, high, wide, generator=generator)
+        return None, None, torch.randn(1, channels, high, wide, generator=generator, device="cpu")
     table: Any = model.get_submodule(block.embeddings.words)
     seen = [s for kind in block.kinds for s in (kind.before, kind.after) if s]
     reach = max(seen, default=0) if block.relative is None else block.relative.distance
@@ -83,7 +85,7 @@ def _sample(model: Any, block: Block) -> tuple[Tensor | None, Tensor | None, Ten
     if block.embeddings.positions is not None:
         positions: Any = model.get_submodule(block.embeddings.positions)
         longest = min(longest, positions.num_embeddings - block.embeddings.first_position)
-    ids = torch.randint(table.num_embeddings, (2, longest), generator=generator)
+    ids = torch.randint(table.num_embeddings, (2, longest), generator=generator, device="cpu")
     padding = block.embeddings.first_position - 1 if block.embeddings.first_position else -1
     ids[ids == padding] = (padding + 1) % table.num_embeddings
     mask = torch.ones_like(ids)

@@ -100,10 +100,7 @@ class FusedForward(ABC):
 
     @abstractmethod
     def _make_encoder(self, model: nn.Module) -> FusedEncoder | None:
-        """Lays out a model that `refusal` accepts for the backend.
-
-        Returns None, and gives the model its own `forward` back, if its modules compute something else.
-        """
+        """Lays out a model that `refusal` accepts for the backend; returns None if its modules have to run instead."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes, and takes its arguments."""

@@ -40,12 +40,20 @@ def pooled_output(model: Any, hidden: Tensor, first: Tensor) -> Any:
 
 
 def _is_tanh_of_first(pooler: Any) -> bool:
-    """Whether this is a pooler of transformers that returns tanh of a linear of the first token, as BERT's does."""
+    """Returns whether this pooler of transformers computes tanh of a linear of the first token, as BERT's does.
+
+    Of all classes of transformers 5.24 with these two parts, each does. One whose `forward` was replaced is left alone.
+    """
     parts = dict(pooler.named_children()) if isinstance(pooler, nn.Module) else {}
-    if not type(pooler).__module__.startswith("transformers.models.") or parts.keys() != {"dense", "activation"}:
+    if parts.keys() != {"dense", "activation"} or type(parts["activation"]) is not nn.Tanh:
         return False
-    tanh = parts["activation"]
-    return type(tanh) is nn.Tanh and not any(m._forward_hooks or m._forward_pre_hooks for m in (pooler, tanh))
+    module = type(pooler).__module__
+    is_its_own = getattr(type(pooler).forward, "__module__", "") == module and module.startswith("transformers.models.")
+    return is_its_own and not any("forward" in m.__dict__ or _is_hooked(m) for m in (pooler, parts["activation"]))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _tanh(x: Tensor) -> Tensor:

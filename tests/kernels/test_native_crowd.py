@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def amdahl(wanted: int, free: int, lost: float) -> list[tuple[float, float]]:
-    """Calls of 16 ms of work on `free` processors; each thread more costs a quarter of a call's time, and loses some."""
+    """Calls of 16 ms of work on `free` processors; each thread beyond these costs a quarter more, and loses some."""
     return [(16 / min(n, free) * (1 + 0.25 * max(0, n - free)), lost * max(0, n - free)) for n in range(1, wanted + 1)]
 
 

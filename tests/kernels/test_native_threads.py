@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A model on a machine of eight processors, as far as the library knows."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(native_library, "_processors", lambda: 8)
+    monkeypatch.setattr(native_library, "processors", lambda: 8)
     yield load_encoder(folder, backend="native", device="cpu")[0].model
     torch.set_num_threads(before)
 
@@ -72,27 +72,29 @@ def test_callers_at_the_same_time_get_the_bits_that_each_gets_alone(model: Any) 
         assert all(equal(made, alone) for made in callers.map(lambda _: outputs(model), range(40)))
 
 
-def test_threads_are_no_more_than_the_processors_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "_processors", lambda: 1)
-    assert native_library._threads() == 1
+V1, V2 = "1 0 0:1 {root} {point} rw - cgroup cgroup rw,cpuacct,cpu", "2 0 0:2 {root} {point} rw - cgroup2 cgroup2 rw"
+"""Lines of /proc/self/mountinfo."""
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "allowed"),
+    ("groups", "mount", "root", "files", "allowed"),
     [
-        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),  # a container that sees only its own group
-        ("0::/system.slice/a.service\n", {"system.slice/a.service/cpu.max": "150000 100000"}, 1.5),  # CPUQuota=150%
-        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),  # an outer group's limit counts
-        ("0::/docker/0123\n", {"cpu.max": "400000 100000"}, 4),  # the path is the host's, which is not there
-        ("4:cpu,cpuacct:/q\n1:name=systemd:/q\n", {"cpu,cpuacct/q/cpu.cfs_quota_us": "300000"}, 3),
-        ("4:cpu:/q\n0::/\n", {"cpu/q/cpu.cfs_quota_us": "-1"}, None),
-        ("0::/\n", {"cpu.max": "max 100000"}, None),
-        ("0::/../..\n", {"cpu.max": "100000 0"}, None),
-        ("nothing of this kind\n\n", {"cpu.max": "words"}, None),
+        ("0::/", V2, "/", {"cpu.max": "200000 100000\n"}, 2),  # a container that sees only its own group
+        ("0::/system.slice/a.service", V2, "/", {"system.slice/a.service/cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b", V2, "/", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),  # the outer one's counts
+        ("0::/docker/12", V2, "/docker/12", {"cpu.max": "400000 100000"}, 4),
+        ("0::/docker/12/a", V2, "/docker/12", {"cpu.max": "400000 100000", "a/cpu.max": "100000 100000"}, 1),
+        ("0::/../other", V2, "/", {"cpu.max": "max 100000", "other/cpu.max": "10000 100000"}, None),
+        ("0::/", V2, "/", {"cpu.max": "max 100000"}, None),
+        ("0::/", V2, "/", {"cpu.max": "100000 0"}, None),
+        ("4:cpuacct,cpu:/q\n1:name=systemd:/q", V1, "/", {"q/cpu.cfs_quota_us": "300000"}, 3),
+        ("4:cpu:/q", V1, "/", {"q/cpu.cfs_quota_us": "-1"}, None),
+        ("4:memory:/", V1, "/", {"cpu.cfs_quota_us": "100000"}, None),
+        ("nothing of this kind\n\n", V2, "/", {"cpu.max": "words"}, None),
     ],
 )
 def test_a_quota_is_the_least_of_the_groups_that_a_process_is_in(
-    groups: str, files: dict[str, str], allowed: float | None, tmp_path: Path
+    groups: str, mount: str, root: str, files: dict[str, str], allowed: float | None, tmp_path: Path
 ) -> None:
     for name, content in files.items():
         path = tmp_path / name
@@ -100,23 +102,23 @@ def test_a_quota_is_the_least_of_the_groups_that_a_process_is_in(
         path.write_text(content)
         if path.name == "cpu.cfs_quota_us":
             path.with_name("cpu.cfs_period_us").write_text("100000\n")
-    assert quota(groups, tmp_path) == allowed
+    assert quota(groups, "not a mount\n" + mount.format(root=root, point=tmp_path)) == allowed
 
 
 def test_a_process_under_a_quota_of_one_processor_has_one_thread() -> None:
     group = Path("/sys/fs/cgroup/cpu") / f"ternarize-test-{os.getpid()}"
     try:
         group.mkdir()
-        (group / "cpu.cfs_period_us").write_text("100000")
-        (group / "cpu.cfs_quota_us").write_text("100000")
     except OSError as e:
         pytest.skip(f"control groups of version 1 can't be made here: {e}")
     code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
-    code += "from ternarize_cli.kernels.native.processors import processors; print(processors())"
+    code += "from importlib import import_module; import torch; torch.set_num_threads(2)\n"
+    code += "print(import_module('ternarize_cli.kernels.native.library')._threads())"
+    command = [sys.executable, "-c", code, str(group / "tasks")]
     try:
-        ended = subprocess.run(
-            [sys.executable, "-c", code, str(group / "tasks")], capture_output=True, text=True, check=True
-        )
+        (group / "cpu.cfs_period_us").write_text("100000")
+        (group / "cpu.cfs_quota_us").write_text("100000")
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
         assert ended.stdout.strip() == "1"
     finally:
         group.rmdir()

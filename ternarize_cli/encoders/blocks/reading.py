@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ternarize_cli.format.block import PLACES, Block
@@ -181,7 +182,8 @@ def _rotary(model: Any, family: Family, kind: str) -> Rotary:
     if what not in _STATIC_ROTARY:
         raise Undescribed(f"its rotary positions are {what}, which depend on the length of the text")
     make = ROPE_INIT_FUNCTIONS[what] if what != "default" else type(module).compute_default_rope_parameters
-    frequencies, factor = make(config, **by_kind)
+    with torch.device("cpu"):  # transformers 5.17 warns of an argument `device`
+        frequencies, factor = make(config, **by_kind)
     theta, numbers = float(given["rope_theta"]), 2 * len(frequencies)
     exact = [theta ** (-2 * i / numbers) for i in range(len(frequencies))]
     usual = all(abs(a - b) <= 1e-5 * b for a, b in zip(frequencies.tolist(), exact, strict=True))

@@ -1,6 +1,7 @@
 """Runs a whole encoder in one call of the compiled library, on the tokens that are not padding."""
 
 import logging
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,9 @@ _HALF = 16  # outputs of a gate that lie side by side with as many that it multi
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
 
 
+_COMPARING = Lock()
+
+
 def head_refusal(block: Block) -> str | None:
     """Says why the library can't run the attention of a block; None if it can."""
     return f"its heads are {block.head:,} wide, and {MAX_HEAD:,} is the most" if block.head > MAX_HEAD else None
@@ -39,17 +43,23 @@ class NativeForward(FusedForward):
 
     backend, device = "native", "cpu"
 
-    _is_compared = False  # with the model's modules
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._is_compared = False  # whether the model's modules gave the vectors of a fused encoder
+        self._refused = ""  # why they did not
 
     def _make_encoder(self, model: nn.Module) -> "NativeEncoder | None":
-        if self._is_compared:  # before
-            return NativeEncoder(model)
-        reason = self.checked()  # a model that is trained first, for example, could not be compared before
-        if reason is None and isinstance(self._encoder, NativeEncoder):
-            return self._encoder
-        tell_unfused(model, reason or "it can't be compared with its modules")
-        model.__dict__.pop("forward", None)
-        return None
+        with _COMPARING:  # of several threads that call the model first, one compares, and the others wait
+            if self._is_compared:
+                return NativeEncoder(model)
+            if self._refused or any(m.training for m in self._modules):
+                return None
+            # A model that was in training when its backend was chosen, for example, could not be compared then.
+            encoder, reason = self._compared(model)
+            if encoder is None and not any(m.training for m in self._modules):
+                self._refused = reason
+                tell_unfused(model, reason)
+            return encoder
 
     def checked(self) -> str | None:
         """Lays the weights out, and says how the result differs from the model's modules (`block_check`).
@@ -59,17 +69,23 @@ class NativeForward(FusedForward):
         """
         model: Any = self._model
         generation = self._generation(model)
-        if generation is None or next(model.parameters()).is_meta:
+        if generation is None or next(model.parameters()).is_meta or any(m.training for m in self._modules):
             return None
+        encoder, reason = self._compared(model)
+        if encoder is not None:
+            self._encoder, self._made_of = encoder, generation
+        return reason or None
+
+    def _compared(self, model: nn.Module) -> tuple["NativeEncoder | None", str]:
+        """Makes a fused encoder; returns None and the reason if the model's modules compute something else."""
         try:
             with torch.no_grad():
                 encoder = NativeEncoder(model)
                 reason = disagreement(model, encoder)
         except (TernarizeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            return f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
-        if reason is None:
-            self._encoder, self._made_of, self._is_compared = encoder, generation, True
-        return reason
+            return None, f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
+        self._is_compared = reason is None
+        return (encoder, "") if reason is None else (None, reason)
 
 
 def tell_unfused(model: nn.Module, reason: str) -> None:
@@ -297,7 +313,8 @@ class NativeEncoder:
             The C structure of the linear.
         """
         scale = torch.cat([m.weight_scale.float().flatten().expand(m.out_features) for m in layers])
-        bias = torch.cat([torch.zeros(m.out_features) if m.bias is None else m.bias.float() for m in layers])
+        zeros = [m.weight_scale.new_zeros(m.out_features, dtype=torch.float32) for m in layers]
+        bias = torch.cat([z if m.bias is None else m.bias.float() for m, z in zip(layers, zeros, strict=True)])
         if by is not None:
             scale, bias = scale * by, bias * by
         rows = torch.cat([m.weight for m in layers])

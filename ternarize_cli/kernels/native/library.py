@@ -284,10 +284,7 @@ def _c_int(size: int) -> int:
 
 
 def _threads() -> int:
-    return min(torch.get_num_threads(), MAX_THREADS, _processors())
-
-
-_processors = cache(processors)
+    return min(torch.get_num_threads(), MAX_THREADS, processors())
 
 
 def _zeros(*shape: int) -> Tensor:
