@@ -75,7 +75,7 @@ def main() -> None:
     for turn in range(wanted.rounds):
         for name in wanted.candidates:
             command = [sys.executable, __file__, wanted.packed, wanted.source, name, *options, "--here"]
-            ended = subprocess.run(command, capture_output=True, text=True, check=True)
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows += [{"round": turn, **row} for row in json.loads(ended.stdout.splitlines()[-1])]
     print(json.dumps(rows, indent=1))
 

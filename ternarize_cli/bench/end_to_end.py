@@ -29,7 +29,7 @@ from ternarize_cli.engines import rivals
 from ternarize_cli.errors import TernarizeError
 from ternarize_cli.measuring import machine
 from ternarize_cli.measuring.neighbours import busy_neighbours
-from ternarize_cli.measuring.timing import time_interleaved
+from ternarize_cli.measuring.timing import pause_on, time_interleaved
 from ternarize_cli.progress import Track
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def time_texts(
             calls = {who: partial(encoder.encode, texts, **options) for who, encoder in encoders.items()}
             expected = exact.encode(texts, **options)
             cosines = {who: mean_cosine(call(), expected) for who, call in calls.items()}
-            times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=0)
+            pause = pause_on(candidates[0].device)
+            times = time_interleaved(calls, repeats=repeats, seconds=seconds, warmup=0, pause=pause)
             real, padded = count_tokens(exact, texts, batch)
             timed = timed_rows(
                 candidates,

@@ -17,7 +17,7 @@ from ternarize_cli.bench.feeds import Feed
 from ternarize_cli.bench.output_check import Loaded, compare_outputs
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.engines.inputs import Batch
-from ternarize_cli.measuring.timing import PAUSE, DeviceClock, summarise, time_interleaved
+from ternarize_cli.measuring.timing import DeviceClock, pause_on, summarise, time_interleaved
 
 __all__ = ["BenchRow", "in_turn", "rate", "time_feed", "timed_rows"]
 
@@ -98,7 +98,7 @@ def time_feed(
         repeats=repeats,
         seconds=seconds,
         warmup=warmup * len(feed.batches),
-        pause=PAUSE if watch is None else 0,  # a GPU that waits lowers its clock
+        pause=pause_on(loaded.candidates[0].device),
         watch=watch,
         watched=watched,
     )

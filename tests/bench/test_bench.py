@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from ternarize_cli.engines import baselines
 from ternarize_cli.engines.inputs import random_tokens
 from ternarize_cli.errors import InputError, TernarizeError
 from ternarize_cli.measuring import machine
-from ternarize_cli.measuring.timing import MIN_ROUNDS, GridPoint, summarise, time_interleaved, turns
+from ternarize_cli.measuring.timing import MIN_ROUNDS, PAUSE, GridPoint, pause_on, summarise, time_interleaved, turns
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 QUICK = ("--batch", "1,2", "--tokens", "4,8", "--repeats", 2, "--warmup", 0, "--no-memory")
@@ -73,6 +74,20 @@ def test_calls_are_interleaved_and_warm_up_is_not_counted() -> None:
     times = time_interleaved(calls, repeats=3, seconds=60, warmup=1)
     assert "".join(log) == "ab" + "ab" + "ba" + "ab"
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_threads_of_the_candidate_before_have_time_to_go_to_sleep() -> None:
+    ended, pauses = time.perf_counter(), []
+
+    def work() -> None:
+        nonlocal ended
+        pauses.append(time.perf_counter() - ended)
+        ended = time.perf_counter()
+
+    time_interleaved({"a": work, "b": work}, repeats=3, seconds=60, warmup=0)
+    assert len(pauses) == 6
+    assert min(pauses) >= PAUSE
+    assert pause_on("cuda:0") == 0
 
 
 @pytest.mark.parametrize(
