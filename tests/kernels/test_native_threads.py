@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -122,3 +123,31 @@ def test_a_process_under_a_quota_of_one_processor_has_one_thread() -> None:
         assert ended.stdout.strip() == "1"
     finally:
         group.rmdir()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="two processors are needed"
+)
+def test_helping_threads_keep_the_processors_that_they_may_run_on(model: Any) -> None:
+    """After a pause they wake on other processors than the caller's; this is over when they have come."""
+
+    def allowed() -> dict[str, set[int]]:
+        return {task.name: os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+    torch.set_num_threads(2)
+    outputs(model)
+    before = allowed()
+    for _ in range(5):
+        time.sleep(0.02)
+        outputs(model)
+    assert {name: kept for name, kept in allowed().items() if name in before} == before
+    own = os.sched_getaffinity(0)
+    for name in before:
+        os.sched_setaffinity(int(name), {min(own)})
+    try:
+        time.sleep(0.02)
+        outputs(model)
+        assert set(map(frozenset, (allowed()[name] for name in before))) == {frozenset({min(own)})}
+    finally:
+        for name in allowed():
+            os.sched_setaffinity(int(name), own)
