@@ -52,11 +52,11 @@ class NativeForward(FusedForward):
         with _COMPARING:  # of several threads that call the model first, one compares, and the others wait
             if self._is_compared:
                 return NativeEncoder(model)
-            if self._refused or any(m.training for m in self._modules):
+            if self._refused:
                 return None
             # A model that was in training when its backend was chosen, for example, could not be compared then.
             encoder, reason = self._compared(model)
-            if encoder is None and not any(m.training for m in self._modules):
+            if encoder is None and not any(m.training for m in self._modules):  # dropout gives other vectors, too
                 self._refused = reason
                 tell_unfused(model, reason)
             return encoder
@@ -69,7 +69,7 @@ class NativeForward(FusedForward):
         """
         model: Any = self._model
         generation = self._generation(model)
-        if generation is None or next(model.parameters()).is_meta or any(m.training for m in self._modules):
+        if generation is None or next(model.parameters()).is_meta:
             return None
         encoder, reason = self._compared(model)
         if encoder is not None:

@@ -169,7 +169,7 @@ inline void multiply_pairs(const uint16_t* a, size_t stride, int, int steps, con
 
 namespace tz {
 const Kernels* amx_kernels() {
-  static const Kernels table = amx::bf16_kernels("amx", amx::begin, amx::end);
+  static const Kernels table = amx::bf16_kernels("amx", 128, amx::begin, amx::end);
   return &table;
 }
 }  // namespace tz

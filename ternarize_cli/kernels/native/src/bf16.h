@@ -166,8 +166,8 @@ inline void bf16_attention(const Attention& at) {
 }
 
 // The functions of an instruction set whose attention is in bfloat16.
-inline Kernels bf16_kernels(const char* name, void (*begin)(), void (*end)()) {
-  return {name, true, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather};
+inline Kernels bf16_kernels(const char* name, int rows, void (*begin)(), void (*end)()) {
+  return {name, true, rows, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather};
 }
 
 }  // namespace TZ_ISA

@@ -22,7 +22,6 @@ namespace tz {
 namespace {
 
 constexpr int kGroup = 256;        // tokens after which a group takes no further sequence
-constexpr int kFeedForward = 64;  // rows in a block of the feed-forward
 constexpr int kLeast = 32;         // tokens for each thread from which on pieces are groups or rows
 constexpr int kPiece = 128;        // rows in a piece, if each thread has so many
 constexpr size_t kBiases = 1 << 16;  // numbers in a bias of patches that is written at a time, if 16 queries have no more
@@ -108,17 +107,17 @@ struct Buffers {
 // The memory of the feed-forward. Each thread has its own, but where pieces are outputs, all use that of the first thread.
 struct Wide {
   size_t span;    // elements from row to row of `hidden`
-  float* hidden;  // [kFeedForward][span]
+  float* hidden;  // [Kernels.rows][span]
   Activations q;
 
   static size_t row(const Encoder& e) { return up_to(e.inner, kPanel / 2); }
 
-  static size_t bytes(const Encoder& e) {
-    return kFeedForward * row(e) * 4 + activation_bytes(kFeedForward, e.inner) + 2 * 64;
+  static size_t bytes(const Encoder& e, const Kernels& k) {
+    return k.rows * row(e) * 4 + activation_bytes(k.rows, e.inner) + 2 * 64;
   }
 
-  Wide(const Encoder& e, Pieces& pieces)
-      : span(row(e)), hidden(pieces.take<float>(kFeedForward * span)), q(activations(pieces, kFeedForward, e.inner)) {}
+  Wide(const Encoder& e, const Kernels& k, Pieces& pieces)
+      : span(row(e)), hidden(pieces.take<float>(k.rows * span)), q(activations(pieces, k.rows, e.inner)) {}
 };
 
 bool is_biased(const Encoder& e) {
@@ -164,8 +163,8 @@ struct Plan {
   // The first row of a piece, a multiple of 16 (a tile of activations).
   int row(int piece) const { return std::min(tokens, share((tokens + 15) / 16, piece, row_pieces()) * 16); }
 
-  size_t stages(int layers) const {
-    const size_t blocks = (tokens + kFeedForward - 1) / kFeedForward;
+  size_t stages(int layers, const Kernels& k) const {
+    const size_t blocks = (tokens + k.rows - 1) / k.rows;
     return layers * (by_rows ? 2 : 6 + 3 * blocks) + 1;
   }
 };
@@ -392,8 +391,8 @@ struct Member {
         round_attended(from, until);
         add(layer.output, layer.attention, 0, layer.output.panels, to.attended.from(from), from, until - from);
         enter_feed_forward(layer, from, until);
-        for (int row = from; row < until; row += kFeedForward) {
-          const int count = std::min(kFeedForward, until - row);
+        for (int row = from; row < until; row += k.rows) {
+          const int count = std::min(k.rows, until - row);
           widen(layer.up, 0, layer.up.panels, row, count);
           round_wide(0, count);
           add(layer.down, layer.feed_forward, 0, layer.down.panels, wide.q, row, count);
@@ -429,8 +428,8 @@ struct Member {
       parts(layer.output.panels,
             [&](int first, int last) { add(layer.output, layer.attention, first, last, to.attended, 0, tokens); });
       rows([&](int from, int until) { enter_feed_forward(layer, from, until); });
-      for (int row = 0; row < tokens; row += kFeedForward) {
-        const int count = std::min(kFeedForward, tokens - row);
+      for (int row = 0; row < tokens; row += k.rows) {
+        const int count = std::min(k.rows, tokens - row);
         parts(layer.up.panels, [&](int first, int last) { widen(layer.up, first, last, row, count); });
         parts(count, [&](int first, int last) { round_wide(first, last); });
         parts(layer.down.panels,
@@ -454,10 +453,10 @@ struct Room {
   Scratch scratch;
   size_t shared, thread;
 
-  Room(const Encoder& e, int tokens, int longest)
+  Room(const Encoder& e, const Kernels& k, int tokens, int longest)
       : scratch(e, longest),
         shared(up_to(Buffers::bytes(e, tokens), 64)),
-        thread(up_to(scratch.bytes, 64) + up_to(Wide::bytes(e), 64)) {}
+        thread(up_to(scratch.bytes, 64) + up_to(Wide::bytes(e, k), 64)) {}
 };
 
 // Runs a group of sequences on a thread of all that do so. `memory` has room.shared bytes, and room.thread bytes for each of
@@ -469,7 +468,7 @@ void run_group(const Encoder& e, const Kernels& k, const int32_t* starts, int se
   Pieces pieces(own + worker.rank * room.thread), first(own);
   uint8_t* const scratch = pieces.take<uint8_t>(room.scratch.bytes);
   first.take<uint8_t>(room.scratch.bytes);
-  const Wide wide(e, plan.by_rows ? pieces : first);
+  const Wide wide(e, k, plan.by_rows ? pieces : first);
   float* const line = reinterpret_cast<float*>(scratch);
   Member{e, k, starts, sequences, plan, x, buffers, wide, line, scratch + room.scratch.bias, worker}.run();
 }
@@ -508,16 +507,16 @@ void encode(const Encoder& e, const Kernels& k, const int32_t* starts, int seque
     static Crowd crowd;
     const Admission granted(crowd, threads, tokens * tiles(e));
     const int admitted = granted.admitted;
-    const Room room(e, tokens, longest);
+    const Room room(e, k, tokens, longest);
     const Plan plan(tokens, admitted);
     uint8_t* const memory = arena.reserve(room.shared + admitted * room.thread);
-    const std::unique_ptr<Stage[]> stages(new Stage[plan.stages(e.layers)]);
+    const std::unique_ptr<Stage[]> stages(new Stage[plan.stages(e.layers, k)]);
     const auto work = [&](Worker& worker) { run_group(e, k, starts, sequences, plan, x, room, memory, worker); };
     return parallel(admitted, stages.get(), work, &granted);
   }
   int most = 0;  // tokens in a group
   for (int i = 0; i < count; ++i) most = std::max(most, starts[groups[i + 1]] - starts[groups[i]]);
-  const Room room(e, most, longest);
+  const Room room(e, k, most, longest);
   const size_t bytes = room.shared + room.thread;
   uint8_t* const memory = arena.reserve(threads * bytes);
   Stage stage;

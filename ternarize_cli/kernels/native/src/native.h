@@ -125,6 +125,8 @@ struct Activations {
 struct Kernels {
   const char* name;
   bool bf16;  // attention takes queries, keys and values as bfloat16, not as float
+  // Rows in a block of the feed-forward. Each block expands the weights once more, and what it makes has to stay in the cache.
+  int rows;
   void (*begin)();
   void (*end)();
   // Multiplies `rows` rows of activations by the panels [first, last) of a linear. `scratch` has gemm_scratch bytes.

@@ -18,7 +18,7 @@ namespace TZ_ISA {
 
 // The functions of an instruction set whose attention is in float.
 inline Kernels kernels(const char* name) {
-  return {name, false, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather};
+  return {name, false, 64, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather};
 }
 
 }  // namespace TZ_ISA

@@ -45,7 +45,7 @@ inline void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps
 
 namespace tz {
 const Kernels* vnnibf16_kernels() {
-  static const Kernels table = vnnibf16::bf16_kernels("vnnibf16", [] {}, [] {});
+  static const Kernels table = vnnibf16::bf16_kernels("vnnibf16", 64, [] {}, [] {});
   return &table;
 }
 }  // namespace tz
