@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,9 @@ app.command("work")(work)
 sys.argv = ["ternarize", "work"]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    # the tests may have been started by nohup, which leaves SIGHUP ignored
+    default = partial(signal.signal, number, signal.SIG_DFL)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=default)
     assert (done.returncode, done.stderr) == (128 + number, f"error: {NAMES[number]}\n")
 
 
