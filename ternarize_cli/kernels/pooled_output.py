@@ -42,18 +42,15 @@ def pooled_output(model: Any, hidden: Tensor, first: Tensor) -> Any:
 def _is_tanh_of_first(pooler: Any) -> bool:
     """Returns whether this pooler of transformers computes tanh of a linear of the first token, as BERT's does.
 
-    Of all classes of transformers 5.24 with these two parts, each does. One whose `forward` was replaced is left alone.
+    Of all classes of transformers 5.24 with these two parts, each does. One whose `forward` was replaced is left alone;
+    a model with hooks on either does not come here (`FusedForward`).
     """
     parts = dict(pooler.named_children()) if isinstance(pooler, nn.Module) else {}
     if parts.keys() != {"dense", "activation"} or type(parts["activation"]) is not nn.Tanh:
         return False
     module = type(pooler).__module__
     is_its_own = getattr(type(pooler).forward, "__module__", "") == module and module.startswith("transformers.models.")
-    return is_its_own and not any("forward" in m.__dict__ or _is_hooked(m) for m in (pooler, parts["activation"]))
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return is_its_own and not any("forward" in m.__dict__ for m in (pooler, parts["activation"]))
 
 
 def _tanh(x: Tensor) -> Tensor:

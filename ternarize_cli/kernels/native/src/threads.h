@@ -73,7 +73,7 @@ class Crowd {
     int usual = 0;     // threads that calls get
     int tried = 0;     // threads that calls get now; equal to `usual` if nothing is tried
     bool is_warm = false, tries_more = false;  // whether the first call is over; what is tried next
-    Run now, before;   // the calls of now; those with the usual number before, of which at least as many are needed
+    Run now, before;   // the calls of now; those before something was tried, with the usual number
     double waited = 0, wait = 0;  // nanoseconds of calls since something was tried; those until the next time
     int patience = 1;  // doubles each time that nothing is gained
     void start(int threads);
