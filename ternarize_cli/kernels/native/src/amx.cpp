@@ -1,7 +1,7 @@
 // Runs on Advanced Matrix Extensions, whose tiles have 16 rows of 64 bytes. The sums of 32 rows and a panel of 32 outputs are
 // four tiles, computed from two tiles of activations and two of weights: four products of 16 x 16 x 64 for four loads.
 //
-// Attention runs on bfloat16 tiles, 16 queries at a time against all keys of the sequence.
+// Attention runs on bfloat16 tiles, 32 queries at a time against all keys of the sequence.
 #include <immintrin.h>
 
 #include "native.h"
@@ -49,118 +49,114 @@ inline void expand(const uint8_t* packed, uint8_t* tile) {
 namespace tz {
 namespace amx {
 
-// Vector work that is done between the products of a block of rows and a panel: expanding the next panel, and finishing the
-// sums of the block before. The matrix unit works in parallel to vector instructions if these come between its own, so a part
-// of this work follows every product.
-struct Beside {
-  const uint8_t* packed;  // the next panel to expand, or null
-  uint8_t* expanded;
-  int tiles;              // tiles to expand at each step
-  int tile;               // the next tile to expand
-  const int32_t* sums;    // sums of the block before, of which `rows` rows are finished at each step; or null
-  int rows, row, count;
-  int panel, first;
+// The sums of 32 rows and a panel, a part of which is finished after every step of the next sums. The matrix unit works in
+// parallel to vector instructions if these come between its own.
+struct Unfinished {
+  const int32_t* sums;  // null: there are none
+  int rows;             // that are finished at each step
+  int row, count;       // the next row to finish, and the number of rows
+  int panel, first;     // what the sums are of: the panel, and the first row
 
   template <Then then, int bits>
   void step(const Linear& w, const Activations& a, const Sink& to) {
-    for (int i = 0; packed && i < tiles && tile < 2 * w.blocks; ++i, ++tile)
-      expand<bits>(packed + tile * tile_bytes(bits), expanded + tile * 1024);
-    if (sums && row < count) {
-      const int until = min(count, row + rows);
-      finish<then, bits>(sums, row, until, w, panel, a, first, to);
-      row = until;
-    }
+    if (!sums || row >= count) return;
+    const int until = min(count, row + rows);
+    finish<then, bits>(sums, row, until, w, panel, a, first, to);
+    row = until;
   }
 };
 
-// Computes the sums of up to 32 rows and a panel.
+// Expands a block of a panel.
+template <int bits>
+inline void expand_block(const uint8_t* packed, uint8_t* expanded, int block) {
+  for (int tile = 2 * block; tile < 2 * block + 2; ++tile)
+    expand<bits>(packed + tile * tile_bytes(bits), expanded + tile * 1024);
+}
+
+// Computes the sums of up to 32 rows and a panel. If `packed` is not null, the panel is expanded on the way, each block a step
+// before it is multiplied.
 template <Then then, int bits>
-inline void multiply(const uint8_t* b, const Linear& w, const Activations& a, int row, int count, const Sink& to,
-                     Beside& beside, int32_t* c) {
+inline void multiply(const uint8_t* packed, uint8_t* b, const Linear& w, const Activations& a, int row, int count,
+                     const Sink& to, Unfinished& before, int32_t* c) {
   const int8_t* upper = a.row(row);
   const int8_t* lower = a.row(row + 16);
+  const bool has_lower = count > 16;
+  if (packed) expand_block<bits>(packed, b, 0);
   _tile_zero(0);
   _tile_zero(1);
-  if (count <= 16) {
-    for (int block = 0; block < w.blocks; ++block) {
-      _tile_loadd(4, upper + block * 1024, 64);
-      _tile_loadd(6, b + block * 2048, 64);
-      _tile_dpbsud(0, 4, 6);
-      _tile_loadd(7, b + block * 2048 + 1024, 64);
-      _tile_dpbsud(1, 4, 7);
-      beside.template step<then, bits>(w, a, to);
-    }
-  } else {
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int block = 0; block < w.blocks; ++block) {
-      _tile_loadd(4, upper + block * 1024, 64);
-      _tile_loadd(6, b + block * 2048, 64);
-      _tile_dpbsud(0, 4, 6);
-      _tile_loadd(7, b + block * 2048 + 1024, 64);
-      _tile_dpbsud(1, 4, 7);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int block = 0; block < w.blocks; ++block) {
+    _tile_loadd(4, upper + block * 1024, 64);
+    _tile_loadd(6, b + block * 2048, 64);
+    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, b + block * 2048 + 1024, 64);
+    _tile_dpbsud(1, 4, 7);
+    if (packed && block + 1 < w.blocks) expand_block<bits>(packed, b, block + 1);
+    if (has_lower) {
       _tile_loadd(5, lower + block * 1024, 64);
       _tile_dpbsud(2, 5, 6);
       _tile_dpbsud(3, 5, 7);
-      beside.template step<then, bits>(w, a, to);
     }
-    _tile_stored(2, c + 16 * kPanel, kPanel * 4);
-    _tile_stored(3, c + 16 * kPanel + 16, kPanel * 4);
+    before.template step<then, bits>(w, a, to);
   }
   _tile_stored(0, c, kPanel * 4);
   _tile_stored(1, c + 16, kPanel * 4);
+  if (has_lower) {
+    _tile_stored(2, c + 16 * kPanel, kPanel * 4);
+    _tile_stored(3, c + 16 * kPanel + 16, kPanel * 4);
+  }
 }
 
-// All that it calls is inlined, so that the vector work lies between the products, and `beside` in registers.
+// All that it calls is inlined, so that the vector work lies between the products, and `before` in registers.
 template <Then then, int bits>
 [[gnu::flatten]] inline void gemm_then(const Linear& w, int first, int last, const Activations& a, int rows,
                                        const Sink& to, uint8_t* scratch) {
   if (first >= last || rows <= 0) return;
   alignas(64) int32_t c[2][kRows * kPanel];
   const size_t bytes = static_cast<size_t>(w.blocks) * 2 * tile_bytes(bits);
-  uint8_t* now = scratch;
-  uint8_t* next = scratch + static_cast<size_t>(w.blocks) * 2048;
-  for (int tile = 0; tile < 2 * w.blocks; ++tile)
-    expand<bits>(w.codes + first * bytes + tile * tile_bytes(bits), now + tile * 1024);
-  Beside beside = {};
-  beside.rows = (kRows + w.blocks - 1) / w.blocks;
-  beside.tiles = rows > kRows ? 1 : 2;
+  Unfinished before = {};
+  before.rows = (kRows + w.blocks - 1) / w.blocks;
   int turn = 0;
-  for (int panel = first; panel < last; ++panel) {
-    beside.packed = panel + 1 < last ? w.codes + (panel + 1) * bytes : nullptr;
-    beside.expanded = next;
-    beside.tile = 0;
+  for (int panel = first; panel < last; ++panel)
     for (int row = 0; row < rows; row += kRows) {
+      const uint8_t* packed = row == 0 ? w.codes + panel * bytes : nullptr;
       const int count = min(kRows, rows - row);
-      multiply<then, bits>(now, w, a, row, count, to, beside, c[turn]);
-      beside.sums = c[turn];
-      beside.row = 0;
-      beside.count = count;
-      beside.panel = panel;
-      beside.first = row;
+      multiply<then, bits>(packed, scratch, w, a, row, count, to, before, c[turn]);
+      before = {c[turn], before.rows, 0, count, panel, row};
       turn ^= 1;
     }
-    uint8_t* const used = now;
-    now = next;
-    next = used;
-  }
-  finish<then, bits>(beside.sums, 0, beside.count, w, beside.panel, a, beside.first, to);
+  finish<then, bits>(before.sums, 0, before.count, w, before.panel, a, before.first, to);
 }
 
+constexpr int kQueries = 32;
+
 // Multiplies rows by pairs of columns (bf16.h).
-inline void multiply_pairs(const uint16_t* a, size_t stride, int, int steps, const uint16_t* left, const uint16_t* right,
+inline void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps, const uint16_t* left, const uint16_t* right,
                            size_t step, float* c, size_t c_stride) {
+  const bool has_lower = rows > 16;
   _tile_zero(0);
   _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int i = 0; i < steps; ++i) {
     _tile_loadd(4, a + i * 32, stride * 2);
     _tile_loadd(6, left + i * step, 64);
-    _tile_loadd(7, right + i * step, 64);
     _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, right + i * step, 64);
     _tile_dpbf16ps(1, 4, 7);
+    if (has_lower) {
+      _tile_loadd(5, a + 16 * stride + i * 32, stride * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
   _tile_stored(0, c, c_stride * 4);
   _tile_stored(1, c + 16, c_stride * 4);
+  if (has_lower) {
+    _tile_stored(2, c + 16 * c_stride, c_stride * 4);
+    _tile_stored(3, c + 16 * c_stride + 16, c_stride * 4);
+  }
 }
 }  // namespace amx
 }  // namespace tz

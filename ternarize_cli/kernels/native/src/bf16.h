@@ -1,10 +1,10 @@
 // Attention and rotary positions on bfloat16, for instruction sets with AVX-512 BF16.
 //
-// The file of an instruction set defines `multiply_pairs` before it includes this file:
+// The file of an instruction set defines kQueries, 16 or 32, and `multiply_pairs` before it includes this file:
 //     void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps, const uint16_t* left, const uint16_t* right,
 //                         size_t step, float* c, size_t c_stride);
-// It writes the products of up to 16 rows of 32 * `steps` numbers with 32 columns to c[16][c_stride], of which only the first
-// `rows` rows are used. `left` holds 16 of the columns, as a tile of 16 pairs of numbers x 16 columns for each step, `step`
+// It writes the products of up to kQueries rows of 32 * `steps` numbers with 32 columns to c[kQueries][c_stride], of which only
+// the first `rows` rows are used. `left` holds 16 of the columns, as a tile of 16 pairs of numbers x 16 columns for each step, `step`
 // numbers apart; `right` holds the other 16.
 #pragma once
 #include "attention.h"
@@ -64,7 +64,7 @@ inline void bf16_rotate(void* x, int heads, int head, const Norm& by, const floa
   }
 }
 
-// Computes attention of a head in tiles: queries [rows/16][head/32] of 16 x 32; keys [keys/16][head/32] of 16 pairs of
+// Computes attention of a head in tiles: keys [keys/16][head/32] of 16 pairs of
 // dimensions x 16 keys; values [keys/32][head/16] of 16 pairs of keys x 16 dimensions. Tiles are filled up with zeros. Places
 // count from `start`, a multiple of 32 up to the first key that any query sees.
 inline void bf16_attention(const Attention& at) {
@@ -76,10 +76,10 @@ inline void bf16_attention(const Attention& at) {
   const int wide = (head + 31) / 32 * 32, steps = wide / 32, padded = (length + 31) / 32 * 32;
   uint16_t* keys = reinterpret_cast<uint16_t*>(at.scratch);
   uint16_t* values = keys + static_cast<size_t>(padded) * wide;
-  uint16_t* weights = values + static_cast<size_t>(padded) * wide;  // [16][padded]
-  uint16_t* queries = weights + 16 * static_cast<size_t>(padded);   // [16][wide]
-  float* scores = reinterpret_cast<float*>(queries + 16 * static_cast<size_t>(wide));  // [16][padded]
-  alignas(64) float made[16 * 32];
+  uint16_t* weights = values + static_cast<size_t>(padded) * wide;        // [kQueries][padded]
+  uint16_t* queries = weights + kQueries * static_cast<size_t>(padded);  // [kQueries][wide]
+  float* scores = reinterpret_cast<float*>(queries + kQueries * static_cast<size_t>(wide));  // [kQueries][padded]
+  alignas(64) float made[kQueries * 32];
   const float factor = (at.bias ? 1.0f : at.scale) * 1.44269504f;
   const bool sees_all = at.before >= at.length && at.after >= at.length;
 
@@ -105,12 +105,12 @@ inline void bf16_attention(const Attention& at) {
       _mm512_store_si512(values + ((pair / 16) * (wide / 16) + column / 16) * 512 + pair % 16 * 32, both);
     }
 
-  for (int row = at.first; row < at.last; row += 16) {
-    const int count = min(16, at.last - row);
+  for (int row = at.first; row < at.last; row += kQueries) {
+    const int count = min(kQueries, at.last - row);
     // These queries see keys from `low` on, up to `high`, which are multiples of 32.
     const int low = (seen(at, row).from - start) / 32 * 32;
     const int high = (seen(at, row + count - 1).until - start + 31) / 32 * 32;
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < kQueries; ++i)
       for (int step = 0; step < steps; ++step) {
         const int left = head - step * 32;
         const __m512i line = i < count ? _mm512_maskz_loadu_epi16(left >= 32 ? ~0u : (1u << left) - 1,
@@ -122,7 +122,7 @@ inline void bf16_attention(const Attention& at) {
       const uint16_t* tiles = keys + static_cast<size_t>(key / 16 * steps) * 512;
       multiply_pairs(queries, wide, count, steps, tiles, tiles + steps * 512, 512, scores + key, padded);
     }
-    float inverse[16];
+    float inverse[kQueries];
     for (int i = 0; i < count; ++i) {
       float* s = scores + static_cast<size_t>(i) * padded;
       uint16_t* p = weights + static_cast<size_t>(i) * padded;

@@ -477,7 +477,7 @@ void run_group(const Encoder& e, const Kernels& k, const int32_t* starts, int se
 
 size_t attention_scratch(int length, int head) {
   const size_t padded = up_to(length, 32), wide = up_to(head, 32);
-  const size_t tiles = 2 * padded * wide * 2 + 16 * padded * 2 + 16 * wide * 2 + 16 * padded * 4;
+  const size_t tiles = 2 * padded * wide * 2 + kRows * (padded * 2 + wide * 2 + padded * 4);
   const size_t floats = (head + 4) * padded * 4;
   return std::max(tiles, floats);
 }

@@ -146,7 +146,7 @@ struct Kernels {
 };
 
 // The bytes of scratch memory that `gemm` and `attention` need.
-TZ_INLINE size_t gemm_scratch(int blocks) { return static_cast<size_t>(blocks) * 4096; }
+TZ_INLINE size_t gemm_scratch(int blocks) { return static_cast<size_t>(blocks) * 2048; }
 size_t attention_scratch(int length, int head);
 
 const Kernels* scalar_kernels();

@@ -8,6 +8,7 @@
 namespace tz {
 namespace vnnibf16 {
 
+constexpr int kQueries = 16;
 constexpr int kTogether = 8;  // rows
 
 // Multiplies kTogether rows by pairs of columns (bf16.h).
