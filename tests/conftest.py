@@ -17,10 +17,30 @@ if not os.path.exists("/dev/nvidia0"):
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU kernels then run on the CPU, slowly
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test that asks for `lib` on each instruction set that the native library has on this machine."""
+    if "lib" in metafunc.fixturenames:
+        from support.instruction_sets import SETS
+
+        metafunc.parametrize("lib", SETS, indirect=True)
+
+
+@pytest.fixture
+def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The native library on one instruction set, for everything that asks for it."""
+    from ternarize_cli.runtime.native.library import library
+
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", request.param)
+    library.cache_clear()
+    yield library()
+    library.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

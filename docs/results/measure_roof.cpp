@@ -1,6 +1,6 @@
 // Measures how fast this processor could run BERT-base at best with AVX-512 VNNI, and prints a JSON object.
 //
-//     SRC=ternarize_cli/kernels/native/src
+//     SRC=ternarize_cli/runtime/native/src
 //     FLAGS="-O3 -std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp -I$SRC"
 //     ZMM="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mprefer-vector-width=512"
 //     g++ $FLAGS $ZMM -c $SRC/vnnibf16.cpp -o vnnibf16.o

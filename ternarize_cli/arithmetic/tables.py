@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ternarize_cli.arithmetic import packing
 from ternarize_cli.arithmetic.ternary import INT8_MAX, int4_scale, round_to_levels
 from ternarize_cli.format.codecs import codec_for
 
@@ -90,15 +91,15 @@ def _expand(scale: Tensor, dim: int) -> Tensor:
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Packs int8 codes `[rows, dim]` as the file stores them: int8 `[rows, dim]`, or uint8 `[rows, ceil(dim / 2)]`."""
-    return _NIBBLES.pack(codes) if bits == 4 else codes.to(torch.int8)
+    return packing.pack(_NIBBLES, codes) if bits == 4 else codes.to(torch.int8)
 
 
 def unpack_codes(stored: Tensor, dim: int, bits: int) -> Tensor:
     """Unpacks stored rows `[..., width]` to int8 codes `[..., dim]`."""
-    return _NIBBLES.decode(stored)[..., :dim] if bits == 4 else stored
+    return packing.decode(_NIBBLES, stored)[..., :dim] if bits == 4 else stored
 
 
 def check_codes(stored: Tensor, dim: int, bits: int) -> None:
     """Raises ValueError if 4-bit rows have a wrong dtype or width, or if the unused last nibble is not zero."""
     if bits == 4:
-        _NIBBLES.unpack(stored, dim)
+        packing.unpack(_NIBBLES, stored, dim)

@@ -73,7 +73,7 @@ def hub() -> dict[str, Any]:
 
 def instruction_sets() -> list[str]:
     """Lists the instruction sets that the native runtime can use, the one in use first; empty if it can't run."""
-    from ternarize_cli.kernels.native.library import library
+    from ternarize_cli.runtime.native.library import library
 
     try:
         lib = library()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.arithmetic import ternary
+from ternarize_cli.arithmetic import packing, ternary
 from ternarize_cli.compress.tensor_policy import policy_of_artifact
 from ternarize_cli.encoders import checkpoint, hub, module_replacement
 from ternarize_cli.encoders.anatomy import sizes, weighted
@@ -264,7 +264,7 @@ class _Survey:
         wide = scale.float()
         if isinstance(module, PackedLinear):
             try:
-                codes = module.codec.unpack(weight, module.in_features)
+                codes = packing.unpack(module.codec, weight, module.in_features)
             except ValueError as e:
                 raise FormatError(f"{key}: {e}") from e
         else:

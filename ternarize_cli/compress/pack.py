@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.compress import card
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
@@ -179,7 +179,7 @@ def _packed_linear(key: str, weight: Tensor, scale: Tensor, codec: Codec) -> tup
     half = scale.half()
     check_scale(half, f"{key}_scale as float16")
     codes = ternary.codes_of(weight.float(), scale.float(), codec.levels)
-    return {key: codec.pack(codes), f"{key}_scale": half}, codes
+    return {key: packing.pack(codec, codes), f"{key}_scale": half}, codes
 
 
 def _packed_table(key: str, table: Tensor, bits: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import codecs
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,16 +116,20 @@ def as_text(stream: Any, name: str, packed: str | None = None) -> IO[bytes]:
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Turns errors of the body, which opens or reads a stream of `as_text`, into a DataError that names the stream."""
-    from pyarrow import ArrowException
-
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, ArrowException) as e:
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, *_errors_of_arrow()) as e:
         raise DataError(f"{name} can't be unpacked: {reason(e)}", hint="fetch the file again") from e
     except OSError as e:
         if e.errno is None:  # of a decompressor, not of the system
             raise DataError(f"{name} can't be unpacked: {reason(e)}", hint="fetch the file again") from e
         raise DataError(f"{name} can't be read: {e.strerror or e}", hint="pass a file of texts, or a pipe") from e
+
+
+def _errors_of_arrow() -> tuple[type[Exception], ...]:
+    """Returns the class of the errors of pyarrow, which only a stream that pyarrow unpacks imports."""
+    arrow: Any = sys.modules.get("pyarrow")
+    return () if arrow is None else (arrow.ArrowException,)
 
 
 def decoded(raw: bytes, where: str) -> str:

@@ -53,12 +53,14 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, headers_only: bool
         CheckpointError: MODEL is a file, or the folder holds no config.json, or an adapter can't be merged.
         UnavailableError: MODEL is an adapter, and peft is not installed.
     """
-    from ternarize_cli.encoders import adapters, location
+    from ternarize_cli.encoders import location
     from ternarize_cli.model_folder.adapter_check import is_adapter, read_adapter
 
     folder = location.located(os.fspath(model), allow_pickle=allow_pickle, headers_only=headers_only)
     if not is_adapter(folder):
         return folder
+    from ternarize_cli.encoders import adapters
+
     adapter = read_adapter(folder)
     base = location.base_of(adapter, allow_pickle=allow_pickle, headers_only=headers_only)
     return adapters.merged(adapter, base, allow_pickle=allow_pickle, headers_only=headers_only)

@@ -9,7 +9,9 @@ from ternarize_cli.data.images import is_images
 from ternarize_cli.data.text_sources import holds_texts, is_hub_id
 from ternarize_cli.data.texts import STDIN, source_and_column
 from ternarize_cli.errors import CheckpointError, DataError
-from ternarize_cli.storage.bounds import user_path
+from ternarize_cli.format.block import blocks_from_dict
+from ternarize_cli.format.scheme import METHOD
+from ternarize_cli.storage.bounds import read_object, user_path
 
 __all__ = ["modalities_of", "modality_of_sources", "require_modality"]
 
@@ -20,6 +22,9 @@ def modalities_of(folder: Path) -> frozenset[str]:
     Raises:
         CheckpointError: config.json is missing or damaged.
     """
+    described = _described(folder)
+    if described:
+        return described
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     from ternarize_cli.encoders import checkpoint
@@ -33,6 +38,16 @@ def modalities_of(folder: Path) -> frozenset[str]:
     if model.main_input_name == "pixel_values" and not hasattr(model, "get_text_features"):
         return frozenset({"image"})
     return frozenset({"text", "image"}) if hasattr(model, "get_image_features") else frozenset({"text"})
+
+
+def _described(folder: Path) -> frozenset[str]:
+    """Returns what an artifact reads by the description of its blocks, without transformers; empty if unknown."""
+    path = folder / "config.json"
+    quantization = read_object(path).get("quantization_config") if path.is_file() else None
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+        return frozenset()
+    blocks = blocks_from_dict(quantization.get("block", {}))
+    return frozenset("image" if block.embeddings is None else "text" for block in blocks.values())
 
 
 def require_modality(folder: Path, modality: str, name: str | Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.source_model import SourcePart, check_source, source_parts
 from ternarize_cli.encoders import blocks, module_replacement
@@ -244,7 +244,7 @@ def _pack(model: Any, source: SourcePart, scheme: Scheme) -> list[tuple[PackedLi
 def _set_codes(linears: Sequence[tuple[PackedLinear, Tensor]], scheme: Scheme) -> None:
     for module, weight in linears:
         scale = ternary.scale_of(weight, scheme)
-        module.weight = module.codec.pack(ternary.codes_of(weight, scale))
+        module.weight = packing.pack(module.codec, ternary.codes_of(weight, scale))
         module.weight_scale = scale.half()
         module.backend = "auto"  # prepares its kernel again
 

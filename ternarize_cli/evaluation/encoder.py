@@ -26,7 +26,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.vectors.batch_encoder import FILLER
+from ternarize_cli.vectors.text_batches import FILLER
 
 __all__ = ["LocalEncoder", "quiet_mteb"]
 

@@ -21,7 +21,7 @@ from ternarize_cli.distill.student_teacher import Pair, blocks_of
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.errors import CheckpointError, counted
 from ternarize_cli.measuring.similarity import LinearCKA, Mean, attention_divergence
-from ternarize_cli.vectors.batch_encoder import FILLER
+from ternarize_cli.vectors.text_batches import FILLER
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

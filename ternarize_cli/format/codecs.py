@@ -19,22 +19,22 @@ With a power of two as radix that is a bit field, lowest bits first; `2bit`, byt
 
 A row whose width does not fill its last byte is padded with the digit of a zero weight, or with digit 0 if the grid has
 no zero; other padding is refused, so that equal models have equal bytes. Reading is one look-up per byte in a table
-of 256 rows.
+of 256 rows. `arithmetic.packing` packs and unpacks tensors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
 
 from ternarize_cli.errors import InputError
 from ternarize_cli.format.scheme import CODECS, LEVELS
 
-__all__ = ["ALL_CODECS", "Codec", "codec_for"]
+__all__ = ["ALL_CODECS", "INVALID", "Codec", "codec_for"]
 
-_INVALID = 127
+INVALID = 127
+"""Stands in the tables of codecs for what is no code."""
 
 
 @dataclass(frozen=True)
@@ -67,31 +67,45 @@ class Codec:
         """Number of bytes of a packed row of `in_features` codes."""
         return -(-in_features // self.per_byte)
 
-    def pack(self, codes: Tensor) -> Tensor:
-        """Packs codes `[out, in]` of the grid, of any dtype: uint8 `[out, width(in)]`."""
-        first, second = LEVELS[self.levels][:2]
-        codes = codes.to(torch.int8)
-        codes = F.pad(codes, (0, -codes.shape[1] % self.per_byte), value=self.padding)
-        digits = ((codes - first) // (second - first)).to(torch.uint8).unflatten(1, (-1, self.per_byte))
-        packed: Tensor = digits[..., 0].clone()
-        for i in range(1, self.per_byte):
-            packed += digits[..., i] * self.radix**i
-        return packed
+    def check(self, packed: np.ndarray, in_features: int) -> None:
+        """Checks packed codes without unpacking them, which takes milliseconds for a whole model.
 
-    def unpack(self, packed: Tensor, in_features: int) -> Tensor:
-        """Unpacks uint8 `[out, width(in)]`: int8 codes `[out, in]`.
+        It runs on one thread: torch's threads would wait for each other for longer than the check takes, 8 ms a layer
+        on a busy machine.
 
         Raises:
             ValueError: the dtype or the width is wrong, a byte or code is invalid, or padding has a wrong value.
         """
-        if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
+        self.check_shape(packed.dtype.name, packed.shape, in_features)
+        limit, missing = self.radix**self.per_byte, packed.shape[1] * self.per_byte - in_features
+        if self.radix == 4 and len(LEVELS[self.levels]) == 3:
+            wrong = bool((packed & (packed >> 1) & 0b01010101).any())  # a digit 3
+        else:
+            wrong = limit < 256 and packed.size > 0 and int(packed.max()) >= limit
+        if not wrong and missing:
+            wrong = bool((self.table[packed[:, -1]][:, -missing:] != self.padding).any())
+        if wrong:
+            self.check_codes(self.table[packed].reshape(len(packed), -1), packed, in_features)
+
+    def check_shape(self, dtype: str, shape: Sequence[int], in_features: int) -> None:
+        """Checks the dtype and shape of packed codes.
+
+        Raises:
+            ValueError: they are not uint8 `[out, width(in)]`.
+        """
+        if dtype != "uint8" or len(shape) != 2 or shape[1] != self.width(in_features):
             raise ValueError(
-                f"expected uint8 [out, {self.width(in_features)}] for {in_features} inputs, "
-                f"got {str(packed.dtype).removeprefix('torch.')} {list(packed.shape)}"
+                f"expected uint8 [out, {self.width(in_features)}] for {in_features} inputs, got {dtype} {list(shape)}"
             )
-        codes = self.decode(packed)
-        if len(LEVELS[self.levels]) ** self.per_byte < 256 and codes.numel() and codes.amax() == _INVALID:
-            row, column = (int(i) for i in (codes == _INVALID).nonzero()[0])
+
+    def check_codes(self, codes: np.ndarray, packed: np.ndarray, in_features: int) -> None:
+        """Checks codes that were unpacked by `table`, int8 `[out, width * per_byte]`, padding included.
+
+        Raises:
+            ValueError: a byte or code is invalid, or padding has a wrong value.
+        """
+        if len(LEVELS[self.levels]) ** self.per_byte < 256 and codes.size and codes.max() == INVALID:
+            row, column = (int(i) for i in np.argwhere(codes == INVALID)[0])
             byte = int(packed[row, column // self.per_byte])
             if byte >= self.radix**self.per_byte:
                 raise ValueError(
@@ -103,47 +117,18 @@ class Codec:
         if (codes[:, in_features:] != self.padding).any():
             meaning = "zero weights" if self.padding == 0 else "zero bits"
             raise ValueError(f"the padding at the end of a row is not {meaning}")
-        return codes[:, :in_features].contiguous()
 
-    def check(self, packed: Tensor, in_features: int) -> None:
-        """Checks packed codes without unpacking them, which takes milliseconds for a whole model.
-
-        It uses NumPy on one thread, because torch's threads would wait for each other for longer than the check takes:
-        8 ms a layer on a busy machine.
-
-        Raises:
-            ValueError: the dtype or the width is wrong, a byte or code is invalid, or padding has a wrong value.
-        """
-        if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self.width(in_features):
-            self.unpack(packed, in_features)
-        limit, missing = self.radix**self.per_byte, packed.shape[1] * self.per_byte - in_features
-        data = packed.detach().cpu().numpy()
-        if self.radix == 4 and len(LEVELS[self.levels]) == 3:
-            wrong = bool((data & (data >> 1) & 0b01010101).any())  # a digit 3
-        else:
-            wrong = limit < 256 and data.size > 0 and int(data.max()) >= limit
-        if not wrong and missing:
-            last = _codes_of_bytes(self).numpy()[data[:, -1]]
-            wrong = bool((last[:, -missing:] != self.padding).any())
-        if wrong:
-            self.unpack(packed, in_features)
-
-    def decode(self, packed: Tensor) -> Tensor:
-        """Unpacks uint8 `[..., width]` without checks: int8 codes `[..., width * per_byte]`, with the padding."""
-        return F.embedding(packed.int(), _codes_of_bytes(self).to(packed.device)).flatten(-2)
-
-
-@cache
-def _codes_of_bytes(codec: Codec) -> Tensor:
-    """Makes the table of the codes in each byte, int8 `[256, per_byte]`; invalid bytes have `_INVALID`."""
-    grid = LEVELS[codec.levels]
-    table = torch.full((256, codec.per_byte), _INVALID, dtype=torch.int8, device="cpu")
-    for byte in range(min(256, codec.radix**codec.per_byte)):
-        for i in range(codec.per_byte):
-            digit = byte // codec.radix**i % codec.radix
-            if digit < len(grid):
-                table[byte, i] = grid[digit]
-    return table
+    @cached_property
+    def table(self) -> np.ndarray:
+        """The codes in each byte, int8 `[256, per_byte]`; invalid bytes and digits have `INVALID`."""
+        grid = LEVELS[self.levels]
+        table = np.full((256, self.per_byte), INVALID, dtype=np.int8)
+        for byte in range(min(256, self.radix**self.per_byte)):
+            for i in range(self.per_byte):
+                digit = byte // self.radix**i % self.radix
+                if digit < len(grid):
+                    table[byte, i] = grid[digit]
+        return table
 
 
 _LAYOUTS = {"1bit": (2, 8), "2bit": (4, 4), "base3": (3, 5), "4bit": (16, 2)}

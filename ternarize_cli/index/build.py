@@ -34,8 +34,8 @@ from ternarize_cli.index.queries import own_rows, read_documents_of
 from ternarize_cli.index.truth import QUERIES, find_truth
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import files
-from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import EncoderOptions, OpenModel, image_folder, open_model, reads, text_folder
+from ternarize_cli.vectors.text_batches import TextBatches
 from ternarize_cli.vectors.vector_folder import RECORD, VectorFolder, VectorRecord, holds_vectors, read_record
 from ternarize_cli.vectors.vector_shards import ShardOptions, encode_to_folder, record_of
 
@@ -54,7 +54,7 @@ class BuildReport:
         discarded: whether an earlier run's work was of no use.
         skipped: what of the corpus was left out.
         note: on the training of the index, as `fill.fill` says it.
-        tokens, truncation: as `TextEncoder` counts them.
+        tokens, truncation: as `TextBatches` counts them.
     """
 
     info: IndexInfo
@@ -170,7 +170,7 @@ def _index_corpus(
         info, note = _index(vectors, made, options, partial, source.name, _asked(asked, opened, partial), track)
         shutil.rmtree(partial / _SHARDS)
         write_info(partial, info)
-    tokens = opened.encode.tokens if isinstance(opened.encode, TextEncoder) else 0
+    tokens = opened.encode.tokens if isinstance(opened.encode, TextBatches) else 0
     truncation = opened.encode.truncation
     return BuildReport(info, vectors.shards, report.reused, discarded, source.skipped, note, tokens, truncation)
 
@@ -286,7 +286,7 @@ def _discard(folder: Path, record: VectorRecord) -> bool:
 
 def _asked(queries: list[Document] | None, opened: OpenModel, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Encodes queries, and finds those that are documents of the index in `folder`, too: these are no neighbours."""
-    if queries is None:
+    if queries is None or not isinstance(opened.encode, TextBatches):
         return None
-    ask = TextEncoder(opened.encode.encoder, role="query", normalize=opened.normalized or None)
+    ask = opened.encode.for_role("query", normalize=opened.normalized or None)
     return ask([query.text for query in queries]), own_rows(queries, read_documents(folder))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.arithmetic import tables, ternary
+from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.errors import FormatError, InputError, UnavailableError
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Scheme
@@ -101,7 +101,7 @@ class PackedLinear(Packed):
 
     def codes(self) -> Tensor:
         """Unpacks the codes: int8 `[out, in]`."""
-        return self.codec.unpack(self.weight, self.in_features)
+        return packing.unpack(self.codec, self.weight, self.in_features)
 
     def check(self, name: str) -> None:
         """Checks the codes and scales.
@@ -110,7 +110,7 @@ class PackedLinear(Packed):
             FormatError: a code is invalid, or a scale is negative or not finite; the message calls the layer `name`.
         """
         try:
-            self.codec.check(self.weight, self.in_features)
+            self.codec.check(self.weight.detach().cpu().numpy(), self.in_features)
         except ValueError as e:
             raise FormatError(f"{name}.weight: {e}") from e
         check_scale(self.weight_scale, f"{name}.weight_scale")

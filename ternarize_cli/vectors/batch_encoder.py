@@ -1,18 +1,12 @@
-"""Encodes lists of texts or images with a running model.
+"""Encodes lists of texts or images with a running model in PyTorch.
 
 sentence-transformers' modules do the work: tokenising, pooling, normalising, and the prompts that some models want in
-front of queries or documents. An encoder here adds
-
-- batches by length: a list is tokenised at once, and texts of similar length go through the model together, up to
-  `BUDGET` tokens a batch, so that short texts share a pass and long ones take no more memory than they must;
-- counts of tokens and of texts that were longer than the model reads, so that a caller can report them once;
-- preparation apart from the forward pass, so that another thread can do it ahead (`encode`).
+front of queries or documents. `text_batches` says what an encoder here adds.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,47 +17,31 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.data.prefetch import ReadAhead
 from ternarize_cli.encoders.anatomy import word_table
+from ternarize_cli.encoders.library_modules import is_marked, mark, normalized
 from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, counted, reason
+from ternarize_cli.vectors.text_batches import (
+    BUDGET,
+    FILLER,
+    Prepared,
+    Role,
+    TextBatches,
+    check_finite,
+    cut_by_length,
+    role_prompt,
+    shown_text,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["BUDGET", "CHUNK", "FILLER", "ImageEncoder", "Prepared", "Role", "TextEncoder"]
+__all__ = ["ImageEncoder", "TextEncoder"]
 
-CHUNK, _CHARACTERS = 1024, 1 << 20
-"""The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
-BUDGET = 8192
-"""The most tokens in a batch, padding included: 32 texts of 256 tokens, or 512 texts of 16."""
-FILLER = "a"
-"""A text with a token, which stands beside texts without one, because no model runs a batch that is 0 tokens wide."""
 _BATCH = 32
 _LONG = 64  # a text with more characters per readable token than this may be cut before it is tokenised
-Role = Literal["text", "query", "document"]
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A chunk, prepared for the model and cut into batches.
-
-    Attributes:
-        batches: pairs of row numbers of the chunk and the model's input features for these rows.
-        name: gives the name by which a message calls a row of the chunk.
-        tokens: number of tokens of all texts, special tokens included, padding not.
-        truncated: number of texts that are longer than the model reads.
-    """
-
-    batches: list[tuple[list[int], dict[str, Any]]]
-    name: Callable[[int], str]
-    tokens: int = 0
-    truncated: int = 0
-
-    def __len__(self) -> int:
-        return sum(len(rows) for rows, _ in self.batches)
-
-
-class TextEncoder:
+class TextEncoder(TextBatches):
     """Encodes lists of texts, and counts texts and tokens.
 
     Args:
@@ -74,10 +52,6 @@ class TextEncoder:
             would normalise them (the model's last module is then removed from `encoder`). None does what the model
             does.
         batch_size: texts per forward pass; None takes texts of similar length, up to `BUDGET` tokens a batch.
-
-    Attributes:
-        texts, tokens, truncated: number of texts encoded, of tokens that the model read (special tokens included,
-            padding not), and of texts that were longer than `limit` tokens.
 
     Raises:
         InputError: the model has no prompt of that name.
@@ -97,23 +71,12 @@ class TextEncoder:
             raise InputError(f"the model has no prompt named {prompt_name!r}", hint=f"its prompts: {known}")
         if normalize is False:
             _unnormalize(encoder)
+        name = prompt_name or role_prompt(encoder.prompts, encoder.default_prompt_name, role)
+        super().__init__(encoder.max_seq_length or float("inf"), batch_size, name)
         self.encoder = encoder
-        self.prompt_name = prompt_name or _prompt_name(encoder, role)
-        self.limit: float = encoder.max_seq_length or float("inf")
-        self.texts = self.tokens = self.truncated = 0
-        self._normalize, self._batch_size = bool(normalize), batch_size
+        self._normalize = bool(normalize)
         self._prompt = encoder.prompts.get(self.prompt_name or "")
         self._task = {} if role == "text" else {"task": role}
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """Encodes texts: float32 `[texts, dim]`, in the order of `texts`.
-
-        Raises:
-            InputError: a text has a token that the word table has no row for, or has no token where the model
-                pools by the maximum over tokens, for which sentence-transformers gives -inf or NaN.
-            TernarizeError: a vector is not finite; the message shows the text.
-        """
-        return self.forward(self.prepare(texts))
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
@@ -125,22 +88,24 @@ class TextEncoder:
             features = _cut(features, list(range(len(texts))), np.ones(features["attention_mask"].shape[1], dtype=bool))
             mask = features["attention_mask"]
         if mask is None or len(mask) != len(texts):  # bags of words and unpadded sequences can't be cut by rows
-            groups = _slices([len(text) for text in texts], self._batch_size or _BATCH)
-            return Prepared([(rows, self._features([texts[row] for row in rows])) for rows in groups], _shown(texts))
+            groups = cut_by_length([len(text) for text in texts], self._batch_size or _BATCH)
+            return Prepared(
+                [(rows, self._features([texts[row] for row in rows])) for rows in groups], shown_text(texts)
+            )
         real = mask.numpy() != 0
         lengths = real.sum(axis=1)
         if self._batch_size:
-            groups = _slices(lengths.tolist(), self._batch_size)
+            groups = cut_by_length(lengths.tolist(), self._batch_size)
         else:
             groups = [group.tolist() for group in by_length(lengths, BUDGET)]
         return Prepared(
             [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
-            _shown(texts),
+            shown_text(texts),
             int(lengths.sum()),
             self._count_longer(texts, self._prompt or "") if lengths.max() >= self.limit else 0,
         )
 
-    def forward(self, prepared: Prepared) -> np.ndarray:
+    def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared.
 
         Raises:
@@ -148,40 +113,16 @@ class TextEncoder:
                 pools by the maximum over tokens, for which sentence-transformers gives -inf or NaN.
             TernarizeError: a vector is not finite; the message shows the text.
         """
-        vectors = _forward(self.encoder, prepared, self._normalize, **self._task)
-        self.texts += len(prepared)
-        self.tokens += prepared.tokens
-        self.truncated += prepared.truncated
-        return vectors
+        return _forward(self.encoder, prepared, self._normalize, **self._task)
+
+    def for_role(self, role: Role, *, normalize: bool | None = None) -> "TextEncoder":
+        """Makes an encoder of the same model for queries or documents, whose counts begin at 0."""
+        return TextEncoder(self.encoder, role=role, normalize=normalize)
 
     @property
     def dim(self) -> int:
         """The number of dimensions of a vector."""
         return vector_width(self.encoder) or len(self.encoder.encode("dimension"))
-
-    def chunks(self, items: Iterable[tuple[str, str]], linger: float | None) -> ReadAhead[tuple[str, str]]:
-        """Cuts a stream of texts into chunks of at most `CHUNK` texts, read ahead by another thread."""
-        count = max(CHUNK, self._batch_size or 0)
-        return ReadAhead(items, count, room=_CHARACTERS, size=lambda item: len(item[1]), linger=linger)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Counts of what was encoded, and the number of dimensions of a vector."""
-        return {"count": self.texts, "dim": self.dim, "tokens": self.tokens, "truncated": self.truncated}
-
-    @property
-    def summary(self) -> str:
-        """A phrase that says how much was encoded."""
-        return f"{counted(self.texts, 'text')}, {counted(self.tokens, 'token')}"
-
-    @property
-    def truncation(self) -> str | None:
-        """A sentence that says how many texts were cut; None if the model read all of them to their end."""
-        if not self.truncated:
-            return None
-        of = counted(self.texts, "text") if self.texts == 1 else f"{self.truncated:,} of {self.texts:,} texts"
-        are = "is" if self.truncated == 1 else "are"
-        return f"{of} {are} longer than the {self.limit} tokens this model reads: the rest was cut off"
 
     def _features(self, texts: list[str]) -> dict[str, Any]:
         return self.encoder.preprocess(texts, prompt=self._prompt, **self._task)
@@ -298,12 +239,6 @@ def _is_shape(error: Exception) -> bool:
     return bool(re.search(r"size|shape|channel|dimension|expected|match", str(error), re.IGNORECASE))
 
 
-def _slices(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Sorts positions by their length, longest first, and cuts them into lists of `size`."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
 def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
     """Selects the features of `rows`, without the columns that are padding in all of these rows, but for one."""
     count, width = features["attention_mask"].shape
@@ -326,11 +261,13 @@ def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, 
             silent |= {row for row, tokens in zip(rows, mask.flatten(1).any(dim=1).tolist(), strict=True) if not tokens}
         _check_ids(encoder, rows, features, prepared.name)
         vectors = encoder(batch_to_device(dict(features), encoder.device), **task)["sentence_embedding"]
+        is_of_library = is_marked(vectors)
         vectors = truncate_embeddings(vectors, encoder.truncate_dim)
-        found.append(torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors)
+        vectors = mark(vectors) if is_of_library else vectors
+        found.append(_normalized(vectors) if normalize else vectors)
         order += rows
     made = torch.cat(found).float().cpu().numpy()[np.argsort(order)]
-    _check_finite(made, prepared.name, silent)
+    check_finite(made, prepared.name, silent)
     return made
 
 
@@ -350,30 +287,13 @@ def _check_ids(
         )
 
 
-def _shown(texts: list[str]) -> Callable[[int], str]:
-    return lambda row: f"the text {texts[row][:60]!r}"
-
-
 def _unnormalize(encoder: SentenceTransformer) -> None:
     while len(encoder) > 1 and isinstance(encoder[-1], Normalize):
         del encoder[len(encoder) - 1]
 
 
-def _check_finite(vectors: np.ndarray, name: Callable[[int], str], silent: Collection[int]) -> None:
-    """Checks that all vectors are finite; `silent` holds the rows of texts without a token."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad) and int(bad[0]) in silent:
-        raise InputError(
-            f"{name(int(bad[0]))} has no token, and no finite vector: a maximum over no tokens is -inf",
-            hint="leave empty texts out",
-        )
-    if len(bad):
-        raise TernarizeError(
-            f"the model gave a vector that is not finite for {name(int(bad[0]))}",
-            hint="ternarize inspect MODEL; a damaged or badly trained model does this",
-        )
-
-
-def _prompt_name(encoder: SentenceTransformer, role: Role) -> str | None:
-    candidates = {"query": ("query",), "document": _DOCUMENT_PROMPTS, "text": ()}[role]
-    return next((name for name in candidates if name in encoder.prompts), encoder.default_prompt_name)
+def _normalized(vectors: torch.Tensor) -> torch.Tensor:
+    """Scales vectors to length 1; what the compiled library made, it normalises, too (`encoders.library_modules`)."""
+    if is_marked(vectors):
+        return normalized(vectors)
+    return torch.nn.functional.normalize(vectors, dim=1)

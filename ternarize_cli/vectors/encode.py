@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,16 @@ from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.runtime import Encoder
 from ternarize_cli.storage import files
 from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
-from ternarize_cli.vectors.batch_encoder import ImageEncoder, Prepared, Role, TextEncoder
 from ternarize_cli.vectors.options import EncoderOptions
+from ternarize_cli.vectors.runtime_encoder import RuntimeEncoder, opened
+from ternarize_cli.vectors.text_batches import Prepared, Role, TextBatches
 from ternarize_cli.vectors.vector_files import WRITERS
+
+if TYPE_CHECKING:
+    from ternarize_cli.vectors.batch_encoder import ImageEncoder
 
 __all__ = [
     "LINGER",
@@ -90,7 +95,7 @@ class OpenModel:
 
     folder: Path
     kind: str
-    encode: TextEncoder | ImageEncoder
+    encode: "TextBatches | ImageEncoder"
     similarity: str
     normalized: bool
 
@@ -113,32 +118,39 @@ def open_model(model: str | Path, kind: str, options: EncoderOptions, *, role: R
     if pictures and options.prompt_name is not None:
         raise InputError("--prompt-name is for text, and these are images", hint="leave it out")
     folder = (image_folder if pictures else text_folder)(str(model), allow_pickle=options.allow_pickle)
-    loaded = loading.load_encoder(
+    light = None if pictures else opened(folder, options)
+    loaded: Any = light or loading.load_encoder(
         folder,
         backend=options.backend,
         device=options.device,
         threads=options.threads,
         allow_pickle=options.allow_pickle,
     )
-    similarity = loaded.similarity_fn_name or "cosine"
+    similarity = (loaded.similarity if light else loaded.similarity_fn_name) or "cosine"
     normalized = (similarity not in _BY_LENGTH) if options.normalize is None else options.normalize
     normalize = options.normalize if role == "text" else normalized or options.normalize
-    encode = (
-        ImageEncoder(loaded, normalize=normalize, batch_size=options.batch_size)
-        if pictures
-        else TextEncoder(
-            loaded,
-            role=role,
-            prompt_name=options.prompt_name,
-            normalize=normalize,
-            batch_size=options.batch_size,
-        )
-    )
+    encode = _encoder(loaded, pictures, role, normalize, options)
     return OpenModel(folder, kind, encode, similarity, normalized)
 
 
+def _encoder(
+    loaded: Any, pictures: bool, role: Role, normalize: bool | None, options: EncoderOptions
+) -> "TextBatches | ImageEncoder":
+    if isinstance(loaded, Encoder):
+        return RuntimeEncoder(
+            loaded, role=role, prompt_name=options.prompt_name, normalize=normalize, batch_size=options.batch_size
+        )
+    from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
+
+    if pictures:
+        return ImageEncoder(loaded, normalize=normalize, batch_size=options.batch_size)
+    return TextEncoder(
+        loaded, role=role, prompt_name=options.prompt_name, normalize=normalize, batch_size=options.batch_size
+    )
+
+
 def encoded(
-    encode: TextEncoder | ImageEncoder, items: Iterable[tuple[str, Any]], *, linger: float | None = None
+    encode: "TextBatches | ImageEncoder", items: Iterable[tuple[str, Any]], *, linger: float | None = None
 ) -> Generator[tuple[list[str], np.ndarray], None, None]:
     """Yields ids and vectors (float32 `[ids, dim]`) in the order of `items`, a chunk at a time.
 
@@ -160,7 +172,7 @@ def encoded(
 
 
 def encode_to_stream(
-    encode: TextEncoder | ImageEncoder,
+    encode: "TextBatches | ImageEncoder",
     items: Iterable[tuple[str, Any]],
     stream: IO[bytes],
     kind: str,
@@ -195,7 +207,7 @@ def encode_to_stream(
 
 
 def encode_to_file(
-    encode: TextEncoder | ImageEncoder,
+    encode: "TextBatches | ImageEncoder",
     items: Iterable[tuple[str, Any]],
     output: Path,
     kind: str,

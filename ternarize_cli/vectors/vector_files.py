@@ -83,11 +83,12 @@ class _Jsonl:
 
     def write(self, ids: list[str], vectors: np.ndarray) -> None:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        numbers = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel()).cast(pa.string())
-        ends = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
-        rows = pc.binary_join(pa.ListArray.from_arrays(ends, numbers), ", ").to_pylist()
+        # pa.array, and arguments that are no arrays, would import pandas, to see whether they are given something of it.
+        flat = np.ascontiguousarray(vectors, dtype=np.float32)
+        numbers = pa.Array.from_buffers(pa.float32(), flat.size, [None, pa.py_buffer(flat)])
+        texts, dim = numbers.cast(pa.string()).to_pylist(), vectors.shape[1]
+        rows = (", ".join(texts[start : start + dim]) for start in range(0, len(texts), dim))
         for name, row in zip(ids, rows, strict=True):
             self._stream.write(f'{{"id": {json.dumps(name, ensure_ascii=False)}, "vector": [{row}]}}\n'.encode())
         self._stream.flush()

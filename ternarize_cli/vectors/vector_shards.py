@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,11 +22,14 @@ from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.storage.files import content_hash
 from ternarize_cli.storage.whole_files import put_file
-from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
 from ternarize_cli.vectors.encode import OpenModel, encoded
 from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles
 from ternarize_cli.vectors.options import ShardOptions
+from ternarize_cli.vectors.text_batches import TextBatches
 from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, metadata, read_record
+
+if TYPE_CHECKING:
+    from ternarize_cli.vectors.batch_encoder import ImageEncoder
 
 __all__ = [
     "PendingShard",
@@ -60,7 +63,7 @@ def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRec
     if options.dtype == "int8" and not opened.normalized:
         raise InputError("int8 keeps directions only, and these vectors are not of length 1", hint="--dtype fp16")
     encode = opened.encode
-    text = encode if isinstance(encode, TextEncoder) else None
+    text = encode if isinstance(encode, TextBatches) else None
     return VectorRecord(
         model=model,
         model_path=str(opened.folder.resolve()),
@@ -68,7 +71,7 @@ def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRec
         kind=opened.kind,
         normalized=opened.normalized,
         document_prompt=text.prompt_name if text else None,
-        query_prompt=TextEncoder(text.encoder, role="query").prompt_name if text else None,
+        query_prompt=text.for_role("query").prompt_name if text else None,
         dim=encode.dim,
         similarity=opened.similarity,
         dtype=options.dtype,
@@ -78,7 +81,7 @@ def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRec
 
 
 def encode_to_folder(
-    encode: TextEncoder | ImageEncoder,
+    encode: "TextBatches | ImageEncoder",
     items: Iterable[tuple[str, Any]],
     folder: Path,
     record: VectorRecord,
@@ -165,7 +168,7 @@ class PendingShard:
 
 
 def encode_shard(
-    encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: PendingShard
+    encode: "TextBatches | ImageEncoder", files: ShardFiles, record: VectorRecord, shard: PendingShard
 ) -> bool:
     """Encodes a shard and writes it; False if its vectors were there already.
 
@@ -181,7 +184,7 @@ def encode_shard(
 
 
 def _encoding(
-    encode: TextEncoder | ImageEncoder, files: ShardFiles, record: VectorRecord, shard: PendingShard
+    encode: "TextBatches | ImageEncoder", files: ShardFiles, record: VectorRecord, shard: PendingShard
 ) -> Generator[object, None, bool]:
     """As `encode_shard`; yields once for each row that is done."""
     try:

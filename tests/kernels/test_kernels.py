@@ -6,6 +6,7 @@ from torch import nn
 
 from support.random_layers import random_layer
 from ternarize_cli import kernels
+from ternarize_cli.arithmetic import packing
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.format.scheme import CODECS, LEVELS, Scheme
 from ternarize_cli.layers import PackedLinear
@@ -36,7 +37,7 @@ def test_every_backend_equals_reference(
 def test_extreme_activations_do_not_saturate(name: str, levels: str) -> None:
     largest = LEVELS[levels][-1]
     layer = random_layer(64, 4096, Scheme(levels=levels), bias=False)
-    layer.weight = layer.codec.pack(torch.full((64, 4096), largest))
+    layer.weight = packing.pack(layer.codec, torch.full((64, 4096), largest))
     layer.weight_scale.fill_(1)
     layer.backend = name
     y = layer(torch.cat([torch.full((1, 4096), 5.0), torch.full((1, 4096), -5.0), torch.zeros(1, 4096)]))
@@ -60,7 +61,7 @@ def test_a_codec_changes_no_result(name: str) -> None:
     layer = random_layer(7, 33, Scheme())
     assert CODECS["ternary"] == ("2bit", "base3")
     twin = PackedLinear(33, 7, True, layer.scheme, codec="base3")
-    twin.weight, twin.weight_scale, twin.bias = twin.codec.pack(layer.codes()), layer.weight_scale, layer.bias
+    twin.weight, twin.weight_scale, twin.bias = packing.pack(twin.codec, layer.codes()), layer.weight_scale, layer.bias
     layer.backend = twin.backend = name
     x = torch.randn(5, 33)
     assert torch.equal(layer(x), twin(x))

@@ -1,8 +1,8 @@
-"""The native runtime: its products on every instruction set, and whole encoders against the ordinary modules."""
+"""The backend `native`: whole encoders on every instruction set, against the ordinary modules."""
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from support.instruction_sets import SHORT
+from support.instruction_sets import SETS, SHORT, needs_library
 from support.models import save_tiny_bert, save_tiny_vit
 from support.random_layers import random_layer
 from ternarize_cli import kernels
@@ -19,102 +19,17 @@ from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.blocks.describing import Undescribed, describe
 from ternarize_cli.errors import FormatError, UnavailableError
-from ternarize_cli.format.codecs import codec_for
-from ternarize_cli.format.scheme import LEVELS, Scheme
-from ternarize_cli.kernels import native, stack
-from ternarize_cli.kernels.native import interface
+from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.kernels import stack
+from ternarize_cli.kernels.native import Native
 from ternarize_cli.kernels.native.encoder import NativeEncoder, NativeForward
-from ternarize_cli.kernels.native.library import Library, NormTensors, PackedCodes, library
 from ternarize_cli.layers import PackedLinear
+from ternarize_cli.runtime import native
+from ternarize_cli.runtime.native import interface
+from ternarize_cli.runtime.native import library as native_library
+from ternarize_cli.runtime.native.library import Library, library
 
-BUILT = kernels.describe()[kernels.backend_names().index("native")].available
-SETS = library().instruction_sets if BUILT else ()
-pytestmark = pytest.mark.skipif(not BUILT, reason="the native library is not built: no C++ compiler")
-
-
-@pytest.fixture(params=SETS)
-def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    """The library on one instruction set, for everything that asks for it."""
-    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", request.param)
-    library.cache_clear()
-    yield library()
-    library.cache_clear()
-
-
-def packed(lib: Library, layer: PackedLinear) -> PackedCodes:
-    scale = layer.weight_scale.float().flatten()
-    return PackedCodes(lib, layer.codec, layer.weight, layer.in_features, scale, layer.bias)
-
-
-@pytest.mark.parametrize(("levels", "codec"), [("ternary", "2bit"), ("ternary", "base3"), ("int4", "4bit")])
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"),
-    [(1, 384, 384), (7, 33, 5), (16, 1, 1), (17, 65, 33), (65, 127, 130), (300, 768, 96), (4096, 63, 31), (0, 8, 4)],
-)
-def test_sums_are_the_exact_integers(
-    lib: Library, rows: int, inputs: int, outputs: int, levels: str, codec: str
-) -> None:
-    layer = random_layer(outputs, inputs, Scheme(levels=levels))
-    codes = layer.codes()
-    layer = PackedLinear(inputs, outputs, True, layer.scheme, codec=codec)
-    layer.weight = layer.codec.pack(codes)
-    x = torch.randint(-127, 128, (rows, inputs), generator=torch.Generator().manual_seed(1)).float()
-    x[:, 0] = 127  # so that rounding to int8 changes nothing
-    assert torch.equal(lib.sums(packed(lib, layer), x).long(), x.long() @ codes.T.long())
-
-
-@pytest.mark.parametrize("inputs", [64, 1 << 20])
-@pytest.mark.parametrize("levels", ["ternary", "int4"])
-def test_the_largest_sums_fit(lib: Library, levels: str, inputs: int) -> None:
-    codec, (low, high) = codec_for(levels), (LEVELS[levels][0], LEVELS[levels][-1])
-    codes = torch.tensor([[low], [high]], dtype=torch.int8).expand(2, inputs)
-    w = PackedCodes(lib, codec, codec.pack(codes), inputs, torch.ones(2), None)
-    x = torch.tensor([[127.0], [-127.0]]).expand(2, inputs)
-    most = 127 * inputs
-    assert lib.sums(w, x).tolist() == [[most * low, most * high], [-most * low, -most * high]]
-
-
-@pytest.mark.parametrize("levels", ["ternary", "int4"])
-def test_products_are_those_of_the_reference(lib: Library, levels: str) -> None:
-    layer = random_layer(70, 200, Scheme(levels=levels))
-    x = torch.randn(40, 200, generator=torch.Generator().manual_seed(2))
-    layer.backend = "reference"
-    assert torch.equal(lib.linear(packed(lib, layer), x), layer(x))
-
-
-def test_a_product_does_not_depend_on_threads_or_neighbours(lib: Library) -> None:
-    layer = random_layer(130, 200, Scheme())
-    w, x = packed(lib, layer), torch.randn(70, 200)
-    before = torch.get_num_threads()
-    try:
-        made = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            made.append(lib.linear(w, x))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(made[0], made[1])
-    assert torch.equal(made[0], made[2])
-    assert torch.equal(made[0][33:34], lib.linear(w, x[33:34]))
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-42, 1e-30, 3e38])
-def test_rows_of_any_size_are_rounded_as_the_reference_rounds_them(lib: Library, value: float) -> None:
-    layer = random_layer(8, 16, Scheme(), bias=False)
-    x = torch.linspace(-1, 1, 16).repeat(2, 1) * value
-    layer.backend = "reference"
-    assert torch.equal(lib.linear(packed(lib, layer), x), layer(x))
-
-
-def middle() -> Tensor:
-    """Rows whose values lie in the middle between two int8 steps."""
-    return torch.cat([torch.full((1, 1), 127.0), torch.arange(-63.0, 64.0)[None] + 0.5], dim=1)
-
-
-def test_ties_are_rounded_to_even(lib: Library) -> None:
-    layer = random_layer(8, 128, Scheme(), bias=False)
-    layer.backend = "reference"
-    assert torch.equal(lib.linear(packed(lib, layer), middle()), layer(middle()))
+pytestmark = needs_library
 
 
 def save_packed(source: Path, folder: Path) -> Path:
@@ -318,85 +233,6 @@ def test_inputs_of_unusual_form_give_what_the_modules_give(model: Any) -> None:
         model(input_ids=ids.repeat(1, 100))
 
 
-@torch.inference_mode()
-def test_values_that_are_not_finite_stay_so(lib: Library) -> None:
-    layer = random_layer(8, 70, Scheme())
-    x = torch.randn(4, 70)
-    x[1, 3], x[2, 69] = float("nan"), float("inf")
-    made = lib.linear(packed(lib, layer), x)
-    assert made.isnan().any(dim=1).tolist() == [False, True, True, False]
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_scales_and_biases_that_are_not_finite_stay_so(lib: Library, value: float) -> None:
-    layer = random_layer(40, 70, Scheme())
-    layer.weight_scale.flatten()[3], layer.bias[39] = value, value
-    finite = lib.linear(packed(lib, layer), torch.randn(5, 70)).isfinite()
-    assert finite.all(dim=0).tolist() == [i not in (3, 39) for i in range(40)]
-
-
-def test_what_does_not_fit_a_linear_is_refused_in_words(lib: Library) -> None:
-    layer = random_layer(40, 70, Scheme())
-    w, scale = packed(lib, layer), layer.weight_scale.float().flatten()
-    for x in (torch.zeros(2, 71), torch.zeros(2, 70, dtype=torch.float64), torch.zeros(2, 2, 70)):
-        with pytest.raises(ValueError, match="x should be float32 \\[2, 70\\]"):
-            lib.linear(w, x)
-    with pytest.raises(FormatError, match="scale and bias of a linear of 40 outputs have the shapes \\[39\\]"):
-        PackedCodes(lib, layer.codec, layer.weight, 70, scale[:39], None)
-    for inputs, why in (
-        (69 * 64, "the bytes of a row"),
-        (0, "1 to 4,194,304 inputs"),
-        (1 << 40, "1 to 4,194,304 inputs"),
-    ):
-        with pytest.raises(FormatError, match=why):
-            PackedCodes(lib, layer.codec, layer.weight, inputs, scale, None)
-    with pytest.raises(FormatError, match="uint8"):
-        lib.packed(layer.codec, layer.weight.int(), 70)
-    for levels in ("binary", "int2"):
-        with pytest.raises(FormatError, match=f"takes ternary and int4 codes, not {levels}"):
-            PackedCodes(lib, codec_for(levels), layer.weight, 70, scale, None)
-    with pytest.raises(FormatError, match="a linear of 4 bits has 1 to 1,048,576 inputs"):
-        PackedCodes(lib, codec_for("int4"), layer.weight, (1 << 20) + 1, scale, None)
-    for bits in (0, 1, 3, 8, -2):
-        w.linear.bits = bits
-        with pytest.raises(FormatError, match="the codes of a linear have 2 or 4 bits"):
-            lib.linear(w, torch.zeros(2, 70))
-    w.linear.bits = 2
-    w.linear.blocks = 10_000
-    with pytest.raises(FormatError, match="blocks of a linear don't fit its inputs"):
-        lib.linear(w, torch.zeros(2, 70))
-
-
-def test_ids_and_sequences_that_are_not_there_are_refused_in_words(lib: Library) -> None:
-    table, scale, ids = torch.ones(5, 8, dtype=torch.int8), torch.ones(5), torch.tensor([0, 4, 2])
-    gain, bias = torch.ones(8), torch.zeros(8)
-    norm = NormTensors("layer", gain, bias, 1e-5)
-    assert lib.embed([(table, scale)], [ids], norm).shape == (3, 8)
-    assert lib.embed([(table, scale)], [ids], None).tolist() == [[1.0] * 8] * 3
-    for wrong in (5, -1, 1 << 40, -(1 << 63)):
-        with pytest.raises(FormatError, match="an id is no row of its table"):
-            lib.embed([(table, scale)], [torch.tensor([0, wrong, 2])], norm)
-    for wrong_gain, wrong_bias in ((gain[:7], bias), (gain, bias.double())):
-        with pytest.raises(ValueError, match="of a norm should be float32 \\[8\\]"):
-            lib.embed([(table, scale)], [ids], NormTensors("layer", wrong_gain, wrong_bias, 1e-5))
-    with pytest.raises(FormatError, match="epsilon of a layer norm"):
-        lib.embed([(table, scale)], [ids], NormTensors("layer", gain, bias, float("nan")))
-    encoder = interface.Encoder(layers=0, width=8, heads=2, key_value_heads=2, head=4, inner=8, scale=0.5)
-    x = torch.zeros(3, 8)
-    lib.encode(encoder, torch.tensor([0, 1, 3], dtype=torch.int32), x)
-    for starts, why in (
-        ([0, 2, 1], "ends before it starts"),
-        ([1, 3], "starts at 0"),
-        ([0, 4], "behind the last token"),
-    ):
-        with pytest.raises(FormatError, match=why):
-            lib.encode(encoder, torch.tensor(starts, dtype=torch.int32), x)
-    encoder.key_value_heads = 3
-    with pytest.raises(FormatError, match="don't divide those of queries"):
-        lib.encode(encoder, torch.tensor([0, 3], dtype=torch.int32), x)
-
-
 @pytest.mark.parametrize("heads", [0, -1, 3, 1 << 40, "4", None, 2.0])
 def test_heads_that_do_not_divide_the_width_are_no_description(model: Any, heads: object) -> None:
     object.__setattr__(model.config, "num_attention_heads", heads)
@@ -428,14 +264,25 @@ def test_norms_that_lie_at_odd_addresses_run(model: Any) -> None:
 
 
 def test_heads_wider_than_the_library_takes_go_through_the_modules(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
-    monkeypatch.setattr("ternarize_cli.kernels.native.encoder.MAX_HEAD", 4)
+    monkeypatch.setattr("ternarize_cli.runtime.blocks.MAX_HEAD", 4)
     assert kernels.use_backend(model, "native") == "native (linears only)"
+
+
+def test_the_library_has_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "processors", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, 1, 5):
+            torch.set_num_threads(threads)
+            assert native_library._threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_linears_larger_than_the_library_takes_run_elsewhere() -> None:
     layer = random_layer(8, 16, Scheme())
     layer.in_features = interface.MAX_INPUTS + 1
-    assert "4,194,304 inputs are the most" in str(native.Native().refuses(layer))
+    assert "4,194,304 inputs are the most" in str(Native().refuses(layer))
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from support.fused_families import FUSED, distances, inputs, name_of, needs_nati
 from support.instruction_sets import SHORT
 from ternarize_cli import kernels
 from ternarize_cli.kernels.native.encoder import NativeForward
-from ternarize_cli.kernels.native.library import library
+from ternarize_cli.runtime.native.library import library
 
 pytestmark = [needs_native, pytest.mark.slow]
 RUNS = 3  # of the noise

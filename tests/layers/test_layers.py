@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ternarize_cli.arithmetic import tables, ternary
+import ternarize_cli.kernels  # noqa: F401
+from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.errors import FormatError
 from ternarize_cli.format.scheme import CODECS, Scheme
 from ternarize_cli.layers import PackedEmbedding, PackedLinear, SimulatedEmbedding, TernaryLinear
@@ -36,7 +37,7 @@ def latent(scheme: Scheme, width: int = 12, outputs: int = 6) -> TernaryLinear:
 
 def packed_twin(layer: TernaryLinear, codec: str | None = None) -> PackedLinear:
     twin = PackedLinear(layer.in_features, layer.out_features, True, layer.scheme, codec=codec)
-    twin.weight = twin.codec.pack(layer.codes())
+    twin.weight = packing.pack(twin.codec, layer.codes())
     twin.weight_scale = layer.weight_scale.detach().half()
     twin.bias = layer.bias.detach()
     return twin

@@ -3,7 +3,7 @@
     python native_fuzz.py LIBRARY INTERFACE FIRST COUNT
 
 LIBRARY is built with AddressSanitizer and UndefinedBehaviorSanitizer, which end this process at the first byte that is
-touched outside of a buffer, or with ThreadSanitizer. INTERFACE is ternarize_cli/kernels/native/interface.py, loaded on
+touched outside of a buffer, or with ThreadSanitizer. INTERFACE is ternarize_cli/runtime/native/interface.py, loaded on
 its own: torch stays out. Every buffer is as large as it must be and no larger. COUNT cases follow, numbered from FIRST;
 each is a valid call, which must succeed, and then the same call with one argument made invalid, or with twelve, which
 must be refused and leave the output as it was.

@@ -2,6 +2,7 @@
 
 import torch
 
+from ternarize_cli.arithmetic import packing
 from ternarize_cli.format.scheme import LEVELS, Scheme
 from ternarize_cli.layers import PackedLinear
 
@@ -10,7 +11,7 @@ def random_layer(outputs: int, inputs: int, scheme: Scheme, *, bias: bool = True
     generator = torch.Generator().manual_seed(seed)
     layer = PackedLinear(inputs, outputs, bias, scheme)
     grid = torch.tensor(LEVELS[scheme.levels])
-    layer.weight = layer.codec.pack(grid[torch.randint(len(grid), (outputs, inputs), generator=generator)])
+    layer.weight = packing.pack(layer.codec, grid[torch.randint(len(grid), (outputs, inputs), generator=generator)])
     layer.weight_scale = torch.rand(layer.weight_scale.shape, generator=generator).half()
     if bias:
         layer.bias = torch.randn(outputs, generator=generator)

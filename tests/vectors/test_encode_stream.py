@@ -28,8 +28,9 @@ from ternarize_cli.data.length_buckets import by_length, width_of
 from ternarize_cli.data.prefetch import ReadAhead, overlapped
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
-from ternarize_cli.vectors.batch_encoder import BUDGET, TextEncoder
+from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import encoded
+from ternarize_cli.vectors.text_batches import BUDGET
 
 
 def _texts(count: int) -> list[str]:

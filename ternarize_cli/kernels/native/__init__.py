@@ -1,4 +1,4 @@
-"""Runs packed models on CPUs in compiled C++: weights stay at 2 bits, and encoders of usual shapes run in one call.
+"""Runs packed models in PyTorch on the compiled library of `runtime`: weights stay at 2 bits, encoders run in one call.
 
 `encoder` runs whole models; a model that it does not cover runs through its own modules, with the kernel of this module
 for each linear. Both compute the integer sums of `reference`. A fused encoder does the float arithmetic between them in
@@ -7,15 +7,18 @@ another order, so its vectors can differ where int8 rounding amplifies a last-bi
 
 from functools import cache
 
+import torch
 from torch import Tensor, nn
 
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels import Kernel, register
-from ternarize_cli.kernels.native.interface import MAX_INPUTS, MAX_OUTPUTS
-from ternarize_cli.kernels.native.library import PackedCodes, library
 from ternarize_cli.layers import PackedLinear
+from ternarize_cli.runtime.native.interface import MAX_INPUTS, MAX_OUTPUTS
+from ternarize_cli.runtime.native.library import PackedCodes, library, set_threads
 
 __all__ = ["Native"]
+
+set_threads(torch.get_num_threads)
 
 
 @register
@@ -55,19 +58,21 @@ class Native:
 
         @cache
         def packed() -> PackedCodes:
-            scale = layer.weight_scale.float().flatten().expand(layer.out_features)
-            return PackedCodes(lib, layer.codec, layer.weight, layer.in_features, scale, layer.bias)
+            scale = layer.weight_scale.detach().float().flatten().expand(layer.out_features).numpy()
+            bias = None if layer.bias is None else layer.bias.detach().float().numpy()
+            return PackedCodes(lib, layer.codec, layer.weight.numpy(), layer.in_features, scale, bias)
 
         def run(x: Tensor) -> Tensor:
-            y = lib.linear(packed(), x.reshape(-1, x.shape[-1]).float())
+            y = torch.from_numpy(lib.linear(packed(), x.detach().reshape(-1, x.shape[-1]).float().numpy()))
             return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
 
         return run
 
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by one call of the library, and returns None; or returns why it can't."""
-        from ternarize_cli.kernels.native.encoder import NativeForward, head_refusal, tell_unfused
+        from ternarize_cli.kernels.native.encoder import NativeForward, tell_unfused
         from ternarize_cli.kernels.stack import Stack, refusal
+        from ternarize_cli.runtime.blocks import head_refusal
 
         reason = refusal(model) or head_refusal(Stack.of(model).block)
         if reason is None:

@@ -12,7 +12,7 @@ import pytest
 
 import ternarize_cli
 
-SOURCES = Path(ternarize_cli.__file__).parent / "kernels" / "native" / "src"
+SOURCES = Path(ternarize_cli.__file__).parent / "runtime" / "native" / "src"
 Run = Callable[..., list[list[int]]]
 QUIET = [(8, 0), (4, 0)]
 """Milliseconds of a call and of them lost, with one thread and with two."""

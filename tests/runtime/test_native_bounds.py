@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import expit, ndtr
-from test_native import SETS
 from test_native_symbols import SOURCE, run_checked
 
-from support.instruction_sets import SHORT
+from support.instruction_sets import SETS, SHORT, needs_library
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not SETS, reason="the native library is not built: no C++ compiler"),
+    needs_library,
     pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("g++") is None, reason="no cmake or no g++"),
 ]
 WRAPPER = """

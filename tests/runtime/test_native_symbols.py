@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from ternarize_cli.errors import UnavailableError
-from ternarize_cli.kernels import native
-from ternarize_cli.kernels.native import interface
-from ternarize_cli.kernels.native.library import library
+from ternarize_cli.runtime import native
+from ternarize_cli.runtime.native import interface
+from ternarize_cli.runtime.native.library import library
 
-SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "kernels" / "native"
+SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "runtime" / "native"
 """Of the repository: an installed package has no sources of the library."""
-BASELINE = ("api", "encoder", "threads")
+BASELINE = ("api", "encoder", "pooling", "threads")
 """Files that are compiled for any processor and take what they like from the standard library."""
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("nm") is None, reason="nm of an ELF system is not installed"

@@ -42,6 +42,13 @@ extern "C" struct Linear {
   int32_t bits;  // of a digit: 2 or 4
 };
 
+// A linear whose weights are floats.
+extern "C" struct Dense {
+  const float* weights;  // [panels][inputs][kPanel], zeros beyond the last output
+  const float* bias;     // [panels * kPanel], zeros beyond the last output
+  int32_t inputs, outputs;
+};
+
 enum class Activation : int32_t {
   kGelu,       // x * (1 + erf(x / sqrt 2)) / 2
   kGeluTanh,   // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
@@ -143,6 +150,8 @@ struct Kernels {
   void (*rotate)(void* x, int heads, int head, const Norm&, const float* cos, const float* sin, int half);
   // Looks up rows of an int8 table with a scale for each row, and writes them to x, or adds them to x if `add`.
   void (*gather)(const int8_t* table, const float* scales, const int64_t* ids, int rows, int width, bool add, float* x);
+  // Multiplies `rows` rows of x [rows][inputs] by the panels [first, last) of a dense linear: y [rows][outputs].
+  void (*dense)(const Dense&, int first, int last, const float* x, int rows, float* y);
 };
 
 // The bytes of scratch memory that `gemm` and `attention` need.

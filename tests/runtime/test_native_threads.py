@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.instruction_sets import needs_library
 from support.models import save_tiny_bert
-from ternarize_cli import kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
-from ternarize_cli.kernels.native.processors import quota
+from ternarize_cli.runtime.native import library as native_library
+from ternarize_cli.runtime.native.processors import quota
 
-native_library = import_module("ternarize_cli.kernels.native.library")  # the package has a function of this name
-pytestmark = pytest.mark.skipif(
-    not any(b.name == "native" and b.available for b in kernels.describe()), reason="the native library is not built"
-)
+pytestmark = needs_library
 SHAPES = [(1, 3), (3, 5), (1, 60), (1, 64), (5, 50), (40, 30)]
 """Texts × tokens: with few tokens threads share outputs, with more rows, with many texts whole texts."""
 
@@ -113,8 +110,9 @@ def test_a_process_under_a_quota_of_one_processor_has_one_thread() -> None:
     except OSError as e:
         pytest.skip(f"control groups of version 1 can't be made here: {e}")
     code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
-    code += "from importlib import import_module; import torch; torch.set_num_threads(2)\n"
-    code += "print(import_module('ternarize_cli.kernels.native.library')._threads())"
+    code += (
+        "from ternarize_cli.runtime.native import library; library.set_threads(lambda: 2); print(library._threads())"
+    )
     command = [sys.executable, "-c", code, str(group / "tasks")]
     try:
         (group / "cpu.cfs_period_us").write_text("100000")

@@ -15,7 +15,7 @@ import pytest
 
 CASES = int(os.environ.get("TERNARIZE_FUZZ", "4000"))
 FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))
-SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "kernels" / "native"
+SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "runtime" / "native"
 """Of the repository: an installed package has no sources of the library."""
 ADDRESS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
 THREAD = "-fsanitize=thread -fno-omit-frame-pointer -g"

@@ -53,6 +53,13 @@ inline void check_sizes(int outputs, int inputs, int bits) {
   require(within(outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");
 }
 
+inline void check(const Dense& w) {
+  require(within(w.inputs, 1, kMostInputs), "a linear has 1 to 4,194,304 inputs");
+  require(within(w.outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");
+  require_array(w.weights, "a linear has no weights, or they are not aligned");
+  require_array(w.bias, "a linear has no bias, or it is not aligned");
+}
+
 inline void check(const Linear& w) {
   check_sizes(w.outputs, w.inputs, w.bits);
   require(w.blocks == parts(w.inputs, kBlock), "the blocks of a linear don't fit its inputs");
@@ -121,23 +128,27 @@ inline void check(const Encoder& e) {
   for (int i = 0; i < e.layers; ++i) check(e.layer[i], e);
 }
 
-// Checks that sequences, which begin at the rows `starts`, lie end to end in `tokens` rows and are not too long.
-inline void check_starts(const Encoder& e, const int32_t* starts, int sequences, int tokens) {
+// Checks that sequences, which begin at the rows `starts`, lie end to end in `tokens` rows.
+inline void check_rows_of(const int32_t* starts, int sequences, int tokens) {
   require(within(sequences, 0, kMostRows), "there are 0 to 268,435,456 sequences");
   require(within(tokens, 0, kMostRows), "there are 0 to 268,435,456 tokens");
   require_array(starts, "there are no starts of sequences, or they are not aligned");
   require(starts[0] == 0, "the first sequence starts at 0");
+  for (int i = 0; i < sequences; ++i)
+    require(starts[i] <= starts[i + 1] && starts[i + 1] <= tokens, "a sequence ends before it starts, or behind the last token");
+  require(starts[sequences] == tokens, "the last sequence ends at the last token");
+}
+
+// Checks that sequences lie end to end in `tokens` rows, and are not too long for an encoder.
+inline void check_starts(const Encoder& e, const int32_t* starts, int sequences, int tokens) {
+  check_rows_of(starts, sequences, tokens);
   const int64_t head = parts(e.head, 32) * 32;
   int64_t longest = std::min<int64_t>(kMostLength, kMostKeys / head / 32 * 32);
   for (int i = 0; i < e.layers; ++i) {
     if (e.layer[i].cos) longest = std::min<int64_t>(longest, e.positions);
     if (e.layer[i].bias && e.patch_rows) longest = std::min<int64_t>(longest, 1 + e.patch_rows * int64_t{e.patch_columns});
   }
-  for (int i = 0; i < sequences; ++i) {
-    require(starts[i] <= starts[i + 1] && starts[i + 1] <= tokens, "a sequence ends before it starts, or behind the last token");
-    require(starts[i + 1] - starts[i] <= longest, "a sequence has too many tokens");
-  }
-  require(starts[sequences] == tokens, "the last sequence ends at the last token");
+  for (int i = 0; i < sequences; ++i) require(starts[i + 1] - starts[i] <= longest, "a sequence has too many tokens");
 }
 
 // Checks that the ids of `rows` tokens are all rows of a table of `table_rows` rows.

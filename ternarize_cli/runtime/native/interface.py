@@ -16,7 +16,9 @@ __all__ = [
     "MAX_INPUTS",
     "MAX_OUTPUTS",
     "MAX_THREADS",
+    "POOLINGS",
     "Encoder",
+    "NativeDense",
     "NativeLayer",
     "NativeLinear",
     "NativeNorm",
@@ -24,7 +26,7 @@ __all__ = [
     "declare",
 ]
 
-INTERFACE = 4
+INTERFACE = 5
 """The version of the interface that this module describes."""
 MAX_THREADS = 1024
 """The most threads that the library runs with."""
@@ -34,6 +36,9 @@ MAX_OUTPUTS = 1 << 24
 """The most outputs of a linear."""
 MAX_HEAD = 4096
 """The greatest width of an attention head."""
+
+POOLINGS = ("cls", "lasttoken", "mean", "mean_sqrt_len_tokens", "max", "weightedmean")
+"""The ways to pool, by sentence-transformers' names, in the order of `tz::Pooling` (src/pooling.h)."""
 
 _INT = ctypes.c_int
 _LONG = ctypes.c_int64
@@ -51,6 +56,12 @@ class NativeLinear(ctypes.Structure):
         ("bias", _POINTER),
         *((name, ctypes.c_int32) for name in ("inputs", "outputs", "blocks", "panels", "bits")),
     ]
+
+
+class NativeDense(ctypes.Structure):
+    """`tz::Dense` (src/native.h): a linear of floats in the library's layout."""
+
+    _fields_ = [("weights", _POINTER), ("bias", _POINTER), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
 
 
 class NativeNorm(ctypes.Structure):
@@ -105,6 +116,10 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
             *(_INT, _INT, _INT, ctypes.POINTER(NativeNorm), _POINTER, _INT),
         ],
     ),
+    "tz_dense": (_INT, [_INT, ctypes.POINTER(NativeDense), _POINTER, _INT, _POINTER, _INT]),
+    "tz_norm": (_INT, [_INT, ctypes.POINTER(NativeNorm), _POINTER, _INT, _INT, _INT]),
+    "tz_pool": (_INT, [_INT, _POINTER, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _INT]),
+    "tz_normalize": (_INT, [_POINTER, _INT, _INT]),
     "tz_encode": (_INT, [_INT, ctypes.POINTER(Encoder), _POINTER, _INT, _POINTER, _INT, _INT]),
 }
 """For each function but `tz_interface`: the type of its result, and the types of its arguments."""

@@ -8,6 +8,7 @@
 // numbers apart; `right` holds the other 16.
 #pragma once
 #include "attention.h"
+#include "dense.h"
 #include "product.h"
 #include "rows.h"
 #include "vectors.h"
@@ -167,7 +168,7 @@ inline void bf16_attention(const Attention& at) {
 
 // The functions of an instruction set whose attention is in bfloat16.
 inline Kernels bf16_kernels(const char* name, int rows, void (*begin)(), void (*end)()) {
-  return {name, true, rows, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather};
+  return {name, true, rows, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather, dense};
 }
 
 }  // namespace TZ_ISA

@@ -1,4 +1,5 @@
-// The C interface. tz_pack, tz_rest, tz_linear, tz_embed and tz_encode return 0 when they have done their work, kNoMemory when
+// The C interface. tz_pack, tz_rest, tz_linear, tz_dense, tz_embed, tz_norm, tz_encode, tz_pool and tz_normalize
+// return 0 when they have done their work, kNoMemory when
 // memory ran out, and kRefused when an argument is invalid; tz_why then says what is wrong with it. Unless they return 0,
 // nothing was written: arguments are checked first, and all memory is allocated before threads start. tz_packed_bytes returns
 // a size or kRefused. tz_interface, tz_why and tz_instruction_set return what they are named after; tz_trim returns nothing.
@@ -14,6 +15,7 @@
 #endif
 
 #include "arguments.h"
+#include "pooling.h"
 #include "threads.h"
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -92,8 +94,9 @@ const std::vector<const Kernels*>& available() {
 constexpr int kNoMemory = -1, kRefused = -2;
 // Less work than this takes less time than another thread needs to come.
 constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
-constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings: rows x width
-constexpr int kInterface = 4;  // version of functions and structures; equals INTERFACE in interface.py
+constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings, norms and pooling: rows x width
+constexpr int64_t kWorthDense = 1 << 20;         // of a dense linear: rows x inputs x outputs
+constexpr int kInterface = 5;  // version of functions and structures; equals INTERFACE in interface.py
 
 thread_local const char* why = "";
 
@@ -306,6 +309,95 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
         if (norm && norm->kind != kNone) k.norm(to, width, mine, width, *norm, nullptr, to, width);
       });
     });
+  });
+}
+
+// Computes a dense linear of float x [rows][inputs]: float y [rows][outputs].
+TZ_EXPORT int tz_dense(int isa, const Dense* w, const float* x, int rows, float* y, int threads) {
+  return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    require_array(w, "there is no linear, or it is not aligned");
+    check(*w);
+    require(within(rows, 0, kMostRows), "there are 0 to 268,435,456 rows");
+    if (!rows) return;
+    require_array(x, "there is no input, or it is not aligned");
+    require_array(y, "there is no output, or it is not aligned");
+    const int panels = static_cast<int>(parts(w->outputs, kPanel));
+    const int all = static_cast<double>(rows) * w->inputs * w->outputs < kWorthDense ? 1 : threads;
+    const int by_rows = std::min(static_cast<int>(parts(rows, 32)), all), by_panels = std::min(panels, all / by_rows);
+    Stage stage;
+    parallel(all, &stage, [&](Worker& worker) {
+      worker.stage(by_rows * by_panels, [&](int piece) {
+        const int i = piece / by_panels, j = piece % by_panels;
+        const int first = share(rows, i, by_rows), count = share(rows, i + 1, by_rows) - first;
+        k.dense(*w, share(panels, j, by_panels), share(panels, j + 1, by_panels), x + static_cast<size_t>(first) * w->inputs, count,
+                y + static_cast<size_t>(first) * w->outputs);
+      });
+    });
+  });
+}
+
+// Norms the rows of x [rows][width] in place; gain and bias of the norm are [width].
+TZ_EXPORT int tz_norm(int isa, const Norm* norm, float* x, int rows, int width, int threads) {
+  return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    require_array(norm, "there is no norm, or it is not aligned");
+    check(*norm);
+    require(within(rows, 0, kMostRows), "there are 0 to 268,435,456 rows");
+    require(within(width, 1, kMostInputs), "a row is 1 to 4,194,304 wide");
+    if (!rows || norm->kind == kNone) return;
+    require_array(x, "there is no input, or it is not aligned");
+    const int all = static_cast<int64_t>(rows) * width < kWorthAnother ? 1 : threads, pieces = std::min(rows, all);
+    Stage stage;
+    parallel(all, &stage, [&](Worker& worker) {
+      worker.stage(pieces, [&](int piece) {
+        const int first = share(rows, piece, pieces);
+        float* from = x + static_cast<size_t>(first) * width;
+        k.norm(from, width, share(rows, piece + 1, pieces) - first, width, *norm, nullptr, from, width);
+      });
+    });
+  });
+}
+
+// Makes one vector of each sequence of x [tokens][width], as pooling.h describes.
+//   mode: one of `Pooling`
+//   starts: the row of x where each sequence begins, and the row where the last one ends: [sequences + 1]
+//   skipped: tokens at the beginning of each sequence that are left out
+//   out: the vectors, `stride` numbers apart
+TZ_EXPORT int tz_pool(int mode, const float* x, int tokens, int width, const int32_t* starts, int sequences, int skipped,
+                      float* out, int64_t stride, int threads) {
+  return guarded([&] {
+    check_threads(threads);
+    require(within(mode, 0, kPoolings - 1), "there is no such pooling");
+    require(within(width, 1, kMostInputs), "a row is 1 to 4,194,304 wide");
+    require(stride >= width && within(stride, 1, int64_t{kMostInputs} * kPoolings), "vectors overlap");
+    require(within(skipped, 0, kMostLength), "0 to 16,777,216 tokens are left out");
+    check_rows_of(starts, sequences, tokens);
+    if (!sequences) return;
+    if (tokens) require_array(x, "there is no input, or it is not aligned");
+    require_array(out, "there is no output, or it is not aligned");
+    const int all = static_cast<int64_t>(tokens) * width < kWorthAnother ? 1 : threads, pieces = std::min(sequences, all);
+    Stage stage;
+    parallel(all, &stage, [&](Worker& worker) {
+      worker.stage(pieces, [&](int piece) {
+        for (int i = share(sequences, piece, pieces); i < share(sequences, piece + 1, pieces); ++i)
+          pool(static_cast<Pooling>(mode), x + static_cast<size_t>(starts[i]) * width, starts[i + 1] - starts[i], skipped, width,
+               out + static_cast<size_t>(i) * stride);
+      });
+    });
+  });
+}
+
+// Scales the rows of x [rows][width] to length 1, in place.
+TZ_EXPORT int tz_normalize(float* x, int rows, int width) {
+  return guarded([&] {
+    require(within(rows, 0, kMostRows), "there are 0 to 268,435,456 rows");
+    require(within(width, 1, kMostInputs), "a row is 1 to 4,194,304 wide");
+    if (!rows) return;
+    require_array(x, "there is no input, or it is not aligned");
+    for (int i = 0; i < rows; ++i) normalize(x + static_cast<size_t>(i) * width, width);
   });
 }
 

@@ -9,6 +9,7 @@
 // `run` writes the sums of digits times activations, c[rows][kPanel]; only the first `count` rows are used. `next` is the row
 // that the next call starts with: `run` may fetch it ahead, and must not read it.
 #include "attention.h"
+#include "dense.h"
 #include "product.h"
 #include "rows.h"
 #include "vectors.h"
@@ -18,7 +19,7 @@ namespace TZ_ISA {
 
 // The functions of an instruction set whose attention is in float.
 inline Kernels kernels(const char* name) {
-  return {name, false, 64, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather};
+  return {name, false, 64, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather, dense};
 }
 
 }  // namespace TZ_ISA

@@ -1,0 +1,20 @@
+"""Runs packed models without PyTorch: NumPy, tokenizers and the compiled library are all that it needs.
+
+    from ternarize_cli.runtime import Encoder
+    vectors = Encoder("my-packed").encode(["a text"])
+
+    encoder.py       a model: texts to vectors
+    tokenizing.py    texts to ids of tokens
+    text_blocks.py   ids to hidden states: embeddings and blocks
+    blocks.py        the blocks in the library's layout, for models in PyTorch, too
+    modules.py       what modules.json asks for behind the encoder: pooling, Dense, Normalize
+    packed_file.py   weights by the names of a model's modules; tensor_file.py reads safetensors
+    native/          the compiled library
+
+Nothing here may import torch or transformers. `ternarize export --to wheel` copies these files into a model's wheel.
+"""
+
+from ternarize_cli.runtime.encoder import Encoder
+from ternarize_cli.runtime.tokenizing import Tokens
+
+__all__ = ["Encoder", "Tokens"]

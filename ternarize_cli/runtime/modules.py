@@ -1,0 +1,206 @@
+"""Reads what a folder of sentence-transformers does with the hidden states of its encoder: the modules of modules.json.
+
+    Transformer        the encoder itself
+    Pooling            one vector of the tokens of a text
+    Dense              a linear and an activation
+    LayerNorm          a layer norm
+    Normalize          length 1
+    Dropout            nothing, outside of training
+
+A module of another kind, or an option of one of these that is not known here, is refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ternarize_cli.errors import CheckpointError, UnavailableError, named, shown
+from ternarize_cli.runtime.native.interface import POOLINGS
+from ternarize_cli.runtime.native.library import DenseWeights, Library, NormWeights, PackedCodes, library
+from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, codec_of
+from ternarize_cli.runtime.tensor_file import TensorFile
+from ternarize_cli.storage.bounds import read_json, read_object
+
+__all__ = ["Dense", "Modules", "Pooling", "read_modules"]
+
+_OLD_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ORDER = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How one vector is made of the tokens of a text.
+
+    Attributes:
+        modes: the ways to pool, some of `POOLINGS`, whose vectors are joined.
+        includes_prompt: whether the tokens of a prompt count.
+    """
+
+    modes: tuple[str, ...]
+    includes_prompt: bool = True
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear and an activation.
+
+    Attributes:
+        weights: the linear, of codes or of floats.
+        activation: "Identity" or "Tanh".
+    """
+
+    weights: PackedCodes | DenseWeights
+    activation: str
+
+    def __call__(self, library: Library, x: np.ndarray) -> np.ndarray:
+        """Computes float32 `[rows, out]` of float32 `[rows, in]`."""
+        packed = isinstance(self.weights, PackedCodes)
+        y = library.linear(self.weights, x) if packed else library.dense(self.weights, x)  # type: ignore[arg-type]
+        return np.tanh(y) if self.activation == "Tanh" else y
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What a model does with the hidden states of its encoder.
+
+    Attributes:
+        pooling: how vectors are made of tokens; None if the encoder's own pooling is taken.
+        layers: linears and layer norms behind it, in order.
+        normalizes: whether vectors get length 1 at the end.
+        similarity: how vectors are compared, by sentence-transformers' name.
+        prompts: the prompts by name; default_prompt: the name of the one that is used if none is named.
+        dimensions: the number of dimensions that vectors are cut to; None for all.
+    """
+
+    pooling: Pooling | None
+    layers: tuple[Dense | NormWeights, ...]
+    normalizes: bool
+    similarity: str
+    prompts: Mapping[str, str]
+    default_prompt: str | None
+    dimensions: int | None
+
+    def width(self, pooled: int) -> int:
+        """Returns the number of dimensions of a vector, given that of what pooling makes."""
+        for layer in self.layers:
+            pooled = layer.weights.linear.outputs if isinstance(layer, Dense) else pooled
+        return int(pooled)
+
+    def behind_pooling(self, library: Library, vectors: np.ndarray, *, normalize: bool = True) -> np.ndarray:
+        """Computes what the modules behind pooling make of vectors: float32 `[rows, dim]`.
+
+        Args:
+            library: the compiled library.
+            vectors: float32 `[rows, width]`; they are overwritten.
+            normalize: False leaves Normalize out, if the model has it.
+        """
+        for layer in self.layers:
+            if isinstance(layer, Dense):
+                vectors = layer(library, vectors)
+            else:
+                library.norm(layer, vectors)
+        if self.normalizes and normalize:
+            library.normalize(vectors)
+        return vectors
+
+
+def read_modules(folder: Path) -> Modules:
+    """Reads modules.json and what it names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UnavailableError: a module, or an option of one, is not known here; the message names it.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise UnavailableError(f"{folder} has no modules.json, which says how vectors are made", hint=IN_TORCH)
+    listed = read_json(path)
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("path"), str) for m in listed):
+        raise CheckpointError(f"{path} is no list of modules", hint="fetch the file again")
+    pooling: Pooling | None = None
+    layers: list[Dense | NormWeights] = []
+    normalizes = False
+    for i, module in enumerate(listed):
+        kind = str(module.get("type")).rpartition(".")[2]
+        where = folder / module["path"]
+        if normalizes and kind != "Dropout":
+            raise UnavailableError(f"{path} has a module {kind} behind Normalize", hint=IN_TORCH)
+        if kind == "Transformer" and i == 0:
+            continue
+        if kind == "Pooling" and i == 1:
+            pooling = _pooling(where)
+        elif kind == "Dense":
+            layers.append(_dense(where))
+        elif kind == "LayerNorm":
+            layers.append(_norm(where))
+        elif kind == "Normalize":
+            normalizes = True
+        elif kind != "Dropout":
+            raise UnavailableError(f"{path} names the module {named(kind)} at place {i}", hint=IN_TORCH)
+    settings = _optional(folder / "config_sentence_transformers.json")
+    prompts = settings.get("prompts") or {}
+    default = settings.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise CheckpointError(f"{folder}: prompts are {shown(prompts)}, not texts", hint="fetch the files again")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{folder}: default_prompt_name {shown(default)} is no prompt", hint="fetch it again")
+    dimensions = settings.get("truncate_dim")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise CheckpointError(f"{folder}: truncate_dim is {shown(dimensions)}", hint="fetch the files again")
+    return Modules(
+        *(pooling, tuple(layers), normalizes, str(settings.get("similarity_fn_name") or "cosine"), prompts),
+        *(default, dimensions),
+    )
+
+
+def _pooling(where: Path) -> Pooling:
+    values = read_object(where / "config.json")
+    modes = values.get("pooling_mode")
+    if modes is None:
+        chosen = {new for old, new in _OLD_MODES.items() if values.get(old)}
+        modes = [mode for mode in _ORDER if mode in chosen] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or not modes or not all(mode in POOLINGS for mode in modes):
+        raise UnavailableError(f"{where} pools by {shown(modes)}", hint=IN_TORCH)
+    return Pooling(tuple(modes), values.get("include_prompt", True) is not False)
+
+
+def _dense(where: Path) -> Dense:
+    values = read_object(where / "config.json")
+    activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    known = {"in_features", "out_features", "bias", "activation_function", "quantization_config"}
+    plain = (None, "sentence_embedding", False)
+    asked = {key for key, value in values.items() if key not in known and value not in plain}
+    if activation not in ("Identity", "Tanh") or asked:
+        what = f"the activation {activation}" if not asked else f"{sorted(asked)[0]}"
+        raise UnavailableError(f"{where} asks for {named(what)}", hint=IN_TORCH)
+    file, inputs = TensorFile(where / "model.safetensors"), values.get("in_features")
+    if type(inputs) is not int or inputs < 1:
+        raise CheckpointError(f"{where}: in_features is {shown(inputs)}", hint="fetch the files again")
+    described = values.get("quantization_config")
+    if described is None:
+        weights = file.floats("linear.weight", -1, inputs)
+        bias = file.floats("linear.bias", len(weights)) if "linear.bias" in file else None
+        return Dense(DenseWeights(weights, bias), activation)
+    stored = PackedFile(file, codec_of(described, str(where))).linear("linear", inputs)
+    return Dense(PackedCodes(library(), stored.codec, stored.rows, inputs, stored.scale, stored.bias), activation)
+
+
+def _norm(where: Path) -> NormWeights:
+    file = TensorFile(where / "model.safetensors")
+    gain = file.floats("norm.weight", -1)
+    return NormWeights("layer", gain, file.floats("norm.bias", len(gain)), 1e-5)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
