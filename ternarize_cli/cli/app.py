@@ -32,7 +32,7 @@ def _hide_environment(command: Any) -> None:
     """Leaves environment variables out of the help of each option: the epilog says how they are named."""
     for parameter in command.params:
         parameter.show_envvar = False
-        if parameter.name in ("version", "install_completion", "show_completion"):
+        if parameter.name in ("version", "install_completion", "show_completion") and hasattr(command, "commands"):
             parameter.allow_from_autoenv = False
     for child in getattr(command, "commands", {}).values():
         _hide_environment(child)
@@ -130,9 +130,22 @@ def _root(
 
 
 def _register() -> None:
-    from ternarize_cli.cli import bench, convert, demo, distill, doctor, encode, evaluate, index, inspect, pack
+    from ternarize_cli.cli import (
+        bench,
+        convert,
+        demo,
+        distill,
+        doctor,
+        encode,
+        evaluate,
+        export,
+        index,
+        inspect,
+        pack,
+        serve,
+    )
 
-    for module in (convert, distill, pack, bench, evaluate, index, encode, inspect, doctor, demo):
+    for module in (convert, distill, pack, bench, evaluate, index, encode, serve, export, inspect, doctor, demo):
         module.register(app)
 
 

@@ -42,6 +42,10 @@ EXAMPLES = {
         "ternarize encode my-packed texts.txt -o vectors.npy",
         "cat texts.txt | ternarize encode my-packed - > vectors.jsonl",
     ),
+    "export": (
+        "ternarize export my-packed --to wheel --name my_model -o dist",
+        "ternarize export my-packed --to c -o my-model-c",
+    ),
     "inspect": (
         "ternarize inspect my-packed",
         "ternarize inspect ./my-bert --beta 1,1.5,2 --sts pairs.csv",

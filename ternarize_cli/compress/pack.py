@@ -6,17 +6,20 @@ bytes.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.compress import card
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
+from ternarize_cli.compress.tokenizer_check import settle_tokenizer
 from ternarize_cli.encoders import blocks, checkpoint, module_replacement
+from ternarize_cli.encoders.anatomy import first_names, names_in_encoder
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.codecs import Codec, codec_for
@@ -24,6 +27,7 @@ from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.layers import check_scale
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.progress import Track, silent
+from ternarize_cli.runtime.packed_file import TensorNames
 from ternarize_cli.storage import files, weights
 
 __all__ = ["PackReport", "pack"]
@@ -97,8 +101,17 @@ def pack(
         for part in parts:
             known = part.artifact()
             if known is not None:
-                totals += _pack_part(part, known, layout, partial, track)
-                part.write_config(partial, replace(known, stage="packed", codec=layout.name, block=described))
+                counts, names = _pack_part(part, known, layout, partial, track)
+                totals += counts
+                made = replace(known, stage="packed", codec=layout.name, block=described)
+                if part.subfolder:
+                    part.write_config(partial, made)
+                    continue
+                artifact = replace(made, names=names)
+                part.write_config(partial, artifact)
+                if reason := settle_tokenizer(partial):
+                    artifact = replace(artifact, torch_only=reason)
+                    part.write_config(partial, artifact)
         report = PackReport(
             artifact=artifact,
             bytes_source=totals["source"],
@@ -127,17 +140,21 @@ def _described(report: PackReport) -> str:
     )
 
 
-def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track: Track) -> Counter[str]:
+def _pack_part(
+    part: Part, latent: Artifact, layout: Codec, output: Path, track: Track
+) -> tuple[Counter[str], dict[str, str]]:
     """Packs the encoder or a Dense module.
 
     Returns:
         Bytes by fate, those of the weights files before ("source") and after ("packed"), and the numbers of "codes" and
-        of "zeros" among them.
+        of "zeros" among them; and the names of tensors in the files that the description has to give (`_names`).
     """
     model = part.skeleton()
     policy = policy_of_artifact(model, replace(latent, codec=layout.name))
+    first = first_names(model)
     module_replacement.replace(model, latent)
     totals: Counter[str] = Counter()
+    written: dict[str, str] = {}
     with weights.open_shards(part.path) as shards:
         checkpoint.check_tensors(model, shards, FormatError)
         by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
@@ -165,11 +182,44 @@ def _pack_part(part: Part, latent: Artifact, layout: Codec, output: Path, track:
                         new = {key: _half(key, tensor) if decision.fate == "half" else tensor}
                     for stored, value in new.items():
                         out.add(stored, value)
+                        written[stored] = name + stored.removeprefix(key)
                     totals[decision.fate] += sum(t.numel() * t.element_size() for t in new.values())
         writer.finish()
     totals["packed"] = writer.bytes
     totals["source"] = weights.bytes_on_disk(part.path)
-    return totals
+    return totals, _names(model, {**first_names(model), **first}, written)
+
+
+def _names(model: nn.Module, first: Mapping[str, str], written: Mapping[str, str]) -> dict[str, str]:
+    """Lists the tensors that the runtime would not find in the files by their names in the encoder, or in the head.
+
+    Args:
+        model: the packed model's skeleton.
+        first: for each tensor of the model the first name of that tensor (`anatomy.first_names`).
+        written: for each tensor in the files its name in the model.
+
+    Returns:
+        The name in the files for each of these tensors.
+    """
+    rule = TensorNames(written, "the packed model")
+    stored = {first.get(name, name): key for key, name in written.items()}
+    own = names_in_encoder(model)
+    found = {}
+    for name in first:
+        module, _, tensor = name.rpartition(".")
+        inside = f"{own[module]}.{tensor}".lstrip(".") if module in own else name
+        for suffix in ("", "_scale") if tensor == "weight" else ("",):
+            key = f"{stored.get(first[name])}{suffix}"
+            if key in written and not _finds(rule, inside + suffix, key):
+                found[inside + suffix] = key
+    return found
+
+
+def _finds(rule: TensorNames, name: str, key: str) -> bool:
+    try:
+        return rule.find(name) == key
+    except FormatError:  # the names of several tensors end so
+        return False
 
 
 def _packed_linear(key: str, weight: Tensor, scale: Tensor, codec: Codec) -> tuple[dict[str, Tensor], Tensor]:

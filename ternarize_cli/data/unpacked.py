@@ -118,7 +118,7 @@ def reading(name: str) -> Iterator[None]:
     """Turns errors of the body, which opens or reads a stream of `as_text`, into a DataError that names the stream."""
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, *_errors_of_arrow()) as e:
+    except _damages() as e:
         raise DataError(f"{name} can't be unpacked: {reason(e)}", hint="fetch the file again") from e
     except OSError as e:
         if e.errno is None:  # of a decompressor, not of the system
@@ -126,10 +126,11 @@ def reading(name: str) -> Iterator[None]:
         raise DataError(f"{name} can't be read: {e.strerror or e}", hint="pass a file of texts, or a pipe") from e
 
 
-def _errors_of_arrow() -> tuple[type[Exception], ...]:
-    """Returns the class of the errors of pyarrow, which only a stream that pyarrow unpacks imports."""
+def _damages() -> tuple[type[Exception], ...]:
+    """Lists the errors of damaged streams; those of pyarrow only where a stream that pyarrow unpacks has imported it."""
     arrow: Any = sys.modules.get("pyarrow")
-    return () if arrow is None else (arrow.ArrowException,)
+    ours = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
+    return ours if arrow is None else (*ours, arrow.ArrowException)
 
 
 def decoded(raw: bytes, where: str) -> str:

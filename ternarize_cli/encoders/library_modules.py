@@ -72,7 +72,7 @@ def _dense(module: Any, features: dict[str, Any]) -> np.ndarray | None:
     names = (getattr(module, "module_input_name", None), getattr(module, "module_output_name", None))
     if not is_marked(x) or any(name not in (None, "sentence_embedding") for name in names):
         return None
-    if not isinstance(module.activation_function, nn.Identity | nn.Tanh):
+    if not isinstance(module.activation_function, nn.Identity | nn.Tanh) or getattr(module, "use_residual", False):
         return None
     if isinstance(linear, PackedLinear):
         y = linear(x).numpy()
@@ -81,7 +81,8 @@ def _dense(module: Any, features: dict[str, Any]) -> np.ndarray | None:
         y = library().dense(weights, x.contiguous().numpy())
     else:
         return None
-    return np.tanh(y) if isinstance(module.activation_function, nn.Tanh) else y
+    made: np.ndarray = np.tanh(y) if isinstance(module.activation_function, nn.Tanh) else y
+    return made
 
 
 def _normed(module: Any, features: dict[str, Any]) -> np.ndarray | None:

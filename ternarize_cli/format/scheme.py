@@ -22,6 +22,7 @@ from typing import Any
 
 from ternarize_cli.errors import FormatError, InputError, shown
 from ternarize_cli.format.block import Block, blocks_from_dict
+from ternarize_cli.format.block_values import check_mapping, check_name
 
 __all__ = [
     "CODECS",
@@ -156,6 +157,10 @@ class Artifact:
     `calibration` is None for an artifact that was not calibrated. `source_revision` is the commit of a source that is a
     model of the hub, and empty for any other. `block` describes the encoder's blocks (`format.block`), by the name of
     the model that has them; it is empty for a model that no description fits.
+
+    The last two are of packed models, for the runtime without PyTorch. `names` holds the name in the weights file for
+    each tensor of the encoder, or of the head, that `runtime.packed_file.TensorNames` does not find by itself.
+    `torch_only` says why the model runs in PyTorch only, as far as its description and files do not show that.
     """
 
     stage: str
@@ -170,6 +175,8 @@ class Artifact:
     seed: int = 0
     calibration: CalibrationData | None = None
     block: Mapping[str, Block] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    torch_only: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the flat JSON form, with keys in a fixed order."""
@@ -190,6 +197,8 @@ class Artifact:
             "seed": self.seed,
             **({"calibration": asdict(self.calibration)} if self.calibration else {}),
             **({"block": {name: block.to_dict() for name, block in self.block.items()}} if self.block else {}),
+            **({"names": dict(self.names)} if self.names else {}),
+            **({"torch_only": self.torch_only} if self.torch_only else {}),
         }
 
     @classmethod
@@ -222,7 +231,7 @@ class Artifact:
         if values["stage"] == "latent" and codec is not None:
             raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
         apart = ("scheme", "modules_to_not_convert", "added_biases", "source_revision", "calibration", "block")
-        own = [f.name for f in fields(cls) if f.name not in apart]
+        own = [f.name for f in fields(cls) if f.name not in (*apart, "names", "torch_only")]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -232,7 +241,7 @@ class Artifact:
             raise FormatError(f"quantization_config lacks {', '.join(missing)}")
         if not isinstance(values["seed"], int) or isinstance(values["seed"], bool):
             raise FormatError(f"quantization_config: seed is {shown(values['seed'])}; it must be a whole number")
-        for key in ("tool_version", "source", "source_revision", "source_sha256"):
+        for key in ("tool_version", "source", "source_revision", "source_sha256", "torch_only"):
             if not isinstance(values.get(key, ""), str):
                 raise FormatError(f"quantization_config: {key} is {shown(values[key])}; it must be text")
         try:
@@ -250,8 +259,23 @@ class Artifact:
             source_revision=values.get("source_revision", ""),
             calibration=calibration,
             block=blocks_from_dict(values.get("block", {})),
+            names=_names_from(values.get("names", {})),
+            torch_only=values.get("torch_only", ""),
             **{k: values[k] for k in own},
         )
+
+
+def _names_from(values: object) -> dict[str, str]:
+    """Reads names of tensors in the model and in the weights file.
+
+    Raises:
+        FormatError: the value is no object of names.
+    """
+    found = check_mapping("names", values)
+    for name, key in found.items():
+        check_name("the name of a tensor in the model", name)
+        check_name("the name of a tensor in the file", key)
+    return found
 
 
 def _one_of(what: str, value: object, known: tuple[object, ...]) -> None:

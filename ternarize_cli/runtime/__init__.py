@@ -4,7 +4,9 @@
     vectors = Encoder("my-packed").encode(["a text"])
 
     encoder.py       a model: texts to vectors
-    tokenizing.py    texts to ids of tokens
+    heads.py         a reranker or a classifier: pairs or texts to scores
+    opening.py       opens a folder that may come from anybody
+    tokenizing.py    texts to ids of tokens; transformer_settings.py has what sentence-transformers sets of it
     text_blocks.py   ids to hidden states: embeddings and blocks
     blocks.py        the blocks in the library's layout, for models in PyTorch, too
     modules.py       what modules.json asks for behind the encoder: pooling, Dense, Normalize
@@ -15,6 +17,7 @@ Nothing here may import torch or transformers. `ternarize export --to wheel` cop
 """
 
 from ternarize_cli.runtime.encoder import Encoder
+from ternarize_cli.runtime.heads import Classifier, Reranker
 from ternarize_cli.runtime.tokenizing import Tokens
 
-__all__ = ["Encoder", "Tokens"]
+__all__ = ["Classifier", "Encoder", "Reranker", "Tokens"]

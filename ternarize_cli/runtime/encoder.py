@@ -1,6 +1,7 @@
-"""A packed model that runs without PyTorch: from texts to vectors.
+"""A packed model that runs without PyTorch: from texts or images to vectors.
 
     texts ──tokenizing──▶ Tokens ──text_blocks──▶ hidden states ──pooling──▶ ──modules──▶ vectors
+    images ──image_processing──▶ pixel values ──image_blocks──▶ hidden states ──pooling──▶ ──modules──▶ vectors
 
 Everything from the hidden states on is computed by the compiled library, for models in PyTorch too, so that both give
 equal vectors, bit for bit.
@@ -10,25 +11,24 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, shown
-from ternarize_cli.format.scheme import Artifact
-from ternarize_cli.runtime.blocks import head_refusal
-from ternarize_cli.runtime.modules import Pooling, read_modules
+from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.runtime.image_captions import Captions, open_captions
+from ternarize_cli.runtime.image_encoder import modules_of, open_images
+from ternarize_cli.runtime.modules import Pooling
 from ternarize_cli.runtime.native.library import library
-from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, codec_of
-from ternarize_cli.runtime.tensor_file import TensorFile
-from ternarize_cli.runtime.text_blocks import TextBlocks
-from ternarize_cli.runtime.tokenizing import TextTokenizer, Tokens
-from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.runtime.packed_file import IN_TORCH
+from ternarize_cli.runtime.text_blocks import PackedText, batches, open_text
+from ternarize_cli.runtime.tokenizing import Tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["Encoder", "Tokens"]
 
-_BUDGET = 8192
-"""The most tokens in a batch."""
 _FILLER = "a"
 
 
@@ -43,21 +43,20 @@ class Encoder:
     Attributes:
         folder: the model's folder.
         kind: "encoder".
-        reads: what it reads: "text".
+        reads: what it reads: "text", "image" or both.
         dim: the number of dimensions of a vector.
-        limit: the most tokens of a text that are read, special tokens included.
+        limit: the most tokens of a text that are read, special tokens included; 0 for a model that reads images only.
         prompts: the prompts by name; default_prompt_name: the name of the one that is used if none is named.
         similarity: how vectors are compared, by sentence-transformers' name.
     """
 
     kind = "encoder"
-    reads = frozenset({"text"})
 
     def __init__(self, folder: str | Path) -> None:
         """Reads a packed model.
 
-        Only what the files say is checked here; `ternarize_cli.runtime.open_model` also checks that they are those that
-        were packed.
+        Only what the files say is checked here; `runtime.opening.open_model` also checks that they are those that were
+        packed.
 
         Raises:
             CheckpointError: a file is missing or damaged (FormatError: the weights or their description).
@@ -65,33 +64,35 @@ class Encoder:
                 not do, which the message names.
         """
         self.folder = folder = Path(folder)
-        config = read_object(folder / "config.json")
-        described = config.get("quantization_config")
-        codec = codec_of(described, str(folder))
-        block = Artifact.from_dict(described).block.get("")
-        if block is None:
-            raise UnavailableError(
-                f"{folder} has no description of its blocks, which runs without PyTorch",
-                hint=f"pack it again with this version; if it stays so, {IN_TORCH}",
-            )
-        if reason := head_refusal(block):
-            raise UnavailableError(f"{folder}: {reason}", hint=IN_TORCH)
         self._library = library()
-        self._modules = modules = read_modules(folder)
-        file = PackedFile(TensorFile(folder / "model.safetensors"), codec)
-        self._blocks = TextBlocks(self._library, file, block)
-        self._tokenizer = _tokenizer(folder, config, self._blocks.longest)
-        if modules.pooling is None:
-            raise UnavailableError(f"{folder} has no module that pools tokens", hint=IN_TORCH)
-        self._pooling: Pooling = modules.pooling
-        self.limit = self._tokenizer.limit
+        self._modules = modules = modules_of(folder)
+        self._pooling = modules.pooling or Pooling(())
+        self._images = open_images(folder, modules.pooling)
+        self._captions: Captions | None = None
+        self._text: PackedText | None = None
+        self._unread = f"{folder} reads images, not texts"
+        if self._images is None:
+            self._text = open_text(folder)
+            if modules.pooling is None:
+                raise UnavailableError(f"{folder} has no module that pools tokens", hint=IN_TORCH)
+            width = self._text.blocks.width * len(self._pooling.modes)
+        else:
+            width = self._images.width
+            if self._images.has_towers:
+                try:
+                    self._captions = open_captions(folder)
+                    self._text = self._captions.text
+                except UnavailableError as e:
+                    self._unread = str(e)
+        read = {"text": self._text, "image": self._images}
+        self.reads = frozenset(kind for kind, part in read.items() if part is not None)
+        self.limit = 0 if self._text is None else self._text.tokenizer.limit
         self.prompts: Mapping[str, str] = modules.prompts
         self.default_prompt_name = modules.default_prompt
         self.similarity = modules.similarity
         self._lock = Lock()
-        width = modules.width(self._blocks.width * len(self._pooling.modes))
-        self._whole = width
-        self.dim = min(width, modules.dimensions or width)
+        self._whole = modules.width(width)
+        self.dim = min(self._whole, modules.dimensions or self._whole)
 
     def encode(
         self,
@@ -116,16 +117,15 @@ class Encoder:
 
         Raises:
             InputError: there is no prompt of that name, a text is no text, `dimensions` is not between 1 and the width
-                of a vector, or a text has a token that the model's table has no row for.
+                of a vector, a text has a token that the model's table has no row for, or the model reads no texts.
         """
         if isinstance(texts, str):
             raise InputError("encode takes a list of texts", hint="encode([text])")
         chosen = self._prompt(prompt_name) if prompt is None else prompt
-        tokens = self._tokenizer(texts, chosen)
+        tokens = self._texts.tokenizer(texts, chosen)
         skipped = self._skipped(chosen)
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
         made = np.empty((len(tokens), self._dimensions(dimensions)), dtype=np.float32)
-        for rows in _batches(order, tokens):
+        for rows in batches(tokens):
             some = [tokens[i] for i in rows]
             made[rows] = self._vectors(some, skipped, normalize, dimensions)
         return made
@@ -150,13 +150,36 @@ class Encoder:
         """
         return self._vectors(tokens, self._skipped(prompt), normalize, dimensions)
 
+    def encode_images(
+        self, images: "Sequence[Image]", *, normalize: bool | None = None, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Encodes images of PIL: float32 `[images, dimensions]`, in their order.
+
+        Images of one size go through the model together, up to 8,192 tokens at a time. A vector does not depend on what
+        it shares a batch with.
+
+        Args:
+            images: the images, upright: their EXIF orientation is not followed.
+            normalize, dimensions: as `encode` takes them.
+
+        Raises:
+            InputError: an image can't be read, has a mode that the model does not read, or would become too large;
+                `dimensions` is not between 1 and the width of a vector; or the model reads no images.
+        """
+        if self._images is None:
+            raise InputError(f"{self.folder} reads texts, not images", hint="encode(texts)")
+        made = np.empty((len(images), self._dimensions(dimensions)), dtype=np.float32)
+        for places, vectors in self._images.vectors(self._library, images):
+            made[places] = self._finished(vectors, normalize, dimensions)
+        return made
+
     def token_vectors(self, tokens: Sequence[Tokens]) -> list[np.ndarray]:
         """Returns the last hidden states of texts that have been tokenised: float32 `[tokens, width]` for each.
 
         Raises:
             InputError: as `encode`.
         """
-        hidden, starts = self._blocks(tokens)
+        hidden, starts = self._texts.blocks(tokens)
         return [hidden[begin:end] for begin, end in pairwise(starts)]
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Tokens]:
@@ -165,17 +188,23 @@ class Encoder:
         Raises:
             InputError: something is no text.
         """
-        return self._tokenizer(texts, self._prompt(None) if prompt is None else prompt)
+        return self._texts.tokenizer(texts, self._prompt(None) if prompt is None else prompt)
 
     def token_spans(self, text: str, tokens: Tokens) -> list[tuple[str, int, int, bool]]:
         """Returns of each token its string, the places where it begins and ends, and whether it is special."""
-        return self._tokenizer.spans(tokens, text)
+        return self._texts.tokenizer.spans(tokens, text)
 
     def _vectors(
         self, tokens: Sequence[Tokens], skipped: int, normalize: bool | None, dimensions: int | None
     ) -> np.ndarray:
-        hidden, starts = self._blocks(tokens)
+        if self._captions is not None:
+            return self._finished(self._captions.vectors(tokens), normalize, dimensions)
+        hidden, starts = self._texts.blocks(tokens)
         vectors = self._library.pool(hidden, starts, self._pooling.modes, skipped)
+        return self._finished(vectors, normalize, dimensions)
+
+    def _finished(self, vectors: np.ndarray, normalize: bool | None, dimensions: int | None) -> np.ndarray:
+        """Computes what the modules behind the encoder make of vectors; they are overwritten."""
         vectors = self._modules.behind_pooling(self._library, vectors, normalize=normalize is not False)
         kept = self._dimensions(dimensions)
         if kept < vectors.shape[1]:
@@ -184,9 +213,15 @@ class Encoder:
             self._library.normalize(vectors)
         return vectors
 
+    @property
+    def _texts(self) -> PackedText:
+        if self._text is None:
+            raise InputError(self._unread, hint="encode_images(images)")
+        return self._text
+
     def _skipped(self, prompt: str) -> int:
         """Returns the number of tokens of a prompt that pooling leaves out."""
-        return 0 if self._pooling.includes_prompt or not prompt else self._tokenizer.prompt_tokens(prompt)
+        return 0 if self._pooling.includes_prompt or not prompt else self._texts.tokenizer.prompt_tokens(prompt)
 
     def _dimensions(self, wanted: int | None) -> int:
         if wanted is None:
@@ -202,37 +237,3 @@ class Encoder:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise InputError(f"the model has no prompt named {name!r}", hint=f"its prompts: {known}")
         return self.prompts[name]
-
-
-def _batches(order: Sequence[int], tokens: Sequence[Tokens]) -> list[list[int]]:
-    """Cuts an order of texts into batches of at most `_BUDGET` tokens."""
-    found: list[list[int]] = []
-    room = 0
-    for i in order:
-        length = len(tokens[i].ids)
-        if not found or length > room:
-            found.append([])
-            room = _BUDGET
-        found[-1].append(i)
-        room -= length
-    return found
-
-
-def _tokenizer(folder: Path, config: Mapping[str, Any], longest: int | None) -> TextTokenizer:
-    """Reads the tokenizer of a folder, with the length at which its settings cut texts."""
-    settings = _optional(folder / "tokenizer_config.json")
-    own: dict[str, Any] = {}
-    for path in sorted(folder.glob("sentence_*_config.json")):
-        own |= read_object(path)
-    named = own.get("max_seq_length")
-    read = [settings.get("model_max_length"), config.get("max_position_embeddings")]
-    lengths = read if named is None else [named]
-    known = [int(n) for n in lengths if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < 1 << 24]
-    if named is not None and not known:
-        raise CheckpointError(f"{folder}: max_seq_length is {shown(named)}", hint="fetch the files again")
-    limit = min([*known, *([] if longest is None else [longest])], default=1 << 24)
-    return TextTokenizer(folder, settings, limit, lower=bool(own.get("do_lower_case")))
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}

@@ -13,7 +13,7 @@ A module of another kind, or an option of one of these that is not known here, i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, codec_of
 from ternarize_cli.runtime.tensor_file import TensorFile
 from ternarize_cli.storage.bounds import read_json, read_object
 
-__all__ = ["Dense", "Modules", "Pooling", "read_modules"]
+__all__ = ["Dense", "Modules", "Pooling", "Prompts", "read_modules", "read_prompts"]
 
 _OLD_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -67,6 +67,13 @@ class Dense:
         packed = isinstance(self.weights, PackedCodes)
         y = library.linear(self.weights, x) if packed else library.dense(self.weights, x)  # type: ignore[arg-type]
         return np.tanh(y) if self.activation == "Tanh" else y
+
+
+class Prompts(NamedTuple):
+    """The prompts of a model by name, and the name of the one that is used if none is named."""
+
+    prompts: Mapping[str, str]
+    default: str | None
 
 
 @dataclass(frozen=True)
@@ -148,12 +155,7 @@ def read_modules(folder: Path) -> Modules:
         elif kind != "Dropout":
             raise UnavailableError(f"{path} names the module {named(kind)} at place {i}", hint=IN_TORCH)
     settings = _optional(folder / "config_sentence_transformers.json")
-    prompts = settings.get("prompts") or {}
-    default = settings.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-        raise CheckpointError(f"{folder}: prompts are {shown(prompts)}, not texts", hint="fetch the files again")
-    if default is not None and default not in prompts:
-        raise CheckpointError(f"{folder}: default_prompt_name {shown(default)} is no prompt", hint="fetch it again")
+    prompts, default = read_prompts(settings, folder, "query", "document")
     dimensions = settings.get("truncate_dim")
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
         raise CheckpointError(f"{folder}: truncate_dim is {shown(dimensions)}", hint="fetch the files again")
@@ -161,6 +163,27 @@ def read_modules(folder: Path) -> Modules:
         *(pooling, tuple(layers), normalizes, str(settings.get("similarity_fn_name") or "cosine"), prompts),
         *(default, dimensions),
     )
+
+
+def read_prompts(settings: Mapping[str, Any], folder: Path, *always: str) -> Prompts:
+    """Reads the prompts of a model.
+
+    Args:
+        settings: what config_sentence_transformers.json holds.
+        folder: the model's folder, for messages.
+        always: names that sentence-transformers has an empty prompt for where the settings have none.
+
+    Raises:
+        CheckpointError: a prompt is no text, or there is no prompt of the default's name.
+    """
+    given = settings.get("prompts") or {}
+    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
+        raise CheckpointError(f"{folder}: prompts are {shown(given)}, not texts", hint="fetch the files again")
+    prompts = {name: prompt or "" for name, prompt in {**dict.fromkeys(always, ""), **given}.items()}
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{folder}: default_prompt_name {shown(default)} is no prompt", hint="fetch it again")
+    return Prompts(prompts, default)
 
 
 def _pooling(where: Path) -> Pooling:

@@ -1,10 +1,11 @@
 """Reads the weights of a packed model from its file, by the names in the description of its blocks.
 
 A file keeps the names of the model that it was made from, so all of them may begin with the name of the encoder inside
-a larger model, such as `bert.`; norms of old checkpoints are called `gamma` and `beta`.
+a larger model, such as `bert.`; norms of old checkpoints are called `gamma` and `beta`. Where transformers renames more
+than that, the artifact's description has the names (`Artifact.names`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.runtime.blocks import StoredLinear
 from ternarize_cli.runtime.tensor_file import TensorFile
 
-__all__ = ["IN_TORCH", "FileSource", "PackedFile", "Table", "codec_of"]
+__all__ = ["IN_TORCH", "FileSource", "PackedFile", "Table", "TensorNames", "codec_of"]
 
 IN_TORCH = "run it in PyTorch: ternarize.load(MODEL), or SentenceTransformer(MODEL)"
 """What to do with a packed model that is valid, and that this runtime can't run."""
@@ -24,6 +25,7 @@ IN_TORCH = "run it in PyTorch: ternarize.load(MODEL), or SentenceTransformer(MOD
 _FLOATS = ("F32", "F16", "BF16")
 _OLD = {"weight": "gamma", "bias": "beta"}
 _NIBBLE_GROUP = 32
+_AGAIN = "pack the model again with this version of ternarize"
 
 
 def codec_of(described: Any, where: str) -> Codec:
@@ -45,6 +47,48 @@ def codec_of(described: Any, where: str) -> Codec:
     return codec_for(scheme.levels, artifact.codec)
 
 
+class TensorNames:
+    """Finds the tensors of a model among those of a file.
+
+    A tensor has the name that the description of an artifact gives it (`Artifact.names`); or its own name, or with
+    `gamma` for `weight` and `beta` for `bias`; or one of these with a prefix, if a single name in the file ends so.
+    """
+
+    def __init__(self, keys: Iterable[str], where: str, names: Mapping[str, str] | None = None) -> None:
+        """Keeps the names.
+
+        Args:
+            keys: the names of the tensors in the file.
+            where: the name of the file in messages.
+            names: the name in the file for each tensor of the model that has quite another name there. Those that the
+                file does not have count for nothing: transformers may have saved it again, with other names.
+        """
+        self._keys, self._where = frozenset(keys), where
+        self._names = {name: key for name, key in (names or {}).items() if key in self._keys}
+        self._ending: dict[str, list[str]] = {}
+        for key in sorted(self._keys):
+            end = key.find(".")
+            while end >= 0:
+                self._ending.setdefault(key[end + 1 :], []).append(key)
+                end = key.find(".", end + 1)
+
+    def find(self, name: str) -> str | None:
+        """Returns the name in the file of a tensor of the model; None if the file does not have it.
+
+        Raises:
+            FormatError: the file has several tensors whose names end in this one.
+        """
+        if name in self._names:
+            return self._names[name]
+        stem, _, last = name.rpartition(".")
+        spellings = [name, f"{stem}.{_OLD[last]}"] if last in _OLD else [name]
+        own = [spelling for spelling in spellings if spelling in self._keys]
+        found = own[:1] or [key for spelling in spellings for key in self._ending.get(spelling, ())]
+        if len(found) > 1:
+            raise FormatError(f"{self._where} has several tensors {named(name)}", hint=_AGAIN)
+        return found[0] if found else None
+
+
 class PackedFile:
     """A packed model's weights by the names of the model's modules.
 
@@ -59,10 +103,10 @@ class PackedFile:
         Args:
             file: the mapped file.
             codec: the codec of all packed linears.
-            names: the name in the file for each tensor of the model that has another name there.
+            names: the name in the file for each tensor of the model that `TensorNames` does not find by itself.
         """
-        self.file, self.codec, self._names = file, codec, names or {}
-        self._inside = ""  # what the names of the encoder begin with, as far as it is known
+        self.file, self.codec = file, codec
+        self._names = TensorNames(file.names, str(file.path), names)
 
     def find(self, name: str) -> str:
         """Returns the name in the file of a tensor of the model.
@@ -72,7 +116,7 @@ class PackedFile:
         """
         found = self._found(name)
         if found is None:
-            raise FormatError(f"{self.file.path} has no tensor {named(name)}", hint="pack the model again")
+            raise FormatError(f"{self.file.path} has no tensor {named(name)}", hint=_AGAIN)
         return found
 
     def has(self, name: str) -> bool:
@@ -133,20 +177,7 @@ class PackedFile:
         return Table(codes, scale, width)
 
     def _found(self, name: str) -> str | None:
-        if name in self._names:
-            return self._names[name]
-        stem, _, last = name.rpartition(".")
-        spellings = [name, f"{stem}.{_OLD[last]}"] if last in _OLD else [name]
-        for spelling in spellings:
-            for key in (spelling, self._inside + spelling):
-                if key in self.file:
-                    return key
-        candidates = [key for key in self.file.names if key.endswith(tuple(f".{spelling}" for spelling in spellings))]
-        if len(candidates) > 1:
-            raise FormatError(f"{self.file.path} has several tensors {named(name)}", hint="pack the model again")
-        if candidates:
-            self._inside = candidates[0].removesuffix(next(s for s in spellings if candidates[0].endswith(s)))
-        return candidates[0] if candidates else None
+        return self._names.find(name)
 
 
 class Table:
@@ -171,14 +202,17 @@ class Table:
 
     def look_up(self, ids: np.ndarray) -> np.ndarray:
         """Returns rows as float32 `[ids, width]`, as the model's own table gives them."""
-        found = self.rows[ids]
+        found: np.ndarray = self.rows[ids]
         if self.scale is None:
             return found.astype(np.float32)
+        values: np.ndarray
         if self.is_int8:
-            return found.astype(np.float32) * self.scale[ids][:, None]
+            values = found.astype(np.float32) * self.scale[ids][:, None]
+            return values
         assert self._nibbles is not None
         values = codec_for("int4").table[found].reshape(len(ids), -1)[:, : self._nibbles].astype(np.float32)
-        return values * np.repeat(self.scale[ids], _NIBBLE_GROUP, axis=1)[:, : self._nibbles]
+        values *= np.repeat(self.scale[ids], _NIBBLE_GROUP, axis=1)[:, : self._nibbles]
+        return values
 
 
 class FileSource:

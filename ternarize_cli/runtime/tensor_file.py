@@ -8,20 +8,22 @@ model has to run where NumPy and tokenizers are installed, and nothing else.
 
 import math
 import mmap
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from ternarize_cli.errors import FormatError, named, shown
-from ternarize_cli.storage.bounds import parse_json, require_regular
+from ternarize_cli.storage.bounds import parse_json, read_object, require_regular
 
-__all__ = ["TensorFile"]
+__all__ = ["TensorFile", "TensorShards", "open_tensors"]
 
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32, "I64": np.int64, "BF16": np.uint16}
 _LONGEST_HEADER = 100 << 20
 _AGAIN = "fetch the file again"
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 class TensorFile:
@@ -119,19 +121,77 @@ class TensorFile:
         return self._places[name]
 
     def _place(self, name: str, value: Any, room: int) -> tuple[str, tuple[int, ...], int, int]:
-        kind, shape, places = (value.get(key) if isinstance(value, Mapping) else None for key in _KEYS)
-        fits = kind in _DTYPES and _are_counts(shape) and _are_counts(places) and len(places) == 2
-        if fits:
+        described: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+        kind, shape, places = (described.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if kind in _DTYPES and _are_counts(shape) and _are_counts(places) and len(places) == 2:
             begin, end = places
-            fits = begin <= end <= room and end - begin == math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize
-        if not fits:
-            raise FormatError(f"{self.path}: {named(name)} is described as {shown(value)}", hint=_AGAIN)
-        return kind, tuple(shape), begin, end
+            if begin <= end <= room and end - begin == math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize:
+                return kind, tuple(shape), begin, end
+        raise FormatError(f"{self.path}: {named(name)} is described as {shown(value)}", hint=_AGAIN)
 
 
-_KEYS = ("dtype", "shape", "data_offsets")
-
-
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
     """Returns whether a JSON value is a list of whole numbers that are not negative."""
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
+
+
+class TensorShards(TensorFile):
+    """Several safetensors files whose tensors belong to one model.
+
+    Attributes:
+        path: the model's folder.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        """Maps the files of these names, and checks their headers.
+
+        Raises:
+            FormatError: a file is damaged, or two files have a tensor of the same name.
+        """
+        self.path = folder
+        self._owners: dict[str, TensorFile] = {}
+        for file in (TensorFile(folder / name) for name in names):
+            if twice := self._owners.keys() & set(file.names):
+                raise FormatError(f"{folder} has the tensor {named(min(twice))} twice", hint=_AGAIN)
+            self._owners |= dict.fromkeys(file.names, file)
+
+    def __contains__(self, name: str) -> bool:
+        """Returns whether one of the files has a tensor of a name."""
+        return name in self._owners
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tensors, file by file."""
+        return list(self._owners)
+
+    def _found(self, name: str) -> tuple[str, tuple[int, ...], int, int]:
+        return self._owner(name)._found(name)
+
+    def get(self, name: str, *shape: int, dtype: str | tuple[str, ...] = ()) -> np.ndarray:
+        """Returns a tensor, as `TensorFile.get` does.
+
+        Raises:
+            FormatError: as `TensorFile.get`.
+        """
+        return self._owner(name).get(name, *shape, dtype=dtype)
+
+    def _owner(self, name: str) -> TensorFile:
+        if name not in self._owners:
+            raise FormatError(f"{self.path} has no tensor {named(name)}", hint=_AGAIN)
+        return self._owners[name]
+
+
+def open_tensors(folder: Path) -> TensorFile:
+    """Maps the weights of a model: model.safetensors, or the files that its index names.
+
+    Raises:
+        FormatError: a file is missing or damaged, or the index names files outside the folder.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return TensorFile(single)
+    listed = read_object(index, error=FormatError).get("weight_map")
+    names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    if not names or not all(_SHARD.fullmatch(name) for name in names):
+        raise FormatError(f"{index} names no weights files", hint=_AGAIN)
+    return TensorShards(folder, names)

@@ -1,17 +1,84 @@
 """A text encoder: embeddings and blocks, from ids of tokens to the last hidden states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ternarize_cli.errors import CheckpointError, InputError
+from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, shown
 from ternarize_cli.format.block import Block
-from ternarize_cli.runtime.blocks import Blocks, norm_weights
-from ternarize_cli.runtime.native.library import Library
-from ternarize_cli.runtime.packed_file import FileSource, PackedFile, Table
-from ternarize_cli.runtime.tokenizing import Tokens
+from ternarize_cli.format.scheme import Artifact
+from ternarize_cli.runtime.blocks import Blocks, head_refusal, norm_weights
+from ternarize_cli.runtime.native.library import Library, library
+from ternarize_cli.runtime.packed_file import IN_TORCH, FileSource, PackedFile, Table, codec_of
+from ternarize_cli.runtime.tensor_file import open_tensors
+from ternarize_cli.runtime.tokenizing import TextTokenizer, Tokens, read_tokenizer
+from ternarize_cli.runtime.transformer_settings import LAST_HIDDEN_STATES, read_settings
+from ternarize_cli.storage.bounds import read_object
 
-__all__ = ["TextBlocks"]
+__all__ = ["PackedText", "TextBlocks", "batches", "open_text"]
+
+_BUDGET = 8192
+"""The most tokens in a batch."""
+
+
+class PackedText(NamedTuple):
+    """What a packed model has that reads texts.
+
+    Attributes:
+        folder: the model's folder.
+        config: what config.json holds.
+        file: its weights.
+        blocks: its embeddings and blocks.
+        tokenizer: its tokenizer.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    file: PackedFile
+    blocks: "TextBlocks"
+    tokenizer: TextTokenizer
+
+
+def open_text(folder: Path, task: str = "feature-extraction", stack: str = "") -> PackedText:
+    """Reads the weights and the tokenizer of a packed model that reads texts.
+
+    Args:
+        folder: the model's folder.
+        stack: the name of the stack of blocks that reads texts, such as "text_model"; "" for the encoder itself.
+        task: the `transformer_task` of sentence-transformers that the model must have.
+
+    Raises:
+        CheckpointError: a file is missing or damaged (FormatError: the weights or their description).
+        UnavailableError: the compiled library is missing, or the model asks for something that this runtime does not
+            do, which the message names.
+    """
+    config = read_object(folder / "config.json")
+    described = config.get("quantization_config")
+    codec = codec_of(described, str(folder))
+    artifact = Artifact.from_dict(described or {})
+    block = artifact.block.get(stack)
+    if block is None:
+        raise UnavailableError(
+            f"{folder} has no description of its blocks, which runs without PyTorch",
+            hint=f"pack it again with this version; if it stays so, {IN_TORCH}",
+        )
+    if reason := artifact.torch_only or head_refusal(block):
+        raise UnavailableError(f"{folder}: {reason}", hint=IN_TORCH)
+    settings = read_settings(folder, config, task)
+    if task == "feature-extraction" and not stack and settings.text_output != LAST_HIDDEN_STATES:
+        what = f"{folder} takes {shown(settings.text_output)} of its model for texts"
+        raise UnavailableError(what, hint=IN_TORCH)
+    file = PackedFile(open_tensors(folder), codec, artifact.names)
+    blocks = TextBlocks(library(), file, block, f"{stack}." if stack else "")
+    tokenizer = read_tokenizer(folder, config, settings, blocks.longest)
+    if tokenizer.pads_left and blocks.depends_on_padding(tokenizer.padding):
+        raise UnavailableError(
+            f"{folder} pads texts on the left, and has a table of positions: its vectors depend on the batch",
+            hint=IN_TORCH,
+        )
+    return PackedText(folder, config, file, blocks, tokenizer)
 
 
 class TextBlocks:
@@ -64,6 +131,15 @@ class TextBlocks:
         starts = self._blocks.encode_texts(x, lengths)
         return x, starts
 
+    def depends_on_padding(self, padding: int | None) -> bool:
+        """Returns whether a text's positions in PyTorch depend on padding at its left.
+
+        Args:
+            padding: the id of the padding token; None if it is not known.
+        """
+        first = self._given.first_position
+        return self._given.positions is not None and (first == 0 or padding != first - 1)
+
     def _rows(self, texts: Sequence[Tokens], lengths: np.ndarray) -> list[np.ndarray]:
         """Lists for each table the rows that are looked up: int64 `[tokens]` each."""
         words = np.fromiter((i for text in texts for i in text.ids), dtype=np.int64, count=int(lengths.sum()))
@@ -113,3 +189,17 @@ class TextBlocks:
         if table.scale is None or not table.is_int8:
             return np.zeros(0, dtype=np.float32)
         return np.require(table.scale * np.float32(self._given.factor if i == 0 else 1.0), np.float32, ["C", "A"])
+
+
+def batches(texts: Sequence[Tokens]) -> list[list[int]]:
+    """Cuts texts into batches of similar length, of 8,192 tokens at most; returns the places of the texts of each."""
+    found: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(texts)), key=lambda i: -len(texts[i].ids)):
+        length = len(texts[i].ids)
+        if not found or length > room:
+            found.append([])
+            room = _BUDGET
+        found[-1].append(i)
+        room -= length
+    return found

@@ -7,19 +7,29 @@ sentence-transformers say how many tokens a text may have, and whether it is low
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from ternarize_cli.errors import CheckpointError, InputError, shown
-from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes
+from ternarize_cli.errors import CheckpointError, InputError, reason, shown
+from ternarize_cli.runtime.transformer_settings import TransformerSettings
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes, read_object
 
-__all__ = ["TextTokenizer", "Tokens"]
+__all__ = ["MOST_TOKENS", "TextTokenizer", "Tokens", "read_tokenizer"]
 
-_MOST = 1 << 24
+MOST_TOKENS = 1 << 24
+"""The limit of a tokenizer that has none."""
 _LONG = 64  # a text with more characters than this for each token that is read may be cut before it is tokenised
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_WITH_TYPES = ("Bert", "Electra", "Ernie")
+"""What the names of those classes of transformers begin with that tell apart two texts of a pair."""
+_PADDING_LEFT = ("CodeLlama", "Cohere", "Gemma", "Llama", "Siglip2", "XLNet")
+"""What the names of those begin with that pad on the left if the settings don't name a side."""
+_AS_THEY_ARE = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of transformers that take tokenizer.json as it is; those of families such as BERT make some of it anew."""
+_MARGIN = 64  # tokens that are left of such a text behind those that are read: the cut may change a few
 
 
 class Tokens(NamedTuple):
@@ -41,6 +51,8 @@ class TextTokenizer:
 
     Attributes:
         limit: the most tokens of a text, special tokens included.
+        pads_left: whether transformers pads texts of a batch on the left.
+        padding: the id of the token that transformers pads with; None if it is not known.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], limit: int, *, lower: bool = False) -> None:
@@ -48,9 +60,9 @@ class TextTokenizer:
 
         Args:
             folder: the model's folder.
-            settings: what tokenizer_config.json holds.
+            settings: what tokenizer_config.json holds, and what the model's settings change of it.
             limit: the most tokens of a text, special tokens included.
-            lower: whether texts are lower-cased first, if the tokenizer does not do so itself.
+            lower: whether texts are lower-cased first.
 
         Raises:
             CheckpointError: the file is missing or damaged, or asks for something that is unknown.
@@ -59,26 +71,40 @@ class TextTokenizer:
         if not path.is_file():
             raise CheckpointError(
                 f"{folder} has no tokenizer.json, without which texts can't be read here",
-                hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one",
+                hint="pack the model again with this version of ternarize, which writes one",
             )
         content = read_bytes(path, limit=MAX_TOKENIZER)
         try:
             tokenizer = Tokenizer.from_str(content.decode())
         except Exception as e:  # tokenizers raises plain Exceptions
-            text = " ".join(str(e).split())[:200]
-            raise CheckpointError(f"{path} is no tokenizer: {text}", hint="fetch the file again") from e
-        side = settings.get("truncation_side", "right")
-        if side not in ("left", "right"):
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: truncation_side is {shown(side)}")
+            raise CheckpointError(f"{path} is no tokenizer: {reason(e)}", hint="fetch the file again") from e
+        kind = str(settings.get("tokenizer_class") or "")
+        sides = []
+        for key, own, default in (
+            ("truncation_side", tokenizer.truncation, "right"),
+            ("padding_side", tokenizer.padding, "left" if kind.startswith(_PADDING_LEFT) else "right"),
+        ):
+            sides.append(settings.get(key) or (own or {}).get("direction") or default)
+            if sides[-1] not in ("left", "right"):
+                raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {key} is {shown(sides[-1])}")
+        self._side, self.pads_left = sides[0], sides[1] == "left"
         tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
         _set_case(tokenizer, settings, lower=lower)
-        self.limit = min(limit, _MOST)
+        self.limit = min(limit, MOST_TOKENS)
         if self.limit <= tokenizer.num_special_tokens_to_add(is_pair=False):
             raise CheckpointError(f"{folder}: a text of {limit} tokens has no room for a token beside the special ones")
-        tokenizer.enable_truncation(self.limit, strategy="longest_first", direction=side)
-        self._side, self._tokenizer = side, tokenizer
+        tokenizer.enable_truncation(self.limit, strategy="longest_first", direction=self._side)
+        self._tokenizer = tokenizer
+        named_tokens = _special_tokens(settings)
+        padding = named_tokens.get("pad_token")
+        self.padding = None if padding is None else tokenizer.token_to_id(padding)
+        added = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._special = {tokenizer.token_to_id(token) for token in named_tokens.values()} | added
         names = settings.get("model_input_names")
-        self._has_types = not isinstance(names, list) or "token_type_ids" in names
+        has_types = not kind or kind.startswith(_WITH_TYPES)
+        self._has_types = "token_type_ids" in names if isinstance(names, list) else has_types
 
     def __call__(self, texts: Sequence[str], prompt: str = "") -> list[Tokens]:
         """Tokenises texts behind a prompt, and cuts those that are longer than `limit` tokens.
@@ -101,9 +127,12 @@ class TextTokenizer:
 
         A special token at the end of the prompt alone, such as SEP, is not one of these.
         """
-        encoded = self._tokenizer.encode(prompt)
-        ends = bool(encoded.special_tokens_mask) and encoded.special_tokens_mask[-1] == 1
-        return len(encoded.ids) - ends
+        ids = self._tokenizer.encode(prompt).ids
+        return len(ids) - (bool(ids) and ids[-1] in self._special)
+
+    def definition(self) -> str:
+        """Returns the tokenizer as tokenizer.json would hold it, with what the settings change of it."""
+        return str(self._tokenizer.to_str())
 
     def spans(self, tokens: Tokens, text: str) -> list[tuple[str, int, int, bool]]:
         """Returns of each token of a text its string, the places where it begins and ends, and whether it is special.
@@ -135,7 +164,8 @@ class TextTokenizer:
             part = text[space:] if space >= 0 else ""
         else:
             part = prompt + text[:room].rpartition(" ")[0]
-        return part if part and self._encoded([part])[0].truncated else prompt + text
+        dropped = sum(len(more.ids) for more in self._tokenizer.encode(part).overflowing)
+        return part if dropped >= _MARGIN else prompt + text
 
 
 def _checked(text: Any) -> str:
@@ -156,10 +186,50 @@ def _checked(text: Any) -> str:
     return text
 
 
+def read_tokenizer(
+    folder: Path, config: Mapping[str, Any], settings: TransformerSettings, longest: int | None
+) -> TextTokenizer:
+    """Reads the tokenizer of a folder, with the length at which its settings cut texts.
+
+    Args:
+        folder: the model's folder.
+        config: what config.json holds.
+        settings: the settings of sentence-transformers.
+        longest: the most tokens that the model has positions for; None for any number.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    own: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            own |= read_object(folder / name, limit=MAX_TOKENIZER)
+    own |= settings.tokenizer
+    lengths = [own.get("model_max_length"), config.get("max_position_embeddings")]
+    if "model_max_length" in settings.tokenizer:
+        lengths = lengths[:1]
+    elif settings.max_seq_length is not None:
+        lengths = [settings.max_seq_length]
+    known = [int(n) for n in lengths if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < MOST_TOKENS]
+    limit = min([*known, *([] if longest is None else [longest])], default=MOST_TOKENS)
+    return TextTokenizer(folder, own, limit, lower=settings.do_lower_case)
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Lists the special tokens that settings name, by their keys such as "pad_token"."""
+    found = {}
+    for key in _SPECIAL:
+        token = settings.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str):
+            found[key] = text
+    return found
+
+
 def _set_case(tokenizer: Tokenizer, settings: Mapping[str, Any], *, lower: bool) -> None:
     """Sets how a tokenizer treats case and accents, by tokenizer_config.json and the model's settings."""
-    normalizer = tokenizer.normalizer
-    if isinstance(normalizer, BertNormalizer):
+    normalizer: Any = tokenizer.normalizer
+    if isinstance(normalizer, BertNormalizer) and settings.get("tokenizer_class") not in _AS_THEY_ARE:
         for key, name in (
             ("do_lower_case", "lowercase"),
             ("strip_accents", "strip_accents"),
@@ -167,8 +237,13 @@ def _set_case(tokenizer: Tokenizer, settings: Mapping[str, Any], *, lower: bool)
         ):
             if isinstance(settings.get(key), bool):
                 setattr(normalizer, name, settings[key])
-        if lower and normalizer.lowercase:
-            lower = False
         tokenizer.normalizer = normalizer
-    if lower:
-        tokenizer.normalizer = Normalizers([Lowercase(), *([normalizer] if normalizer is not None else [])])
+    own = (
+        list(cast(Any, normalizer))
+        if isinstance(normalizer, Normalizers)
+        else []
+        if normalizer is None
+        else [normalizer]
+    )
+    if lower and not any(isinstance(one, Lowercase) for one in own):
+        tokenizer.normalizer = Normalizers([Lowercase(), *own])

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from support.instruction_sets import SETS, needs_library
+
 CASES = int(os.environ.get("TERNARIZE_FUZZ", "4000"))
 FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))
 SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "runtime" / "native"
 """Of the repository: an installed package has no sources of the library."""
 ADDRESS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
 THREAD = "-fsanitize=thread -fno-omit-frame-pointer -g"
-pytestmark = pytest.mark.nightly
+X86 = ("amx", "avx2", "avxvnni", "vnni", "vnnibf16")
+pytestmark = [pytest.mark.nightly, needs_library]
 
 
 def runtimes(sanitizer: str) -> str | None:
@@ -34,11 +37,13 @@ def runtimes(sanitizer: str) -> str | None:
 
 
 def built(build: Path, sanitizer: str, flags: str, *settings: str) -> Path:
-    """The library, built with a sanitizer."""
+    """The library, built with a sanitizer, of the instruction sets that this processor has: others take minutes."""
     if runtimes(sanitizer) is None:
         pytest.skip(f"no g++, no cmake or no lib{sanitizer}")
     settings = ("-DCMAKE_CXX_COMPILER=g++", f"-DCMAKE_CXX_FLAGS={flags}", *settings)
-    for command in (["-S", str(SOURCE), "-B", str(build), *settings], ["--build", str(build), "--parallel", "2"]):
+    settings += tuple(f"-DTZ_HAS_{name}=OFF" for name in X86 if name not in SETS)
+    make = ["--build", str(build), "--parallel", "2", "--target", "ternarize_native"]
+    for command in (["-S", str(SOURCE), "-B", str(build), *settings], make):
         made = subprocess.run(["cmake", *command], capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
     return build / "libternarize_native.so.1"
@@ -61,6 +66,7 @@ def run_under(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[st
         "TSAN_OPTIONS": "exitcode=66",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "OMP_NUM_THREADS": "4",
         "OMP_WAIT_POLICY": "passive",
     }
@@ -74,8 +80,8 @@ def test_no_structure_makes_the_library_touch_foreign_memory_or_race(
     sanitizer: str, request: pytest.FixtureRequest
 ) -> None:
     library = request.getfixturevalue({"asan": "address", "tsan": "thread"}[sanitizer])
-    program, interface = Path(__file__).parents[1] / "support" / "native_fuzz.py", SOURCE / "interface.py"
-    made = run_under(sanitizer, str(program), str(library), str(interface), str(FIRST), str(CASES))
+    program = "-m", "support.native_fuzz"
+    made = run_under(sanitizer, *program, str(library), str(SOURCE / "interface.py"), str(FIRST), str(CASES))
     assert made.returncode == 0, made.stderr[made.stderr.rfind("case ") :][:6000]
     assert made.stdout.startswith(f"{CASES} cases on ")
 

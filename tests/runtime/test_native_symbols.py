@@ -18,7 +18,7 @@ from ternarize_cli.runtime.native.library import library
 
 SOURCE = Path(__file__).parents[2] / "ternarize_cli" / "runtime" / "native"
 """Of the repository: an installed package has no sources of the library."""
-BASELINE = ("api", "encoder", "pooling", "threads")
+BASELINE = ("api", "encoder", "model", "pooling", "threads", "weights_file")
 """Files that are compiled for any processor and take what they like from the standard library."""
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("nm") is None, reason="nm of an ELF system is not installed"

@@ -69,7 +69,7 @@ def test_format_overrides_the_suffix_and_npy_goes_through_a_pipe(run, tiny_bert,
 
 
 def test_order_is_kept_across_chunks(run, tiny_bert, tmp_path, monkeypatch):
-    monkeypatch.setattr("ternarize_cli.vectors.batch_encoder.CHUNK", 3)
+    monkeypatch.setattr("ternarize_cli.vectors.text_batches.CHUNK", 3)
     texts = [" ".join(WORDS[: 1 + (i * 7) % 20]) for i in range(10)]
     result = run("encode", tiny_bert, "-o", tmp_path / "v.npy", input="\n".join(texts))
     assert result.exit_code == 0

@@ -134,7 +134,7 @@ def test_a_model_without_masks_is_encoded_too(tiny_bert):
 
 
 def test_items_are_read_two_chunks_ahead_and_no_further(tiny_bert, monkeypatch):
-    monkeypatch.setattr("ternarize_cli.vectors.batch_encoder.CHUNK", 8)
+    monkeypatch.setattr("ternarize_cli.vectors.text_batches.CHUNK", 8)
     pulled = 0
 
     def items() -> Iterator[tuple[str, str]]:

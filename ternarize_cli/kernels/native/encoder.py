@@ -12,6 +12,8 @@ from ternarize_cli.errors import TernarizeError
 from ternarize_cli.format.block import Block
 from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
+from ternarize_cli.kernels.module_tensors import is_replaced
+from ternarize_cli.kernels.native.image_parts import image_blocks
 from ternarize_cli.kernels.native.positions import patch_biases, patch_turns
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import PackedLinear
@@ -48,6 +50,13 @@ class NativeForward(FusedForward):
                 self._refused = reason
                 tell_unfused(model, reason)
             return encoder
+
+    def _with_pooled(self, hidden: Tensor, first: Tensor) -> Any:
+        made = super()._with_pooled(hidden, first)
+        pooled = None if torch.compiler.is_compiling() else getattr(made, "pooler_output", None)
+        if pooled is not None and is_marked(hidden):
+            mark(pooled)
+        return made
 
     def checked(self) -> str | None:
         """Lays the weights out, and says how the result differs from the model's modules (`block_check`).
@@ -160,9 +169,10 @@ class NativeEncoder:
         if block.embeddings is not None:
             tables = tables_of(model, block)
             if tables is not None:
-                needs = ["C", "A"]
-                self._tables = [(rows.numpy(), np.require(scale.numpy(), None, needs)) for rows, scale in tables]
-            self._embedding_norm = norm_weights(source, None, "embeddings", block.width)
+                self._tables = [(rows.numpy(), np.require(scale.numpy(), None, ["C", "A"])) for rows, scale in tables]
+        self._embedding_norm = norm_weights(source, None, "embeddings", block.width)
+        is_image = block.embeddings is None
+        self._images = image_blocks(model, self._stack, self._blocks, self._embedding_norm) if is_image else None
         self._lib.trim()
 
     def texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
@@ -182,8 +192,7 @@ class NativeEncoder:
         inputs = self._inputs(ids, types)
         rows = [(t.reshape(-1) if full else t[real]).long().contiguous().numpy() for t in inputs]
         if self._tables is None or not _are_rows_of(self._tables, rows):  # the modules raise an error for a bad id
-            embedded = self._embedded(inputs)
-            x = (embedded.flatten(0, 1) if full else embedded[real]).contiguous().numpy()
+            x = self._embedded(rows)
         else:
             x = self._lib.embed(self._tables, rows, self._embedding_norm)
         if self._count is None:
@@ -199,15 +208,21 @@ class NativeEncoder:
 
     def images(self, pixels: Tensor) -> Tensor:
         """Encodes images `[batch, channels, height, width]`: hidden states, float32 `[batch, patches, width]`."""
+        if (
+            self._images is not None
+            and self._images.takes(tuple(pixels.shape))
+            and not is_replaced(self._model.embeddings)
+        ):
+            rows, _ = self._images(pixels.float().contiguous().numpy(), self._count)
+            return mark(torch.from_numpy(rows).view(len(pixels), -1, self._block.width))
         x = self._model.embeddings(pixels)
         norm = self._stack.norm(None, "embeddings")
         x = x if norm is None else norm(x)
         starts = np.arange(len(x) + 1, dtype=np.int32) * x.shape[1]
-        rows = torch.empty(len(x) * x.shape[1], x.shape[2], dtype=torch.float32, device="cpu")
-        rows.view(x.shape).copy_(x)
+        rows = x.flatten(0, 1).float().contiguous().clone().numpy()
         made = self._for_images(pixels, x.shape[1])
-        self._lib.encode(made.encoder, starts, rows.numpy())
-        return mark(rows.view(x.shape))
+        self._lib.encode(made.encoder, starts, rows)
+        return mark(torch.from_numpy(rows).view(x.shape))
 
     def first_blocks(self, count: int, ids: Tensor | None, mask: Tensor | None, pixels: Tensor | None) -> Tensor:
         """Computes the hidden states after the first `count` blocks and the last norm, of texts or images.
@@ -246,16 +261,20 @@ class NativeEncoder:
             found.append(torch.arange(ids.shape[1], device="cpu").expand(ids.shape))
         return found
 
-    def _embedded(self, inputs: list[Tensor]) -> Tensor:
-        """Computes the embedding with the model's own modules: float32 `[batch, tokens, width]`."""
+    def _embedded(self, rows: list[np.ndarray]) -> np.ndarray:
+        """Computes the embedding from rows that the model's own tables give: float32 `[tokens, width]`.
+
+        Args:
+            rows: for each table of the embedding the rows that are looked up: int64 `[tokens]` each.
+        """
         given = self._block.embeddings
         assert given is not None
         names = [name for name in (given.words, given.types, given.positions) if name is not None]
-        parts: list[Tensor] = [self._model.get_submodule(name)(rows) for name, rows in zip(names, inputs, strict=True)]
-        x = sum(parts[1:], parts[0])
-        norm = self._stack.norm(None, "embeddings")
-        made: Tensor = (x if norm is None else norm(x)).detach().float()
-        return made
+        found = [self._model.get_submodule(n)(torch.from_numpy(r)).detach() for n, r in zip(names, rows, strict=True)]
+        x: np.ndarray = sum(found[1:], found[0]).float().contiguous().numpy()
+        if self._embedding_norm is not None:
+            self._lib.norm(self._embedding_norm, x)
+        return x
 
     def _for_images(self, pixels: Tensor, tokens: int) -> Prepared:
         """Returns the encoder for images of the size of `pixels`."""

@@ -14,7 +14,8 @@
 #include <unistd.h>
 #endif
 
-#include "arguments.h"
+#include "api.h"
+#include "guarded.h"
 #include "pooling.h"
 #include "threads.h"
 
@@ -26,6 +27,12 @@
 #endif
 
 namespace tz {
+
+const char*& why() {
+  static thread_local const char* sentence = "";
+  return sentence;
+}
+
 namespace {
 
 #if defined(__x86_64__)
@@ -91,27 +98,11 @@ const std::vector<const Kernels*>& available() {
   return found;
 }
 
-constexpr int kNoMemory = -1, kRefused = -2;
 // Less work than this takes less time than another thread needs to come.
 constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
 constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings, norms and pooling: rows x width
 constexpr int64_t kWorthDense = 1 << 20;         // of a dense linear: rows x inputs x outputs
 constexpr int kInterface = 5;  // version of functions and structures; equals INTERFACE in interface.py
-
-thread_local const char* why = "";
-
-template <class Work>
-int guarded(Work work) {
-  try {
-    work();
-    return 0;
-  } catch (const Refused& refused) {
-    why = refused.why;
-    return kRefused;
-  } catch (...) {  // std::bad_alloc, or std::length_error of a vector
-    return kNoMemory;
-  }
-}
 
 const Kernels& kernels_of(int isa) {
   require(within(isa, 0, static_cast<int64_t>(available().size()) - 1), "there is no such instruction set");
@@ -149,8 +140,6 @@ struct Scratch {
 
 using namespace tz;
 
-#define TZ_EXPORT __attribute__((visibility("default")))
-
 extern "C" {
 
 // Returns kInterface. Every version of the library has this function: a caller calls it first, and calls no other function if
@@ -158,7 +147,7 @@ extern "C" {
 TZ_EXPORT int tz_interface() { return kInterface; }
 
 // Returns what was wrong with the arguments of the last call on this thread that returned kRefused.
-TZ_EXPORT const char* tz_why() { return why; }
+TZ_EXPORT const char* tz_why() { return why(); }
 
 // Returns the name of the i-th instruction set, best first, counted from 0; null if there are only i or fewer.
 TZ_EXPORT const char* tz_instruction_set(int i) {

@@ -1,0 +1,53 @@
+"""Defines `ternarize export`, which writes a packed model in a form that runs without ternarize."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ternarize_cli.cli.derived import derived
+from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision, output_folder
+from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.export.options import ExportOptions
+
+__all__ = ["register"]
+
+
+def _export(
+    model: ModelArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="wheel|c", help="wheel: a package for pip; c: a folder for programs in C."),
+    ],
+    output: Annotated[Path | None, output_folder("./NAME-FORMAT")] = None,
+    *,
+    options: ExportOptions,
+    revision: Revision = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a packed model in a form that runs without ternarize and without PyTorch.
+
+    A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
+    then `from NAME import encode`. The format c is a header, a library and the weights.
+    """
+    from ternarize_cli.encoders.hub import pinned
+    from ternarize_cli.encoders.loading import model_name
+    from ternarize_cli.export.session import export
+
+    out = Output(json_mode=json, quiet=quiet)
+    model = pinned(model, revision)
+    target = output or Path(f"{model_name(model)}-{to}")
+    with out.status(f"writing {target}"):
+        made = export(model, target, to=to, options=options, force=force)
+    for path, size in made.files.items():
+        out.text(f"wrote {path} ({megabytes(size)})")
+    out.hint(made.hint)
+    files = [{"path": str(path), "bytes": size} for path, size in made.files.items()]
+    out.result({"output": str(target), "format": to, "files": files, **made.facts})
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    app.command("export")(derived(_export))

@@ -1,0 +1,12 @@
+"""Writes packed models in forms that run without ternarize: `ternarize export MODEL --to FORMAT`.
+
+session.py        `export`: finds the model, checks it, and lets a format write it
+formats.py        the registry of formats; a format is a file with a class under `@register`
+options.py        what formats can be asked for
+source.py         the model that is exported, with its licence and content hash
+libraries.py      the compiled library for a platform
+
+wheel.py          a wheel for pip; wheel_file.py writes the archive, vendoring.py gathers the runtime's files,
+                  carried/ is what a wheel has beside these
+c.py              a folder for C; weights_file.py writes the weights
+"""

@@ -1,0 +1,46 @@
+/* Encodes texts that are given as ids of tokens, one text a line on stdin, and prints a vector a line:
+ *
+ *     cc example.c -L. -lternarize -Wl,-rpath,'$ORIGIN' -o example
+ *     echo "101 7592 102" | ./example model.tz
+ *
+ * Ids come from the model's tokenizer, special tokens included. Numbers have as many digits as a float needs to come back bit
+ * for bit.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "ternarize.h"
+
+static int fail(const char *what) {
+  fprintf(stderr, "%s\n", what);
+  return 1;
+}
+
+int main(int count, char **arguments) {
+  if (count != 2) return fail("usage: example model.tz < ids");
+  tz_model *model = tz_model_open(arguments[1]);
+  if (!model) return fail(tz_why());
+  const int dim = tz_model_dim(model), limit = tz_model_limit(model);
+  int32_t *ids = malloc(limit * sizeof *ids);
+  float *vector = malloc(dim * sizeof *vector);
+  char *line = NULL, *end;
+  size_t room = 0;
+  if (!ids || !vector) return fail("not enough memory");
+  while (getline(&line, &room, stdin) > 0) {
+    int32_t starts[] = {0, 0};
+    for (char *at = line;; at = end) {
+      const long id = strtol(at, &end, 10);
+      if (end == at) break;
+      if (starts[1] == limit) return fail("a text has more tokens than the model reads");
+      ids[starts[1]++] = (int32_t)id;
+    }
+    if (tz_model_encode(model, ids, starts, 1, vector, 0) != TZ_OK) return fail(tz_why());
+    for (int i = 0; i < dim; ++i) printf("%.9g%c", vector[i], i + 1 < dim ? ' ' : '\n');
+  }
+  free(line);
+  free(vector);
+  free(ids);
+  tz_model_close(model);
+  return 0;
+}

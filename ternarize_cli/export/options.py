@@ -1,0 +1,51 @@
+"""What `ternarize export` takes: options, of which each format knows some."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from ternarize_cli.errors import InputError
+from ternarize_cli.storage.command_option import Option
+
+__all__ = ["ExportOptions"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported. An option that a format does not know must keep its default.
+
+    Attributes:
+        name: the name of the Python package in a wheel; None: the model's name, made a valid one.
+        version: the version of that package.
+        platform: the platform that the export is for, as in the names of wheels; None: this one.
+        library: the file of the compiled library for that platform; None: the one beside the installed one.
+        dockerfile: whether a Dockerfile is written beside the wheel.
+    """
+
+    name: Annotated[str | None, Option("wheel: name of the Python package; default: from the model's name.")] = None
+    version: Annotated[str | None, Option("wheel: version of the Python package; default: 1.0.")] = None
+    platform: Annotated[
+        str | None,
+        Option("Platform of the result, such as manylinux_2_28_aarch64; default: this one.", metavar="TAG"),
+    ] = None
+    library: Annotated[
+        str | None,
+        Option("The library for that platform, libternarize_alone of its build.", metavar="FILE"),
+    ] = None
+    dockerfile: Annotated[bool, Option("wheel: also write a Dockerfile that installs it.")] = False
+
+    def check_known(self, form: str, known: frozenset[str]) -> None:
+        """Checks that only options are set that a format knows.
+
+        Args:
+            form: the name of the format.
+            known: the names of its options.
+
+        Raises:
+            InputError: another option is set.
+        """
+        for field in fields(self):
+            if field.name not in known and getattr(self, field.name) != field.default:
+                options = ", ".join(f"--{name}" for name in sorted(known)) or "none"
+                raise InputError(
+                    f"--{field.name} means nothing for the format {form}", hint=f"options of {form}: {options}"
+                )

@@ -1,0 +1,45 @@
+"""`export` as Python users call it, and `ternarize export`."""
+
+from pathlib import Path
+
+from ternarize_cli.encoders.loading import model_name, resolve
+from ternarize_cli.export.formats import Export, find_format
+from ternarize_cli.export.options import ExportOptions
+from ternarize_cli.export.source import open_source
+
+__all__ = ["export"]
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    to: str,
+    options: ExportOptions | None = None,
+    force: bool = False,
+) -> Export:
+    """Writes a packed model in a form that runs without ternarize.
+
+        ternarize.export("my-packed", "dist", to="wheel")
+
+    Args:
+        model: a packed model: a folder, a hub id or `package:NAME`.
+        output: the folder to write (c), or to write into (wheel).
+        to: the format, "wheel" or "c".
+        options: what else the format is asked for; None: `ExportOptions()`.
+        force: replace what exists.
+
+    Returns:
+        The files, and what to do next.
+
+    Raises:
+        ModelNotFoundError: the model can't be found.
+        CheckpointError: the model is damaged, or not packed.
+        InputError: there is no such format, or it does not know an option that is set.
+        UnavailableError: the model can't be written in this format, or there is no library for the platform.
+        OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
+    """
+    form, options = find_format(to), options or ExportOptions()
+    options.check_known(to, form.options)
+    source = open_source(resolve(model), model_name(model))
+    return form.write(source, Path(output), options, force=force)

@@ -1,0 +1,79 @@
+"""The model that is exported: its folder, and what its card and its files say of it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ternarize_cli.errors import FormatError
+from ternarize_cli.format.scheme import METHOD, Artifact
+from ternarize_cli.model_folder.folder_check import check_folder
+from ternarize_cli.model_folder.integrity import verify
+from ternarize_cli.storage.files import content_hash
+
+__all__ = ["Source", "open_source"]
+
+_LONGEST_CARD, _LONGEST_HEADER = 4 << 20, 64 << 10
+_HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_UNUSUAL = re.compile(r"[^\w.@+-]")
+_MOST = 200
+
+
+@dataclass(frozen=True)
+class Source:
+    """A packed model whose files have been checked.
+
+    Attributes:
+        folder: its folder.
+        name: its short name, of letters, digits and _ . @ + -.
+        artifact: its description.
+        licence: its licence, as its card's metadata name it, such as "apache-2.0"; None if they name none.
+        digest: its content hash, 64 hex digits.
+    """
+
+    folder: Path
+    name: str
+    artifact: Artifact
+    licence: str | None
+    digest: str
+
+
+def open_source(folder: Path, name: str) -> Source:
+    """Checks a packed model, and reads what its card says.
+
+    Args:
+        folder: the model's folder.
+        name: its short name.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or asks for something that no folder may ask for.
+        FormatError: the model is not packed, or a file is not the one that was packed.
+    """
+    config = check_folder(folder)
+    described = config.get("quantization_config")
+    artifact = None
+    if isinstance(described, dict) and described.get("quant_method") == METHOD:
+        artifact = Artifact.from_dict(described)
+    if artifact is None or artifact.stage != "packed":
+        raise FormatError(f"{folder} is no packed model", hint="ternarize convert, then ternarize pack")
+    verify(folder, always=True)
+    return Source(
+        folder, _UNUSUAL.sub("_", name)[:_MOST], artifact, _licence(folder / "README.md"), content_hash(folder)
+    )
+
+
+def _licence(card: Path) -> str | None:
+    """Returns the licence that a card's metadata name; None if they name none, or can't be read."""
+    from huggingface_hub import ModelCard
+
+    if not card.is_file() or card.stat().st_size > _LONGEST_CARD:
+        return None
+    header = _HEADER.match(card.read_bytes().decode("utf-8-sig", errors="replace"))
+    if header is None or len(header[1]) > _LONGEST_HEADER:
+        return None
+    try:
+        known = vars(ModelCard(f"---\n{header[1]}\n---\n", ignore_metadata_errors=True).data)
+    except Exception:  # YAML of a stranger: a syntax error, a recursion, keys that are no names, …
+        return None
+    listed = known.get("license"), known.get("license_name")
+    words = [word for word in listed if isinstance(word, str) and 0 < len(word) <= _MOST and word.isprintable()]
+    return words[-1] if words else None

@@ -1,0 +1,171 @@
+"""The format wheel: a package for pip with a model, the runtime and the compiled library, which needs no PyTorch.
+
+    NAME/
+        __init__.py                  `encode` and `Encoder`
+        __main__.py                  `python -m NAME`, and the command NAME
+        check.json                   texts and vectors, for --check
+        model/                       the packed model
+        _runtime/                    the runtime (vendoring.py), and the compiled library in runtime/native
+
+Equal models, options and versions of ternarize give equal bytes.
+"""
+
+import json
+import keyword
+import re
+import sys
+from collections.abc import Iterable
+from importlib.metadata import metadata as installed
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from ternarize_cli.errors import InputError, OutputExistsError, quoted, shown
+from ternarize_cli.export import card
+from ternarize_cli.export.dockerfile import dockerfile
+from ternarize_cli.export.formats import Export, register
+from ternarize_cli.export.libraries import find_library, parse_platform
+from ternarize_cli.export.options import ExportOptions
+from ternarize_cli.export.source import Source
+from ternarize_cli.export.vendoring import Vendored, vendored
+from ternarize_cli.export.wheel_file import Metadata, wheel_name, write_wheel
+from ternarize_cli.model_folder.model_files import model_files
+from ternarize_cli.model_folder.model_kind import require_kind
+from ternarize_cli.runtime.encoder import Encoder
+from ternarize_cli.runtime.native.library import library
+from ternarize_cli.storage.files import atomic_file, check_output
+
+__all__ = ["package_name"]
+
+_OURS = "ternarize-cli"
+_ROOT = "ternarize_cli.export.carried.command"
+_LIBRARIES = {"numpy": "numpy", "tokenizers": "tokenizers", "PIL": "pillow"}
+"""For each library that the runtime may import, the name of its distribution."""
+_TEXTS = ("a cat in a tree", "The shop opens at 9:30.", "Zürich – 東京 – naïve café")
+"""The texts of --check."""
+_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?")
+_TAKEN = sys.stdlib_module_names | {"numpy", "tokenizers", "ternarize_cli", "pip", "PIL"}
+_INIT = '''"""{name}: texts to vectors, with a ternary model that ternarize packed.
+
+    from {name} import encode
+    vectors = encode(["a text", "another one"])  # float32 [2, {dim}]
+"""
+
+from {name}._runtime.export.carried.model import Encoder, encode
+
+__all__ = ["Encoder", "encode"]
+__version__ = "{version}"
+'''
+_MAIN = '''"""The command {name}."""
+
+import sys
+
+from {name}._runtime.export.carried.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+
+@register
+class Wheel:
+    """Writes a wheel, and a Dockerfile that installs it if that is asked for."""
+
+    name = "wheel"
+    options = frozenset({"name", "version", "platform", "library", "dockerfile"})
+
+    def write(self, source: Source, output: Path, options: ExportOptions, *, force: bool) -> Export:
+        """Writes the wheel into a folder, which is made if there is none.
+
+        Raises:
+            InputError: the name is no name of a Python package, or the version is none.
+            UnavailableError: the runtime can't run the model, or there is no library for the platform.
+            OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
+        """
+        require_kind(source.folder, "encoder")
+        name, version = package_name(options.name, source.name), _version(options.version)
+        platform = parse_platform(options.platform)
+        code = find_library(platform, options.library)
+        encoder = Encoder(source.folder)
+        runtime = vendored([_ROOT], f"{name}._runtime", frozenset(_LIBRARIES))
+        files: dict[str, bytes | Path] = {
+            "__init__.py": _INIT.format(name=name, dim=encoder.dim, version=version).encode(),
+            "__main__.py": _MAIN.format(name=name).encode(),
+            "check.json": _check_file(encoder),
+            "_runtime/runtime/native/libternarize_alone.so.1": code,
+        }
+        files |= {f"_runtime/{path}": content for path, content in runtime.files.items()}
+        files |= {f"model/{path}": source.folder / path for path in model_files(source.folder)}
+        about = Metadata(
+            name=name,
+            version=version,
+            summary=f"{source.name}: texts to vectors, with ternary weights and without PyTorch",
+            licence=source.licence,
+            licence_texts={path.name: path.read_bytes() for path in card.licence_files(source.folder)},
+            requires=_requirements(runtime),
+            python=installed(_OURS)["Requires-Python"],
+            command=(name, f"{name}._runtime.export.carried.command:main"),
+            readme=card.for_wheel(source, name, encoder.dim),
+        )
+        made = output / wheel_name(about, platform.tag)
+        targets = [made, *([output / "Dockerfile"] if options.dockerfile else [])]
+        _prepare(output, targets, force=force)
+        with atomic_file(made, force=force) as partial:
+            write_wheel(partial, about, platform.tag, {f"{name}/{path}": content for path, content in files.items()})
+        if options.dockerfile:
+            with atomic_file(output / "Dockerfile", force=force) as partial:
+                partial.write_text(dockerfile(made.name, name), encoding="utf-8")
+        facts = {"name": name, "version": version, "platform": platform.tag, "requires": list(about.requires)}
+        return Export({path: path.stat().st_size for path in targets}, f"pip install {quoted(made)}", facts)
+
+
+def package_name(asked: str | None, model: str) -> str:
+    """Returns the name of a model's Python package: the one that is asked for, or one made of the model's name.
+
+    Raises:
+        InputError: the name that is asked for can't be a package's.
+    """
+    if asked is None:
+        made = re.sub(r"[^a-z0-9]+", "_", model.lower()).strip("_") or "model"
+        made = made if made[0].isalpha() else f"model_{made}"
+        return f"{made}_model" if made in _TAKEN or keyword.iskeyword(made) else made
+    if not _NAME.fullmatch(asked) or keyword.iskeyword(asked) or len(asked) > 100:
+        raise InputError(f"{shown(asked)} is no name of a Python package", hint="--name my_model")
+    if asked in _TAKEN:
+        raise InputError(f"another package is called {asked}", hint=f"--name my_{asked}")
+    return asked
+
+
+def _version(asked: str | None) -> str:
+    try:
+        return str(Version("1.0" if asked is None else asked))
+    except InvalidVersion as e:
+        raise InputError(f"{shown(asked)} is no version of a Python package", hint="--version 1.0") from e
+
+
+def _requirements(runtime: Vendored) -> list[str]:
+    """Lists the requirements of the runtime's files, with the bounds that ternarize has."""
+    wanted = {_LIBRARIES[name] for name in runtime.imports}
+    return sorted(f"{r.name}{r.specifier}" for r in _own_requirements() if r.name in wanted)
+
+
+def _own_requirements() -> Iterable[Requirement]:
+    return (Requirement(line) for line in installed(_OURS).get_all("Requires-Dist") or [])
+
+
+def _check_file(encoder: Encoder) -> bytes:
+    vectors = [[float(str(value)) for value in vector] for vector in encoder.encode(_TEXTS)]
+    stored = {"instruction_set": library().chosen, "texts": _TEXTS, "vectors": vectors}
+    return (json.dumps(stored, ensure_ascii=False) + "\n").encode()
+
+
+def _prepare(output: Path, targets: Iterable[Path], *, force: bool) -> None:
+    """Makes the folder of the output, and checks that all files can be written before one is."""
+    if output.exists() and not output.is_dir():
+        raise OutputExistsError(f"{output} is a file, and a wheel is written into a folder", hint="-o DIR")
+    if not output.is_dir():
+        check_output(output, force=False)
+        output.mkdir()
+    for target in targets:
+        check_output(target, force=force, folder=False)

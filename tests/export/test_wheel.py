@@ -1,0 +1,264 @@
+"""The wheel of a model: what is in it, and that it runs where nothing but NumPy and tokenizers is installed."""
+
+import ast
+import base64
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from email import message_from_string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.c_model import LIBRARY
+from support.families import stages
+from support.models import save_tiny_bert
+from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
+from ternarize_cli.export.options import ExportOptions
+from ternarize_cli.export.session import export
+from ternarize_cli.export.wheel import package_name
+from ternarize_cli.model_folder.model_files import model_files
+from ternarize_cli.runtime.encoder import Encoder
+
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled library is not built")
+TEXTS = ["the cat", "a dog house by the river"]
+LIBRARIES = ("numpy", "numpy.libs", "tokenizers")
+
+
+def wheel_of(packed: Path, output: Path, **options: Any) -> Path:
+    made = export(packed, output, to="wheel", options=ExportOptions(name="my_minilm", **options))
+    return next(path for path in made.files if path.suffix == ".whl")
+
+
+@pytest.fixture(scope="module")
+def wheel(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel_of(packed, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of the wheel, NumPy and tokenizers: all that a process of `alone` can import."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    installed = Path(np.__file__).parents[1]
+    for name in LIBRARIES:
+        if (installed / name).exists():
+            (folder / name).symlink_to(installed / name)
+    return folder
+
+
+def alone(
+    site: Path, *arguments: str, text: str = "", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python without the packages of this environment (-S), in another folder."""
+    begin = f"import sys; sys.path.insert(0, {str(site)!r}); "
+    command = [sys.executable, "-S", "-I", "-c", begin + arguments[0], *arguments[1:]]
+    variables = {"PATH": os.environ["PATH"], **(environment or {})}
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd="/", env=variables)
+
+
+MAIN = "import runpy; sys.argv[0] = 'my_minilm'; runpy.run_module('my_minilm', run_name='__main__')"
+
+
+def test_the_package_gives_the_vectors_of_the_runtime_and_loads_no_other_library(site: Path, packed: Path) -> None:
+    made = alone(
+        site,
+        "import json; from my_minilm import Encoder, encode; made = encode(sys.argv[1:])\n"
+        "assert (Encoder().encode(sys.argv[1:]) == made).all()\n"
+        "outside = {n.partition('.')[0] for n in sys.modules} - set(sys.stdlib_module_names)\n"
+        "print(json.dumps([made.tolist(), sorted(outside)]))",
+        *TEXTS,
+    )
+    assert made.returncode == 0, made.stderr
+    vectors, modules = json.loads(made.stdout)
+    assert (np.array(vectors, np.float32) == Encoder(packed).encode(TEXTS)).all()
+    assert [name for name in modules if not name.startswith(("_", "cython"))] == ["my_minilm", "numpy", "tokenizers"]
+
+
+def test_the_command_takes_arguments_or_lines_and_gives_a_line_of_json_each(site: Path, packed: Path) -> None:
+    wanted = Encoder(packed).encode(TEXTS, dimensions=5)
+    by_arguments = alone(site, MAIN, *TEXTS, "--dimensions", "5")
+    by_lines = alone(site, MAIN, "--dimensions", "5", text="\n".join(TEXTS))
+    assert by_arguments.stdout == by_lines.stdout, by_lines.stderr
+    rows = [json.loads(line) for line in by_arguments.stdout.splitlines()]
+    assert [row["id"] for row in rows] == ["1", "2"]
+    assert (np.array([row["vector"] for row in rows], np.float32) == wanted).all()
+
+
+def test_the_command_says_what_is_wrong(site: Path) -> None:
+    for arguments, why in (
+        (("--prompt-name", "query"), "the model has no prompt named 'query'"),
+        (("--dimensions", "33"), "33 dimensions are asked for, and vectors have 32"),
+    ):
+        made = alone(site, MAIN, "a text", *arguments)
+        assert made.returncode == InputError.exit_code
+        assert made.stderr.startswith(f"error: {why}")
+        assert made.stdout == ""
+
+
+def test_check_compares_vectors_with_those_of_the_export(site: Path, tmp_path: Path) -> None:
+    made = alone(site, MAIN, "--check")
+    assert made.returncode == 0, made.stderr
+    assert "3 vectors: equal bit for bit; the least cosine is 1.000000" in made.stdout
+    scalar = alone(site, MAIN, "--check", environment={"TERNARIZE_NATIVE_ISA": "scalar"})
+    assert scalar.returncode == 0, scalar.stderr
+    assert "scalar here" in scalar.stdout
+    path = site / "my_minilm" / "check.json"
+    before = path.read_text(encoding="utf-8")
+    stored = json.loads(before)
+    stored["vectors"][1][0] += 1.0
+    try:
+        path.write_text(json.dumps(stored), encoding="utf-8")
+        wrong = alone(site, MAIN, "--check")
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert wrong.returncode == 1
+    assert "1 apart" in wrong.stdout
+
+
+def test_equal_models_give_equal_bytes(wheel: Path, packed: Path, tmp_path: Path) -> None:
+    assert wheel_of(packed, tmp_path / "again").read_bytes() == wheel.read_bytes()
+
+
+def test_the_record_lists_every_file_with_its_digest(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        record = archive.read("my_minilm-1.0.dist-info/RECORD").decode()
+        rows = {name: (digest, size) for name, digest, size in csv.reader(io.StringIO(record))}
+        assert sorted(rows) == sorted(archive.namelist())
+        for name, (digest, size) in rows.items():
+            content = archive.read(name)
+            made = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            wanted = ("", "") if name.endswith("/RECORD") else (f"sha256={made}", str(len(content)))
+            assert (digest, size) == wanted
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_the_wheel_carries_the_model_as_it_is(wheel: Path, packed: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n.removeprefix("my_minilm/model/") for n in archive.namelist() if n.startswith("my_minilm/model/")]
+        assert sorted(names) == model_files(packed)
+        for name in names:
+            assert archive.read(f"my_minilm/model/{name}") == (packed / name).read_bytes()
+
+
+def test_no_file_imports_ternarize_or_a_heavy_library(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        sources = [name for name in archive.namelist() if name.endswith(".py")]
+        assert len(sources) > 20
+        for name in sources:
+            for node in ast.walk(ast.parse(archive.read(name))):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                top = {module.partition(".")[0] for module in modules}
+                assert not top & {"ternarize_cli", "torch", "transformers", "safetensors", "huggingface_hub"}, name
+
+
+def test_the_metadata_name_licence_requirements_and_command(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\nA card.\n")
+    (source / "LICENSE").write_text("The text of the licence.\n")
+    with zipfile.ZipFile(wheel_of(stages(source, tmp_path)[2], tmp_path / "made", version="2.0.post1")) as archive:
+        info = "my_minilm-2.0.post1.dist-info"
+        about = message_from_string(archive.read(f"{info}/METADATA").decode())
+        assert (about["Name"], about["Version"], about["License-Expression"]) == (
+            "my_minilm",
+            "2.0.post1",
+            "Apache-2.0",
+        )
+        requirements = about.get_all("Requires-Dist")
+        assert requirements is not None
+        assert [line.partition(">")[0] for line in requirements] == ["numpy", "tokenizers"]
+        assert about["License-File"] == "LICENSE"
+        assert archive.read(f"{info}/licenses/LICENSE") == b"The text of the licence.\n"
+        assert "Licence: apache-2.0." in about.get_payload()
+        assert "my_minilm = my_minilm." in archive.read(f"{info}/entry_points.txt").decode()
+
+
+@pytest.mark.parametrize(
+    ("card", "line"),
+    [
+        ("license: other\nlicense_name: a-licence-of-ours", "License: a-licence-of-ours"),
+        ('license: [mit, "two\\nLicense: lines"]', None),
+        ('license: "mit\\nName: other"', None),
+        ("license: {a: b", None),
+        ("tags: [x]", None),
+    ],
+)
+def test_a_card_may_say_anything(card: str, line: str | None, packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packed, folder)
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")
+    with zipfile.ZipFile(wheel_of(folder, tmp_path / "made")) as archive:
+        about = message_from_string(archive.read("my_minilm-1.0.dist-info/METADATA").decode())
+    said = [f"{key}: {about[key]}" for key in ("License", "License-Expression") if key in about]
+    assert said == ([line] if line else [])
+    assert about["Name"] == "my_minilm"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("all-MiniLM-L6-v2-packed", "all_minilm_l6_v2_packed"),
+        ("3B--x.", "model_3b_x"),
+        ("numpy", "numpy_model"),
+        ("class", "class_model"),
+        ("東京", "model"),
+    ],
+)
+def test_a_package_is_named_after_its_model(model: str, name: str) -> None:
+    assert package_name(None, model) == name
+    assert name.isidentifier()
+
+
+@pytest.mark.parametrize("name", ["my-model", "1st", "class", "_x", "x_", "", "a" * 101, "ä", "x.y", "../x", "x\n"])
+def test_what_is_no_name_of_a_package_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="is no name of a Python package"):
+        package_name(name, "model")
+
+
+@pytest.mark.parametrize("name", ["numpy", "json", "ternarize_cli", "tokenizers"])
+def test_the_name_of_another_package_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="another package is called"):
+        package_name(name, "model")
+
+
+def test_a_version_that_is_none_is_refused(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no version of a Python package"):
+        wheel_of(packed, tmp_path / "made", version="latest")
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_command_writes_a_wheel_and_a_dockerfile_into_a_folder(
+    run: Callable[..., Any], packed: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "dist"
+    arguments = ("export", packed, "--to", "wheel", "--name", "mine", "-o", made)
+    report = run(*arguments, "--dockerfile", "--json")
+    assert report.exit_code == 0, report.output
+    values = json.loads(report.stdout)
+    (wheel, dockerfile) = (Path(file["path"]) for file in values["files"])
+    assert (values["name"], values["version"], values["requires"][0][:5]) == ("mine", "1.0", "numpy")
+    text = dockerfile.read_text()
+    assert f"COPY {wheel.name} " in text
+    assert "\nUSER runner\n" in text
+    again = run(*arguments)
+    assert again.exit_code == OutputExistsError.exit_code
+    assert run(*arguments, "--version", "1.1").exit_code == 0
+    assert run(*arguments, "--force").exit_code == 0
+    assert len(list(made.iterdir())) == 3
+
+
+def test_a_wheel_for_another_platform_needs_its_library(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="there is no library for linux_aarch64 here"):
+        wheel_of(packed, tmp_path / "made", platform="linux_aarch64")
+    assert not (tmp_path / "made").exists()
