@@ -66,6 +66,9 @@ struct Unfinished {
   }
 };
 
+// Keeps the compiler from moving stores behind a load of a tile: its intrinsics do not say that they read memory.
+inline void finish_stores() { __asm__ volatile("" ::: "memory"); }
+
 // Expands a block of a panel.
 template <int bits>
 inline void expand_block(const uint8_t* packed, uint8_t* expanded, int block) {
@@ -87,6 +90,7 @@ inline void multiply(const uint8_t* packed, uint8_t* b, const Linear& w, const A
   _tile_zero(2);
   _tile_zero(3);
   for (int block = 0; block < w.blocks; ++block) {
+    finish_stores();
     _tile_loadd(4, upper + block * 1024, 64);
     _tile_loadd(6, b + block * 2048, 64);
     _tile_dpbsud(0, 4, 6);
@@ -108,7 +112,7 @@ inline void multiply(const uint8_t* packed, uint8_t* b, const Linear& w, const A
   }
 }
 
-// All that it calls is inlined, so that the vector work lies between the products, and `before` in registers.
+// All that it calls is inlined, so that the vector work lies between the products.
 template <Then then, int bits>
 [[gnu::flatten]] inline void gemm_then(const Linear& w, int first, int last, const Activations& a, int rows,
                                        const Sink& to, uint8_t* scratch) {
@@ -135,6 +139,7 @@ constexpr int kQueries = 32;
 inline void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps, const uint16_t* left, const uint16_t* right,
                            size_t step, float* c, size_t c_stride) {
   const bool has_lower = rows > 16;
+  finish_stores();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

@@ -3,8 +3,8 @@
 // The file of an instruction set defines kQueries, 16 or 32, and `multiply_pairs` before it includes this file:
 //     void multiply_pairs(const uint16_t* a, size_t stride, int rows, int steps, const uint16_t* left, const uint16_t* right,
 //                         size_t step, float* c, size_t c_stride);
-// It writes the products of up to kQueries rows of 32 * `steps` numbers with 32 columns to c[kQueries][c_stride], of which only
-// the first `rows` rows are used. `left` holds 16 of the columns, as a tile of 16 pairs of numbers x 16 columns for each step, `step`
+// It writes the products of up to kQueries rows of 32 * `steps` numbers with 32 columns to c[kQueries][c_stride], of which
+// only the first `rows` rows are used. `left` holds 16 of the columns, as a tile of 16 pairs of numbers x 16 columns for each step, `step`
 // numbers apart; `right` holds the other 16.
 #pragma once
 #include "attention.h"
@@ -15,6 +15,8 @@
 
 namespace tz {
 namespace TZ_ISA {
+
+static_assert(kQueries <= kRows, "attention_scratch has room for kRows queries");
 
 // Transposes a matrix of 16 x 16 pairs of 16-bit numbers.
 inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
@@ -65,9 +67,10 @@ inline void bf16_rotate(void* x, int heads, int head, const Norm& by, const floa
   }
 }
 
-// Computes attention of a head in tiles: keys [keys/16][head/32] of 16 pairs of
-// dimensions x 16 keys; values [keys/32][head/16] of 16 pairs of keys x 16 dimensions. Tiles are filled up with zeros. Places
-// count from `start`, a multiple of 32 up to the first key that any query sees.
+// Computes attention of a head in tiles: kQueries rows of queries; keys [keys/16][head/32] of 16 pairs of dimensions x 16 keys;
+// values [keys/32][head/16] of 16 pairs of keys x 16 dimensions. Tiles are filled up with zeros. Places count from `start`, a
+// multiple of 32 up to the first key that any query sees. A key that a query does not see weighs 2^-126, the least that
+// power_of_two gives, which is lost in a sum with any other.
 inline void bf16_attention(const Attention& at) {
   const int head = at.head, start = seen(at, at.first).from / 32 * 32, length = seen(at, at.last - 1).until - start;
   const size_t stride = at.stride;
