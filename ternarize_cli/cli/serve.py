@@ -4,13 +4,14 @@ import importlib.util
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Json, Quiet
-from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.errors import InputError, UnavailableError, counted
 from ternarize_cli.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def _serve(
     ],
     *,
     options: ServeOptions,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="DIR", help="Answer /search and /documents from an index of texts."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -63,14 +68,22 @@ def _serve(
 
     from ternarize_cli.serve.server import serve
 
+    opened = None
+    if index is not None:
+        from ternarize_cli.serve.index_folder import IndexFolder
+
+        opened = IndexFolder(index, folders, options.threads)
+
     def ready(url: str, served: "list[Served]") -> None:
         for model in served:
             out.note(model.summary)
+        if opened is not None:
+            out.note(f"{index}: {counted(opened.count, 'document')}")
         out.text(f"listening on {url}")
         out.result({"url": url, "models": [model.name for model in served]})
         sys.stdout.flush()
 
-    serve(folders, options, ready=ready)
+    serve(folders, options, index=opened, ready=ready)
 
 
 def _named(model: str) -> tuple[str, str]:

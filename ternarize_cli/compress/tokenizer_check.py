@@ -71,12 +71,12 @@ class _Reading(NamedTuple):
 
     def difference(self, other: "_Reading", texts: Sequence[str]) -> str:
         """Says what another side makes otherwise of the sample; "" if it makes the same."""
+        if self.limit != other.limit:
+            return f"transformers reads {self.limit:,} tokens of a text, and its files say {other.limit:,}"
         for i, (own, given) in enumerate(zip(self.tokens, other.tokens, strict=True)):
             if own != given:
                 which = shown(texts[i]) if i < len(texts) else "a pair of texts"
                 return f"transformers makes other tokens of {which} than its tokenizer.json"
-        if self.limit != other.limit:
-            return f"transformers reads {self.limit:,} tokens of a text, and its files say {other.limit:,}"
         if self.pads_left != other.pads_left:
             return "transformers pads texts on another side than its files say"
         if self.prompts != other.prompts:
@@ -112,7 +112,7 @@ def settle_tokenizer(folder: Path) -> str:
     try:
         with library_output(to_stderr=True):
             return _settled(folder, options)
-    except UnavailableError:  # the runtime says itself what it can't do
+    except UnavailableError:  # the settings ask for something that the runtime refuses by itself
         return ""
     except Exception as e:  # damaged or unusual tokenizer files can raise any error
         return f"its tokenizer can't be compared with its tokenizer.json: {type(e).__name__}: {reason(e)}"
@@ -151,6 +151,8 @@ def _compared(
     theirs: _Reading, folder: Path, transformer: Any, texts: Sequence[str], options: _Options
 ) -> tuple[str, bool]:
     """Says how the runtime tokenises otherwise than transformers, and whether the definitions are equal, too."""
+    if not (folder / "tokenizer.json").is_file():
+        return "it has no tokenizer.json", False
     try:
         ours = _ours(folder, transformer, texts, options)
     except CheckpointError as e:

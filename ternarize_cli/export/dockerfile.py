@@ -2,18 +2,27 @@
 
 __all__ = ["dockerfile"]
 
+_SERVES = """EXPOSE 8080
+CMD ["--serve", "--host", "0.0.0.0", "--port", "8080"]
+"""
 
-def dockerfile(wheel: str, name: str) -> str:
+
+def dockerfile(wheel: str, name: str, *, serves: bool) -> str:
     """Returns a Dockerfile that installs a wheel, and runs its command as a user who owns nothing.
+
+    The wheel is mounted while it is installed, so that the image does not hold it a second time.
 
     Args:
         wheel: the name of the wheel's file, which lies beside the Dockerfile.
         name: the name of the wheel's package and command.
+        serves: whether a container serves on port 8080 if no other arguments are given.
     """
-    return f"""# docker build -t {name.lower()} . && echo "a text" | docker run -i --rm {name.lower()}
+    run = "docker run -p 8080:8080" if serves else "docker run -i --rm"
+    what = f"'/tmp/{wheel}[serve]'" if serves else f"/tmp/{wheel}"
+    return f"""# docker build -t {name.lower()} . && {run} {name.lower()}
 FROM python:3.12-slim
-COPY {wheel} /tmp/
-RUN pip install --no-cache-dir /tmp/{wheel} && rm /tmp/{wheel} && useradd --system --no-create-home runner
+RUN --mount=type=bind,source={wheel},target=/tmp/{wheel} \\
+    pip install --no-cache-dir {what} && useradd --system --no-create-home runner
 USER runner
 ENTRYPOINT ["{name}"]
-"""
+{_SERVES if serves else ""}"""

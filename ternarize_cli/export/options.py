@@ -19,6 +19,7 @@ class ExportOptions:
         platform: the platform that the export is for, as in the names of wheels; None: this one.
         library: the file of the compiled library for that platform; None: the one beside the installed one.
         dockerfile: whether a Dockerfile is written beside the wheel.
+        serve: whether that image starts the server.
     """
 
     name: Annotated[str | None, Option("wheel: name of the Python package; default: from the model's name.")] = None
@@ -32,6 +33,7 @@ class ExportOptions:
         Option("The library for that platform, libternarize_alone of its build.", metavar="FILE"),
     ] = None
     dockerfile: Annotated[bool, Option("wheel: also write a Dockerfile that installs it.")] = False
+    serve: Annotated[bool, Option("wheel: let the image of the Dockerfile start the server.")] = False
 
     def check_known(self, form: str, known: frozenset[str]) -> None:
         """Checks that only options are set that a format knows.

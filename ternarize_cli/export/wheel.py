@@ -1,9 +1,9 @@
 """The format wheel: a package for pip with a model, the runtime and the compiled library, which needs no PyTorch.
 
     NAME/
-        __init__.py                  `encode` and `Encoder`
+        __init__.py                  `encode` and `Encoder`, or those of a reranker or classifier
         __main__.py                  `python -m NAME`, and the command NAME
-        check.json                   texts and vectors, for --check
+        about.json                   the kind of the model, and results for --check
         model/                       the packed model
         _runtime/                    the runtime (vendoring.py), and the compiled library in runtime/native
 
@@ -23,38 +23,37 @@ from packaging.version import InvalidVersion, Version
 
 from ternarize_cli.errors import InputError, OutputExistsError, quoted, shown
 from ternarize_cli.export import card
+from ternarize_cli.export.carried.check import TEXTS, results
 from ternarize_cli.export.dockerfile import dockerfile
 from ternarize_cli.export.formats import Export, register
 from ternarize_cli.export.libraries import find_library, parse_platform
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
-from ternarize_cli.export.vendoring import Vendored, vendored
+from ternarize_cli.export.vendoring import vendored
 from ternarize_cli.export.wheel_file import Metadata, wheel_name, write_wheel
 from ternarize_cli.model_folder.model_files import model_files
-from ternarize_cli.model_folder.model_kind import require_kind
-from ternarize_cli.runtime.encoder import Encoder
+from ternarize_cli.runtime import Classifier, Encoder, Reranker
 from ternarize_cli.runtime.native.library import library
+from ternarize_cli.runtime.opening import open_model
 from ternarize_cli.storage.files import atomic_file, check_output
 
 __all__ = ["package_name"]
 
 _OURS = "ternarize-cli"
-_ROOT = "ternarize_cli.export.carried.command"
-_LIBRARIES = {"numpy": "numpy", "tokenizers": "tokenizers", "PIL": "pillow"}
-"""For each library that the runtime may import, the name of its distribution."""
-_TEXTS = ("a cat in a tree", "The shop opens at 9:30.", "Zürich – 東京 – naïve café")
-"""The texts of --check."""
+_CARRIED = "ternarize_cli.export.carried"
+_RUNTIME = frozenset({"numpy", "tokenizers", "PIL"})
+_SERVER = _RUNTIME | {"orjson", "platformdirs", "uvicorn"}
+"""The libraries that the runtime may import, and those that the server may."""
 _NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?")
 _TAKEN = sys.stdlib_module_names | {"numpy", "tokenizers", "ternarize_cli", "pip", "PIL"}
-_INIT = '''"""{name}: texts to vectors, with a ternary model that ternarize packed.
+_INIT = '''"""{doc}
 
-    from {name} import encode
-    vectors = encode(["a text", "another one"])  # float32 [2, {dim}]
+    {example}
 """
 
-from {name}._runtime.export.carried.model import Encoder, encode
+from {name}._runtime.export.carried.model import {names}
 
-__all__ = ["Encoder", "encode"]
+__all__ = [{listed}]
 __version__ = "{version}"
 '''
 _MAIN = '''"""The command {name}."""
@@ -73,7 +72,7 @@ class Wheel:
     """Writes a wheel, and a Dockerfile that installs it if that is asked for."""
 
     name = "wheel"
-    options = frozenset({"name", "version", "platform", "library", "dockerfile"})
+    options = frozenset({"name", "version", "platform", "library", "dockerfile", "serve"})
 
     def write(self, source: Source, output: Path, options: ExportOptions, *, force: bool) -> Export:
         """Writes the wheel into a folder, which is made if there is none.
@@ -83,31 +82,44 @@ class Wheel:
             UnavailableError: the runtime can't run the model, or there is no library for the platform.
             OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
         """
-        require_kind(source.folder, "encoder")
+        if options.serve and not options.dockerfile:
+            raise InputError("--serve is for a Dockerfile; every wheel can serve", hint="--dockerfile --serve")
         name, version = package_name(options.name, source.name), _version(options.version)
         platform = parse_platform(options.platform)
         code = find_library(platform, options.library)
-        encoder = Encoder(source.folder)
-        runtime = vendored([_ROOT], f"{name}._runtime", frozenset(_LIBRARIES))
-        files: dict[str, bytes | Path] = {
-            "__init__.py": _INIT.format(name=name, dim=encoder.dim, version=version).encode(),
-            "__main__.py": _MAIN.format(name=name).encode(),
-            "check.json": _check_file(encoder),
-            "_runtime/runtime/native/libternarize_alone.so.1": code,
-        }
-        files |= {f"_runtime/{path}": content for path, content in runtime.files.items()}
-        files |= {f"model/{path}": source.folder / path for path in model_files(source.folder)}
+        model = open_model(source.folder)
+        usage = card.usage_of(model, name)
+        runtime = vendored([f"{_CARRIED}.command"], f"{name}._runtime", _RUNTIME)
+        server = vendored([f"{_CARRIED}.server"], f"{name}._runtime", _SERVER)
+        needless = frozenset() if "image" in model.reads else {"PIL"}  # imported where there are images
         about = Metadata(
             name=name,
             version=version,
-            summary=f"{source.name}: texts to vectors, with ternary weights and without PyTorch",
+            summary=f"{source.name}: {usage.what}, with ternary weights and without PyTorch",
             licence=source.licence,
             licence_texts={path.name: path.read_bytes() for path in card.licence_files(source.folder)},
-            requires=_requirements(runtime),
+            requires=_requirements(runtime.imports - needless),
+            extras={"serve": _requirements(server.imports - runtime.imports | needless | {"httptools"})},
             python=installed(_OURS)["Requires-Python"],
             command=(name, f"{name}._runtime.export.carried.command:main"),
-            readme=card.for_wheel(source, name, encoder.dim),
+            readme=card.for_wheel(source, usage, name),
         )
+        init = _INIT.format(
+            doc=f"{usage.what[0].upper()}{usage.what[1:]}, with a ternary model that ternarize packed.",
+            example=usage.code.replace("\n\n", "\n").replace("\n", "\n    "),
+            name=name,
+            names=", ".join(usage.names),
+            listed=", ".join(f'"{one}"' for one in usage.names),
+            version=version,
+        )
+        files: dict[str, bytes | Path] = {
+            "__init__.py": init.encode(),
+            "__main__.py": _MAIN.format(name=name).encode(),
+            "about.json": _about(model),
+            "_runtime/runtime/native/libternarize_alone.so.1": code,
+        }
+        files |= {f"_runtime/{path}": content for path, content in (*server.files.items(), *runtime.files.items())}
+        files |= {f"model/{path}": source.folder / path for path in model_files(source.folder)}
         made = output / wheel_name(about, platform.tag)
         targets = [made, *([output / "Dockerfile"] if options.dockerfile else [])]
         _prepare(output, targets, force=force)
@@ -115,7 +127,7 @@ class Wheel:
             write_wheel(partial, about, platform.tag, {f"{name}/{path}": content for path, content in files.items()})
         if options.dockerfile:
             with atomic_file(output / "Dockerfile", force=force) as partial:
-                partial.write_text(dockerfile(made.name, name), encoding="utf-8")
+                partial.write_text(dockerfile(made.name, name, serves=options.serve), encoding="utf-8")
         facts = {"name": name, "version": version, "platform": platform.tag, "requires": list(about.requires)}
         return Export({path: path.stat().st_size for path in targets}, f"pip install {quoted(made)}", facts)
 
@@ -144,19 +156,22 @@ def _version(asked: str | None) -> str:
         raise InputError(f"{shown(asked)} is no version of a Python package", hint="--version 1.0") from e
 
 
-def _requirements(runtime: Vendored) -> list[str]:
-    """Lists the requirements of the runtime's files, with the bounds that ternarize has."""
-    wanted = {_LIBRARIES[name] for name in runtime.imports}
-    return sorted(f"{r.name}{r.specifier}" for r in _own_requirements() if r.name in wanted)
+def _requirements(imported: Iterable[str]) -> list[str]:
+    """Lists requirements, with ternarize's own bounds, of libraries by the names that they are imported by."""
+    wanted = {{"PIL": "pillow"}.get(name, name) for name in imported}
+    own = (Requirement(line) for line in installed(_OURS).get_all("Requires-Dist") or [])
+    bounds = {one.name: str(one.specifier) for one in own if one.name in wanted}
+    return sorted(f"{name}{bounds.get(name, '')}" for name in wanted)
 
 
-def _own_requirements() -> Iterable[Requirement]:
-    return (Requirement(line) for line in installed(_OURS).get_all("Requires-Dist") or [])
-
-
-def _check_file(encoder: Encoder) -> bytes:
-    vectors = [[float(str(value)) for value in vector] for vector in encoder.encode(_TEXTS)]
-    stored = {"instruction_set": library().chosen, "texts": _TEXTS, "vectors": vectors}
+def _about(model: Encoder | Reranker | Classifier) -> bytes:
+    stored = {
+        "kind": model.kind,
+        "reads": sorted(model.reads),
+        "instruction_set": library().chosen,
+        "texts": TEXTS,
+        "results": [[float(str(value)) for value in row] for row in results(model)],
+    }
     return (json.dumps(stored, ensure_ascii=False) + "\n").encode()
 
 

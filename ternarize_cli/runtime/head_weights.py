@@ -109,6 +109,10 @@ class HeadWeights:
         if head.pooling == "cls" and text.tokenizer.pads_left:
             raise UnavailableError(f"{text.folder} pads on the left, and its head reads the first token", hint=IN_TORCH)
         self._pooling, self._padding = head.pooling, text.config.get("pad_token_id")
+        pads = text.tokenizer.padding
+        if head.pooling == "last" and not text.tokenizer.pads_left and self._padding not in (None, pads):
+            what = f"pads with the token {pads}, and its head takes {shown(self._padding)} for padding"
+            raise UnavailableError(f"{text.folder} {what}", hint=IN_TORCH)
         width = text.blocks.width
         self._layers: list[tuple[DenseWeights, Callable[[np.ndarray], np.ndarray], NormWeights | None]] = []
         for name, activation, norm in head.layers:

@@ -121,7 +121,8 @@ class ImageBlocks:
         rows, columns = pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1]
         x = self._embedded(pixels, rows, columns)
         starts = np.arange(len(pixels) + 1, dtype=np.int32) * np.int32(self.tokens(pixels.shape))
-        self._library.encode(self._for_size(rows, columns, count).encoder, starts, x)
+        made = self._for_size(rows, columns, count)  # is held while it runs
+        self._library.encode(made.encoder, starts, x)
         return x, starts
 
     def _embedded(self, pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, shown
+from ternarize_cli.errors import CheckpointError, FormatError, InputError, UnavailableError, named, shown
 from ternarize_cli.format.block import Block
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.runtime.blocks import Blocks, head_refusal, norm_weights
@@ -71,7 +71,9 @@ def open_text(folder: Path, task: str = "feature-extraction", stack: str = "") -
         what = f"{folder} takes {shown(settings.text_output)} of its model for texts"
         raise UnavailableError(what, hint=IN_TORCH)
     file = PackedFile(open_tensors(folder), codec, artifact.names)
-    blocks = TextBlocks(library(), file, block, f"{stack}." if stack else "")
+    prefix = f"{stack}." if stack else ""
+    _check_names(file, block, prefix)
+    blocks = TextBlocks(library(), file, block, prefix)
     tokenizer = read_tokenizer(folder, config, settings, blocks.longest)
     if tokenizer.pads_left and blocks.depends_on_padding(tokenizer.padding):
         raise UnavailableError(
@@ -203,3 +205,36 @@ def batches(texts: Sequence[Tokens]) -> list[list[int]]:
         found[-1].append(i)
         room -= length
     return found
+
+
+def _check_names(file: PackedFile, block: Block, prefix: str) -> None:
+    """Checks that a file has the tensors of a stack of blocks, and that its linears are packed.
+
+    Raises:
+        UnavailableError: it lacks one, or has it by a name that is not known; or a linear is not packed.
+    """
+    given = block.embeddings
+    tables = [] if given is None else [n for n in (given.words, given.types, given.positions) if n is not None]
+    names = [*tables, *(block.norms[place].name for place in ("last", "embeddings") if place in block.norms)]
+    names += [] if block.relative is None else [block.relative.name]
+    linears = []
+    for i in range(len(block)):
+        where = f"{block.layers}.{i}."
+        linears += [where + name for name in block.linears]
+        names += [where + norm.name for norm in block.norms_of(i).values()]
+    for name in (f"{prefix}{name}" for name in (*names, *linears)):
+        if not _has(file, f"{name}.weight"):
+            raise UnavailableError(
+                f"{file.file.path} has no tensor {named(name)}.weight, or has it by a name that is not known here",
+                hint=f"pack the model again with this version of ternarize, or {IN_TORCH}",
+            )
+    for name in (f"{prefix}{name}" for name in linears):
+        if not file.is_packed(name):
+            raise UnavailableError(f"{file.file.path}: {named(name)} is not packed", hint=IN_TORCH)
+
+
+def _has(file: PackedFile, name: str) -> bool:
+    try:
+        return file.has(name)
+    except FormatError:  # the names of several tensors end so
+        return False

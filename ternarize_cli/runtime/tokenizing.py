@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from ternarize_cli.errors import CheckpointError, InputError, reason, shown
+from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, reason, shown
+from ternarize_cli.runtime.packed_file import IN_TORCH
 from ternarize_cli.runtime.transformer_settings import TransformerSettings
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes, read_object
 
@@ -65,13 +66,14 @@ class TextTokenizer:
             lower: whether texts are lower-cased first.
 
         Raises:
-            CheckpointError: the file is missing or damaged, or asks for something that is unknown.
+            CheckpointError: the file is damaged, or asks for something that is unknown.
+            UnavailableError: there is no tokenizer.json.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(
+            raise UnavailableError(
                 f"{folder} has no tokenizer.json, without which texts can't be read here",
-                hint="pack the model again with this version of ternarize, which writes one",
+                hint=f"pack the model again with this version of ternarize, which writes one, or {IN_TORCH}",
             )
         content = read_bytes(path, limit=MAX_TOKENIZER)
         try:
@@ -198,7 +200,8 @@ def read_tokenizer(
         longest: the most tokens that the model has positions for; None for any number.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is damaged.
+        UnavailableError: there is no tokenizer.json.
     """
     own: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

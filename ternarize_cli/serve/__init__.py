@@ -8,6 +8,7 @@
     application.py   the ASGI application: paths, keys, bounds, errors
     openai_api.py    /v1/embeddings and /v1/models
     tei_api.py       /embed, /embed_all, /rerank, /predict, /tokenize, /info
+    search_api.py    /search and /documents, if there is an index; index_folder.py opens one
     request.py       a request: its body within bounds, and whether its client still waits
     fields.py        the fields of a JSON body, checked
     inputs.py        texts, token ids and images of a request; image_urls.py reads data URLs

@@ -13,6 +13,7 @@ from ternarize_cli.serve.answers import Answer, Fault, Refusal, empty, json_answ
 from ternarize_cli.serve.openai_api import OpenAiApi
 from ternarize_cli.serve.openapi import docs_page, openapi_document
 from ternarize_cli.serve.request import BodyBudget, ClientGoneError, Receive, Request
+from ternarize_cli.serve.search_api import SearchApi, SearchIndex
 from ternarize_cli.serve.service import Service
 from ternarize_cli.serve.tei_api import TeiApi
 
@@ -35,31 +36,31 @@ class Application:
     """Answers the requests of a server.
 
     Attributes:
-        unanswered: requests whose answer is not known yet.
         is_closing: whether connections are closed after the next answer.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, index: SearchIndex | None = None) -> None:
         self._service = service
         options = service.options
         self._key = None if options.api_key is None else options.api_key.encode()
         self._budget = BodyBudget(options.max_body, _BODIES * options.max_body)
-        self._document = openapi_document(service)
+        self._document = openapi_document(service, with_index=index is not None)
         self._routes = self._all_routes()
-        self.unanswered = 0
+        if index is not None:
+            search = SearchApi(service, index)
+            self._routes["/search"] = {"POST": search.search}
+            self._routes["/documents"] = {"GET": search.page, "POST": search.by_id}
         self.is_closing = False
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answers a request; a request whose client has left is dropped."""
         request = Request(scope, receive, self._budget)
-        self.unanswered += 1
         try:
             answer = await self._answer(request)
         except ClientGoneError:
             self._service.metrics.failures.add(value="dropped")
             return
         finally:
-            self.unanswered -= 1
             request.close()
         await self._send(answer, send)
 

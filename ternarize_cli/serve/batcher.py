@@ -56,13 +56,16 @@ class Batcher:
         batch_tokens: the most tokens in a pass; a single longer item has a pass of its own.
         most: the most items that wait or are being computed.
         metrics: where it counts.
+
+    Attributes:
+        held: the items that wait or are being computed.
     """
 
     def __init__(self, batch_tokens: int, most: int, metrics: Metrics) -> None:
         self._room, self._most, self._metrics = batch_tokens, most, metrics
         self._inbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._arrived: list[Job] = []
-        self._held = 0
+        self.held = 0
         self._per_item = 0.0  # seconds, over the last passes
         self._groups: dict[Hashable, deque[Job]] = {}
         self._thread = Thread(target=self._work, name="encoding", daemon=True)
@@ -90,12 +93,12 @@ class Batcher:
             Refusal: too many items are waiting.
         """
         count = len(items)
-        if self._held + count > self._most:
-            seconds = min(max(math.ceil(self._held * self._per_item), 1), _LONGEST_RETRY)
-            what = f"{self._held:,} texts are waiting, and with {count:,} more there would be more than {self._most:,}"
+        if self.held + count > self._most:
+            seconds = min(max(math.ceil(self.held * self._per_item), 1), _LONGEST_RETRY)
+            what = f"{self.held:,} texts are waiting, and with {count:,} more there would be more than {self._most:,}"
             raise Refusal(Fault.OVERLOADED, what, headers=[(b"retry-after", b"%d" % seconds)])
         job = Job(task, items, self._loop.create_future())
-        self._held += count
+        self.held += count
         self._metrics.texts.add(count)
         self._metrics.waiting.add(count)
         if not self._arrived:
@@ -116,7 +119,7 @@ class Batcher:
             self._metrics.batch_tokens.observe(report.tokens)
         for job in report.done:
             count = len(job.items)
-            self._held -= count
+            self.held -= count
             self._metrics.waiting.add(-count)
             if job.future.cancelled():
                 continue
@@ -140,7 +143,12 @@ class Batcher:
             except Empty:
                 pass
             if arrived or self._groups:
-                self._loop.call_soon_threadsafe(self._deliver, self._turn(arrived))
+                try:
+                    report = self._turn(arrived)
+                except Exception as e:
+                    report = self._given_up(arrived, e)
+                self._loop.call_soon_threadsafe(self._deliver, report)
+                del arrived, report  # results need not be kept while the thread waits
 
     def _turn(self, arrived: list[Job]) -> _Report:
         """Takes jobs in, and runs a pass."""
@@ -149,17 +157,27 @@ class Batcher:
         if not self._groups:
             return _Report(done)
         group = next(iter(self._groups))
-        jobs = self._groups.pop(group)
+        jobs = self._groups[group]
         taken = self._fill(jobs)
         began = time.perf_counter()
         if taken:
             self._run(taken)
         seconds = time.perf_counter() - began
         left, finished = _parted(jobs)
+        del self._groups[group]
         if left:
             self._groups[group] = deque(left)  # behind the other groups
         items = [item for _, some in taken for item in some]
         return _Report(done + finished, len(items), sum(item.cost for item in items), seconds)
+
+    def _given_up(self, arrived: list[Job], error: Exception) -> _Report:
+        """Fails all jobs after an error that is no single job's, so that no client waits for ever."""
+        jobs = {id(job): job for some in (arrived, *self._groups.values()) for job in some}
+        self._groups.clear()
+        told = _told(error)
+        for job in jobs.values():
+            job.error = job.error or told
+        return _Report(list(jobs.values()))
 
     def _prepare(self, jobs: list[Job]) -> list[Job]:
         """Prepares the first items of new jobs, those of one task in one call; returns those that failed."""

@@ -5,8 +5,6 @@ import binascii
 import io
 import warnings
 
-from PIL import Image
-
 from ternarize_cli.serve.answers import Fault, Refusal
 
 __all__ = ["DATA_URL", "image_bytes", "pixels"]
@@ -37,6 +35,8 @@ def pixels(encoded: bytes) -> int:
     Raises:
         Refusal: it is no PNG, JPEG, WebP, GIF or BMP, or has far more pixels than are read.
     """
+    from PIL import Image
+
     Image.init()
     known = [name for name in _FORMATS if name in Image.OPEN]
     try:

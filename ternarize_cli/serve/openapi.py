@@ -20,10 +20,11 @@ _VECTOR: Schema = {"type": "array", "items": _NUMBER}
 _IDS: Schema = {"type": "array", "items": _COUNT, "minItems": 1}
 
 
-def openapi_document(service: Service) -> dict[str, Any]:
-    """Makes the OpenAPI document of a server."""
+def openapi_document(service: Service, *, with_index: bool = False) -> dict[str, Any]:
+    """Makes the OpenAPI document of a server; `with_index`: of one that has an index."""
     names = list(service.models.all)
-    schemas = {name: _described(fields, names) for name, fields in _bodies(service).items()}
+    bodies = _bodies(service) | (_index_bodies() if with_index else {})
+    schemas = {name: _described(fields, names) for name, fields in bodies.items()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -32,7 +33,7 @@ def openapi_document(service: Service) -> dict[str, Any]:
             "description": f"Models: {', '.join(names)}. Embeddings in the formats of OpenAI and of "
             "text-embeddings-inference.",
         },
-        "paths": _paths(),
+        "paths": _paths() | (_index_paths() if with_index else {}),
         "components": {
             "schemas": {**schemas, **_ERRORS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -171,6 +172,32 @@ def _paths() -> dict[str, Any]:
     }
 
 
+def _index_bodies() -> dict[str, dict[str, tuple[Schema, str]]]:
+    texts: Schema = {"oneOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
+    return {
+        "SearchRequest": {
+            "query": (texts, "*A query, or a list of queries."),
+            "k": (_COUNT | {"minimum": 1, "default": 10}, "The most documents that are found for a query."),
+            "with_text": (_FLAG | {"default": True}, "Answer with the texts of documents, too."),
+        },
+        "DocumentsRequest": {"ids": ({"type": "array", "items": _TEXT, "minItems": 1}, "*Ids of documents.")},
+    }
+
+
+def _index_paths() -> dict[str, Any]:
+    document = {"type": "object", "properties": {"id": _TEXT, "text": _TEXT}}
+    hit = {"type": "object", "properties": {"id": _TEXT, "score": _NUMBER, "text": _TEXT}}
+    hits = {"oneOf": [_list_of(hit), _list_of(_list_of(hit))]}
+    found = {"type": "object", "properties": {"documents": _list_of(document), "missing": _list_of(_TEXT)}}
+    listed = {"type": "object", "properties": {"count": _COUNT, "documents": _list_of(document)}}
+    answer = {"type": "object", "properties": {"results": hits}}
+    return {
+        "/search": _post("Documents for a query, best first.", "SearchRequest", answer),
+        "/documents": _get("Documents in the order of the index.", listed, offset="query", limit="query")
+        | _post("Documents by their ids.", "DocumentsRequest", found),
+    }
+
+
 def _described(fields: Mapping[str, tuple[Schema, str]], models: list[str]) -> Schema:
     return {
         "type": "object",
@@ -238,7 +265,7 @@ def _table(schema: Schema) -> str:
 
 
 def _example(path: str, schema: Schema) -> str:
-    values = {"texts": ["a text", "another one"], "query": "a question"}
+    values = {"texts": ["a text", "another one"], "query": "a question", "ids": ["doc-1", "doc-2"]}
     body = {name: values.get(name, "a text") for name in schema["required"]}
     command = f"curl localhost:8080{path} -H 'Content-Type: application/json' -d '{orjson.dumps(body).decode()}'"
     return f"<pre>{escape(command)}</pre>"

@@ -17,15 +17,16 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from PIL import Image
 
 from ternarize_cli.errors import InputError, reason
 from ternarize_cli.runtime import Encoder
 from ternarize_cli.runtime.image_encoder import modules_of
+from ternarize_cli.runtime.native.library import set_threads
 from ternarize_cli.runtime.opening import open_model
 from ternarize_cli.serve.application import Application
 from ternarize_cli.serve.models import Served
 from ternarize_cli.serve.options import ServeOptions
+from ternarize_cli.serve.search_api import SearchIndex
 from ternarize_cli.serve.service import Service
 from ternarize_cli.storage.bounds import read_object
 
@@ -34,7 +35,7 @@ __all__ = ["serve"]
 _QUIET = 0.5
 """Seconds without a request after which idle connections are closed, when the server ends."""
 _UNREAD = 30
-"""Seconds that clients have to read their answers, when the server ends."""
+"""Seconds that clients have to send the rest of a request, and to read their answers, when the server ends."""
 _IDLE = 75
 """Seconds that a connection may be idle: longer than the 60 of usual proxies, which then end it first."""
 _BACKLOG = 1024
@@ -44,6 +45,7 @@ def serve(
     folders: Mapping[str, Path],
     options: ServeOptions,
     *,
+    index: SearchIndex | None = None,
     ready: Callable[[str, list[Served]], None] = lambda url, models: None,
 ) -> None:
     """Serves packed models until SIGTERM or SIGINT comes.
@@ -51,6 +53,7 @@ def serve(
     Args:
         folders: the folder of each model, by the name that clients call it by.
         options: where to listen, and the bounds.
+        index: an index that /search and /documents answer from.
         ready: is called with the server's address and its models when it takes requests.
 
     Raises:
@@ -60,10 +63,12 @@ def serve(
         KeyboardInterrupt: a second signal came, and requests were left unanswered.
     """
     _check_certificate(options)
+    if (threads := options.threads) is not None:
+        set_threads(lambda: threads)
     with _bound(options) as listener:
         models = [_opened(name, folder) for name, folder in folders.items()]
         service = Service(models, options)
-        application = Application(service)
+        application = Application(service, index)
         scheme = "https" if options.tls_cert else "http"
         host, port = listener.getsockname()[:2]
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -97,7 +102,7 @@ class _Server(uvicorn.Server):
         quiet, answered = 0.0, self.server_state.total_requests
         while quiet < _QUIET and self.server_state.connections and not self.force_exit:
             await asyncio.sleep(0.05)
-            is_busy = self._application.unanswered > 0 or self.server_state.total_requests != answered
+            is_busy = self._service.batcher.held > 0 or self.server_state.total_requests != answered
             quiet, answered = 0.0 if is_busy else quiet + 0.05, self.server_state.total_requests
         await super().shutdown(sockets)
         if not self.force_exit:
@@ -193,6 +198,8 @@ def _opened(name: str, folder: Path) -> Served:
     if "text" in model.reads:
         model.encode(["a"])
     if "image" in model.reads:
+        from PIL import Image
+
         model.encode_images([Image.new("RGB", (8, 8))])
     modules = modules_of(folder)
     pooling = "" if modules.pooling is None else "+".join(modules.pooling.modes)

@@ -26,7 +26,7 @@ class Service:
 
     def __init__(self, models: Sequence[Served], options: ServeOptions) -> None:
         self.models, self.options, self.metrics = Models(models), options, Metrics()
-        self.batcher = Batcher(options.max_batch_tokens, options.max_queue, self.metrics)
+        self.batcher = Batcher(options.batch_tokens, options.max_queue, self.metrics)
 
     async def compute(self, request: Request, task: Task, items: Sequence[Any]) -> Job:
         """Computes the items of a request; returns the job with its result.

@@ -142,7 +142,7 @@ class TeiApi:
                 "model_type": served.type,
                 "max_concurrent_requests": options.max_queue,
                 "max_input_length": served.model.limit,
-                "max_batch_tokens": options.max_batch_tokens,
+                "max_batch_tokens": options.batch_tokens,
                 "max_batch_requests": None,
                 "max_client_batch_size": options.max_client_batch_size,
                 "auto_truncate": True,

@@ -13,28 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from support.c_model import LIBRARY, CModel, RefusedError
+from support.c_model import LIBRARY, CModel, RefusedError, save_weights
 from support.families import save_family, save_word_tokenizer, stages
 from support.fused_families import FUSED, Family, name_of
 from support.models import add_dense, save_modules, save_tiny_bert
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputExistsError, UnavailableError
-from ternarize_cli.export.c import weights_of
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
-from ternarize_cli.format.scheme import Artifact, Scheme
+from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.runtime.encoder import Encoder
-from ternarize_cli.storage.bounds import read_object
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled library is not built")
 TEXTS = ["the cat", "", "dog house tree " * 15, "red green small cat in a tree by the river " * 3, "cat"]
 FUZZ = Path(__file__).parents[1] / "support" / "model_fuzz.py"
 
 
-def opened(folder: Path, place: Path) -> tuple[Encoder, CModel]:
+def opened(packed: Path, place: Path) -> tuple[Encoder, CModel]:
     """A packed model in the runtime, and in C."""
-    encoder = Encoder(folder)
-    block = Artifact.from_dict(read_object(folder / "config.json")["quantization_config"]).block[""]
-    (place / "model.tz").write_bytes(weights_of(encoder, block)[0])
+    encoder = save_weights(packed, place / "model.tz")
     return encoder, CModel(place / "model.tz")
 
 

@@ -6,12 +6,9 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from email import message_from_string
 from pathlib import Path
 from typing import Any
@@ -22,21 +19,15 @@ import pytest
 from support.c_model import LIBRARY
 from support.families import stages
 from support.models import save_tiny_bert
+from support.wheels import MAIN, alone, site_of, wheel_of
 from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
-from ternarize_cli.export.options import ExportOptions
-from ternarize_cli.export.session import export
+from ternarize_cli.export.carried.check import check
 from ternarize_cli.export.wheel import package_name
 from ternarize_cli.model_folder.model_files import model_files
 from ternarize_cli.runtime.encoder import Encoder
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled library is not built")
 TEXTS = ["the cat", "a dog house by the river"]
-LIBRARIES = ("numpy", "numpy.libs", "tokenizers")
-
-
-def wheel_of(packed: Path, output: Path, **options: Any) -> Path:
-    made = export(packed, output, to="wheel", options=ExportOptions(name="my_minilm", **options))
-    return next(path for path in made.files if path.suffix == ".whl")
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +37,7 @@ def wheel(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files of the wheel, NumPy and tokenizers: all that a process of `alone` can import."""
-    folder = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    installed = Path(np.__file__).parents[1]
-    for name in LIBRARIES:
-        if (installed / name).exists():
-            (folder / name).symlink_to(installed / name)
-    return folder
-
-
-def alone(
-    site: Path, *arguments: str, text: str = "", environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs Python without the packages of this environment (-S), in another folder."""
-    begin = f"import sys; sys.path.insert(0, {str(site)!r}); "
-    command = [sys.executable, "-S", "-I", "-c", begin + arguments[0], *arguments[1:]]
-    variables = {"PATH": os.environ["PATH"], **(environment or {})}
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd="/", env=variables)
-
-
-MAIN = "import runpy; sys.argv[0] = 'my_minilm'; runpy.run_module('my_minilm', run_name='__main__')"
+    return site_of(wheel, tmp_path_factory.mktemp("site"))
 
 
 def test_the_package_gives_the_vectors_of_the_runtime_and_loads_no_other_library(site: Path, packed: Path) -> None:
@@ -97,7 +67,7 @@ def test_the_command_takes_arguments_or_lines_and_gives_a_line_of_json_each(site
 
 def test_the_command_says_what_is_wrong(site: Path) -> None:
     for arguments, why in (
-        (("--prompt-name", "query"), "the model has no prompt named 'query'"),
+        (("--prompt-name", "other"), "the model has no prompt named 'other'"),
         (("--dimensions", "33"), "33 dimensions are asked for, and vectors have 32"),
     ):
         made = alone(site, MAIN, "a text", *arguments)
@@ -106,24 +76,36 @@ def test_the_command_says_what_is_wrong(site: Path) -> None:
         assert made.stdout == ""
 
 
-def test_check_compares_vectors_with_those_of_the_export(site: Path, tmp_path: Path) -> None:
+def test_check_compares_results_with_those_of_the_export(site: Path) -> None:
     made = alone(site, MAIN, "--check")
     assert made.returncode == 0, made.stderr
-    assert "3 vectors: equal bit for bit; the least cosine is 1.000000" in made.stdout
+    assert made.stdout.startswith("3 results: equal bit for bit\n")
     scalar = alone(site, MAIN, "--check", environment={"TERNARIZE_NATIVE_ISA": "scalar"})
     assert scalar.returncode == 0, scalar.stderr
     assert "scalar here" in scalar.stdout
-    path = site / "my_minilm" / "check.json"
-    before = path.read_text(encoding="utf-8")
-    stored = json.loads(before)
-    stored["vectors"][1][0] += 1.0
-    try:
-        path.write_text(json.dumps(stored), encoding="utf-8")
-        wrong = alone(site, MAIN, "--check")
-    finally:
-        path.write_text(before, encoding="utf-8")
-    assert wrong.returncode == 1
-    assert "1 apart" in wrong.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "here", "is_well"),
+    [(1e-3, "avx2", True), (0.1, "avx2", False), (0.1, "amx", True), (0.2, "amx", False)],
+)
+def test_vectors_that_are_too_far_apart_are_told(change: float, here: str, is_well: bool) -> None:
+    wanted = np.eye(3, 8, dtype=np.float32)
+    made = wanted.copy()
+    made[1, 0] += change
+    stored = {"kind": "encoder", "instruction_set": "avx2", "results": wanted.tolist()}
+    found, said = check(stored, made, here)
+    assert found == is_well
+    assert f"up to {change:.2g} apart; the least cosine is " in said
+
+
+@pytest.mark.parametrize(
+    ("change", "here", "is_well"),
+    [(0.039, "avx2", True), (0.041, "avx2", False), (0.39, "amx", True), (0.41, "amx", False)],
+)
+def test_scores_that_are_too_far_apart_are_told(change: float, here: str, is_well: bool) -> None:
+    stored = {"kind": "reranker", "instruction_set": "avx2", "results": [[2.0], [-4.0], [0.0]]}
+    assert check(stored, np.array([[2.0], [-4 + change], [0.0]], np.float32), here)[0] == is_well
 
 
 def test_equal_models_give_equal_bytes(wheel: Path, packed: Path, tmp_path: Path) -> None:
@@ -177,7 +159,9 @@ def test_the_metadata_name_licence_requirements_and_command(tmp_path: Path) -> N
         )
         requirements = about.get_all("Requires-Dist")
         assert requirements is not None
-        assert [line.partition(">")[0] for line in requirements] == ["numpy", "tokenizers"]
+        always = [line for line in requirements if "extra" not in line]
+        assert [line.partition(">")[0] for line in always] == ["numpy", "tokenizers"]
+        assert {"uvicorn", "orjson"} <= {line.partition(">")[0].partition(";")[0] for line in requirements}
         assert about["License-File"] == "LICENSE"
         assert archive.read(f"{info}/licenses/LICENSE") == b"The text of the licence.\n"
         assert "Licence: apache-2.0." in about.get_payload()
@@ -243,14 +227,16 @@ def test_the_command_writes_a_wheel_and_a_dockerfile_into_a_folder(
 ) -> None:
     made = tmp_path / "dist"
     arguments = ("export", packed, "--to", "wheel", "--name", "mine", "-o", made)
-    report = run(*arguments, "--dockerfile", "--json")
+    assert "--dockerfile --serve" in run(*arguments, "--serve").stderr
+    report = run(*arguments, "--dockerfile", "--serve", "--json")
     assert report.exit_code == 0, report.output
     values = json.loads(report.stdout)
     (wheel, dockerfile) = (Path(file["path"]) for file in values["files"])
     assert (values["name"], values["version"], values["requires"][0][:5]) == ("mine", "1.0", "numpy")
     text = dockerfile.read_text()
-    assert f"COPY {wheel.name} " in text
+    assert f"'/tmp/{wheel.name}[serve]'" in text
     assert "\nUSER runner\n" in text
+    assert 'CMD ["--serve"' in text
     again = run(*arguments)
     assert again.exit_code == OutputExistsError.exit_code
     assert run(*arguments, "--version", "1.1").exit_code == 0

@@ -1,6 +1,7 @@
 """Every text family that `native` runs in PyTorch runs without it, and gives the same vectors, bit for bit."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.fused_families import FUSED, name_of, needs_native
 from support.models import add_dense, save_modules
 from support.packed_models import TEXTS, Both, merge, packed_text, same, variant
 from ternarize_cli import load
-from ternarize_cli.errors import FormatError, UnavailableError
+from ternarize_cli.errors import UnavailableError
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.runtime import Encoder
 from ternarize_cli.runtime.native.interface import POOLINGS
@@ -20,6 +21,7 @@ from ternarize_cli.storage.weights import ShardWriter, open_shards
 
 pytestmark = needs_native
 FAMILIES = [family for family in FUSED if "image_size" not in family[2]]
+TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
 BY_NAME = {family[0].removesuffix("Model"): family for family in FAMILIES}
 
 
@@ -73,7 +75,7 @@ def test_every_pooling_with_and_without_the_prompt(modes: Any, bert: Path, tmp_p
         texts = [text for text in TEXTS if text]  # of an empty one, a prompt that is left out leaves nothing
         found = [both.same(texts, **how) for how in ({}, {"prompt_name": "search"}, {"prompt": "read [SEP]"})]
         assert found[0].shape == (len(texts), 32 * count)
-        assert all((a != b).any() for a, b in zip(found, found[1:], strict=False))
+        assert all((a != b).any() for a, b in pairwise(found))
         assert np.array_equal(both.same(texts, prompt_name="query"), found[0]), "sentence-transformers has this prompt"
 
 
@@ -220,26 +222,47 @@ def test_a_packed_model_whose_names_are_not_known_is_refused(name: str, tmp_path
         (folder / "config.json").write_text(json.dumps(config))
 
     packed = variant(packed_text(BY_NAME[name], tmp_path), tmp_path / "older", forget)
-    with pytest.raises(FormatError, match="has no tensor") as caught:
+    with pytest.raises(UnavailableError, match="or has it by a name that is not known here") as caught:
         Encoder(packed)
     assert "pack the model again" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("prefix", ["bert.", "roberta.encoder_of.", ""])
+def test_linears_that_stay_as_they_are_are_refused_by_name(tmp_path: Path) -> None:
+    from support.families import save_text, stages
+
+    source = save_text(BY_NAME["Bert"], tmp_path / "source")
+    save_modules(source, 32)
+    packed = stages(source, tmp_path, skip=["encoder.layer.1.output.dense"])[2]
+    with pytest.raises(UnavailableError, match=r"encoder\.layer\.1\.output\.dense is not packed"):
+        Encoder(packed)
+
+
+@pytest.mark.parametrize("name", ["NomicBert", "ModernBert"])
+def test_biases_that_calibration_added(name: str, corpus: Path, tmp_path: Path) -> None:
+    from support.families import save_text
+    from ternarize_cli.compress.convert import convert
+    from ternarize_cli.compress.options import Calibration, ConvertOptions
+    from ternarize_cli.compress.pack import pack
+
+    source = save_text(BY_NAME[name], tmp_path / "source")
+    save_modules(source, 32)
+    convert(source, tmp_path / "latent", None, ConvertOptions(check=False), calibration=Calibration((corpus,)))
+    pack(tmp_path / "latent", tmp_path / "packed", check=False)
+    described = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert described["added_biases"]
+    same(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_a_prefix_and_old_names_of_norms_are_found(prefix: str, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
     def change(source: Path) -> None:
-        tensors = load_file(source / "model.safetensors")
-        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-        renamed = {}
-        for name, tensor in tensors.items():
-            for new, spelled in old.items():
-                name = name.replace(new, spelled)
-            renamed[(prefix if prefix == "bert." else "") + name] = tensor
-        if prefix:
-            renamed["cls.predictions.bias"] = torch.zeros(4)
+        renamed = {"cls.predictions.bias": torch.zeros(4)}
+        for name, tensor in load_file(source / "model.safetensors").items():
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            renamed[prefix + old] = tensor
         save_file(renamed, source / "model.safetensors", metadata={"format": "pt"})
 
     packed = packed_text(BY_NAME["Bert"], tmp_path, change=change)

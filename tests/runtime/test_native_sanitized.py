@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from support.c_model import save_weights
+from support.families import stages
 from support.instruction_sets import SETS, needs_library
+from support.models import add_dense, save_tiny_bert
 
 CASES = int(os.environ.get("TERNARIZE_FUZZ", "4000"))
 FIRST = int(os.environ.get("TERNARIZE_FUZZ_FIRST", "0"))
@@ -84,6 +87,17 @@ def test_no_structure_makes_the_library_touch_foreign_memory_or_race(
     made = run_under(sanitizer, *program, str(library), str(SOURCE / "interface.py"), str(FIRST), str(CASES))
     assert made.returncode == 0, made.stderr[made.stderr.rfind("case ") :][:6000]
     assert made.stdout.startswith(f"{CASES} cases on ")
+
+
+def test_no_file_of_weights_makes_the_library_touch_foreign_memory(address: Path, tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    add_dense(source)
+    save_weights(stages(source, tmp_path)[2], tmp_path / "model.tz")
+    program = Path(__file__).parents[1] / "support" / "model_fuzz.py"
+    library = address.with_name("libternarize_alone.so.1")
+    made = run_under("asan", str(program), str(library), str(tmp_path / "model.tz"), str(FIRST), str(CASES))
+    assert made.returncode == 0, made.stderr[made.stderr.rfind("case ") :][:6000]
+    assert made.stdout.startswith(f"{CASES} files: ")
 
 
 def test_the_address_sanitizer_is_at_work(address: Path) -> None:

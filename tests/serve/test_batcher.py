@@ -170,3 +170,25 @@ def test_stopping_computes_all_that_was_submitted(encoder: Encoder) -> None:
         return [job.future.done() for job in jobs]
 
     assert asyncio.run(main()) == [True] * 20
+
+
+class Broken(Vectors):
+    """A task that fails where nothing can tell whose fault it is."""
+
+    def size(self, item: object) -> int:
+        raise MemoryError("no memory")
+
+
+def test_an_error_outside_of_any_pass_fails_the_requests_and_not_the_thread(
+    encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def use(batcher: Batcher, metrics: Metrics) -> list[Any]:
+        jobs = [batcher.submit(task, ["cat"]) for task in (Vectors(encoder), Broken(encoder))]
+        made = await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+        return [*made, await batcher.submit(Vectors(encoder), ["cat"]).future]
+
+    made = with_batcher(use)
+    assert [str(error) for error in made[:2]] == ["the model failed; the server's log says how"] * 2
+    assert made[0].fault is Fault.FAILED
+    assert made[2].result.shape == (1, 32)
+    assert "MemoryError: no memory" in caplog.text

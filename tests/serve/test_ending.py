@@ -151,6 +151,11 @@ def test_many_clients_at_once_get_their_own_vectors(server: Running, encoder: En
     assert all(all(right) for right in asyncio.run(main()))
 
 
+def test_vectors_do_not_depend_on_the_number_of_threads(packed: Path, encoder: Encoder, start: Start) -> None:
+    made = start(packed, "--threads", 1).post("/embed", {"inputs": TEXTS}).json()
+    np.testing.assert_array_equal(np.array(made, dtype=np.float32), encoder.encode(TEXTS))
+
+
 def test_https_is_served_with_a_certificate(packed: Path, start: Start, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
@@ -187,6 +192,7 @@ def test_what_can_t_be_served_is_told_before_models_are_opened(packed: Path, tmp
     assert "is not packed" in refused(packed.with_name("tiny-ternary"))
     assert "error: TERNARIZE_API_KEY is empty" in refused(packed, TERNARIZE_API_KEY="")
     assert "the API key is empty, or has blanks" in refused(packed, TERNARIZE_API_KEY="two words")
+    assert "--threads 9999 is far more than" in refused(packed, "--threads", 9999)
     assert "8,000 texts, and only 100 may wait" in refused(packed, "--max-queue", 100, "--max-client-batch-size", 8000)
 
 

@@ -6,15 +6,27 @@ from pathlib import Path
 
 import numpy as np
 
+from ternarize_cli.export.c import weights_of
+from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.runtime import native
+from ternarize_cli.runtime.encoder import Encoder
 from ternarize_cli.runtime.tokenizing import Tokens
+from ternarize_cli.storage.bounds import read_object
 
-__all__ = ["LIBRARY", "CModel", "RefusedError"]
+__all__ = ["LIBRARY", "CModel", "RefusedError", "save_weights"]
 
 LIBRARY = next(
     (path for folder in native.__path__ if (path := Path(folder) / "libternarize_alone.so.1").is_file()), None
 )
 """The library with threads of its own; None if it is not built."""
+
+
+def save_weights(packed: Path, path: Path) -> Encoder:
+    """Writes the file of weights of a packed model, and returns the model in the runtime."""
+    encoder = Encoder(packed)
+    block = Artifact.from_dict(read_object(packed / "config.json")["quantization_config"]).block[""]
+    path.write_bytes(weights_of(encoder, block)[0])
+    return encoder
 
 
 class RefusedError(Exception):

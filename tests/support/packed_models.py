@@ -38,7 +38,8 @@ def packed_text(
     """Packs a tiny model of a family as a folder of sentence-transformers, after `change` has changed its source."""
     source = save_text(family, folder / "source")
     save_modules(source, 32)
-    change(source)
+    if change is not None:
+        change(source)
     return stages(source, folder, scheme)[2]
 
 

@@ -1,32 +1,35 @@
-"""The command of a wheel, and `python -m NAME`: texts in, a line of JSON out for each."""
+"""The command of a wheel, and `python -m NAME`: texts or files of images in, a line of JSON out for each."""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from ternarize_cli.errors import TernarizeError
-from ternarize_cli.export.carried.model import PACKAGE, encoder
+from ternarize_cli.errors import InputError, TernarizeError, UnavailableError, reason
+from ternarize_cli.export.carried.check import check, results
+from ternarize_cli.export.carried.model import Classifier, Encoder, Reranker
+from ternarize_cli.export.carried.place import PACKAGE, about
 from ternarize_cli.runtime.native.library import library
 
 __all__ = ["main"]
 
 _CHUNK = 256
-"""Lines of stdin that are encoded at a time."""
-_LEAST = 0.999
-"""The least cosine between a vector and the stored one: another processor rounds in another order."""
+"""Lines of stdin that are read before they are computed."""
 
 
 def main() -> int:
     """Runs the command; returns its exit code."""
-    arguments = _parser().parse_args()
+    asked = _parser().parse_args()
     try:
-        if arguments.check:
-            return _check()
-        return _encode(arguments.text, arguments.prompt_name, arguments.dimensions)
+        if asked.serve:
+            return _serve(asked.host, asked.port)
+        model = _model()
+        return _check(model) if asked.check else _run(asked.item, _work(model, asked))
     except TernarizeError as e:
         print(f"error: {e}" + (f"\n  try: {e.hint}" if e.hint else ""), file=sys.stderr)
         return e.exit_code
@@ -35,45 +38,102 @@ def main() -> int:
         return 0
 
 
+def _model() -> Encoder | Reranker | Classifier:
+    kind = about()["kind"]
+    return Encoder() if kind == "encoder" else Reranker() if kind == "reranker" else Classifier()
+
+
 def _parser() -> argparse.ArgumentParser:
+    kind, reads = about()["kind"], about()["reads"]
+    what = "texts" if "text" in reads else "files of images"
     parser = argparse.ArgumentParser(
-        prog=PACKAGE.name, description="Encodes texts, and prints a line of JSON with the vector of each."
+        prog=PACKAGE.name, description=f"Prints a line of JSON for each of some {what}.", allow_abbrev=False
     )
-    parser.add_argument("text", nargs="*", help="the texts; without any, each line of stdin is one")
-    parser.add_argument("--prompt-name", metavar="NAME", help="the prompt that is put before each text")
-    parser.add_argument("--dimensions", metavar="N", type=int, help="leading dimensions that are kept")
-    parser.add_argument(
-        "--check", action="store_true", help="compare vectors with those that were stored with the model, and exit"
-    )
+    parser.add_argument("item", nargs="*", help=f"the {what}; without any, each line of stdin is one")
+    if kind == "encoder":
+        parser.add_argument("--dimensions", metavar="N", type=int, help="leading dimensions of a vector that are kept")
+    if kind == "encoder" and "text" in reads:
+        parser.add_argument("--prompt-name", metavar="NAME", help="the prompt that is put before each text")
+    if kind == "encoder" and reads == ["image", "text"]:
+        parser.add_argument("--images", action="store_true", help="the arguments or lines are files of images")
+    if kind == "reranker":
+        parser.add_argument("--query", metavar="TEXT", help="the text that each is scored with")
+    parser.add_argument("--check", action="store_true", help="compare results with those that are stored, and exit")
+    parser.add_argument("--serve", action="store_true", help=f"serve over HTTP; needs {PACKAGE.name}[serve]")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8080, help="the port to serve on; default: %(default)s")
     return parser
 
 
-def _encode(texts: Sequence[str], prompt_name: str | None, dimensions: int | None) -> int:
-    lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+def _work(model: Encoder | Reranker | Classifier, asked: argparse.Namespace) -> Callable[[list[str]], Iterator[str]]:
+    """Returns what makes of some texts or files the JSON behind the id of each."""
+    if isinstance(model, Classifier):
+        return lambda items: (_object(model.labels, row) for row in model.classify(items))
+    if isinstance(model, Reranker):
+        if asked.query is None:
+            raise InputError("there is nothing to score the texts with", hint="--query TEXT")
+        return lambda items: (_scored(model, row) for row in model.score([(asked.query, item) for item in items]))
+    if "text" not in model.reads or getattr(asked, "images", False):
+        return lambda items: map(_vector, model.encode_images(list(map(_image, items)), dimensions=asked.dimensions))
+    return lambda items: map(_vector, model.encode(items, prompt_name=asked.prompt_name, dimensions=asked.dimensions))
+
+
+def _run(items: Sequence[str], work: Callable[[list[str]], Iterator[str]]) -> int:
+    waiting = iter(items) if items else (line.rstrip("\r\n") for line in sys.stdin)
     number = 0
-    for some in _chunks(lines):
-        for vector in encoder().encode(some, prompt_name=prompt_name, dimensions=dimensions):
+    while some := list(islice(waiting, _CHUNK)):
+        for made in work(some):
             number += 1
-            numbers = ", ".join(map(str, vector))  # the fewest digits from which a float32 comes back
-            print(f'{{"id": "{number}", "vector": [{numbers}]}}')
+            print(f'{{"id": "{number}", {made}}}')
         sys.stdout.flush()
     return 0
 
 
-def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
-    while some := list(islice(lines, _CHUNK)):
-        yield some
+def _numbers(values: np.ndarray) -> str:
+    """Writes numbers with the fewest digits from which a float32 comes back bit for bit."""
+    return ", ".join(map(str, values))
 
 
-def _check() -> int:
-    """Compares vectors with the stored ones, and prints how far they are apart."""
-    stored = json.loads((PACKAGE / "check.json").read_text(encoding="utf-8"))
-    wanted = np.array(stored["vectors"], dtype=np.float32)
-    made = encoder().encode(stored["texts"])
-    lengths = np.linalg.norm(made, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosine = float(np.min(np.sum(made * wanted, axis=1) / lengths))
-    apart = float(np.abs(made - wanted).max())
-    said = "equal bit for bit" if np.array_equal(made, wanted) else f"up to {apart:.2g} apart"
-    print(f"{len(made)} vectors: {said}; the least cosine is {cosine:.6f}, and should be {_LEAST} or more")
-    print(f"instruction set: {stored['instruction_set']} when the package was made, {library().chosen} here")
-    return 0 if cosine >= _LEAST else 1
+def _vector(row: np.ndarray) -> str:
+    return f'"vector": [{_numbers(row)}]'
+
+
+def _object(labels: Sequence[str], row: np.ndarray) -> str:
+    pairs = (f"{json.dumps(label)}: {value}" for label, value in zip(labels, map(str, row), strict=True))
+    return f'"scores": {{{", ".join(pairs)}}}'
+
+
+def _scored(model: Reranker, row: Any) -> str:
+    return _object(model.labels, row) if np.ndim(row) else f'"score": {row}'
+
+
+def _image(path: str) -> Any:
+    """Opens a file of an image, upright.
+
+    Raises:
+        InputError: it can't be read, or is no image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise InputError(f"{path} can't be read as an image: {reason(e)}") from e
+
+
+def _check(model: Encoder | Reranker | Classifier) -> int:
+    stored, here = about(), library().chosen
+    is_well, said = check(stored, results(model, stored["texts"]), here)
+    print(f"{said}\ninstruction set: {stored['instruction_set']} when the package was made, {here} here")
+    return 0 if is_well else 1
+
+
+def _serve(host: str, port: int) -> int:
+    try:
+        server = import_module(f"{__package__}.server")
+    except ImportError as e:
+        hint = f"pip install '{PACKAGE.name}[serve]'"
+        raise UnavailableError(f"the server needs {e.name}, which is not installed", hint=hint) from e
+    server.run(host, port)
+    return 0

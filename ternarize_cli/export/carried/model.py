@@ -1,43 +1,60 @@
-"""The model of a wheel, from the files that the wheel carries.
-
-NAME/
-    __init__.py     `Encoder` and `encode`, from here
-    check.json      texts and the vectors that they had when the wheel was made
-    model/          the packed model
-    _runtime/       the runtime, and these modules
-"""
+"""The model of a wheel: a class of the runtime that finds its files, and functions that share one such object."""
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ternarize_cli.runtime.encoder import Encoder as PackedEncoder
+from ternarize_cli import runtime
+from ternarize_cli.export.carried.place import FOLDER
 
-__all__ = ["PACKAGE", "Encoder", "encode", "encoder"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-PACKAGE = Path(__file__).resolve().parents[3]
-"""The folder of the wheel's package: this file is NAME/_runtime/export/carried/model.py."""
+__all__ = ["Classifier", "Encoder", "Reranker", "classify", "encode", "encode_images", "score"]
 
 
-class Encoder(PackedEncoder):
+class Encoder(runtime.Encoder):
     """The encoder of this package.
 
         vectors = Encoder().encode(["a text", "another one"])   # float32 [2, dim]
 
-    `encode` has one of its own, which all callers share.
+    `encode` and `encode_images` share one that they make when it is first needed.
     """
 
     def __init__(self) -> None:
         """Reads the model's files."""
-        super().__init__(PACKAGE / "model")
+        super().__init__(FOLDER)
 
 
-@cache
-def encoder() -> Encoder:
-    """Returns the encoder that `encode` uses, which is read on the first call."""
-    return Encoder()
+class Reranker(runtime.Reranker):
+    """The reranker of this package.
+
+        scores = Reranker().score([("a query", "a passage"), ("a query", "another one")])   # float32 [2]
+
+    `score` has one that it makes when it is first needed.
+    """
+
+    def __init__(self) -> None:
+        """Reads the model's files."""
+        super().__init__(FOLDER)
+
+
+class Classifier(runtime.Classifier):
+    """The classifier of this package.
+
+        scores = Classifier().classify(["a text", "another one"])   # float32 [2, labels]
+
+    `classify` has one that it makes when it is first needed.
+    """
+
+    def __init__(self) -> None:
+        """Reads the model's files."""
+        super().__init__(FOLDER)
+
+
+_encoder, _reranker, _classifier = cache(Encoder), cache(Reranker), cache(Classifier)
 
 
 def encode(
@@ -60,4 +77,48 @@ def encode(
     Raises:
         InputError: a text is no text, there is no prompt of that name, or a vector has fewer dimensions.
     """
-    return encoder().encode(texts, prompt_name=prompt_name, prompt=prompt, normalize=normalize, dimensions=dimensions)
+    return _encoder().encode(texts, prompt_name=prompt_name, prompt=prompt, normalize=normalize, dimensions=dimensions)
+
+
+def encode_images(
+    images: "Sequence[Image]", *, normalize: bool | None = None, dimensions: int | None = None
+) -> np.ndarray:
+    """Encodes images of PIL: float32 `[images, dimensions]`, in their order.
+
+    Args:
+        images: the images, upright: their EXIF orientation is not followed.
+        normalize: whether vectors get length 1; None: as the model does.
+        dimensions: the number of leading dimensions that are kept; None: as the model does.
+
+    Raises:
+        InputError: an image can't be read, or a vector has fewer dimensions.
+    """
+    return _encoder().encode_images(images, normalize=normalize, dimensions=dimensions)
+
+
+def score(pairs: Sequence[tuple[str, str]], *, prompt: str | None = None, raw: bool = False) -> np.ndarray:
+    """Scores pairs of texts: float32 `[pairs]`, or `[pairs, labels]` if the model has several labels.
+
+    Args:
+        pairs: the pairs, such as a query and a passage.
+        prompt: what is put before the first text of each; None: the model's default, if it has one.
+        raw: whether scores are as the head gives them, without the model's activation.
+
+    Raises:
+        InputError: something is no pair of texts.
+    """
+    return _reranker().score(pairs, prompt=prompt, raw=raw)
+
+
+def classify(texts: Sequence[str | tuple[str, str]], *, prompt: str | None = None, raw: bool = False) -> np.ndarray:
+    """Scores each label for texts, or for pairs of texts: float32 `[texts, labels]`.
+
+    Args:
+        texts: the texts or pairs.
+        prompt: what is put before each; None: the model's default, if it has one.
+        raw: whether scores are as the head gives them, without the model's activation.
+
+    Raises:
+        InputError: something is neither a text nor a pair.
+    """
+    return _classifier().classify(texts, prompt=prompt, raw=raw)

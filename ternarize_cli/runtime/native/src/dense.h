@@ -6,40 +6,54 @@
 namespace tz {
 namespace TZ_ISA {
 
-// Computes N rows of a panel: y[i][0..columns). The sums of a row go through the inputs in order, one after the other, so that
-// they do not depend on the rows that share a call.
-template <int N>
+// Computes `parts` vectors of N rows of a panel: y[i][0..columns). The sums of a row go through the inputs in order, one after
+// the other, so that they do not depend on the rows that share a call, nor on how many vectors are computed at a time.
+template <int N, int parts>
 inline void dense_rows(const float* panel, const float* bias, int inputs, const float* x, size_t stride, int columns, float* y,
                        size_t to_stride) {
-  constexpr int parts = kPanel / kLanes;
   Floats sums[N][parts];
   for (int i = 0; i < N; ++i)
     for (int part = 0; part < parts; ++part) sums[i][part] = load(bias + part * kLanes);
-  for (int k = 0; k < inputs; ++k)
+  for (int k = 0; k < inputs; ++k) {
+    Floats weights[parts];
+    for (int part = 0; part < parts; ++part) weights[part] = load(panel + static_cast<size_t>(k) * kPanel + part * kLanes);
     for (int i = 0; i < N; ++i) {
       const Floats from = all(x[i * stride + k]);
-      for (int part = 0; part < parts; ++part)
-        sums[i][part] = madd(from, load(panel + static_cast<size_t>(k) * kPanel + part * kLanes), sums[i][part]);
+      for (int part = 0; part < parts; ++part) sums[i][part] = madd(from, weights[part], sums[i][part]);
     }
+  }
   for (int i = 0; i < N; ++i)
     for (int part = 0; part < parts && part * kLanes < columns; ++part)
       store_some(y + i * to_stride + part * kLanes, sums[i][part], min(kLanes, columns - part * kLanes));
 }
 
+// Computes rows of a panel, N at a time, and returns how many: `parts` vectors of them at a time, so that all sums and weights
+// stay in registers.
+template <int N, int parts>
+inline int dense_block(const float* panel, const float* bias, int inputs, const float* x, int rows, int columns, float* y,
+                       size_t to_stride) {
+  int row = 0;
+  for (; row + N <= rows; row += N)
+    for (int from = 0; from < columns; from += parts * kLanes)
+      dense_rows<N, parts>(panel + from, bias + from, inputs, x + static_cast<size_t>(row) * inputs, inputs, columns - from,
+                           y + row * to_stride + from, to_stride);
+  return row;
+}
+
 // Multiplies `rows` rows of x by the panels [first, last) of a dense linear.
 inline void dense(const Dense& w, int first, int last, const float* x, int rows, float* y) {
-  constexpr int together = kLanes == 16 ? 8 : kLanes == 8 ? 2 : 1;
+  constexpr int all_parts = kPanel / kLanes, parts = kLanes == 4 ? 4 : 2;
+  constexpr int many = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 2, few = kLanes == 16 ? 4 : 2;
   const size_t stride = w.inputs, to_stride = w.outputs;
   for (int panel = first; panel < last; ++panel) {
     const float* weights = w.weights + static_cast<size_t>(panel) * w.inputs * kPanel;
     const float* bias = w.bias + panel * kPanel;
     const int columns = min(kPanel, w.outputs - panel * kPanel);
     float* to = y + static_cast<size_t>(panel) * kPanel;
-    int row = 0;
-    for (; row + together <= rows; row += together)
-      dense_rows<together>(weights, bias, w.inputs, x + row * stride, stride, columns, to + row * to_stride, to_stride);
-    for (; row < rows; ++row)
-      dense_rows<1>(weights, bias, w.inputs, x + row * stride, stride, columns, to + row * to_stride, to_stride);
+    int row = dense_block<many, parts>(weights, bias, w.inputs, x, rows, columns, to, to_stride);
+    row += dense_block<few, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride,
+                                       to_stride);
+    dense_block<1, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride, to_stride);
   }
 }
 
