@@ -127,7 +127,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _damages() -> tuple[type[Exception], ...]:
-    """Lists the errors of damaged streams; those of pyarrow only where a stream that pyarrow unpacks has imported it."""
+    """Lists the errors of damaged streams; those of pyarrow only once a stream that it unpacks has imported it."""
     arrow: Any = sys.modules.get("pyarrow")
     ours = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
     return ours if arrow is None else (*ours, arrow.ArrowException)

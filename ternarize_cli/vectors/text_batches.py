@@ -1,6 +1,6 @@
 """What encoders of lists share, whether they run in PyTorch (`batch_encoder`) or not (`runtime_encoder`).
 
-A list is prepared first, which another thread can do ahead: texts are tokenised at once, and cut into batches of similar
+A list is prepared first, which another thread can do ahead: texts are tokenised at once, and cut into batches of like
 length, up to `BUDGET` tokens each, so that short texts share a pass and long ones take no more memory than they must.
 Texts, tokens and texts that were longer than the model reads are counted, so that a caller can report them once.
 """

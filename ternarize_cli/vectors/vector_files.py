@@ -84,7 +84,7 @@ class _Jsonl:
     def write(self, ids: list[str], vectors: np.ndarray) -> None:
         import pyarrow as pa
 
-        # pa.array, and arguments that are no arrays, would import pandas, to see whether they are given something of it.
+        # pa.array, and arguments that are no arrays, would import pandas, to see whether they are something of it.
         flat = np.ascontiguousarray(vectors, dtype=np.float32)
         numbers = pa.Array.from_buffers(pa.float32(), flat.size, [None, pa.py_buffer(flat)])
         texts, dim = numbers.cast(pa.string()).to_pylist(), vectors.shape[1]

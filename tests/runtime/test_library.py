@@ -253,6 +253,21 @@ def test_a_library_that_is_missing_or_damaged_is_told(monkeypatch: pytest.Monkey
         library()
 
 
+@pytest.mark.usefixtures("anew")
+def test_without_openmp_the_library_with_threads_of_its_own_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone = next(path for folder in native.__path__ for path in Path(folder).glob("libternarize_alone.so.1"))
+    (tmp_path / alone.name).symlink_to(alone)
+    (tmp_path / "libternarize_native.so.1").write_bytes(b"a library that can't be loaded")
+    wanted, layer, x = library().instruction_sets, random_layer(260, 700, Scheme()), random_rows(70, 700)
+    products = library().linear(packed(library(), layer), x)
+    library.cache_clear()
+    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
+    assert library().instruction_sets == wanted
+    assert (library().linear(packed(library(), layer), x) == products).all()
+
+
 @pytest.mark.slow
 def test_the_library_needs_numpy_alone() -> None:
     code = "import sys, ternarize_cli.runtime.blocks; from ternarize_cli.runtime.native import library\n"

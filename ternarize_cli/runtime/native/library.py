@@ -442,14 +442,17 @@ def library() -> Library:
     """
     from ternarize_cli.runtime import native
 
-    found = (Path(folder) / name for name in _NAMES for folder in native.__path__)
-    path = next((p for p in found if p.is_file()), None)
-    if path is None:
+    places = (Path(folder) / name for name in _NAMES for folder in native.__path__)
+    paths = [path for path in places if path.is_file()]
+    if not paths:
         raise UnavailableError(
             "its library was not built: no C++ compiler was found at installation, or it failed",
             hint="install a C++ compiler, then ternarize again with pip install -v, which shows its errors",
         )
-    try:
-        return Library(path)
-    except OSError as e:
-        raise UnavailableError(f"its library can't be loaded: {e}", hint="install ternarize again") from e
+    reasons = []
+    for path in paths:
+        try:
+            return Library(path)
+        except OSError as e:  # a system without OpenMP's library, for instance, which the second does not need
+            reasons.append(str(e))
+    raise UnavailableError(f"its library can't be loaded: {reasons[0]}", hint="install ternarize again")

@@ -40,18 +40,26 @@ inline int dense_block(const float* panel, const float* bias, int inputs, const 
   return row;
 }
 
+// Rows that are computed at a time, and vectors of each: as many sums as the registers hold, beside the weights.
+#if defined(__aarch64__)
+constexpr int kDenseRows = 2, kDenseFew = 1, kDenseParts = kPanel / kLanes;  // 32 registers of 4 numbers
+#else
+constexpr int kDenseRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 1;  // 32 registers of 16, 16 of 8, or 16 of 4
+constexpr int kDenseFew = kLanes == 16 ? 4 : kLanes == 8 ? 2 : 1;    // of what is left over
+constexpr int kDenseParts = kLanes == 4 ? kPanel / kLanes : 2;
+#endif
+
 // Multiplies `rows` rows of x by the panels [first, last) of a dense linear.
 inline void dense(const Dense& w, int first, int last, const float* x, int rows, float* y) {
-  constexpr int all_parts = kPanel / kLanes, parts = kLanes == 4 ? 4 : 2;
-  constexpr int many = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 2, few = kLanes == 16 ? 4 : 2;
+  constexpr int all_parts = kPanel / kLanes;
   const size_t stride = w.inputs, to_stride = w.outputs;
   for (int panel = first; panel < last; ++panel) {
     const float* weights = w.weights + static_cast<size_t>(panel) * w.inputs * kPanel;
     const float* bias = w.bias + panel * kPanel;
     const int columns = min(kPanel, w.outputs - panel * kPanel);
     float* to = y + static_cast<size_t>(panel) * kPanel;
-    int row = dense_block<many, parts>(weights, bias, w.inputs, x, rows, columns, to, to_stride);
-    row += dense_block<few, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride,
+    int row = dense_block<kDenseRows, kDenseParts>(weights, bias, w.inputs, x, rows, columns, to, to_stride);
+    row += dense_block<kDenseFew, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride,
                                        to_stride);
     dense_block<1, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride, to_stride);
   }
