@@ -9,6 +9,8 @@ from typer.core import TyperCommand
 __all__ = ["EXAMPLES", "Command", "Commands"]
 
 _GROUPS = {
+    "Where it listens": "host port api_key tls_cert tls_key",
+    "How much it takes": "max_batch_tokens max_queue max_client_batch_size max_characters max_body",
     "Calibration": "calibrate calibration_samples calibration_tokens",
     "What is measured": "sts retrieval classification pairs images task_file task benchmark language task_type limit "
     "queries_where perturb data_root text lengths shape batch tokens image_limit",
@@ -45,6 +47,10 @@ EXAMPLES = {
     "export": (
         "ternarize export my-packed --to wheel --name my_model -o dist",
         "ternarize export my-packed --to c -o my-model-c",
+    ),
+    "serve": (
+        "ternarize serve my-packed",
+        "ternarize serve small=my-packed ranker=my-ranker --host 0.0.0.0 --tls-cert cert.pem",
     ),
     "inspect": (
         "ternarize inspect my-packed",

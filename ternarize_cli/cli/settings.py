@@ -26,10 +26,10 @@ from ternarize_cli.errors import SettingsError
 __all__ = ["FILE_NAME", "GUARDED", "check_guarded", "default_map", "read_settings", "unknown_variables"]
 
 FILE_NAME = "ternarize.toml"
-GUARDED = frozenset({"allow_pickle", "ray_address"})
+GUARDED = frozenset({"allow_pickle", "host", "ray_address"})
 """Options that let files of others run code, or send data to a machine: pickles, and a Ray cluster."""
 
-_VARIABLES = "BACKEND CACHE CONFIG DEBUG DEVICE NATIVE_ISA NO_HOOK SEED THREADS TUNE VERIFY".split()
+_VARIABLES = "API_KEY BACKEND CACHE CONFIG DEBUG DEVICE NATIVE_ISA NO_HOOK RUNTIME SEED THREADS TUNE VERIFY".split()
 
 
 def read_settings(path: Path | None) -> tuple[Path | None, dict[str, Any]]:

@@ -110,12 +110,21 @@ def settle_tokenizer(folder: Path) -> str:
     sides = head is not None or any(table.positions is not None for table in tables)
     options = _Options(any(table.types is not None for table in tables), head is not None, excluded, sides)
     try:
+        str(folder).encode()
         with library_output(to_stderr=True):
             return _settled(folder, options)
+    except UnicodeEncodeError:
+        return "it was packed in a folder whose name is not UTF-8, from which transformers reads no tokenizer"
     except UnavailableError:  # the settings ask for something that the runtime refuses by itself
         return ""
     except Exception as e:  # damaged or unusual tokenizer files can raise any error
-        return f"its tokenizer can't be compared with its tokenizer.json: {type(e).__name__}: {reason(e)}"
+        why = f"its tokenizer can't be compared with its tokenizer.json: {type(e).__name__}: {reason(e)}"
+        return _without_place(why, folder)
+
+
+def _without_place(why: str, folder: Path) -> str:
+    """Takes the folder, which has another name while it is made, out of a text, and what is not UTF-8."""
+    return why.replace(f"{folder}/", "").replace(str(folder), "it").encode(errors="backslashreplace").decode()
 
 
 def _settled(folder: Path, options: _Options) -> str:
@@ -156,7 +165,7 @@ def _compared(
     try:
         ours = _ours(folder, transformer, texts, options)
     except CheckpointError as e:
-        return str(e), False
+        return _without_place(str(e), folder), False
     why = theirs.difference(ours, texts)
     return why, not why and ours.definition == theirs.definition
 
@@ -240,4 +249,4 @@ def _without_ignored(definition: str) -> dict[str, Any]:
 
 def _pools_without_prompt(folder: Path) -> bool:
     path = folder / "config.json"
-    return path.is_file() and read_object(path).get("include_prompt") is False
+    return path.is_file() and not read_object(path).get("include_prompt", True)

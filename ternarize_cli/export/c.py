@@ -35,7 +35,7 @@ from ternarize_cli.runtime.positions import rotary_turns
 from ternarize_cli.runtime.text_blocks import open_text
 from ternarize_cli.storage.files import atomic_folder
 
-__all__ = ["weights_of"]
+__all__ = ["C", "weights_of"]
 
 _WHEEL = "ternarize export --to wheel"
 _MOST_POSITIONS = 1 << 15
@@ -70,7 +70,7 @@ class C:
             (folder / named).chmod(0o755)
             (folder / "ternarize.h").write_bytes(_header().read_bytes())
             shutil.copyfile(Path(__file__).with_name("example.c"), folder / "example.c")
-            shutil.copyfile(source.folder / "tokenizer.json", folder / "tokenizer.json")
+            shutil.copyfile(source.files()["tokenizer.json"], folder / "tokenizer.json")
             (folder / "config.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
             (folder / "README.md").write_text(card.for_c(source, facts, named), "utf-8")
             for path in card.licence_files(source.folder):
@@ -91,12 +91,18 @@ def weights_of(encoder: Encoder, block: Block) -> tuple[bytes, int]:
         The content of the file, and the most tokens of a text.
 
     Raises:
-        UnavailableError: the encoder's blocks read no tokens, or several stacks of blocks do.
+        UnavailableError: the encoder reads something other than texts, or leaves the tokens of prompts out of pooling.
     """
     given = block.embeddings
     if given is None or encoder.reads != {"text"}:
         raise UnavailableError(
             f"{encoder.folder} reads more than texts, and --to c writes text encoders only", hint=_WHEEL
+        )
+    modules = read_modules(encoder.folder)
+    if modules.pooling is not None and not modules.pooling.includes_prompt and any(modules.prompts.values()):
+        raise UnavailableError(
+            f"{encoder.folder} leaves the tokens of prompts out of pooling, which the functions for C don't know",
+            hint=_WHEEL,
         )
     file = open_text(encoder.folder).file
     source = FileSource(file, block)
@@ -107,7 +113,7 @@ def weights_of(encoder: Encoder, block: Block) -> tuple[bytes, int]:
     names = [name for name in (given.words, given.types, given.positions) if name is not None]
     tables = [file.table(name, block.width) for name in names]
     embedded = norm_weights(source, None, "embeddings", block.width)
-    return write_weights(prepared, block, tables, embedded, read_modules(encoder.folder), encoder.dim), limit
+    return write_weights(prepared, block, tables, embedded, modules, encoder.dim), limit
 
 
 def _facts(source: Source, encoder: Encoder, limit: int) -> dict[str, Any]:

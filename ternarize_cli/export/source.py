@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ternarize_cli.errors import FormatError
+from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import verify
+from ternarize_cli.model_folder.model_files import contained, model_files
 from ternarize_cli.storage.files import content_hash
 
 __all__ = ["Source", "open_source"]
@@ -16,6 +17,7 @@ _LONGEST_CARD, _LONGEST_HEADER = 4 << 20, 64 << 10
 _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _UNUSUAL = re.compile(r"[^\w.@+-]")
 _MOST = 200
+_PICKLES = (".bin", ".bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class Source:
     artifact: Artifact
     licence: str | None
     digest: str
+
+    def files(self) -> dict[str, Path]:
+        """Returns the files that decide what the model computes, by their relative paths.
+
+        Raises:
+            CheckpointError: a file is a link to a place outside the folder, whose content an export would give away.
+        """
+        found = {name: self.folder / name for name in model_files(self.folder) if not name.endswith(_PICKLES)}
+        for path in found.values():
+            if not contained(self.folder, path):
+                raise CheckpointError(
+                    f"{path} is a link to a place outside the model's folder, and is not exported",
+                    hint=f"if you trust it, use a copy with the files themselves: cp -rL {quoted(self.folder)} COPY",
+                )
+        return found
 
 
 def open_source(folder: Path, name: str) -> Source:

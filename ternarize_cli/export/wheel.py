@@ -31,13 +31,12 @@ from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
 from ternarize_cli.export.vendoring import vendored
 from ternarize_cli.export.wheel_file import Metadata, wheel_name, write_wheel
-from ternarize_cli.model_folder.model_files import model_files
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.opening import open_model
 from ternarize_cli.storage.files import atomic_file, check_output
 
-__all__ = ["package_name"]
+__all__ = ["Wheel", "package_name"]
 
 _OURS = "ternarize-cli"
 _CARRIED = "ternarize_cli.export.carried"
@@ -119,7 +118,7 @@ class Wheel:
             "_runtime/runtime/native/libternarize_alone.so.1": code,
         }
         files |= {f"_runtime/{path}": content for path, content in (*server.files.items(), *runtime.files.items())}
-        files |= {f"model/{path}": source.folder / path for path in model_files(source.folder)}
+        files |= {f"model/{path}": place for path, place in source.files().items()}
         made = output / wheel_name(about, platform.tag)
         targets = [made, *([output / "Dockerfile"] if options.dockerfile else [])]
         _prepare(output, targets, force=force)

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ternarize_cli.errors import InputError, UnavailableError
-from ternarize_cli.runtime.image_captions import Captions, open_captions
-from ternarize_cli.runtime.image_encoder import modules_of, open_images
-from ternarize_cli.runtime.modules import Pooling
+from ternarize_cli.runtime.modules import Modules, Pooling, read_modules
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.packed_file import IN_TORCH
 from ternarize_cli.runtime.text_blocks import PackedText, batches, open_text
 from ternarize_cli.runtime.tokenizing import Tokens
+from ternarize_cli.storage.bounds import read_object
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ternarize_cli.runtime.image_captions import Captions
+    from ternarize_cli.runtime.image_encoder import PackedImages
 
 __all__ = ["Encoder", "Tokens"]
 
@@ -65,25 +67,19 @@ class Encoder:
         """
         self.folder = folder = Path(folder)
         self._library = library()
-        self._modules = modules = modules_of(folder)
-        self._pooling = modules.pooling or Pooling(())
-        self._images = open_images(folder, modules.pooling)
+        self._images: PackedImages | None = None
         self._captions: Captions | None = None
         self._text: PackedText | None = None
         self._unread = f"{folder} reads images, not texts"
-        if self._images is None:
+        if _reads_images(folder):
+            modules, width = self._open_images(folder)
+        else:
+            modules = read_modules(folder)
             self._text = open_text(folder)
             if modules.pooling is None:
                 raise UnavailableError(f"{folder} has no module that pools tokens", hint=IN_TORCH)
-            width = self._text.blocks.width * len(self._pooling.modes)
-        else:
-            width = self._images.width
-            if self._images.has_towers:
-                try:
-                    self._captions = open_captions(folder)
-                    self._text = self._captions.text
-                except UnavailableError as e:
-                    self._unread = str(e)
+            width = self._text.blocks.width * len(modules.pooling.modes)
+        self._modules, self._pooling = modules, modules.pooling or Pooling(())
         read = {"text": self._text, "image": self._images}
         self.reads = frozenset(kind for kind, part in read.items() if part is not None)
         self.limit = 0 if self._text is None else self._text.tokenizer.limit
@@ -213,6 +209,21 @@ class Encoder:
             self._library.normalize(vectors)
         return vectors
 
+    def _open_images(self, folder: Path) -> tuple[Modules, int]:
+        """Opens a model that reads images, and returns its modules and the width of what the encoder gives them."""
+        from ternarize_cli.runtime.image_captions import open_captions
+        from ternarize_cli.runtime.image_encoder import modules_of, open_images
+
+        modules = modules_of(folder)
+        self._images = open_images(folder, modules.pooling)
+        if self._images.has_towers:
+            try:
+                self._captions = open_captions(folder)
+                self._text = self._captions.text
+            except UnavailableError as e:
+                self._unread = str(e)
+        return modules, self._images.width
+
     @property
     def _texts(self) -> PackedText:
         if self._text is None:
@@ -237,3 +248,13 @@ class Encoder:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise InputError(f"the model has no prompt named {name!r}", hint=f"its prompts: {known}")
         return self.prompts[name]
+
+
+def _reads_images(folder: Path) -> bool:
+    """Returns whether the description of a model's blocks has a stack that reads images."""
+    described = read_object(folder / "config.json").get("quantization_config")
+    blocks = described.get("block") if isinstance(described, dict) else None
+    if not isinstance(blocks, dict):
+        return False
+    own = blocks.get("")
+    return "vision_model" in blocks or (isinstance(own, dict) and not own.get("embeddings"))

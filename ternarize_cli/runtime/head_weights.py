@@ -48,11 +48,7 @@ _HEADS: dict[str, Callable[[Mapping[str, Any]], _Head]] = {
         "classifier",
     ),
     "eurobert": lambda config: _Head(
-        {"bos": "cls"}.get(
-            str(config.get("classifier_pooling", "late")), str(config.get("classifier_pooling", "late"))
-        ),
-        (("dense", "gelu", ""),),
-        "classifier",
+        str(config.get("classifier_pooling", "late")).replace("bos", "cls"), (("dense", "gelu", ""),), "classifier"
     ),
     **dict.fromkeys(("qwen3", "llama", "mistral", "gemma3_text"), lambda config: _DECODER),
 }
@@ -70,7 +66,7 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    return (1.0 / (1.0 + np.exp(-np.clip(x.astype(np.float64), -700, 700)))).astype(np.float32)
 
 
 ACTIVATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -129,8 +125,11 @@ class HeadWeights:
         if self._pooling == "late":
             return lib.pool(self._through(lib, hidden), starts, ("mean",))
         if self._pooling == "last":
-            rows = np.array([self._place(text.ids) for text in tokens], dtype=np.int64) + starts[:-1]
-            return self._through(lib, hidden[rows])
+            x = np.zeros((len(tokens), hidden.shape[1]), dtype=np.float32)  # what a text without tokens is read as
+            for i, text in enumerate(tokens):
+                if text.ids:
+                    x[i] = hidden[starts[i] + self._place(text.ids)]
+            return self._through(lib, x)
         return self._through(lib, lib.pool(hidden, starts, (self._pooling,)))
 
     def _through(self, lib: Library, x: np.ndarray) -> np.ndarray:

@@ -116,8 +116,8 @@ def modules_of(folder: Path) -> Modules:
     return read_modules(folder)
 
 
-def open_images(folder: Path, pooling: Pooling | None) -> PackedImages | None:
-    """Reads what a packed model has that reads images; returns None if it reads texts only.
+def open_images(folder: Path, pooling: Pooling | None) -> PackedImages:
+    """Reads what a packed model has that reads images.
 
     Args:
         folder: the model's folder.
@@ -133,7 +133,7 @@ def open_images(folder: Path, pooling: Pooling | None) -> PackedImages | None:
     stack = _vision_stack(artifact)
     block = artifact.block.get(stack)
     if block is None or block.embeddings is not None:
-        return None
+        raise UnavailableError(f"{folder} has no description of blocks that read images", hint=IN_TORCH)
     if reason := artifact.torch_only or head_refusal(block):
         raise UnavailableError(f"{folder}: {reason}", hint=IN_TORCH)
     kind, own, family = _family(folder, config, stack)

@@ -151,6 +151,7 @@ def read_modules(folder: Path) -> Modules:
         elif kind == "LayerNorm":
             layers.append(_norm(where))
         elif kind == "Normalize":
+            _check_normalize(where)
             normalizes = True
         elif kind != "Dropout":
             raise UnavailableError(f"{path} names the module {named(kind)} at place {i}", hint=IN_TORCH)
@@ -195,7 +196,7 @@ def _pooling(where: Path) -> Pooling:
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not modes or not all(mode in POOLINGS for mode in modes):
         raise UnavailableError(f"{where} pools by {shown(modes)}", hint=IN_TORCH)
-    return Pooling(tuple(modes), values.get("include_prompt", True) is not False)
+    return Pooling(tuple(modes), bool(values.get("include_prompt", True)))
 
 
 def _dense(where: Path) -> Dense:
@@ -217,6 +218,13 @@ def _dense(where: Path) -> Dense:
         return Dense(DenseWeights(weights, bias), activation)
     stored = PackedFile(file, codec_of(described, str(where))).linear("linear", inputs)
     return Dense(PackedCodes(library(), stored.codec, stored.rows, inputs, stored.scale, stored.bias), activation)
+
+
+def _check_normalize(where: Path) -> None:
+    values = _optional(where / "config.json")
+    for key in ("module_input_name", "module_output_name"):
+        if values.get(key) not in (None, "sentence_embedding"):
+            raise UnavailableError(f"{where} sets {key} to {shown(values[key])}", hint=IN_TORCH)
 
 
 def _norm(where: Path) -> NormWeights:

@@ -245,6 +245,15 @@ def test_what_is_no_packed_text_encoder_is_refused(
     assert not (tmp_path / "made").exists()
 
 
+def test_pooling_without_the_tokens_of_prompts_is_refused(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source")
+    path = source / "1_Pooling" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"include_prompt": False}))
+    (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "search: "}}))
+    with pytest.raises(UnavailableError, match="leaves the tokens of prompts out of pooling"):
+        export(stages(source, tmp_path)[2], tmp_path / "made", to="c")
+
+
 def test_the_command_writes_the_folder_once(run: Callable[..., Any], packed: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     report = run("export", packed, "--to", "c", "-o", made, "--json")

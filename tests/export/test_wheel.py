@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from email import message_from_string
@@ -20,8 +22,9 @@ from support.c_model import LIBRARY
 from support.families import stages
 from support.models import save_tiny_bert
 from support.wheels import MAIN, alone, site_of, wheel_of
-from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
+from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputExistsError, UnavailableError
 from ternarize_cli.export.carried.check import check
+from ternarize_cli.export.session import export
 from ternarize_cli.export.wheel import package_name
 from ternarize_cli.model_folder.model_files import model_files
 from ternarize_cli.runtime.encoder import Encoder
@@ -74,6 +77,9 @@ def test_the_command_says_what_is_wrong(site: Path) -> None:
         assert made.returncode == InputError.exit_code
         assert made.stderr.startswith(f"error: {why}")
         assert made.stdout == ""
+    made = alone(site, MAIN, text="a text\n\udcff\n")
+    assert made.returncode == InputError.exit_code
+    assert "line 2 of stdin is not UTF-8" in made.stderr
 
 
 def test_check_compares_results_with_those_of_the_export(site: Path) -> None:
@@ -131,6 +137,37 @@ def test_the_wheel_carries_the_model_as_it_is(wheel: Path, packed: Path) -> None
         assert sorted(names) == model_files(packed)
         for name in names:
             assert archive.read(f"my_minilm/model/{name}") == (packed / name).read_bytes()
+
+
+def test_a_link_to_a_file_elsewhere_is_not_carried(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packed, folder)
+    (folder / "tokenizer_config.json").rename(tmp_path / "secret.json")
+    (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(CheckpointError, match="is a link to a place outside the model's folder"):
+        wheel_of(folder, tmp_path / "made")
+    with pytest.raises(CheckpointError, match="is a link to a place outside the model's folder"):
+        export(folder, tmp_path / "c", to="c")
+
+
+def test_a_damaged_model_is_refused(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERNARIZE_VERIFY", "0")
+    folder = tmp_path / "model"
+    shutil.copytree(packed, folder)
+    (folder / "vocab.txt").write_text("another\n")
+    with pytest.raises(FormatError, match="was added after the model was packed"):
+        wheel_of(folder, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_it_runs_beside_an_installed_ternarize(site: Path, packed: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from ternarize_cli.runtime import Encoder; import my_minilm\n"
+        f"assert not issubclass(my_minilm.Encoder, Encoder); made = my_minilm.encode({TEXTS!r})\n"
+        f"assert (made == Encoder({str(packed)!r}).encode({TEXTS!r})).all()\n"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
 
 
 def test_no_file_imports_ternarize_or_a_heavy_library(wheel: Path) -> None:

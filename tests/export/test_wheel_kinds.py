@@ -1,6 +1,11 @@
-"""Wheels of rerankers, classifiers and image encoders."""
+"""Wheels of rerankers, classifiers and image encoders, and the server of a wheel."""
 
+import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from support.c_model import LIBRARY
 from support.families import stages
 from support.heads import save_headed
 from support.wheels import MAIN, alone, site_of, wheel_of
+from ternarize_cli.errors import UnavailableError
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LIBRARY is None, reason="the compiled library is not built")]
@@ -67,3 +73,35 @@ def test_an_image_encoder_needs_pillow_and_takes_files(tiny_vit: Path, tmp_path:
     assert alone(site, MAIN, "--check").returncode == 0
     (tmp_path / "text.png").write_text("no image")
     assert "can't be read as an image" in alone(site, MAIN, str(tmp_path / "text.png")).stderr
+
+
+SERVER = ("uvicorn", "click", "h11", "httptools", "orjson", "platformdirs", "PIL", "pillow.libs")
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in SERVER[:-1]), reason="the extra serve is not installed"
+)
+def test_the_server_answers_with_the_vectors_of_the_runtime(packed: Path, tmp_path: Path) -> None:
+    site = site_of(wheel_of(packed, tmp_path / "dist"), tmp_path / "site", *SERVER)
+    begin = f"import sys; sys.path.insert(0, {str(site)!r}); {MAIN}"
+    command = [sys.executable, "-S", "-I", "-c", begin, "--serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().removeprefix("listening on ").strip()
+            body = json.dumps({"model": "my_minilm", "input": TEXTS}).encode()
+            asked = urllib.request.Request(f"{url}/v1/embeddings", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                rows = json.loads(answer.read())["data"]
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    assert (np.float32([row["embedding"] for row in rows]) == Encoder(packed).encode(TEXTS)).all()
+
+
+def test_without_the_extra_the_server_says_what_is_missing(packed: Path, tmp_path: Path) -> None:
+    site = site_of(wheel_of(packed, tmp_path / "dist"), tmp_path / "site")
+    made = alone(site, MAIN, "--serve")
+    assert made.returncode == UnavailableError.exit_code
+    assert "which is not installed" in made.stderr
+    assert "pip install 'my_minilm[serve]'" in made.stderr

@@ -172,6 +172,7 @@ def test_a_residual_dense_is_refused_here_and_right_in_pytorch(tmp_path: Path) -
             {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
             "'method_output_name': 'pooler_output'",
         ),
+        ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "sets module_input_name to 'token_emb"),
         ("config.json", {"output_hidden_states": True}, "asks for output_hidden_states"),
         ("config.json", {"return_dict": False}, "asks for return_dict: false"),
         (

@@ -17,7 +17,7 @@ from support.models import save_word_tokenizer
 from support.packed_models import merge, variant
 from ternarize_cli.encoders.heads import load_cross_encoder
 from ternarize_cli.errors import CheckpointError, InputError, UnavailableError
-from ternarize_cli.runtime import Classifier, Reranker
+from ternarize_cli.runtime import Classifier, Reranker, Tokens
 
 pytestmark = needs_native
 LONG = [("the cat in a tree " * 20, "a dog"), ("", "read the file " * 30), ("ÜNÏ the 日本", "")]
@@ -114,9 +114,12 @@ def test_a_decoder_is_read_at_the_last_token_that_does_not_pad(side: str, tmp_pa
     source = saved("Qwen3", tmp_path, pad_token_id=3)
     merge(source / "tokenizer_config.json", pad_token="[SEP]", padding_side=side)
     folder = stages(source, tmp_path)[2]
-    wanted, made = native(folder).predict(ALL), Reranker(folder).score(ALL)
+    reranker = Reranker(folder)
+    wanted, made = native(folder).predict(ALL), reranker.score(ALL)
     assert abs(wanted - made).max() < 1e-5
     assert np.ptp(made) > 1e-3
+    nothing = Tokens([], [])
+    assert np.array_equal(reranker.logits([nothing, *reranker.pairs(PAIRS), nothing])[[0, -1]], np.zeros((2, 1)))
 
 
 def test_a_decoder_whose_padding_is_taken_for_a_token_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Packed image encoders give equal vectors with and without PyTorch, bit for bit, in every family."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,55 @@ def test_a_model_of_two_towers_gives_equal_bits(kind: str, tmp_path: Path) -> No
         assert encoder.reads == {"image"}
         with pytest.raises(InputError, match="texts of a 'siglip' are not read here, since padding"):
             encoder.encode(["a cat"])
+
+
+def test_a_clip_of_an_old_config_ends_its_texts_at_their_highest_id(tmp_path: Path) -> None:
+    folder = stages(save_tiny_clip(tmp_path / "source"), tmp_path)[2]
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    config(text_config=text | {"eos_token_id": 2})(resizes_to(folder, {"shortest_edge": 8}))
+    texts = ["the cat on the house", "write", "a big red index of stone and light"]
+    made = Encoder(folder).encode(texts)
+    assert np.array_equal(made, in_torch(folder).encode(texts))
+    config(text_config=text)(folder)
+    assert not np.array_equal(made, Encoder(folder).encode(texts))
+    config(text_config=text | {"eos_token_id": [3, 4]})(folder)
+    with pytest.raises(CheckpointError, match=r"eos_token_id is \[3, 4\]"):
+        Encoder(folder)
+
+
+def test_a_clip_with_modules_gives_its_features(tmp_path: Path) -> None:
+    folder = stages(save_tiny_clip(tmp_path / "source"), tmp_path)[2]
+    expected = Encoder(folder).encode_images(pictures())
+    outputs = {
+        kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in ("image", "text")
+    }
+    (folder / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}])
+    )
+    (folder / "sentence_bert_config.json").write_text("{}")
+    settings(modality_config=outputs, module_output_name="sentence_embedding")(resizes_to(folder, {"shortest_edge": 8}))
+    encoder = Encoder(folder)
+    assert np.array_equal(encoder.encode_images(pictures()), expected)
+    assert np.array_equal(in_torch(folder).encode(pictures()), expected)
+    settings(modality_config=outputs | {"image": {"method": "forward", "method_output_name": "pooler_output"}})(folder)
+    with pytest.raises(UnavailableError, match="of images, as sentence_embedding"):
+        Encoder(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_images_need_no_pytorch_and_texts_need_nothing_of_images(kind: str, tmp_path: Path) -> None:
+    if kind == "images":
+        folder = packed(FAMILIES[0], tmp_path)
+        call = "from PIL import Image; encoder.encode_images([Image.new('RGB', (20, 30), 'red')])"
+    else:
+        folder, call = stages(save_tiny_bert(tmp_path / "source"), tmp_path)[2], "encoder.encode(['a cat'])"
+    code = "import sys; from ternarize_cli.runtime import Encoder; encoder = Encoder(sys.argv[1]);"
+    code += f"{call}; print(sorted(m for m in sys.modules if m in ('torch', 'transformers', 'PIL') or '.image_' in m))"
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    loaded = done.stdout
+    assert not {"torch", "transformers"} & {*re.findall(r"'(\w+)'", loaded)}
+    assert (loaded == "[]\n") == (kind == "texts")
 
 
 def with_modules(folder: Path, pooling: str | None, output: str, *kinds: str) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import httpx2 as httpx
 import pytest
@@ -192,3 +192,17 @@ def test_a_full_queue_refuses_with_the_time_to_come_back(packed: object, start: 
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error_type"] == "Overloaded"
     assert all(len(answer.json()) == 100 for answer in statuses if answer.status_code == 200)
+
+
+def test_bodies_are_bounded_in_all(packed: object, start: Start) -> None:
+    server = start(packed, "--max-body", 100_000)
+    head = b"POST /embed HTTP/1.1\r\nContent-Length: 100000\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(8):  # which send all but the end of bodies that would be read
+            halfway = stack.enter_context(closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)))
+            halfway.sendall(head + b" " * 99_999)
+        long = {"inputs": "a" * 50_000}
+        wait_until(lambda: server.post("/embed", long).status_code == 429)
+        refused = server.post("/embed", long)
+        assert (refused.headers["retry-after"], refused.json()["error_type"]) == ("1", "Overloaded")
+    wait_until(lambda: server.post("/embed", long).status_code == 200)

@@ -43,4 +43,5 @@ def alone(
     begin = f"import sys; sys.path.insert(0, {str(site)!r}); "
     command = [sys.executable, "-S", "-I", "-c", begin + arguments[0], *arguments[1:]]
     variables = {"PATH": os.environ["PATH"], **(environment or {})}
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd="/", env=variables)
+    given = {"capture_output": True, "text": True, "check": False, "cwd": "/", "env": variables}
+    return subprocess.run(command, input=text, errors="surrogateescape", **given)

@@ -79,7 +79,7 @@ def _work(model: Encoder | Reranker | Classifier, asked: argparse.Namespace) -> 
 
 
 def _run(items: Sequence[str], work: Callable[[list[str]], Iterator[str]]) -> int:
-    waiting = iter(items) if items else (line.rstrip("\r\n") for line in sys.stdin)
+    waiting = iter(items or _lines())
     number = 0
     while some := list(islice(waiting, _CHUNK)):
         for made in work(some):
@@ -87,6 +87,19 @@ def _run(items: Sequence[str], work: Callable[[list[str]], Iterator[str]]) -> in
             print(f'{{"id": "{number}", {made}}}')
         sys.stdout.flush()
     return 0
+
+
+def _lines() -> Iterator[str]:
+    """Yields the lines of stdin.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as e:
+            raise InputError(f"line {number} of stdin is not UTF-8: {reason(e)}", hint="iconv -t utf-8") from e
 
 
 def _numbers(values: np.ndarray) -> str:

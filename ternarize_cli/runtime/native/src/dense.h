@@ -58,10 +58,11 @@ inline void dense(const Dense& w, int first, int last, const float* x, int rows,
     const float* bias = w.bias + panel * kPanel;
     const int columns = min(kPanel, w.outputs - panel * kPanel);
     float* to = y + static_cast<size_t>(panel) * kPanel;
-    int row = dense_block<kDenseRows, kDenseParts>(weights, bias, w.inputs, x, rows, columns, to, to_stride);
-    row += dense_block<kDenseFew, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride,
-                                       to_stride);
-    dense_block<1, all_parts>(weights, bias, w.inputs, x + row * stride, rows - row, columns, to + row * to_stride, to_stride);
+    int done = dense_block<kDenseRows, kDenseParts>(weights, bias, w.inputs, x, rows, columns, to, to_stride);
+    const float* rest = x + done * stride;
+    done += dense_block<kDenseFew, all_parts>(weights, bias, w.inputs, rest, rows - done, columns, to + done * to_stride, to_stride);
+    rest = x + done * stride;
+    dense_block<1, all_parts>(weights, bias, w.inputs, rest, rows - done, columns, to + done * to_stride, to_stride);
   }
 }
 

@@ -178,7 +178,8 @@ struct tz_model {
     }
     layers_.resize(e.layers);
     for (Layer& layer : layers_) {
-      const Kind& kind = kinds.at(file_.number(0, static_cast<int64_t>(kinds.size()) - 1, "there is no such kind of layers"));
+      const int64_t most = static_cast<int64_t>(kinds.size()) - 1;
+      const Kind& kind = kinds[file_.number(0, most, "there is no such kind of layers")];
       layer = {};
       layer.before = kind.before;
       layer.after = kind.after;
@@ -204,7 +205,8 @@ struct tz_model {
     has_positions_ = flag(file_);
     first_position_ = file_.number(0, kMostLength, "positions begin at 0 to 16,777,216");
     for (int i = 0; i < 1 + has_types_ + has_positions_; ++i) tables_.push_back(read_rows(file_, encoder_.width));
-    require(!has_positions_ || int64_t{limit_} + first_position_ <= tables_.back().count, "there are fewer positions than tokens");
+    require(!has_positions_ || int64_t{limit_} + first_position_ <= tables_.back().count,
+            "there are fewer positions than tokens");
     embedded_ = read_norm(file_, encoder_.width);
   }
 
@@ -241,7 +243,8 @@ struct tz_model {
     require(within(sequences, 0, kMostRows), "there are 0 to 268,435,456 sequences");
     require_array(starts, "there are no starts of sequences, or they are not aligned");
     check_rows_of(starts, sequences, starts[sequences]);
-    for (int i = 0; i < sequences; ++i) require(starts[i + 1] - starts[i] <= limit_, "a text has more tokens than tz_model_limit");
+    for (int i = 0; i < sequences; ++i)
+      require(starts[i + 1] - starts[i] <= limit_, "a text has more tokens than tz_model_limit");
     if (starts[sequences]) require_array(ids, "there are no ids, or they are not aligned");
     for (int i = 0; i < starts[sequences]; ++i)
       require(within(ids[i], 0, tables_[0].count - 1), "an id is no row of the model's table");
@@ -256,8 +259,8 @@ struct tz_model {
     embed(ids + starts[0], places, x.data(), threads);
     run(tz_encode(isa_, &encoder_, places.data(), sequences, x.data(), tokens, threads));
     for (int i = 0; i < modes; ++i)
-      run(tz_pool(modes_[i], x.data(), tokens, width, places.data(), sequences, 0, pooled.data() + static_cast<size_t>(i) * width,
-                  int64_t{modes} * width, threads));
+      run(tz_pool(modes_[i], x.data(), tokens, width, places.data(), sequences, 0,
+                  pooled.data() + static_cast<size_t>(i) * width, int64_t{modes} * width, threads));
     int wide = modes * width;
     for (const Step& step : steps_) wide = take(step, sequences, wide, &pooled, threads);
     if (normalizes_) run(tz_normalize(pooled.data(), sequences, wide));
@@ -268,7 +271,8 @@ struct tz_model {
   // Adds up a row of each table for every token, and norms the sums.
   void embed(const int32_t* ids, const std::vector<int32_t>& places, float* x, int threads) const {
     const int tokens = places.back(), width = encoder_.width;
-    std::vector<std::vector<int64_t>> rows = {{ids, ids + tokens}};
+    std::vector<std::vector<int64_t>> rows;
+    rows.emplace_back(ids, ids + tokens);
     if (has_types_) rows.emplace_back(tokens, 0);
     if (has_positions_) rows.push_back(positions(ids, places));
     const bool is_int8 = std::all_of(tables_.begin(), tables_.end(), [](const Rows& table) { return table.bits == 8; });

@@ -63,14 +63,16 @@ WeightsFile::WeightsFile(const char* path) {
   require(std::fread(head, 1, kHead, file.get()) == kHead && std::memcmp(head, kMagic, 8) == 0, "the file holds no weights");
   require(value_at<uint32_t>(head + 8) == kWeightsVersion, "the weights are of another version than the library");
   const int64_t size = value_at<int64_t>(head + 16);
-  require(size == status.st_size && size >= static_cast<int64_t>(kHead), "the file of weights is shorter or longer than it was");
+  require(size == status.st_size && size >= static_cast<int64_t>(kHead),
+          "the file of weights is shorter or longer than it was");
   size_ = static_cast<size_t>(size);
   bytes_.reset(static_cast<uint8_t*>(std::aligned_alloc(kLine, static_cast<size_t>(parts(size, kLine)) * kLine)));
   if (!bytes_) throw std::bad_alloc();
   std::memcpy(bytes_.get(), head, kHead);
   const size_t rest = size_ - kHead;
   require(std::fread(bytes_.get() + kHead, 1, rest, file.get()) == rest, kShort);
-  require(crc32(bytes_.get() + kHead, rest) == value_at<uint32_t>(head + 12), "the file of weights is damaged: its checksum differs");
+  require(crc32(bytes_.get() + kHead, rest) == value_at<uint32_t>(head + 12),
+          "the file of weights is damaged: its checksum differs");
   at_ = kHead;
 }
 
