@@ -110,16 +110,26 @@ class AttentionPooler:
         images, patches, width = hidden.shape
         scores = self._library.dense(self._seeking, np.ascontiguousarray(hidden).reshape(images * patches, width))
         means = np.empty((len(self._values), images, width), dtype=np.float32)
+        mean = DenseWeights(np.zeros((width, patches), dtype=np.float32), None)
         for i, of_patches in enumerate(scores.reshape(images, patches, -1)):
             weights = np.exp(of_patches - of_patches.max(axis=0))
             weights /= weights.sum(axis=0)
-            means[:, i] = self._library.dense(DenseWeights(hidden[i].T, None), weights.T)
-        pooled = [self._library.dense(value, mean) for value, mean in zip(self._values, means, strict=True)]
+            _replace(mean, hidden[i])
+            means[:, i] = self._library.dense(mean, weights.T)
+        pooled = [self._library.dense(value, of_head) for value, of_head in zip(self._values, means, strict=True)]
         state = self._output(np.concatenate(pooled, axis=1))
         normed = state.copy()
         self._library.norm(self._norm, normed)
         made: np.ndarray = state + self._down(self._activation(self._up(normed)))
         return made
+
+
+def _replace(linear: DenseWeights, weights: np.ndarray) -> None:
+    """Writes other weights, float32 `[in, out]`, over those of a linear, whose memory is warm."""
+    panel = linear.weights.shape[2]
+    for i, to in enumerate(linear.weights):
+        part = weights[:, i * panel : (i + 1) * panel]
+        to[:, : part.shape[1]] = part
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:

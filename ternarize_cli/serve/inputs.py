@@ -23,6 +23,7 @@ __all__ = [
     "check_count",
     "checked_text",
     "compute_vectors",
+    "dimensions_of",
     "prompt_of",
     "read_inputs",
     "vectors_task",

@@ -7,7 +7,7 @@ changed by the thread of the event loop only, and need no lock.
 from bisect import bisect_left
 from collections.abc import Iterator
 
-__all__ = ["Counter", "Histogram", "Metrics"]
+__all__ = ["Counter", "Gauge", "Histogram", "Metrics"]
 
 _SECONDS = tuple(0.00001 * 1.5**i for i in range(1, 36))
 _LENGTHS = tuple(2.0**i for i in range(17))

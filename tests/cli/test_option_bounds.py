@@ -38,6 +38,7 @@ NEEDED = {
     "convert": "m",
     "distill": "m --teacher t --data x.txt",
     "inspect": "m",
+    "serve": "m",
     "eval": "m",
     "tune": "ix",
     "compact": "ix",
