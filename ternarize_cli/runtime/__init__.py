@@ -10,6 +10,7 @@
     text_blocks.py   ids to hidden states: embeddings and blocks
     blocks.py        the blocks in the library's layout, for models in PyTorch, too
     modules.py       what modules.json asks for behind the encoder: pooling, Dense, Normalize
+    image_*.py       images to hidden states: image_processing.py makes pixels, image_blocks.py runs them
     packed_file.py   weights by the names of a model's modules; tensor_file.py reads safetensors
     native/          the compiled library
 

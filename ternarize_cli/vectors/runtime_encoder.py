@@ -142,4 +142,4 @@ def opened(folder: Path, options: EncoderOptions) -> Encoder | None:
     if options.threads is not None:
         threads = checked_threads(options.threads)
         set_threads(lambda: threads)
-    return made if isinstance(made, Encoder) else None
+    return made if isinstance(made, Encoder) and "text" in made.reads else None
