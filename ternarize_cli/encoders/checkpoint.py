@@ -18,7 +18,7 @@ from ternarize_cli.model_folder import config_check, integrity
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.model_folder.model_files import copy_companions
 from ternarize_cli.model_folder.model_kind import Head, left_out
-from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.bounds import optional_object, read_object
 from ternarize_cli.storage.weights import DTYPES, WeightShard, open_shards
 
 __all__ = [
@@ -314,6 +314,6 @@ def write_config(source: Path, folder: Path, artifact: Artifact) -> None:
     if not (folder / "modules.json").is_file():
         return
     path = folder / "config_sentence_transformers.json"
-    settings = read_object(path) if path.is_file() else {}
+    settings = optional_object(path)
     settings["requirements"] = {**settings.get("requirements", {}), **REQUIREMENT}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

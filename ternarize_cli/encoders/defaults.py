@@ -25,7 +25,7 @@ from ternarize_cli.encoders.positions import write_limit
 from ternarize_cli.errors import InputError
 from ternarize_cli.model_folder.folder_check import LOADING
 from ternarize_cli.model_folder.model_kind import head_of
-from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.bounds import optional_object
 from ternarize_cli.storage.library_output import library_output
 from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
 
@@ -82,14 +82,14 @@ def complete(source: Path, folder: Path) -> list[str]:
         notes.append(f"wrote modules.json with {what}, so that sentence-transformers and later stages agree")
     notes += write_limit(checkpoint.skeleton(source), folder)
     settings = folder / "tokenizer_config.json"
-    if "pad_token" not in _json(settings) and "pad_token" not in _json(folder / "special_tokens_map.json"):
+    if not any("pad_token" in optional_object(path) for path in (settings, folder / "special_tokens_map.json")):
         from transformers import AutoTokenizer
 
         with library_output(to_stderr=True):
             tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
         if tokenizer.pad_token is None:
             token = pad_tokenizer(tokenizer, source)
-            values = _json(settings) | {"pad_token": token}
+            values = optional_object(settings) | {"pad_token": token}
             settings.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             notes.append(f"the tokenizer has no padding token: its end-of-text token {token!r} pads (it is masked)")
     return notes
@@ -148,7 +148,3 @@ def _write(folder: Path, pooling: dict[str, Any] | None) -> None:
 
 
 _MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}

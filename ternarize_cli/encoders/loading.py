@@ -206,10 +206,12 @@ def load_whole(
     from ternarize_cli import kernels
     from ternarize_cli.encoders import checkpoint, transformers_plugin, vision
     from ternarize_cli.encoders.loaded_check import check_full_precision, check_loaded
+    from ternarize_cli.runtime.native.library import set_threads
     from ternarize_cli.storage.library_output import library_output
 
     if threads is not None:
         torch.set_num_threads(checked_threads(threads))
+    set_threads(torch.get_num_threads)  # the runtime without PyTorch may have had a number of its own
     device = device_for(backend, device)
     artifact = checkpoint.validate(folder, allow_pickle=allow_pickle)
     if artifact is None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ternarize_cli.errors import CheckpointError, quoted
 from ternarize_cli.model_folder.config_check import architectures_of
-from ternarize_cli.storage.bounds import read_json, read_object
+from ternarize_cli.storage.bounds import optional_object, read_json, read_object
 
 __all__ = ["Head", "Kind", "head_notes", "head_of", "kind_of", "left_out", "require_kind"]
 
@@ -46,7 +46,7 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         CheckpointError: a config is missing or damaged.
     """
-    named = _object(folder / "config_sentence_transformers.json").get("model_type")
+    named = optional_object(folder / "config_sentence_transformers.json").get("model_type")
     if named == "SparseEncoder" or "SpladePooling" in _modules(folder):
         return "sparse"
     return "cross-encoder" if named == "CrossEncoder" or head_of(folder) == "sequence-classification" else "encoder"
@@ -61,7 +61,7 @@ def head_of(folder: Path) -> Head | None:
             model whose logits are the scores.
     """
     kinds = _modules(folder)
-    named = _object(folder / "config_sentence_transformers.json").get("model_type")
+    named = optional_object(folder / "config_sentence_transformers.json").get("model_type")
     architecture = _architecture(folder)
     if kinds:
         task = _task(folder) or ("fill-mask" if kinds[0] == "MLMTransformer" else None)
@@ -118,7 +118,7 @@ def head_notes(folder: Path) -> list[str]:
 
 def _architecture(folder: Path) -> str:
     path = folder / "config.json"
-    return next(iter(architectures_of(_object(path), path)), "")
+    return next(iter(architectures_of(optional_object(path), path)), "")
 
 
 def _modules(folder: Path) -> list[str]:
@@ -135,7 +135,3 @@ def _task(folder: Path) -> str | None:
         if isinstance(task, str):
             return task
     return None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}

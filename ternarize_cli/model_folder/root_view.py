@@ -21,7 +21,7 @@ from typing import Any
 
 from ternarize_cli.errors import CheckpointError, quoted
 from ternarize_cli.model_folder.model_files import module_folders
-from ternarize_cli.storage.bounds import read_json, read_object
+from ternarize_cli.storage.bounds import optional_object, read_json
 from ternarize_cli.storage.views import new_view
 
 __all__ = ["in_root", "refuse_module"]
@@ -62,7 +62,7 @@ def in_root(folder: Path) -> Path:
     (view / "modules.json").unlink(missing_ok=True)
     (view / "modules.json").write_text(json.dumps([first, *modules[1:]]))
     if is_clip:
-        settings = read_object(view / _SETTINGS) if (view / _SETTINGS).is_file() else {}
+        settings = optional_object(view / _SETTINGS)
         (view / _SETTINGS).unlink(missing_ok=True)
         (view / _SETTINGS).write_text(json.dumps({**_FEATURES, **settings}))
     return view

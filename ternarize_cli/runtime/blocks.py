@@ -136,12 +136,15 @@ class Blocks:
             found = self._for_texts = self.prepared(turns, positions)
         return found
 
-    def encode_texts(self, x: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    def encode_texts(
+        self, x: np.ndarray, lengths: Sequence[int] | np.ndarray, *, count: int | None = None
+    ) -> np.ndarray:
         """Runs all blocks over the embeddings of texts, and writes the last hidden states over `x`.
 
         Args:
             x: float32 `[tokens, width]`, the embeddings of all texts, one after the other.
             lengths: the number of tokens of each text.
+            count: the number of blocks that run; None: all.
 
         Returns:
             int32 `[texts + 1]`: the row of `x` where each text begins, then the row where the last ends.
@@ -149,6 +152,8 @@ class Blocks:
         starts = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=starts[1:])
         made = self.for_texts(int(max(lengths, default=0)))
+        if count is not None:
+            made = self.prepared(made.turns, made.positions, count=count)
         self.library.encode(made.encoder, starts, x)
         return starts
 

@@ -10,13 +10,12 @@ equal vectors, bit for bit.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ternarize_cli.errors import InputError, UnavailableError
-from ternarize_cli.runtime.modules import Modules, Pooling, read_modules
+from ternarize_cli.runtime.modules import Modules, Pooling, read_modules, require_prompt
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.packed_file import IN_TORCH
 from ternarize_cli.runtime.text_blocks import PackedText, batches, open_text
@@ -86,7 +85,6 @@ class Encoder:
         self.prompts: Mapping[str, str] = modules.prompts
         self.default_prompt_name = modules.default_prompt
         self.similarity = modules.similarity
-        self._lock = Lock()
         self._whole = modules.width(width)
         self.dim = min(self._whole, modules.dimensions or self._whole)
 
@@ -244,9 +242,7 @@ class Encoder:
     def _prompt(self, name: str | None) -> str:
         if name is None:
             return self.prompts[self.default_prompt_name] if self.default_prompt_name is not None else ""
-        if name not in self.prompts:
-            known = ", ".join(sorted(self.prompts)) or "none"
-            raise InputError(f"the model has no prompt named {name!r}", hint=f"its prompts: {known}")
+        require_prompt(self.prompts, name)
         return self.prompts[name]
 
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, named, shown
 from ternarize_cli.runtime.head_weights import ACTIVATIONS, HeadWeights
-from ternarize_cli.runtime.modules import read_prompts
+from ternarize_cli.runtime.modules import listed_modules, read_prompts
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.packed_file import IN_TORCH
 from ternarize_cli.runtime.text_blocks import PackedText, batches, open_text
 from ternarize_cli.runtime.tokenizing import Tokens
-from ternarize_cli.storage.bounds import read_json, read_object
+from ternarize_cli.storage.bounds import optional_object
 
 __all__ = ["Classifier", "Reranker"]
 
@@ -60,7 +60,7 @@ class _Headed:
         self.limit = self._tokenizer.limit
         self.labels = _labels(text, self._head.outputs)
         settings = folder / "config_sentence_transformers.json"
-        own = read_object(settings) if settings.is_file() and (folder / "modules.json").is_file() else {}
+        own = optional_object(settings) if (folder / "modules.json").is_file() else {}
         self.prompts, self.default_prompt_name = read_prompts(own, folder)
         self._activation = _activation(own, text.config, len(self.labels), folder)
 
@@ -176,14 +176,11 @@ class Classifier(_Headed):
 
 def _check_modules(folder: Path) -> None:
     """Checks that modules.json, if there is one, names nothing behind the model itself."""
-    path = folder / "modules.json"
-    listed = read_json(path) if path.is_file() else []
-    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
-        raise CheckpointError(f"{path} is no list of modules", hint="fetch the file again")
-    for i, module in enumerate(listed):
-        kind = str(module.get("type")).rpartition(".")[2]
+    for i, (kind, _) in enumerate(listed_modules(folder)):
         if kind not in (("Transformer",) if i == 0 else ("Dropout",)):
-            raise UnavailableError(f"{path} names the module {named(kind)} at place {i}", hint=IN_TORCH)
+            raise UnavailableError(
+                f"{folder / 'modules.json'} names the module {named(kind)} at place {i}", hint=IN_TORCH
+            )
 
 
 def _labels(text: PackedText, outputs: int) -> tuple[str, ...]:

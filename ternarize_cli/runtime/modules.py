@@ -10,21 +10,30 @@
 A module of another kind, or an option of one of these that is not known here, is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ternarize_cli.errors import CheckpointError, UnavailableError, named, shown
+from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, named, shown
 from ternarize_cli.runtime.native.interface import POOLINGS
 from ternarize_cli.runtime.native.library import DenseWeights, Library, NormWeights, PackedCodes, library
 from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, codec_of
 from ternarize_cli.runtime.tensor_file import TensorFile
-from ternarize_cli.storage.bounds import read_json, read_object
+from ternarize_cli.storage.bounds import optional_object, read_json, read_object
 
-__all__ = ["Dense", "Modules", "Pooling", "Prompts", "read_modules", "read_prompts"]
+__all__ = [
+    "Dense",
+    "Modules",
+    "Pooling",
+    "Prompts",
+    "listed_modules",
+    "read_modules",
+    "read_prompts",
+    "require_prompt",
+]
 
 _OLD_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -131,15 +140,10 @@ def read_modules(folder: Path) -> Modules:
     path = folder / "modules.json"
     if not path.is_file():
         raise UnavailableError(f"{folder} has no modules.json, which says how vectors are made", hint=IN_TORCH)
-    listed = read_json(path)
-    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("path"), str) for m in listed):
-        raise CheckpointError(f"{path} is no list of modules", hint="fetch the file again")
     pooling: Pooling | None = None
     layers: list[Dense | NormWeights] = []
     normalizes = False
-    for i, module in enumerate(listed):
-        kind = str(module.get("type")).rpartition(".")[2]
-        where = folder / module["path"]
+    for i, (kind, where) in enumerate(listed_modules(folder)):
         if normalizes and kind != "Dropout":
             raise UnavailableError(f"{path} has a module {kind} behind Normalize", hint=IN_TORCH)
         if kind == "Transformer" and i == 0:
@@ -155,7 +159,7 @@ def read_modules(folder: Path) -> Modules:
             normalizes = True
         elif kind != "Dropout":
             raise UnavailableError(f"{path} names the module {named(kind)} at place {i}", hint=IN_TORCH)
-    settings = _optional(folder / "config_sentence_transformers.json")
+    settings = optional_object(folder / "config_sentence_transformers.json")
     prompts, default = read_prompts(settings, folder, "query", "document")
     dimensions = settings.get("truncate_dim")
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
@@ -185,6 +189,30 @@ def read_prompts(settings: Mapping[str, Any], folder: Path, *always: str) -> Pro
     if default is not None and default not in prompts:
         raise CheckpointError(f"{folder}: default_prompt_name {shown(default)} is no prompt", hint="fetch it again")
     return Prompts(prompts, default)
+
+
+def require_prompt(prompts: Collection[str], name: str) -> None:
+    """Checks that a model has a prompt.
+
+    Raises:
+        InputError: there is no prompt of that name; the hint lists those that there are.
+    """
+    if name not in prompts:
+        known = ", ".join(sorted(prompts)) or "none"
+        raise InputError(f"the model has no prompt named {name!r}", hint=f"its prompts: {known}")
+
+
+def listed_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Lists the modules of modules.json, each by the name of its class and its folder; empty without such a file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / "modules.json"
+    listed = read_json(path) if path.is_file() else []
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("path"), str) for m in listed):
+        raise CheckpointError(f"{path} is no list of modules", hint="fetch the file again")
+    return [(str(module.get("type")).rpartition(".")[2], folder / module["path"]) for module in listed]
 
 
 def _pooling(where: Path) -> Pooling:
@@ -221,7 +249,7 @@ def _dense(where: Path) -> Dense:
 
 
 def _check_normalize(where: Path) -> None:
-    values = _optional(where / "config.json")
+    values = optional_object(where / "config.json")
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):
             raise UnavailableError(f"{where} sets {key} to {shown(values[key])}", hint=IN_TORCH)
@@ -231,7 +259,3 @@ def _norm(where: Path) -> NormWeights:
     file = TensorFile(where / "model.safetensors")
     gain = file.floats("norm.weight", -1)
     return NormWeights("layer", gain, file.floats("norm.bias", len(gain)), 1e-5)
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}

@@ -19,7 +19,7 @@ from typing import Any
 
 from ternarize_cli.errors import CheckpointError, UnavailableError, named, shown
 from ternarize_cli.runtime.packed_file import IN_TORCH
-from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.bounds import optional_object
 
 __all__ = ["LAST_HIDDEN_STATES", "TransformerSettings", "read_settings"]
 
@@ -91,7 +91,7 @@ def read_settings(folder: Path, config: Mapping[str, Any], task: str = "feature-
     if not (folder / "modules.json").is_file():
         return TransformerSettings()
     path = next((folder / name for name in _FILES if (folder / name).is_file()), folder / _FILES[0])
-    values = read_object(path) if path.is_file() else {}
+    values = optional_object(path)
     _check(values, config, task, path)
     length = values.get("max_seq_length")
     if length is not None and (type(length) is not int or not 0 < length < 1 << 31):

@@ -30,6 +30,7 @@ __all__ = [
     "Held",
     "deeper_than",
     "lines_of",
+    "optional_object",
     "parse_json",
     "read_bytes",
     "read_json",
@@ -127,6 +128,15 @@ def read_object(
     if not isinstance(values, dict):
         raise error(f"{path} holds no JSON object", hint="fetch the file again")
     return values
+
+
+def optional_object(path: Path) -> dict[str, Any]:
+    """Reads the object in a JSON file as `read_object` does; an empty one if there is no such file.
+
+    Raises:
+        CheckpointError: as `read_object`.
+    """
+    return read_object(path) if path.is_file() else {}
 
 
 def parse_json(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ternarize_cli.data.texts import STDIN, read_texts, text_files
 from ternarize_cli.errors import CheckpointError, DataError, shown
 from ternarize_cli.model_folder.folder_check import LOADING
-from ternarize_cli.storage.bounds import read_object, require_regular, user_path
+from ternarize_cli.storage.bounds import optional_object, require_regular, user_path
 from ternarize_cli.storage.library_output import library_output
 
 __all__ = ["batches", "corpus_files", "encode", "inputs", "load_tokenizer", "teacher_ids", "words"]
@@ -130,4 +130,4 @@ def words(tokenizer: Any, text: str) -> list[str]:
 
 
 def _settings(folder: Path, name: str) -> dict[str, Any]:
-    return read_object(folder / name) if (folder / name).is_file() else {}
+    return optional_object(folder / name)

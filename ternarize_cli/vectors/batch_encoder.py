@@ -28,7 +28,7 @@ from ternarize_cli.vectors.text_batches import (
     TextBatches,
     check_finite,
     cut_by_length,
-    role_prompt,
+    prompt_for,
     shown_text,
 )
 
@@ -66,12 +66,9 @@ class TextEncoder(TextBatches):
         normalize: bool | None = None,
         batch_size: int | None = None,
     ) -> None:
-        if prompt_name is not None and prompt_name not in encoder.prompts:
-            known = ", ".join(sorted(encoder.prompts)) or "none"
-            raise InputError(f"the model has no prompt named {prompt_name!r}", hint=f"its prompts: {known}")
+        name = prompt_for(encoder.prompts, encoder.default_prompt_name, role, prompt_name)
         if normalize is False:
             _unnormalize(encoder)
-        name = prompt_name or role_prompt(encoder.prompts, encoder.default_prompt_name, role)
         super().__init__(encoder.max_seq_length or float("inf"), batch_size, name)
         self.encoder = encoder
         self._normalize = bool(normalize)

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.format.scheme import METHOD
 from ternarize_cli.measuring.nvml import nvml
 from ternarize_cli.runtime import Encoder
+from ternarize_cli.runtime.text_blocks import batches
 from ternarize_cli.storage.bounds import read_object
 from ternarize_cli.vectors.options import EncoderOptions
 from ternarize_cli.vectors.text_batches import (
-    BUDGET,
     Prepared,
     Role,
     TextBatches,
     check_finite,
     cut_by_length,
-    role_prompt,
+    prompt_for,
     shown_text,
 )
 
@@ -39,7 +38,7 @@ class RuntimeEncoder(TextBatches):
         prompt_name: name of a prompt of the model, used instead of the role's prompt.
         normalize: True scales vectors to length 1. False leaves them as the pooling made them, even if the model
             would normalise them. None does what the model does.
-        batch_size: texts per forward pass; None takes texts of similar length, up to `BUDGET` tokens a batch.
+        batch_size: texts per forward pass; None takes texts of similar length, up to 8,192 tokens a batch.
 
     Raises:
         InputError: the model has no prompt of that name.
@@ -54,10 +53,7 @@ class RuntimeEncoder(TextBatches):
         normalize: bool | None = None,
         batch_size: int | None = None,
     ) -> None:
-        if prompt_name is not None and prompt_name not in encoder.prompts:
-            known = ", ".join(sorted(encoder.prompts)) or "none"
-            raise InputError(f"the model has no prompt named {prompt_name!r}", hint=f"its prompts: {known}")
-        name = prompt_name or role_prompt(encoder.prompts, encoder.default_prompt_name, role)
+        name = prompt_for(encoder.prompts, encoder.default_prompt_name, role, prompt_name)
         super().__init__(encoder.limit, batch_size, name)
         self.encoder = encoder
         self._prompt = encoder.prompts.get(self.prompt_name or "") or ""
@@ -66,13 +62,10 @@ class RuntimeEncoder(TextBatches):
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
         tokens = self.encoder.tokenize(texts, prompt=self._prompt)
-        lengths = np.array([len(one.ids) for one in tokens])
-        if self._batch_size:
-            groups = cut_by_length(lengths.tolist(), self._batch_size)
-        else:
-            groups = [group.tolist() for group in by_length(lengths, BUDGET)]
-        batches = [(rows, [tokens[row] for row in rows]) for rows in groups]
-        return Prepared(batches, shown_text(texts), int(lengths.sum()), sum(one.truncated for one in tokens))
+        lengths = [len(one.ids) for one in tokens]
+        groups = cut_by_length(lengths, self._batch_size) if self._batch_size else batches(tokens)
+        made = [(rows, [tokens[row] for row in rows]) for rows in groups]
+        return Prepared(made, shown_text(texts), sum(lengths), sum(one.truncated for one in tokens))
 
     def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared.
@@ -133,13 +126,15 @@ def opened(folder: Path, options: EncoderOptions) -> Encoder | None:
     from ternarize_cli.runtime.native.library import library, set_threads
     from ternarize_cli.runtime.opening import open_model
 
+    threads = None if options.threads is None else checked_threads(options.threads)
     try:
         if options.backend == "auto" and library().chosen == "scalar":
             return None
         made = open_model(folder)
     except UnavailableError:
         return None
-    if options.threads is not None:
-        threads = checked_threads(options.threads)
+    if not isinstance(made, Encoder) or "text" not in made.reads:
+        return None
+    if threads is not None:
         set_threads(lambda: threads)
-    return made if isinstance(made, Encoder) and "text" in made.reads else None
+    return made

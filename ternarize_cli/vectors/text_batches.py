@@ -14,6 +14,7 @@ import numpy as np
 
 from ternarize_cli.data.prefetch import ReadAhead
 from ternarize_cli.errors import InputError, TernarizeError, counted
+from ternarize_cli.runtime.modules import require_prompt
 
 __all__ = [
     "BUDGET",
@@ -24,7 +25,7 @@ __all__ = [
     "TextBatches",
     "check_finite",
     "cut_by_length",
-    "role_prompt",
+    "prompt_for",
     "shown_text",
 ]
 
@@ -137,10 +138,22 @@ class TextBatches(ABC):
         return f"{of} {are} longer than the {self.limit} tokens this model reads: the rest was cut off"
 
 
-def role_prompt(prompts: Collection[str], default: str | None, role: Role) -> str | None:
-    """Chooses the name of the prompt for queries or documents; the model's default for a text, or if it has none."""
+def prompt_for(prompts: Collection[str], default: str | None, role: Role, named: str | None) -> str | None:
+    """Chooses the name of a prompt.
+
+    Args:
+        prompts: the names of the model's prompts.
+        default: the name of the one that the model uses if none is named.
+        role: what the texts are; queries and documents have prompts of their own where the model has them.
+        named: the name of the prompt that is asked for, instead of the role's.
+
+    Raises:
+        InputError: the model has no prompt of the name that is asked for.
+    """
+    if named is not None:
+        require_prompt(prompts, named)
     candidates = {"query": ("query",), "document": _DOCUMENT_PROMPTS, "text": ()}[role]
-    return next((name for name in candidates if name in prompts), default)
+    return named or next((name for name in candidates if name in prompts), default)
 
 
 def shown_text(texts: Sequence[str]) -> Callable[[int], str]:

@@ -195,10 +195,7 @@ class NativeEncoder:
             x = self._embedded(rows)
         else:
             x = self._lib.embed(self._tables, rows, self._embedding_norm)
-        if self._count is None:
-            self._blocks.encode_texts(x, real.sum(dim=1).numpy())
-        else:
-            self._some_blocks(x, real.sum(dim=1).numpy(), tokens)
+        self._blocks.encode_texts(x, real.sum(dim=1).numpy(), count=self._count)
         made = torch.from_numpy(x)
         if full:
             return mark(made.view(batch, tokens, made.shape[1]))
@@ -238,14 +235,6 @@ class NativeEncoder:
         finally:
             self._count = None
             self._turned.clear()
-
-    def _some_blocks(self, x: np.ndarray, lengths: np.ndarray, tokens: int) -> None:
-        """Runs the first blocks alone over texts."""
-        whole = self._blocks.for_texts(tokens)
-        made = self._blocks.prepared(whole.turns, whole.positions, count=self._count)
-        starts = np.zeros(len(lengths) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=starts[1:])
-        self._lib.encode(made.encoder, starts, x)
 
     def _inputs(self, ids: Tensor, types: Tensor | None) -> list[Tensor]:
         """Lists for each table of the embedding the rows that are looked up: int64 `[batch, tokens]` each."""

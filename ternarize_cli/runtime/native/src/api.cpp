@@ -129,6 +129,16 @@ void put_digits(const uint8_t* digits, int n, size_t blocks, uint8_t* panel) {
   }
 }
 
+// Runs work(first, last) on shares of `count` items: on the calling thread alone if they have few `numbers`.
+template <class Work>
+void share_out(int count, int64_t numbers, int threads, const Work& work) {
+  const int all = numbers < kWorthAnother ? 1 : threads, pieces = std::min(count, all);
+  Stage stage;
+  parallel(all, &stage, [&](Worker& worker) {
+    worker.stage(pieces, [&](int piece) { work(share(count, piece, pieces), share(count, piece + 1, pieces)); });
+  });
+}
+
 struct Scratch {
   std::vector<uint8_t> bytes;
   explicit Scratch(size_t count) : bytes(count + 64) {}
@@ -288,15 +298,10 @@ TZ_EXPORT int tz_embed(int isa, const int8_t* const* tables, const float* const*
       require_array(norm, "the norm is not aligned");
       check(*norm);
     }
-    const int all = static_cast<int64_t>(rows) * width < kWorthAnother ? 1 : threads, pieces = std::min(rows, all);
-    Stage stage;
-    parallel(all, &stage, [&](Worker& worker) {
-      worker.stage(pieces, [&](int piece) {
-        const int first = share(rows, piece, pieces), mine = share(rows, piece + 1, pieces) - first;
-        float* to = x + static_cast<size_t>(first) * width;
-        for (int i = 0; i < count; ++i) k.gather(tables[i], scales[i], ids[i] + first, mine, width, i > 0, to);
-        if (norm && norm->kind != kNone) k.norm(to, width, mine, width, *norm, nullptr, to, width);
-      });
+    share_out(rows, static_cast<int64_t>(rows) * width, threads, [&](int first, int last) {
+      float* to = x + static_cast<size_t>(first) * width;
+      for (int i = 0; i < count; ++i) k.gather(tables[i], scales[i], ids[i] + first, last - first, width, i > 0, to);
+      if (norm && norm->kind != kNone) k.norm(to, width, last - first, width, *norm, nullptr, to, width);
     });
   });
 }
@@ -338,14 +343,9 @@ TZ_EXPORT int tz_norm(int isa, const Norm* norm, float* x, int rows, int width, 
     require(within(width, 1, kMostInputs), "a row is 1 to 4,194,304 wide");
     if (!rows || norm->kind == kNone) return;
     require_array(x, "there is no input, or it is not aligned");
-    const int all = static_cast<int64_t>(rows) * width < kWorthAnother ? 1 : threads, pieces = std::min(rows, all);
-    Stage stage;
-    parallel(all, &stage, [&](Worker& worker) {
-      worker.stage(pieces, [&](int piece) {
-        const int first = share(rows, piece, pieces);
-        float* from = x + static_cast<size_t>(first) * width;
-        k.norm(from, width, share(rows, piece + 1, pieces) - first, width, *norm, nullptr, from, width);
-      });
+    share_out(rows, static_cast<int64_t>(rows) * width, threads, [&](int first, int last) {
+      float* from = x + static_cast<size_t>(first) * width;
+      k.norm(from, width, last - first, width, *norm, nullptr, from, width);
     });
   });
 }
@@ -367,14 +367,10 @@ TZ_EXPORT int tz_pool(int mode, const float* x, int tokens, int width, const int
     if (!sequences) return;
     if (tokens) require_array(x, "there is no input, or it is not aligned");
     require_array(out, "there is no output, or it is not aligned");
-    const int all = static_cast<int64_t>(tokens) * width < kWorthAnother ? 1 : threads, pieces = std::min(sequences, all);
-    Stage stage;
-    parallel(all, &stage, [&](Worker& worker) {
-      worker.stage(pieces, [&](int piece) {
-        for (int i = share(sequences, piece, pieces); i < share(sequences, piece + 1, pieces); ++i)
-          pool(static_cast<Pooling>(mode), x + static_cast<size_t>(starts[i]) * width, starts[i + 1] - starts[i], skipped, width,
-               out + static_cast<size_t>(i) * stride);
-      });
+    share_out(sequences, static_cast<int64_t>(tokens) * width, threads, [&](int first, int last) {
+      for (int i = first; i < last; ++i)
+        pool(static_cast<Pooling>(mode), x + static_cast<size_t>(starts[i]) * width, starts[i + 1] - starts[i], skipped, width,
+             out + static_cast<size_t>(i) * stride);
     });
   });
 }
