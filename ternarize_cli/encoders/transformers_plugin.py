@@ -25,7 +25,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ternarize_cli.encoders import blocks, library_modules, module_replacement
+from ternarize_cli.encoders import blocks, module_replacement
 from ternarize_cli.encoders.anatomy import encoder_in
 from ternarize_cli.encoders.checkpoint import REQUIREMENT, check_tensors
 from ternarize_cli.errors import FormatError, InputError
@@ -194,7 +194,6 @@ def _extend_sentence_transformers() -> None:
     if not getattr(Dense, "_reads_ternarize", False):
         _extend_dense(Dense)
         _extend_model(BaseModel)
-        library_modules.extend()
 
 
 def _extend_model(BaseModel: Any) -> None:

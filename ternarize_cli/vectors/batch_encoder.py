@@ -17,9 +17,9 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.data.prefetch import ReadAhead
 from ternarize_cli.encoders.anatomy import word_table
-from ternarize_cli.encoders.library_modules import is_marked, mark, normalized
 from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, counted, reason
+from ternarize_cli.kernels.native.library_modules import is_marked, mark, normalized
 from ternarize_cli.vectors.text_batches import (
     BUDGET,
     FILLER,
@@ -290,7 +290,7 @@ def _unnormalize(encoder: SentenceTransformer) -> None:
 
 
 def _normalized(vectors: torch.Tensor) -> torch.Tensor:
-    """Scales vectors to length 1; what the compiled library made, it normalises, too (`encoders.library_modules`)."""
+    """Scales vectors to length 1; what the compiled library made, it normalises, too (`library_modules`)."""
     if is_marked(vectors):
         return normalized(vectors)
     return torch.nn.functional.normalize(vectors, dim=1)

@@ -194,7 +194,7 @@ def test_a_file_that_is_named_may_allow_pickles(
 ) -> None:
     from safetensors.torch import load_file
 
-    from conftest import save_tiny_bert
+    from support.models import save_tiny_bert
 
     monkeypatch.chdir(tmp_path)
     source = save_tiny_bert(tmp_path / "source")

@@ -1,13 +1,12 @@
 """Batches made ahead by threads and by processes."""
 
 import gc
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from multiprocessing.util import register_after_fork
 from pathlib import Path
@@ -57,14 +56,20 @@ def seen(made: Batches, steps: int) -> Iterator[tuple[int, int, Any]]:
             yield made.epoch, made.position, batch["pixel_values"]
 
 
-def ended() -> bool:
-    """Whether no process is left but multiprocessing's own tracker, which an earlier test may have started."""
-    left = [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
-    return multiprocessing.active_children() == [] and left == []
+@pytest.fixture
+def ended() -> Callable[[], bool]:
+    """Whether no process is left of those that a test started, but multiprocessing's own tracker."""
+    before = psutil.Process().children()
+
+    def ended() -> bool:
+        left = [child for child in psutil.Process().children() if child not in before]
+        return [child for child in left if "resource_tracker" not in " ".join(child.cmdline())] == []
+
+    return ended
 
 
 @pytest.mark.slow
-def test_processes_make_the_batches_that_threads_make(tiny_vit: Path, images: Path) -> None:
+def test_processes_make_the_batches_that_threads_make(tiny_vit: Path, images: Path, ended: Callable[[], bool]) -> None:
     before = torch.get_rng_state()
     by_threads = list(seen(batches(tiny_vit, images, 0), 8))
     made = batches(tiny_vit, images, 2)
@@ -115,7 +120,7 @@ def test_processes_leave_the_garbage_of_the_one_that_trains_alone(tiny_vit: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_damaged_image_is_named(tiny_vit: Path, images: Path, processes: int) -> None:
+def test_a_damaged_image_is_named(tiny_vit: Path, images: Path, processes: int, ended: Callable[[], bool]) -> None:
     (images / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     with pytest.raises(DataError, match=r"^\S*07\.png can't be read: [^\n]*$") as caught:
         list(seen(batches(tiny_vit, images, processes), 3))

@@ -2,7 +2,7 @@
 
 import logging
 from threading import Lock
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +14,14 @@ from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
 from ternarize_cli.kernels.module_tensors import is_replaced
 from ternarize_cli.kernels.native.image_parts import image_blocks
+from ternarize_cli.kernels.native.library_modules import is_marked, mark
 from ternarize_cli.kernels.native.positions import patch_biases, patch_turns
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.blocks import Blocks, Prepared, StoredLinear, norm_weights
 from ternarize_cli.runtime.native.library import library
 
-__all__ = ["ModuleSource", "NativeEncoder", "NativeForward", "is_marked", "mark", "tell_unfused"]
-
-_MARK = "_ternarize_native"
+__all__ = ["ModuleSource", "NativeEncoder", "NativeForward", "tell_unfused"]
 
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
 _COMPARING = Lock()
@@ -83,17 +82,6 @@ class NativeForward(FusedForward):
             return None, f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
         self._is_compared = reason is None
         return (encoder, "") if reason is None else (None, reason)
-
-
-def mark(tensor: Tensor) -> Tensor:
-    """Marks a tensor as made by the compiled library, and returns it."""
-    setattr(tensor, _MARK, True)
-    return tensor
-
-
-def is_marked(tensor: object) -> TypeGuard[Tensor]:
-    """Returns whether a tensor is marked as made by the compiled library."""
-    return isinstance(tensor, Tensor) and getattr(tensor, _MARK, False) is True
 
 
 def tell_unfused(model: nn.Module, reason: str) -> None:

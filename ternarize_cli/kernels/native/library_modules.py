@@ -7,34 +7,57 @@ training or one that is not ours, goes through the modules' own `forward`.
     NativeForward ──marked──▶ Pooling ──marked──▶ Dense, LayerNorm ──marked──▶ Normalize
 """
 
-from typing import Any
+import sys
+from threading import Lock
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.kernels.native.encoder import is_marked, mark
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.native.interface import POOLINGS
 from ternarize_cli.runtime.native.library import DenseWeights, NormWeights, library
 
-__all__ = ["extend", "is_marked", "mark", "normalized"]
+__all__ = ["is_marked", "mark", "normalized"]
+
+_MARK = "_ternarize_native"
+_EXTENDING = Lock()
 
 _laid_out: "WeakKeyDictionary[nn.Module, tuple[object, DenseWeights | NormWeights]]" = WeakKeyDictionary()
 
 
-def extend() -> None:
+def mark(tensor: Tensor) -> Tensor:
+    """Marks a tensor as made by the compiled library, and returns it.
+
+    sentence-transformers' modules are extended here: a process that got its model as a pickle has loaded none.
+    """
+    if "sentence_transformers" in sys.modules:
+        _extend_all()
+    setattr(tensor, _MARK, True)
+    return tensor
+
+
+def is_marked(tensor: object) -> TypeGuard[Tensor]:
+    """Returns whether a tensor is marked as made by the compiled library."""
+    return isinstance(tensor, Tensor) and getattr(tensor, _MARK, False) is True
+
+
+def _extend_all() -> None:
     """Extends `forward` of Pooling, Dense, LayerNorm and Normalize; once in a process."""
     from sentence_transformers.base.modules import Dense, Normalize
     from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
     for module, made in ((Pooling, _pooled), (Dense, _dense), (LayerNorm, _normed), (Normalize, _normalized)):
         if not getattr(module, "_asks_ternarize", False):
-            _extend(module, made)
+            with _EXTENDING:
+                _extend(module, made)
 
 
 def _extend(module: Any, made: Any) -> None:
+    if getattr(module, "_asks_ternarize", False):  # another thread was first
+        return
     own = module.forward
 
     def forward(self: Any, features: dict[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
