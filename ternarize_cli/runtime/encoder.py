@@ -7,7 +7,7 @@ Everything from the hidden states on is computed by the compiled library, for mo
 equal vectors, bit for bit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "Tokens"]
 
-_FILLER = "a"
+_IMAGES = 64
+"""The most images whose pixel values are in memory at a time."""
 
 
 class Encoder:
@@ -160,10 +161,41 @@ class Encoder:
             InputError: an image can't be read, has a mode that the model does not read, or would become too large;
                 `dimensions` is not between 1 and the width of a vector; or the model reads no images.
         """
-        if self._images is None:
-            raise InputError(f"{self.folder} reads texts, not images", hint="encode(texts)")
         made = np.empty((len(images), self._dimensions(dimensions)), dtype=np.float32)
-        for places, vectors in self._images.vectors(self._library, images):
+        for start in range(0, len(images), _IMAGES):  # pixel values of all images would take too much memory
+            some = images[start : start + _IMAGES]
+            pixels = self.process_images(some, _names(start))
+            made[start : start + len(some)] = self.encode_pixels(pixels, normalize=normalize, dimensions=dimensions)
+        return made
+
+    def process_images(self, images: "Sequence[Image]", name: Callable[[int], str] | None = None) -> list[np.ndarray]:
+        """Makes the pixel values of images of PIL: float32 `[channels, height, width]` of each.
+
+        Args:
+            images: the images, as `encode_images` takes them.
+            name: gives the name by which a message calls an image, by its place in `images`; None: "images[0]" and so
+                on.
+
+        Raises:
+            InputError: an image can't be read, has a mode that the model does not read, or would become too large; or
+                the model reads no images.
+        """
+        return self._reader.pixels(images, name or _names(0))
+
+    def encode_pixels(
+        self, pixels: Sequence[np.ndarray], *, normalize: bool | None = None, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Encodes images whose pixel values have been made: float32 `[images, dimensions]`, in their order.
+
+        Args:
+            pixels: the images, as `process_images` gives them.
+            normalize, dimensions: as `encode` takes them.
+
+        Raises:
+            InputError: `dimensions` is not between 1 and the width of a vector; or the model reads no images.
+        """
+        made = np.empty((len(pixels), self._dimensions(dimensions)), dtype=np.float32)
+        for places, vectors in self._reader.vectors(self._library, pixels):
             made[places] = self._finished(vectors, normalize, dimensions)
         return made
 
@@ -223,6 +255,12 @@ class Encoder:
         return modules, self._images.width
 
     @property
+    def _reader(self) -> "PackedImages":
+        if self._images is None:
+            raise InputError(f"{self.folder} reads texts, not images", hint="encode(texts)")
+        return self._images
+
+    @property
     def _texts(self) -> PackedText:
         if self._text is None:
             raise InputError(self._unread, hint="encode_images(images)")
@@ -244,6 +282,10 @@ class Encoder:
             return self.prompts[self.default_prompt_name] if self.default_prompt_name is not None else ""
         require_prompt(self.prompts, name)
         return self.prompts[name]
+
+
+def _names(start: int) -> Callable[[int], str]:
+    return lambda i: f"images[{start + i}]"
 
 
 def _reads_images(folder: Path) -> bool:

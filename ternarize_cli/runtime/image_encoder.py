@@ -7,7 +7,7 @@ Pooling then pools, or what the encoder itself pools (`image_pooling`). A model 
 its `get_image_features` gives.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,27 +74,41 @@ class PackedImages:
     width: int
     has_towers: bool
 
-    def vectors(self, library: Library, images: "Sequence[Image]") -> Iterator[tuple[list[int], np.ndarray]]:
-        """Encodes images in batches of one size.
+    def pixels(self, images: "Sequence[Image]", name: Callable[[int], str]) -> list[np.ndarray]:
+        """Makes the pixel values of images: float32 `[channels, height, width]` of each.
 
-        Yields:
-            The places of some images, and their vectors, float32 `[images, width]`.
+        Args:
+            images: the images.
+            name: gives the name by which a message calls an image.
 
         Raises:
             InputError: an image can't be read, or the model does not read its channels or its size.
         """
-        waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
+        made = []
         for i, image in enumerate(images):
-            made = self.processor(image, f"images[{i}]")
-            self.blocks.check((1, *made.shape))
-            places, pixels = waiting.setdefault(made.shape, ([], []))
+            made.append(self.processor(image, name(i)))
+            self.blocks.check((1, *made[i].shape))
+        return made
+
+    def vectors(self, library: Library, pixels: Sequence[np.ndarray]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Encodes images in batches of one size.
+
+        Args:
+            library: the compiled library.
+            pixels: of each image, as `pixels` gives them.
+
+        Yields:
+            The places of some images, and their vectors, float32 `[images, width]`.
+        """
+        waiting: dict[tuple[int, ...], list[int]] = {}
+        for i, one in enumerate(pixels):
+            places = waiting.setdefault(one.shape, [])
             places.append(i)
-            pixels.append(made)
-            if (len(pixels) + 1) * self.blocks.tokens(made.shape) > _BUDGET:
-                del waiting[made.shape]
-                yield places, self._pooled(library, np.stack(pixels))
-        for places, pixels in waiting.values():
-            yield places, self._pooled(library, np.stack(pixels))
+            if (len(places) + 1) * self.blocks.tokens(one.shape) > _BUDGET:
+                del waiting[one.shape]
+                yield places, self._pooled(library, np.stack([pixels[place] for place in places]))
+        for places in waiting.values():
+            yield places, self._pooled(library, np.stack([pixels[place] for place in places]))
 
     def _pooled(self, library: Library, pixels: np.ndarray) -> np.ndarray:
         hidden, starts = self.blocks(pixels)

@@ -5,7 +5,7 @@ front of queries or documents. `text_batches` says what an encoder here adds.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from sentence_transformers.base.modules import Normalize
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
-from ternarize_cli.data.prefetch import ReadAhead
 from ternarize_cli.encoders.anatomy import word_table
 from ternarize_cli.encoders.vision import vector_width
-from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, counted, reason
+from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
 from ternarize_cli.kernels.native.library_modules import is_marked, mark, normalized
+from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.text_batches import (
     BUDGET,
     FILLER,
@@ -150,32 +150,29 @@ class TextEncoder(TextBatches):
         return sum(len(one) > self.limit for one in ids)
 
 
-class ImageEncoder:
-    """Encodes lists of images.
+class ImageEncoder(ImageBatches):
+    """Encodes lists of images with sentence-transformers.
 
     Args:
         encoder: the running model.
         normalize: True scales vectors to length 1, False leaves them as the pooling made them, None does what the
             model does.
         batch_size: images per forward pass; None takes 32.
-
-    Attributes:
-        images, dim: number of images encoded, and number of dimensions of their vectors.
-
-    The methods do for images what those of `TextEncoder` do for texts. Decoded images are large, so a chunk is one
-    batch.
     """
-
-    truncation: str | None = None
 
     def __init__(
         self, encoder: SentenceTransformer, *, normalize: bool | None = None, batch_size: int | None = None
     ) -> None:
+        super().__init__(batch_size)
         if normalize is False:
             _unnormalize(encoder)
         self.encoder = encoder
-        self.images, self.dim = 0, vector_width(encoder)
-        self._normalize, self._batch_size = bool(normalize), batch_size or _BATCH
+        self._dim, self._normalize = vector_width(encoder), bool(normalize)
+
+    @property
+    def dim(self) -> int:
+        """The number of dimensions of a vector."""
+        return self._dim
 
     def prepare(self, images: "list[Image]") -> Prepared:
         """Resizes and normalises images with the model's processor. May run in another thread than `forward`.
@@ -189,7 +186,7 @@ class ImageEncoder:
             raise _disagreement("prepares no images", e) from e
         return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
 
-    def forward(self, prepared: Prepared) -> np.ndarray:
+    def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[images, dim]`, in the order of the images that were prepared.
 
         Raises:
@@ -197,28 +194,13 @@ class ImageEncoder:
             TernarizeError: a vector is not finite; the message names the image.
         """
         try:
-            vectors = _forward(self.encoder, prepared, self._normalize)
+            made = _forward(self.encoder, prepared, self._normalize)
         except (ValueError, IndexError, RuntimeError) as e:
             if isinstance(e, torch.OutOfMemoryError) or not _is_shape(e):
                 raise
             raise _disagreement("makes pixels that the model does not take", e) from e
-        self.images += len(prepared)
-        self.dim = vectors.shape[1]
-        return vectors
-
-    def chunks(self, items: "Iterable[tuple[str, Image]]", linger: float | None) -> "ReadAhead[tuple[str, Image]]":
-        """Cuts a stream of images into chunks of one batch, decoded ahead by another thread."""
-        return ReadAhead(items, self._batch_size, linger=linger)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Counts of what was encoded, and the number of dimensions of a vector."""
-        return {"count": self.images, "dim": self.dim}
-
-    @property
-    def summary(self) -> str:
-        """A phrase that says how much was encoded."""
-        return counted(self.images, "image")
+        self._dim = made.shape[1]
+        return made
 
 
 def _disagreement(what: str, error: Exception) -> Exception:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,13 +21,11 @@ from ternarize_cli.progress import Track, silent
 from ternarize_cli.runtime import Encoder
 from ternarize_cli.storage import files
 from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
+from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.options import EncoderOptions
-from ternarize_cli.vectors.runtime_encoder import RuntimeEncoder, opened
+from ternarize_cli.vectors.runtime_encoder import RuntimeEncoder, RuntimeImageEncoder, opened
 from ternarize_cli.vectors.text_batches import Prepared, Role, TextBatches
 from ternarize_cli.vectors.vector_files import WRITERS
-
-if TYPE_CHECKING:
-    from ternarize_cli.vectors.batch_encoder import ImageEncoder
 
 __all__ = [
     "LINGER",
@@ -95,7 +93,7 @@ class OpenModel:
 
     folder: Path
     kind: str
-    encode: "TextBatches | ImageEncoder"
+    encode: TextBatches | ImageBatches
     similarity: str
     normalized: bool
 
@@ -118,7 +116,7 @@ def open_model(model: str | Path, kind: str, options: EncoderOptions, *, role: R
     if pictures and options.prompt_name is not None:
         raise InputError("--prompt-name is for text, and these are images", hint="leave it out")
     folder = (image_folder if pictures else text_folder)(str(model), allow_pickle=options.allow_pickle)
-    light = None if pictures else opened(folder, options)
+    light = opened(folder, kind, options)
     loaded: Any = light or loading.load_encoder(
         folder,
         backend=options.backend,
@@ -135,8 +133,10 @@ def open_model(model: str | Path, kind: str, options: EncoderOptions, *, role: R
 
 def _encoder(
     loaded: Any, pictures: bool, role: Role, normalize: bool | None, options: EncoderOptions
-) -> "TextBatches | ImageEncoder":
+) -> TextBatches | ImageBatches:
     if isinstance(loaded, Encoder):
+        if pictures:
+            return RuntimeImageEncoder(loaded, normalize=normalize, batch_size=options.batch_size)
         return RuntimeEncoder(
             loaded, role=role, prompt_name=options.prompt_name, normalize=normalize, batch_size=options.batch_size
         )
@@ -150,7 +150,7 @@ def _encoder(
 
 
 def encoded(
-    encode: "TextBatches | ImageEncoder", items: Iterable[tuple[str, Any]], *, linger: float | None = None
+    encode: TextBatches | ImageBatches, items: Iterable[tuple[str, Any]], *, linger: float | None = None
 ) -> Generator[tuple[list[str], np.ndarray], None, None]:
     """Yields ids and vectors (float32 `[ids, dim]`) in the order of `items`, a chunk at a time.
 
@@ -172,7 +172,7 @@ def encoded(
 
 
 def encode_to_stream(
-    encode: "TextBatches | ImageEncoder",
+    encode: TextBatches | ImageBatches,
     items: Iterable[tuple[str, Any]],
     stream: IO[bytes],
     kind: str,
@@ -207,7 +207,7 @@ def encode_to_stream(
 
 
 def encode_to_file(
-    encode: "TextBatches | ImageEncoder",
+    encode: TextBatches | ImageBatches,
     items: Iterable[tuple[str, Any]],
     output: Path,
     kind: str,

@@ -1,4 +1,4 @@
-"""Encodes lists of texts with the runtime, which starts in a tenth of a second and needs no PyTorch.
+"""Encodes lists of texts or images with the runtime, which starts in a tenth of a second and needs no PyTorch.
 
 `opened` says whether a model runs there: a packed one whose every part the runtime knows, on a CPU, by the backend that
 `auto` would choose.
@@ -6,6 +6,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ternarize_cli.measuring.nvml import nvml
 from ternarize_cli.runtime import Encoder
 from ternarize_cli.runtime.text_blocks import batches
 from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.options import EncoderOptions
 from ternarize_cli.vectors.text_batches import (
     Prepared,
@@ -26,7 +28,10 @@ from ternarize_cli.vectors.text_batches import (
     shown_text,
 )
 
-__all__ = ["RuntimeEncoder", "opened"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["RuntimeEncoder", "RuntimeImageEncoder", "opened"]
 
 
 class RuntimeEncoder(TextBatches):
@@ -101,7 +106,49 @@ class RuntimeEncoder(TextBatches):
         return self.encoder.dim
 
 
-def opened(folder: Path, options: EncoderOptions) -> Encoder | None:
+class RuntimeImageEncoder(ImageBatches):
+    """Encodes lists of images with the runtime.
+
+    Args:
+        encoder: the opened model.
+        normalize: True scales vectors to length 1, False leaves them as the pooling made them, None does what the
+            model does.
+        batch_size: images per forward pass; None takes 32.
+    """
+
+    def __init__(self, encoder: Encoder, *, normalize: bool | None = None, batch_size: int | None = None) -> None:
+        super().__init__(batch_size)
+        self.encoder, self._normalize = encoder, normalize
+
+    @property
+    def dim(self) -> int:
+        """The number of dimensions of a vector."""
+        return self.encoder.dim
+
+    def prepare(self, images: "list[Image]") -> Prepared:
+        """Resizes and normalises images as the model's processor does. May run in another thread than `forward`.
+
+        Raises:
+            InputError: an image has a mode that the model does not read, or would become too large.
+        """
+        before = self.images
+        pixels = self.encoder.process_images(images, lambda row: f"image {before + row}")
+        batch: Any = (list(range(len(images))), pixels)
+        return Prepared([batch], lambda row: f"image {before + row}")
+
+    def vectors(self, prepared: Prepared) -> np.ndarray:
+        """Encodes a prepared chunk: float32 `[images, dim]`, in the order of the images that were prepared.
+
+        Raises:
+            TernarizeError: a vector is not finite; the message names the image.
+        """
+        ((_, pixels),) = prepared.batches
+        made = self.encoder.encode_pixels(pixels, normalize=self._normalize)
+        check_finite(made, prepared.name, ())
+        return made
+
+
+def opened(folder: Path, kind: str, options: EncoderOptions) -> Encoder | None:
     """Opens a packed model with the runtime; None if it has to run in PyTorch.
 
     PyTorch runs full-precision models and checkpoints, any other backend than `native`, models on GPUs, and what the
@@ -109,6 +156,7 @@ def opened(folder: Path, options: EncoderOptions) -> Encoder | None:
 
     Args:
         folder: the model's folder, as `loading.resolve` returns it.
+        kind: "text" or "image", what the model is to read.
         options: how the model is loaded.
 
     Raises:
@@ -133,7 +181,7 @@ def opened(folder: Path, options: EncoderOptions) -> Encoder | None:
         made = open_model(folder)
     except UnavailableError:
         return None
-    if not isinstance(made, Encoder) or "text" not in made.reads:
+    if not isinstance(made, Encoder) or kind not in made.reads:
         return None
     if threads is not None:
         set_threads(lambda: threads)

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,12 +24,10 @@ from ternarize_cli.storage.files import content_hash
 from ternarize_cli.storage.whole_files import put_file
 from ternarize_cli.vectors.encode import OpenModel, encoded
 from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles
+from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.options import ShardOptions
 from ternarize_cli.vectors.text_batches import TextBatches
 from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, metadata, read_record
-
-if TYPE_CHECKING:
-    from ternarize_cli.vectors.batch_encoder import ImageEncoder
 
 __all__ = [
     "PendingShard",
@@ -81,7 +79,7 @@ def record_of(model: str, opened: OpenModel, options: ShardOptions) -> VectorRec
 
 
 def encode_to_folder(
-    encode: "TextBatches | ImageEncoder",
+    encode: TextBatches | ImageBatches,
     items: Iterable[tuple[str, Any]],
     folder: Path,
     record: VectorRecord,
@@ -168,7 +166,7 @@ class PendingShard:
 
 
 def encode_shard(
-    encode: "TextBatches | ImageEncoder", files: ShardFiles, record: VectorRecord, shard: PendingShard
+    encode: TextBatches | ImageBatches, files: ShardFiles, record: VectorRecord, shard: PendingShard
 ) -> bool:
     """Encodes a shard and writes it; False if its vectors were there already.
 
@@ -184,7 +182,7 @@ def encode_shard(
 
 
 def _encoding(
-    encode: "TextBatches | ImageEncoder", files: ShardFiles, record: VectorRecord, shard: PendingShard
+    encode: TextBatches | ImageBatches, files: ShardFiles, record: VectorRecord, shard: PendingShard
 ) -> Generator[object, None, bool]:
     """As `encode_shard`; yields once for each row that is done."""
     try:
