@@ -9,6 +9,8 @@ from ternarize_cli.encoders.loading import load as load
 from ternarize_cli.evaluation.options import EvaluationOptions as EvaluationOptions
 from ternarize_cli.evaluation.registration import register_in_mteb as register_in_mteb
 from ternarize_cli.evaluation.session import evaluate as evaluate
+from ternarize_cli.export.options import ExportOptions as ExportOptions
+from ternarize_cli.export.session import export as export
 from ternarize_cli.format.scheme import Scheme as Scheme
 from ternarize_cli.index.build import build_index as build_index
 from ternarize_cli.index.options import IndexOptions as IndexOptions

@@ -206,7 +206,7 @@ def load_whole(
     from ternarize_cli import kernels
     from ternarize_cli.encoders import checkpoint, transformers_plugin, vision
     from ternarize_cli.encoders.loaded_check import check_full_precision, check_loaded
-    from ternarize_cli.runtime.native.library import set_threads
+    from ternarize_cli.runtime.native.threads import set_threads
     from ternarize_cli.storage.library_output import library_output
 
     if threads is not None:

@@ -24,7 +24,7 @@ from ternarize_cli.format.block import Block
 from ternarize_cli.runtime.blocks import Prepared
 from ternarize_cli.runtime.modules import Dense, Modules
 from ternarize_cli.runtime.native.interface import POOLINGS, NativeDense, NativeLayer, NativeLinear, NativeNorm
-from ternarize_cli.runtime.native.library import NormWeights
+from ternarize_cli.runtime.native.weights import NormWeights
 from ternarize_cli.runtime.packed_file import Table
 
 __all__ = ["VERSION", "write_weights"]

@@ -9,7 +9,8 @@ from torch import nn
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.image_tensors import Linear
-from ternarize_cli.runtime.native.library import DenseWeights, NormWeights, library
+from ternarize_cli.runtime.native.library import library
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights
 
 __all__ = ["ModuleTensors", "is_replaced"]
 

@@ -14,7 +14,8 @@ from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.format.block import ACTIVATIONS, Block
 from ternarize_cli.format.codecs import Codec
 from ternarize_cli.runtime.native.interface import MAX_HEAD, Encoder, NativeLayer, NativeNorm, NativeNorms
-from ternarize_cli.runtime.native.library import Library, NormWeights, PackedCodes
+from ternarize_cli.runtime.native.library import Library
+from ternarize_cli.runtime.native.weights import NormWeights, PackedCodes
 from ternarize_cli.runtime.positions import Turns, relative_bias, rotary_turns
 
 __all__ = ["BlockSource", "Blocks", "PatchBiases", "Prepared", "StoredLinear", "head_refusal", "norm_weights"]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ternarize_cli.errors import CheckpointError, UnavailableError, named, shown
-from ternarize_cli.runtime.native.library import DenseWeights, Library, NormWeights
+from ternarize_cli.runtime.native.library import Library
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights
 from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile
 from ternarize_cli.runtime.text_blocks import PackedText
 from ternarize_cli.runtime.tokenizing import Tokens

@@ -14,7 +14,8 @@ from ternarize_cli.runtime.blocks import Blocks, PatchBiases, Prepared
 from ternarize_cli.runtime.image_families import ImageFamily
 from ternarize_cli.runtime.image_positions import patch_table, patch_turns, resized
 from ternarize_cli.runtime.image_tensors import ImageTensors
-from ternarize_cli.runtime.native.library import DenseWeights, NormWeights, aligned
+from ternarize_cli.runtime.native.arrays import aligned
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights
 
 __all__ = ["ImageBlocks"]
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.runtime.image_tensors import ImageTensors, Linear
-from ternarize_cli.runtime.native.library import DenseWeights, Library, NormWeights
+from ternarize_cli.runtime.native.library import Library
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights
 
 __all__ = ["AttentionPooler", "FirstPooler", "MeanPooler", "Pooler", "TanhPooler"]
 

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ternarize_cli.runtime.native.library import DenseWeights, Library, NormWeights, PackedCodes
+from ternarize_cli.runtime.native.library import Library
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights, PackedCodes
 from ternarize_cli.runtime.packed_file import PackedFile
 
 __all__ = ["FileTensors", "ImageTensors", "Linear"]

@@ -19,7 +19,8 @@ import numpy as np
 
 from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, named, shown
 from ternarize_cli.runtime.native.interface import POOLINGS
-from ternarize_cli.runtime.native.library import DenseWeights, Library, NormWeights, PackedCodes, library
+from ternarize_cli.runtime.native.library import Library, library
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights, PackedCodes
 from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, codec_of
 from ternarize_cli.runtime.tensor_file import TensorFile
 from ternarize_cli.storage.bounds import optional_object, read_json, read_object

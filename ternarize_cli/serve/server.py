@@ -21,7 +21,7 @@ import uvicorn
 from ternarize_cli.errors import InputError, reason
 from ternarize_cli.runtime import Encoder
 from ternarize_cli.runtime.image_encoder import modules_of
-from ternarize_cli.runtime.native.library import set_threads
+from ternarize_cli.runtime.native.threads import set_threads
 from ternarize_cli.runtime.opening import open_model
 from ternarize_cli.serve.application import Application
 from ternarize_cli.serve.models import Served

@@ -171,7 +171,8 @@ def opened(folder: Path, kind: str, options: EncoderOptions) -> Encoder | None:
     if not isinstance(described, dict) or (described.get("quant_method"), described.get("stage")) != (METHOD, "packed"):
         return None
     from ternarize_cli.encoders.loading import checked_threads
-    from ternarize_cli.runtime.native.library import library, set_threads
+    from ternarize_cli.runtime.native.library import library
+    from ternarize_cli.runtime.native.threads import set_threads
     from ternarize_cli.runtime.opening import open_model
 
     threads = None if options.threads is None else checked_threads(options.threads)

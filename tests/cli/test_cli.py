@@ -17,7 +17,20 @@ from ternarize_cli.cli.output import duration
 from ternarize_cli.errors import counted
 
 Run = Callable[..., Any]
-COMMANDS = ["convert", "distill", "pack", "bench", "eval", "index", "encode", "inspect", "doctor", "demo"]
+COMMANDS = [
+    "convert",
+    "distill",
+    "pack",
+    "bench",
+    "eval",
+    "index",
+    "encode",
+    "inspect",
+    "export",
+    "serve",
+    "doctor",
+    "demo",
+]
 
 
 def test_help_lists_every_command_and_loads_nothing_heavy() -> None:

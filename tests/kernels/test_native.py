@@ -26,7 +26,7 @@ from ternarize_cli.kernels.native.encoder import NativeEncoder, NativeForward
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime import native
 from ternarize_cli.runtime.native import interface
-from ternarize_cli.runtime.native import library as native_library
+from ternarize_cli.runtime.native import threads as native_threads
 from ternarize_cli.runtime.native.library import Library, library
 
 pytestmark = needs_library
@@ -269,12 +269,12 @@ def test_heads_wider_than_the_library_takes_go_through_the_modules(monkeypatch: 
 
 
 def test_the_library_has_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "processors", lambda: 8)
+    monkeypatch.setattr(native_threads, "processors", lambda: 8)
     before = torch.get_num_threads()
     try:
         for threads in (3, 1, 5):
             torch.set_num_threads(threads)
-            assert native_library._threads() == threads
+            assert native_threads.threads() == threads
     finally:
         torch.set_num_threads(before)
 

@@ -17,7 +17,7 @@ from support.models import WORDS
 from ternarize_cli.errors import GateMissedError, InputError
 from ternarize_cli.evaluation.gates import Gate
 
-FUNCTIONS = ["build_index", "convert", "distill", "evaluate", "load", "open_index", "pack"]
+FUNCTIONS = ["build_index", "convert", "distill", "evaluate", "export", "load", "open_index", "pack"]
 HEAVY = ("faiss", "mteb", "numpy", "safetensors", "sentence_transformers", "torch", "transformers", "typer")
 
 
@@ -27,7 +27,7 @@ def test_the_face_imports_no_library() -> None:
 
 
 def test_the_options_of_all_commands_import_no_library() -> None:
-    modules = ("bench", "compress", "distill", "evaluation", "index", "vectors")
+    modules = ("bench", "compress", "distill", "evaluation", "export", "index", "vectors")
     imports = "; ".join(f"import ternarize_cli.{name}.options" for name in modules)
     code = f"import sys; {imports}; print(sorted(set(sys.modules) & set({HEAVY})))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

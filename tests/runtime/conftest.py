@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ternarize_cli.runtime.native import library as native_library
+from ternarize_cli.runtime.native import threads as native_threads
 
 
 @pytest.fixture
 def set_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many threads a call has, on a machine of eight processors as far as the library knows."""
-    monkeypatch.setattr(native_library, "processors", lambda: 8)
-    return lambda threads: monkeypatch.setattr(native_library, "_wanted", lambda: threads)
+    monkeypatch.setattr(native_threads, "processors", lambda: 8)
+    return lambda threads: monkeypatch.setattr(native_threads, "_wanted", lambda: threads)

@@ -7,7 +7,8 @@ import pytest
 
 from support.instruction_sets import needs_library
 from ternarize_cli.errors import FormatError
-from ternarize_cli.runtime.native.library import DenseWeights, Library
+from ternarize_cli.runtime.native.library import Library
+from ternarize_cli.runtime.native.weights import DenseWeights
 
 pytestmark = needs_library
 SHAPES = [(1, 1, 1), (7, 33, 5), (9, 64, 32), (17, 65, 33), (65, 127, 130), (1, 768, 768), (300, 768, 96), (0, 8, 4)]

@@ -19,8 +19,10 @@ from ternarize_cli.format.scheme import LEVELS, Scheme
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime import native
 from ternarize_cli.runtime.native import interface
-from ternarize_cli.runtime.native import library as native_library
-from ternarize_cli.runtime.native.library import Library, NormWeights, PackedCodes, aligned, library
+from ternarize_cli.runtime.native import threads as native_threads
+from ternarize_cli.runtime.native.arrays import aligned
+from ternarize_cli.runtime.native.library import Library, library
+from ternarize_cli.runtime.native.weights import NormWeights, PackedCodes
 
 pytestmark = needs_library
 
@@ -294,8 +296,8 @@ def test_the_library_needs_numpy_alone() -> None:
 def test_threads_are_those_that_somebody_names_and_there_are_processors_for(
     monkeypatch: pytest.MonkeyPatch, named: str, wanted: Callable[[], int] | None, threads: int
 ) -> None:
-    monkeypatch.setattr(native_library, "processors", lambda: 8)
-    monkeypatch.setattr(native_library, "_wanted", None)
+    monkeypatch.setattr(native_threads, "processors", lambda: 8)
+    monkeypatch.setattr(native_threads, "_wanted", None)
     monkeypatch.setenv("OMP_NUM_THREADS", named)
-    native_library.set_threads(wanted)
-    assert native_library._threads() == threads
+    native_threads.set_threads(wanted)
+    assert native_threads.threads() == threads

@@ -18,7 +18,7 @@ from support.models import save_tiny_bert
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
-from ternarize_cli.runtime.native import library as native_library
+from ternarize_cli.runtime.native import threads as native_threads
 from ternarize_cli.runtime.native.processors import quota
 
 pytestmark = needs_library
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A model on a machine of eight processors, as far as the library knows."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(native_library, "processors", lambda: 8)
+    monkeypatch.setattr(native_threads, "processors", lambda: 8)
     yield load_encoder(folder, backend="native", device="cpu")[0].model
     torch.set_num_threads(before)
 
@@ -110,9 +110,8 @@ def test_a_process_under_a_quota_of_one_processor_has_one_thread() -> None:
     except OSError as e:
         pytest.skip(f"control groups of version 1 can't be made here: {e}")
     code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
-    code += (
-        "from ternarize_cli.runtime.native import library; library.set_threads(lambda: 2); print(library._threads())"
-    )
+    code += "from ternarize_cli.runtime.native.threads import set_threads, threads\n"
+    code += "set_threads(lambda: 2); print(threads())"
     command = [sys.executable, "-c", code, str(group / "tasks")]
     try:
         (group / "cpu.cfs_period_us").write_text("100000")

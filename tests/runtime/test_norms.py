@@ -7,7 +7,8 @@ import pytest
 
 from support.instruction_sets import needs_library
 from ternarize_cli.errors import FormatError
-from ternarize_cli.runtime.native.library import Library, NormWeights
+from ternarize_cli.runtime.native.library import Library
+from ternarize_cli.runtime.native.weights import NormWeights
 
 pytestmark = needs_library
 EPS = 1e-5

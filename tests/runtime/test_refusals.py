@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from support.instruction_sets import needs_library
+from ternarize_cli.runtime.native.arrays import aligned
 from ternarize_cli.runtime.native.interface import MAX_INPUTS, MAX_OUTPUTS, NativeDense, NativeNorm
-from ternarize_cli.runtime.native.library import Library, aligned
+from ternarize_cli.runtime.native.library import Library
 
 pytestmark = needs_library
 REFUSED = -2

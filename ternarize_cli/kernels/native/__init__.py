@@ -14,7 +14,9 @@ from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels import Kernel, register
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.native.interface import MAX_INPUTS, MAX_OUTPUTS
-from ternarize_cli.runtime.native.library import PackedCodes, library, set_threads
+from ternarize_cli.runtime.native.library import library
+from ternarize_cli.runtime.native.threads import set_threads
+from ternarize_cli.runtime.native.weights import PackedCodes
 
 __all__ = ["Native"]
 

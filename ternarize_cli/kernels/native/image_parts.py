@@ -9,7 +9,7 @@ from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.runtime.blocks import Blocks
 from ternarize_cli.runtime.image_blocks import ImageBlocks
 from ternarize_cli.runtime.image_families import IMAGE_FAMILIES
-from ternarize_cli.runtime.native.library import NormWeights
+from ternarize_cli.runtime.native.weights import NormWeights
 
 __all__ = ["image_blocks"]
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.native.interface import POOLINGS
-from ternarize_cli.runtime.native.library import DenseWeights, NormWeights, library
+from ternarize_cli.runtime.native.library import library
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights
 
 __all__ = ["is_marked", "mark", "normalized"]
 

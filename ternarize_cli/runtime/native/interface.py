@@ -10,6 +10,7 @@ import ctypes
 from ternarize_cli.errors import UnavailableError
 
 __all__ = [
+    "BITS",
     "FUNCTIONS",
     "INTERFACE",
     "MAX_HEAD",
@@ -26,6 +27,8 @@ __all__ = [
     "declare",
 ]
 
+BITS = {"ternary": 2, "int4": 4}
+"""The bits that a code takes in the library, by the levels that it runs."""
 INTERFACE = 5
 """The version of the interface that this module describes."""
 MAX_THREADS = 1024

@@ -11,7 +11,6 @@ arrays that belong together are compared; the library compares the sizes with ea
 
 import ctypes
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,122 +19,16 @@ import numpy as np
 
 from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.codecs import Codec
-from ternarize_cli.runtime.native.interface import (
-    MAX_THREADS,
-    POOLINGS,
-    Encoder,
-    NativeDense,
-    NativeLinear,
-    NativeNorm,
-    declare,
-)
-from ternarize_cli.runtime.native.processors import processors
+from ternarize_cli.runtime.native.arrays import address, aligned, c_int, check, check_rows
+from ternarize_cli.runtime.native.interface import BITS, POOLINGS, Encoder, declare
+from ternarize_cli.runtime.native.threads import threads
+from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights, PackedCodes
 
-__all__ = ["DenseWeights", "Library", "NormWeights", "PackedCodes", "aligned", "library", "set_threads"]
+__all__ = ["Library", "library"]
 
-PANEL, BLOCK = 32, 64
-_BITS = {"ternary": 2, "int4": 4}
 _NAMES = ("libternarize_native.so.1", "libternarize_alone.so.1")
 """The library that shares OpenMP's threads with PyTorch, and the one with threads of its own, which needs no OpenMP."""
 _REFUSED = -2
-_KINDS = {"layer": 1, "rms": 2}
-_LINE = 64  # bytes, to which arrays are aligned that the library reads in whole vectors
-
-
-class PackedCodes:
-    """A linear in the library's layout, in panels of 32 outputs and blocks of 64 inputs.
-
-    Ternary codes take 2 bits a weight, and int4 codes 4.
-
-    Attributes:
-        codes: uint8 `[bytes]`, the codes in that layout.
-        scale: float32 `[outputs rounded up to a multiple of 32]`, with zeros beyond the outputs.
-        bias: float32, of the shape of `scale`; zeros for a linear without bias.
-        linear: the C structure that points to these three.
-    """
-
-    def __init__(
-        self, lib: "Library", codec: Codec, rows: np.ndarray, inputs: int, scale: np.ndarray, bias: np.ndarray | None
-    ) -> None:
-        """Lays out a linear.
-
-        Args:
-            lib: the compiled library.
-            codec: the codec that packed the codes.
-            rows: uint8 `[out, width]`, the packed codes.
-            inputs: number of inputs of the linear; `width` bytes hold so many codes.
-            scale: float `[out]`, a scale for each row.
-            bias: float `[out]`, or None.
-
-        Raises:
-            FormatError: the shapes don't fit each other, or the library takes no linear of those levels or that size.
-        """
-        outputs = len(rows)
-        if scale.shape != (outputs,) or (bias is not None and bias.shape != (outputs,)):
-            shapes = [list(a.shape) for a in (scale, bias) if a is not None]
-            raise FormatError(
-                f"scale and bias of a linear of {outputs} outputs have the shapes {', '.join(map(str, shapes))}",
-                hint="pack the model again",
-            )
-        self.codes = lib.packed(codec, rows, inputs)
-        panels, blocks = -(-outputs // PANEL), -(-inputs // BLOCK)
-        self.scale, self.bias = aligned(panels * PANEL), aligned(panels * PANEL)
-        self.scale[:outputs] = scale
-        if bias is not None:
-            self.bias[:outputs] = bias
-        self.linear = NativeLinear(
-            *(_at(self.codes), _at(self.scale), _at(self.bias)),
-            *(inputs, outputs, blocks, panels, _BITS[codec.levels]),
-        )
-
-
-class DenseWeights:
-    """A linear of floats in the library's layout, in panels of 32 outputs.
-
-    Attributes:
-        weights: float32 `[panels, inputs, 32]`.
-        bias: float32 `[panels * 32]`.
-        linear: the C structure that points to both.
-    """
-
-    def __init__(self, weights: np.ndarray, bias: np.ndarray | None) -> None:
-        """Lays out a linear.
-
-        Args:
-            weights: float `[out, in]`.
-            bias: float `[out]`; None for no bias.
-        """
-        outputs, inputs = weights.shape
-        if bias is not None and bias.shape != (outputs,):
-            raise FormatError(f"a linear of {outputs} outputs has {list(bias.shape)} biases", hint="pack it again")
-        panels = -(-outputs // PANEL)
-        self.weights, self.bias = aligned(panels, inputs, PANEL), aligned(panels * PANEL)
-        for panel in range(panels):
-            some = weights[panel * PANEL : (panel + 1) * PANEL]
-            self.weights[panel, :, : len(some)] = some.T
-        if bias is not None:
-            self.bias[:outputs] = bias
-        self.linear = NativeDense(_at(self.weights), _at(self.bias), inputs, outputs)
-
-
-class NormWeights:
-    """A norm, with the arrays that the library reads.
-
-    Attributes:
-        gain, bias: float32 `[width]`; an RMS norm does not read its bias.
-        norm: the C structure that points to both.
-    """
-
-    def __init__(self, kind: str, gain: np.ndarray, bias: np.ndarray, eps: float) -> None:
-        """Keeps the arrays, or copies of those that are not float32, contiguous and aligned.
-
-        Args:
-            kind: "layer" or "rms".
-            gain, bias: float `[width]`, of the same shape.
-            eps: the epsilon.
-        """
-        self.gain, self.bias = (np.require(a, np.float32, ["C", "A"]) for a in (gain, bias))
-        self.norm = NativeNorm(_at(self.gain), _at(self.bias), eps, _KINDS[kind])
 
 
 class Library:
@@ -184,18 +77,18 @@ class Library:
             FormatError: the codes are neither ternary nor int4, `rows` is not uint8 `[out, width]`, `width` is not
                 the number of bytes that `inputs` codes take, or the library takes no linear of that size.
         """
-        if codec.levels not in _BITS:
-            raise FormatError(f"the native library takes {' and '.join(_BITS)} codes, not {codec.levels}")
+        if codec.levels not in BITS:
+            raise FormatError(f"the native library takes {' and '.join(BITS)} codes, not {codec.levels}")
         if rows.dtype != np.uint8 or rows.ndim != 2:
             raise FormatError(f"packed codes are uint8 [out, width], not {rows.dtype} {list(rows.shape)}")
         rows = np.ascontiguousarray(rows)
         outputs, width = rows.shape
-        size = self._c.tz_packed_bytes(_c_int(outputs), _c_int(inputs), _BITS[codec.levels])
+        size = self._c.tz_packed_bytes(c_int(outputs), c_int(inputs), BITS[codec.levels])
         if size == _REFUSED:
             raise self._refusal()
         made = aligned(size, dtype=np.uint8, filled=False)
-        shape = _c_int(width), codec.radix, codec.per_byte, outputs, inputs
-        self._run("tz_pack", _at(rows), *shape, _at(made), size, _threads())
+        shape = c_int(width), codec.radix, codec.per_byte, outputs, inputs
+        self._run("tz_pack", address(rows), *shape, address(made), size, threads())
         return made
 
     def rest(self, array: np.ndarray) -> None:
@@ -203,7 +96,7 @@ class Library:
 
         An array that is mapped from a file is then read from the file; another one goes to swap, if there is any.
         """
-        self._run("tz_rest", _at(array), array.nbytes)
+        self._run("tz_rest", address(array), array.nbytes)
 
     def trim(self) -> None:
         """Gives freed memory, which the C library keeps for later allocations, back to the system."""
@@ -217,7 +110,7 @@ class Library:
             FormatError: the library takes no linear of that size.
         """
         y = aligned(len(x), w.linear.outputs)
-        self._product(w, x, _at(y), None)
+        self._product(w, x, address(y), None)
         return y
 
     def sums(self, w: PackedCodes, x: np.ndarray) -> np.ndarray:
@@ -228,13 +121,13 @@ class Library:
             FormatError: the library takes no linear of that size.
         """
         sums = np.empty((len(x), w.linear.outputs), dtype=np.int32)
-        self._product(w, x, None, _at(sums))
+        self._product(w, x, None, address(sums))
         return sums
 
     def _product(self, w: PackedCodes, x: np.ndarray, y: int | None, sums: int | None) -> None:
-        _check("x", x, np.float32, (len(x), w.linear.inputs))
+        check("x", x, np.float32, (len(x), w.linear.inputs))
         x = np.ascontiguousarray(x)
-        self._run("tz_linear", self._isa, ctypes.byref(w.linear), _at(x), _c_int(len(x)), y, sums, _threads())
+        self._run("tz_linear", self._isa, ctypes.byref(w.linear), address(x), c_int(len(x)), y, sums, threads())
 
     def dense(self, w: DenseWeights, x: np.ndarray) -> np.ndarray:
         """Computes a linear of floats: float32 `[rows, in]` to float32 `[rows, out]`.
@@ -245,10 +138,10 @@ class Library:
             ValueError: `x` is not float32 `[rows, in]`.
             FormatError: the library takes no linear of that size.
         """
-        _check("x", x, np.float32, (len(x), w.linear.inputs))
+        check("x", x, np.float32, (len(x), w.linear.inputs))
         x = np.ascontiguousarray(x)
         y = aligned(len(x), w.linear.outputs, filled=False)
-        self._run("tz_dense", self._isa, ctypes.byref(w.linear), _at(x), _c_int(len(x)), _at(y), _threads())
+        self._run("tz_dense", self._isa, ctypes.byref(w.linear), address(x), c_int(len(x)), address(y), threads())
         return y
 
     def norm(self, norm: NormWeights, x: np.ndarray) -> None:
@@ -258,9 +151,11 @@ class Library:
             ValueError: an array has another dtype or shape.
             FormatError: a size is beyond the limits of the library.
         """
-        _check_rows(x)
+        check_rows(x)
         _check_norm(norm, x.shape[1])
-        self._run("tz_norm", self._isa, ctypes.byref(norm.norm), _at(x), _c_int(len(x)), _c_int(x.shape[1]), _threads())
+        self._run(
+            "tz_norm", self._isa, ctypes.byref(norm.norm), address(x), c_int(len(x)), c_int(x.shape[1]), threads()
+        )
 
     def embed(
         self, tables: list[tuple[np.ndarray, np.ndarray]], ids: list[np.ndarray], norm: NormWeights | None
@@ -281,22 +176,22 @@ class Library:
         """
         rows, width = len(ids[0]), tables[0][0].shape[1]
         for (table, scale), chosen in zip(tables, ids, strict=True):
-            _check("a table", table, np.int8, (len(table), width))
-            _check("the scales of a table", scale, np.float32, (len(table),))
-            _check("ids", chosen, np.int64, (rows,))
+            check("a table", table, np.int8, (len(table), width))
+            check("the scales of a table", scale, np.float32, (len(table),))
+            check("ids", chosen, np.int64, (rows,))
         if norm is not None:
             _check_norm(norm, width)
         x = aligned(rows, width, filled=False)
         count = len(tables)
         codes, scales, chosen_ids = (
-            (ctypes.c_void_p * count)(*map(_at, column))
+            (ctypes.c_void_p * count)(*map(address, column))
             for column in ([t for t, _ in tables], [s for _, s in tables], ids)
         )
         lengths = (ctypes.c_int64 * count)(*(len(table) for table, _ in tables))
         self._run(
             "tz_embed",
-            *(self._isa, codes, scales, lengths, chosen_ids, count, _c_int(rows), _c_int(width)),
-            *(None if norm is None else ctypes.byref(norm.norm), _at(x), _threads()),
+            *(self._isa, codes, scales, lengths, chosen_ids, count, c_int(rows), c_int(width)),
+            *(None if norm is None else ctypes.byref(norm.norm), address(x), threads()),
         )
         return x
 
@@ -314,10 +209,12 @@ class Library:
             FormatError: a sequence ends before it starts or beyond the last token, or the linears and norms of the
                 encoder don't fit each other.
         """
-        _check("x", x, np.float32, (len(x), encoder.width))
-        _check("starts", starts, np.int32, (max(1, len(starts)),))
-        sequences, tokens = _c_int(len(starts) - 1), _c_int(len(x))
-        self._run("tz_encode", self._isa, ctypes.byref(encoder), _at(starts), sequences, _at(x), tokens, _threads())
+        check("x", x, np.float32, (len(x), encoder.width))
+        check("starts", starts, np.int32, (max(1, len(starts)),))
+        sequences, tokens = c_int(len(starts) - 1), c_int(len(x))
+        self._run(
+            "tz_encode", self._isa, ctypes.byref(encoder), address(starts), sequences, address(x), tokens, threads()
+        )
 
     def pool(self, x: np.ndarray, starts: np.ndarray, modes: tuple[str, ...], skipped: int = 0) -> np.ndarray:
         """Makes one vector of the tokens of each sequence.
@@ -335,8 +232,8 @@ class Library:
             ValueError: an array has another dtype or shape, or there is no such mode.
             FormatError: a sequence ends before it starts or beyond the last token.
         """
-        _check_rows(x)
-        _check("starts", starts, np.int32, (max(1, len(starts)),))
+        check_rows(x)
+        check("starts", starts, np.int32, (max(1, len(starts)),))
         if unknown := [mode for mode in modes if mode not in POOLINGS]:
             raise ValueError(f"there is no pooling {unknown[0]!r}, only {', '.join(POOLINGS)}")
         width, sequences = x.shape[1], len(starts) - 1
@@ -344,8 +241,8 @@ class Library:
         for i, mode in enumerate(modes):
             self._run(
                 "tz_pool",
-                *(POOLINGS.index(mode), _at(x), _c_int(len(x)), _c_int(width), _at(starts), _c_int(sequences)),
-                *(_c_int(skipped), _at(made) + i * width * made.itemsize, len(modes) * width, _threads()),
+                *(POOLINGS.index(mode), address(x), c_int(len(x)), c_int(width), address(starts), c_int(sequences)),
+                *(c_int(skipped), address(made) + i * width * made.itemsize, len(modes) * width, threads()),
             )
         return made
 
@@ -357,8 +254,8 @@ class Library:
         Raises:
             ValueError: `x` is not float32 `[rows, width]`.
         """
-        _check_rows(x)
-        self._run("tz_normalize", _at(x), _c_int(len(x)), _c_int(x.shape[1]))
+        check_rows(x)
+        self._run("tz_normalize", address(x), c_int(len(x)), c_int(x.shape[1]))
 
     def _run(self, name: str, *arguments: Any) -> None:
         code = getattr(self._c, name)(*arguments)
@@ -373,63 +270,9 @@ class Library:
         return FormatError(f"the native library can't run this model: {why}", hint=hint)
 
 
-def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
-    if array.dtype != dtype or array.shape != shape:
-        kind = np.dtype(dtype).name
-        raise ValueError(f"{name} should be {kind} {list(shape)}, and is {array.dtype} {list(array.shape)}")
-
-
-def _check_rows(x: np.ndarray) -> None:
-    if x.dtype != np.float32 or x.ndim != 2:
-        raise ValueError(f"x should be float32 [rows, width], and is {x.dtype} {list(x.shape)}")
-
-
 def _check_norm(norm: NormWeights, width: int) -> None:
     for name, array in (("the gain of a norm", norm.gain), ("the bias of a norm", norm.bias)):
-        _check(name, array, np.float32, (width,))
-
-
-def _c_int(size: int) -> int:
-    """Clamps a size to the range of a C int; the library refuses a size of -1 or of 2^31 - 1."""
-    return max(-1, min(size, 2**31 - 1))
-
-
-def aligned(*shape: int, dtype: type = np.float32, filled: bool = True) -> np.ndarray:
-    """Makes a contiguous array whose first byte lies at a multiple of 64; it holds zeros if `filled`."""
-    kind = np.dtype(dtype)
-    count = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    raw = (np.zeros if filled else np.empty)(count + _LINE, dtype=np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + count].view(kind).reshape(shape)
-
-
-def _at(array: np.ndarray) -> int:
-    if not array.flags.c_contiguous:
-        raise ValueError("the library takes contiguous arrays")
-    return array.ctypes.data
-
-
-_wanted: Callable[[], int] | None = None
-
-
-def set_threads(count: Callable[[], int] | None) -> None:
-    """Sets what says how many threads a call may have at most, such as `torch.get_num_threads`.
-
-    Args:
-        count: a function that gives the number; None: OMP_NUM_THREADS, or as many as there are processors.
-    """
-    global _wanted
-    _wanted = count
-
-
-def _threads() -> int:
-    return max(1, min(_named() if _wanted is None else _wanted(), MAX_THREADS, processors()))
-
-
-def _named() -> int:
-    """Returns the number in OMP_NUM_THREADS, which may be a list of which the first counts; else the largest."""
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else MAX_THREADS
+        check(name, array, np.float32, (width,))
 
 
 @cache
