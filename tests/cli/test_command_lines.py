@@ -1,6 +1,6 @@
 """Command lines that nobody would type: no traceback, a designed exit code, and with --json nothing else on stdout.
 
-A small run is part of the tests; TERNARIZE_FUZZ=10000 pytest tests/test_command_lines.py makes it a long one.
+A small run is part of the tests; TERNARIZE_FUZZ=10000 pytest tests/cli/test_command_lines.py makes it a long one.
 """
 
 import json
@@ -21,7 +21,7 @@ from ternarize_cli.index.build import IndexOptions, build_index
 
 pytestmark = pytest.mark.slow
 
-COUNT = int(os.environ.get("TERNARIZE_FUZZ", "120"))
+COUNT = int(os.environ.get("TERNARIZE_FUZZ", "40"))
 SEED = os.environ.get("TERNARIZE_FUZZ_SEED", "0")
 _CODES = {0, 1, 2, 3, 4}
 _TEXTS = (

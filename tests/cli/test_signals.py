@@ -139,8 +139,18 @@ def test_a_forked_child_dies_of_the_signal() -> None:
     assert (done.stdout, done.stderr) == (f"{-signal.SIGTERM}\n", "")
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard, which jobs of a shell's background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_a_destructor_is_not_lost(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_in_a_destructor_is_not_lost(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str], hears_ctrl_c: None
+) -> None:
     class Ending:
         def __del__(self) -> None:
             signal.raise_signal(number)
