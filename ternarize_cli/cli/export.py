@@ -39,8 +39,7 @@ def _export(
     out = Output(json_mode=json, quiet=quiet)
     model = pinned(model, revision)
     target = output or Path(f"{model_name(model)}-{to}")
-    with out.status(f"writing {target}"):
-        made = export(model, target, to=to, options=options, force=force)
+    made = export(model, target, to=to, options=options, force=force, say=out.note)
     for path, size in made.files.items():
         out.text(f"wrote {path} ({megabytes(size)})")
     out.hint(made.hint)

@@ -32,7 +32,7 @@ from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.model_folder.model_kind import head_notes
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage import files, weights
+from ternarize_cli.storage import digests, files, weights
 from ternarize_cli.tokenizers.tokenization import inputs
 
 __all__ = ["ConversionReport", "LayerReport", "convert"]
@@ -130,7 +130,7 @@ def convert(
         tool_version=__version__,
         source=merged or (hub_model.name if hub_model else source_name or model_name(source)),
         source_revision=(hub_model and hub_model.revision) or "",
-        source_sha256=files.content_hash(source),
+        source_sha256=digests.content_hash(source),
         seed=options.seed,
         block=blocks.blocks_of(encoder_in(parts[0].model)),
     )

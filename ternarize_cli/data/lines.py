@@ -17,7 +17,7 @@ from typing import Any
 from ternarize_cli.data.unpacked import decoded, open_text
 from ternarize_cli.errors import DataError, shown
 from ternarize_cli.storage.bounds import lines_of, parse_json, require_regular, user_path
-from ternarize_cli.storage.files import sha256
+from ternarize_cli.storage.digests import sha256
 
 __all__ = ["check_encodable", "digest_of", "filled", "json_objects", "json_records", "lines", "readable_file"]
 

@@ -35,7 +35,7 @@ from ternarize_cli.errors import CheckpointError, InputError, OutputExistsError,
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.model_folder.model_kind import Kind, kind_of, require_kind
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage import files, signals
+from ternarize_cli.storage import digests, files, signals
 
 __all__ = ["distill"]
 
@@ -226,7 +226,7 @@ def _known_vectors(
         return None
     if not on.is_main_process:
         on.wait_for_everyone()
-    vectors = cached_vectors(folder, pair, corpus, files.content_hash(teacher), track)
+    vectors = cached_vectors(folder, pair, corpus, digests.content_hash(teacher), track)
     if on.is_main_process:
         on.wait_for_everyone()
     return vectors

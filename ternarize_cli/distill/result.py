@@ -15,7 +15,7 @@ from ternarize_cli.distill.options import Training
 from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.encoders import checkpoint, loading
 from ternarize_cli.encoders.parts import parts_of
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests
 
 __all__ = ["DistillReport", "record_of", "write"]
 
@@ -62,7 +62,7 @@ def record_of(
     """Makes the content of distillation.json: teacher, data, hyper-parameters and results."""
     return {
         "teacher": loading.model_name(teacher),
-        "teacher_sha256": files.content_hash(teacher),
+        "teacher_sha256": digests.content_hash(teacher),
         "data": [str(path) for path in sources.paths],
         "weights": sources.weights,
         "processes": processes,

@@ -11,7 +11,7 @@ from ternarize_cli.encoders.checkpoint import artifact_of
 from ternarize_cli.encoders.loading import resolve
 from ternarize_cli.errors import InputError
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 
 __all__ = ["distill"]
 

@@ -22,7 +22,7 @@ from ternarize_cli.distill.options import Training
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.parts import Part
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.storage import files, weights
+from ternarize_cli.storage import digests, files, weights
 
 __all__ = ["has_checkpoint", "key", "load", "replace_contents", "save", "write_tensors"]
 
@@ -34,7 +34,7 @@ _MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every")
 def key(models: Iterable[Path], training: Training, *others: object) -> str:
     """Hashes what must be equal to resume a run: models, settings except budget and learning rate, and `others`."""
     settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
-    parts = [*map(files.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
+    parts = [*map(digests.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -35,7 +35,7 @@ from ternarize_cli.engines.onnx_session import forward_of_onnx
 from ternarize_cli.errors import OutputExistsError, TernarizeError
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests, files
 from ternarize_cli.storage.cache_folder import made_folder
 
 __all__ = ["bytes_of", "cached_export", "onnx_export", "quiet", "transformer", "write_onnx"]
@@ -156,9 +156,9 @@ def cached_export(folder: Path, what: str, decides: dict[str, Any], make: Callab
     Raises:
         OutputError: the cache folder can't be written, or another process is making the files.
     """
-    recipe = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    recipe = [digests.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     digest = hashlib.sha256(json.dumps([decides, recipe], sort_keys=True).encode()).hexdigest()
-    place = files.cache_folder("rivals") / f"{files.content_hash(folder)[:24]}-{what}-{digest[:12]}"
+    place = files.cache_folder("rivals") / f"{digests.content_hash(folder)[:24]}-{what}-{digest[:12]}"
     if not place.is_dir():
         made_folder(place.parent)
         with contextlib.suppress(OutputExistsError), files.atomic_folder(place) as partial:

@@ -37,7 +37,7 @@ from ternarize_cli.engines import baselines, exports, onnx, openvino
 from ternarize_cli.engines.baselines import Forward
 from ternarize_cli.errors import InputError
 from ternarize_cli.storage import weights
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -12,7 +12,7 @@ from ternarize_cli.encoders.modalities import require_modality
 from ternarize_cli.evaluation.ranked_pairs import RankedPairs
 from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.model_folder.model_kind import require_kind
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 from ternarize_cli.storage.weights import bytes_on_disk
 
 if TYPE_CHECKING:

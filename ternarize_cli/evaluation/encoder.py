@@ -40,7 +40,7 @@ class LocalEncoder(AbsEncoder):
     Args:
         encoder: a loaded model.
         name: the name of the model in messages and in MTEB.
-        content_hash: content hash of its folder (`files.content_hash`), which is MTEB's revision.
+        content_hash: content hash of its folder (`digests.content_hash`), which is MTEB's revision.
         track: reports progress over batches.
         meta: the description of the model in MTEB's results (`model_meta`); None has name, hash and modalities only.
 

@@ -28,7 +28,7 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
 from ternarize_cli.errors import DataError, TernarizeError
 from ternarize_cli.storage.bounds import user_path
-from ternarize_cli.storage.files import tree_hash
+from ternarize_cli.storage.digests import tree_hash
 
 __all__ = ["Missing", "fresh", "load", "one_line", "patience", "splits_of", "stand_in"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from mteb.models import ModelMeta
 from sentence_transformers import SentenceTransformer
 
-from ternarize_cli.compress.inspect import parameter_count
+from ternarize_cli.compress.skeleton_inspection import parameter_count
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.anatomy import word_tables
 from ternarize_cli.encoders.parts import parts_of

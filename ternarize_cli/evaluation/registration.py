@@ -7,7 +7,7 @@ from ternarize_cli.encoders.loading import load_encoder, model_name, resolve
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.evaluation.encoder import LocalEncoder
 from ternarize_cli.evaluation.model_meta import model_meta
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 
 __all__ = ["register_in_mteb"]
 

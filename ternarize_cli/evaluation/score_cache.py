@@ -37,7 +37,7 @@ from ternarize_cli.evaluation.samples import Samples, Score
 from ternarize_cli.storage.arrays import read_npz
 from ternarize_cli.storage.bounds import parse_json
 from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
-from ternarize_cli.storage.files import tree_hash
+from ternarize_cli.storage.digests import tree_hash
 
 __all__ = ["ScoreCache", "score_key"]
 

@@ -3,9 +3,10 @@
     ternarize.h        the functions of the library
     libternarize.so    the library (macOS: libternarize.dylib)
     model.tz           the weights, in the library's layout (weights_file.py)
-    tokenizer.json     the tokenizer, for the program that makes ids of texts
+    tokenizer.json     the tokenizer as the runtime sets it, for the program that makes ids of texts
     example.c          a program that encodes ids
-    config.json        sizes, pooling and prompts, for programs
+    config.json        sizes and prompts, for programs
+    LICENSE…           the licences of the model and of ternarize
 
 A program gives ids of tokens and gets vectors, which equal those of `ternarize_cli.runtime` on this processor bit for
 bit; with a module Dense that has a tanh, up to its last bits.
@@ -13,31 +14,38 @@ bit; with a module Dense that has a tanh, up to its last bits.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from ternarize_cli.errors import UnavailableError, quoted
 from ternarize_cli.export import card
 from ternarize_cli.export.formats import Export, register
 from ternarize_cli.export.libraries import find_library, parse_platform
+from ternarize_cli.export.licences import licence_texts
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
 from ternarize_cli.export.weights_file import write_weights
 from ternarize_cli.format.block import Block
-from ternarize_cli.model_folder.model_kind import require_kind
+from ternarize_cli.format.scheme import Artifact
+from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 from ternarize_cli.runtime import native
 from ternarize_cli.runtime.blocks import Blocks, norm_weights
 from ternarize_cli.runtime.encoder import Encoder
 from ternarize_cli.runtime.modules import read_modules
 from ternarize_cli.runtime.native.library import library
-from ternarize_cli.runtime.packed_file import FileSource
+from ternarize_cli.runtime.packed_file import FileSource, PackedFile, codec_of
 from ternarize_cli.runtime.positions import rotary_turns
-from ternarize_cli.runtime.text_blocks import open_text
-from ternarize_cli.storage.files import atomic_folder
+from ternarize_cli.runtime.tensor_file import open_tensors
+from ternarize_cli.runtime.tokenizing import TextTokenizer, read_tokenizer
+from ternarize_cli.runtime.transformer_settings import read_settings
+from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.files import atomic_folder, check_output
 
 __all__ = ["C", "weights_of"]
 
-_WHEEL = "ternarize export --to wheel"
 _MOST_POSITIONS = 1 << 15
 """The most tokens of a text whose rotary cosines and sines are written; a model that reads more reads so many in C."""
 
@@ -49,32 +57,50 @@ class C:
     name = "c"
     options = frozenset({"platform", "library"})
 
-    def write(self, source: Source, output: Path, options: ExportOptions, *, force: bool) -> Export:
+    def write(
+        self, source: Source, output: Path, options: ExportOptions, *, force: bool, say: Callable[[str], None]
+    ) -> Export:
         """Writes the folder.
 
+        Args:
+            source: the model.
+            output: the folder to write.
+            options: the options, of which only the platform and its library may be set.
+            force: replace a folder that exists.
+            say: is told what is written when all arguments have been checked.
+
         Raises:
+            InputError: there is no such platform, or the library is another's.
+            CheckpointError: a file is damaged, or is a link to a place outside the model's folder.
             UnavailableError: the model is no text encoder that the runtime runs, or there is no library for the
                 platform.
             OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
         """
-        require_kind(source.folder, "encoder")
+        _check_head(source.folder)
+        source.files()  # raises if a file is a link to a place outside the folder
         platform = parse_platform(options.platform)
         code = find_library(platform, options.library)
         named = "libternarize.dylib" if platform.system == "macosx" else "libternarize.so"
+        licences = licence_texts(source.folder)
+        check_output(output, force=force, inputs=[source.folder])
         encoder = Encoder(source.folder)
+        _check_parts(encoder)
         weights, limit = weights_of(encoder, source.artifact.block[""])
-        facts = _facts(source, encoder, limit)
+        config = read_object(source.folder / "config.json")
+        tokenizer = read_tokenizer(source.folder, config, read_settings(source.folder, config), limit)
+        facts = _facts(source, encoder, tokenizer)
+        say(f"writing {output} …")
         with atomic_folder(output, force=force, inputs=[source.folder]) as folder:
             (folder / "model.tz").write_bytes(weights)
             (folder / named).write_bytes(code)
             (folder / named).chmod(0o755)
             (folder / "ternarize.h").write_bytes(_header().read_bytes())
             shutil.copyfile(Path(__file__).with_name("example.c"), folder / "example.c")
-            shutil.copyfile(source.files()["tokenizer.json"], folder / "tokenizer.json")
+            (folder / "tokenizer.json").write_text(tokenizer.definition(), "utf-8")
             (folder / "config.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
             (folder / "README.md").write_text(card.for_c(source, facts, named), "utf-8")
-            for path in card.licence_files(source.folder):
-                shutil.copyfile(path, folder / path.name)
+            for name, text in licences.items():
+                (folder / name).write_bytes(text)
         files = {path: path.stat().st_size for path in sorted(output.iterdir())}
         compiled = "cc example.c -L. -lternarize -Wl,-rpath,'$ORIGIN' -o example"
         return Export(files, f"cd {quoted(output)} && {compiled}", facts)
@@ -84,27 +110,16 @@ def weights_of(encoder: Encoder, block: Block) -> tuple[bytes, int]:
     """Makes the file of weights of a text encoder.
 
     Args:
-        encoder: the encoder.
+        encoder: the encoder, which reads texts only.
         block: the description of its blocks.
 
     Returns:
         The content of the file, and the most tokens of a text.
-
-    Raises:
-        UnavailableError: the encoder reads something other than texts, or leaves the tokens of prompts out of pooling.
     """
-    given = block.embeddings
-    if given is None or encoder.reads != {"text"}:
-        raise UnavailableError(
-            f"{encoder.folder} reads more than texts, and --to c writes text encoders only", hint=_WHEEL
-        )
-    modules = read_modules(encoder.folder)
-    if modules.pooling is not None and not modules.pooling.includes_prompt and any(modules.prompts.values()):
-        raise UnavailableError(
-            f"{encoder.folder} leaves the tokens of prompts out of pooling, which the functions for C don't know",
-            hint=_WHEEL,
-        )
-    file = open_text(encoder.folder).file
+    given, folder = block.embeddings, encoder.folder
+    assert given is not None
+    described = read_object(folder / "config.json")["quantization_config"]
+    file = PackedFile(open_tensors(folder), codec_of(described, str(folder)), Artifact.from_dict(described).names)
     source = FileSource(file, block)
     turned = any(kind.rotary is not None for kind in block.kinds)
     limit = min(encoder.limit, _MOST_POSITIONS) if turned else encoder.limit
@@ -113,20 +128,65 @@ def weights_of(encoder: Encoder, block: Block) -> tuple[bytes, int]:
     names = [name for name in (given.words, given.types, given.positions) if name is not None]
     tables = [file.table(name, block.width) for name in names]
     embedded = norm_weights(source, None, "embeddings", block.width)
-    return write_weights(prepared, block, tables, embedded, modules, encoder.dim), limit
+    return write_weights(prepared, block, tables, embedded, read_modules(folder), encoder.dim), limit
 
 
-def _facts(source: Source, encoder: Encoder, limit: int) -> dict[str, Any]:
+def _check_head(folder: Path) -> None:
+    """Checks that a model has no head that gives scores.
+
+    Raises:
+        UnavailableError: the model has a head that gives scores.
+        CheckpointError: the model is a sparse encoder, or a config is damaged.
+    """
+    if kind_of(folder) == "cross-encoder":
+        raise UnavailableError(
+            f"{folder} has a head that gives scores, and --to c writes encoders of texts only", hint=_as_wheel(folder)
+        )
+    require_kind(folder, "encoder")
+
+
+def _check_parts(encoder: Encoder) -> None:
+    """Checks that an encoder does nothing that the functions for C don't know.
+
+    Raises:
+        UnavailableError: the encoder reads images, or leaves the tokens of prompts out of pooling.
+    """
+    folder = encoder.folder
+    if encoder.reads != {"text"}:
+        raise UnavailableError(
+            f"{folder} reads images, and --to c writes encoders of texts only", hint=_as_wheel(folder)
+        )
+    pooling = read_modules(folder).pooling
+    if pooling is not None and not pooling.includes_prompt and any(encoder.prompts.values()):
+        raise UnavailableError(
+            f"{folder} leaves the tokens of prompts out of pooling, which the functions for C don't know",
+            hint=_as_wheel(folder),
+        )
+
+
+def _as_wheel(folder: Path) -> str:
+    return f"ternarize export {quoted(folder)} --to wheel"
+
+
+def _facts(source: Source, encoder: Encoder, tokenizer: TextTokenizer) -> dict[str, Any]:
     return {
         "name": source.name,
         "dimensions": encoder.dim,
-        "limit": limit,
+        "limit": tokenizer.limit,
+        "split_special_tokens": _splits(tokenizer),
         "prompts": dict(encoder.prompts),
         "default_prompt_name": encoder.default_prompt_name,
         "similarity": encoder.similarity,
         "license": source.licence,
         "content_hash": source.digest,
     }
+
+
+def _splits(tokenizer: TextTokenizer) -> bool:
+    """Returns whether special tokens that are written in a text are read as plain text, which no file can say."""
+    made = Tokenizer.from_str(tokenizer.definition())
+    special = [token.content for token in made.get_added_tokens_decoder().values() if token.special]
+    return [text.ids for text in tokenizer(special)] != [text.ids for text in made.encode_batch(special)]
 
 
 def _header() -> Path:

@@ -1,19 +1,22 @@
-"""Writes the README of an export: how it is used, its licence, and which model it is."""
+"""Writes the README of an export: how it is used, its licences, and which model it is."""
 
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ternarize_cli import __version__
+from ternarize_cli.export.licences import OURS
 from ternarize_cli.export.source import Source
-from ternarize_cli.model_folder.model_files import contained
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
-__all__ = ["Usage", "for_c", "for_wheel", "licence_files", "usage_of"]
+__all__ = ["Usage", "for_c", "for_wheel", "usage_of"]
 
-_LICENCE = re.compile(r"(LICENSE|LICENCE|NOTICE|COPYING)[\w.-]{0,80}")
-_LARGEST = 1 << 20
+_PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
+before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
+"""
+_BARE = "The model has no prompts: a text is tokenised as it is.\n"
+_SPLITS = """This model reads a special token in a text, such as `[SEP]`, as plain text. The file can't say so: set
+`encode_special_tokens` of the tokenizer to true.
+"""
 
 
 def for_c(source: Source, facts: Mapping[str, Any], named: str) -> str:
@@ -21,7 +24,7 @@ def for_c(source: Source, facts: Mapping[str, Any], named: str) -> str:
 
     Args:
         source: the model.
-        facts: what config.json holds.
+        facts: what the folder's config.json holds.
         named: the name of the library's file.
     """
     return f"""# {source.name}
@@ -34,9 +37,11 @@ echo "101 7592 102" | ./example model.tz
 ```
 
 `ternarize.h` describes the functions of `{named}`, which needs the C library and nothing else.
-`model.tz` holds the weights. Texts have up to {facts["limit"]:,} tokens, special tokens included; `tokenizer.json`
-makes them, with any library that reads such files. `config.json` lists prompts, which are put before a text.
+`model.tz` holds the weights.
 
+`tokenizer.json` makes ids of texts, with the library tokenizers or another that reads such files. It adds special
+tokens, pads nothing, and cuts a text to the {facts["limit"]:,} tokens that the model reads, special tokens included.
+{_SPLITS if facts["split_special_tokens"] else ""}{_PROMPTED if any(facts["prompts"].values()) else _BARE}
 {_about(source)}"""
 
 
@@ -76,6 +81,7 @@ def usage_of(model: Encoder | Reranker | Classifier, name: str) -> Usage:
     what = f"{' and '.join(f'{kind}s' for kind in sorted(model.reads, reverse=True))} to vectors"
     if "text" in model.reads:
         code = f'from {name} import encode\n\nvectors = encode(["a text", "another one"])  # float32 [2, {model.dim}]'
+        code += f'\nvector = encode("a text")  # float32 [{model.dim}]'
         names = ("Encoder", "encode", *(("encode_images",) if "image" in model.reads else ()))
         return Usage(what, names, code, f'`{name} "a cat in a tree"` prints a vector')
     code = f"from PIL import Image\nfrom {name} import encode_images\n\n"
@@ -100,25 +106,20 @@ def for_wheel(source: Source, usage: Usage, name: str) -> str:
 ```
 
 From the shell, {usage.command}, as a line of JSON.
-Without arguments, each line of stdin is taken. `{name} --check` compares results with those that were computed when
-this package was made.
+Without arguments, each line of stdin is taken. `{name} --check` compares the model's files with their digest, and
+results with those that were computed when this package was made.
 
 With the extra `serve` (`pip install '{name}[serve]'`), `{name} --serve` starts a server, which speaks the protocols of
-OpenAI and of text-embeddings-inference.
+OpenAI and of text-embeddings-inference. If the environment variable TERNARIZE_API_KEY is set, it answers only those
+who send that key.
 
 {_about(source)}"""
 
 
-def licence_files(folder: Path) -> Iterator[Path]:
-    """Yields the files of licences in a model's folder that are no links to other places, sorted by name."""
-    for path in sorted(path for path in folder.iterdir() if _LICENCE.fullmatch(path.name)):
-        if path.is_file() and contained(folder, path) and path.stat().st_size <= _LARGEST:
-            yield path
-
-
 def _about(source: Source) -> str:
     licence = source.licence or "not stated in the model's card"
-    return f"""Licence: {licence}.
+    return f"""Licence of the model: {licence}. The code that runs it is ternarize's, under the MIT License, whose text
+is in `{OURS}`.
 
 Content hash, as `ternarize inspect` prints it for the packed model:
 `{source.digest}`. Made by ternarize {__version__}.

@@ -7,10 +7,15 @@
  * for bit.
  */
 #define _POSIX_C_SOURCE 200809L
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
 
 #include "ternarize.h"
+
+#define SPACE " \t\r\n"
 
 static int fail(const char *what) {
   fprintf(stderr, "%s\n", what);
@@ -24,20 +29,25 @@ int main(int count, char **arguments) {
   const int dim = tz_model_dim(model), limit = tz_model_limit(model);
   int32_t *ids = malloc(limit * sizeof *ids);
   float *vector = malloc(dim * sizeof *vector);
-  char *line = NULL, *end;
+  char *line = NULL;
   size_t room = 0;
+  ssize_t length;
   if (!ids || !vector) return fail("not enough memory");
-  while (getline(&line, &room, stdin) > 0) {
+  while ((length = getline(&line, &room, stdin)) > 0) {
     int32_t starts[] = {0, 0};
-    for (char *at = line;; at = end) {
+    for (char *at = line, *end; (at += strspn(at, SPACE)) != line + length; at = end) {
+      errno = 0;
       const long id = strtol(at, &end, 10);
-      if (end == at) break;
+      const int is_number = end != at && (!*end || strchr(SPACE, *end));
+      if (!is_number || errno || id < 0 || id > INT32_MAX) return fail("a line has something other than ids between its blanks");
       if (starts[1] == limit) return fail("a text has more tokens than the model reads");
       ids[starts[1]++] = (int32_t)id;
     }
     if (tz_model_encode(model, ids, starts, 1, vector, 0) != TZ_OK) return fail(tz_why());
     for (int i = 0; i < dim; ++i) printf("%.9g%c", vector[i], i + 1 < dim ? ' ' : '\n');
   }
+  if (ferror(stdin)) return fail("the ids can't be read");
+  if (fflush(stdout) || ferror(stdout)) return fail("the vectors can't be written");
   free(line);
   free(vector);
   free(ids);

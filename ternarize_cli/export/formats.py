@@ -4,7 +4,7 @@ To add a format, add a file with a class under `@register`, and its name to `_MO
 it is asked for, since its libraries may take long to load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
 
-__all__ = ["Export", "Format", "find_format", "format_names", "register"]
+__all__ = ["Export", "Format", "find_format", "register"]
 
 _MODULES = {"wheel": "wheel", "c": "c"}
 """For each format the module in this package that defines it."""
@@ -46,16 +46,20 @@ class Format(Protocol):
     name: str
     options: frozenset[str]
 
-    def write(self, source: Source, output: Path, options: ExportOptions, *, force: bool) -> Export:
+    def write(
+        self, source: Source, output: Path, options: ExportOptions, *, force: bool, say: Callable[[str], None]
+    ) -> Export:
         """Writes a model that has been checked, atomically.
 
         Args:
             source: the model.
             output: the folder to write, or to write into.
-            options: of which only those in `options` are set.
+            options: the options, of which only those that the format knows are set.
             force: replace what exists.
+            say: is told what is written when all arguments have been checked.
 
         Raises:
+            InputError: an option has a value that can't be used.
             UnavailableError: the model can't be written in this format, or something is missing for it.
             OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
         """
@@ -68,11 +72,6 @@ def register(cls: type[Format]) -> type[Format]:
     """Registers a format's class under its name; used as a class decorator."""
     _REGISTRY[cls.name] = cls()
     return cls
-
-
-def format_names() -> list[str]:
-    """Lists the names of all formats."""
-    return list(_MODULES)
 
 
 def find_format(name: str) -> Format:

@@ -33,13 +33,13 @@ _BUILD = "build ternarize there, and pass its libternarize_alone.so.1 with --lib
 
 @dataclass(frozen=True)
 class Platform:
-    """A platform, as the names of wheels give it.
+    """A platform, by its tag in the names of wheels.
 
     Attributes:
-        tag: the name, such as "manylinux_2_28_x86_64".
+        tag: the tag, such as "manylinux_2_28_x86_64".
         system: "linux" or "macosx".
         machine: "x86_64", "aarch64" or "arm64".
-        glibc: the newest version of the GNU C library that may be needed; None if the name does not say.
+        glibc: the newest version of the GNU C library that may be needed; None if the tag does not say.
     """
 
     tag: str
@@ -49,10 +49,10 @@ class Platform:
 
 
 def parse_platform(tag: str | None) -> Platform:
-    """Reads the name of a platform; None stands for this one.
+    """Reads the tag of a platform; None stands for the platform that this process runs on.
 
     Raises:
-        InputError: it is no platform that there can be a library for.
+        InputError: the tag is not one of Linux or macOS with processors of the kinds x86_64, aarch64 or arm64.
     """
     if tag is None:
         tag = re.sub(r"[-.]", "_", sysconfig.get_platform())
@@ -71,10 +71,10 @@ def find_library(platform: Platform, given: str | Path | None = None) -> bytes:
 
     Args:
         platform: the platform.
-        given: its file; None: one beside the library that Python loads.
+        given: the library's file; None looks for it beside the library that Python loads.
 
     Raises:
-        InputError: the given file is no such library, or one for another platform.
+        InputError: the given file can't be read, is no library of ternarize, or is for another platform.
         UnavailableError: there is no library for the platform here.
     """
     if given is not None:

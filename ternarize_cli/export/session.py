@@ -1,5 +1,6 @@
 """`export` as Python users call it, and `ternarize export`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ternarize_cli.encoders.loading import model_name, resolve
@@ -17,6 +18,7 @@ def export(
     to: str,
     options: ExportOptions | None = None,
     force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Export:
     """Writes a packed model in a form that runs without ternarize.
 
@@ -26,8 +28,9 @@ def export(
         model: a packed model: a folder, a hub id or `package:NAME`.
         output: the folder to write (c), or to write into (wheel).
         to: the format, "wheel" or "c".
-        options: what else the format is asked for; None: `ExportOptions()`.
+        options: the options of the format; None leaves each at its default.
         force: replace what exists.
+        say: is told what is written when all arguments have been checked.
 
     Returns:
         The files, and what to do next.
@@ -35,11 +38,12 @@ def export(
     Raises:
         ModelNotFoundError: the model can't be found.
         CheckpointError: the model is damaged, or not packed.
-        InputError: there is no such format, or it does not know an option that is set.
+        InputError: there is no such format, it does not know an option that is set, or an option has a value that
+            can't be used.
         UnavailableError: the model can't be written in this format, or there is no library for the platform.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     form, options = find_format(to), options or ExportOptions()
     options.check_known(to, form.options)
     source = open_source(resolve(model), model_name(model))
-    return form.write(source, Path(output), options, force=force)
+    return form.write(source, Path(output), options, force=force, say=say)

@@ -9,7 +9,7 @@ from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import verify
 from ternarize_cli.model_folder.model_files import contained, model_files
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 
 __all__ = ["Source", "open_source"]
 

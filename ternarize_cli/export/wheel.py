@@ -14,7 +14,7 @@ import json
 import keyword
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import metadata as installed
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ternarize_cli.export.carried.check import TEXTS, results
 from ternarize_cli.export.dockerfile import dockerfile
 from ternarize_cli.export.formats import Export, register
 from ternarize_cli.export.libraries import find_library, parse_platform
+from ternarize_cli.export.licences import licence_texts, with_ours
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
 from ternarize_cli.export.vendoring import vendored
@@ -41,7 +42,7 @@ __all__ = ["Wheel", "package_name"]
 _OURS = "ternarize-cli"
 _CARRIED = "ternarize_cli.export.carried"
 _RUNTIME = frozenset({"numpy", "tokenizers", "PIL"})
-_SERVER = _RUNTIME | {"orjson", "platformdirs", "uvicorn"}
+_SERVER = _RUNTIME | {"orjson", "uvicorn"}
 """The libraries that the runtime may import, and those that the server may."""
 _NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?")
 _TAKEN = sys.stdlib_module_names | {"numpy", "tokenizers", "ternarize_cli", "pip", "PIL"}
@@ -73,11 +74,22 @@ class Wheel:
     name = "wheel"
     options = frozenset({"name", "version", "platform", "library", "dockerfile", "serve"})
 
-    def write(self, source: Source, output: Path, options: ExportOptions, *, force: bool) -> Export:
+    def write(
+        self, source: Source, output: Path, options: ExportOptions, *, force: bool, say: Callable[[str], None]
+    ) -> Export:
         """Writes the wheel into a folder, which is made if there is none.
 
+        Args:
+            source: the model.
+            output: the folder to write into.
+            options: the options, all of which a wheel knows.
+            force: replace a wheel and a Dockerfile that exist.
+            say: is told what is written when all arguments have been checked.
+
         Raises:
-            InputError: the name is no name of a Python package, or the version is none.
+            InputError: the name is no name of a Python package, the version is none, there is no such platform, or the
+                library is another's.
+            CheckpointError: a file is damaged, or is a link to a place outside the model's folder.
             UnavailableError: the runtime can't run the model, or there is no library for the platform.
             OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
         """
@@ -95,8 +107,8 @@ class Wheel:
             name=name,
             version=version,
             summary=f"{source.name}: {usage.what}, with ternary weights and without PyTorch",
-            licence=source.licence,
-            licence_texts={path.name: path.read_bytes() for path in card.licence_files(source.folder)},
+            licence=with_ours(source.licence),
+            licence_texts=licence_texts(source.folder),
             requires=_requirements(runtime.imports - needless),
             extras={"serve": _requirements(server.imports - runtime.imports | needless | {"httptools"})},
             python=installed(_OURS)["Requires-Python"],
@@ -122,6 +134,7 @@ class Wheel:
         made = output / wheel_name(about, platform.tag)
         targets = [made, *([output / "Dockerfile"] if options.dockerfile else [])]
         _prepare(output, targets, force=force)
+        say(f"writing {made} …")
         with atomic_file(made, force=force) as partial:
             write_wheel(partial, about, platform.tag, {f"{name}/{path}": content for path, content in files.items()})
         if options.dockerfile:

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
 from ternarize_cli import __version__
+from ternarize_cli.export.licences import spdx
 
 __all__ = ["Metadata", "wheel_name", "write_wheel"]
 
@@ -70,7 +70,8 @@ class Metadata:
         yield from ("Metadata-Version: 2.4", f"Name: {self.name}", f"Version: {self.version}")
         yield f"Summary: {self.summary}"
         if self.licence is not None:
-            yield _licence_line(self.licence)
+            expression = spdx(self.licence)
+            yield f"License: {self.licence}" if expression is None else f"License-Expression: {expression}"
         yield from (f"License-File: {name}" for name in self.licence_texts)
         yield f"Requires-Python: {self.python}"
         yield from (f"Requires-Dist: {requirement}" for requirement in self.requires)
@@ -121,11 +122,3 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry.create_system = 3  # Unix, on every system
     entry.external_attr = (_PROGRAM if ".so" in Path(name).suffixes else _PLAIN) << 16
     archive.writestr(entry, content)
-
-
-def _licence_line(licence: str) -> str:
-    """Writes a licence as an SPDX expression, or in a card's own words if it is none."""
-    try:
-        return f"License-Expression: {canonicalize_license_expression(licence)}"
-    except InvalidLicenseExpression:
-        return f"License: {licence}"

@@ -25,7 +25,7 @@ import numpy as np
 
 from ternarize_cli.errors import DataError, shown
 from ternarize_cli.model_folder import integrity
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests, files
 from ternarize_cli.storage.bounds import read_bytes
 from ternarize_cli.storage.checksummed import check_types, read_checksummed, with_checksum
 from ternarize_cli.vectors.origin import Origin
@@ -107,7 +107,7 @@ class IndexInfo(Origin):
 
 def stored_file(path: Path) -> StoredFile:
     """Measures the size and the sha256 of a file."""
-    return StoredFile(path.stat().st_size, files.sha256(path))
+    return StoredFile(path.stat().st_size, digests.sha256(path))
 
 
 def read_deleted(folder: Path, info: IndexInfo) -> np.ndarray:
@@ -229,7 +229,7 @@ def check_files(folder: Path, info: IndexInfo, names: Collection[str] | None = N
     """
     wanted = [name for name in info.files if names is None or name in names]
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases Python's global lock
-        digests = list(pool.map(files.sha256, [folder / name for name in wanted]))
-    for name, digest in zip(wanted, digests, strict=True):
+        found = list(pool.map(digests.sha256, [folder / name for name in wanted]))
+    for name, digest in zip(wanted, found, strict=True):
         if digest != info.files[name].sha256:
             raise DataError(f"{folder / name} is damaged: its sha256 has changed", hint=_AGAIN)

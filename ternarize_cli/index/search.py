@@ -32,7 +32,7 @@ from ternarize_cli.index.format import (
     read_info,
     verify_files,
 )
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests
 from ternarize_cli.storage.bounds import read_json
 from ternarize_cli.vectors.encode import EncoderOptions, image_folder, open_model, text_folder
 
@@ -259,7 +259,7 @@ def model_for(index: Path, info: IndexInfo, model: str | None, asymmetric: bool 
     else:
         folder = resolve(model)
         what = f"{model} is not the model that made this index ({name})"
-    found = files.content_hash(folder)
+    found = digests.content_hash(folder)
     if found == info.model_sha256:
         return folder, False
     if model is not None and (asymmetric or _teacher_of(folder) == info.model_sha256):

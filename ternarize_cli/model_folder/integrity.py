@@ -25,7 +25,7 @@ from typing import Any
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.model_folder.model_files import is_snapshot, model_files
 from ternarize_cli.storage.bounds import read_json
-from ternarize_cli.storage.files import sha256
+from ternarize_cli.storage.digests import sha256
 
 __all__ = ["note_once", "seal", "state_of", "verify", "verifying"]
 

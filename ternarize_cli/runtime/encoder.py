@@ -10,11 +10,13 @@ equal vectors, bit for bit.
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ternarize_cli.errors import InputError, UnavailableError
+from ternarize_cli.errors import InputError, UnavailableError, shown
+from ternarize_cli.model_folder.model_kind import kind_of
+from ternarize_cli.runtime.checked_folder import check_packed
 from ternarize_cli.runtime.modules import Modules, Pooling, read_modules, require_prompt
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.packed_file import IN_TORCH
@@ -55,17 +57,21 @@ class Encoder:
     kind = "encoder"
 
     def __init__(self, folder: str | Path) -> None:
-        """Reads a packed model.
-
-        Only what the files say is checked here; `runtime.opening.open_model` also checks that they are those that were
-        packed.
+        """Reads a packed model, whose files are first compared with those that were packed.
 
         Raises:
-            CheckpointError: a file is missing or damaged (FormatError: the weights or their description).
+            CheckpointError: a file is missing or damaged, asks for something that no folder may ask for, or is not the
+                one that was packed (FormatError).
             UnavailableError: the compiled library is missing, or the model asks for something that this runtime does
                 not do, which the message names.
         """
         self.folder = folder = Path(folder)
+        check_packed(folder)
+        if kind_of(folder) == "cross-encoder":
+            raise UnavailableError(
+                f"{folder} has a head that gives scores, and makes no vectors",
+                hint="Reranker(MODEL) for pairs of texts, Classifier(MODEL) for labels",
+            )
         self._library = library()
         self._images: PackedImages | None = None
         self._captions: Captions | None = None
@@ -89,33 +95,45 @@ class Encoder:
         self._whole = modules.width(width)
         self.dim = min(self._whole, modules.dimensions or self._whole)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy, in another process or not, opens the folder again
+        Encoder.__init__(self, state["folder"])
+
     def encode(
         self,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
         normalize: bool | None = None,
         dimensions: int | None = None,
     ) -> np.ndarray:
-        """Encodes texts: float32 `[texts, dimensions]`, in their order.
+        """Encodes texts: float32 `[texts, dimensions]`, in their order; one string gives its vector, `[dimensions]`.
 
         Texts of similar length go through the model together, up to 8,192 tokens at a time. A vector does not depend on
         what it shares a batch with.
 
         Args:
-            texts: the texts.
+            texts: the texts, or one.
             prompt_name: the name of the prompt that is put before each; None: the model's default, if it has one.
-            prompt: the prompt itself, instead of its name.
+            prompt: the prompt itself; it excludes `prompt_name`.
             normalize: whether vectors get length 1; None: as the model does.
             dimensions: the number of leading dimensions that are kept; None: as the model does.
 
         Raises:
-            InputError: there is no prompt of that name, a text is no text, `dimensions` is not between 1 and the width
-                of a vector, a text has a token that the model's table has no row for, or the model reads no texts.
+            InputError: there is no prompt of that name, or both are given; a text is no text, or has a token that the
+                model's table has no row for; `dimensions` is not between 1 and the width of a vector; or the model
+                reads no texts.
         """
         if isinstance(texts, str):
-            raise InputError("encode takes a list of texts", hint="encode([text])")
+            (vector,) = self.encode(
+                [texts], prompt_name=prompt_name, prompt=prompt, normalize=normalize, dimensions=dimensions
+            )
+            return np.array(vector)
+        if prompt is not None and prompt_name is not None:
+            raise InputError("prompt and prompt_name exclude each other", hint="give one of them")
         chosen = self._prompt(prompt_name) if prompt is None else prompt
         tokens = self._texts.tokenizer(texts, chosen)
         skipped = self._skipped(chosen)
@@ -161,6 +179,8 @@ class Encoder:
             InputError: an image can't be read, has a mode that the model does not read, or would become too large;
                 `dimensions` is not between 1 and the width of a vector; or the model reads no images.
         """
+        if not isinstance(images, Sequence):
+            raise InputError("encode_images takes a list of images", hint="encode_images([image])")
         made = np.empty((len(images), self._dimensions(dimensions)), dtype=np.float32)
         for start in range(0, len(images), _IMAGES):  # pixel values of all images would take too much memory
             some = images[start : start + _IMAGES]
@@ -273,9 +293,11 @@ class Encoder:
     def _dimensions(self, wanted: int | None) -> int:
         if wanted is None:
             return self.dim
+        if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer):
+            raise InputError(f"dimensions is {shown(wanted)}, no number of dimensions", hint="dimensions=128")
         if not 1 <= wanted <= self._whole:
             raise InputError(f"{wanted} dimensions are asked for, and vectors have {self._whole}", hint="ask for fewer")
-        return wanted
+        return int(wanted)
 
     def _prompt(self, name: str | None) -> str:
         if name is None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, named, shown
+from ternarize_cli.runtime.checked_folder import check_packed
 from ternarize_cli.runtime.head_weights import ACTIVATIONS, HeadWeights
 from ternarize_cli.runtime.modules import listed_modules, read_prompts
 from ternarize_cli.runtime.native.library import library
@@ -42,17 +43,16 @@ class _Headed:
     reads = frozenset({"text"})
 
     def __init__(self, folder: str | Path) -> None:
-        """Reads a packed model.
-
-        Only what the files say is checked here; `runtime.opening.open_model` also checks that they are those that were
-        packed.
+        """Reads a packed model, whose files are first compared with those that were packed.
 
         Raises:
-            CheckpointError: a file is missing or damaged (FormatError: the weights or their description).
+            CheckpointError: a file is missing or damaged, asks for something that no folder may ask for, or is not the
+                one that was packed (FormatError).
             UnavailableError: the compiled library is missing, or the model asks for something that this runtime does
                 not do, which the message names.
         """
         self.folder = folder = Path(folder)
+        check_packed(folder)
         _check_modules(folder)
         text = open_text(folder, task="sequence-classification")
         self._library, self._blocks, self._tokenizer = library(), text.blocks, text.tokenizer
@@ -63,6 +63,12 @@ class _Headed:
         own = optional_object(settings) if (folder / "modules.json").is_file() else {}
         self.prompts, self.default_prompt_name = read_prompts(own, folder)
         self._activation = _activation(own, text.config, len(self.labels), folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy, in another process or not, opens the folder again
+        _Headed.__init__(self, state["folder"])
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Tokens]:
         """Tokenises texts behind a prompt, with special tokens, and cuts them at `limit` tokens.

@@ -108,10 +108,21 @@ class Modules:
     dimensions: int | None
 
     def width(self, pooled: int) -> int:
-        """Returns the number of dimensions of a vector, given that of what pooling makes."""
+        """Returns the number of dimensions of a vector, given that of what pooling makes.
+
+        Raises:
+            CheckpointError: a module reads another number of dimensions than the one before it makes.
+        """
         for layer in self.layers:
-            pooled = layer.weights.linear.outputs if isinstance(layer, Dense) else pooled
-        return int(pooled)
+            reads = int(layer.weights.linear.inputs if isinstance(layer, Dense) else len(layer.gain))
+            if reads != pooled:
+                what = "Dense" if isinstance(layer, Dense) else "LayerNorm"
+                raise CheckpointError(
+                    f"a module {what} reads {reads} dimensions, and the one before it makes {pooled}",
+                    hint="the folder mixes files of several models: fetch or make it again",
+                )
+            pooled = int(layer.weights.linear.outputs) if isinstance(layer, Dense) else pooled
+        return pooled
 
     def behind_pooling(self, library: Library, vectors: np.ndarray, *, normalize: bool = True) -> np.ndarray:
         """Computes what the modules behind pooling make of vectors: float32 `[rows, dim]`.
@@ -196,8 +207,10 @@ def require_prompt(prompts: Collection[str], name: str) -> None:
     """Checks that a model has a prompt.
 
     Raises:
-        InputError: there is no prompt of that name; the hint lists those that there are.
+        InputError: the name is no text, or there is no prompt of that name; the hint lists those that there are.
     """
+    if not isinstance(name, str):
+        raise InputError(f"{shown(name)} is no name of a prompt", hint="pass the prompt itself as prompt=")
     if name not in prompts:
         known = ", ".join(sorted(prompts)) or "none"
         raise InputError(f"the model has no prompt named {name!r}", hint=f"its prompts: {known}")

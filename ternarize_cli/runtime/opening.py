@@ -1,18 +1,14 @@
-"""Opens the folder of a packed model that may come from anybody: checks it first, then reads it."""
+"""Opens a packed model as what it is: an encoder, a reranker or a classifier."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli.errors import UnavailableError
-from ternarize_cli.model_folder.config_check import check_layers
 from ternarize_cli.model_folder.folder_check import check_folder
-from ternarize_cli.model_folder.integrity import verify
 from ternarize_cli.model_folder.model_kind import kind_of
 from ternarize_cli.runtime.encoder import Encoder
 from ternarize_cli.runtime.heads import Classifier, Reranker
-from ternarize_cli.runtime.packed_file import codec_of
-from ternarize_cli.runtime.tensor_file import open_tensors
 from ternarize_cli.storage.bounds import read_object
 
 __all__ = ["open_model"]
@@ -31,9 +27,6 @@ def open_model(folder: str | Path) -> Encoder | Reranker | Classifier:
     """
     folder = Path(folder)
     config = check_folder(folder)
-    codec_of(config.get("quantization_config"), str(folder))
-    verify(folder)
-    check_layers(config, folder / "config.json", len(open_tensors(folder).names))
     kind = kind_of(folder)
     if kind == "sparse":
         raise UnavailableError(

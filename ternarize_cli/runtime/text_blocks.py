@@ -1,6 +1,8 @@
 """A text encoder: embeddings and blocks, from ids of tokens to the last hidden states."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,11 +146,10 @@ class TextBlocks:
 
     def _rows(self, texts: Sequence[Tokens], lengths: np.ndarray) -> list[np.ndarray]:
         """Lists for each table the rows that are looked up: int64 `[tokens]` each."""
-        words = np.fromiter((i for text in texts for i in text.ids), dtype=np.int64, count=int(lengths.sum()))
+        words = _numbers([text.ids for text in texts], lengths, "ids")
         found = [words]
         if self._given.types is not None:
-            types = np.fromiter((t for text in texts for t in text.types), dtype=np.int64, count=len(words))
-            found.append(types)
+            found.append(_numbers([text.types for text in texts], lengths, "types"))
         starts, first = np.cumsum(lengths) - lengths, self._given.first_position
         if self._given.positions is not None and first:  # counted without the padding token, as in RoBERTa
             real = (words != first - 1).astype(np.int64)
@@ -238,3 +239,17 @@ def _has(file: PackedFile, name: str) -> bool:
         return file.has(name)
     except FormatError:  # the names of several tensors end so
         return False
+
+
+def _numbers(rows: Sequence[Sequence[int]], lengths: np.ndarray, what: str) -> np.ndarray:
+    """Joins the ids, or the types, of the tokens of texts: int64 `[tokens]`.
+
+    Raises:
+        InputError: one is no whole number of 64 bits, or a text has not one for each of its tokens.
+    """
+    if any(len(row) != length for row, length in zip(rows, lengths.tolist(), strict=True)):
+        raise InputError(f"a text has not as many {what} as tokens", hint="pass the tokens that tokenize gives")
+    try:
+        return np.fromiter(map(index, chain.from_iterable(rows)), dtype=np.int64, count=int(lengths.sum()))
+    except (TypeError, OverflowError) as e:
+        raise InputError(f"the {what} of a text's tokens are no whole numbers", hint="pass integers") from e

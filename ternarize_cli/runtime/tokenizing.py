@@ -114,6 +114,9 @@ class TextTokenizer:
         Raises:
             InputError: something is no text, or a text can't be encoded as UTF-8.
         """
+        if isinstance(texts, str):
+            raise InputError("one text is given where a list of texts is read", hint=f"[{shown(texts)}]")
+        _checked(prompt)
         return self._encoded([self._readable(prompt, _checked(text)) for text in texts])
 
     def pairs(self, pairs: Sequence[tuple[str, str]], prompt: str = "") -> list[Tokens]:
@@ -122,6 +125,7 @@ class TextTokenizer:
         Raises:
             InputError: something is no text, or a text can't be encoded as UTF-8.
         """
+        _checked(prompt)
         return self._encoded([(prompt + _checked(first), _checked(second)) for first, second in pairs])
 
     def prompt_tokens(self, prompt: str) -> int:
@@ -219,13 +223,20 @@ def read_tokenizer(
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Lists the special tokens that settings name, by their keys such as "pad_token"."""
+    """Lists the special tokens that settings name, by their keys such as "pad_token".
+
+    Raises:
+        CheckpointError: one holds half of a surrogate pair.
+    """
     found = {}
     for key in _SPECIAL:
         token = settings.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str):
-            found[key] = text
+            try:
+                found[key] = _checked(text)
+            except InputError as e:
+                raise CheckpointError(f"{key} of the tokenizer: {e}", hint="fetch the files again") from e
     return found
 
 

@@ -8,10 +8,9 @@ there. A lock keeps two runs from writing the same output; the system releases i
 
 import ctypes
 import errno
-import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,13 +26,10 @@ __all__ = [
     "cache_folder",
     "check_apart",
     "check_output",
-    "content_hash",
     "empty",
     "locked_folder",
     "partial_path",
     "remove",
-    "sha256",
-    "tree_hash",
 ]
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
@@ -292,39 +288,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    """Computes the sha256 of a file's content: 64 hex digits."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def content_hash(folder: Path) -> str:
-    """Computes a digest of the files of a model folder that decide its vectors: weights, configs and tokenizer.
-
-    READMEs, images and hidden files are left out, so editing a model card keeps the digest. Returns 64 hex digits.
-    """
-    return tree_hash(folder, _counts)
-
-
-def tree_hash(folder: Path, counts: Callable[[Path], bool]) -> str:
-    r"""Computes a digest of a folder: the sha256 over a line `PATH\0SHA256\n` for each file, sorted by path.
-
-    Args:
-        folder: the folder.
-        counts: tells by the path of a file, relative to `folder`, whether the file is part of the digest.
-
-    Returns:
-        64 hex digits.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and counts(p.relative_to(folder))):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _counts(relative: Path) -> bool:
-    return relative.suffix in (".safetensors", ".bin", ".json", ".txt", ".model") and not any(
-        part.startswith(".") for part in relative.parts
-    )

@@ -20,7 +20,7 @@ from typing import IO, Any
 from ternarize_cli.errors import DataError
 from ternarize_cli.storage.bounds import read_bytes, require_regular
 from ternarize_cli.storage.checksummed import checked, with_checksum
-from ternarize_cli.storage.files import sha256
+from ternarize_cli.storage.digests import sha256
 from ternarize_cli.storage.whole_files import put_file, sweep
 
 __all__ = ["RECORDS", "ShardFiles"]

@@ -12,7 +12,7 @@ from ternarize_cli.data.texts import STDIN
 from ternarize_cli.encoders.loading import pooling_note
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests, files
 from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model, reads
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 from ternarize_cli.vectors.ray_engine import encode_with_ray, require_ray
@@ -100,7 +100,7 @@ def encode(
     opened = open_model(model, corpus.kind, options)
     if note := pooling_note(opened.folder):
         say(note)
-    encoder, digest = opened.encode, files.content_hash(opened.folder)
+    encoder, digest = opened.encode, digests.content_hash(opened.folder)
     about = metadata(
         model=model,
         model_sha256=digest,

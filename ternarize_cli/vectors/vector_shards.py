@@ -20,7 +20,7 @@ import numpy as np
 from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.checksummed import with_checksum
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 from ternarize_cli.storage.whole_files import put_file
 from ternarize_cli.vectors.encode import OpenModel, encoded
 from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles

@@ -24,7 +24,7 @@ from ternarize_cli.errors import CheckpointError, FormatError, InputError, Outpu
 from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import CODECS, Artifact, Scheme
 from ternarize_cli.model_folder.integrity import seal
-from ternarize_cli.storage import files, weights
+from ternarize_cli.storage import digests, files, weights
 
 SENTENCES = ["the cat on the house", "a dog by the river", "write the file", "big red index of stone and light"]
 
@@ -238,11 +238,11 @@ def test_inspect_reads_every_stage(tiny_bert: Path, packed: Path) -> None:
 
 
 def test_the_content_hash_ignores_the_model_card_and_sees_the_weights(packed: Path) -> None:
-    before = files.content_hash(packed)
+    before = digests.content_hash(packed)
     (packed / "README.md").write_text("# Card")
-    assert files.content_hash(packed) == before
+    assert digests.content_hash(packed) == before
     change_tensor(packed, "embeddings.LayerNorm.bias", lambda t: t + 1)
-    assert files.content_hash(packed) != before
+    assert digests.content_hash(packed) != before
 
 
 # ---- strict reading
@@ -375,7 +375,7 @@ def test_an_existing_output_is_refused_and_replaced_with_force(tiny_bert: Path, 
 def test_a_full_disk_keeps_the_old_output(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     convert(tiny_bert, out)
-    before = files.content_hash(out)
+    before = digests.content_hash(out)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -383,7 +383,7 @@ def test_a_full_disk_keeps_the_old_output(tiny_bert: Path, tmp_path: Path, monke
     monkeypatch.setattr(weights.ShardData, "add", full)
     with pytest.raises(OutputError, match="disk is full"):
         convert(tiny_bert, out, Scheme(granularity="tensor"), force=True)
-    assert files.content_hash(out) == before
+    assert digests.content_hash(out) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
@@ -420,10 +420,10 @@ def test_force_replaces_neither_a_file_nor_a_folder_of_other_things(tiny_bert: P
 def test_an_output_never_overlaps_its_input(tmp_path: Path, where: str) -> None:
     home = tmp_path / "home"
     source = save_tiny_bert(home / "source")
-    before = files.content_hash(source)
+    before = digests.content_hash(source)
     with pytest.raises(InputError, match="overlap"):
         convert(source, home / where, force=True)
-    assert files.content_hash(source) == before
+    assert digests.content_hash(source) == before
 
 
 def test_other_things_beside_the_output_are_left_alone(tiny_bert: Path, tmp_path: Path) -> None:

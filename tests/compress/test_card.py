@@ -20,7 +20,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 
 CARD = """---
 license: other

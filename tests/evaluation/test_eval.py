@@ -100,7 +100,7 @@ def taught(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_compares_with_a_teacher(run: Run, tiny_bert: Path, other_bert: Path, taught: Path) -> None:
     from scipy.stats import spearmanr
 
-    from ternarize_cli.storage.files import content_hash
+    from ternarize_cli.storage.digests import content_hash
 
     (data,) = read_tasks(sts=[taught])
     expected = spearmanr(cosines(load(other_bert), data.first, data.second), data.scores)[0]

@@ -360,7 +360,7 @@ def test_the_meta_of_a_packed_model_says_what_it_weighs(run: Any, tiny_bert: Pat
     from ternarize_cli.compress.inspect import inspect
     from ternarize_cli.encoders.loading import load_encoder
     from ternarize_cli.evaluation.model_meta import model_meta
-    from ternarize_cli.storage.files import content_hash
+    from ternarize_cli.storage.digests import content_hash
 
     run("convert", tiny_bert, "-o", tmp_path / "latent", "-q")
     run("pack", tmp_path / "latent", "-o", tmp_path / "packed", "-q")

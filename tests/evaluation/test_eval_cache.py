@@ -94,7 +94,7 @@ def test_a_changed_model_never_gets_the_old_scores(tiny_bert: Path, tmp_path: Pa
 
     from safetensors.torch import load_file, save_file
 
-    from ternarize_cli.storage.files import content_hash
+    from ternarize_cli.storage.digests import content_hash
 
     model = shutil.copytree(tiny_bert, tmp_path / "model")
     cache, before = ScoreCache(tmp_path / "scores"), score_key(**(WHAT | {"model": content_hash(model)}))

@@ -11,7 +11,7 @@ from ternarize_cli.errors import ModelNotFoundError
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.reading import read_tasks
 from ternarize_cli.evaluation.tasks import make_task
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 
 
 def test_mteb_finds_a_model_by_its_name_and_by_its_path(tiny_bert: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures for tests of exports: packed models."""
+"""Fixtures for tests of exports: packed models, and what is exported of them."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import pytest
 
 from support.families import stages
 from support.models import add_dense, save_tiny_bert
+from support.wheels import site_of, wheel_of
+from ternarize_cli.export.session import export
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,23 @@ def with_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = save_tiny_bert(folder / "source")
     add_dense(source)
     return stages(source, folder)[2]
+
+
+@pytest.fixture(scope="session")
+def c_folder(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `ternarize export --to c` writes of the tiny BERT; tests must not write into it."""
+    made = tmp_path_factory.mktemp("c") / "made"
+    export(packed, made, to="c")
+    return made
+
+
+@pytest.fixture(scope="session")
+def wheel(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the tiny BERT."""
+    return wheel_of(packed, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's files, NumPy and tokenizers; tests must not write into it."""
+    return site_of(wheel, tmp_path_factory.mktemp("site"))

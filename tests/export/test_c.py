@@ -1,11 +1,8 @@
 """The format c: its vectors are the runtime's, bit for bit, and a damaged file ends in a sentence."""
 
 import json
-import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,6 @@ from support.c_model import LIBRARY, CModel, RefusedError, save_weights
 from support.families import save_family, save_word_tokenizer, stages
 from support.fused_families import FUSED, Family, name_of
 from support.models import add_dense, save_modules, save_tiny_bert
-from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputExistsError, UnavailableError
-from ternarize_cli.export.options import ExportOptions
-from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.runtime.encoder import Encoder
 
@@ -91,58 +85,8 @@ def test_a_tanh_is_that_of_the_runtime_up_to_its_last_bits(with_dense: Path, tmp
     assert np.abs(model.encode(tokens) - encoder.encode_tokens(tokens)).max() < 1e-6
 
 
-@pytest.fixture(scope="module")
-def folder(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `ternarize export --to c` writes."""
-    made = tmp_path_factory.mktemp("c") / "made"
-    export(packed, made, to="c")
-    return made
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
-def test_the_example_compiles_without_a_warning_and_prints_the_vectors_of_the_runtime(
-    folder: Path, packed: Path, tmp_path: Path
-) -> None:
-    program = tmp_path / "example"
-    command = ["gcc", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "example.c", "-L.", "-lternarize"]
-    subprocess.run([*command, f"-Wl,-rpath,{folder}", "-o", str(program)], cwd=folder, check=True)
-    encoder = Encoder(packed)
-    tokens = encoder.tokenize(TEXTS)
-    lines = "".join(" ".join(map(str, text.ids)) + "\n" for text in tokens)
-    made = subprocess.run(
-        [program, folder / "model.tz"], input=lines, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    vectors = np.array([line.split() for line in made], np.float32)
-    assert (vectors == encoder.encode_tokens(tokens)).all()
-    for given, why in (("1 2 9999\n", "an id is no row of the model's table"), ("1 " * 65, "more tokens than")):
-        refused = subprocess.run(
-            [program, folder / "model.tz"], input=given, capture_output=True, text=True, check=False
-        )
-        assert refused.returncode == 1
-        assert why in refused.stderr
-
-
-def test_the_folder_has_all_that_a_program_needs(folder: Path, packed: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *("README.md", "config.json", "example.c", "libternarize.so", "model.tz", "ternarize.h", "tokenizer.json"),
-    ]
-    facts = json.loads((folder / "config.json").read_text())
-    assert (facts["name"], facts["dimensions"], facts["limit"]) == ("packed", 32, 64)
-    assert (folder / "tokenizer.json").read_bytes() == (packed / "tokenizer.json").read_bytes()
-    assert facts["content_hash"] in (folder / "README.md").read_text()
-
-
-@pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
-def test_the_library_needs_the_c_library_alone(folder: Path) -> None:
-    listed = subprocess.run(
-        ["readelf", "-d", folder / "libternarize.so"], capture_output=True, text=True, check=True
-    ).stdout
-    needed = {name.partition(".")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", listed)}
-    assert needed - {"ld-linux-x86-64", "ld-linux-aarch64"} <= {"libc", "libm", "libpthread"}
-
-
-def test_arguments_that_are_wrong_are_refused_in_words_and_nothing_is_written(folder: Path) -> None:
-    model = CModel(folder / "model.tz")
+def test_arguments_that_are_wrong_are_refused_in_words_and_nothing_is_written(c_folder: Path) -> None:
+    model = CModel(c_folder / "model.tz")
     ids, starts, out = np.arange(1, 7, dtype=np.int32), np.array([0, 3, 6], np.int32), np.full((2, 32), 7.0, np.float32)
     whole = [ids.ctypes.data, starts.ctypes.data, 2, out.ctypes.data, 1]
     assert model.call(*whole) == 0
@@ -190,14 +134,24 @@ def test_a_file_that_is_missing_or_something_else_is_refused_in_words(tmp_path: 
             CModel(tmp_path / name)
 
 
-def test_an_instruction_set_that_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instruction_set_that_is_not_there_is_refused(c_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERNARIZE_NATIVE_ISA", "sse9")
     with pytest.raises(RefusedError, match="no instruction set of the name in TERNARIZE_NATIVE_ISA"):
-        CModel(folder / "model.tz")
+        CModel(c_folder / "model.tz")
 
 
-def test_any_flipped_bit_and_any_cut_is_noticed(folder: Path, tmp_path: Path) -> None:
-    whole, made = (folder / "model.tz").read_bytes(), tmp_path / "damaged.tz"
+def test_the_name_of_an_instruction_set_may_have_large_letters(
+    c_folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Encoder(packed).tokenize(TEXTS)
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", "Scalar")
+    made = CModel(c_folder / "model.tz").encode(tokens)
+    monkeypatch.setenv("TERNARIZE_NATIVE_ISA", "scalar")
+    assert (made == CModel(c_folder / "model.tz").encode(tokens)).all()
+
+
+def test_any_flipped_bit_and_any_cut_is_noticed(c_folder: Path, tmp_path: Path) -> None:
+    whole, made = (c_folder / "model.tz").read_bytes(), tmp_path / "damaged.tz"
     places = [*range(8 * 32), *range(8 * 32, 8 * len(whole), 8 * 97 + 3)]
     for place in places:
         content = bytearray(whole)
@@ -225,50 +179,3 @@ def test_damaged_structures_are_refused_or_encode_something(with_dense: Path, tm
     )
     assert made.returncode == 0, made.stderr[-2000:]
     assert made.stdout.startswith("1500 files: ")
-
-
-def test_what_is_no_packed_text_encoder_is_refused(
-    packed: Path, tiny_bert: Path, tiny_vit: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(FormatError, match="is no packed model"):
-        export(tiny_bert, tmp_path / "made", to="c")
-    images = stages(tiny_vit, tmp_path)[2]
-    with pytest.raises((UnavailableError, CheckpointError)):
-        export(images, tmp_path / "made", to="c")
-    changed = tmp_path / "changed"
-    shutil.copytree(packed, changed)
-    weights = bytearray((changed / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (changed / "model.safetensors").write_bytes(weights)
-    with pytest.raises(FormatError, match="is not what was packed"):
-        export(changed, tmp_path / "made", to="c")
-    assert not (tmp_path / "made").exists()
-
-
-def test_pooling_without_the_tokens_of_prompts_is_refused(tmp_path: Path) -> None:
-    source = save_tiny_bert(tmp_path / "source")
-    path = source / "1_Pooling" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"include_prompt": False}))
-    (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "search: "}}))
-    with pytest.raises(UnavailableError, match="leaves the tokens of prompts out of pooling"):
-        export(stages(source, tmp_path)[2], tmp_path / "made", to="c")
-
-
-def test_the_command_writes_the_folder_once(run: Callable[..., Any], packed: Path, tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    report = run("export", packed, "--to", "c", "-o", made, "--json")
-    assert report.exit_code == 0, report.output
-    assert {Path(file["path"]).name for file in json.loads(report.stdout)["files"]} >= {"model.tz", "ternarize.h"}
-    again = run("export", packed, "--to", "c", "-o", made)
-    assert again.exit_code == OutputExistsError.exit_code
-    assert "--force" in again.stderr
-    before = (made / "model.tz").read_bytes()
-    assert run("export", packed, "--to", "c", "-o", made, "--force").exit_code == 0
-    assert (made / "model.tz").read_bytes() == before
-
-
-def test_options_of_other_formats_are_refused(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--version means nothing for the format c"):
-        export(packed, tmp_path / "made", to="c", options=ExportOptions(version="2.0"))
-    with pytest.raises(InputError, match="there is no format 'gif'"):
-        export(packed, tmp_path / "made", to="gif")

@@ -21,9 +21,8 @@ import pytest
 from support.c_model import LIBRARY
 from support.families import stages
 from support.models import save_tiny_bert
-from support.wheels import MAIN, alone, site_of, wheel_of
+from support.wheels import alone, wheel_of
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputExistsError, UnavailableError
-from ternarize_cli.export.carried.check import check
 from ternarize_cli.export.session import export
 from ternarize_cli.export.wheel import package_name
 from ternarize_cli.model_folder.model_files import model_files
@@ -31,16 +30,7 @@ from ternarize_cli.runtime.encoder import Encoder
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the compiled library is not built")
 TEXTS = ["the cat", "a dog house by the river"]
-
-
-@pytest.fixture(scope="module")
-def wheel(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheel_of(packed, tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return site_of(wheel, tmp_path_factory.mktemp("site"))
+LICENCE = Path(__file__).parents[2] / "LICENSE"
 
 
 def test_the_package_gives_the_vectors_of_the_runtime_and_loads_no_other_library(site: Path, packed: Path) -> None:
@@ -58,60 +48,12 @@ def test_the_package_gives_the_vectors_of_the_runtime_and_loads_no_other_library
     assert [name for name in modules if not name.startswith(("_", "cython"))] == ["my_minilm", "numpy", "tokenizers"]
 
 
-def test_the_command_takes_arguments_or_lines_and_gives_a_line_of_json_each(site: Path, packed: Path) -> None:
-    wanted = Encoder(packed).encode(TEXTS, dimensions=5)
-    by_arguments = alone(site, MAIN, *TEXTS, "--dimensions", "5")
-    by_lines = alone(site, MAIN, "--dimensions", "5", text="\n".join(TEXTS))
-    assert by_arguments.stdout == by_lines.stdout, by_lines.stderr
-    rows = [json.loads(line) for line in by_arguments.stdout.splitlines()]
-    assert [row["id"] for row in rows] == ["1", "2"]
-    assert (np.array([row["vector"] for row in rows], np.float32) == wanted).all()
-
-
-def test_the_command_says_what_is_wrong(site: Path) -> None:
-    for arguments, why in (
-        (("--prompt-name", "other"), "the model has no prompt named 'other'"),
-        (("--dimensions", "33"), "33 dimensions are asked for, and vectors have 32"),
-    ):
-        made = alone(site, MAIN, "a text", *arguments)
-        assert made.returncode == InputError.exit_code
-        assert made.stderr.startswith(f"error: {why}")
-        assert made.stdout == ""
-    made = alone(site, MAIN, text="a text\n\udcff\n")
-    assert made.returncode == InputError.exit_code
-    assert "line 2 of stdin is not UTF-8" in made.stderr
-
-
-def test_check_compares_results_with_those_of_the_export(site: Path) -> None:
-    made = alone(site, MAIN, "--check")
+def test_one_string_gives_one_vector(site: Path, packed: Path) -> None:
+    made = alone(site, "from my_minilm import encode; made = encode('the cat'); print(made.dtype, *made.tolist())")
     assert made.returncode == 0, made.stderr
-    assert made.stdout.startswith("3 results: equal bit for bit\n")
-    scalar = alone(site, MAIN, "--check", environment={"TERNARIZE_NATIVE_ISA": "scalar"})
-    assert scalar.returncode == 0, scalar.stderr
-    assert "scalar here" in scalar.stdout
-
-
-@pytest.mark.parametrize(
-    ("change", "here", "is_well"),
-    [(1e-3, "avx2", True), (0.1, "avx2", False), (0.1, "amx", True), (0.2, "amx", False)],
-)
-def test_vectors_that_are_too_far_apart_are_told(change: float, here: str, is_well: bool) -> None:
-    wanted = np.eye(3, 8, dtype=np.float32)
-    made = wanted.copy()
-    made[1, 0] += change
-    stored = {"kind": "encoder", "instruction_set": "avx2", "results": wanted.tolist()}
-    found, said = check(stored, made, here)
-    assert found == is_well
-    assert f"up to {change:.2g} apart; the least cosine is " in said
-
-
-@pytest.mark.parametrize(
-    ("change", "here", "is_well"),
-    [(0.039, "avx2", True), (0.041, "avx2", False), (0.39, "amx", True), (0.41, "amx", False)],
-)
-def test_scores_that_are_too_far_apart_are_told(change: float, here: str, is_well: bool) -> None:
-    stored = {"kind": "reranker", "instruction_set": "avx2", "results": [[2.0], [-4.0], [0.0]]}
-    assert check(stored, np.array([[2.0], [-4 + change], [0.0]], np.float32), here)[0] == is_well
+    dtype, *vector = made.stdout.split()
+    assert dtype == "float32"
+    assert (np.array(vector, np.float32) == Encoder(packed).encode(["the cat"])[0]).all()
 
 
 def test_equal_models_give_equal_bytes(wheel: Path, packed: Path, tmp_path: Path) -> None:
@@ -192,16 +134,18 @@ def test_the_metadata_name_licence_requirements_and_command(tmp_path: Path) -> N
         assert (about["Name"], about["Version"], about["License-Expression"]) == (
             "my_minilm",
             "2.0.post1",
-            "Apache-2.0",
+            "Apache-2.0 AND MIT",
         )
         requirements = about.get_all("Requires-Dist")
         assert requirements is not None
         always = [line for line in requirements if "extra" not in line]
         assert [line.partition(">")[0] for line in always] == ["numpy", "tokenizers"]
         assert {"uvicorn", "orjson"} <= {line.partition(">")[0].partition(";")[0] for line in requirements}
-        assert about["License-File"] == "LICENSE"
+        assert about.get_all("License-File") == ["LICENSE", "LICENSE-ternarize"]
         assert archive.read(f"{info}/licenses/LICENSE") == b"The text of the licence.\n"
-        assert "Licence: apache-2.0." in about.get_payload()
+        assert archive.read(f"{info}/licenses/LICENSE-ternarize") == LICENCE.read_bytes()
+        assert "Licence of the model: apache-2.0." in about.get_payload()
+        assert 'vector = encode("a text")  # float32 [32]' in about.get_payload()
         assert "my_minilm = my_minilm." in archive.read(f"{info}/entry_points.txt").decode()
 
 
@@ -223,6 +167,7 @@ def test_a_card_may_say_anything(card: str, line: str | None, packed: Path, tmp_
         about = message_from_string(archive.read("my_minilm-1.0.dist-info/METADATA").decode())
     said = [f"{key}: {about[key]}" for key in ("License", "License-Expression") if key in about]
     assert said == ([line] if line else [])
+    assert "under the MIT License, whose text\nis in `LICENSE-ternarize`" in about.get_payload()
     assert about["Name"] == "my_minilm"
 
 
@@ -273,6 +218,9 @@ def test_the_command_writes_a_wheel_and_a_dockerfile_into_a_folder(
     text = dockerfile.read_text()
     assert f"'/tmp/{wheel.name}[serve]'" in text
     assert "\nUSER runner\n" in text
+    assert text.startswith(
+        "# docker build -t mine . && docker run -p 127.0.0.1:8080:8080 -e TERNARIZE_API_KEY=... mine\n"
+    )
     assert 'CMD ["--serve"' in text
     again = run(*arguments)
     assert again.exit_code == OutputExistsError.exit_code

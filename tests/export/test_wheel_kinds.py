@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import urllib.request
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from PIL import Image
 from support.c_model import LIBRARY
 from support.families import stages
 from support.heads import save_headed
+from support.models import save_tiny_clip
 from support.wheels import MAIN, alone, site_of, wheel_of
-from ternarize_cli.errors import UnavailableError
+from ternarize_cli.errors import DataError, InputError, UnavailableError
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LIBRARY is None, reason="the compiled library is not built")]
@@ -57,13 +59,18 @@ def test_a_classifier_scores_its_labels(tmp_path: Path) -> None:
     assert alone(site, MAIN, "--check").returncode == 0
 
 
-def test_an_image_encoder_needs_pillow_and_takes_files(tiny_vit: Path, tmp_path: Path) -> None:
-    packed = stages(tiny_vit, tmp_path)[2]
-    wheel = wheel_of(packed, tmp_path / "dist")
-    with zipfile.ZipFile(wheel) as archive:
-        about = archive.read("my_minilm-1.0.dist-info/METADATA").decode()
+@pytest.fixture(scope="module")
+def vit(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A packed tiny ViT, and where its wheel lies."""
+    folder = tmp_path_factory.mktemp("vit")
+    packed = stages(tiny_vit, folder)[2]
+    return packed, site_of(wheel_of(packed, folder / "dist"), folder / "site", "PIL", "pillow.libs")
+
+
+def test_an_image_encoder_needs_pillow_and_takes_files(vit: tuple[Path, Path], tmp_path: Path) -> None:
+    packed, site = vit
+    about = (site / "my_minilm-1.0.dist-info" / "METADATA").read_text()
     assert "\nRequires-Dist: pillow>=" in about
-    site = site_of(wheel, tmp_path / "site", "PIL", "pillow.libs")
     assert names_of(site) == ["Encoder", "encode_images"]
     picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
     picture.save(tmp_path / "picture.png")
@@ -71,11 +78,58 @@ def test_an_image_encoder_needs_pillow_and_takes_files(tiny_vit: Path, tmp_path:
     assert made.returncode == 0, made.stderr
     assert (np.float32(json.loads(made.stdout)["vector"]) == Encoder(packed).encode_images([picture])[0]).all()
     assert alone(site, MAIN, "--check").returncode == 0
+
+
+def save_pictures(folder: Path) -> None:
+    """Saves a PNG with transparency, one of 16 bits, and JPEGs that have to be turned, with values all over."""
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    pixels = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    pixels[:10, :, 3] = 0
+    Image.fromarray(pixels).save(folder / "alpha.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16)).save(folder / "grey.png")
+    for orientation in (3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(pixels[..., :3])).save(folder / f"turned{orientation}.jpg", exif=exif)
+
+
+def test_images_have_the_vectors_that_ternarize_encode_gives(
+    run: Callable[..., Any], vit: tuple[Path, Path], tmp_path: Path
+) -> None:
+    packed, site = vit
+    save_pictures(tmp_path / "pictures")
+    report = run("encode", packed, tmp_path / "pictures")
+    assert report.exit_code == 0, report.output
+    wanted = {row["id"]: row["vector"] for row in map(json.loads, report.stdout.splitlines())}
+    assert len(wanted) == 4
+    made = alone(site, MAIN, text="".join(f"{tmp_path / 'pictures' / name}\n" for name in wanted))
+    assert made.returncode == 0, made.stderr
+    rows = [json.loads(line)["vector"] for line in made.stdout.splitlines()]
+    assert (np.array(rows, np.float32) == np.array(list(wanted.values()), np.float32)).all()
+
+
+def test_an_image_that_can_not_be_read_is_named(vit: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    assert "can't be read as an image" in alone(site, MAIN, str(tmp_path / "text.png")).stderr
+    for name, why in (("text.png", "no image that Pillow knows"), ("none.png", "No such file or directory")):
+        made = alone(vit[1], MAIN, str(tmp_path / name))
+        assert made.returncode == DataError.exit_code
+        assert made.stderr.startswith(f"error: {tmp_path / name} can't be read: {why}\n"), made.stderr
 
 
-SERVER = ("uvicorn", "click", "h11", "httptools", "orjson", "platformdirs", "PIL", "pillow.libs")
+def test_an_image_that_would_become_too_large_is_named(tmp_path: Path) -> None:
+    site = site_of(
+        wheel_of(stages(save_tiny_clip(tmp_path / "source"), tmp_path)[2], tmp_path / "dist"),
+        tmp_path / "site",
+        *("PIL", "pillow.libs"),
+    )
+    Image.new("L", (1, 1_100_000)).save(tmp_path / "line.png")
+    made = alone(site, MAIN, "--images", str(tmp_path / "line.png"))
+    assert made.returncode == InputError.exit_code
+    assert made.stderr.startswith(f"error: {tmp_path / 'line.png'}"), made.stderr
+
+
+SERVER = ("uvicorn", "click", "h11", "httptools", "orjson", "PIL", "pillow.libs")
 
 
 @pytest.mark.skipif(
@@ -105,3 +159,22 @@ def test_without_the_extra_the_server_says_what_is_missing(packed: Path, tmp_pat
     assert made.returncode == UnavailableError.exit_code
     assert "which is not installed" in made.stderr
     assert "pip install 'my_minilm[serve]'" in made.stderr
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in SERVER[:-1]), reason="the extra serve is not installed"
+)
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(("--port", "99999"), {}), (("--port", "0"), {"TERNARIZE_API_KEY": "two words"}), (("--host", "256.0.0.1"), {})],
+    ids=["port", "key", "host"],
+)
+def test_what_the_server_can_not_use_is_told_in_a_line(
+    arguments: tuple[str, ...], environment: dict[str, str], packed: Path, tmp_path: Path
+) -> None:
+    site = site_of(wheel_of(packed, tmp_path / "dist"), tmp_path / "site", *SERVER)
+    made = alone(site, MAIN, "--serve", *arguments, environment=environment)
+    assert (made.returncode, made.stdout) == (InputError.exit_code, "")
+    said, hint = made.stderr.splitlines()
+    assert said.startswith("error: ")
+    assert hint.startswith("  try: ")

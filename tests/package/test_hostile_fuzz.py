@@ -33,7 +33,7 @@ from ternarize_cli.index.documents import Documents, read_documents, read_ids, w
 from ternarize_cli.index.truth import Truth, read_truth
 from ternarize_cli.storage.arrays import read_npy
 from ternarize_cli.storage.checksummed import with_checksum
-from ternarize_cli.storage.files import sha256
+from ternarize_cli.storage.digests import sha256
 from ternarize_cli.vectors.finished_work import RECORDS
 from ternarize_cli.vectors.vector_folder import VectorFolder, VectorRecord, chained
 

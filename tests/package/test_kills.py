@@ -21,7 +21,7 @@ from support.models import WORDS, save_tiny_bert
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.index.build import IndexOptions, build_index
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests, files
 
 pytestmark = pytest.mark.slow
 
@@ -78,10 +78,10 @@ def test_a_killed_command_leaves_no_half_output(big_bert: Path, big_ternary: Pat
 def test_a_killed_replacement_keeps_the_old_output(big_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(big_bert, out)
-    before = files.content_hash(out)
+    before = digests.content_hash(out)
     process = start("convert", big_bert, "-o", out, "--rule", "absmean", "--force")
     assert kill_when(process, files.partial_path(out)), "it ended before it was killed"
-    assert files.content_hash(out) == before
+    assert digests.content_hash(out) == before
 
 
 def test_a_killed_distillation_leaves_no_half_output(tiny_bert: Path, tmp_path: Path) -> None:

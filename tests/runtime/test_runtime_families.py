@@ -177,14 +177,14 @@ def test_a_residual_dense_is_refused_here_and_right_in_pytorch(tmp_path: Path) -
         ("config.json", {"return_dict": False}, "asks for return_dict: false"),
         (
             "modules.json",
-            [{"path": "", "type": "sentence_transformers.models.Transformer"}],
+            [{"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
             "has no module that pools",
         ),
         (
             "modules.json",
             [
-                {"path": "", "type": "sentence_transformers.models.Transformer"},
-                {"path": "1_Pooling", "type": "sentence_transformers.models.WeightedLayerPooling"},
+                {"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+                {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.WeightedLayerPooling"},
             ],
             "names the module WeightedLayerPooling at place 1",
         ),

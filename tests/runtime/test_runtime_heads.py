@@ -210,7 +210,7 @@ def test_a_head_that_reads_the_first_token_is_refused_where_padding_comes_first(
 
 def test_modules_behind_a_cross_encoder_are_refused(bert: Path, tmp_path: Path) -> None:
     kinds = [("", "Transformer"), ("1_Dense", "Dense")]
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    modules = [{"name": path, "path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
     folder = variant(bert, tmp_path / "more", lambda f: (f / "modules.json").write_text(json.dumps(modules)))
     with pytest.raises(UnavailableError, match="names the module Dense at place 1"):
         Reranker(folder)

@@ -71,7 +71,7 @@ def sign(folder: Path) -> None:
     """Writes digests and checksum of an index anew, where its record can be read."""
     from ternarize_cli.storage.bounds import read_json
     from ternarize_cli.storage.checksummed import with_checksum
-    from ternarize_cli.storage.files import sha256
+    from ternarize_cli.storage.digests import sha256
 
     try:
         record = read_json(folder / "index.json")

@@ -43,11 +43,12 @@ def packed_text(
     return stages(source, folder, scheme)[2]
 
 
-def variant(packed: Path, folder: Path, change: Callable[[Path], object]) -> Path:
-    """Copies a packed model, changes the copy, and gives it a digest of its own."""
+def variant(packed: Path, folder: Path, change: Callable[[Path], object], *, sealed: bool = True) -> Path:
+    """Copies a packed model and changes the copy; if `sealed`, the copy gets a digest of its own."""
     shutil.copytree(packed, folder)
     change(folder)
-    seal(folder)
+    if sealed:
+        seal(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from support.models import WORDS
-from ternarize_cli.storage.files import content_hash
+from ternarize_cli.storage.digests import content_hash
 from ternarize_cli.vectors.vector_folder import RECORDS
 
 TEXTS = [f"{a} {b} {c}" for a, b, c in zip(WORDS, WORDS[1:], WORDS[5:], strict=False)]

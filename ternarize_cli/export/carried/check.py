@@ -26,7 +26,8 @@ def results(model: Encoder | Reranker | Classifier, texts: Sequence[str] = TEXTS
 
     Args:
         model: the model.
-        texts: three texts. A reranker scores each with the first one; a model that reads images only gets images.
+        texts: three texts. A reranker scores each of them with the first one. A model that reads no texts gets three
+            images instead, which are always the same.
     """
     if isinstance(model, Reranker):
         return model.score([(texts[0], text) for text in texts], raw=True).reshape(len(texts), -1)
@@ -40,8 +41,8 @@ def check(stored: dict[str, Any], made: np.ndarray, instruction_set: str) -> tup
 
     Args:
         stored: what about.json holds.
-        made: float32 `[3, …]`, as `results` computes them now.
-        instruction_set: the one that computed them.
+        made: float32 `[3, …]`, the results that the model gives now.
+        instruction_set: the name of the instruction set that computed `made`.
 
     Returns:
         Whether they are as close as they should be, and a sentence about how close they are.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ternarize_cli import runtime
-from ternarize_cli.export.carried.place import FOLDER
+from ternarize_cli.export.carried.place import FOLDER, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,13 +19,20 @@ class Encoder(runtime.Encoder):
     """The encoder of this package.
 
         vectors = Encoder().encode(["a text", "another one"])   # float32 [2, dim]
+        vector = Encoder().encode("a text")   # float32 [dim]
 
-    `encode` and `encode_images` share one that they make when it is first needed.
+    The functions `encode` and `encode_images` share one, which is made when the first of them is called.
     """
 
     def __init__(self) -> None:
-        """Reads the model's files."""
-        super().__init__(FOLDER)
+        """Reads the model's files.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            UnavailableError: the compiled library is missing or can't be loaded.
+        """
+        with reading():
+            super().__init__(FOLDER)
 
 
 class Reranker(runtime.Reranker):
@@ -33,12 +40,18 @@ class Reranker(runtime.Reranker):
 
         scores = Reranker().score([("a query", "a passage"), ("a query", "another one")])   # float32 [2]
 
-    `score` has one that it makes when it is first needed.
+    The function `score` keeps one, which is made at its first call.
     """
 
     def __init__(self) -> None:
-        """Reads the model's files."""
-        super().__init__(FOLDER)
+        """Reads the model's files.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            UnavailableError: the compiled library is missing or can't be loaded.
+        """
+        with reading():
+            super().__init__(FOLDER)
 
 
 class Classifier(runtime.Classifier):
@@ -46,36 +59,46 @@ class Classifier(runtime.Classifier):
 
         scores = Classifier().classify(["a text", "another one"])   # float32 [2, labels]
 
-    `classify` has one that it makes when it is first needed.
+    The function `classify` keeps one, which is made at its first call.
     """
 
     def __init__(self) -> None:
-        """Reads the model's files."""
-        super().__init__(FOLDER)
+        """Reads the model's files.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            UnavailableError: the compiled library is missing or can't be loaded.
+        """
+        with reading():
+            super().__init__(FOLDER)
 
 
 _encoder, _reranker, _classifier = cache(Encoder), cache(Reranker), cache(Classifier)
 
 
 def encode(
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     prompt_name: str | None = None,
     prompt: str | None = None,
     normalize: bool | None = None,
     dimensions: int | None = None,
 ) -> np.ndarray:
-    """Encodes texts: float32 `[texts, dimensions]`, in their order.
+    """Encodes texts: float32 `[texts, dimensions]`, in their order; one string gives its vector, `[dimensions]`.
 
     Args:
-        texts: the texts.
-        prompt_name: the name of the prompt that is put before each; None: the model's default, if it has one.
-        prompt: the prompt itself, instead of its name.
-        normalize: whether vectors get length 1; None: as the model does.
-        dimensions: the number of leading dimensions that are kept; None: as the model does.
+        texts: the texts, or a single one.
+        prompt_name: the name of the prompt that is put before each text; None takes the model's default, if it has one.
+        prompt: the prompt itself; it excludes `prompt_name`.
+        normalize: True gives vectors length 1, False leaves them as they are before the model's module Normalize, and
+            None does what the model does.
+        dimensions: the number of leading dimensions that are kept; None keeps as many as the model does.
 
     Raises:
-        InputError: a text is no text, there is no prompt of that name, or a vector has fewer dimensions.
+        InputError: a text is no string, there is no prompt of that name, a prompt and a name are given, or a vector
+            has fewer dimensions.
+        CheckpointError: a file of the model is missing or damaged.
+        UnavailableError: the compiled library is missing or can't be loaded.
     """
     return _encoder().encode(texts, prompt_name=prompt_name, prompt=prompt, normalize=normalize, dimensions=dimensions)
 
@@ -87,11 +110,14 @@ def encode_images(
 
     Args:
         images: the images, upright: their EXIF orientation is not followed.
-        normalize: whether vectors get length 1; None: as the model does.
-        dimensions: the number of leading dimensions that are kept; None: as the model does.
+        normalize: True gives vectors length 1, False leaves them as they are before the model's module Normalize, and
+            None does what the model does.
+        dimensions: the number of leading dimensions that are kept; None keeps as many as the model does.
 
     Raises:
         InputError: an image can't be read, or a vector has fewer dimensions.
+        CheckpointError: a file of the model is missing or damaged.
+        UnavailableError: the compiled library is missing or can't be loaded.
     """
     return _encoder().encode_images(images, normalize=normalize, dimensions=dimensions)
 
@@ -101,11 +127,13 @@ def score(pairs: Sequence[tuple[str, str]], *, prompt: str | None = None, raw: b
 
     Args:
         pairs: the pairs, such as a query and a passage.
-        prompt: what is put before the first text of each; None: the model's default, if it has one.
-        raw: whether scores are as the head gives them, without the model's activation.
+        prompt: what is put before the first text of each pair; None takes the model's default, if it has one.
+        raw: leave out the activation that the model applies to what its head gives.
 
     Raises:
         InputError: something is no pair of texts.
+        CheckpointError: a file of the model is missing or damaged.
+        UnavailableError: the compiled library is missing or can't be loaded.
     """
     return _reranker().score(pairs, prompt=prompt, raw=raw)
 
@@ -115,10 +143,13 @@ def classify(texts: Sequence[str | tuple[str, str]], *, prompt: str | None = Non
 
     Args:
         texts: the texts or pairs.
-        prompt: what is put before each; None: the model's default, if it has one.
-        raw: whether scores are as the head gives them, without the model's activation.
+        prompt: what is put before each text, or before the first of each pair; None takes the model's default, if it
+            has one.
+        raw: leave out the activation that the model applies to what its head gives.
 
     Raises:
         InputError: something is neither a text nor a pair.
+        CheckpointError: a file of the model is missing or damaged.
+        UnavailableError: the compiled library is missing or can't be loaded.
     """
     return _classifier().classify(texts, prompt=prompt, raw=raw)

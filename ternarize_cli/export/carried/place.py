@@ -1,11 +1,15 @@
 """Where the files of the wheel lie that this package was copied into."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "PACKAGE", "about"]
+from ternarize_cli.errors import CheckpointError, UnavailableError
+
+__all__ = ["FOLDER", "PACKAGE", "about", "reading"]
 
 PACKAGE = Path(__file__).resolve().parents[3]
 """The folder of the wheel's package."""
@@ -23,3 +27,20 @@ def about() -> dict[str, Any]:
     """
     found: dict[str, Any] = json.loads((PACKAGE / "about.json").read_text(encoding="utf-8"))
     return found
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Gives errors about the files of the wheel, which the body reads, the hint to install the wheel again.
+
+    Raises:
+        CheckpointError: a file of the model is missing or damaged.
+        UnavailableError: the compiled library is missing or can't be loaded; or TERNARIZE_NATIVE_ISA names an
+            instruction set that is not there, whose hint is kept.
+    """
+    try:
+        yield
+    except (CheckpointError, UnavailableError) as e:
+        if "TERNARIZE_" not in str(e):
+            e.hint = "install the package again: pip install --force-reinstall WHEEL"
+        raise

@@ -20,7 +20,7 @@ from ternarize_cli import __version__
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.bitblas import toolchain
 from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
-from ternarize_cli.storage.files import sha256
+from ternarize_cli.storage.digests import sha256
 
 __all__ = ["find", "folder", "keep", "unwritable", "workshop"]
 

@@ -11,6 +11,7 @@ arrays that belong together are compared; the library compares the sizes with ea
 
 import ctypes
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from ternarize_cli.errors import FormatError, UnavailableError
 from ternarize_cli.format.codecs import Codec
 from ternarize_cli.runtime.native.arrays import address, aligned, c_int, check, check_rows
 from ternarize_cli.runtime.native.interface import BITS, POOLINGS, Encoder, declare
-from ternarize_cli.runtime.native.threads import threads
+from ternarize_cli.runtime.native.threads import keep_forks_alive, threads
 from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights, PackedCodes
 
 __all__ = ["Library", "library"]
 
-_NAMES = ("libternarize_native.so.1", "libternarize_alone.so.1")
+_SHARING, _ALONE = "libternarize_native.so.1", "libternarize_alone.so.1"
 """The library that shares OpenMP's threads with PyTorch, and the one with threads of its own, which needs no OpenMP."""
 _REFUSED = -2
 
@@ -279,13 +280,16 @@ def _check_norm(norm: NormWeights, width: int) -> None:
 def library() -> Library:
     """Loads the library on the first call, and returns it.
 
+    Where PyTorch has been imported, it is the one that shares its threads; otherwise the one that has its own.
+
     Raises:
         UnavailableError: the library was not built, has another version of the interface, can't be loaded, or can't run
             the instruction set that TERNARIZE_NATIVE_ISA names.
     """
     from ternarize_cli.runtime import native
 
-    places = (Path(folder) / name for name in _NAMES for folder in native.__path__)
+    names = (_SHARING, _ALONE) if "torch" in sys.modules else (_ALONE, _SHARING)
+    places = (Path(folder) / name for name in names for folder in native.__path__)
     paths = [path for path in places if path.is_file()]
     if not paths:
         raise UnavailableError(
@@ -295,7 +299,10 @@ def library() -> Library:
     reasons = []
     for path in paths:
         try:
-            return Library(path)
+            loaded = Library(path)
+            if path.name == _SHARING:
+                keep_forks_alive()
+            return loaded
         except OSError as e:  # a system without OpenMP's library, for instance, which the second does not need
             reasons.append(str(e))
     raise UnavailableError(f"its library can't be loaded: {reasons[0]}", hint="install ternarize again")

@@ -5,6 +5,8 @@
 // everywhere in this library. A vector equals that of the runtime in Python, bit for bit, as both call the same functions.
 #include "../ternarize.h"
 
+#include <strings.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -112,12 +114,12 @@ void run(int code) {
   if (code != 0) throw std::bad_alloc();
 }
 
-// The instruction set that TERNARIZE_NATIVE_ISA names, as in Python's runtime, or the best.
+// The instruction set that TERNARIZE_NATIVE_ISA names, in letters of any case as in Python's runtime, or the best.
 int chosen_set() {
   const char* const wanted = std::getenv("TERNARIZE_NATIVE_ISA");
   if (!wanted || !*wanted) return 0;
   for (int i = 0; tz_instruction_set(i); ++i)
-    if (std::strcmp(tz_instruction_set(i), wanted) == 0) return i;
+    if (strcasecmp(tz_instruction_set(i), wanted) == 0) return i;
   throw Refused{"this processor has no instruction set of the name in TERNARIZE_NATIVE_ISA"};
 }
 
