@@ -10,7 +10,7 @@ from ternarize_cli.cli.output import Output, megabytes
 from ternarize_cli.errors import counted
 
 if TYPE_CHECKING:
-    from ternarize_cli.compress.inspect import Inspection, TensorInfo
+    from ternarize_cli.compress.inspection import Inspection, TensorInfo
 
 __all__ = ["register"]
 
@@ -103,7 +103,6 @@ def _inspect(
 def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bool, allow_pickle: bool) -> None:
     from ternarize_cli.compress.inspect import inspect as run
     from ternarize_cli.compress.inspection_figures import plot_inspection
-    from ternarize_cli.encoders.adapters import source_of
     from ternarize_cli.encoders.loading import model_name, resolve
     from ternarize_cli.measuring.figures import check_plot
 
@@ -123,13 +122,13 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
         facts += [
             (k, v)
             for k, v in description.items()
-            if k not in ("quant_method", "stage", "block") and v not in (None, [])
+            if k not in ("quant_method", "stage", "block", "listing") and v not in (None, [])
         ]
         if (data := found.artifact.calibration) is not None:
             tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
             facts = [(k, v) for k, v in facts if k != "calibration"]
             facts.append(("calibrated on", f"{data.samples:,} {data.kind}s{tokens}"))
-    name = source_of(folder) or str(folder)
+    name = _name(folder, found)
     out.table(name, ["", "value"], facts)
     _modules(out, found)
     if histogram:
@@ -147,6 +146,15 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
     out.result({"model": name, **values, "modules": [vars(m) for m in found.modules]})
 
 
+def _name(folder: Path, found: "Inspection") -> str:
+    """Returns the name of the model in the output: its folder, or what a merged adapter was made of."""
+    if found.artifact is not None:  # what is merged is at full precision
+        return str(folder)
+    from ternarize_cli.encoders.adapters import source_of
+
+    return source_of(folder) or str(folder)
+
+
 def _modules(out: Output, found: "Inspection") -> None:
     """Prints a table of linears, and one of all other modules; with fewer columns if the terminal is narrow."""
     import shutil
@@ -156,7 +164,7 @@ def _modules(out: Output, found: "Inspection") -> None:
     full = found.stage == "full precision"
     linears = [m for m in found.modules if m.is_linear and (full or m.codes is not None)]
     others = [m for m in found.modules if m not in linears]
-    columns = {"linear": _name, "out × in": _shape, "bytes": _bytes}
+    columns = {"linear": _module, "out × in": _shape, "bytes": _bytes}
     if full:
         columns |= {"mean |w|": lambda m: _short(m.mean_abs), "max |w|": lambda m: _short(m.max_abs)}
     else:
@@ -185,7 +193,7 @@ def _modules(out: Output, found: "Inspection") -> None:
         out.table(title, ["module", "kind", "shape", "bytes"], rows)
 
 
-def _name(m: "TensorInfo") -> str:
+def _module(m: "TensorInfo") -> str:
     return m.name
 
 

@@ -8,7 +8,7 @@ from ternarize_cli.errors import counted
 from ternarize_cli.measuring.figures import BLUE, ORANGE, bars, check_plot, new_figure, save_figure
 
 if TYPE_CHECKING:
-    from ternarize_cli.compress.inspect import Histogram, Inspection
+    from ternarize_cli.compress.inspection import Histogram, Inspection
 
 __all__ = ["histogram_bars", "plot_inspection"]
 

@@ -19,16 +19,19 @@ from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.compress.tokenizer_check import settle_tokenizer
 from ternarize_cli.encoders import blocks, checkpoint, module_replacement
-from ternarize_cli.encoders.anatomy import first_names, names_in_encoder
+from ternarize_cli.encoders.anatomy import first_names, names_in_encoder, sizes, weighted
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.codecs import Codec, codec_for
+from ternarize_cli.format.listing import ListedModule, Listing, config_digest
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.layers import check_scale
 from ternarize_cli.model_folder import integrity
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.runtime.packed_file import TensorNames
 from ternarize_cli.storage import files, weights
+from ternarize_cli.storage.bounds import read_json
+from ternarize_cli.storage.digests import sha256
 
 __all__ = ["PackReport", "pack"]
 
@@ -101,13 +104,15 @@ def pack(
         for part in parts:
             known = part.artifact()
             if known is not None:
-                counts, names = _pack_part(part, known, layout, partial, track)
+                counts, names, listed = _pack_part(part, known, layout, partial, track)
                 totals += counts
                 made = replace(known, stage="packed", codec=layout.name, block=described)
                 if part.subfolder:
                     part.write_config(partial, made)
                     continue
                 artifact = replace(made, names=names)
+                part.write_config(partial, artifact)
+                artifact = replace(artifact, listing=_listing(partial, *listed))
                 part.write_config(partial, artifact)
                 if reason := settle_tokenizer(partial):
                     artifact = replace(artifact, torch_only=reason)
@@ -142,16 +147,17 @@ def _described(report: PackReport) -> str:
 
 def _pack_part(
     part: Part, latent: Artifact, layout: Codec, output: Path, track: Track
-) -> tuple[Counter[str], dict[str, str]]:
+) -> tuple[Counter[str], dict[str, str], tuple[str, list[ListedModule]]]:
     """Packs the encoder or a Dense module.
 
     Returns:
         Bytes by fate, those of the weights files before ("source") and after ("packed"), and the numbers of "codes" and
-        of "zeros" among them; and the names of tensors in the files that the description has to give (`_names`).
+        of "zeros" among them; the names of tensors in the files that the description has to give (`_names`); and the
+        name of the model's class with its linears and tables.
     """
     model = part.skeleton()
     policy = policy_of_artifact(model, replace(latent, codec=layout.name))
-    first = first_names(model)
+    first, listed = first_names(model), _listed(model)
     module_replacement.replace(model, latent)
     totals: Counter[str] = Counter()
     written: dict[str, str] = {}
@@ -187,7 +193,27 @@ def _pack_part(
         writer.finish()
     totals["packed"] = writer.bytes
     totals["source"] = weights.bytes_on_disk(part.path)
-    return totals, _names(model, {**first_names(model), **first}, written)
+    present = set(written.values())
+    listed = [module for module in listed if f"{module.name}.weight" in present]
+    return totals, _names(model, {**first_names(model), **first}, written), (type(model).__name__, listed)
+
+
+def _listing(folder: Path, architecture: str, modules: list[ListedModule]) -> Listing | None:
+    """Makes the listing of a model whose weights are in one file; None if they are in several."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return None
+    return Listing(architecture, tuple(modules), config_digest(read_json(folder / "config.json")), sha256(path))
+
+
+def _listed(model: nn.Module) -> list[ListedModule]:
+    """Lists the linears and tables of a model, in its order."""
+    return [
+        ListedModule(name, "table", module.num_embeddings, module.embedding_dim)
+        if isinstance(module, nn.Embedding)
+        else ListedModule(name, "linear", *sizes(module))
+        for name, module in weighted(model)
+    ]
 
 
 def _names(model: nn.Module, first: Mapping[str, str], written: Mapping[str, str]) -> dict[str, str]:

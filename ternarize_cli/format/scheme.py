@@ -23,6 +23,7 @@ from typing import Any
 from ternarize_cli.errors import FormatError, InputError, shown
 from ternarize_cli.format.block import Block, blocks_from_dict
 from ternarize_cli.format.block_values import check_mapping, check_name
+from ternarize_cli.format.listing import Listing
 
 __all__ = [
     "CODECS",
@@ -158,9 +159,10 @@ class Artifact:
     model of the hub, and empty for any other. `block` describes the encoder's blocks (`format.block`), by the name of
     the model that has them; it is empty for a model that no description fits.
 
-    The last two are of packed models, for the runtime without PyTorch. `names` holds the name in the weights file for
+    The last three are of packed models, for what runs without PyTorch. `names` holds the name in the weights file for
     each tensor of the encoder, or of the head, that `runtime.packed_file.TensorNames` does not find by itself.
     `torch_only` says why the model runs in PyTorch only, as far as its description and files do not show that.
+    `listing` names the linears and tables (`format.listing`); None for a model that was packed without it.
     """
 
     stage: str
@@ -177,6 +179,7 @@ class Artifact:
     block: Mapping[str, Block] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     torch_only: str = ""
+    listing: Listing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the flat JSON form, with keys in a fixed order."""
@@ -199,6 +202,7 @@ class Artifact:
             **({"block": {name: block.to_dict() for name, block in self.block.items()}} if self.block else {}),
             **({"names": dict(self.names)} if self.names else {}),
             **({"torch_only": self.torch_only} if self.torch_only else {}),
+            **({"listing": self.listing.to_dict()} if self.listing else {}),
         }
 
     @classmethod
@@ -231,7 +235,7 @@ class Artifact:
         if values["stage"] == "latent" and codec is not None:
             raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
         apart = ("scheme", "modules_to_not_convert", "added_biases", "source_revision", "calibration", "block")
-        own = [f.name for f in fields(cls) if f.name not in (*apart, "names", "torch_only")]
+        own = [f.name for f in fields(cls) if f.name not in (*apart, "names", "torch_only", "listing")]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -261,6 +265,7 @@ class Artifact:
             block=blocks_from_dict(values.get("block", {})),
             names=_names_from(values.get("names", {})),
             torch_only=values.get("torch_only", ""),
+            listing=Listing.from_dict(values["listing"]) if "listing" in values else None,
             **{k: values[k] for k in own},
         )
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from support.models import add_dense, save_tiny_bert
 from ternarize_cli.compress.convert import convert
-from ternarize_cli.compress.inspect import Histogram, inspect
+from ternarize_cli.compress.inspect import inspect
+from ternarize_cli.compress.inspection import Histogram
 from ternarize_cli.compress.inspection_figures import histogram_bars, plot_inspection
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.errors import InputError, OutputExistsError, UnavailableError
