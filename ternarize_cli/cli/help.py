@@ -10,7 +10,7 @@ __all__ = ["EXAMPLES", "Command", "Commands"]
 
 _GROUPS = {
     "Where it listens": "host port api_key tls_cert tls_key",
-    "How much it takes": "max_batch_tokens max_queue max_client_batch_size max_characters max_body",
+    "How much it takes": "max_batch_tokens max_queue max_client_batch_size max_characters max_body max_pixels",
     "Calibration": "calibrate calibration_samples calibration_tokens",
     "What is measured": "sts retrieval classification pairs images task_file task benchmark language task_type limit "
     "queries_where perturb data_root text lengths shape batch tokens image_limit",

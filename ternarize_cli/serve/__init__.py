@@ -5,6 +5,8 @@
 
     options.py       ServeOptions: what `ternarize serve` takes
     server.py        opens models and a socket, runs uvicorn, and ends gracefully
+    connection.py    a connection, with bounds on what comes before a request
+    hosts.py         the names that a server without a key is called by
     application.py   the ASGI application: paths, keys, bounds, errors
     openai_api.py    /v1/embeddings and /v1/models
     tei_api.py       /embed, /embed_all, /rerank, /predict, /tokenize, /info

@@ -60,11 +60,14 @@ class Fault(_Kind, Enum):
     NO_MODEL = (404, "invalid_request_error", "model_not_found", 404, "Validation")
     NO_PATH = (404, "invalid_request_error", "unknown_url", 404, "Validation")
     NO_METHOD = (405, "invalid_request_error", "method_not_supported", 405, "Validation")
+    WRONG_HOST = (403, "invalid_request_error", "wrong_host", 403, "Validation")
     NO_KEY = (401, "invalid_request_error", "invalid_api_key", 401, "Validation")
     ENCODED = (415, "invalid_request_error", "unsupported_media_type", 415, "Validation")
     TOO_SLOW = (408, "invalid_request_error", "timeout", 408, "Validation")
+    LONG_HEAD = (431, "invalid_request_error", "headers_too_large", 431, "Validation")
     OVERLOADED = (429, "rate_limit_error", "rate_limit_exceeded", 429, "Overloaded")
     FAILED = (500, "server_error", None, 424, "Backend")
+    FULL = (503, "server_error", "too_many_connections", 503, "Overloaded")
     UNHEALTHY = (503, "server_error", None, 503, "Unhealthy")
 
 

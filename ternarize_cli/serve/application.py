@@ -5,6 +5,7 @@ does for a request of one text.
 """
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -35,12 +36,19 @@ _CLOSE = (b"connection", b"close")
 class Application:
     """Answers the requests of a server.
 
+    Args:
+        service: the models, and what computes for them.
+        index: an index that /search and /documents answer from.
+        hosts: the Host headers that are answered; None: all.
+
     Attributes:
         is_closing: whether connections are closed after the next answer.
     """
 
-    def __init__(self, service: Service, index: SearchIndex | None = None) -> None:
-        self._service = service
+    def __init__(
+        self, service: Service, index: SearchIndex | None = None, hosts: re.Pattern[bytes] | None = None
+    ) -> None:
+        self._service, self._hosts = service, hosts
         options = service.options
         self._key = None if options.api_key is None else options.api_key.encode()
         self._budget = BodyBudget(options.max_body, _BODIES * options.max_body)
@@ -67,6 +75,8 @@ class Application:
     async def _answer(self, request: Request) -> Answer:
         metrics, began = self._service.metrics, time.perf_counter()
         try:
+            if self._hosts is not None:
+                request.check_host(self._hosts)
             handler = self._handler(request)
             if self._key is not None and not (request.path in _PUBLIC and request.method != "POST"):
                 request.check_key(self._key)
@@ -81,10 +91,8 @@ class Application:
             metrics.failures.add(value=Fault.FAILED.name.lower())
             refusal = Refusal(Fault.FAILED, "the server failed; its log says how")
             return refusal.answer(openai=request.path.startswith(("/v1/", "/embeddings")))
-        if request.method == "POST":
-            method = "single" if request.single else "batch"
-            metrics.requests.add(value=method)
-            metrics.successes.add(value=method)
+        if request.counted:
+            metrics.successes.add(value=request.counted)
             metrics.seconds.observe(time.perf_counter() - began)
         return answer
 

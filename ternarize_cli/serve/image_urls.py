@@ -29,11 +29,15 @@ def image_bytes(url: str) -> bytes:
         raise Refusal(Fault.INVALID, f"an image is not base64: {e}") from e
 
 
-def pixels(encoded: bytes) -> int:
+def pixels(encoded: bytes, most: int) -> int:
     """Returns the number of pixels of an encoded image, without decoding it.
 
+    Args:
+        encoded: the bytes of the image's file.
+        most: the most pixels that it may have.
+
     Raises:
-        Refusal: it is no PNG, JPEG, WebP, GIF or BMP, or has far more pixels than are read.
+        Refusal: it is no PNG, JPEG, WebP, GIF or BMP, or has more pixels.
     """
     from PIL import Image
 
@@ -41,6 +45,11 @@ def pixels(encoded: bytes) -> int:
     known = [name for name in _FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded), formats=known) as image:
-            return image.width * image.height
+            wide, high = image.size
+    except Image.DecompressionBombError as e:  # far more than any server takes
+        raise Refusal(Fault.TOO_LARGE, f"an image has more than the {most:,} pixels that are read") from e
     except Exception as e:  # a damaged header can raise any error in a decoder
         raise Refusal(Fault.INVALID, "an image is no PNG, JPEG, WebP, GIF or BMP, or its header is damaged") from e
+    if wide * high > most:
+        raise Refusal(Fault.TOO_LARGE, f"an image has {wide:,} × {high:,} pixels, more than the {most:,} that are read")
+    return int(wide * high)

@@ -10,7 +10,7 @@ from ternarize_cli.index.documents import Documents
 from ternarize_cli.index.format import read_deleted, read_info
 from ternarize_cli.index.search import Searcher
 from ternarize_cli.serve.search_api import Found
-from ternarize_cli.storage import files
+from ternarize_cli.storage import digests
 from ternarize_cli.vectors.options import EncoderOptions
 from ternarize_cli.vectors.runtime_encoder import RuntimeEncoder
 
@@ -46,7 +46,7 @@ class IndexFolder:
         info = read_info(folder)
         if info.kind != "text":
             raise InputError(f"{folder} is an index of images, and the server searches texts", hint="leave --index out")
-        own = (str(model) for model in models.values() if files.content_hash(model) == info.model_sha256)
+        own = (str(model) for model in models.values() if digests.content_hash(model) == info.model_sha256)
         encoder = EncoderOptions(backend="native", device="cpu", threads=threads)
         self._searcher = Searcher(folder, model=next(own, None), encoder=encoder)
         if not isinstance(self._searcher.encode, RuntimeEncoder):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ternarize_cli.errors import shown
+from ternarize_cli.errors import InputError, shown
 from ternarize_cli.runtime import Encoder, Tokens
 from ternarize_cli.serve.answers import Fault, Refusal
 from ternarize_cli.serve.fields import Fields
@@ -18,28 +18,16 @@ from ternarize_cli.serve.service import Service
 from ternarize_cli.serve.tasks import ImageVectors, Vectors
 
 __all__ = [
-    "Inputs",
     "VectorsMade",
     "check_count",
     "checked_text",
     "compute_vectors",
     "dimensions_of",
+    "is_single",
     "prompt_of",
     "read_inputs",
     "vectors_task",
 ]
-
-
-class Inputs(NamedTuple):
-    """The inputs of a request.
-
-    Attributes:
-        items: texts, images as data URLs, or tokens.
-        single: whether the client sent one input, and not a list.
-    """
-
-    items: Sequence[str | Tokens]
-    single: bool = False
 
 
 class VectorsMade(NamedTuple):
@@ -56,7 +44,12 @@ class VectorsMade(NamedTuple):
     seconds: tuple[float, float, float]
 
 
-def read_inputs(value: Any, name: str, options: ServeOptions) -> Inputs:
+def is_single(value: Any) -> bool:
+    """Returns whether the value of a field is one input, a text or a list of token ids, and not a list of inputs."""
+    return not isinstance(value, list) or (bool(value) and type(value[0]) is int)
+
+
+def read_inputs(value: Any, name: str, options: ServeOptions) -> list[str | Tokens]:
     """Reads inputs: a text, a list of texts, a list of token ids, or a list of texts and lists of token ids.
 
     Args:
@@ -64,19 +57,22 @@ def read_inputs(value: Any, name: str, options: ServeOptions) -> Inputs:
         name: the name of the field in messages.
         options: the bounds.
 
+    Returns:
+        The texts, images as data URLs, and token ids, in their order.
+
     Raises:
         Refusal: the value is something else, is empty, or exceeds a bound.
     """
     if isinstance(value, str):
-        return Inputs([checked_text(value, name, options)], single=True)
+        return [checked_text(value, name, options)]
     if not isinstance(value, list):
         raise Refusal(Fault.INVALID, f"`{name}` is neither a text nor a list of texts or of token ids", param=name)
     if not value:
         raise Refusal(Fault.EMPTY, f"`{name}` is an empty list", param=name)
     if type(value[0]) is int:
-        return Inputs([_tokens(value, name)], single=True)
+        return [_tokens(value, name)]
     check_count(len(value), name, options)
-    return Inputs([_tokens(i, name) if isinstance(i, list) else checked_text(i, name, options) for i in value])
+    return [_tokens(i, name) if isinstance(i, list) else checked_text(i, name, options) for i in value]
 
 
 def _tokens(ids: list[Any], name: str) -> Tokens:
@@ -115,15 +111,20 @@ def checked_text(text: Any, name: str, options: ServeOptions) -> str:
 
 
 def dimensions_of(fields: Fields, encoder: Encoder) -> int | None:
-    """Reads the field `dimensions`, the number of leading dimensions that are kept; None: all.
+    """Reads the field `dimensions`, the number of leading dimensions that are kept; None: as the model does.
+
+    A model that cuts its vectors by itself (`truncate_dim`) gives more dimensions on request.
 
     Raises:
-        Refusal: it is no number from 1 to the dimensions of the model's vectors.
+        Refusal: it is no number from 1 to the dimensions of the model's uncut vectors.
     """
     wanted = fields.optional("dimensions", int)
-    if wanted is not None and not 1 <= wanted <= encoder.dim:
-        what = f"`dimensions` is {shown(wanted)}, and the vectors of this model have 1 to {encoder.dim:,}"
-        raise Refusal(Fault.INVALID, what, param="dimensions")
+    if wanted is None:
+        return None
+    try:  # the encoder knows, and looks at the number first
+        (encoder.encode if "text" in encoder.reads else encoder.encode_images)([], dimensions=wanted)
+    except InputError as e:
+        raise Refusal(Fault.INVALID, f"`dimensions` is {shown(wanted)}: {e}", param="dimensions") from e
     return wanted
 
 
@@ -161,7 +162,9 @@ def vectors_task(
     return Vectors(encoder, prompt_of(prompt_name, encoder), truncate, None if by_itself else normalize, dimensions)
 
 
-async def compute_vectors(service: Service, request: Request, texts: Vectors, inputs: Inputs) -> VectorsMade:
+async def compute_vectors(
+    service: Service, request: Request, texts: Vectors, inputs: Sequence[str | Tokens]
+) -> VectorsMade:
     """Makes a vector of each input: of texts, of token ids, and of images, if the model reads images.
 
     Args:
@@ -177,22 +180,22 @@ async def compute_vectors(service: Service, request: Request, texts: Vectors, in
     tasks = {
         "text": texts,
         "token ids": replace(texts, prompt=""),
-        "image": ImageVectors(texts.model, texts.normalize, texts.dimensions),
+        "image": ImageVectors(texts.model, texts.normalize, texts.dimensions, service.options.max_pixels),
     }
     places: dict[str, list[int]] = {}
-    for i, item in enumerate(inputs.items):
+    for i, item in enumerate(inputs):
         places.setdefault(_kind(item, texts.model), []).append(i)
     if places.keys() - {"image"} and "text" not in texts.model.reads:
         raise Refusal(Fault.INVALID, "the model reads images only, as data:image/TYPE;base64,…")
     if len(places) == 1:
         (kind,) = places
-        job = await service.compute(request, tasks[kind], inputs.items)
+        job = await service.compute(request, tasks[kind], inputs)
         return VectorsMade(job.result, job.tokens, job.seconds)
     vectors, tokens, seconds = np.empty((0, 0), dtype=np.float32), 0, np.zeros(3)
     for kind, rows in places.items():
-        job = await service.compute(request, tasks[kind], [inputs.items[i] for i in rows])
+        job = await service.compute(request, tasks[kind], [inputs[i] for i in rows])
         if not len(vectors):
-            vectors = np.empty((len(inputs.items), job.result.shape[1]), dtype=np.float32)
+            vectors = np.empty((len(inputs), job.result.shape[1]), dtype=np.float32)
         vectors[rows] = job.result
         tokens, seconds = tokens + job.tokens, seconds + job.seconds
     return VectorsMade(vectors, tokens, (seconds[0], seconds[1], seconds[2]))

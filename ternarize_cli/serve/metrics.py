@@ -16,7 +16,7 @@ _TOKENS = tuple(2.0**i for i in range(21))
 
 
 class Counter:
-    """A number that grows, one for each value of a label; or, as a gauge, one that may also shrink.
+    """A number that grows, or one such number for each value of a label.
 
     Attributes:
         name: its name.
@@ -76,11 +76,11 @@ class Histogram:
 
 
 class Metrics:
-    """All that is counted."""
+    """All that a server counts."""
 
     def __init__(self) -> None:
-        self.requests = Counter("te_request_count", "Requests for a text, or for a list of texts.", "method")
-        self.successes = Counter("te_request_success", "Requests that were answered with a result.", "method")
+        self.requests = Counter("te_request_count", "Requests that began, for one input or for a list.", "method")
+        self.successes = Counter("te_request_success", "Those of them that were answered with a result.", "method")
         self.failures = Counter("te_request_failure", "Requests that were refused or failed, by the reason.", "err")
         self.texts = Counter("te_embed_count", "Texts and images that were accepted.")
         self.finished = Counter("te_embed_success", "Texts and images that were computed.")

@@ -22,7 +22,7 @@ class Served:
     Attributes:
         name: the name that clients call it by.
         model: the model.
-        sha256: the checksum of its files, which it was packed with; None if it has none.
+        sha256: the content hash of its folder, as `ternarize inspect` prints it: 64 hex digits.
         pooling: how an encoder makes one vector of the tokens of a text; "" if it is none.
         normalizes: whether it gives vectors length 1 itself.
         created: when it was opened, in seconds since 1970.
@@ -30,7 +30,7 @@ class Served:
 
     name: str
     model: Model
-    sha256: str | None = None
+    sha256: str
     pooling: str = ""
     normalizes: bool = False
     created: int = field(default_factory=lambda: int(time.time()))

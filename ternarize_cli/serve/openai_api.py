@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from ternarize_cli.serve.answers import JSON, Answer, json_answer
-from ternarize_cli.serve.inputs import compute_vectors, read_inputs, vectors_task
+from ternarize_cli.serve.inputs import compute_vectors, is_single, read_inputs, vectors_task
 from ternarize_cli.serve.request import Request
 from ternarize_cli.serve.service import Service
 
@@ -42,11 +42,11 @@ class OpenAiApi:
     async def embeddings(self, request: Request) -> Answer:
         """POST /v1/embeddings: makes a vector of each input."""
         fields = await request.fields()
+        self._service.begin(request, single=is_single(fields.value("input")))
         served, encoder = self._service.models.encoder(fields.optional("model", str))
         encoding = fields.choice("encoding_format", "float", "base64")
         task = vectors_task(fields, served, encoder, prompt_name=None, truncate=True, normalize=True)
         inputs = read_inputs(fields.required("input"), "input", self._service.options)
-        request.single = inputs.single
         made = await compute_vectors(self._service, request, task, inputs)
         pieces = [b'{"object":"list","data":[']
         for first in range(0, len(made.vectors), _ROWS):

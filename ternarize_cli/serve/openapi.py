@@ -21,9 +21,14 @@ _IDS: Schema = {"type": "array", "items": _COUNT, "minItems": 1}
 
 
 def openapi_document(service: Service, *, with_index: bool = False) -> dict[str, Any]:
-    """Makes the OpenAPI document of a server; `with_index`: of one that has an index."""
+    """Makes the OpenAPI document of a server.
+
+    Args:
+        service: the models and the bounds that it describes.
+        with_index: whether the server has an index of texts.
+    """
     names = list(service.models.all)
-    bodies = _bodies(service) | (_index_bodies() if with_index else {})
+    bodies = _bodies(service) | (_index_bodies(service) if with_index else {})
     schemas = {name: _described(fields, names) for name, fields in bodies.items()}
     return {
         "openapi": "3.1.0",
@@ -48,17 +53,23 @@ def _bodies(service: Service) -> dict[str, dict[str, tuple[Schema, str]]]:
     inputs: Schema = {
         "oneOf": [
             _TEXT,
-            {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": most},
             _IDS,
-            {"type": "array", "items": _IDS, "minItems": 1, "maxItems": most},
+            _some({"oneOf": [_TEXT, _IDS]}, most),
         ]
     }
-    what = "*A text, a list of texts, token ids of the model, or lists of these; images as data:image/TYPE;base64,…"
-    texts: Schema = {"oneOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": most}]}
+    what = (
+        "*A text, a list of token ids of the model, or a list of texts and lists of token ids; images as "
+        "data:image/TYPE;base64,…"
+    )
+    one_or_two = _some(_TEXT, 2)
     model = (_TEXT, "The model; by default the first that can answer.")
     prompt = (_TEXT, "A prompt that the model keeps, such as query; by default the model's own default.")
     truncate = (_FLAG | {"default": True}, "Cut texts with too many tokens; otherwise they are refused.")
-    raw = (_FLAG | {"default": False}, "Scores as the model's head gives them, without its activation.")
+    raw = (
+        _FLAG | {"default": False},
+        "Scores as the model's head gives them. Otherwise one score gets a sigmoid, and several get a softmax, as in "
+        "text-embeddings-inference, whatever activation the model's config names.",
+    )
     return {
         "EmbeddingsRequest": {
             "input": (inputs, what),
@@ -81,23 +92,33 @@ def _bodies(service: Service) -> dict[str, dict[str, tuple[Schema, str]]]:
         "EmbedAllRequest": {"inputs": (inputs, what), "model": model, "truncate": truncate, "prompt_name": prompt},
         "RerankRequest": {
             "query": (_TEXT, "*The query."),
-            "texts": ({"type": "array", "items": _TEXT, "minItems": 1, "maxItems": most}, "*Texts to rank."),
+            "texts": (_some(_TEXT, most), "*Texts to rank."),
             "model": model,
+            "truncate": truncate,
             "raw_scores": raw,
             "return_text": (_FLAG | {"default": False}, "Repeat the texts in the answer."),
         },
         "PredictRequest": {
-            "inputs": (texts, '*A text; a pair, ["a", "b"]; or a list of lists of one or two texts.'),
+            "inputs": (
+                {"oneOf": [_TEXT, one_or_two, _some(one_or_two, most)]},
+                '*A text; a pair, ["a", "b"]; or a list of lists of one or two texts.',
+            ),
             "model": model,
+            "truncate": truncate,
             "raw_scores": raw,
         },
         "TokenizeRequest": {
-            "inputs": (texts, "*A text, or a list of texts."),
+            "inputs": ({"oneOf": [_TEXT, _some(_TEXT, most)]}, "*A text, or a list of texts."),
             "model": model,
             "add_special_tokens": (_FLAG | {"default": True}, "List special tokens, too."),
             "prompt_name": prompt,
         },
     }
+
+
+def _some(items: Schema, most: int) -> Schema:
+    """Describes a list of 1 to `most` elements."""
+    return {"type": "array", "items": items, "minItems": 1, "maxItems": most}
 
 
 _ERRORS: dict[str, Schema] = {
@@ -143,8 +164,8 @@ _TOKEN: Schema = {
     "properties": {"id": _COUNT, "text": _TEXT, "special": _FLAG, "start": _PLACE, "stop": _PLACE},
 }
 _STATUSES = {
-    "OpenAiError": (400, 401, 404, 408, 413, 415, 429, 500),
-    "TeiError": (400, 401, 404, 408, 413, 415, 422, 424, 429),
+    "OpenAiError": (400, 401, 403, 404, 408, 413, 415, 429, 500),
+    "TeiError": (400, 401, 403, 404, 408, 413, 415, 422, 424, 429),
 }
 """The statuses of errors, by their schema."""
 
@@ -155,10 +176,10 @@ def _list_of(schema: Schema) -> Schema:
 
 def _paths() -> dict[str, Any]:
     either = {"oneOf": [_list_of(_SCORE), _list_of(_list_of(_SCORE))]}
+    embeddings = _post("Vectors, as OpenAI's API gives them.", "EmbeddingsRequest", _LIST, error="OpenAiError")
     return {
-        "/v1/embeddings": _post(
-            "Vectors, as OpenAI's API gives them.", "EmbeddingsRequest", _LIST, error="OpenAiError"
-        ),
+        "/v1/embeddings": embeddings,
+        "/embeddings": embeddings,
         "/v1/models": _get("The models.", {"type": "object"}),
         "/v1/models/{name}": _get("A model.", {"type": "object"}, name="path"),
         "/embed": _post("Vectors, a list for each input.", "EmbedRequest", _list_of(_VECTOR)),
@@ -172,15 +193,16 @@ def _paths() -> dict[str, Any]:
     }
 
 
-def _index_bodies() -> dict[str, dict[str, tuple[Schema, str]]]:
-    texts: Schema = {"oneOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
+def _index_bodies(service: Service) -> dict[str, dict[str, tuple[Schema, str]]]:
+    some = _some(_TEXT, service.options.max_client_batch_size)
+    texts: Schema = {"oneOf": [_TEXT, some]}
     return {
         "SearchRequest": {
             "query": (texts, "*A query, or a list of queries."),
             "k": (_COUNT | {"minimum": 1, "default": 10}, "The most documents that are found for a query."),
             "with_text": (_FLAG | {"default": True}, "Answer with the texts of documents, too."),
         },
-        "DocumentsRequest": {"ids": ({"type": "array", "items": _TEXT, "minItems": 1}, "*Ids of documents.")},
+        "DocumentsRequest": {"ids": (some, "*Ids of documents.")},
     }
 
 

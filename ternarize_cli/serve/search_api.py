@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 from ternarize_cli.errors import shown
 from ternarize_cli.serve.answers import Answer, Fault, Refusal, json_answer
-from ternarize_cli.serve.fields import Fields
 from ternarize_cli.serve.inputs import check_count, checked_text
 from ternarize_cli.serve.request import Request
 from ternarize_cli.serve.service import Service
@@ -118,9 +117,10 @@ class SearchApi:
     async def search(self, request: Request) -> Answer:
         """POST /search: finds documents for a query, or for each of several."""
         fields = await request.fields()
+        single = not isinstance(fields.value("query"), list)
+        self._service.begin(request, single=single)
         query, k = fields.required("query"), fields.get("k", int, 10)
-        request.single = isinstance(query, str)
-        queries = self._texts([query] if request.single else query, "query")
+        queries = self._texts([query] if isinstance(query, str) else query, "query")
         if not 1 <= k <= _MOST_HITS // len(queries):
             most = f"a request may have {_MOST_HITS:,} hits in all"
             raise Refusal(Fault.INVALID, f"`k` is {shown(k)} for each of {len(queries):,} queries; {most}", param="k")
@@ -130,11 +130,10 @@ class SearchApi:
             [{"id": hit.id, "score": hit.score} | ({"text": hit.text} if with_text else {}) for hit in hits]
             for hits in job.result
         ]
-        return json_answer({"results": listed[0] if request.single else listed})
+        return json_answer({"results": listed[0] if single else listed})
 
     async def page(self, request: Request) -> Answer:
         """GET /documents?offset=0&limit=100: reads documents in the order of the index."""
-        request.single = True
         offset, limit = (self._number(request, name, usual) for name, usual in (("offset", 0), ("limit", _PAGE)))
         if limit > _MOST_HITS:
             raise Refusal(Fault.TOO_LARGE, f"`limit` is {limit:,}, more than {_MOST_HITS:,}", param="limit")
@@ -144,7 +143,8 @@ class SearchApi:
 
     async def by_id(self, request: Request) -> Answer:
         """POST /documents: reads documents by their ids."""
-        fields: Fields = await request.fields()
+        fields = await request.fields()
+        self._service.begin(request, single=False)
         ids = self._texts(fields.required("ids"), "ids")
         job = await self._service.compute(request, _ById(self._index), ids)
         found = [{"id": one[0], "text": one[1]} for one in job.result if one is not None]

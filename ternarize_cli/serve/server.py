@@ -9,6 +9,9 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
+import os
+import re
 import signal
 import socket
 import ssl
@@ -24,14 +27,17 @@ from ternarize_cli.runtime.image_encoder import modules_of
 from ternarize_cli.runtime.native.threads import set_threads
 from ternarize_cli.runtime.opening import open_model
 from ternarize_cli.serve.application import Application
+from ternarize_cli.serve.connection import Connection, SeldomLog, most_connections
+from ternarize_cli.serve.hosts import is_loopback, names_of_loopback
 from ternarize_cli.serve.models import Served
 from ternarize_cli.serve.options import ServeOptions
 from ternarize_cli.serve.search_api import SearchIndex
 from ternarize_cli.serve.service import Service
-from ternarize_cli.storage.bounds import read_object
+from ternarize_cli.storage.digests import content_hash
 
 __all__ = ["serve"]
 
+_log = logging.getLogger(__name__)
 _QUIET = 0.5
 """Seconds without a request after which idle connections are closed, when the server ends."""
 _UNREAD = 30
@@ -48,7 +54,7 @@ def serve(
     index: SearchIndex | None = None,
     ready: Callable[[str, list[Served]], None] = lambda url, models: None,
 ) -> None:
-    """Serves packed models until SIGTERM or SIGINT comes.
+    """Serves packed models until SIGTERM or SIGINT comes; warns if other machines reach the server without a key.
 
     Args:
         folders: the folder of each model, by the name that clients call it by.
@@ -68,9 +74,12 @@ def serve(
     with _bound(options) as listener:
         models = [_opened(name, folder) for name, folder in folders.items()]
         service = Service(models, options)
-        application = Application(service, index)
-        scheme = "https" if options.tls_cert else "http"
         host, port = listener.getsockname()[:2]
+        application = Application(service, index, _hosts(options, host))
+        scheme = "https" if options.tls_cert else "http"
+        if options.api_key is None and not is_loopback(host):
+            told = "warning: other machines reach this server (--host %s), and everybody there may ask; set %s"
+            _log.warning(told, options.host, "TERNARIZE_API_KEY")
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         server = _Server(_config(application, options), application, service, lambda: ready(url, models))
         gc.collect()
@@ -88,11 +97,25 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._application, self._service, self._ready = application, service, ready
+        self._full = SeldomLog()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.batcher.start()
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # once a second
+            self._look_for_files()
+        return await super().on_tick(counter)
+
+    def _look_for_files(self) -> None:
+        """Warns if the process can't open files, since the event loop then drops new connections without a word."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as e:
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                self._full.warn("warning: new connections are dropped: %s (ulimit -n)", e.strerror)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._application.is_closing = True
@@ -126,7 +149,7 @@ class _Server(uvicorn.Server):
 def _config(application: Application, options: ServeOptions) -> uvicorn.Config:
     return uvicorn.Config(
         application,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -134,12 +157,20 @@ def _config(application: Application, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        limit_concurrency=most_connections() + 1,
         timeout_graceful_shutdown=_UNREAD,
         timeout_keep_alive=_IDLE,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         backlog=_BACKLOG,
     )
+
+
+def _hosts(options: ServeOptions, address: str) -> re.Pattern[bytes] | None:
+    """Returns the Host headers that are answered; None: all, for clients that have a key or come from anywhere."""
+    if options.api_key is not None or not is_loopback(address):
+        return None
+    return names_of_loopback(options.host, address)
 
 
 def _check_certificate(options: ServeOptions) -> None:
@@ -190,8 +221,7 @@ def _opened(name: str, folder: Path) -> Served:
         UnavailableError: the model can't run here.
     """
     model = open_model(folder)
-    described = read_object(folder / "config.json").get("quantization_config")
-    sha256 = described.get("digest") if isinstance(described, dict) else None
+    sha256 = content_hash(folder)
     if not isinstance(model, Encoder):
         model.logits(model.tokenize(["a"]))
         return Served(name, model, sha256)
@@ -203,4 +233,5 @@ def _opened(name: str, folder: Path) -> Served:
         model.encode_images([Image.new("RGB", (8, 8))])
     modules = modules_of(folder)
     pooling = "" if modules.pooling is None else "+".join(modules.pooling.modes)
-    return Served(name, model, sha256, pooling, modules.normalizes)
+    normalizes = modules.normalizes and modules.dimensions is None  # a vector that is cut at the end is shorter than 1
+    return Served(name, model, sha256, pooling, normalizes)

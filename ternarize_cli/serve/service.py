@@ -28,6 +28,16 @@ class Service:
         self.models, self.options, self.metrics = Models(models), options, Metrics()
         self.batcher = Batcher(options.batch_tokens, options.max_queue, self.metrics)
 
+    def begin(self, request: Request, *, single: bool) -> None:
+        """Counts a request whose inputs are known but not checked yet.
+
+        Args:
+            request: the request.
+            single: whether it has one input, and not a list.
+        """
+        request.counted = "single" if single else "batch"
+        self.metrics.requests.add(value=request.counted)
+
     async def compute(self, request: Request, task: Task, items: Sequence[Any]) -> Job:
         """Computes the items of a request; returns the job with its result.
 

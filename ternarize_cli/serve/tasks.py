@@ -16,6 +16,7 @@ import numpy as np
 
 from ternarize_cli.data.image_decoding import decoded_rgb
 from ternarize_cli.runtime import Encoder, Tokens
+from ternarize_cli.runtime.head_weights import ACTIVATIONS
 from ternarize_cli.runtime.heads import Classifier, Reranker
 from ternarize_cli.serve.answers import Fault, Refusal
 from ternarize_cli.serve.image_urls import image_bytes, pixels
@@ -122,7 +123,7 @@ class Vectors(_OfTokens):
 
     Attributes:
         normalize: whether vectors get length 1; None: as the model does.
-        dimensions: the number of leading dimensions that are kept; None for all.
+        dimensions: the number of leading dimensions that are kept; None: as the model does.
     """
 
     model: Encoder
@@ -190,7 +191,8 @@ class Scores(_OfTokens):
     """Scores texts, or pairs of texts, with a reranker or classifier: results are float32 `[texts, labels]`.
 
     Attributes:
-        raw: whether scores are as the head gives them; otherwise a single one gets a sigmoid, and several a softmax.
+        raw: whether scores are as the head gives them; otherwise a single one gets a sigmoid, and several a softmax, as
+            text-embeddings-inference does, whatever activation the model's config names.
     """
 
     model: Reranker | Classifier
@@ -213,7 +215,7 @@ class Scores(_OfTokens):
         if self.raw:
             return logits
         if logits.shape[1] == 1:
-            return np.asarray(np.exp(-np.logaddexp(np.float32(0), -logits)))
+            return ACTIVATIONS["sigmoid"](logits)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
@@ -225,16 +227,18 @@ class ImageVectors(Task):
     Attributes:
         model: an encoder that reads images.
         normalize: whether vectors get length 1; None: as the model does.
-        dimensions: the number of leading dimensions that are kept; None for all.
+        dimensions: the number of leading dimensions that are kept; None: as the model does.
+        max_pixels: the most pixels of an image.
     """
 
     model: Encoder
-    normalize: bool | None = None
-    dimensions: int | None = None
+    normalize: bool | None
+    dimensions: int | None
+    max_pixels: int
 
     def prepare(self, items: Sequence[str]) -> list[Prepared]:
         encoded = [image_bytes(item) for item in items]
-        return [Prepared(one, 0, max(_IMAGE_COST, pixels(one) // _PIXELS)) for one in encoded]
+        return [Prepared(one, 0, max(_IMAGE_COST, pixels(one, self.max_pixels) // _PIXELS)) for one in encoded]
 
     def run(self, contents: Sequence[bytes]) -> np.ndarray:
         images = [decoded_rgb(io.BytesIO(one), "an image") for one in contents]

@@ -21,6 +21,7 @@ from ternarize_cli.serve.inputs import (
     check_count,
     checked_text,
     compute_vectors,
+    is_single,
     prompt_of,
     read_inputs,
     vectors_task,
@@ -47,9 +48,9 @@ class TeiApi:
         """POST /embed: makes a vector of each input."""
         began = time.perf_counter()
         fields = await request.fields()
+        self._service.begin(request, single=is_single(fields.value("inputs")))
         served, encoder = self._service.models.encoder(_name(fields))
         inputs = read_inputs(fields.required("inputs"), "inputs", self._service.options)
-        request.single = inputs.single
         task = vectors_task(
             *(fields, served, encoder),
             prompt_name=fields.optional("prompt_name", str),
@@ -63,11 +64,11 @@ class TeiApi:
         """POST /embed_all: makes a vector of each token of each input."""
         began = time.perf_counter()
         fields = await request.fields()
+        self._service.begin(request, single=is_single(fields.value("inputs")))
         encoder = self._reader(fields)
         inputs = read_inputs(fields.required("inputs"), "inputs", self._service.options)
-        request.single = inputs.single
         task = TokenVectors(encoder, _prompt(fields, encoder), _truncate(fields))
-        job = await self._service.compute(request, task, inputs.items)
+        job = await self._service.compute(request, task, inputs)
         pieces = [b"["]
         for i, vectors in enumerate(job.result):
             pieces += (b"," if i else b"", *await _rows(vectors))
@@ -77,6 +78,7 @@ class TeiApi:
         """POST /rerank: scores texts for a query, best first."""
         began = time.perf_counter()
         fields = await request.fields()
+        self._service.begin(request, single=False)
         _, model = self._service.models.headed(_name(fields), ranks=True)
         options = self._service.options
         query, texts = checked_text(fields.required("query"), "query", options), fields.required("texts")
@@ -100,24 +102,27 @@ class TeiApi:
         """POST /predict: scores the labels of each text, or pair of texts, best first."""
         began = time.perf_counter()
         fields = await request.fields()
+        inputs = fields.value("inputs")
+        single = not (isinstance(inputs, list) and inputs and isinstance(inputs[0], list))
+        self._service.begin(request, single=single)
         _, model = self._service.models.headed(_name(fields), ranks=False)
-        items, request.single = self._sequences(fields.required("inputs"))
+        items = self._sequences(fields.required("inputs"), single=single)
         task = Scores(model, prompt_of(None, model), _truncate(fields), fields.get("raw_scores", bool, False))
         job = await self._service.compute(request, task, items)
         labels, answers = model.labels, []
         for scores in job.result:
             order = np.argsort(-scores, kind="stable").tolist()
             answers.append([{"score": scores[i], "label": labels[i]} for i in order])
-        return json_answer(answers[0] if request.single else answers, headers=_told(job, began))
+        return json_answer(answers[0] if single else answers, headers=_told(job, began))
 
     async def tokenize(self, request: Request) -> Answer:
         """POST /tokenize: lists the tokens of each text; their places count bytes of UTF-8, prompt included."""
         fields = await request.fields()
+        self._service.begin(request, single=not isinstance(fields.value("inputs"), list))
         encoder = self._reader(fields)
         options = self._service.options
         inputs = fields.required("inputs")
-        request.single = isinstance(inputs, str)
-        texts = [inputs] if request.single else inputs
+        texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list):
             raise Refusal(Fault.INVALID, "`inputs` is neither a text nor a list of texts", param="inputs")
         if not texts:
@@ -164,10 +169,13 @@ class TeiApi:
             raise Refusal(Fault.WRONG_KIND, f"the model {served.name} reads no texts", param="model")
         return encoder
 
-    def _sequences(self, inputs: Any) -> tuple[list[str | tuple[str, ...]], bool]:
-        """Reads what /predict takes, as TEI does; returns its texts and pairs, and whether it is a single one.
+    def _sequences(self, inputs: Any, *, single: bool) -> list[str | tuple[str, ...]]:
+        """Reads what /predict takes, as TEI does; returns its texts and pairs.
 
-        "a" and ["a"] are a text, ["a", "b"] is a pair, and [["a"], ["a", "b"]] is a list of a text and a pair.
+        A single one is "a" or ["a"], a text, or ["a", "b"], a pair. [["a"], ["a", "b"]] is a list of a text and a pair.
+
+        Raises:
+            Refusal: the inputs are something else, or too many.
         """
         if isinstance(inputs, str):
             inputs = [inputs]
@@ -175,7 +183,6 @@ class TeiApi:
             raise Refusal(Fault.INVALID, "`inputs` is neither a text, nor a pair, nor a list of these", param="inputs")
         if not inputs:
             raise Refusal(Fault.EMPTY, "`inputs` is an empty list", param="inputs")
-        single = not isinstance(inputs[0], list)
         sequences = [inputs] if single else inputs
         check_count(len(sequences), "inputs", self._service.options)
         found: list[str | tuple[str, ...]] = []
@@ -185,7 +192,7 @@ class TeiApi:
                 raise Refusal(Fault.INVALID, what, param="inputs")
             texts = tuple(checked_text(text, "inputs", self._service.options) for text in sequence)
             found.append(texts if len(texts) == 2 else texts[0])
-        return found, single
+        return found
 
 
 def _name(fields: Fields) -> str | None:

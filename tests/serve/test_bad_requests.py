@@ -2,12 +2,13 @@
 
 import json
 import socket
+import time
 from contextlib import ExitStack, closing
 
 import httpx2 as httpx
 import pytest
 
-from serve.conftest import Running, Start, wait_until
+from serve.conftest import HURRIED, Running, Start, all_of, connected, wait_until
 
 EMBEDDINGS = [  # body, status, param, code, part of the message
     (b"", 400, None, None, "the body is not JSON"),
@@ -199,10 +200,36 @@ def test_bodies_are_bounded_in_all(packed: object, start: Start) -> None:
     head = b"POST /embed HTTP/1.1\r\nContent-Length: 100000\r\n\r\n"
     with ExitStack() as stack:
         for _ in range(8):  # which send all but the end of bodies that would be read
-            halfway = stack.enter_context(closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)))
-            halfway.sendall(head + b" " * 99_999)
-        long = {"inputs": "a" * 50_000}
+            stack.enter_context(connected(server)).sendall(head + b" " * 99_999)
+        long = {"inputs": "a" * 80_000}
         wait_until(lambda: server.post("/embed", long).status_code == 429)
         refused = server.post("/embed", long)
         assert (refused.headers["retry-after"], refused.json()["error_type"]) == ("1", "Overloaded")
+        assert server.post("/embed", {"inputs": "a" * 60_000}).status_code == 200  # a small body needs no room
     wait_until(lambda: server.post("/embed", long).status_code == 200)
+
+
+@pytest.mark.slow
+def test_a_body_that_stalls_is_ended(packed: object, start: Start) -> None:
+    server = start(packed, first=HURRIED.format(seconds=1))
+    for path, kind in (("/embed", b'"error_type":"Validation"'), ("/v1/embeddings", b'"code":"timeout"')):
+        for begun in (b"", b"{", b"{" * 1500):
+            with connected(server) as halfway:
+                halfway.sendall(b"POST %b HTTP/1.1\r\nContent-Length: 2000\r\n\r\n" % path.encode() + begun)
+                head, _, body = all_of(halfway).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 408 ")
+            assert b"\r\nconnection: close" in head
+            assert kind in body
+            assert b"neither 1,000 bytes of the body nor its end came within 1 seconds" in body
+
+
+@pytest.mark.slow
+def test_a_body_that_comes_steadily_is_read(packed: object, start: Start) -> None:
+    server = start(packed, first=HURRIED.format(seconds=3))
+    body = b'{"inputs": "cat"' + b" " * 20_000 + b"}"
+    with connected(server) as steady:
+        steady.sendall(b"POST /embed HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for first in range(0, len(body), 2000):  # in five seconds
+            time.sleep(0.5)
+            steady.sendall(body[first : first + 2000])
+        assert all_of(steady).startswith(b"HTTP/1.1 200 ")

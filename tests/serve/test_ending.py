@@ -17,7 +17,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
-from serve.conftest import Running, Start
+from serve.conftest import Running, Start, make_certificate
 from ternarize_cli.runtime import Encoder
 
 pytestmark = pytest.mark.slow
@@ -157,10 +157,7 @@ def test_vectors_do_not_depend_on_the_number_of_threads(packed: Path, encoder: E
 
 
 def test_https_is_served_with_a_certificate(packed: Path, start: Start, tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert)
-    subprocess.run(["openssl", *made, *map(str, names)], check=True, capture_output=True)
+    cert, key = make_certificate(tmp_path)
     server = start(packed, "--tls-cert", cert, "--tls-key", key)
     assert server.url.startswith("https://127.0.0.1:")
     answer = httpx.get(f"{server.url}/health", verify=ssl.create_default_context(cafile=cert))

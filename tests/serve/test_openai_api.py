@@ -1,12 +1,15 @@
 """/v1/embeddings and /v1/models answer as OpenAI's API does."""
 
 import base64
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from openai import APIStatusError, NotFoundError, OpenAI
 
-from serve.conftest import Running
+from serve.conftest import Running, Start, save_packed
 from ternarize_cli.runtime import Encoder
 
 TEXTS = ["the cat", "a dog by the river", "", "light \x00 and \U0001f600 water"]
@@ -47,6 +50,24 @@ def test_dimensions_keep_the_first_ones_at_length_1(server: Running, encoder: En
     made = vectors_of(server.post("/v1/embeddings", body).json())
     np.testing.assert_array_equal(made, encoder.encode(TEXTS, normalize=True, dimensions=7))
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-6)
+
+
+def test_a_model_that_cuts_its_vectors_gives_all_dimensions_on_request(
+    tiny_bert: Path, start: Start, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tiny_bert, tmp_path / "source")
+    (source / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 16}))
+    folder = save_packed(source, tmp_path / "cut")
+    server, encoder = start(folder), Encoder(folder)
+    assert encoder.dim == 16
+    made = vectors_of(server.post("/v1/embeddings", {"input": TEXTS}).json())
+    np.testing.assert_array_equal(made, encoder.encode(TEXTS, normalize=True))
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-6)
+    for dimensions in (7, 16, 24, 32):
+        made = vectors_of(server.post("/v1/embeddings", {"input": TEXTS, "dimensions": dimensions}).json())
+        np.testing.assert_array_equal(made, encoder.encode(TEXTS, normalize=True, dimensions=dimensions))
+    answer = server.post("/v1/embeddings", {"input": TEXTS, "dimensions": 33})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "dimensions")
 
 
 def test_many_texts_are_written_and_computed_in_parts(server: Running, encoder: Encoder) -> None:

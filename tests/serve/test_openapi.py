@@ -6,7 +6,7 @@ from html import unescape
 
 import pytest
 
-from serve.conftest import Running
+from serve.conftest import Running, fits
 
 
 def test_each_described_path_is_there(server: Running) -> None:
@@ -29,6 +29,34 @@ def test_each_reference_leads_somewhere_and_bodies_list_what_is_required(server:
     assert schemas["RerankRequest"]["required"] == ["query", "texts"]
 
 
+INPUTS = [
+    ("the cat", True),
+    (["the cat", "a dog"], True),
+    ([2, 16, 3], True),
+    ([[2, 16, 3], [2, 3]], True),
+    (["the cat", [2, 16, 3]], True),
+    ([[2, 16, 3], "the cat"], True),
+    ([], False),
+    ([[]], False),
+    ([2, "the cat"], False),
+    ([-1], False),
+    (5, False),
+]
+
+
+@pytest.mark.parametrize(("inputs", "accepted"), INPUTS, ids=str)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/embed", "/embed_all"])
+def test_the_inputs_that_are_described_are_those_that_are_accepted(
+    server: Running, path: str, inputs: object, accepted: bool
+) -> None:
+    document = server.get("/openapi.json").json()
+    body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = document["components"]["schemas"][body.rpartition("/")[2]]
+    (name,) = fields["required"]
+    assert fits(inputs, fields["properties"][name]) == accepted
+    assert (server.post(path, {name: inputs}).status_code == 200) == accepted
+
+
 def test_the_page_needs_nothing_from_elsewhere(server: Running) -> None:
     answer = server.get("/docs")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -37,7 +65,7 @@ def test_the_page_needs_nothing_from_elsewhere(server: Running) -> None:
     assert re.findall(r'(?:src|href)="([^"]*)"', answer.text) == ["/openapi.json"]
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/embed_all", "/tokenize"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/embed", "/embed_all", "/tokenize"])
 def test_the_examples_of_the_page_work(server: Running, path: str) -> None:
     page = unescape(server.get("/docs").text)
     body = re.search(rf"curl localhost:8080{path} .*? -d '(.*?)'</pre>", page)

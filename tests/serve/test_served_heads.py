@@ -1,13 +1,15 @@
 """/rerank and /predict answer as text-embeddings-inference does."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from serve.conftest import Running, save_packed, start_server
+from serve.conftest import Running, Start, fits, save_packed, start_server
 from support.heads import save_headed
+from ternarize_cli.runtime.head_weights import ACTIVATIONS
 from ternarize_cli.runtime.heads import Classifier, Reranker
 
 QUERY = "the cat in a tree"
@@ -46,6 +48,48 @@ def test_rerank_scores_texts_best_first(heads: Running, folders: dict[str, Path]
     assert [rank["index"] for rank in made] == order.tolist()
     np.testing.assert_allclose([rank["score"] for rank in made], expected[order], rtol=1e-6)
     assert all(set(rank) == {"index", "score"} for rank in made)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "accepted"),
+    [
+        ("light", True),
+        (["light"], True),
+        (["light", "fire"], True),
+        ([["light"], ["light", "fire"]], True),
+        (["a", "b", "c"], False),
+        ([["a", "b", "c"]], False),
+        ([[]], False),
+        ([["a"], "b"], False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_predict_accepts_what_is_described(heads: Running, inputs: object, accepted: bool) -> None:
+    schemas = heads.get("/openapi.json").json()["components"]["schemas"]
+    assert fits(inputs, schemas["PredictRequest"]["properties"]["inputs"]) == accepted
+    assert (heads.post("/predict", {"inputs": inputs}).status_code == 200) == accepted
+
+
+def test_scores_follow_tei_s_rule_and_not_the_model_s_activation(start: Start, tmp_path: Path) -> None:
+    source = save_headed(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    identity = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    (source / "config.json").write_text(json.dumps(config | identity))
+    folder = save_packed(source, tmp_path / "ranker")
+    raws = Reranker(folder).score([(QUERY, text) for text in TEXTS])
+    np.testing.assert_array_equal(raws, Reranker(folder).score([(QUERY, text) for text in TEXTS], raw=True))
+    made = start(folder).post("/rerank", {"query": QUERY, "texts": TEXTS}).json()
+    scores = np.array([rank["score"] for rank in made], dtype=np.float32)
+    np.testing.assert_array_equal(scores, ACTIVATIONS["sigmoid"](raws)[[rank["index"] for rank in made]])
+
+
+def test_the_document_tells_tei_s_rule(heads: Running) -> None:
+    schemas = heads.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("RerankRequest", "PredictRequest"):
+        told = schemas[name]["properties"]["raw_scores"]["description"]
+        assert "one score gets a sigmoid, and several get a softmax" in told
+        assert "whatever activation the model's config names" in told
 
 
 def test_rerank_repeats_texts_on_request(heads: Running) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
@@ -12,6 +13,7 @@ from huggingface_hub import InferenceClient
 from serve.conftest import Running, Start, save_packed
 from ternarize_cli import __version__
 from ternarize_cli.runtime import Encoder
+from ternarize_cli.storage.digests import content_hash
 
 TEXTS = ["the cat", "a dog by the river"]
 
@@ -71,9 +73,8 @@ def test_tokenize_lists_tokens_with_their_places_in_bytes(server: Running) -> No
 
 def test_info_describes_the_model_and_the_bounds(server: Running, packed: Path) -> None:
     info = server.get("/info").json()
-    digest = json.loads((packed / "config.json").read_text())["quantization_config"]["digest"]
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
-    assert (info["model_id"], info["model_sha"], info["version"]) == ("tiny", digest, __version__)
+    assert (info["model_id"], info["model_sha"], info["version"]) == ("tiny", content_hash(packed), __version__)
     assert (info["max_input_length"], info["max_client_batch_size"], info["auto_truncate"]) == (64, 2048, True)
     assert server.get("/info?model=tiny").json() == info
     assert server.get("/info?model=other").status_code == 404
@@ -128,13 +129,19 @@ def test_metrics_count_in_prometheus_format(packed: Path, start: Start) -> None:
     for inputs in ("cat", ["cat", "dog"], ["cat"] * 5):
         server.post("/embed", {"inputs": inputs})
     server.post("/embed", {"inputs": []})
+    server.post("/embed", {"inputs": "cat", "model": "gpt"})
+    httpx.post(f"{server.url}/embed", content=b"{", timeout=60)
     answer = server.get("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     lines = answer.text.splitlines()
     for line in (
         "# TYPE te_request_count counter",
-        'te_request_count{method="single"} 1',
+        'te_request_count{method="single"} 2',
+        'te_request_success{method="single"} 1',
+        'te_request_count{method="batch"} 3',
         'te_request_success{method="batch"} 2',
+        'te_request_failure{err="no_model"} 1',
+        'te_request_failure{err="not_json"} 1',
         'te_request_failure{err="empty"} 1',
         "te_embed_success 8",
         "te_queue_size 0",
