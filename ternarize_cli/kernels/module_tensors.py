@@ -1,10 +1,11 @@
 """Gives parts of a model in PyTorch to the functions of the runtime, by the names of its modules."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.layers import PackedLinear
@@ -12,7 +13,15 @@ from ternarize_cli.runtime.image_tensors import Linear
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights
 
-__all__ = ["ModuleTensors", "is_replaced"]
+__all__ = ["ModuleTensors", "is_replaced", "states"]
+
+
+def states(tensors: Iterable[Tensor | None]) -> list[tuple[int, int] | None]:
+    """Returns what tells that tensors have changed: the address and the number of changes in place of each.
+
+    A tensor that was made in inference mode does not count its changes; it has its address alone.
+    """
+    return [None if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 class ModuleTensors:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ternarize_cli.kernels.module_tensors import ModuleTensors, is_replaced
+from ternarize_cli.kernels.module_tensors import ModuleTensors, is_replaced, states
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.runtime.image_pooling import AttentionPooler, FirstPooler, MeanPooler, Pooler, TanhPooler
 
@@ -67,8 +67,7 @@ def _pooler(model: Any, first: Tensor) -> Pooler | None:
     if found is None or is_replaced(found[0]):
         return None
     part, make = found
-    tensors = [*part.parameters(), *part.buffers()]
-    state = [(t.data_ptr(), t._version) for t in tensors]
+    state = states([*part.parameters(), *part.buffers()])
     known = _laid_out.get(model)
     if known is None or known[0] != state:
         known = _laid_out[model] = (state, make(ModuleTensors(model)))

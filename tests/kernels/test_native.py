@@ -162,6 +162,22 @@ def model(tmp_path: Path) -> Any:
     return model
 
 
+def test_a_model_whose_tensors_were_made_in_inference_mode_pools_as_before(model: Any) -> None:
+    ids = torch.tensor([[2, 7, 8, 3]])
+    wanted = model(input_ids=ids)
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # as a move from device to device does
+    try:
+        with torch.inference_mode():
+            model._apply(torch.clone)
+            made = model(input_ids=ids)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+    assert any(t.is_inference() for t in model.state_dict(keep_vars=True).values())
+    assert torch.equal(made.last_hidden_state, wanted.last_hidden_state)
+    assert torch.equal(made.pooler_output, wanted.pooler_output)
+
+
 @torch.inference_mode()
 def test_who_wants_to_look_inside_gets_the_modules(model: Any) -> None:
     ids = torch.tensor([[2, 7, 8, 3]])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ternarize_cli.kernels.module_tensors import states
 from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.native.interface import POOLINGS
 from ternarize_cli.runtime.native.library import library
@@ -138,7 +139,7 @@ def normalized(x: Tensor) -> Tensor:
 def _of(module: Any, lay_out: Any) -> Any:
     """Returns the weights of a module in the library's layout, which are laid out again when they have changed."""
     tensors = (module.weight, module.bias)
-    state = [None if t is None else (t.data_ptr(), t._version) for t in tensors]
+    state = states(tensors)
     known = _laid_out.get(module)
     if known is None or known[0] != state:
         arrays = [None if t is None else t.detach().numpy() for t in tensors]
