@@ -2,7 +2,7 @@
 
 A small run is part of the tests. A long one, with another seed:
 
-    TERNARIZE_FUZZ=20000 TERNARIZE_FUZZ_SEED=7 pytest tests/test_fuzz.py
+    TERNARIZE_FUZZ=20000 TERNARIZE_FUZZ_SEED=7 pytest tests/package/test_fuzz.py
 
 runs so many models and so many indexes, shared out over the kinds below. `mutations` does the damage, `fuzz_worker`
 opens.
@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from support.models import WORDS, save_tiny_bert
+from support.families import stages
+from support.heads import save_headed
+from support.models import WORDS, add_dense, save_tiny_bert, save_tiny_clip
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.index.build import IndexOptions, build_index
@@ -93,6 +95,23 @@ def test_damaged_models_end_in_words(folders: Path) -> None:
     sources = {"sealed": "packed"}
     jobs = [(kind, folders / sources.get(kind, kind), round(COUNT * share)) for kind, share in MODELS.items()]
     found = faults(jobs)
+    assert not found, "\n".join(found)
+
+
+def test_damaged_models_of_every_kind_end_in_words_without_pytorch(folders: Path, tiny_vit: Path) -> None:
+    sources = {
+        "dense": save_tiny_bert(folders / "with-dense"),
+        "vit": tiny_vit,
+        "clip": save_tiny_clip(folders / "with-towers"),
+        "reranker": save_headed(folders / "with-head"),
+        "classifier": save_headed(folders / "with-labels", labels=3),
+    }
+    add_dense(sources["dense"])
+    made = []
+    for name, source in sources.items():
+        (folders / f"runtime-{name}").mkdir()
+        made.append(stages(source, folders / f"runtime-{name}")[2])
+    found = faults([("runtime", folder, round(COUNT / len(made))) for folder in made])
     assert not found, "\n".join(found)
 
 

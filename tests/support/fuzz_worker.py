@@ -8,8 +8,8 @@ answers differ where nothing was verified), or in a fault: "different" (opened, 
 "undesigned" (an error that is none of ours). A crash ends the process, and so does the alarm after 20 seconds;
 `test_fuzz` goes on with the next.
 
-KIND: packed, sealed (packed, and sealed again after the damage), latent, full, index, signed (an index whose digests
-are written anew after the damage).
+KIND: packed, sealed (packed, and sealed again after the damage), runtime (as sealed, opened without PyTorch), latent,
+full, index, signed (an index whose digests are written anew after the damage).
 """
 
 import json
@@ -33,6 +33,23 @@ def answer_of_model(folder: Path) -> Any:
     from ternarize_cli.encoders.loading import load_encoder
 
     return load_encoder(folder, backend="native", threads=1).encode(TEXTS).tobytes()
+
+
+def answer_of_runtime(folder: Path) -> Any:
+    """What a packed model of any kind gives for a few inputs, as bytes."""
+    from PIL import Image
+
+    from ternarize_cli.runtime import Encoder, Reranker
+    from ternarize_cli.runtime.opening import open_model
+
+    model = open_model(folder)
+    if isinstance(model, Reranker):
+        return model.score([(text, TEXTS[0]) for text in TEXTS]).tobytes()
+    if not isinstance(model, Encoder):
+        return model.classify(TEXTS).tobytes()
+    pictures = [Image.new("RGB", (20, 30), color) for color in ("red", "white")]
+    seen = model.encode_images(pictures).tobytes() if "image" in model.reads else b""
+    return seen + (model.encode(TEXTS).tobytes() if "text" in model.reads else b"")
 
 
 def answer_of_full(folder: Path) -> Any:
@@ -87,6 +104,7 @@ def sign(folder: Path) -> None:
 KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], None] | None]] = {
     "packed": (answer_of_model, None),
     "sealed": (answer_of_model, seal),
+    "runtime": (answer_of_runtime, seal),
     "latent": (answer_of_full, None),
     "full": (answer_of_full, None),
     "index": (answer_of_index, None),
