@@ -18,8 +18,19 @@ from ternarize_cli.runtime.native.library import Library
 from ternarize_cli.runtime.native.weights import NormWeights, PackedCodes
 from ternarize_cli.runtime.positions import Turns, relative_bias, rotary_turns
 
-__all__ = ["BlockSource", "Blocks", "PatchBiases", "Prepared", "StoredLinear", "head_refusal", "norm_weights"]
+__all__ = [
+    "BATCH_TOKENS",
+    "BlockSource",
+    "Blocks",
+    "PatchBiases",
+    "Prepared",
+    "StoredLinear",
+    "head_refusal",
+    "norm_weights",
+]
 
+BATCH_TOKENS = 8192
+"""The most tokens in a batch, padding included where there is any: 32 texts of 256 tokens, or 512 texts of 16."""
 _HALF = 16  # outputs of a gate that lie side by side with as many that it multiplies
 
 

@@ -47,7 +47,7 @@ class Encoder:
     Attributes:
         folder: the model's folder.
         kind: "encoder".
-        reads: what it reads: "text", "image" or both.
+        reads: a frozenset of what it reads: "text", "image" or both.
         dim: the number of dimensions of a vector.
         limit: the most tokens of a text that are read, special tokens included; 0 for a model that reads images only.
         prompts: the prompts by name; default_prompt_name: the name of the one that is used if none is named.
@@ -156,10 +156,13 @@ class Encoder:
         Args:
             tokens: the texts, as `tokenize` gives them.
             prompt: the prompt that they were tokenised behind, which some models leave out of pooling.
-            normalize, dimensions: as `encode` takes them.
+            normalize: whether vectors get length 1; None: as the model does.
+            dimensions: the number of leading dimensions that are kept; None: as the model does.
 
         Raises:
-            InputError: as `encode`.
+            InputError: a text has a token that the model's table has no row for, or more tokens than there are
+                positions; ids or types are no whole numbers, or not as many as tokens; `dimensions` is not between 1
+                and the width of a vector; or the model reads no texts.
         """
         return self._vectors(tokens, self._skipped(prompt), normalize, dimensions)
 
@@ -173,7 +176,8 @@ class Encoder:
 
         Args:
             images: the images, upright: their EXIF orientation is not followed.
-            normalize, dimensions: as `encode` takes them.
+            normalize: whether vectors get length 1; None: as the model does.
+            dimensions: the number of leading dimensions that are kept; None: as the model does.
 
         Raises:
             InputError: an image can't be read, has a mode that the model does not read, or would become too large;
@@ -209,7 +213,8 @@ class Encoder:
 
         Args:
             pixels: the images, as `process_images` gives them.
-            normalize, dimensions: as `encode` takes them.
+            normalize: whether vectors get length 1; None: as the model does.
+            dimensions: the number of leading dimensions that are kept; None: as the model does.
 
         Raises:
             InputError: `dimensions` is not between 1 and the width of a vector; or the model reads no images.
@@ -223,7 +228,8 @@ class Encoder:
         """Returns the last hidden states of texts that have been tokenised: float32 `[tokens, width]` for each.
 
         Raises:
-            InputError: as `encode`.
+            InputError: a text has a token that the model's table has no row for, or more tokens than there are
+                positions; or the model reads no texts.
         """
         hidden, starts = self._texts.blocks(tokens)
         return [hidden[begin:end] for begin, end in pairwise(starts)]

@@ -17,7 +17,7 @@ import numpy as np
 from ternarize_cli.errors import CheckpointError, FormatError, UnavailableError, named, shown
 from ternarize_cli.format.block import Block
 from ternarize_cli.format.scheme import Artifact
-from ternarize_cli.runtime.blocks import Blocks, head_refusal, norm_weights
+from ternarize_cli.runtime.blocks import BATCH_TOKENS, Blocks, head_refusal, norm_weights
 from ternarize_cli.runtime.image_blocks import ImageBlocks
 from ternarize_cli.runtime.image_families import IMAGE_FAMILIES, ImageFamily
 from ternarize_cli.runtime.image_pooling import AttentionPooler, FirstPooler, MeanPooler, Pooler, TanhPooler
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedImages", "modules_of", "open_images"]
 
-_BUDGET = 8192
-"""The most tokens in a batch."""
 _TOWERS = {"clip": "visual_projection", "siglip": None}
 """The models of two towers by `model_type`, with the linear behind the tower that reads images."""
 _FEATURES = Modules(
@@ -104,7 +102,7 @@ class PackedImages:
         for i, one in enumerate(pixels):
             places = waiting.setdefault(one.shape, [])
             places.append(i)
-            if (len(places) + 1) * self.blocks.tokens(one.shape) > _BUDGET:
+            if (len(places) + 1) * self.blocks.tokens(one.shape) > BATCH_TOKENS:
                 del waiting[one.shape]
                 yield places, self._pooled(library, np.stack([pixels[place] for place in places]))
         for places in waiting.values():

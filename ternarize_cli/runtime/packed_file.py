@@ -36,7 +36,7 @@ def codec_of(described: Any, where: str) -> Codec:
         UnavailableError: the linears are not ternary with int8 activations and a scale a row.
     """
     if not isinstance(described, dict):
-        raise FormatError(f"{where} is no packed model", hint="ternarize pack")
+        raise FormatError(f"{where} is no packed model", hint="ternarize convert, then ternarize pack")
     artifact = Artifact.from_dict(described)
     scheme = artifact.scheme
     if artifact.stage != "packed":

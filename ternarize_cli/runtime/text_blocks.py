@@ -11,7 +11,7 @@ import numpy as np
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, UnavailableError, named, shown
 from ternarize_cli.format.block import Block
 from ternarize_cli.format.scheme import Artifact
-from ternarize_cli.runtime.blocks import Blocks, head_refusal, norm_weights
+from ternarize_cli.runtime.blocks import BATCH_TOKENS, Blocks, head_refusal, norm_weights
 from ternarize_cli.runtime.native.library import Library, library
 from ternarize_cli.runtime.packed_file import IN_TORCH, FileSource, PackedFile, Table, codec_of
 from ternarize_cli.runtime.tensor_file import open_tensors
@@ -20,9 +20,6 @@ from ternarize_cli.runtime.transformer_settings import LAST_HIDDEN_STATES, read_
 from ternarize_cli.storage.bounds import read_object
 
 __all__ = ["PackedText", "TextBlocks", "batches", "open_text"]
-
-_BUDGET = 8192
-"""The most tokens in a batch."""
 
 
 class PackedText(NamedTuple):
@@ -202,7 +199,7 @@ def batches(texts: Sequence[Tokens]) -> list[list[int]]:
         length = len(texts[i].ids)
         if not found or length > room:
             found.append([])
-            room = _BUDGET
+            room = BATCH_TOKENS
         found[-1].append(i)
         room -= length
     return found

@@ -19,9 +19,9 @@ from ternarize_cli.encoders.anatomy import word_table
 from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
 from ternarize_cli.kernels.native.library_modules import is_marked, mark, normalized
+from ternarize_cli.runtime.blocks import BATCH_TOKENS
 from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.text_batches import (
-    BUDGET,
     FILLER,
     Prepared,
     Role,
@@ -51,7 +51,7 @@ class TextEncoder(TextBatches):
         normalize: True scales vectors to length 1. False leaves them as the pooling made them, even if the model
             would normalise them (the model's last module is then removed from `encoder`). None does what the model
             does.
-        batch_size: texts per forward pass; None takes texts of similar length, up to `BUDGET` tokens a batch.
+        batch_size: texts per forward pass; None takes texts of similar length, up to `BATCH_TOKENS` tokens a batch.
 
     Raises:
         InputError: the model has no prompt of that name.
@@ -94,7 +94,7 @@ class TextEncoder(TextBatches):
         if self._batch_size:
             groups = cut_by_length(lengths.tolist(), self._batch_size)
         else:
-            groups = [group.tolist() for group in by_length(lengths, BUDGET)]
+            groups = [group.tolist() for group in by_length(lengths, BATCH_TOKENS)]
         return Prepared(
             [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
             shown_text(texts),

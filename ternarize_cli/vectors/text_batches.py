@@ -1,7 +1,8 @@
 """What encoders of lists share, whether they run in PyTorch (`batch_encoder`) or not (`runtime_encoder`).
 
 A list is prepared first, which another thread can do ahead: texts are tokenised at once, and cut into batches of like
-length, up to `BUDGET` tokens each, so that short texts share a pass and long ones take no more memory than they must.
+length, up to `BATCH_TOKENS` tokens each, so that short texts share a pass and long ones take no more memory than they
+must.
 Texts, tokens and texts that were longer than the model reads are counted, so that a caller can report them once.
 """
 
@@ -17,7 +18,6 @@ from ternarize_cli.errors import InputError, TernarizeError, counted
 from ternarize_cli.runtime.modules import require_prompt
 
 __all__ = [
-    "BUDGET",
     "CHUNK",
     "FILLER",
     "Prepared",
@@ -31,8 +31,6 @@ __all__ = [
 
 CHUNK, _CHARACTERS = 1024, 1 << 20
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
-BUDGET = 8192
-"""The most tokens in a batch, padding included: 32 texts of 256 tokens, or 512 texts of 16."""
 FILLER = "a"
 """A text with a token, which stands beside texts without one, because no model runs a batch that is 0 tokens wide."""
 Role = Literal["text", "query", "document"]

@@ -230,7 +230,7 @@ def test_more_images_than_a_batch_holds(tmp_path: Path, monkeypatch: pytest.Monk
     encoder, images = Encoder(folder), pictures(7)
     expected = encoder.encode_images(images)
     for budget in (1, 40, 17 * 3):
-        monkeypatch.setattr("ternarize_cli.runtime.image_encoder._BUDGET", budget)
+        monkeypatch.setattr("ternarize_cli.runtime.image_encoder.BATCH_TOKENS", budget)
         assert np.array_equal(encoder.encode_images(images), expected)
 
 

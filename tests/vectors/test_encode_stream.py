@@ -28,9 +28,9 @@ from ternarize_cli.data.length_buckets import by_length, width_of
 from ternarize_cli.data.prefetch import ReadAhead, overlapped
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
+from ternarize_cli.runtime.blocks import BATCH_TOKENS
 from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import encoded
-from ternarize_cli.vectors.text_batches import BUDGET
 
 
 def _texts(count: int) -> list[str]:
@@ -98,7 +98,7 @@ def test_of_a_very_long_text_only_the_beginning_is_tokenised(tiny_bert):
 def test_short_texts_share_a_pass_and_long_ones_do_not(tiny_bert):
     encode = TextEncoder(load_encoder(tiny_bert, device="cpu"))
     batches = encode.prepare(["cat"] * 900 + ["cat " * 100] * 200).batches
-    assert [len(rows) for rows, _ in batches] == [BUDGET // 64, 200 - BUDGET // 64 + 56, 844]
+    assert [len(rows) for rows, _ in batches] == [BATCH_TOKENS // 64, 200 - BATCH_TOKENS // 64 + 56, 844]
     assert [features["input_ids"].shape[1] for _, features in batches] == [64, 64, 3]
     of_ten = TextEncoder(encode.encoder, batch_size=10).prepare(["cat"] * 25).batches
     assert [len(rows) for rows, _ in of_ten] == [10, 10, 5]
