@@ -11,8 +11,8 @@ The two histograms of magnitudes meet: the rule "absmean" puts its threshold at 
 splits a full-precision model at 1.
 
 The names, shapes and order of a model's modules are those of the skeleton that transformers builds for its config
-(`skeleton_inspection`), but importing PyTorch and transformers takes seconds. For a packed model of a family whose
-outline is known, NumPy says the same without them (`packed_inspection`).
+(`skeleton_inspection`), but importing PyTorch and transformers takes seconds. `pack` lists the modules of a packed
+model, and by that listing NumPy says the same without them (`packed_inspection`).
 """
 
 import os
@@ -46,9 +46,7 @@ def inspect(folder: Path, *, allow_pickle: bool = False) -> Inspection:
     """
     if os.environ.get("TERNARIZE_RUNTIME") != "torch" and not hub.is_headers_only(folder):
         with suppress(TernarizeError, SafetensorError, OSError):  # what is wrong, the skeleton's way says
-            found = inspect_packed(folder)
-            if found is not None:
-                return found
+            return inspect_packed(folder)
     from ternarize_cli.compress.skeleton_inspection import inspect_skeleton
 
     return inspect_skeleton(folder, allow_pickle=allow_pickle)

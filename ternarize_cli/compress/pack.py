@@ -23,7 +23,7 @@ from ternarize_cli.encoders.anatomy import first_names, names_in_encoder, sizes,
 from ternarize_cli.encoders.parts import Part, parts_of
 from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.codecs import Codec, codec_for
-from ternarize_cli.format.listing import ListedModule, Listing, config_digest
+from ternarize_cli.format.listing import ListedModule, Listing
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.layers import check_scale
 from ternarize_cli.model_folder import integrity
@@ -31,7 +31,7 @@ from ternarize_cli.progress import Track, silent
 from ternarize_cli.runtime.packed_file import TensorNames
 from ternarize_cli.storage import files, weights
 from ternarize_cli.storage.bounds import read_json
-from ternarize_cli.storage.digests import sha256
+from ternarize_cli.storage.digests import json_digest, sha256
 
 __all__ = ["PackReport", "pack"]
 
@@ -203,7 +203,9 @@ def _listing(folder: Path, architecture: str, modules: list[ListedModule]) -> Li
     path = folder / "model.safetensors"
     if not path.is_file():
         return None
-    return Listing(architecture, tuple(modules), config_digest(read_json(folder / "config.json")), sha256(path))
+    config = read_json(folder / "config.json")
+    del config["quantization_config"]
+    return Listing(architecture, tuple(modules), json_digest(config), sha256(path))
 
 
 def _listed(model: nn.Module) -> list[ListedModule]:

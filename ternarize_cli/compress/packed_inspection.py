@@ -16,7 +16,7 @@ from ternarize_cli.compress.inspection import Inspection, TensorInfo
 from ternarize_cli.compress.survey import Survey, code_counts
 from ternarize_cli.errors import FormatError, UnavailableError, named
 from ternarize_cli.format.codecs import codec_for
-from ternarize_cli.format.listing import ListedModule, Listing, config_digest
+from ternarize_cli.format.listing import ListedModule, Listing
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import verify
@@ -24,7 +24,7 @@ from ternarize_cli.runtime.modules import listed_modules
 from ternarize_cli.runtime.packed_file import TensorNames
 from ternarize_cli.runtime.tensor_file import TensorFile
 from ternarize_cli.storage.bounds import read_object
-from ternarize_cli.storage.digests import content_hash
+from ternarize_cli.storage.digests import content_hash, json_digest
 
 __all__ = ["inspect_packed"]
 
@@ -83,7 +83,8 @@ def _is_of(listing: Listing, config: Mapping[str, Any], folder: Path) -> bool:
     """Returns whether a listing is that of a folder whose digest has been verified."""
     files = config["quantization_config"].get("digest", {}).get("files", {})
     own = read_object(folder / "config.json")
-    return files.get("model.safetensors") == listing.weights and config_digest(own) == listing.config
+    del own["quantization_config"]
+    return files.get("model.safetensors") == listing.weights and json_digest(own) == listing.config
 
 
 def _dense_parts(folder: Path) -> Iterator[_Part]:

@@ -8,8 +8,6 @@
 the listing of one config and one file of weights, whose digests it has, and says nothing about any others.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from ternarize_cli.errors import FormatError, shown
 from ternarize_cli.format.block_values import check_mapping, check_name
 
-__all__ = ["ListedModule", "Listing", "config_digest"]
+__all__ = ["ListedModule", "Listing"]
 
 _KINDS = ("linear", "table")
 _WIDEST, _MOST = 1 << 24, 1 << 16
@@ -46,7 +44,7 @@ class Listing:
     Attributes:
         architecture: the name of the model's class in transformers.
         modules: the modules that have weights in the file, each once, in the model's order.
-        config: the digest of config.json (`config_digest`).
+        config: the sha256 of config.json without `quantization_config`, as JSON with sorted keys and no blanks.
         weights: the sha256 of the weights file.
     """
 
@@ -84,12 +82,6 @@ class Listing:
         if len({module.name for module in modules}) < len(modules):
             raise FormatError("a listing has a module twice")
         return cls(found["architecture"], modules, found["config"], found["weights"])
-
-
-def config_digest(config: Mapping[str, Any]) -> str:
-    """Computes the sha256 of a config's JSON without its `quantization_config`: 64 hex digits."""
-    own = {key: value for key, value in config.items() if key != "quantization_config"}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _module_from(row: object) -> ListedModule:

@@ -14,7 +14,6 @@ that transformers saved again, or one of format version 1, has none either. Thes
 be verified. TERNARIZE_VERIFY=0 skips the pass, with a note.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from typing import Any
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.model_folder.model_files import is_snapshot, model_files
 from ternarize_cli.storage.bounds import read_json
-from ternarize_cli.storage.digests import sha256
+from ternarize_cli.storage.digests import json_digest, sha256
 
 __all__ = ["note_once", "seal", "state_of", "verify", "verifying"]
 
@@ -57,7 +56,7 @@ def seal(folder: Path) -> None:
     config = read_json(path)
     config["quantization_config"].pop("digest", None)
     files = {name: sha256(folder / name) for name in model_files(folder) if name != _CONFIG}
-    config["quantization_config"]["digest"] = {"config": _digest_of(config), "files": files}
+    config["quantization_config"]["digest"] = {"config": json_digest(config), "files": files}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -91,7 +90,7 @@ def verify(folder: Path, *, always: bool = False) -> None:
     if _verified.get(folder.resolve()) == state:
         return
     hint = "if it is damaged, fetch it again; to change it, change the checkpoint and pack that again"
-    if _digest_of(config) != digest["config"]:
+    if json_digest(config) != digest["config"]:
         raise FormatError(f"{folder / _CONFIG} is not what was packed: its digest differs", hint=hint)
     for name in names:
         if name not in wanted:
@@ -113,11 +112,6 @@ def _parsed(digest: Any, folder: Path) -> Mapping[str, str]:
             hint="pack the model again",
         )
     return files
-
-
-def _digest_of(config: Mapping[str, Any]) -> str:
-    """Computes the sha256 of a config's JSON, written with sorted keys and no blanks."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def state_of(path: Path) -> tuple[int, int, int]:

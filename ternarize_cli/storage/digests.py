@@ -1,16 +1,23 @@
 """Digests of files and folders, by which models, indexes and cached results are told apart."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["content_hash", "sha256", "tree_hash"]
+__all__ = ["content_hash", "json_digest", "sha256", "tree_hash"]
 
 
 def sha256(path: Path) -> str:
     """Computes the sha256 of a file's content: 64 hex digits."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def json_digest(values: Mapping[str, Any]) -> str:
+    """Computes the sha256 of an object's JSON, written with sorted keys and no blanks: 64 hex digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def content_hash(folder: Path) -> str:
