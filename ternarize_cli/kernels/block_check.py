@@ -16,8 +16,7 @@ from ternarize_cli.kernels.stack import Stack
 
 __all__ = ["FirstBlocks", "disagreement"]
 
-_MOST = 0.06
-"""The greatest median over tokens of the relative distance (L2) of hidden states that is taken for rounding."""
+_MOST = 0.06  # enough for rounding to int8
 _LONGEST, _SHORTEST = 300, 16  # tokens of the longer sample
 _LARGEST_SAMPLE = 1 << 18  # pixels of an image
 
@@ -29,12 +28,13 @@ class FirstBlocks(Protocol):
         """Computes the hidden states after the first `count` blocks and the last norm, of texts or images."""
 
 
-def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
+def disagreement(model: Any, encoder: FirstBlocks, *, most: float = _MOST) -> str | None:
     """Says how a fused encoder differs from its model's modules; None if it does not, or nothing can be compared.
 
     Args:
         model: the packed model, on the device of the encoder.
         encoder: the fused encoder.
+        most: the greatest median over tokens of the relative distance (L2) of hidden states that is taken for rounding.
     """
     stack = Stack.of(model)
     block = stack.block
@@ -43,7 +43,8 @@ def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
     given = _sample(model, block)
     if given is None:
         return None
-    ids, mask, pixels = given
+    device = next(model.parameters()).device
+    ids, mask, pixels = (None if t is None else t.to(device) for t in given)
     cut: Any = _cut_to(model, stack, count)
     try:
         with torch.no_grad():
@@ -62,7 +63,7 @@ def disagreement(model: Any, encoder: FirstBlocks) -> str | None:
         made, own = made[mask.bool()], own[mask.bool()]
     far = ((made - own).norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-9)).flatten()
     distance = float(far.nan_to_num(torch.inf).median())
-    if distance <= _MOST or not bool(own.isfinite().all()):
+    if distance <= most or not bool(own.isfinite().all()):
         return None
     return f"the description of its blocks gives other vectors than its modules (by {distance:.0%} in the median)"
 

@@ -5,6 +5,7 @@ modules.
 """
 
 import inspect
+import logging
 import typing
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from ternarize_cli.layers import ROW_FACTOR_HOOK, Packed, PackedEmbedding, Packe
 from ternarize_cli.layers.forks import before_forward
 from ternarize_cli.layers.operators import number_of
 
-__all__ = ["FusedEncoder", "FusedForward", "output_kinds", "tables_of"]
+__all__ = ["FusedEncoder", "FusedForward", "output_kinds", "tables_of", "tell_unfused"]
 
 _KNOWN_HOOKS = ("output_capturing_hook", ROW_FACTOR_HOOK)
 """Names of the hooks that change nothing here: transformers' own, and the factor of embeddings."""
@@ -268,3 +269,8 @@ def tables_of(model: nn.Module, block: Block) -> list[tuple[Tensor, Tensor]] | N
         return None
     factors = [given.factor, 1.0, 1.0]
     return [(t.weight, t.weight_scale.float().flatten() * factor) for t, factor in zip(found, factors, strict=False)]
+
+
+def tell_unfused(model: nn.Module, reason: str) -> None:
+    """Logs that a model runs linear by linear, and why."""
+    logging.getLogger("ternarize_cli").warning("note: %s runs linear by linear: %s", type(model).__name__, reason)

@@ -58,7 +58,7 @@ class ScaledMm:
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by a fused one, and returns None; or returns the reason why it can't."""
         from ternarize_cli.kernels.gpu.e4m3 import E4m3
-        from ternarize_cli.kernels.gpu.encoder import run_fused
+        from ternarize_cli.kernels.gpu.forward import run_fused
         from ternarize_cli.kernels.stack import Stack
 
         reason = run_fused(model, self.name, E4m3)

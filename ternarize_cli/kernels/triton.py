@@ -69,7 +69,7 @@ class Triton:
 
         In a fused encoder it is never called.
         """
-        from ternarize_cli.kernels.gpu.fused import quantise
+        from ternarize_cli.kernels.gpu.rounding import quantise
         from ternarize_cli.kernels.gpu.int8 import Int8
         from ternarize_cli.kernels.gpu.products import Joined
 
@@ -92,7 +92,7 @@ class Triton:
 
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by a fused one, and returns None; or returns the reason why it can't."""
-        from ternarize_cli.kernels.gpu.encoder import run_fused
+        from ternarize_cli.kernels.gpu.forward import run_fused
         from ternarize_cli.kernels.gpu.int8 import Int8
 
         return run_fused(model, self.name, Int8)

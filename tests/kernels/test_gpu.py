@@ -25,13 +25,17 @@ from ternarize_cli.layers import PackedLinear
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from ternarize_cli.kernels.gpu import e4m3, fused, gelu, int8, matmul, tuning
+from ternarize_cli.kernels.gpu import activation, e4m3, int8, matmul, rounding, tuning
 from ternarize_cli.kernels.gpu.attention import attention
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
-from ternarize_cli.kernels.gpu.encoder import GpuEncoder, GpuForward
-from ternarize_cli.kernels.gpu.fused import Norm, Rounded, Sums
+from ternarize_cli.kernels.gpu.embedding import Tables, embed
+from ternarize_cli.kernels.gpu.encoder import GpuEncoder
+from ternarize_cli.kernels.gpu.forward import GpuForward
+from ternarize_cli.kernels.gpu.heads import Heads
 from ternarize_cli.kernels.gpu.int8 import Int8
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
+from ternarize_cli.kernels.gpu.norm import Norm, Sums, norm
+from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 384, 80), (17, 768, 96), (50, 320, 64), (5, 304, 48)]
@@ -80,7 +84,7 @@ def test_few_rows_give_the_exact_sums(rows: int, inputs: int, outputs: int) -> N
     q = matmul.in_order(case.q, case.b)
     y = matmul.few_rows(q, case.t, case.weight, case.scale, case.bias, case.b, out=torch.float32)
     assert torch.allclose(y, case.result, rtol=1e-6, atol=1e-6)
-    y = matmul.few_rows(q, case.t, case.weight, case.scale, case.bias, case.b, gelu=True, out=torch.float32)
+    y = matmul.few_rows(q, case.t, case.weight, case.scale, case.bias, case.b, activation="gelu", out=torch.float32)
     assert distance(y, F.gelu(case.result)) < 1e-3
 
 
@@ -96,7 +100,7 @@ def test_programs_that_share_the_inputs_add_up(parts: int) -> None:
     assert torch.equal(sums.double(), case.sums)
     residual, gain = normal(5, 96, seed=5).half(), normal(96, seed=6)
     raw = Sums(sums, case.t, case.scale, case.bias)
-    kept, _ = fused.norm(residual, raw, Norm(gain, gain, 1e-5), after=True, dtype=torch.int8)
+    kept, _ = norm(residual, raw, Norm("layer", gain, gain, 1e-5), after=True, dtype=torch.int8)
     wanted = F.layer_norm(residual.float() + case.result, (96,), gain, gain, 1e-5)
     assert distance(kept, wanted) < 1e-3
     assert not sums.any(), "the norm leaves zeros for the next product"
@@ -117,7 +121,7 @@ def test_many_rows_in_int8(rows: int, inputs: int, outputs: int, how: ManyRows) 
     case = Case(rows, inputs, outputs)
     y = matmul.many_rows(case.q, case.t, case.expanded(), case.scale, case.bias, how=how)
     assert distance(y, case.result) < 1e-3
-    y = matmul.many_rows(case.q, case.t, case.expanded(), case.scale, None, gelu=True, how=how)
+    y = matmul.many_rows(case.q, case.t, case.expanded(), case.scale, None, activation="gelu", how=how)
     assert distance(y, F.gelu(case.result - case.bias)) < 1e-3
 
 
@@ -129,7 +133,7 @@ def test_many_rows_in_e4m3_with_a_scale_a_row_or_one_for_all() -> None:
     wanted = x.float() @ case.codes.float().T * case.scale
     y = matmul.many_rows(x, case.t, codes, case.scale, case.bias, how=how)
     assert distance(y, wanted * case.t[:, None] + case.bias) < 1e-3
-    q = matmul.many_rows(x, 0.01, codes, case.scale, None, gelu=True, out=E4M3_DTYPE, times=16.0, how=how)
+    q = matmul.many_rows(x, 0.01, codes, case.scale, None, activation="gelu", out=E4M3_DTYPE, times=16.0, how=how)
     assert distance(q.float() / 16, F.gelu(0.01 * wanted)) < (0.05 if DEVICE == "cuda" else 0.15)  # it truncates
 
 
@@ -139,7 +143,7 @@ def test_gelu_before_e4m3_is_gelu_everywhere() -> None:
     eye, ones = torch.eye(64, device=DEVICE).to(E4M3_DTYPE), torch.ones(64, device=DEVICE)
     for t in (0.5, 0.02, 0.002):
         how = ManyRows(64, 64, 64, 4, 2)
-        q = matmul.many_rows(x, t, eye, ones, None, gelu=True, out=E4M3_DTYPE, times=1.5, how=how)
+        q = matmul.many_rows(x, t, eye, ones, None, activation="gelu", out=E4M3_DTYPE, times=1.5, how=how)
         wanted = F.gelu(x.float() * t) * 1.5
         assert ((q.float() - wanted).abs() <= wanted.abs() * 0.07 + 0.01).all()
 
@@ -163,7 +167,7 @@ def assembled(assembly: str, *operands: Tensor) -> Tensor:
 @pytest.mark.parametrize("times", [2.0**-14, 1.0, 8.0, 2.0**15])
 def test_gelu_in_assembly_is_gelu(times: float) -> None:
     x = torch.cat([torch.linspace(-300, 300, 60001), torch.tensor([-65504.0, -3000.0, 3000.0, 65504.0])]).half()
-    y = assembled(gelu._TWO_GELUS.value, x, torch.tensor(times).half())
+    y = assembled(activation._TWO_GELUS.value, x, torch.tensor(times).half())
     wanted = F.gelu(x.double()) * times
     assert not y.isnan().any()
     away = (y.double() - wanted).abs().nan_to_num(0)  # inf where float16 ends, and e4m3 has ended long before
@@ -193,18 +197,18 @@ def test_e4m3_results_that_are_too_large_are_cut_to_the_largest() -> None:
     [(2, 16, 3, 32, True), (3, 40, 2, 64, False), (2, 130, 1, 24, True), (2, 64, 2, 64, True)],
 )
 def test_attention_is_pytorchs(texts: int, tokens: int, heads: int, head: int, masked: bool) -> None:
-    width = heads * head
+    width, by = heads * head, Heads(heads, heads, head, head**-0.5)
     qkv = normal(texts * tokens, 3 * width).half()
     lengths = torch.tensor([tokens, tokens // 2 + 1, 3][:texts])
     mask = (torch.arange(tokens) < lengths[:, None]).long().to(DEVICE)
     q, k, v = qkv.float().view(texts, tokens, 3, heads, head).permute(2, 0, 3, 1, 4)
     seen = mask.bool()[:, None, None] if masked else None
     wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(-1, width)
-    assert distance(attention(qkv, mask if masked else None, texts, heads), wanted) < 2e-3
+    assert distance(attention(qkv, by, mask if masked else None, texts), wanted) < 2e-3
     if masked:
         real = mask.bool().flatten()
         starts = F.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
-        y = attention(qkv[real], None, texts, heads, starts=starts, longest=tokens)
+        y = attention(qkv[real], by, None, texts, starts=starts, longest=tokens)
         assert distance(y, wanted[real]) < 2e-3
 
 
@@ -212,7 +216,7 @@ def test_attention_is_pytorchs(texts: int, tokens: int, heads: int, head: int, m
 @pytest.mark.parametrize("dtype", [torch.int8, E4M3_DTYPE, None])
 def test_norm_adds_normalises_and_rounds(after: bool, dtype: torch.dtype | None) -> None:
     x, y, gain, bias = normal(7, 96).half(), normal(7, 96, seed=1).half(), normal(96, seed=2), normal(96, seed=3)
-    kept, rounded = fused.norm(x, y, Norm(gain, bias, 1e-5), after=after, dtype=dtype)
+    kept, rounded = norm(x, y, Norm("layer", gain, bias, 1e-5), after=after, dtype=dtype)
     wanted = F.layer_norm(x.float() + y.float(), (96,), gain, bias, 1e-5)
     assert distance(kept, wanted if after else x.float() + y.float()) < 1e-3
     if dtype is not None:
@@ -228,7 +232,7 @@ def test_two_rows_a_program_give_what_one_gives(
     dtype: torch.dtype, b: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y, gain, bias = (normal(7, width, seed=i).half() for i in range(4))
-    by = Norm(gain[0].float(), bias[0].float(), 1e-5)
+    by = Norm("layer", gain[0].float(), bias[0].float(), 1e-5)
     ids, kinds = torch.randint(-1, 13, (1, 7), generator=seeded(4)).to(DEVICE), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     tables = [((normal(n, width, seed=n) * 50).to(torch.int8), normal(n, seed=9 + n).abs()) for n in (12, 3, 9)]
     assert bool(((ids < 0) | (ids >= 12)).any()), "some ids are in no table"
@@ -237,54 +241,56 @@ def test_two_rows_a_program_give_what_one_gives(
         raw = Sums(
             torch.arange(7 * width, dtype=torch.int32, device=DEVICE).view(7, width), x[:, 0].float(), gain[0], None
         )
-        made = [fused.norm(x, y, by, after=after, dtype=dtype, b=b) for after in (True, False)]
+        made = [norm(x, y, by, after=after, dtype=dtype, b=b) for after in (True, False)]
         made += [
-            fused.norm(x, raw, by, after=True, dtype=dtype, b=b),
-            fused.norm(x, None, by, after=True, dtype=dtype, b=b),
+            norm(x, raw, by, after=True, dtype=dtype, b=b),
+            norm(x, None, by, after=True, dtype=dtype, b=b),
         ]
         made += [
-            fused.embed(ids, given, tables, by, dtype=dtype, kept=torch.float16, b=b)
+            embed(ids, given, None, Tables(*tables), by, dtype=dtype, kept=torch.float16, b=b)
             for given in (None, kinds.to(DEVICE))
         ]
         yield from (part for kept, rounded in made for part in (kept, *rounded))
-        yield from fused.quantise(x, dtype, b=b)
-        yield fused.norm(x, y, by, after=True, dtype=None)[0]
+        yield from quantise(x, dtype, b=b)
+        yield norm(x, y, by, after=True, dtype=None)[0]
         yield raw.raw
         assert not raw.raw.any()
 
     beyond: list[Tensor] = []
 
-    def guarded(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Rounded:
+    def guarded(rows: int, width: int, dtype: torch.dtype, b: int, device: torch.device) -> Rounded:
+        width = matmul.filled(width, b) if b else width
         q, t = torch.zeros(rows + 1, width, dtype=dtype, device=device), torch.zeros(rows + 1, device=device)
         beyond.extend((q[rows:], t[rows:]))
         return Rounded(q[:rows], t[:rows])
 
     one = list(results())
-    monkeypatch.setattr(fused, "_TWO_A_WARP", 4)
-    monkeypatch.setattr(fused, "_empty", guarded)
-    assert fused._shared_out(7, 512) == (2, 1)
+    monkeypatch.setattr(rounding, "_TWO_A_WARP", 4)
+    for module in ("rounding", "norm", "embedding"):
+        monkeypatch.setattr(f"ternarize_cli.kernels.gpu.{module}.empty_rounded", guarded)
+    assert rounding.shared_out(7, 512) == (2, 1)
     for single, double in zip(one, results(), strict=True):
         assert torch.allclose(double.float(), single.float(), rtol=0.01, atol=0.01, equal_nan=True)
     assert not any(part.float().any() for part in beyond)
 
 
 def test_few_rows_and_long_ones_have_programs_of_their_own() -> None:
-    assert fused._shared_out(8191, 1024) == (1, 4)
-    assert fused._shared_out(8192, 1024) == (2, 1)
-    assert fused._shared_out(8192, 4096) == (1, 8)
+    assert rounding.shared_out(8191, 1024) == (1, 4)
+    assert rounding.shared_out(8192, 1024) == (2, 1)
+    assert rounding.shared_out(8192, 4096) == (1, 8)
 
 
 @pytest.mark.parametrize("b", [32, 64])
 def test_rounded_activations_come_in_the_order_of_the_weights(b: int) -> None:
     x = normal(5, 312).half()
-    usual, ordered = fused.quantise(x, torch.int8), fused.quantise(x, torch.int8, b=b)
+    usual, ordered = quantise(x, torch.int8), quantise(x, torch.int8, b=b)
     assert torch.equal(ordered.q, matmul.in_order(usual.q, b))
     assert torch.equal(ordered.t, usual.t)
     assert usual.q.abs().amax() == 127
 
 
 def test_an_all_zero_row_is_rounded_to_zeros() -> None:
-    rounded = fused.quantise(torch.zeros(2, 64, device=DEVICE).half(), torch.int8)
+    rounded = quantise(torch.zeros(2, 64, device=DEVICE).half(), torch.int8)
     assert not rounded.q.any()
     assert not rounded.t.any()
 
@@ -389,6 +395,7 @@ def test_a_model_runs_as_a_whole_in_any_mode_and_its_weights_stay_usable(tmp_pat
     pooler = model.pooler.dense
     pooler.backend, pooler._kernel = "triton", kernels._REGISTRY["triton"].prepare(pooler)
     model.forward = OnAnyDevice(model, "triton", Int8)
+    model.forward._is_compared = True  # its linears by themselves run on a GPU only
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
         with mode():
             result = model(input_ids=ids)
@@ -440,7 +447,7 @@ def test_weights_lie_in_memory_once_and_stay_those_of_the_model(tmp_path: Path) 
     stack = GpuEncoder(model, Int8)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     layer = model.encoder.layer[0].attention.self.key
-    flat = stack._products._flat[0]
+    flat = stack._blocks.products._flat[0]
     assert layer.weight.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
 
 
@@ -452,8 +459,7 @@ def test_the_largest_activations_of_a_sample_set_the_scale_of_e4m3(
     ids = torch.randint(5, 40, (2, 9), generator=seeded()).to(DEVICE)
     wanted = model(input_ids=ids).last_hidden_state
     stack = GpuEncoder(model, E4m3)
-    assert all(0 < times < 448 for times in stack._products._times)
-    monkeypatch.setattr(e4m3, "_MANY", 0)  # large batches round by that scale
+    assert all(0 < times < 448 for times in (*stack._blocks.products._attended, *stack._blocks.products._activated))
     with torch.no_grad():
         assert distance(stack.texts(ids, None, None), wanted) < 0.25
 

@@ -93,7 +93,7 @@ class BitBlas:
         reason = _refusal(layers)
         if reason is None:
             from ternarize_cli.kernels.bitblas.products import BitBlasProducts, shapes_of
-            from ternarize_cli.kernels.gpu.encoder import run_fused
+            from ternarize_cli.kernels.gpu.forward import run_fused
 
             reason = run_fused(model, self.name, BitBlasProducts)
             shapes += [] if reason else shapes_of(model)

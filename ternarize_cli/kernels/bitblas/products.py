@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ternarize_cli.kernels.bitblas import operators
 from ternarize_cli.kernels.bitblas.layout import lay_out
 from ternarize_cli.kernels.bitblas.operators import Operator, OperatorShape
-from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
-from ternarize_cli.kernels.gpu.products import Joined
+from ternarize_cli.kernels.gpu.norm import Sums
+from ternarize_cli.kernels.gpu.products import FeedForward, Joined
+from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
 from ternarize_cli.kernels.stack import Stack
 
 __all__ = ["BitBlasProducts", "finish", "shapes_of"]
@@ -34,9 +35,10 @@ class _Laid(NamedTuple):
 class BitBlasProducts:
     """Products of int8 activations in natural order and 2-bit weights; widths are multiples of 16."""
 
-    dtype, between = torch.int8, torch.float16
+    dtype = torch.int8
 
-    def __init__(self, blocks: Sequence[Sequence[Joined]]) -> None:
+    def __init__(self, blocks: Sequence[Sequence[Joined]], feed_forward: FeedForward = FeedForward()) -> None:
+        self.between, self._feed_forward = torch.float16, feed_forward
         operators.build(_shape(joined) for block in blocks for joined in block)
         self._linears = [[_linear(joined) for joined in block] for block in blocks]
 
@@ -49,7 +51,7 @@ class BitBlasProducts:
 
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
         """Computes a product: `[rows, in]` to `[rows, out]`."""
-        return finish(self.before_norm(block, linear, x))
+        return finish(self.before_norm(block, linear, x), self.between)
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Sums:
         """Computes the int32 sums of a product; the next norm applies scales and bias."""
@@ -57,8 +59,16 @@ class BitBlasProducts:
         return Sums(w.operator(x.q, w.weight), x.t, w.scale, w.bias)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """Computes GELU of a product, rounded to int8."""
-        return quantise(self.run(block, linear, x), self.dtype, activate=True)
+        """Computes the first product of a feed-forward and its activation, rounded to int8."""
+        return quantise(self.run(block, linear, x), self.dtype, **self._feed_forward._asdict())
+
+    def attention_factor(self, block: int) -> float:
+        """Returns 0: the scale of a token needs all of its heads."""
+        return 0.0
+
+    def attended(self, block: int, y: Tensor) -> Rounded:
+        """Rounds the results of a block's attention to int8."""
+        return quantise(y, self.dtype)
 
 
 def shapes_of(model: nn.Module) -> list[OperatorShape]:
@@ -87,10 +97,10 @@ def _finish(raw_ptr, t_ptr, scale_ptr, bias_ptr, y_ptr, WIDTH: tl.constexpr, BLO
     tl.store(y_ptr + row * WIDTH + k, y.to(y_ptr.dtype.element_ty), inside)
 
 
-def finish(sums: Sums) -> Tensor:
-    """Multiplies `sums` by their scales and adds the bias: float16 `[rows, out]`."""
+def finish(sums: Sums, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Multiplies `sums` by their scales and adds the bias: `[rows, out]` of `dtype`."""
     rows, width = sums.raw.shape
-    y = torch.empty(rows, width, dtype=torch.float16, device=sums.raw.device)
+    y = torch.empty(rows, width, dtype=dtype, device=sums.raw.device)
     if rows:
         blocks = triton.cdiv(width, _BLOCK)
         _finish[(rows, blocks)](sums.raw, sums.t, sums.scale, sums.bias, y, WIDTH=width, BLOCK=_BLOCK, num_warps=4)

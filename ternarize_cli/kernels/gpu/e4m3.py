@@ -9,25 +9,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternarize_cli.kernels.gpu import matmul
-from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.matmul import ManyRows
-from ternarize_cli.kernels.gpu.products import Joined, JoinedLinear, many_ways
+from ternarize_cli.kernels.gpu.norm import Sums
+from ternarize_cli.kernels.gpu.products import FeedForward, Joined, JoinedLinear, gated_ways, many_ways
+from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
 from ternarize_cli.kernels.gpu.tuning import Choices
 
 __all__ = ["E4m3", "scaled_mm"]
 
-_MANY = 8192
 _ROOM = 16  # about how many times larger than the largest of the sample an activation may be before it is cut
+_SPREAD = 64  # how many times larger than the median token the largest may be for both to have one scale
 E4M3 = torch.float8_e4m3fn
 
 
 class E4m3:
-    """Products of e4m3 activations, with one scale per token, and e4m3 weights."""
+    """Products of e4m3 activations and e4m3 weights.
+
+    The results of attention and of activations have one scale for all tokens: the kernel that computes them rounds
+    them, too. e4m3 has a constant relative error over a range of 2^15, so a scale that is not the token's own loses
+    little. A block in which some tokens are much larger than others has a scale for each token there.
+    """
 
     dtype, between = E4M3, torch.bfloat16
-    _watching = False
 
-    def __init__(self, blocks: Sequence[Sequence[Joined]]) -> None:
+    def __init__(self, blocks: Sequence[Sequence[Joined]], feed_forward: FeedForward = FeedForward()) -> None:
+        self._feed_forward = feed_forward
         self._linears = [
             [
                 JoinedLinear(j.codes().to(E4M3).contiguous(), 0, j.scale(), j.bias(), j.layers[0].in_features)
@@ -35,9 +41,12 @@ class E4m3:
             ]
             for block in blocks
         ]
-        self._times = [0.0] * len(blocks)
         self._choices = Choices()
         self._half = [[w.bias.bfloat16() for w in block] for block in self._linears]
+        self._watching = False
+        self._attended, self._activated = [0.0] * len(blocks), [0.0] * len(blocks)
+        self._ones: list[Tensor] = []
+        self._by_factor: dict[tuple[int, int], Tensor] = {}
 
     def order(self, rows: int) -> int:
         """Returns 0: activations in natural order."""
@@ -49,47 +58,85 @@ class E4m3:
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
         """Computes a product: `[rows, in]` to `[rows, out]`."""
         w, bias = self._linears[block][linear], self._half[block][linear]
-        rows = len(x.q)
+        rows, t = len(x.q), x.t
 
         def call(how: ManyRows | None) -> Tensor:
-            if how is None:
-                return scaled_mm(x.q, x.t, w.packed, w.scale, bias)
-            return matmul.many_rows(x.q, x.t, w.packed, w.scale, w.bias, out=self.between, how=how)
+            if how is not None:
+                return matmul.many_rows(x.q, t, w.packed, w.scale, w.bias, out=self.between, how=how)
+            if isinstance(t, float):
+                return scaled_mm(x.q, self._one_a_row(rows), w.packed, self._times_factor(block, linear, t), bias)
+            return scaled_mm(x.q, t, w.packed, w.scale, bias)
 
-        return call(self._choices.of("e4m3", w.shape(rows), lambda rows: [None, *many_ways(rows)], call))
+        kind = "e4m3, one scale" if isinstance(t, float) else "e4m3"
+        return call(self._choices.of(kind, w.shape(rows), lambda rows: [None, *many_ways(rows)], call))
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Tensor | Sums:
         """Computes a product for the next norm."""
         return self.run(block, linear, x)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """Computes GELU of a product, rounded to e4m3.
-
-        With many rows, the kernel of the product applies GELU and rounds, with one scale for all rows. e4m3 has a
-        constant relative error over a range of 2^15, so a scale that is not the row's own loses little.
-        """
-        rows = len(x.q)
-        if rows < _MANY or not self._times[block]:
-            rounded = quantise(self.run(block, linear, x), self.dtype, activate=True)
+        """Computes the first product of a feed-forward and its activation, rounded to e4m3."""
+        w, times, then = self._linears[block][linear], self._activated[block], self._feed_forward
+        if not times:
+            rounded = quantise(self.run(block, linear, x), self.dtype, **then._asdict())
             if self._watching:
-                self._times[block] = _power_of_two(1 / (_ROOM * max(float(rounded.t.max()), 1e-20)))
+                self._activated[block] = _factor(rounded)
             return rounded
-        w, times = self._linears[block][linear], self._times[block]
 
         def call(how: ManyRows) -> Tensor:
-            return matmul.many_rows(x.q, x.t, w.packed, w.scale, w.bias, gelu=True, out=E4M3, times=times, how=how)
+            return matmul.many_rows(
+                x.q, x.t, w.packed, w.scale, w.bias, **then._asdict(), out=E4M3, times=times, how=how
+            )
 
-        q = call(self._choices.of("e4m3 gelu", w.shape(rows), many_ways, call))
-        return Rounded(q, torch.full((rows,), 1 / times, device=q.device))
+        kind = f"e4m3 {'gated ' if then.gated else ''}{then.activation}"
+        outputs = len(w.scale) // 2 if then.gated else len(w.scale)
+        shape = (len(x.q), w.inputs, outputs)
+        return Rounded(call(self._choices.of(kind, shape, gated_ways if then.gated else many_ways, call)), 1 / times)
+
+    def attention_factor(self, block: int) -> float:
+        """The factor of the results of a block's attention, which are stored in e4m3; 0 if they have other scales."""
+        return self._attended[block]
+
+    def attended(self, block: int, y: Tensor) -> Rounded:
+        """Rounds the results of a block's attention, or takes them as they are if they are rounded."""
+        if y.dtype == E4M3:
+            return Rounded(y, 1 / self._attended[block])
+        rounded = quantise(y, self.dtype)
+        if self._watching:
+            self._attended[block] = _factor(rounded)
+        return rounded
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Takes the passes that run meanwhile as a sample, whose largest activations give the scale of all rows."""
+        """Takes the passes that run meanwhile as a sample, whose largest activations give the scales of all rows."""
         self._watching = True
         try:
             yield
         finally:
             self._watching = False
+
+    def _one_a_row(self, rows: int) -> Tensor:
+        """The number 1 for each row; a buffer stays, since recorded passes read from it."""
+        if not self._ones or len(self._ones[-1]) < rows:
+            device = self._linears[0][0].scale.device
+            self._ones.append(torch.ones(1 << (rows - 1).bit_length(), device=device))
+        return self._ones[-1][:rows]
+
+    def _times_factor(self, block: int, linear: int, t: float) -> Tensor:
+        """The scales of a linear, multiplied by that of all rows of its input, which does not change."""
+        key = (block, linear)
+        if key not in self._by_factor:
+            self._by_factor[key] = self._linears[block][linear].scale * t
+        return self._by_factor[key]
+
+
+def _factor(sample: Rounded) -> float:
+    """Chooses the factor of one scale for all rows, a power of two; 0 if some rows are much larger than others."""
+    assert isinstance(sample.t, Tensor)
+    most = float(sample.t.max())
+    if most > _SPREAD * float(sample.t.median()):
+        return 0.0
+    return _power_of_two(1 / (_ROOM * max(most, 1e-20)))
 
 
 def _power_of_two(times: float) -> float:

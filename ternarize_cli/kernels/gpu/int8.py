@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.kernels.gpu import matmul
-from ternarize_cli.kernels.gpu.fused import Rounded, Sums, quantise
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
-from ternarize_cli.kernels.gpu.products import Joined, JoinedLinear, many_ways
+from ternarize_cli.kernels.gpu.norm import Sums
+from ternarize_cli.kernels.gpu.products import FeedForward, Joined, JoinedLinear, gated_ways, many_ways
+from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
 from ternarize_cli.kernels.gpu.tuning import Choices
 from ternarize_cli.layers import PackedLinear
 
@@ -28,8 +29,13 @@ class Int8:
 
     dtype = torch.int8
 
-    def __init__(self, blocks: Sequence[Sequence[Joined]], between: torch.dtype = torch.float16) -> None:
-        self.between = between
+    def __init__(
+        self,
+        blocks: Sequence[Sequence[Joined]],
+        feed_forward: FeedForward = FeedForward(),
+        between: torch.dtype = torch.float16,
+    ) -> None:
+        self.between, self._feed_forward = between, feed_forward
         first = blocks[0]
         self._b = matmul.block_of(*(j.layers[0].in_features for j in first))
         self._flat: list[Tensor] = []
@@ -76,13 +82,13 @@ class Int8:
 
     def run(self, block: int, linear: int, x: Rounded) -> Tensor:
         """Computes a product: `[rows, in]` to `[rows, out]`."""
-        return self._finished(self._linears[block][linear], x, gelu=False)
+        return self._finished(self._linears[block][linear], x)
 
     def before_norm(self, block: int, linear: int, x: Rounded) -> Tensor | Sums:
         """Computes a product for the next norm. With few rows it may return raw sums, which the norm finishes."""
         w, rows = self._linears[block][linear], len(x.q)
         if rows > _FEW:
-            return self._finished(w, x, gelu=False)
+            return self._finished(w, x)
         sums = self._sums_of(rows, len(w.scale), x.q.device)
         trial: list[Tensor] = []
 
@@ -101,9 +107,19 @@ class Int8:
         return Sums(self._few(w, x, how, sums=sums), x.t, w.scale, w.bias)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """Computes GELU of a product, rounded to int8."""
-        h = self._finished(self._linears[block][linear], x, gelu=True)
-        return quantise(h, self.dtype, b=self.order(len(h)))
+        """Computes the first product of a feed-forward and its activation, rounded to int8."""
+        w, order = self._linears[block][linear], self.order(len(x.q))
+        if self._feed_forward.gated and len(x.q) <= _FEW:
+            return quantise(self._finished(w, x), self.dtype, b=order, **self._feed_forward._asdict())
+        return quantise(self._finished(w, x, self._feed_forward), self.dtype, b=order)
+
+    def attention_factor(self, block: int) -> float:
+        """Returns 0: the scale of a token needs all of its heads."""
+        return 0.0
+
+    def attended(self, block: int, y: Tensor) -> Rounded:
+        """Rounds the results of a block's attention to int8."""
+        return quantise(y, self.dtype, b=self.order(len(y)))
 
     def _sums_of(self, rows: int, outputs: int, device: torch.device) -> Tensor:
         """The buffer of raw sums, int32 `[rows, outputs]`, which is zero because every norm clears it."""
@@ -111,26 +127,32 @@ class Int8:
             self._sums[outputs] = torch.zeros(_FEW, outputs, dtype=torch.int32, device=device)
         return self._sums[outputs][:rows]
 
-    def _finished(self, w: JoinedLinear, x: Rounded, *, gelu: bool) -> Tensor:
-        rows, kind = len(x.q), "int8 gelu" if gelu else "int8"
+    def _finished(self, w: JoinedLinear, x: Rounded, then: FeedForward | None = None) -> Tensor:
+        """Computes a product and what follows it: nothing, or the activation of a feed-forward."""
+        rows = len(x.q)
+        activation, gated = then or (None, False)
+        kind = " ".join(["int8", *(("gated",) if gated else ()), *((activation,) if activation else ())])
         if rows <= _FEW:
-            few = partial(self._few, w, x, gelu=gelu)
+            few = partial(self._few, w, x, activation=activation)
             return few(self._choices.of(kind, w.shape(rows), _few_ways, few))
         assert self._codes is not None
         codes = self._codes[4 * w.start : 4 * (w.start + w.packed.numel())].view(len(w.packed), w.inputs)
 
         def many(how: ManyRows) -> Tensor:
-            return matmul.many_rows(x.q, x.t, codes, w.scale, w.bias, gelu=gelu, out=self.between, how=how)
+            return matmul.many_rows(
+                x.q, x.t, codes, w.scale, w.bias, activation=activation, gated=gated, out=self.between, how=how
+            )
 
         if self.between == torch.float32:
             return many(self._choices.of(f"{kind} wide", w.shape(rows), _wide_ways, many))
-        return many(self._choices.of(kind, w.shape(rows), many_ways, many))
+        return many(self._choices.of(kind, w.shape(rows), gated_ways if gated else many_ways, many))
 
     def _few(
-        self, w: JoinedLinear, x: Rounded, how: FewRows, *, gelu: bool = False, sums: Tensor | None = None
+        self, w: JoinedLinear, x: Rounded, how: FewRows, *, activation: str | None = None, sums: Tensor | None = None
     ) -> Tensor:
-        out = self.between
-        return matmul.few_rows(x.q, x.t, w.packed, w.scale, w.bias, self._b, gelu=gelu, out=out, how=how, sums=sums)
+        return matmul.few_rows(
+            x.q, x.t, w.packed, w.scale, w.bias, self._b, activation=activation, out=self.between, how=how, sums=sums
+        )
 
 
 def _lies_as_in_file(layer: PackedLinear, b: int) -> bool:

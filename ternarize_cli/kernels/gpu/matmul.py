@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ternarize_cli.kernels.gpu.gelu import gelu, gelu_times
+from ternarize_cli.kernels.gpu.activation import activated, gelu_times
 
 __all__ = [
     "FewRows",
@@ -138,7 +138,7 @@ class FewRows(NamedTuple):
 @triton.jit
 def _few_rows(
     x_ptr, t_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, rows, outputs,
-    BLOCKS: tl.constexpr, PARTS: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr,
+    BLOCKS: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr,
     NATIVE: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -163,14 +163,14 @@ def _few_rows(
         y = total.to(tl.float32) * scale[:, None] * tl.load(t_ptr + m, here, 0.0)[None, :]
         if BIAS:
             y += tl.load(bias_ptr + n, n < outputs, 0.0)[:, None]
-        if GELU:
-            y = gelu(y, NATIVE)
+        if ACTIVATION is not None:
+            y = activated(y, ACTIVATION, NATIVE)
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), inside)
 
 
 def few_rows(
-    x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, b: int, *, gelu: bool = False,
-    out: torch.dtype = torch.float16, how: FewRows = FewRows(), sums: Tensor | None = None,
+    x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, b: int, *,
+    activation: str | None = None, out: torch.dtype = torch.float16, how: FewRows = FewRows(), sums: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Multiplies few rows, int8 `[rows, in]`, by 2-bit weights: `[rows, out]`.
 
@@ -181,7 +181,7 @@ def few_rows(
         scale: float32 `[out]`, scales of the weights.
         bias: float32 `[out]`, or None.
         b: block size with which the weights were packed.
-        gelu: apply GELU to the result.
+        activation: one of `format.block.ACTIVATIONS`, which is applied to the result; None for none.
         out: dtype of the result.
         how: the configuration. If the inputs are cut into several parts, which must divide the blocks, only raw sums
             are computed and added to `sums`.
@@ -192,7 +192,7 @@ def few_rows(
     overlap = overlaps()
     _few_rows[(triton.cdiv(outputs, how.outputs), triton.cdiv(rows, how.rows), how.parts)](
         x, t, weight, scale, bias, y, rows, outputs,
-        BLOCKS=weight.shape[1] // b, PARTS=how.parts, GELU=gelu, BIAS=bias is not None,
+        BLOCKS=weight.shape[1] // b, PARTS=how.parts, ACTIVATION=activation, BIAS=bias is not None,
         NATIVE=on_gpu(), OVERLAP=overlap, BM=how.rows, BN=how.outputs, B=b,
         num_warps=how.warps, num_stages=how.stages, **launch_options(overlap),
     )  # fmt: skip
@@ -239,10 +239,25 @@ class ManyRows(NamedTuple):
 
 
 @triton.jit
+def _finished(
+    total, scale_ptr, bias_ptr, token, n, outputs, first, EXACT: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Finishes sums: `sum · weight scale · token scale + bias`; the scales of these outputs begin at `first`."""
+    if EXACT:  # conversions are slow: an integer below 2^22 is in the mantissa of 1.5 · 2^23 + integer
+        sums = (total + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    else:
+        sums = total
+    y = sums * tl.load(scale_ptr + first + n, n < outputs, 0.0)[None, :] * token
+    if BIAS:
+        y += tl.load(bias_ptr + first + n, n < outputs, 0.0)[None, :]
+    return y
+
+
+@triton.jit
 def _many_rows(
     x_desc, w_desc, y_desc, t_ptr, scale_ptr, bias_ptr, factor, times, rows, outputs, programs,
-    INPUTS: tl.constexpr, EXACT: tl.constexpr, TOKEN: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr,
-    TIMES: tl.constexpr, NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
+    INPUTS: tl.constexpr, EXACT: tl.constexpr, TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    BIAS: tl.constexpr, TIMES: tl.constexpr, NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     down, across = tl.cdiv(rows, BM), tl.cdiv(outputs, BN)
@@ -257,33 +272,36 @@ def _many_rows(
             total = tl.zeros((BM, BN), tl.int32)
         else:
             total = tl.zeros((BM, BN), tl.float32)
-        for k in range(0, INPUTS, BK):
-            total = tl.dot(x_desc.load([row, k]), w_desc.load([column, k]).T, total, out_dtype=total.dtype)
-        if EXACT:  # conversions are slow: an integer below 2^22 is in the mantissa of 1.5 · 2^23 + integer
-            sums = (total + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+        if GATED:
+            other = tl.zeros_like(total)
+            for k in range(0, INPUTS, BK):
+                x = x_desc.load([row, k])
+                total = tl.dot(x, w_desc.load([column, k]).T, total, out_dtype=total.dtype)
+                other = tl.dot(x, w_desc.load([outputs + column, k]).T, other, out_dtype=total.dtype)
         else:
-            sums = total
+            for k in range(0, INPUTS, BK):
+                total = tl.dot(x_desc.load([row, k]), w_desc.load([column, k]).T, total, out_dtype=total.dtype)
         m, n = row + tl.arange(0, BM), column + tl.arange(0, BN)
-        y = sums * tl.load(scale_ptr + n, n < outputs, 0.0)[None, :]
         if TOKEN:
-            y *= tl.load(t_ptr + m, m < rows, 0.0)[:, None]
+            token = tl.load(t_ptr + m, m < rows, 0.0)[:, None]
         else:
-            y *= factor
-        if BIAS:
-            y += tl.load(bias_ptr + n, n < outputs, 0.0)[None, :]
-        if GELU and TIMES and NATIVE:
+            token = factor
+        y = _finished(total, scale_ptr, bias_ptr, token, n, outputs, 0, EXACT, BIAS)
+        if ACTIVATION == "gelu" and TIMES and NATIVE and not GATED:
             y = gelu_times(y, times)  # storing cuts larger values to 448
         else:
-            if GELU:
-                y = gelu(y, NATIVE)
+            if ACTIVATION is not None:
+                y = activated(y, ACTIVATION, NATIVE)
+            if GATED:
+                y *= _finished(other, scale_ptr, bias_ptr, token, n, outputs, outputs, EXACT, BIAS)
             if TIMES:
                 y = tl.minimum(tl.maximum(y * times, -448.0), 448.0)
         y_desc.store([row, column], y.to(y_desc.dtype))
 
 
 def many_rows(
-    x: Tensor, t: Tensor | float, weight: Tensor, scale: Tensor, bias: Tensor | None, *, gelu: bool = False,
-    out: torch.dtype = torch.float16, times: float = 0.0, how: ManyRows = ManyRows(),
+    x: Tensor, t: Tensor | float, weight: Tensor, scale: Tensor, bias: Tensor | None, *, activation: str | None = None,
+    gated: bool = False, out: torch.dtype = torch.float16, times: float = 0.0, how: ManyRows = ManyRows(),
 ) -> Tensor:  # fmt: skip
     """Multiplies many rows by expanded weights, both int8 or both e4m3: `[rows, in]` to `[rows, out]`.
 
@@ -292,17 +310,18 @@ def many_rows(
     Args:
         x: the activations.
         t: their scales, float32 `[rows]`, or one scale for all rows.
-        weight: `[at least out, at least in]`, with zeros beyond `out` and `in`.
-        scale: float32 `[out]`, scales of the weights.
-        bias: float32 `[out]`, or None.
-        gelu: apply GELU to the result.
+        weight: `[at least out, at least in]`, with zeros beyond `in`; `[2 * out, …]` if gated.
+        scale: float32 `[out]`, scales of the weights; `[2 * out]` if gated.
+        bias: float32, shaped like `scale`, or None.
+        activation: one of `format.block.ACTIVATIONS`, which is applied to the result; None for none.
+        gated: the second half of the weights' rows gives a second result, by which the activated one is multiplied.
         out: dtype of the result.
         times: for results in e4m3, a power of two in float16's range, by which they are multiplied before they are cut
             to ±448; 0 does neither.
         how: the configuration.
     """
     rows, inputs = x.shape
-    outputs = len(scale)
+    outputs = len(scale) // 2 if gated else len(scale)
     y = torch.empty(rows, outputs, dtype=out, device=x.device)
     tiles = triton.cdiv(rows, how.rows) * triton.cdiv(outputs, how.outputs)
     programs = min(_multiprocessors(x.device) * how.programs, tiles)
@@ -313,7 +332,8 @@ def many_rows(
         TensorDescriptor.from_tensor(weight, [how.outputs, how.inputs]),
         TensorDescriptor.from_tensor(y, [how.rows, how.outputs]),
         None if known else t, scale, bias, t if known else 1.0, times, rows, outputs, programs,
-        INPUTS=inputs, EXACT=x.dtype == torch.int8, TOKEN=not known, GELU=gelu, BIAS=bias is not None, TIMES=times > 0,
+        INPUTS=inputs, EXACT=x.dtype == torch.int8, TOKEN=not known, ACTIVATION=activation, GATED=gated,
+        BIAS=bias is not None, TIMES=times > 0,
         NATIVE=on_gpu(), OVERLAP=overlap, BM=how.rows, BN=how.outputs, BK=how.inputs, GROUP=8,
         num_warps=how.warps, num_stages=how.stages, **launch_options(overlap),
     )  # fmt: skip

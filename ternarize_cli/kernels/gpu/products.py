@@ -12,11 +12,24 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ternarize_cli.kernels.gpu.fused import Rounded, Sums
 from ternarize_cli.kernels.gpu.matmul import ManyRows
+from ternarize_cli.kernels.gpu.norm import Sums
+from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.layers import PackedLinear
 
-__all__ = ["Joined", "JoinedLinear", "Products", "many_ways"]
+__all__ = ["FeedForward", "Joined", "JoinedLinear", "Products", "gated_ways", "many_ways"]
+
+
+class FeedForward(NamedTuple):
+    """What stands between the two products of a feed-forward.
+
+    Attributes:
+        activation: one of `format.block.ACTIVATIONS`.
+        gated: whether the first half of the first product is activated and multiplied by the second.
+    """
+
+    activation: str = "gelu"
+    gated: bool = False
 
 
 class Joined(NamedTuple):
@@ -48,7 +61,7 @@ class Products(Protocol):
 
     Attributes:
         dtype: dtype of the activations that the products take.
-        between: dtype of their results.
+        between: dtype of their results; bfloat16 may be set where results may be beyond float16.
     """
 
     dtype: torch.dtype
@@ -67,7 +80,13 @@ class Products(Protocol):
         """Computes a product as `run` does, but may return partial sums, which the next norm finishes."""
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
-        """Computes GELU of a product, rounded to 8 bits."""
+        """Computes the first product of a feed-forward and its activation, rounded to 8 bits."""
+
+    def attention_factor(self, block: int) -> float:
+        """The factor of the results of a block's attention, if that is to store them in e4m3; otherwise 0."""
+
+    def attended(self, block: int, y: Tensor) -> Rounded:
+        """Rounds the results of a block's attention, or takes them as they are if they are rounded."""
 
 
 class JoinedLinear(NamedTuple):
@@ -86,9 +105,16 @@ class JoinedLinear(NamedTuple):
 
 def many_ways(rows: int) -> list[ManyRows]:
     """Lists configurations for multiplying many rows; the first is used if nothing is measured."""
-    ways = [ManyRows(128, 128, 128, 4, 2, 2), ManyRows(128, 256, 128, 8, 3), ManyRows(128, 128, 64, 4, 4, 2)]
-    if rows <= 8192:
-        ways += [ManyRows(64, 128, 128, 4, 4, 2), ManyRows(128, 128, 128, 8, 4), ManyRows(64, 256, 128, 4, 3)]
-    if rows <= 2048:
-        ways += [ManyRows(64, 64, 128, 4, 4, 2), ManyRows(128, 64, 128, 4, 4, 2), ManyRows(64, 128, 256, 4, 3)]
-    return ways
+    if rows <= 1024:
+        ways = [ManyRows(64, 64, 128, 4, 4, 2), ManyRows(64, 128, 256, 4, 3), ManyRows(128, 64, 128, 4, 4, 2)]
+        return [*ways, ManyRows(64, 128, 128, 4, 4, 2)]
+    ways = [ManyRows(128, 128, 128, 4, 2, 2), ManyRows(128, 256, 128, 8, 3)]
+    return [*ways, ManyRows(64, 256, 128, 4, 3), ManyRows(64, 128, 128, 4, 4, 2)] if rows <= 8192 else ways
+
+
+def gated_ways(rows: int) -> list[ManyRows]:
+    """Lists configurations for gated products, which hold two tiles of sums."""
+    if rows <= 1024:
+        return [ManyRows(64, 64, 128, 4, 4, 2), ManyRows(64, 32, 256, 4, 3, 2), ManyRows(128, 64, 128, 8, 4)]
+    ways = [ManyRows(128, 128, 128, 8, 3), ManyRows(128, 64, 128, 4, 3, 2), ManyRows(64, 128, 128, 4, 3, 2)]
+    return [*ways, ManyRows(128, 128, 64, 8, 4)]

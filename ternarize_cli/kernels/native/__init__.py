@@ -72,7 +72,8 @@ class Native:
 
     def fuse(self, model: nn.Module) -> str | None:
         """Replaces the model's `forward` by one call of the library, and returns None; or returns why it can't."""
-        from ternarize_cli.kernels.native.encoder import NativeForward, tell_unfused
+        from ternarize_cli.kernels.fused_encoder import tell_unfused
+        from ternarize_cli.kernels.native.encoder import NativeForward
         from ternarize_cli.kernels.stack import Stack, refusal
         from ternarize_cli.runtime.blocks import head_refusal
 

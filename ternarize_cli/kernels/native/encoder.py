@@ -1,6 +1,5 @@
 """Runs a whole encoder of PyTorch in one call of the compiled library, on the tokens that are not padding."""
 
-import logging
 from threading import Lock
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ternarize_cli.errors import TernarizeError
 from ternarize_cli.format.block import Block
 from ternarize_cli.kernels.block_check import disagreement
-from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of
+from ternarize_cli.kernels.fused_encoder import FusedForward, tables_of, tell_unfused
 from ternarize_cli.kernels.module_tensors import is_replaced
 from ternarize_cli.kernels.native.image_parts import image_blocks
 from ternarize_cli.kernels.native.library_modules import is_marked, mark
@@ -21,7 +20,7 @@ from ternarize_cli.layers import PackedLinear
 from ternarize_cli.runtime.blocks import Blocks, Prepared, StoredLinear, norm_weights
 from ternarize_cli.runtime.native.library import library
 
-__all__ = ["ModuleSource", "NativeEncoder", "NativeForward", "tell_unfused"]
+__all__ = ["ModuleSource", "NativeEncoder", "NativeForward"]
 
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
 _COMPARING = Lock()
@@ -82,11 +81,6 @@ class NativeForward(FusedForward):
             return None, f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
         self._is_compared = reason is None
         return (encoder, "") if reason is None else (None, reason)
-
-
-def tell_unfused(model: nn.Module, reason: str) -> None:
-    """Logs that a model runs linear by linear, and why."""
-    logging.getLogger("ternarize_cli").warning("note: %s runs linear by linear: %s", type(model).__name__, reason)
 
 
 class ModuleSource:

@@ -1,24 +1,38 @@
-"""GELU for use in kernels: of float32, and of pairs of float16 that are then rounded to e4m3."""
+"""Activations for use in kernels: of float32; and GELU of pairs of float16 that are then rounded to e4m3."""
 
 import triton
 import triton.language as tl
 
-__all__ = ["gelu", "gelu_times"]
+__all__ = ["activated", "gelu_times"]
 
 
 @triton.jit
-def gelu(x, NATIVE: tl.constexpr):
-    """Computes GELU of float32 `x` as x·(1 + tanh(…)) / 2: Φ is within 2.6e-5 of a logistic function of a polynomial.
+def activated(x, NAME: tl.constexpr, NATIVE: tl.constexpr):
+    """Computes an activation, one of `format.block.ACTIVATIONS`, of float32 `x`.
 
-    The polynomial was fitted to Φ. The GPU's own tanh has a relative error of 2^-11, which is that of a float16 result.
+    All but ReLU are x·(1 + tanh(half)) / 2, with a polynomial `half`. For SiLU and quick GELU that is the sigmoid. For
+    GELU, Φ is within 2.6e-5 of a logistic function of a polynomial, which was fitted to it. The GPU's own tanh has a
+    relative error of 2^-11, which is that of a float16 result.
     """
-    square = tl.minimum(x * x, 25.0)
-    half = x * (0.79750788 + square * (0.037005655 - 0.00035151 * square))
-    if NATIVE:
-        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
+    if NAME == "relu":
+        return tl.maximum(x, 0.0)
     else:
-        t = 2.0 / (1.0 + tl.exp2(tl.minimum(-2.8853901 * half, 126.0))) - 1.0
-    return 0.5 * x + 0.5 * x * t
+        if NAME == "silu":
+            half = 0.5 * x
+        elif NAME == "quick_gelu":
+            half = 0.851 * x
+        elif NAME == "gelu_tanh":
+            half = x * (0.7978845608 + 0.0356774081 * x * x)
+        else:
+            square = tl.minimum(x * x, 25.0)
+            half = x * (0.79750788 + square * (0.037005655 - 0.00035151 * square))
+        if NATIVE:
+            t = tl.inline_asm_elementwise(
+                "tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            t = 2.0 / (1.0 + tl.exp2(tl.minimum(-2.8853901 * half, 126.0))) - 1.0
+        return 0.5 * x + 0.5 * x * t
 
 
 # x·Φ(x)·times of two float16 at a time. Φ is 0.5 + x·(e + s·(d + s·(c + s·(b + s·a)))), s = x², cut off below 0 and

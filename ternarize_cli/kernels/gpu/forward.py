@@ -1,0 +1,95 @@
+"""Replaces the `forward` of models by fused passes on an NVIDIA GPU (`gpu.encoder`)."""
+
+import threading
+from typing import Any
+
+from torch import nn
+
+from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
+from ternarize_cli.kernels.block_check import disagreement
+from ternarize_cli.kernels.fused_encoder import FusedForward, tell_unfused
+from ternarize_cli.kernels.gpu.blocks import Arithmetic
+from ternarize_cli.kernels.gpu.encoder import GpuEncoder
+from ternarize_cli.kernels.stack import Stack, refusal
+
+__all__ = ["GpuForward", "gpu_refusal", "run_fused"]
+
+_WIDEST_HEAD = 256
+_FARTHEST = 0.2
+"""The greatest distance from the model's modules that is taken for rounding to e4m3 (`block_check`)."""
+
+
+def run_fused(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
+    """Makes a model run fused on the GPU; returns None, or the reason why it can't."""
+    reason = gpu_refusal(model)
+    if reason is None:
+        model.forward = GpuForward(model, backend, arithmetic)
+    return reason
+
+
+def gpu_refusal(model: nn.Module) -> str | None:
+    """Says why a model can't run fused on the GPU; None if it can."""
+    reason = refusal(model)
+    if reason is not None:
+        return reason
+    block = Stack.of(model).block
+    if block.head > _WIDEST_HEAD:
+        return f"its heads are {block.head:,} wide, and {_WIDEST_HEAD} is the most"
+    if block.head % 2 and any(kind.rotary is not None for kind in block.kinds):
+        return f"its heads are {block.head} wide, and positions turn pairs of numbers"
+    of_heads = [block.norms[place].kind for place in ("query", "key") if place in block.norms]
+    if of_heads not in ([], ["rms", "rms"]):
+        return "its queries and keys have norms that are not both RMS norms"
+    sums = any(f"{part}.sum" in block.norms for part in ("attention", "feed_forward"))
+    if sums and any(f"{part}.before" in block.norms for part in ("attention", "feed_forward")):
+        return "its blocks have norms before their parts and of sums, too"
+    return None
+
+
+class GpuForward(FusedForward):
+    """A model's forward pass on a GPU, with one of the arithmetics of `products`; one thread runs it at a time."""
+
+    device = "cuda"
+
+    def __init__(self, model: nn.Module, backend: str, arithmetic: Arithmetic) -> None:
+        self.backend = backend
+        self._arithmetic = arithmetic
+        self._lock = threading.RLock()
+        self._is_compared = False  # whether the model's modules gave the vectors of a fused encoder
+        self._refused = False
+        super().__init__(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._lock = threading.RLock()
+        super().__setstate__(state)
+
+    def _make_encoder(self, model: nn.Module) -> GpuEncoder | None:
+        if self._refused:
+            return None
+        try:
+            encoder = GpuEncoder(model, self._arithmetic)
+            reason = None if self._is_compared else disagreement(model, encoder, most=_FARTHEST)
+        except UnavailableError:
+            raise
+        except (TernarizeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            reason = f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
+        self._is_compared = reason is None
+        if reason is None:
+            return encoder
+        self._refused = True
+        tell_unfused(model, reason)
+        return None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Computes what the model's own `forward` computes."""
+        with self._lock:
+            try:
+                return super().__call__(*arguments, **options)
+            except InputError:
+                raise
+            except BaseException:
+                self._encoder = None  # an error may have left it in an inconsistent state
+                raise
