@@ -69,9 +69,9 @@ class Triton:
 
         In a fused encoder it is never called.
         """
-        from ternarize_cli.kernels.gpu.rounding import quantise
         from ternarize_cli.kernels.gpu.int8 import Int8
         from ternarize_cli.kernels.gpu.products import Joined
+        from ternarize_cli.kernels.gpu.rounding import quantise
 
         made: list[Int8] = []
 

@@ -94,9 +94,7 @@ def _attention(
     kind = qkv_ptr.dtype.element_ty
     PART: tl.constexpr = PADDED // 2 if PADDED > 16 else 16
     if HALVES:
-        x, y = _turned(
-            base, m, STRIDE, m < length, q_gain_ptr, cos_ptr, sin_ptr, eps, scale, HEAD, PART, GAINS, TURNS
-        )
+        x, y = _turned(base, m, STRIDE, m < length, q_gain_ptr, cos_ptr, sin_ptr, eps, scale, HEAD, PART, GAINS, TURNS)
         q, q_second = x.to(kind), y.to(kind)
     else:
         q = tl.load(base + m[:, None] * STRIDE + d[None, :], (m < length)[:, None] & (d < HEAD)[None, :], 0.0)

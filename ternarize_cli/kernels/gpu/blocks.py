@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ternarize_cli.format.block import Block
+from ternarize_cli.format.block import PLACES, Block
 from ternarize_cli.kernels.gpu import attention as kernel
 from ternarize_cli.kernels.gpu.attention import Attention, Scores
 from ternarize_cli.kernels.gpu.heads import Heads, prepare
@@ -80,12 +80,14 @@ class GpuBlocks:
         self.block: Block = stack.block
         block, width = self.block, self.block.width
         count = len(block)
-        self.products = arithmetic([_joined(stack, i) for i in range(count)], FeedForward(block.activation, block.gated))
+        self.products = arithmetic(
+            [_joined(stack, i) for i in range(count)], FeedForward(block.activation, block.gated)
+        )
         is_wide = any(n.kind == "rms" for place, n in block.norms.items() if place not in ("query", "key"))
         if is_wide and on_gpu():  # Triton's interpreter does not know bfloat16
             self.products.between = torch.bfloat16
         self.kept = torch.float32 if is_wide else torch.float16
-        self._norms = [{p: norm_of(stack, i, p, width) for p in block.norms_of(i)} for i in range(count)]
+        self._norms = [{p: norm_of(stack, i, p, width) for p in PLACES if p in block.norms_of(i)} for i in range(count)]
         self._last = norm_of(stack, None, "last", width)
         gains = [[norm_of(stack, i, p, block.head) for p in ("query", "key")] for i in range(count)]
         heads = Heads(block.heads, block.key_value_heads, block.head, block.scale)

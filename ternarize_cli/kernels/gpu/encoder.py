@@ -220,7 +220,11 @@ class GpuEncoder:
         with products.watching():
             if self._block.embeddings is None:
                 size = config.image_size
-                shape = (2, getattr(config, "num_channels", 3), *(size if isinstance(size, list | tuple) else [size] * 2))
+                shape = (
+                    2,
+                    getattr(config, "num_channels", 3),
+                    *(size if isinstance(size, list | tuple) else [size] * 2),
+                )
                 self.images(torch.randn(shape, generator=generator).to(self._device))
             else:
                 words: Any = self._model.get_submodule(self._block.embeddings.words)

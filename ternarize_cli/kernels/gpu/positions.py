@@ -9,7 +9,7 @@ from ternarize_cli.format.block import Block
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.runtime.positions import relative_bias, rotary_turns
 
-__all__ = ["Turns", "TurnTables", "image_turns", "patch_pairs", "scaled_distances"]
+__all__ = ["TurnTables", "Turns", "image_turns", "patch_pairs", "scaled_distances"]
 
 Turns = tuple[Tensor, Tensor]
 """Cosines and sines, float32 `[positions, pairs]` each."""
