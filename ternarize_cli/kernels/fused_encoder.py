@@ -8,6 +8,7 @@ import inspect
 import logging
 import typing
 from abc import ABC, abstractmethod
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +23,11 @@ from ternarize_cli.layers import ROW_FACTOR_HOOK, Packed, PackedEmbedding, Packe
 from ternarize_cli.layers.forks import before_forward
 from ternarize_cli.layers.operators import number_of
 
-__all__ = ["FusedEncoder", "FusedForward", "output_kinds", "tables_of", "tell_unfused"]
+__all__ = ["FusedEncoder", "FusedForward", "has_hole", "output_kinds", "tables_of", "tell_unfused"]
 
 _KNOWN_HOOKS = ("output_capturing_hook", ROW_FACTOR_HOOK)
 """Names of the hooks that change nothing here: transformers' own, and the factor of embeddings."""
+_HOOKS, _PRE_HOOKS = attrgetter("_forward_hooks"), attrgetter("_forward_pre_hooks")
 _TEXT = {"input_ids", "attention_mask"}
 _IMAGES = {"pixel_values"}
 _POOLS_ITS_LAST_TOKEN = ("SiglipTextModel",)
@@ -63,10 +65,12 @@ class FusedForward(ABC):
     Attributes:
         backend: the name of the backend.
         device: the type of the device that the backend runs on: "cpu" or "cuda".
+        closes_holes: whether tokens that a mask leaves out between others make those move together.
     """
 
     backend: str
     device: str
+    closes_holes = True
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -78,9 +82,10 @@ class FusedForward(ABC):
         # a class around the encoder, such as a classifier, calls it with arguments by position
         self._positions = tuple(self.__signature__.parameters)
         self._block = block = Stack.of(model).block
-        # Backends compute the real tokens alone, side by side: where places in a text count, a hole would close.
-        self._counts_places = block.relative is not None or any(
-            kind.rotary is not None or kind.before or kind.after for kind in block.kinds
+        # Where real tokens alone are computed, side by side, a hole would close, which places in a text would notice.
+        self._counts_places = self.closes_holes and (
+            block.relative is not None
+            or any(kind.rotary is not None or kind.before or kind.after for kind in block.kinds)
         )
         text = _TEXT | ({"token_type_ids"} if block.embeddings and block.embeddings.types else set())
         self._reads = text if block.embeddings else _IMAGES
@@ -175,7 +180,7 @@ class FusedForward(ABC):
         ids = given.get("input_ids")
         if isinstance(ids, Tensor) and ids.is_floating_point():
             return False
-        if self._counts_places and isinstance(mask, Tensor) and _has_hole(mask):
+        if self._counts_places and isinstance(mask, Tensor) and has_hole(mask):
             return False
         tensors = [value for name, value in given.items() if name in self._reads]
         return asked <= {"return_dict"} and all(
@@ -193,7 +198,8 @@ class FusedForward(ABC):
         layers of other backends, or has hooks but `_KNOWN_HOOKS`.
         What can change only together with `Packed.changes` is checked only when that count has changed.
         """
-        if model.training or any(_is_hooked(m) for m in self._modules):
+        some = any(map(_HOOKS, self._modules)) or any(map(_PRE_HOOKS, self._modules))
+        if model.training or (some and any(_is_hooked(m) for m in self._modules)):
             return None
         if self._looked != Packed.changes:
             self._modules = list(model.modules())
@@ -239,7 +245,7 @@ def _tokens_of(model: Any, pixels: Tensor) -> int | None:
     return int(high * wide + before + registers)
 
 
-def _has_hole(mask: Tensor) -> bool:
+def has_hole(mask: Tensor) -> bool:
     """Returns whether a row of a mask `[batch, tokens]` has zeros between ones."""
     real = mask.bool()
     if mask.dim() != 2 or bool(real.all()):

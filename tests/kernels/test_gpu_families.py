@@ -1,7 +1,7 @@
 """Families of encoders run fused on a GPU, and are as near to `reference` as float16 between products lets them be.
 
-Rounding activations to int8 turns a last bit into a percent, so no one bound tells good arithmetic from bad. Noise does:
-`reference` is run again with noise of the size of float16's or bfloat16's rounding behind each norm and each linear.
+Rounding activations to int8 turns a last bit into a percent, so no one bound tells good arithmetic from bad. Noise
+does: `reference` is run again with noise of the size of float16's or bfloat16's rounding behind each norm and linear.
 On a GPU all families run as they are, elsewhere some in Triton's interpreter.
 """
 

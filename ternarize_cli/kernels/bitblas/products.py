@@ -56,7 +56,7 @@ class BitBlasProducts:
     def before_norm(self, block: int, linear: int, x: Rounded) -> Sums:
         """Computes the int32 sums of a product; the next norm applies scales and bias."""
         w = self._linears[block][linear]
-        return Sums(w.operator(x.q, w.weight), x.t, w.scale, w.bias)
+        return Sums(w.operator(x.q, w.weight), x.scales, w.scale, w.bias)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
         """Computes the first product of a feed-forward and its activation, rounded to int8."""

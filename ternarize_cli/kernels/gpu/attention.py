@@ -63,8 +63,8 @@ def _turned(
         y *= spread * tl.load(gain_ptr + HALF + d, d < HALF, 0.0)[None, :]
     if TURNS:
         turn = place[:, None] * HALF + d[None, :]
-        cos = tl.load(cos_ptr + turn, here, 0.0)
-        sin = tl.load(sin_ptr + turn, here, 0.0)
+        cos = tl.load(cos_ptr + turn, here, 0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + turn, here, 0.0).to(tl.float32)
         turned = x * cos - y * sin
         y = y * cos + x * sin
         x = turned

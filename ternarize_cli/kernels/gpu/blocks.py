@@ -24,7 +24,7 @@ from ternarize_cli.kernels.gpu.matmul import on_gpu
 from ternarize_cli.kernels.gpu.norm import Norm, Sums, norm
 from ternarize_cli.kernels.gpu.positions import Turns, scaled_distances
 from ternarize_cli.kernels.gpu.products import FeedForward, Joined, Products
-from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
+from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise, row_ways
 from ternarize_cli.kernels.gpu.tuning import Choices, bucket
 from ternarize_cli.kernels.stack import Stack
 
@@ -143,8 +143,15 @@ class GpuBlocks:
         dtype, total = self.products.dtype, norms.get(f"{part}.sum")
         if y is None and by is None:
             return x, quantise(x, dtype, b=b)
-        after = total is not None
-        return norm(x, y, total or by, after=after, dtype=dtype, inner=norms.get(f"{part}.after"), b=b)
+        after, inner = total is not None, norms.get(f"{part}.after")
+
+        def call(how: RowWay | None) -> tuple[Tensor, Rounded]:
+            return norm(x, y, total or by, after=after, dtype=dtype, inner=inner, b=b, how=how)
+
+        if isinstance(y, Sums):  # which the first call clears
+            return call(None)
+        kind = f"norm {x.dtype}{' of y' if inner else ''}"
+        return call(self._choices.of(kind, (*x.shape, 0), lambda rows: row_ways(rows, x.shape[1]), call))
 
     def _attended(self, i: int, qkv: Tensor, layout: Layout) -> Rounded:
         """Computes the attention of block `i` from queries, keys and values, rounded for the next product."""
@@ -178,7 +185,12 @@ class GpuBlocks:
             by_torch = plain and scores.after <= 0 and tokens > _TORCH_FROM and heads.head in _TORCH_HEADS
             return [*([None] if by_torch else []), *kernel.ways(tokens, heads.head)]
 
-        named = {"turned": heads.turns, "normed": heads.gains, "masked": layout.mask, "unpadded": layout.starts}
+        named: dict[str, Any] = {
+            "turned": heads.turns,
+            "normed": heads.gains,
+            "masked": layout.mask,
+            "unpadded": layout.starts,
+        }
         named |= {"distances": scores.distances, "pairs": scores.pairs, "e4m3": factor or None}
         said = [name for name, value in named.items() if value is not None]
         window = f"{scores.before}:{scores.after}"

@@ -12,7 +12,7 @@ from ternarize_cli.kernels.gpu import matmul
 from ternarize_cli.kernels.gpu.matmul import ManyRows
 from ternarize_cli.kernels.gpu.norm import Sums
 from ternarize_cli.kernels.gpu.products import FeedForward, Joined, JoinedLinear, gated_ways, many_ways
-from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
+from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise, row_ways
 from ternarize_cli.kernels.gpu.tuning import Choices
 
 __all__ = ["E4m3", "scaled_mm"]
@@ -83,15 +83,20 @@ class E4m3:
                 self._activated[block] = _factor(rounded)
             return rounded
 
-        def call(how: ManyRows) -> Tensor:
-            return matmul.many_rows(
-                x.q, x.t, w.packed, w.scale, w.bias, **then._asdict(), out=E4M3, times=times, how=how
-            )
+        def call(how: ManyRows | RowWay) -> Rounded:
+            if isinstance(how, RowWay):
+                return quantise(self.run(block, linear, x), self.dtype, **then._asdict(), how=how)
+            q = matmul.many_rows(x.q, x.t, w.packed, w.scale, w.bias, **then._asdict(), out=E4M3, times=times, how=how)
+            return Rounded(q, 1 / times)
 
-        kind = f"e4m3 {'gated ' if then.gated else ''}{then.activation}"
+        def ways(rows: int) -> list[ManyRows | RowWay]:
+            if not then.gated:
+                return [*many_ways(rows)]
+            return [*gated_ways(rows), *(row_ways(rows, outputs) if rows > 1024 else [])]
+
         outputs = len(w.scale) // 2 if then.gated else len(w.scale)
-        shape = (len(x.q), w.inputs, outputs)
-        return Rounded(call(self._choices.of(kind, shape, gated_ways if then.gated else many_ways, call)), 1 / times)
+        kind = f"e4m3 {'gated ' if then.gated else ''}{then.activation}"
+        return call(self._choices.of(kind, (len(x.q), w.inputs, outputs), ways, call))
 
     def attention_factor(self, block: int) -> float:
         """The factor of the results of a block's attention, which are stored in e4m3; 0 if they have other scales."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ternarize_cli.kernels.gpu.matmul import begin, launch_options, overlaps
 from ternarize_cli.kernels.gpu.norm import Norm, normed
-from ternarize_cli.kernels.gpu.rounding import Rounded, empty_rounded, shared_out, store_rounded
+from ternarize_cli.kernels.gpu.rounding import Rounded, empty_rounded, row_ways, store_rounded
 
 __all__ = ["Tables", "embed"]
 
@@ -88,7 +88,7 @@ def embed(
     residual = torch.empty(rows, width, dtype=kept, device=ids.device)
     rounded = empty_rounded(rows, width, dtype, b, ids.device)
     block = triton.next_power_of_2(max(width, 4 * b))
-    each, warps = shared_out(rows, block)
+    each, warps = row_ways(rows, width)[0]
     overlap = overlaps()
     _embed[(triton.cdiv(rows, each),)](
         ids, kinds, places, words, word_scales, *(types or (None, None)), *(positions or (None, None)),

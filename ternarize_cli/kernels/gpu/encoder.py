@@ -4,7 +4,7 @@ Passes are recorded as CUDA graphs, with texts padded to one of few lengths. In 
 the real tokens are run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import InputError
-from ternarize_cli.kernels.fused_encoder import tables_of
+from ternarize_cli.kernels.fused_encoder import has_hole, tables_of
 from ternarize_cli.kernels.gpu.blocks import Arithmetic, GpuBlocks, Layout, norm_of
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.norm import norm
+from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
 from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.kernels.stack import Stack
@@ -31,19 +32,34 @@ _MOSTLY = 0.9  # share of real tokens from which on padding is run too
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
 
 
-class GpuEncoder:
-    """A model's embedding and blocks, prepared for the GPU."""
+Pool = Callable[[Tensor, Tensor], Tensor | None]
 
-    def __init__(self, model: Any, arithmetic: Arithmetic) -> None:
+
+class GpuEncoder:
+    """A model's embedding and blocks, prepared for the GPU.
+
+    Attributes:
+        pooled: what the model pools from the hidden states of the last pass, if `pool` was given and the pass gave it.
+    """
+
+    def __init__(self, model: Any, arithmetic: Arithmetic, pool: Pool | None = None) -> None:
         """Lays out the weights of a model that `stack.refusal` accepts.
+
+        Args:
+            model: the model.
+            arithmetic: makes the products.
+            pool: computes the model's pooled vectors from the last hidden states and the ids or pixels, in a way that
+                padding behind a text does not change; it is recorded with the pass.
 
         Raises:
             CheckpointError: a norm or a table has another shape than the description says.
         """
-        self._model = model
+        self._model, self._pool = model, pool
+        self.pooled: Tensor | None = None
         self._stack = Stack.of(model)
         self._block = block = self._stack.block
         self._device: torch.device = next(model.parameters()).device
+        self._counts_places = block.relative is not None or any(k.before or k.after or k.rotary for k in block.kinds)
         self._count: int | None = None  # of the blocks that run; None: all
         with self._apart():
             self._blocks = GpuBlocks(self._stack, arithmetic, self._relative_table())
@@ -79,6 +95,7 @@ class GpuEncoder:
         if self._longest is not None and tokens > self._longest:
             raise InputError(f"a text has {tokens} tokens, and the model takes at most {self._longest}")
         if not ids.numel():
+            self.pooled = None
             return torch.zeros(*ids.shape, self._block.width, device=ids.device)
         with self._apart():
             mask, types = (t if t is None else t.contiguous() for t in (mask, types))
@@ -88,6 +105,7 @@ class GpuEncoder:
         """Encodes images: `[images, channels, height, width]` to last hidden states, float32."""
         with self._apart():
             if not len(pixels):
+                self.pooled = None
                 hidden: Tensor = self._embedded_images(pixels)
                 return hidden
             size = tuple(pixels.shape[-2:])
@@ -119,7 +137,7 @@ class GpuEncoder:
         tokens = ids.shape[1]
         if ids.numel() > _SMALL and mask is not None:
             real = int((mask != 0).sum())
-            if real < _MOSTLY * ids.numel():
+            if real < _MOSTLY * ids.numel() and not (self._counts_places and has_hole(mask)):
                 return self._unpadded(ids, mask, types)
             mask = None if real == ids.numel() else mask
         width = width_of(tokens)
@@ -135,27 +153,32 @@ class GpuEncoder:
 
     def _run(self, given: dict[str, Tensor], rows: int) -> Tensor:
         if rows > _LARGE or self._device.type != "cuda":
-            return self._recorded(given)
+            hidden, self.pooled = self._recorded(given)
+            return hidden
         graphs = self._graphs if rows <= _SMALL else self._large_graphs
-        return graphs(given).clone()
+        hidden, pooled = graphs(given)
+        self.pooled = None if pooled is None else pooled.clone()
+        return hidden.clone()
 
-    def _recorded(self, given: Mapping[str, Tensor]) -> Tensor:
+    def _recorded(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Runs a pass whose operations depend on no value, so that it can be recorded."""
         if "pixels" in given:
             hidden = self._embedded_images(given["pixels"])
             shape = hidden.shape
             turns, pairs = self._of_size[tuple(given["pixels"].shape[-2:])]
-            x, rounded = hidden.flatten(0, 1), None
-            layout = Layout(*shape[:2], turns, pairs=pairs)
+            x, rounded = hidden.flatten(0, 1).to(self._blocks.kept), None
+            layout = Layout(shape[0], shape[1], turns, pairs=pairs)
         else:
             ids = given["ids"]
             shape = torch.Size((*ids.shape, self._block.width))
             x, rounded = self._embedded(ids, given.get("types"), ids.numel())
-            layout = Layout(*ids.shape, self._turn_tables(ids.shape[1]), given.get("mask"))
-        return self._blocks(x, rounded, layout, self._count).view(shape)
+            layout = Layout(ids.shape[0], ids.shape[1], self._turn_tables(ids.shape[1]), given.get("mask"))
+        made = self._blocks(x, rounded, layout, self._count).view(shape)
+        return made, None if self._pool is None else self._pool(made, next(iter(given.values())))
 
     def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
         batch, tokens = ids.shape
+        self.pooled = None
         real = (mask != 0).flatten().nonzero().squeeze(1)
         if not len(real):
             return torch.zeros(*ids.shape, self._block.width, device=ids.device)
@@ -163,8 +186,7 @@ class GpuEncoder:
         lengths = (mask != 0).sum(dim=1)
         starts = F.pad(lengths.cumsum(0), (1, 0)).int()
         layout = Layout(batch, int(lengths.max()), self._turn_tables(tokens), starts=starts, places=real % tokens)
-        assert isinstance(rounded.t, Tensor)
-        kept = self._blocks(x[real], Rounded(rounded.q[real], rounded.t[real]), layout, self._count)
+        kept = self._blocks(x[real], Rounded(rounded.q[real], rounded.scales[real]), layout, self._count)
         hidden = torch.zeros(ids.numel(), self._block.width, device=ids.device)
         return hidden.index_copy_(0, real, kept).view(*ids.shape, self._block.width)
 
@@ -190,8 +212,8 @@ class GpuEncoder:
         return norm(x.flatten(0, 1).float(), None, self._norm, after=True, dtype=dtype, b=b, kept=kept)
 
     def _embedded_images(self, pixels: Tensor) -> Tensor:
-        """Computes the embedding of images, float32 `[images, tokens, width]`; patches go through float16 products."""
-        with torch.autocast(self._device.type, torch.float16, enabled=pixels.is_cuda, cache_enabled=False):
+        """Computes the embedding of images, float32 `[images, tokens, width]`."""
+        with PatchProducts():
             x = self._model.embeddings(pixels)
         by: Any = self._stack.norm(None, "embeddings")
         embedded: Tensor = x.float() if by is None else by(x.float())

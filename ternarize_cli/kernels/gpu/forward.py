@@ -3,18 +3,23 @@
 import threading
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
 from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tell_unfused
 from ternarize_cli.kernels.gpu.blocks import Arithmetic
-from ternarize_cli.kernels.gpu.encoder import GpuEncoder
+from ternarize_cli.kernels.gpu.encoder import GpuEncoder, Pool
+from ternarize_cli.kernels.module_tensors import is_replaced
+from ternarize_cli.kernels.pooled_output import pooled_output
 from ternarize_cli.kernels.stack import Stack, refusal
 
 __all__ = ["GpuForward", "gpu_refusal", "run_fused"]
 
 _WIDEST_HEAD = 256
+_READ_IDS = ("CLIPTextModel", "SiglipTextModel")
+"""Models that pool the last token, or one that they find by its id."""
 _FARTHEST = 0.2
 """The greatest distance from the model's modules that is taken for rounding to e4m3 (`block_check`)."""
 
@@ -49,7 +54,7 @@ def gpu_refusal(model: nn.Module) -> str | None:
 class GpuForward(FusedForward):
     """A model's forward pass on a GPU, with one of the arithmetics of `products`; one thread runs it at a time."""
 
-    device = "cuda"
+    device, closes_holes = "cuda", False
 
     def __init__(self, model: nn.Module, backend: str, arithmetic: Arithmetic) -> None:
         self.backend = backend
@@ -57,6 +62,8 @@ class GpuForward(FusedForward):
         self._lock = threading.RLock()
         self._is_compared = False  # whether the model's modules gave the vectors of a fused encoder
         self._refused = False
+        found = (getattr(model, name, None) for name in ("pooler", "head", "post_layernorm"))
+        self._poolers = [m for m in found if isinstance(m, nn.Module)]
         super().__init__(model)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +77,7 @@ class GpuForward(FusedForward):
         if self._refused:
             return None
         try:
-            encoder = GpuEncoder(model, self._arithmetic)
+            encoder = GpuEncoder(model, self._arithmetic, self._pool(model))
             reason = None if self._is_compared else disagreement(model, encoder, most=_FARTHEST)
         except UnavailableError:
             raise
@@ -82,6 +89,21 @@ class GpuForward(FusedForward):
         self._refused = True
         tell_unfused(model, reason)
         return None
+
+    @staticmethod
+    def _pool(model: Any) -> Pool | None:
+        """Returns the function that pools, if it reads neither the last token nor the ids of tokens; otherwise None."""
+        if type(model).__name__ in _READ_IDS:
+            return None
+        return lambda hidden, first: pooled_output(model, hidden, first)
+
+    def _with_pooled(self, hidden: Tensor, first: Tensor) -> Any:
+        encoder: Any = self._encoder
+        pooled = None if torch.compiler.is_compiling() or encoder is None else encoder.pooled
+        if pooled is None or any(is_replaced(m) for m in self._poolers):
+            return super()._with_pooled(hidden, first)
+        kind: Any = self._output
+        return kind(last_hidden_state=hidden, pooler_output=pooled)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes."""

@@ -21,7 +21,7 @@ class Heads(NamedTuple):
         shared: number of heads of keys and values.
         head: width of a head.
         scale: factor of the scores.
-        turns: cosines and sines, float32 `[positions, pairs]` each, by which the first `2 * pairs` numbers of queries
+        turns: cosines and sines, float16 `[positions, pairs]` each, by which the first `2 * pairs` numbers of queries
             and keys are turned; None for none.
         gains: gains of the RMS norms of queries and keys, float32 `[head]` each; None for no norm.
         eps: epsilon of these norms.
@@ -86,8 +86,8 @@ def _prepare(
             place = tl.load(places_ptr + row, here, 0).to(tl.int64)
         turn = place[:, None] * PAIRS + (d % PAIRS)[None, :]
         turned = inside & (d < 2 * PAIRS)[None, :]
-        sin = tl.load(sin_ptr + turn, turned, 0.0)
-        x = x * tl.load(cos_ptr + turn, turned, 1.0) + tl.where((d < PAIRS)[None, :], -sin, sin) * y
+        sin = tl.load(sin_ptr + turn, turned, 0.0).to(tl.float32)
+        x = x * tl.load(cos_ptr + turn, turned, 1.0).to(tl.float32) + tl.where((d < PAIRS)[None, :], -sin, sin) * y
         tl.debug_barrier()  # a thread may still read what another writes
     tl.store(base + d[None, :], x.to(qkv_ptr.dtype.element_ty), inside)
 

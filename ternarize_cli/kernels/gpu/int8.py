@@ -14,7 +14,7 @@ from ternarize_cli.kernels.gpu import matmul
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
 from ternarize_cli.kernels.gpu.norm import Sums
 from ternarize_cli.kernels.gpu.products import FeedForward, Joined, JoinedLinear, gated_ways, many_ways
-from ternarize_cli.kernels.gpu.rounding import Rounded, quantise
+from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise, row_ways
 from ternarize_cli.kernels.gpu.tuning import Choices
 from ternarize_cli.layers import PackedLinear
 
@@ -104,14 +104,14 @@ class Int8:
         how = self._choices.of("int8 sums", w.shape(rows), ways, measured)
         if how.parts == 1:
             return self._few(w, x, how)
-        return Sums(self._few(w, x, how, sums=sums), x.t, w.scale, w.bias)
+        return Sums(self._few(w, x, how, sums=sums), x.scales, w.scale, w.bias)
 
     def activated(self, block: int, linear: int, x: Rounded) -> Rounded:
         """Computes the first product of a feed-forward and its activation, rounded to int8."""
-        w, order = self._linears[block][linear], self.order(len(x.q))
-        if self._feed_forward.gated and len(x.q) <= _FEW:
-            return quantise(self._finished(w, x), self.dtype, b=order, **self._feed_forward._asdict())
-        return quantise(self._finished(w, x, self._feed_forward), self.dtype, b=order)
+        w, then = self._linears[block][linear], self._feed_forward
+        if then.gated and len(x.q) <= _FEW:
+            return quantise(self._finished(w, x), self.dtype, b=self.order(len(x.q)), **then._asdict())
+        return self._rounded(self._finished(w, x, then))
 
     def attention_factor(self, block: int) -> float:
         """Returns 0: the scale of a token needs all of its heads."""
@@ -119,7 +119,13 @@ class Int8:
 
     def attended(self, block: int, y: Tensor) -> Rounded:
         """Rounds the results of a block's attention to int8."""
-        return quantise(y, self.dtype, b=self.order(len(y)))
+        return self._rounded(y)
+
+    def _rounded(self, y: Tensor) -> Rounded:
+        def call(how: RowWay) -> Rounded:
+            return quantise(y, self.dtype, b=self.order(len(y)), how=how)
+
+        return call(self._choices.of("int8 round", (*y.shape, 0), lambda rows: row_ways(rows, y.shape[1]), call))
 
     def _sums_of(self, rows: int, outputs: int, device: torch.device) -> Tensor:
         """The buffer of raw sums, int32 `[rows, outputs]`, which is zero because every norm clears it."""
@@ -151,7 +157,16 @@ class Int8:
         self, w: JoinedLinear, x: Rounded, how: FewRows, *, activation: str | None = None, sums: Tensor | None = None
     ) -> Tensor:
         return matmul.few_rows(
-            x.q, x.t, w.packed, w.scale, w.bias, self._b, activation=activation, out=self.between, how=how, sums=sums
+            x.q,
+            x.scales,
+            w.packed,
+            w.scale,
+            w.bias,
+            self._b,
+            activation=activation,
+            out=self.between,
+            how=how,
+            sums=sums,
         )
 
 

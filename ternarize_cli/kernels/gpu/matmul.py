@@ -170,7 +170,8 @@ def _few_rows(
 
 def few_rows(
     x: Tensor, t: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, b: int, *,
-    activation: str | None = None, out: torch.dtype = torch.float16, how: FewRows = FewRows(), sums: Tensor | None = None,
+    activation: str | None = None, out: torch.dtype = torch.float16, how: FewRows = FewRows(),
+    sums: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Multiplies few rows, int8 `[rows, in]`, by 2-bit weights: `[rows, out]`.
 

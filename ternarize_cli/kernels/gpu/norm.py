@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ternarize_cli.kernels.gpu.matmul import begin, launch_options, overlaps
-from ternarize_cli.kernels.gpu.rounding import Rounded, empty_rounded, shared_out, store_rounded
+from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, empty_rounded, row_ways, store_rounded
 
 __all__ = ["Norm", "Sums", "norm", "normed"]
 
@@ -94,7 +94,7 @@ def _norm(
 
 def norm(
     x: Tensor, y: Tensor | Sums | None, by: Norm | None, *, after: bool, dtype: torch.dtype | None,
-    inner: Norm | None = None, b: int = 0, kept: torch.dtype | None = None,
+    inner: Norm | None = None, b: int = 0, kept: torch.dtype | None = None, how: RowWay | None = None,
 ) -> tuple[Tensor, Rounded]:  # fmt: skip
     """Computes the norm of `x + y`, and rounds it for a product.
 
@@ -106,6 +106,7 @@ def norm(
         inner: a norm of `y` before it is added; None for none.
         b: block size of the order of the weights' inputs (`matmul`); 0 is natural order.
         kept: dtype of the residual; None keeps that of x.
+        how: the configuration; None takes the first of `rounding.row_ways`.
 
     Returns:
         The residual and the rounded norm.
@@ -116,7 +117,7 @@ def norm(
     rounded = empty_rounded(rows, width, dtype or torch.int8, b, x.device)
     raw = y if isinstance(y, Sums) else None
     block = triton.next_power_of_2(max(width, 4 * b))
-    each, warps = shared_out(rows, block)
+    each, warps = how or row_ways(rows, width)[0]
     overlap = overlaps()
     _norm[(triton.cdiv(rows, each),)](
         x, raw.raw if raw else y, raw and raw.t, raw and raw.scale, raw and raw.bias,

@@ -12,7 +12,7 @@ from ternarize_cli.runtime.positions import relative_bias, rotary_turns
 __all__ = ["TurnTables", "Turns", "image_turns", "patch_pairs", "scaled_distances"]
 
 Turns = tuple[Tensor, Tensor]
-"""Cosines and sines, float32 `[positions, pairs]` each."""
+"""Cosines and sines, float16 `[positions, pairs]` each; queries and keys are no more precise."""
 _LOG2_E = 1.4426950408889634  # the kernel's softmax is of powers of 2
 _FEWEST = 512
 
@@ -35,7 +35,7 @@ class TurnTables:
         return self._made[positions]
 
     def _of(self, turns: Any) -> Turns:
-        cos, sin = (torch.from_numpy(t).to(self._device) for t in turns)
+        cos, sin = (torch.from_numpy(t).to(self._device).half() for t in turns)
         return cos, sin
 
 
@@ -47,7 +47,7 @@ def image_turns(model: Any, pixels: Tensor, tokens: int) -> Turns:
         pixels: float `[images, channels, height, width]`.
         tokens: the number of tokens of an image; those before the patches are not turned.
     """
-    cos, sin = (t.detach().float() for t in model.rope_embeddings(pixels))
+    cos, sin = (t.detach().half() for t in model.rope_embeddings(pixels))
     pairs, before = cos.shape[1] // 2, tokens - len(cos)
     still = cos.new_ones(before, pairs), sin.new_zeros(before, pairs)
     return torch.cat([still[0], cos[:, :pairs]]).contiguous(), torch.cat([still[1], sin[:, :pairs]]).contiguous()

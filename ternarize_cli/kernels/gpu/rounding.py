@@ -10,9 +10,16 @@ from torch import Tensor
 from ternarize_cli.kernels.gpu.activation import activated
 from ternarize_cli.kernels.gpu.matmul import begin, filled, launch_options, nearest, on_gpu, overlaps
 
-__all__ = ["Rounded", "empty_rounded", "quantise", "shared_out", "store_rounded"]
+__all__ = ["Rounded", "RowWay", "empty_rounded", "quantise", "row_ways", "store_rounded"]
 
-_TWO_A_WARP = 8192  # from this number of rows on, a warp takes two; with fewer rows some warps would have none
+_MANY = 2048  # rows from which on configurations are measured
+
+
+class RowWay(NamedTuple):
+    """The configuration of a kernel that reads whole rows: rows and warps of a program."""
+
+    rows: int
+    warps: int
 
 
 class Rounded(NamedTuple):
@@ -23,6 +30,12 @@ class Rounded(NamedTuple):
 
     q: Tensor
     t: Tensor | float
+
+    @property
+    def scales(self) -> Tensor:
+        """The scales of all rows, which are not one number."""
+        assert isinstance(self.t, Tensor)
+        return self.t
 
 
 @triton.jit
@@ -49,11 +62,18 @@ def store_rounded(
     tl.store(t_ptr + row, t, here)
 
 
-def shared_out(rows: int, block: int) -> tuple[int, int]:
-    """Chooses the rows and the warps of a program. With many rows, a warp reads two at once, and none waits."""
-    if rows >= _TWO_A_WARP and block <= 1024:
-        return 2, 1
-    return 1, max(1, min(8, block // 256))
+def row_ways(rows: int, width: int) -> list[RowWay]:
+    """Lists configurations for a kernel that reads whole rows; the first is used if nothing is measured.
+
+    With many rows a warp may read two at once, so that none waits; with few, some warps would have none.
+    """
+    block = triton.next_power_of_2(width)
+    usual = RowWay(1, max(1, min(8, block // 256)))
+    if rows < _MANY:
+        return [usual]
+    if block <= 1024:
+        return [RowWay(2, 1), RowWay(1, 1), RowWay(1, 2), RowWay(4, 4), RowWay(8, 8), usual]
+    return [usual, RowWay(1, 4), RowWay(1, 2), RowWay(2, 8)]
 
 
 def empty_rounded(rows: int, width: int, dtype: torch.dtype, b: int, device: torch.device) -> Rounded:
@@ -84,8 +104,9 @@ def _quantise(
 
 
 def quantise(
-    x: Tensor, dtype: torch.dtype, *, b: int = 0, activation: str | None = None, gated: bool = False
-) -> Rounded:
+    x: Tensor, dtype: torch.dtype, *, b: int = 0, activation: str | None = None, gated: bool = False,
+    how: RowWay | None = None,
+) -> Rounded:  # fmt: skip
     """Applies an activation, and rounds.
 
     Args:
@@ -94,12 +115,13 @@ def quantise(
         b: block size of the order of the weights' inputs (`matmul`); 0 is natural order.
         activation: one of `format.block.ACTIVATIONS`; None for none.
         gated: whether the activated first half of a row is multiplied by the second.
+        how: the configuration; None takes the first of `row_ways`.
     """
     x = x.contiguous()
     rows, width = len(x), x.shape[1] // 2 if gated else x.shape[1]
     rounded = empty_rounded(rows, width, dtype, b, x.device)
     block = triton.next_power_of_2(max(width, 4 * b))
-    each, warps = shared_out(rows, block)
+    each, warps = how or row_ways(rows, width)[0]
     overlap = overlaps()
     _quantise[(triton.cdiv(rows, each),)](
         x, *rounded, rows, WIDTH=width, BLOCK=block, ROWS=each, ACTIVATION=activation, GATED=gated, B=b,
