@@ -8,7 +8,7 @@ else the only column of texts. If that leaves several columns, the user has to n
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ternarize_cli.errors import DataError, shown
 
@@ -24,8 +24,7 @@ _IDS = ("_id", "id")
 _SHOWN = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """A text, and the id that names it in results."""
 
     id: str
@@ -98,9 +97,12 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
         DataError: the record is no text and no dict, its text or title is no string, its id is a list or dict, or
             missing where `wanted.ids` asks for it, or a string can't be written as UTF-8.
     """
-    if isinstance(record, str):
-        record = {wanted.column: record}
     number = wanted.prefix + number
+    if isinstance(record, str):  # most corpora are millions of these
+        alone = record.strip()
+        _check_encodable(number + alone, where, shown=alone)
+        yield Document(number, alone)
+        return
     text = record.get(wanted.column) if isinstance(record, dict) else None
     if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, wanted.also)))):
         for other in others:
