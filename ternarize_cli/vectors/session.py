@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from ternarize_cli.data.corpora import Skipped, open_corpus, reopened, unique
 from ternarize_cli.data.texts import STDIN
-from ternarize_cli.encoders.loading import pooling_note
+from ternarize_cli.encoders.loading import device_for, pooling_note
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import digests, files
@@ -178,13 +178,15 @@ def encode_shards(
     started = time.perf_counter()
     if shards.engine == "ray":
         threads = options.threads or max(1, (os.cpu_count() or 1) // shards.workers)
+        on_gpu = device_for(options.backend, options.device).startswith("cuda")
         work, skipped = encode_with_ray(
             source,
             folder,
             record,
-            encoder=replace(options, threads=threads),
+            # Ray shows each worker the one GPU that it gave it, which is the first there
+            encoder=replace(options, threads=threads, device="cuda" if on_gpu else options.device),
             workers=shards.workers,
-            gpus=float((options.device or "").startswith("cuda")),
+            gpus=float(on_gpu),
             address=shards.ray_address,
             skip_bad=skip_bad,
             track=track,
