@@ -1,5 +1,6 @@
 """Encoding on a GPU prepares and starts chunks ahead; the same stages run here on a CPU, where nothing is pinned."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from ternarize_cli.errors import DataError
 from ternarize_cli.layers.text_lengths import lengths_of
 from ternarize_cli.vectors import gpu_batches
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
-from ternarize_cli.vectors.encode import encoded
+from ternarize_cli.vectors.encode import encoded, open_model
+from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 from ternarize_cli.vectors.pace import Pace
 from ternarize_cli.vectors.quick_tokenizing import quick_tokenizer
+from ternarize_cli.vectors.vector_shards import encode_to_folder, record_of
 
 
 def texts(count: int) -> list[str]:
@@ -171,3 +174,28 @@ def test_the_pace_leaves_the_first_chunk_out():
     assert pace.count == 10 + pace.rest_count
     assert pace.per_second == pytest.approx(pace.rest_count / pace.rest_seconds, rel=0.5)
     assert f"then {pace.per_second:,.0f}/s" in pace.summary
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_encode_tells_its_start_from_its_rate(run, tiny_bert, corpus, tmp_path, monkeypatch, shards):
+    monkeypatch.setattr("ternarize_cli.vectors.text_batches.CHUNK", 64)
+    output = ("--shards", "-o", tmp_path / "v") if shards else ("-o", tmp_path / "v.npy")
+    result = run("encode", tiny_bert, corpus, *output, "--json")
+    report = json.loads(result.stdout)
+    assert report["rest_count"] == 300 - 64
+    assert report["start_seconds"] > report["rest_seconds"] > 0
+    assert report["per_second"] == pytest.approx(report["rest_count"] / report["rest_seconds"], rel=0.1)
+    assert f"then {report['per_second']:,.0f}/s" in result.stderr
+
+
+def test_shards_do_not_depend_on_the_way(tiny_bert, corpus, tmp_path):
+    items = [(str(i), text) for i, text in enumerate(corpus.read_text().splitlines())]
+    opened = open_model(tiny_bert, "text", EncoderOptions(device="cpu"), role="document")
+    record = record_of("m", opened, ShardOptions(size=40, format="npy"))
+    plain = encode_to_folder(opened.encode, items, tmp_path / "plain", record)
+    opened.encode.on_gpu = True
+    assert encode_to_folder(opened.encode, items[:100], tmp_path / "ahead", record).shards == 3
+    again = encode_to_folder(opened.encode, items, tmp_path / "ahead", record)
+    assert (again.shards, again.reused, plain.shards) == (6, 2, 8)
+    for path in (tmp_path / "plain").glob("*.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / "ahead" / path.name), np.load(path))
