@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ternarize_cli.errors import DataError, shown
 
-__all__ = ["PAIRED", "Document", "Wanted", "documents_of", "text_column"]
+__all__ = ["PAIRED", "Document", "Wanted", "document_of", "documents_of", "text_column"]
 
 PAIRED = (
     *("anchor", "query", "question", "sentence", "sentence1", "sentence2", "premise", "hypothesis"),
@@ -98,10 +98,8 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
             missing where `wanted.ids` asks for it, or a string can't be written as UTF-8.
     """
     number = wanted.prefix + number
-    if isinstance(record, str):  # most corpora are millions of these
-        alone = record.strip()
-        _check_encodable(number + alone, where, shown=alone)
-        yield Document(number, alone)
+    if isinstance(record, str):
+        yield document_of(record, where, number)
         return
     text = record.get(wanted.column) if isinstance(record, dict) else None
     if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, wanted.also)))):
@@ -121,6 +119,17 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
     name = number if identity is None else str(identity)
     _check_encodable(name + joined, where, shown=joined)
     yield Document(name, joined)
+
+
+def document_of(text: str, where: str, number: str) -> Document:
+    """Makes the document of a text that has no fields, as most texts of a corpus of millions.
+
+    Raises:
+        DataError: the text can't be written as UTF-8.
+    """
+    text = text.strip()
+    _check_encodable(number + text, where, shown=text)
+    return Document(number, text)
 
 
 def _identity(record: dict[str, Any], where: str, *, required: bool) -> Any:

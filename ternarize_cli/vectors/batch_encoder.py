@@ -85,7 +85,8 @@ class TextEncoder(TextBatches):
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
-        texts = [self._readable_end(text) for text in texts]
+        room = _LONG * self.limit
+        texts = [text if len(text) <= room else self._readable_end(text) for text in texts]
         if not self._looked:
             self._quick = quick_tokenizer(self._features, self.encoder.tokenizer, self._prompt or "", self.limit)
             self._looked = True
@@ -165,8 +166,6 @@ class TextEncoder(TextBatches):
         That end is the beginning, or the last part for a tokenizer that truncates on the left. This saves memory:
         tokenising takes some 300 bytes a character.
         """
-        if len(text) <= _LONG * self.limit:
-            return text
         room = _LONG * int(self.limit)
         if getattr(self.encoder.tokenizer, "truncation_side", "right") == "left":
             space = text.find(" ", len(text) - room)

@@ -38,7 +38,7 @@ class Tokenized:
     """Texts as their tokens.
 
     Attributes:
-        ids, types: ids of tokens, and their types or None, of each text.
+        ids, types: of each text the ids of its tokens, and their types; None if all types are 0.
         lengths: int64 `[texts]`, numbers of tokens.
         truncated: number of texts that were cut.
     """
@@ -57,6 +57,8 @@ class QuickTokenizer:
         self._tokenizer, self._prompt = tokenizer, prompt
         self._limit = int(limit) if limit < float("inf") else None
         self._constant = {name: value for name, value in features.items() if not isinstance(value, Tensor)}
+        types = features.get(_TYPES)
+        self._has_types = isinstance(types, Tensor) and bool(types.any())  # what a type is depends on no text
         self._tensors = {name for name, value in features.items() if isinstance(value, Tensor)}
         self._pads_right = tokenizer.padding_side == "right"
 
@@ -81,7 +83,7 @@ class QuickTokenizer:
             own.enable_truncation(self._limit, strategy="longest_first", direction=self._tokenizer.truncation_side)
         found = own.encode_batch_fast([self._prompt + text for text in texts] if self._prompt else list(texts))
         ids = [one.ids for one in found]
-        types = [one.type_ids for one in found] if _TYPES in self._tensors else None
+        types = [one.type_ids for one in found] if self._has_types else None
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         full = np.flatnonzero(lengths >= (self._limit or np.inf))
         return Tokenized(ids, types, lengths, sum(bool(found[i].overflowing) for i in full))
@@ -109,6 +111,8 @@ class QuickTokenizer:
                 rows = np.full(places.shape, padding[name], dtype=np.int64)
                 rows[places] = values[first:last]
                 features[name] = torch.from_numpy(rows)
+            if _TYPES in self._tensors and not self._has_types:
+                features[_TYPES] = torch.zeros(places.shape, dtype=torch.int64)
             made.append({**self._constant, **features})
             start, first = start + len(group), last
         return made
