@@ -19,6 +19,7 @@ from torch import Tensor
 from ternarize_cli.data.texts import drawn, read_texts, source_name
 from ternarize_cli.encoders import loading
 from ternarize_cli.errors import DataError
+from ternarize_cli.layers.text_lengths import with_lengths
 
 __all__ = ["BATCHES", "draw", "padded_batches"]
 
@@ -53,7 +54,8 @@ def padded_batches(
         device: torch device for the batches.
 
     Returns:
-        A dict from each size to the ids and masks of its batches, both int64 [size, tokens of the longest text].
+        A dict from each size to the ids and masks of its batches, both int64 [size, tokens of the longest text]. The
+        lengths of texts, which whoever tokenises knows, are noted at the masks.
     """
     encoder = loading.load_encoder(model, device="cpu")
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -62,5 +64,7 @@ def padded_batches(
         for start in range(0, count * size, size):
             chosen = [texts[i % len(texts)] for i in range(start, start + size)]
             features = encoder.preprocess(chosen)
-            found[size].append((features["input_ids"].to(device), features["attention_mask"].to(device)))
+            mask: Tensor = features["attention_mask"]
+            known = mask.sum(dim=1).numpy() if encoder.tokenizer.padding_side == "right" else None
+            found[size].append((features["input_ids"].to(device), with_lengths(mask.to(device), known)))
     return found

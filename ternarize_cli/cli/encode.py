@@ -65,6 +65,7 @@ def _encode(
     which several jobs can share, and from which `index build DIR` makes an index.
     """
     from ternarize_cli.encoders.hub import pinned
+    from ternarize_cli.measuring.process import began
     from ternarize_cli.storage import files
     from ternarize_cli.vectors.session import encode, encode_shards
     from ternarize_cli.vectors.vector_files import file_format
@@ -78,8 +79,10 @@ def _encode(
             )
         if output is None:
             raise InputError("--shards needs a folder to write", hint="-o DIR")
-        how = dataclasses.replace(shard_options, format=format or "parquet")
-        sharding = encode_shards(model, source, output, how, options, skip_bad=skip_bad, track=out.track)
+        written = dataclasses.replace(shard_options, format=format or "parquet")
+        sharding = encode_shards(
+            model, source, output, written, options, skip_bad=skip_bad, track=out.track, began=began()
+        )
         _show_shards(out, sharding, output)
         return
     if shard_options != ShardOptions():
@@ -92,7 +95,18 @@ def _encode(
     if output is None and kind != "jsonl" and (kind == "parquet" or sys.stdout.isatty()):
         raise InputError(f"{kind} can't go to this stdout", hint="-o FILE")
     target = sys.stdout.buffer if output is None else output
-    report = encode(model, source, target, kind, options, skip_bad=skip_bad, force=force, say=out.note, track=out.track)
+    report = encode(
+        model,
+        source,
+        target,
+        kind,
+        options,
+        skip_bad=skip_bad,
+        force=force,
+        say=out.note,
+        track=out.track,
+        began=began(),
+    )
     _show(out, report, model, output, kind)
 
 
@@ -100,7 +114,8 @@ def _show(out: Output, report: "EncodingReport", model: str, output: Path | None
     for text in (report.skipped.summary, report.repeated, report.truncation):
         if text:
             out.warn(text)
-    out.note(f"{report.summary} in {report.seconds:.1f} s" + (f" → {output}" if output else ""))
+    pace = f" ({report.pace.summary})" if report.pace.count else ""
+    out.note(f"{report.summary} in {report.seconds:.1f} s{pace}" + (f" → {output}" if output else ""))
     out.result(
         {
             "output": str(output),
@@ -108,6 +123,7 @@ def _show(out: Output, report: "EncodingReport", model: str, output: Path | None
             **report.counts,
             "skipped": report.skipped.count,
             "seconds": round(report.seconds, 3),
+            **report.pace.numbers,
             "model": model,
             "model_sha256": report.model_sha256,
         }
@@ -121,9 +137,10 @@ def _show_shards(out: Output, report: "ShardingReport", output: Path) -> None:
     work, (job, jobs) = report.work, report.part
     of = f" of job {job}/{jobs}" if jobs > 1 else ""
     there = f"; {work.reused} were done before" if work.reused else ""
+    pace = report.pace.summary if report.pace.count else f"{work.rows / max(report.seconds, 1e-9):,.0f}/s"
     out.note(
         f"{counted(work.shards, 'shard')}{of}, {counted(work.rows, 'vector')} in {duration(report.seconds)} "
-        f"({work.rows / max(report.seconds, 1e-9):,.0f}/s) → {output}{there}"
+        f"({pace}) → {output}{there}"
     )
     out.hint(f"ternarize index build {quoted(output)} -o INDEX")
     out.result(
@@ -133,6 +150,7 @@ def _show_shards(out: Output, report: "ShardingReport", output: Path) -> None:
             "skipped": report.skipped.count,
             "empty": report.skipped.empty,
             "seconds": round(report.seconds, 3),
+            **report.pace.numbers,
             **dataclasses.asdict(report.record),
         }
     )

@@ -9,7 +9,6 @@ SOURCE:COLUMN names the column or field of the texts.
 Rows are read when they are needed. Only 8 bytes of each id stay in memory, to find ids that occur twice.
 """
 
-import hashlib
 import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -32,6 +31,7 @@ from ternarize_cli.storage.bounds import lines_of, user_path, utf8_name
 __all__ = ["Corpus", "Skipped", "open_corpus", "reopened", "unique"]
 
 _SHOWN = 3
+_ALL = (1 << 64) - 1
 
 
 class Skipped:
@@ -161,7 +161,7 @@ def unique(
     """
     ids = array("Q")
     for identity, content in items:
-        ids.append(_hash(identity))
+        ids.append(hash(identity) & _ALL)  # Python's hash of strings is keyed: no file can aim at it
         yield identity, content
     hashes: np.ndarray = np.frombuffer(ids, np.uint64) if ids else np.empty(0, np.uint64)
     values, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
@@ -191,10 +191,6 @@ def reopened(source: str, **options: Any) -> Callable[[], Iterator[tuple[str, An
     if source == STDIN or (os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place))):
         return None
     return lambda: open_corpus(source, **options).items
-
-
-def _hash(identity: str) -> int:
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
 
 
 def _filled(items: Iterable[tuple[str, str]], skipped: Skipped) -> Iterator[tuple[str, str]]:

@@ -8,11 +8,11 @@ else the only column of texts. If that leaves several columns, the user has to n
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ternarize_cli.errors import DataError, shown
 
-__all__ = ["PAIRED", "Document", "Wanted", "documents_of", "text_column"]
+__all__ = ["PAIRED", "Document", "Wanted", "document_of", "documents_of", "text_column"]
 
 PAIRED = (
     *("anchor", "query", "question", "sentence", "sentence1", "sentence2", "premise", "hypothesis"),
@@ -24,8 +24,7 @@ _IDS = ("_id", "id")
 _SHOWN = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """A text, and the id that names it in results."""
 
     id: str
@@ -98,9 +97,10 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
         DataError: the record is no text and no dict, its text or title is no string, its id is a list or dict, or
             missing where `wanted.ids` asks for it, or a string can't be written as UTF-8.
     """
-    if isinstance(record, str):
-        record = {wanted.column: record}
     number = wanted.prefix + number
+    if isinstance(record, str):
+        yield document_of(record, where, number)
+        return
     text = record.get(wanted.column) if isinstance(record, dict) else None
     if text is None and isinstance(record, dict) and (others := list(_strings(map(record.get, wanted.also)))):
         for other in others:
@@ -119,6 +119,17 @@ def documents_of(record: Any, where: str, number: str, wanted: Wanted) -> Iterat
     name = number if identity is None else str(identity)
     _check_encodable(name + joined, where, shown=joined)
     yield Document(name, joined)
+
+
+def document_of(text: str, where: str, number: str) -> Document:
+    """Makes the document of a text that has no fields, as most texts of a corpus of millions.
+
+    Raises:
+        DataError: the text can't be written as UTF-8.
+    """
+    text = text.strip()
+    _check_encodable(number + text, where, shown=text)
+    return Document(number, text)
 
 
 def _identity(record: dict[str, Any], where: str, *, required: bool) -> Any:

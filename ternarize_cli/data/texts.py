@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ternarize_cli.data.json_values import json_values
-from ternarize_cli.data.records import Document, Wanted, documents_of, text_column
+from ternarize_cli.data.records import Document, Wanted, document_of, documents_of, text_column
 from ternarize_cli.data.tables import Table, delimited, is_saved_dataset, parquet, saved_dataset
 from ternarize_cli.data.unpacked import as_text, decoded, inner_suffix, open_text, reading
 from ternarize_cli.errors import DataError, shown
@@ -268,7 +268,11 @@ def _documents(records: Iterator[_Record], name: str, wanted: Wanted, on_bad: On
         try:
             if isinstance(record, DataError):
                 raise record
-            documents = list(documents_of(record, where, number, wanted))
+            documents = (
+                (document_of(record, where, wanted.prefix + number),)
+                if isinstance(record, str)
+                else tuple(documents_of(record, where, number, wanted))
+            )
         except DataError as e:
             if on_bad is None:
                 raise

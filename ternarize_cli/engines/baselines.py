@@ -315,5 +315,5 @@ def _torch(
     return forward_of(transformer(folder, dtype).to(device), dtype, around)
 
 
-for _module in ("compiled", "int8", "onnx", "onnx_int2", "openvino"):
+for _module in ("compiled", "int8", "onnx", "onnx_int2", "openvino", "varlen"):
     import_module(f"ternarize_cli.engines.{_module}")

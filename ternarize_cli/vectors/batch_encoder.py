@@ -6,21 +6,23 @@ front of queries or documents. `text_batches` says what an encoder here adds.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
-from sentence_transformers.util import batch_to_device, truncate_embeddings
+from sentence_transformers.util import truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
 from ternarize_cli.encoders.anatomy import word_table
 from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
 from ternarize_cli.kernels.native.library_modules import is_marked, mark, normalized
-from ternarize_cli.runtime.blocks import BATCH_TOKENS
+from ternarize_cli.vectors import gpu_batches
 from ternarize_cli.vectors.image_batches import ImageBatches
+from ternarize_cli.vectors.quick_tokenizing import QuickTokenizer, quick_tokenizer
 from ternarize_cli.vectors.text_batches import (
     FILLER,
     Prepared,
@@ -51,7 +53,8 @@ class TextEncoder(TextBatches):
         normalize: True scales vectors to length 1. False leaves them as the pooling made them, even if the model
             would normalise them (the model's last module is then removed from `encoder`). None does what the model
             does.
-        batch_size: texts per forward pass; None takes texts of similar length, up to `BATCH_TOKENS` tokens a batch.
+        batch_size: texts per forward pass; None takes texts of similar length, up to as many tokens a batch as
+            `gpu_batches.batch_tokens` says.
 
     Raises:
         InputError: the model has no prompt of that name.
@@ -74,10 +77,32 @@ class TextEncoder(TextBatches):
         self._normalize = bool(normalize)
         self._prompt = encoder.prompts.get(self.prompt_name or "")
         self._task = {} if role == "text" else {"task": role}
+        self._quick: QuickTokenizer | None = None
+        self._looked = False
+        self.on_gpu = encoder.device.type == "cuda"
+        if self.on_gpu:
+            self._chunk, self._room = gpu_batches.CHUNK, gpu_batches.CHARACTERS
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
-        texts = [self._readable_end(text) for text in texts]
+        room = _LONG * self.limit
+        texts = [text if len(text) <= room else self._readable_end(text) for text in texts]
+        if not self._looked:
+            self._quick = quick_tokenizer(self._features, self.encoder.tokenizer, self._prompt or "", self.limit)
+            self._looked = True
+        made = self._padded(texts) if self._quick is None else self._quickly_padded(texts, self._quick)
+        if self.on_gpu:
+            batches = [(rows, gpu_batches.pinned(features, self.encoder.device)) for rows, features in made.batches]
+            return replace(made, batches=batches)
+        return made
+
+    def _quickly_padded(self, texts: list[str], quick: QuickTokenizer) -> Prepared:
+        tokens = quick(texts)
+        groups = self._groups(tokens.lengths)
+        batches = list(zip(groups, quick.padded(tokens, groups), strict=True))
+        return Prepared(batches, shown_text(texts), int(tokens.lengths.sum()), tokens.truncated)
+
+    def _padded(self, texts: list[str]) -> Prepared:
         features = self._features(texts)
         mask = features.get("attention_mask")
         if mask is not None and not mask.any():  # empty texts, and a tokenizer without special tokens
@@ -91,16 +116,19 @@ class TextEncoder(TextBatches):
             )
         real = mask.numpy() != 0
         lengths = real.sum(axis=1)
-        if self._batch_size:
-            groups = cut_by_length(lengths.tolist(), self._batch_size)
-        else:
-            groups = [group.tolist() for group in by_length(lengths, BATCH_TOKENS)]
+        groups = self._groups(lengths)
         return Prepared(
             [(rows, _cut(features, rows, real[rows].any(axis=0))) for rows in groups],
             shown_text(texts),
             int(lengths.sum()),
             self._count_longer(texts, self._prompt or "") if lengths.max() >= self.limit else 0,
         )
+
+    def _groups(self, lengths: np.ndarray) -> list[list[int]]:
+        """Cuts texts with these numbers of tokens into batches."""
+        if self._batch_size:
+            return cut_by_length(lengths.tolist(), self._batch_size)
+        return [group.tolist() for group in by_length(lengths, gpu_batches.batch_tokens(self.encoder))]
 
     def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared.
@@ -110,7 +138,15 @@ class TextEncoder(TextBatches):
                 pools by the maximum over tokens, for which sentence-transformers gives -inf or NaN.
             TernarizeError: a vector is not finite; the message shows the text.
         """
-        return _forward(self.encoder, prepared, self._normalize, **self._task)
+        return self.started(prepared)()
+
+    def started(self, prepared: Prepared) -> Callable[[], np.ndarray]:
+        """Starts to encode a prepared chunk, and returns a function that waits for what `vectors` gives.
+
+        Raises:
+            InputError: a text has a token that the word table has no row for.
+        """
+        return _started(self.encoder, prepared, self._normalize, **self._task)
 
     def for_role(self, role: Role, *, normalize: bool | None = None) -> "TextEncoder":
         """Makes an encoder of the same model for queries or documents, whose counts begin at 0."""
@@ -130,8 +166,6 @@ class TextEncoder(TextBatches):
         That end is the beginning, or the last part for a tokenizer that truncates on the left. This saves memory:
         tokenising takes some 300 bytes a character.
         """
-        if len(text) <= _LONG * self.limit:
-            return text
         room = _LONG * int(self.limit)
         if getattr(self.encoder.tokenizer, "truncation_side", "right") == "left":
             space = text.find(" ", len(text) - room)
@@ -168,6 +202,7 @@ class ImageEncoder(ImageBatches):
             _unnormalize(encoder)
         self.encoder = encoder
         self._dim, self._normalize = vector_width(encoder), bool(normalize)
+        self.on_gpu = encoder.device.type == "cuda"
 
     @property
     def dim(self) -> int:
@@ -184,6 +219,7 @@ class ImageEncoder(ImageBatches):
             features = self.encoder.preprocess(images)
         except Exception as e:  # a processor with other values than its class expects can raise any error
             raise _disagreement("prepares no images", e) from e
+        features = gpu_batches.pinned(dict(features), self.encoder.device)
         return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
 
     def vectors(self, prepared: Prepared) -> np.ndarray:
@@ -193,14 +229,27 @@ class ImageEncoder(ImageBatches):
             CheckpointError: the processor makes other pixels than the model takes, in size or channels.
             TernarizeError: a vector is not finite; the message names the image.
         """
+        return self.started(prepared)()
+
+    def started(self, prepared: Prepared) -> Callable[[], np.ndarray]:
+        """Starts to encode a prepared chunk, and returns a function that waits for what `vectors` gives.
+
+        Raises:
+            CheckpointError: the processor makes other pixels than the model takes, in size or channels.
+        """
         try:
-            made = _forward(self.encoder, prepared, self._normalize)
+            wait = _started(self.encoder, prepared, self._normalize)
         except (ValueError, IndexError, RuntimeError) as e:
             if isinstance(e, torch.OutOfMemoryError) or not _is_shape(e):
                 raise
             raise _disagreement("makes pixels that the model does not take", e) from e
-        self._dim = made.shape[1]
-        return made
+
+        def finish() -> np.ndarray:
+            made = wait()
+            self._dim = made.shape[1]
+            return made
+
+        return finish
 
 
 def _disagreement(what: str, error: Exception) -> Exception:
@@ -232,22 +281,29 @@ def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[st
 
 
 @torch.inference_mode()
-def _forward(encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str) -> np.ndarray:
-    """Runs the model on each batch and puts the vectors in the order of the chunk: float32 `[rows, dim]`."""
+def _started(
+    encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str
+) -> Callable[[], np.ndarray]:
+    """Runs the model on each batch; the result puts the vectors in the order of the chunk: float32 `[rows, dim]`."""
     found, order, silent = [], [], set()
     for rows, features in prepared.batches:
         if isinstance(mask := features.get("attention_mask"), torch.Tensor) and len(mask) == len(rows):
             silent |= {row for row, tokens in zip(rows, mask.flatten(1).any(dim=1).tolist(), strict=True) if not tokens}
         _check_ids(encoder, rows, features, prepared.name)
-        vectors = encoder(batch_to_device(dict(features), encoder.device), **task)["sentence_embedding"]
+        vectors = encoder(gpu_batches.on_device(features, encoder.device), **task)["sentence_embedding"]
         is_of_library = is_marked(vectors)
         vectors = truncate_embeddings(vectors, encoder.truncate_dim)
         vectors = mark(vectors) if is_of_library else vectors
         found.append(_normalized(vectors) if normalize else vectors)
         order += rows
-    made = torch.cat(found).float().cpu().numpy()[np.argsort(order)]
-    check_finite(made, prepared.name, silent)
-    return made
+    wait = gpu_batches.fetched(torch.cat(found))
+
+    def finish() -> np.ndarray:
+        made = wait()[np.argsort(order)]
+        check_finite(made, prepared.name, silent)
+        return made
+
+    return finish
 
 
 def _check_ids(

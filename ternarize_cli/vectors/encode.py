@@ -4,7 +4,7 @@ A chunk at a time, so that a stream of any length encodes in bounded memory and 
 the next is read and prepared (`prefetch`).
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ternarize_cli.data.prefetch import overlapped
+from ternarize_cli.data.prefetch import ReadAhead, overlapped
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError, InputError
@@ -23,6 +23,7 @@ from ternarize_cli.storage import files
 from ternarize_cli.tokenizers.tokenizer_files import has_tokenizer
 from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.options import EncoderOptions
+from ternarize_cli.vectors.pace import Pace
 from ternarize_cli.vectors.runtime_encoder import RuntimeEncoder, RuntimeImageEncoder, opened
 from ternarize_cli.vectors.text_batches import Prepared, Role, TextBatches
 from ternarize_cli.vectors.vector_files import WRITERS
@@ -34,6 +35,7 @@ __all__ = [
     "encode_to_file",
     "encode_to_stream",
     "encoded",
+    "encoded_chunks",
     "image_folder",
     "open_model",
     "reads",
@@ -163,12 +165,45 @@ def encoded(
         TernarizeError: as `items` and `encode` do, after the vectors of all items before.
     """
 
-    def prepare(chunk: list[tuple[str, Any]]) -> tuple[list[str], Prepared]:
-        return [identity for identity, _ in chunk], encode.prepare([content for _, content in chunk])
+    chunks = ReadAhead(items, **encode.chunking, linger=linger)
+    with closing(encoded_chunks(encode, chunks)) as parts:
+        for chunk, vectors in parts:
+            yield [identity for identity, _ in chunk], vectors
 
-    with closing(overlapped(encode.chunks(items, linger), prepare)) as chunks:
-        for ids, prepared in chunks:
-            yield ids, encode.forward(prepared)
+
+def encoded_chunks(
+    encode: TextBatches | ImageBatches, chunks: ReadAhead[Any], rows: Callable[[Any], Sequence[tuple[str, Any]]] = list
+) -> Generator[tuple[Any, np.ndarray], None, None]:
+    """Yields chunks and their vectors (float32 `[rows, dim]`); closes `chunks` when it ends or is closed.
+
+    On a GPU, the passes of a chunk are started while the caller has the vectors of the chunk before.
+
+    Args:
+        encode: what makes vectors of the contents.
+        chunks: chunks, read in a thread.
+        rows: gives id, and text or image, of each row of a chunk; a chunk without rows is not encoded.
+    """
+
+    def prepare(chunk: Any) -> tuple[Any, Prepared | None]:
+        contents = [content for _, content in rows(chunk)]
+        return chunk, encode.prepare(contents) if contents else None
+
+    def start(made: tuple[Any, Prepared | None]) -> tuple[Any, Prepared | None, Callable[[], np.ndarray]]:
+        chunk, prepared = made
+        return chunk, prepared, encode.started(prepared) if prepared else _no_vectors
+
+    if encode.on_gpu:
+        with closing(overlapped(chunks, prepare, start)) as parts:
+            for chunk, prepared, wait in parts:
+                yield chunk, encode.finished(prepared, wait) if prepared else wait()
+        return
+    with closing(overlapped(chunks, prepare)) as parts:
+        for chunk, prepared in parts:
+            yield chunk, encode.forward(prepared) if prepared else _no_vectors()
+
+
+def _no_vectors() -> np.ndarray:
+    return np.empty((0, 0), dtype=np.float32)
 
 
 def encode_to_stream(
@@ -181,6 +216,7 @@ def encode_to_stream(
     total: int | None = None,
     track: Track = silent,
     about: Mapping[str, str] = MappingProxyType({}),
+    pace: Pace | None = None,
 ) -> None:
     """Writes ids and vectors in the order of `items`, a chunk at a time.
 
@@ -191,6 +227,7 @@ def encode_to_stream(
         total: how many items there are, if that is known.
         track: told of each item that was written.
         about: what the file says about its vectors, if its format can.
+        pace: is told of each chunk that was written.
     """
     writer = WRITERS[kind](stream, about)
 
@@ -198,6 +235,8 @@ def encode_to_stream(
         with closing(encoded(encode, items, linger=linger)) as chunks:
             for ids, vectors in chunks:
                 writer.write(ids, vectors)
+                if pace is not None:
+                    pace.done(len(ids))
                 yield from ids
 
     with closing(written()) as done:

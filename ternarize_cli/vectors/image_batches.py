@@ -1,12 +1,11 @@
 """What encoders of lists of images share, whether they run in PyTorch (`batch_encoder`) or not (`runtime_encoder`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ternarize_cli.data.prefetch import ReadAhead
 from ternarize_cli.errors import counted
 from ternarize_cli.vectors.text_batches import Prepared
 
@@ -27,9 +26,11 @@ class ImageBatches(ABC):
     Attributes:
         images: the number of images encoded.
         truncation: always None; texts alone are cut.
+        on_gpu: whether `started` returns before the vectors are there.
     """
 
     truncation: str | None = None
+    on_gpu = False
 
     def __init__(self, batch_size: int | None) -> None:
         self.images = 0
@@ -43,6 +44,11 @@ class ImageBatches(ABC):
     def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[images, dim]`, in the order of the images that were prepared."""
 
+    def started(self, prepared: Prepared) -> Callable[[], np.ndarray]:
+        """Starts to encode a prepared chunk, and returns a function that waits for what `vectors` gives."""
+        made = self.vectors(prepared)
+        return lambda: made
+
     @property
     @abstractmethod
     def dim(self) -> int:
@@ -55,13 +61,18 @@ class ImageBatches(ABC):
             CheckpointError: the processor makes other pixels than the model takes, in size or channels.
             TernarizeError: a vector is not finite; the message names the image.
         """
-        made = self.vectors(prepared)
+        return self.finished(prepared, self.started(prepared))
+
+    def finished(self, prepared: Prepared, wait: Callable[[], np.ndarray]) -> np.ndarray:
+        """Waits for the vectors of a chunk that was `started`, and counts its images."""
+        made = wait()
         self.images += len(prepared)
         return made
 
-    def chunks(self, items: "Iterable[tuple[str, Image]]", linger: float | None) -> "ReadAhead[tuple[str, Image]]":
-        """Cuts a stream of images into chunks of one batch, decoded ahead by another thread."""
-        return ReadAhead(items, self._batch_size, linger=linger)
+    @property
+    def chunking(self) -> dict[str, Any]:
+        """How a corpus of ids and images is cut into chunks, of one batch each: arguments of `prefetch.in_chunks`."""
+        return {"count": self._batch_size}
 
     @property
     def counts(self) -> dict[str, int]:

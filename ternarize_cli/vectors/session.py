@@ -9,12 +9,13 @@ from typing import IO, Any
 
 from ternarize_cli.data.corpora import Skipped, open_corpus, reopened, unique
 from ternarize_cli.data.texts import STDIN
-from ternarize_cli.encoders.loading import pooling_note
+from ternarize_cli.encoders.loading import device_for, pooling_note
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import digests, files
 from ternarize_cli.vectors.encode import LINGER, encode_to_file, encode_to_stream, open_model, reads
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
+from ternarize_cli.vectors.pace import Pace
 from ternarize_cli.vectors.ray_engine import encode_with_ray, require_ray
 from ternarize_cli.vectors.vector_folder import DTYPES, FORMATS, VectorRecord, metadata
 from ternarize_cli.vectors.vector_shards import ShardsReport, encode_to_folder, record_of
@@ -33,6 +34,7 @@ class EncodingReport:
         skipped: what of the corpus was left out.
         repeated: a sentence on ids that occur more than once, with an example; None if there are none.
         seconds: from the loaded model to the last vector.
+        pace: the start, and the rate after it.
         model_sha256: content hash of the model.
     """
 
@@ -42,6 +44,7 @@ class EncodingReport:
     skipped: Skipped
     repeated: str | None
     seconds: float
+    pace: Pace
     model_sha256: str
 
 
@@ -56,6 +59,7 @@ class ShardingReport:
         truncation: a sentence on texts that were cut; None if none was.
         skipped: what of the corpus was left out.
         seconds: from the loaded model to the last shard.
+        pace: the start, and the rate after it; without numbers where Ray's workers encoded.
     """
 
     work: ShardsReport
@@ -64,6 +68,7 @@ class ShardingReport:
     truncation: str | None
     skipped: Skipped
     seconds: float
+    pace: Pace
 
 
 def encode(
@@ -77,6 +82,7 @@ def encode(
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
+    began: float | None = None,
 ) -> EncodingReport:
     """Encodes a corpus into a file, or a stream of bytes, in its order.
 
@@ -90,12 +96,14 @@ def encode(
         force: replace an existing file.
         say: is told how the model's vectors come about where its folder does not say it.
         track: progress over texts or images.
+        began: the time (`time.time`) from which the start is counted; None is now.
 
     Raises:
         DataError: the corpus can't be read, or a text has a field for its id that is null, NaN or empty.
         OutputError, OutputExistsError: the file can't be written, or exists and `force` is False.
         TernarizeError: as `encode.open_model`.
     """
+    pace = Pace(began)
     corpus = open_corpus(source, skip_bad=skip_bad, reads=reads(model, options))
     opened = open_model(model, corpus.kind, options)
     if note := pooling_note(opened.folder):
@@ -109,10 +117,10 @@ def encode(
         normalized=options.normalize,
     )
     started = time.perf_counter()
-    linger = None if corpus.kind == "image" else LINGER
-    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about}
     twice: list[DataError] = []
     again = reopened(source, skip_bad=skip_bad, reads=lambda: (corpus.kind,))
+    linger = LINGER if corpus.kind == "text" and again is None else None  # a file's chunks are whole
+    how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about, "pace": pace}
     items = unique(corpus.items, corpus.name, again, on_twice=twice.append)
     if isinstance(output, Path):
         encode_to_file(encoder, items, output, kind, force=force, **how)
@@ -121,7 +129,7 @@ def encode(
     seconds = time.perf_counter() - started
     repeated = str(twice[0]) if twice else None
     return EncodingReport(
-        encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, repeated, seconds, digest
+        encoder.counts, encoder.summary, encoder.truncation, corpus.skipped, repeated, seconds, pace, digest
     )
 
 
@@ -134,6 +142,7 @@ def encode_shards(
     *,
     skip_bad: bool = False,
     track: Track = silent,
+    began: float | None = None,
 ) -> ShardingReport:
     """Encodes a corpus into numbered shards of a folder; those that are there already stay.
 
@@ -145,6 +154,7 @@ def encode_shards(
         options: how the model is loaded and used.
         skip_bad: skip what of the corpus can't be read.
         track: progress over texts or images.
+        began: the time (`time.time`) from which the start is counted; None is now.
 
     Raises:
         InputError: options that do not go together, a folder that is a file, or that holds vectors of something else.
@@ -153,6 +163,7 @@ def encode_shards(
         OutputError: the folder can't be written.
         TernarizeError: as `encode.open_model`.
     """
+    pace = Pace(began)
     part = shards.part
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, and shards need a folder", hint="name another with -o")
@@ -167,13 +178,15 @@ def encode_shards(
     started = time.perf_counter()
     if shards.engine == "ray":
         threads = options.threads or max(1, (os.cpu_count() or 1) // shards.workers)
+        on_gpu = device_for(options.backend, options.device).startswith("cuda")
         work, skipped = encode_with_ray(
             source,
             folder,
             record,
-            encoder=replace(options, threads=threads),
+            # Ray shows each worker the one GPU that it gave it, which is the first there
+            encoder=replace(options, threads=threads, device="cuda" if on_gpu else options.device),
             workers=shards.workers,
-            gpus=float((options.device or "").startswith("cuda")),
+            gpus=float(on_gpu),
             address=shards.ray_address,
             skip_bad=skip_bad,
             track=track,
@@ -181,8 +194,11 @@ def encode_shards(
     else:
         again = reopened(source, skip_bad=skip_bad, documents=True, reads=lambda: (corpus.kind,))
         items = unique(corpus.items, corpus.name, again)
-        work = encode_to_folder(opened.encode, items, folder, record, part=part, total=corpus.count, track=track)
-    return ShardingReport(work, record, part, opened.encode.truncation, skipped, time.perf_counter() - started)
+        work = encode_to_folder(
+            opened.encode, items, folder, record, part=part, total=corpus.count, track=track, pace=pace
+        )
+    seconds = time.perf_counter() - started
+    return ShardingReport(work, record, part, opened.encode.truncation, skipped, seconds, pace)
 
 
 def _check(shards: ShardOptions) -> None:

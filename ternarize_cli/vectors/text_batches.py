@@ -7,13 +7,12 @@ Texts, tokens and texts that were longer than the model reads are counted, so th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ternarize_cli.data.prefetch import ReadAhead
 from ternarize_cli.errors import InputError, TernarizeError, counted
 from ternarize_cli.runtime.modules import require_prompt
 
@@ -65,12 +64,16 @@ class TextBatches(ABC):
         prompt_name: the name of the prompt that is put before each text; None for none.
         texts, tokens, truncated: number of texts encoded, of tokens that the model read (special tokens included,
             padding not), and of texts that were longer than `limit` tokens.
+        on_gpu: whether `started` returns before the vectors are there.
     """
+
+    on_gpu = False
 
     def __init__(self, limit: float, batch_size: int | None, prompt_name: str | None) -> None:
         self.limit, self.prompt_name = limit, prompt_name
         self.texts = self.tokens = self.truncated = 0
         self._batch_size = batch_size
+        self._chunk, self._room = CHUNK, _CHARACTERS
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Encodes texts: float32 `[texts, dim]`, in the order of `texts`.
@@ -90,6 +93,11 @@ class TextBatches(ABC):
     def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared."""
 
+    def started(self, prepared: Prepared) -> Callable[[], np.ndarray]:
+        """Starts to encode a prepared chunk, and returns a function that waits for what `vectors` gives."""
+        made = self.vectors(prepared)
+        return lambda: made
+
     @abstractmethod
     def for_role(self, role: Role, *, normalize: bool | None = None) -> "TextBatches":
         """Makes an encoder of the same model for queries or documents, whose counts begin at 0."""
@@ -105,16 +113,20 @@ class TextBatches(ABC):
         Raises:
             InputError, TernarizeError: as `__call__`.
         """
-        made = self.vectors(prepared)
+        return self.finished(prepared, self.started(prepared))
+
+    def finished(self, prepared: Prepared, wait: Callable[[], np.ndarray]) -> np.ndarray:
+        """Waits for the vectors of a chunk that was `started`, and counts its texts."""
+        made = wait()
         self.texts += len(prepared)
         self.tokens += prepared.tokens
         self.truncated += prepared.truncated
         return made
 
-    def chunks(self, items: Iterable[tuple[str, str]], linger: float | None) -> ReadAhead[tuple[str, str]]:
-        """Cuts a stream of texts into chunks of at most `CHUNK` texts, read ahead by another thread."""
-        count = max(CHUNK, self._batch_size or 0)
-        return ReadAhead(items, count, room=_CHARACTERS, size=lambda item: len(item[1]), linger=linger)
+    @property
+    def chunking(self) -> dict[str, Any]:
+        """How a corpus of ids and texts is cut into chunks: arguments of `prefetch.in_chunks`."""
+        return {"count": max(self._chunk, self._batch_size or 0), "room": self._room, "size": lambda item: len(item[1])}
 
     @property
     def counts(self) -> dict[str, int]:

@@ -63,7 +63,7 @@ class _Npy:
             self._dim = vectors.shape[1]
             self._header()
         self._rows += len(vectors)
-        self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+        self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
 
     def close(self) -> None:
         # NumPy pads the header so that a longer first axis takes the same room.

@@ -8,24 +8,26 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from ternarize_cli.data.prefetch import ReadAhead, in_chunks
 from ternarize_cli.errors import DataError, InputError, OutputError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.storage.digests import content_hash
 from ternarize_cli.storage.whole_files import put_file
-from ternarize_cli.vectors.encode import OpenModel, encoded
+from ternarize_cli.vectors.encode import OpenModel, encoded, encoded_chunks
 from ternarize_cli.vectors.finished_work import RECORDS, ShardFiles
 from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.options import ShardOptions
+from ternarize_cli.vectors.pace import Pace
 from ternarize_cli.vectors.text_batches import TextBatches
 from ternarize_cli.vectors.vector_folder import DTYPES, RECORD, VectorRecord, chained, metadata, read_record
 
@@ -87,6 +89,7 @@ def encode_to_folder(
     part: tuple[int, int] = (1, 1),
     total: int | None = None,
     track: Track = silent,
+    pace: Pace | None = None,
 ) -> ShardsReport:
     """Encodes the shards that are not there yet.
 
@@ -98,6 +101,7 @@ def encode_to_folder(
         part: (i, n): only every n-th shard, beginning with the i-th; the first is 1.
         total: how many items there are, if that is known.
         track: told of each item that is encoded, or passed over because it is there or another job's.
+        pace: is told of each chunk that is encoded.
 
     Raises:
         DataError: there is nothing to encode.
@@ -110,24 +114,43 @@ def encode_to_folder(
     if first is None:
         raise DataError("there is nothing to encode")
     files = open_shards(folder, record)
-    shards = rows = reused = end = 0
+    report = ShardsReport(0, 0, 0)
+    end = 0
 
-    def done() -> Generator[object, None, None]:
-        nonlocal shards, rows, reused, end
+    def parts() -> Iterator[_Part]:
+        nonlocal end
         for shard in chain([first], coming):
             end = shard.number + 1
             if shard.number % part[1] != part[0] - 1:
-                yield from shard.rows
-            elif (yield from _encoding(encode, files, record, shard)):
-                shards, rows = shards + 1, rows + len(shard.rows)
+                yield _Part(shard)
+            elif _is_there(files, shard):
+                yield _Part(shard, is_there=True)
             else:
-                reused += 1
+                yield from _cut_to_chunks(encode, shard)
+
+    def done() -> Generator[object, None, None]:
+        nonlocal report
+        with closing(encoded_chunks(encode, ReadAhead(parts(), 1), lambda held: held[0].rows)) as chunks:
+            made: list[np.ndarray] = []
+            for (one,), vectors in chunks:
+                if not one.rows:
+                    report = replace(report, reused=report.reused + one.is_there)
+                    yield from one.shard.rows
+                    continue
+                made.append(vectors)
+                yield from one.rows
+                if one.is_last:
+                    _put(files, one.shard, np.concatenate(made), record)
+                    report = replace(report, shards=report.shards + 1, rows=report.rows + len(one.shard.rows))
+                    made = []
+                if pace is not None:
+                    pace.done(len(one.rows))
 
     with closing(done()) as passing:
         for _ in track(passing, "encoding", total):
             pass
     files.remove_from(end, part)
-    return ShardsReport(shards, rows, reused)
+    return report
 
 
 def open_shards(folder: Path, record: VectorRecord) -> ShardFiles:
@@ -165,6 +188,31 @@ class PendingShard:
     last: bool
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A chunk of a shard's rows, or a shard that is not encoded: it is there already, or another job's.
+
+    Attributes:
+        shard: the shard.
+        rows: of the chunk; empty if the shard is not encoded.
+        is_last: whether these are the shard's last rows.
+        is_there: whether the shard was encoded before.
+    """
+
+    shard: PendingShard
+    rows: Sequence[tuple[str, Any]] = ()
+    is_last: bool = False
+    is_there: bool = False
+
+
+def _cut_to_chunks(encode: TextBatches | ImageBatches, shard: PendingShard) -> Iterator[_Part]:
+    """Cuts a shard into chunks, in which no rows of another are: so its vectors do not depend on where a job began."""
+    left = len(shard.rows)
+    for rows in in_chunks(shard.rows, **encode.chunking):
+        left -= len(rows)
+        yield _Part(shard, rows, is_last=not left)
+
+
 def encode_shard(
     encode: TextBatches | ImageBatches, files: ShardFiles, record: VectorRecord, shard: PendingShard
 ) -> bool:
@@ -173,37 +221,38 @@ def encode_shard(
     Raises:
         OutputError: it can't be written.
     """
-    rows = _encoding(encode, files, record, shard)
-    while True:
-        try:
-            next(rows)
-        except StopIteration as end:
-            return bool(end.value)
+    if _is_there(files, shard):
+        return False
+    with closing(encoded(encode, shard.rows)) as chunks:
+        made = [vectors for _, vectors in chunks]
+    _put(files, shard, np.concatenate(made), record)
+    return True
 
 
-def _encoding(
-    encode: TextBatches | ImageBatches, files: ShardFiles, record: VectorRecord, shard: PendingShard
-) -> Generator[object, None, bool]:
-    """As `encode_shard`; yields once for each row that is done."""
+def _is_there(files: ShardFiles, shard: PendingShard) -> bool:
+    """Returns whether a shard was written before; if so, its record says where it now is in the corpus.
+
+    Raises:
+        OutputError: the record can't be written.
+    """
+    there = files.record(shard.number)
+    if there is None or there.get("of") != shard.digest:
+        return False
+    if (there.get("last"), there.get("chain")) != (shard.last, shard.chain):  # others have changed
+        with _writing(files, shard):
+            files.amend(shard.number, {**there, "last": shard.last, "chain": shard.chain})
+    return True
+
+
+@contextmanager
+def _writing(files: ShardFiles, shard: PendingShard) -> Iterator[None]:
     try:
-        there = files.record(shard.number)
-        if there is not None and there.get("of") == shard.digest:
-            if (there.get("last"), there.get("chain")) != (shard.last, shard.chain):  # others have changed
-                files.amend(shard.number, {**there, "last": shard.last, "chain": shard.chain})
-            yield from shard.rows
-            return False
-        parts = []
-        with closing(encoded(encode, shard.rows)) as chunks:
-            for ids, vectors in chunks:
-                parts.append(vectors)
-                yield from ids
-        _put(files, shard, np.concatenate(parts), record)
+        yield
     except OSError as e:
         raise OutputError(
             f"can't write shard {shard.number} to {files.folder}: {e.strerror or e}",
             hint="make room, or another place with -o; the same command goes on from here",
         ) from e
-    return True
 
 
 def cut(items: Iterable[tuple[str, Any]], size: int) -> Iterator[PendingShard]:
@@ -275,7 +324,8 @@ def _put(files: ShardFiles, shard: PendingShard, vectors: np.ndarray, record: Ve
             ".ids": lambda stream: stream.write(json.dumps(ids, ensure_ascii=False).encode()),
         }
     )
-    files.put(shard.number, contents, rows=len(ids), of=shard.digest, chain=shard.chain, last=shard.last)
+    with _writing(files, shard):
+        files.put(shard.number, contents, rows=len(ids), of=shard.digest, chain=shard.chain, last=shard.last)
 
 
 def _as(vectors: np.ndarray, dtype: str) -> np.ndarray:

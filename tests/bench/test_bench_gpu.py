@@ -40,7 +40,7 @@ from ternarize_cli.measuring.timing import GridPoint, time_interleaved
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 CUDA_ONLY = (
     *("torch-tf32", "torch-int8", "torch-int8-compiled"),
-    *("torch-fp16-compiled", "torch-fp16-autotuned"),
+    *("torch-fp16-compiled", "torch-fp16-autotuned", "torch-fp16-varlen", "torch-fp16-varlen-compiled"),
 )
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -202,6 +202,7 @@ def test_eval_does_not_offer_a_rival_whose_vectors_are_anothers() -> None:
     assert set(baselines.baseline_names(same_vectors=True)) - set(baselines.baseline_names()) == {
         *("torch-compiled", "torch-tf32", "torch-int8", "torch-int8-compiled"),
         *("torch-fp16-compiled", "torch-fp16-autotuned", "onnx-int2"),
+        *("torch-fp16-varlen", "torch-fp16-varlen-compiled"),
     }
 
 

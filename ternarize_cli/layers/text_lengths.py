@@ -1,0 +1,34 @@
+"""Tells kernels what the host knows of a batch of texts: the number of tokens of each.
+
+A mask on a GPU holds the same numbers, but reading them back makes the host wait for all work that the card has. What
+tokenised the texts knows the lengths, so it notes them at the mask, and a kernel that needs one of them on the host
+(the number of real tokens, the longest text) finds it there.
+"""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["lengths_of", "with_lengths"]
+
+_NAME = "ternarize_lengths"
+
+
+def with_lengths(mask: Tensor, lengths: np.ndarray | None) -> Tensor:
+    """Notes lengths at a mask, and returns the mask.
+
+    Args:
+        mask: int64 `[texts, tokens]`, on any device: in row i, `lengths[i]` ones and then zeros.
+        lengths: int64 `[texts]`; None notes nothing.
+    """
+    noted: Any = mask
+    if lengths is not None:
+        setattr(noted, _NAME, lengths)
+    return mask
+
+
+def lengths_of(mask: Tensor) -> np.ndarray | None:
+    """Returns the lengths that were noted at this very tensor, int64 `[texts]`; None if none were."""
+    found: np.ndarray | None = getattr(mask, _NAME, None)
+    return found

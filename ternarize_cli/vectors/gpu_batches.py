@@ -1,0 +1,75 @@
+"""Keeps a GPU busy while texts or images are encoded: what goes there and comes back, and how much at once.
+
+    tokenise, pad, pin ──thread──▶ copy, start the model, start the copy back ──thread──▶ wait, check, write
+
+The host only waits for a chunk's vectors, when the next chunk is already on the card (`prefetch`). Copies to the card
+are made from pinned memory, since the driver would wait for copies from any other. A batch's copies take some hundredth
+of its work, so they stand in the stream of the kernels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from ternarize_cli.kernels.fused_encoder import FusedForward
+from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
+from ternarize_cli.runtime.blocks import BATCH_TOKENS
+
+__all__ = ["CHARACTERS", "CHUNK", "batch_tokens", "fetched", "on_device", "pinned"]
+
+CHUNK, CHARACTERS = 8192, 1 << 22
+"""The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
+_TOKENS, _NUMBERS = 1 << 16, 1 << 26
+"""The most tokens in a batch, and the most numbers in its hidden states."""
+
+
+def batch_tokens(encoder: SentenceTransformer) -> int:
+    """Returns the most tokens of a batch: 65,536 where the model runs fused on a GPU, fewer if it is wider than 1,024.
+
+    A model that runs by modules keeps a batch's attention and all else in memory, so its batches stay as on a CPU.
+    """
+    model: Any = getattr(encoder[0], "auto_model", None)
+    forward = getattr(model, "forward", None)
+    if not isinstance(forward, FusedForward) or forward.device != "cuda":
+        return BATCH_TOKENS
+    width = int(getattr(model.config, "hidden_size", 0)) or 1
+    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width))
+
+
+def pinned(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copies the tensors of a batch to pinned memory, if they are for a GPU."""
+    if device.type != "cuda":
+        return features
+    with torch.cuda.device(device):  # another card would start for it
+        return {name: _moved(value, Tensor.pin_memory) for name, value in features.items()}
+
+
+def on_device(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copies the tensors of a batch to the model's device, and does not wait if they are pinned."""
+    return {name: _moved(value, lambda t: t.to(device, non_blocking=True)) for name, value in features.items()}
+
+
+def fetched(made: Tensor) -> Callable[[], np.ndarray]:
+    """Starts to copy vectors to the host, and returns a function that waits for them: float32 `[rows, dim]`."""
+    made = made.float()
+    if made.device.type != "cuda":
+        return made.cpu().numpy
+    with torch.cuda.device(made.device):
+        host = torch.empty(made.shape, pin_memory=True)
+        host.copy_(made, non_blocking=True)
+        arrived = torch.cuda.Event(blocking=True)  # else the wait takes a processor from the tokenizer
+        arrived.record()
+
+    def wait() -> np.ndarray:
+        arrived.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    return with_lengths(move(value), lengths_of(value)) if isinstance(value, Tensor) else value

@@ -1,0 +1,137 @@
+"""Tokenises many texts in little time, to what sentence-transformers' `preprocess` makes of them.
+
+`preprocess` looks at each text several times, makes Python objects of each, and pads all texts to the longest. For
+short texts that takes longer than the tokenizer itself. Here the tokenizer's own library is called, and NumPy pads
+texts of like length together. What the model's settings ask for besides (prompts, which tensors, values that do not
+depend on the texts) is taken from what `preprocess` makes of a few texts. Where the two differ on these, `preprocess`
+stays.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ternarize_cli.layers.text_lengths import with_lengths
+
+__all__ = ["QuickTokenizer", "Tokenized", "quick_tokenizer"]
+
+_IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
+_SAMPLE = [
+    "",
+    "a",
+    " The Cat  sat\ton the mat. ",
+    "ÄÖÜ 你好, naïve – 12,345!",
+    "x" * 300,
+    "one two three four five " * 4,
+]
+_BEYOND = 4  # words of a sample text for each token that the model reads
+_MOST = 1 << 16  # tokens of a text up to which a text that is cut is among the sample
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Texts as their tokens.
+
+    Attributes:
+        ids, types: of each text the ids of its tokens, and their types; None if all types are 0.
+        lengths: int64 `[texts]`, numbers of tokens.
+        truncated: number of texts that were cut.
+    """
+
+    ids: list[list[int]]
+    types: list[list[int]] | None
+    lengths: np.ndarray
+    truncated: int
+
+
+class QuickTokenizer:
+    """Tokenises lists of texts, and pads batches of them."""
+
+    def __init__(self, tokenizer: Any, prompt: str, limit: float, features: dict[str, Any]) -> None:
+        """Takes a fast tokenizer of transformers, and `features` that `preprocess` made of some texts."""
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self._limit = int(limit) if limit < float("inf") else None
+        self._constant = {name: value for name, value in features.items() if not isinstance(value, Tensor)}
+        types = features.get(_TYPES)
+        self._has_types = isinstance(types, Tensor) and bool(types.any())  # what a type is depends on no text
+        self._tensors = {name for name, value in features.items() if isinstance(value, Tensor)}
+        self._pads_right = tokenizer.padding_side == "right"
+
+    def makes(self, expected: dict[str, Any], texts: Sequence[str]) -> bool:
+        """Returns whether these features are what it makes of some texts."""
+        if not {_IDS, _MASK} <= self._tensors <= {_IDS, _MASK, _TYPES}:
+            return False
+        found = self.padded(self(texts), [range(len(texts))])[0]
+        return found.keys() == expected.keys() and all(
+            torch.equal(value, found[name]) and value.dtype == found[name].dtype
+            for name, value in expected.items()
+            if isinstance(value, Tensor)
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Tokenized:
+        """Tokenises texts behind the prompt, and cuts them at the limit."""
+        own = self._tokenizer.backend_tokenizer
+        own.no_padding()
+        if self._limit is None:
+            own.no_truncation()
+        else:
+            own.enable_truncation(self._limit, strategy="longest_first", direction=self._tokenizer.truncation_side)
+        found = own.encode_batch_fast([self._prompt + text for text in texts] if self._prompt else list(texts))
+        ids = [one.ids for one in found]
+        types = [one.type_ids for one in found] if self._has_types else None
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        full = np.flatnonzero(lengths >= (self._limit or np.inf))
+        return Tokenized(ids, types, lengths, sum(bool(found[i].overflowing) for i in full))
+
+    def padded(self, texts: Tokenized, groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+        """Makes the model's input for each of some groups of texts, padded to the longest text of the group."""
+        order = [row for group in groups for row in group]
+        lengths = texts.lengths[order]
+        total = int(lengths.sum())
+        flat = {_IDS: np.fromiter(chain.from_iterable(texts.ids[row] for row in order), np.int64, total)}
+        padding = {_IDS: self._tokenizer.pad_token_id, _TYPES: self._tokenizer.pad_token_type_id}
+        if texts.types is not None:
+            flat[_TYPES] = np.fromiter(chain.from_iterable(texts.types[row] for row in order), np.int64, total)
+        made = []
+        start = first = 0
+        for group in groups:
+            own = lengths[start : start + len(group)]
+            last = first + int(own.sum())
+            width = max(1, int(own.max()))
+            places = np.arange(width) < own[:, None]
+            places = places if self._pads_right else places[:, ::-1]
+            mask = torch.from_numpy(places.astype(np.int64))
+            features: dict[str, Any] = {_MASK: with_lengths(mask, own if self._pads_right else None)}
+            for name, values in flat.items():
+                rows = np.full(places.shape, padding[name], dtype=np.int64)
+                rows[places] = values[first:last]
+                features[name] = torch.from_numpy(rows)
+            if _TYPES in self._tensors and not self._has_types:
+                features[_TYPES] = torch.zeros(places.shape, dtype=torch.int64)
+            made.append({**self._constant, **features})
+            start, first = start + len(group), last
+        return made
+
+
+def quick_tokenizer(
+    preprocess: Callable[[list[str]], dict[str, Any]], tokenizer: Any, prompt: str, limit: float
+) -> QuickTokenizer | None:
+    """Makes the quick tokenizer of a model, if it makes of some texts what `preprocess` makes of them; else None.
+
+    Args:
+        preprocess: makes the model's input of texts.
+        tokenizer: the model's.
+        prompt: what stands before each text.
+        limit: the most tokens of a text; may be infinite.
+    """
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None or limit > _MOST:
+        return None
+    sample = [*_SAMPLE, "cat " * (_BEYOND * int(limit))]
+    expected = preprocess(sample)
+    quick = QuickTokenizer(tokenizer, prompt, limit, expected)
+    return quick if quick.makes(expected, sample) else None
