@@ -83,7 +83,9 @@ def test_a_family_is_as_near_to_reference_as_its_floating_point_lets_it_be(
     for _ in range(3 if DEVICE == "cuda" else 1):
         check(encoder.texts(ids, mask, None))
     monkeypatch.setattr(blocks, "_PREPARED", 8)  # as in long texts, queries and keys are turned before attention
-    check(encoder._unpadded(ids, mask, None))
+    count = int(mask.sum())
+    check(encoder._unpadded(ids, mask, None, count))
+    check(encoder._unpadded(ids, mask, None, count, int(mask.sum(dim=1).max())))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter rounds to e4m3 wrongly")

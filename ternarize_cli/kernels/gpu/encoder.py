@@ -24,6 +24,7 @@ from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
 from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.kernels.stack import Stack
+from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
 
 __all__ = ["GpuEncoder"]
 
@@ -98,7 +99,10 @@ class GpuEncoder:
             self.pooled = None
             return torch.zeros(*ids.shape, self._block.width, device=ids.device)
         with self._apart():
+            known = None if mask is None else lengths_of(mask)
             mask, types = (t if t is None else t.contiguous() for t in (mask, types))
+            if mask is not None:
+                with_lengths(mask, known)
             return self._texts(ids.contiguous(), mask, types)
 
     def images(self, pixels: Tensor) -> Tensor:
@@ -136,9 +140,10 @@ class GpuEncoder:
     def _texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
         tokens = ids.shape[1]
         if ids.numel() > _SMALL and mask is not None:
-            real = int((mask != 0).sum())
-            if real < _MOSTLY * ids.numel() and not (self._counts_places and has_hole(mask)):
-                return self._unpadded(ids, mask, types)
+            known = lengths_of(mask)  # reading the mask back would wait for the card
+            real = int((mask != 0).sum()) if known is None else int(known.sum())
+            if real < _MOSTLY * ids.numel() and not (known is None and self._counts_places and has_hole(mask)):
+                return self._unpadded(ids, mask, types, real, int(known.max()) if known is not None else None)
             mask = None if real == ids.numel() else mask
         width = width_of(tokens)
         width = max(tokens, width if self._longest is None else min(width, self._longest))
@@ -176,16 +181,23 @@ class GpuEncoder:
         made = self._blocks(x, rounded, layout, self._count).view(shape)
         return made, None if self._pool is None else self._pool(made, next(iter(given.values())))
 
-    def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
-        batch, tokens = ids.shape
+    def _unpadded(
+        self, ids: Tensor, mask: Tensor, types: Tensor | None, count: int, longest: int | None = None
+    ) -> Tensor:
+        """Runs the real tokens alone: `count` of them, of which the longest text has `longest`, if that is known."""
         self.pooled = None
-        real = (mask != 0).flatten().nonzero().squeeze(1)
-        if not len(real):
+        batch, tokens = ids.shape
+        if not count:
             return torch.zeros(*ids.shape, self._block.width, device=ids.device)
-        x, rounded = self._embedded(ids, types, len(real))
+        x, rounded = self._embedded(ids, types, count)
         lengths = (mask != 0).sum(dim=1)
         starts = F.pad(lengths.cumsum(0), (1, 0)).int()
-        layout = Layout(batch, int(lengths.max()), self._turn_tables(tokens), starts=starts, places=real % tokens)
+        if longest is None:
+            real, longest = (mask != 0).flatten().nonzero().squeeze(1), int(lengths.max())
+        else:  # the real tokens of a text are its first
+            text = torch.repeat_interleave(torch.arange(batch, device=ids.device), lengths, output_size=count)
+            real = torch.arange(count, device=ids.device) + (text * tokens - starts[text])
+        layout = Layout(batch, longest, self._turn_tables(tokens), starts=starts, places=real % tokens)
         kept = self._blocks(x[real], Rounded(rounded.q[real], rounded.scales[real]), layout, self._count)
         hidden = torch.zeros(ids.numel(), self._block.width, device=ids.device)
         return hidden.index_copy_(0, real, kept).view(*ids.shape, self._block.width)
