@@ -4,8 +4,9 @@
 
 SHAPE is one that `ternarize bench --shape` knows. The model is made on the GPU, with random codes and scales (speed
 depends on shapes alone), which takes seconds where converting takes minutes. To prepare several shapes side by side and
-time them one after the other, start a process for each with `--of N`: each compiles and records its kernels, waits until
-all N have, and takes its turn, in which it chooses its kernels anew and measures.
+time them one after the other, start a process for each with `--of N`: each compiles and records its kernels, waits
+until all N have, and takes its turn, in which it chooses its kernels anew and measures. A candidate that fails is named
+and left out.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.kernels.stack import describe_by
 from ternarize_cli.layers import PackedEmbedding, PackedLinear
 
-CALLS = 25
+CALLS = 20
 POINTS = {"modernbert-base": [(1, 128), (64, 128), (64, 512), (8, 2048), (2, 8192)]}
 TEXTS, IMAGES = [(1, 128), (64, 128), (64, 512)], [(1, 0), (64, 0)]
 
@@ -135,11 +137,18 @@ def main() -> None:
     report: dict[str, Any] = {"shape": name, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     report |= {"transformers": transformers.__version__, "calls": CALLS, "milliseconds": {}, "kernels": {}}
     with torch.inference_mode():
-        made = {candidate: make() for candidate, make in makers.items()}
-        for candidate, model in made.items():
+        made: dict[str, Any] = {}
+        for candidate, make in makers.items():
             started = time.perf_counter()
-            for point in points:
-                run(candidate, model, point)
+            try:
+                model = make()
+                for point in points:
+                    run(candidate, model, point)
+            except Exception:
+                traceback.print_exc()
+                print(f"{name}: {candidate} failed", flush=True)
+                continue
+            made[candidate] = model
             print(f"{name}: {candidate} is ready after {time.perf_counter() - started:.0f} s", flush=True)
         (turns / f"ready-{name}").touch()
         until = time.monotonic() + options.wait
@@ -149,7 +158,8 @@ def main() -> None:
             fcntl.flock(turn, fcntl.LOCK_EX)
             shutil.rmtree(os.environ["TERNARIZE_CACHE"], ignore_errors=True)
             tuning._found.cache_clear()
-            for backend in ("triton", "scaled_mm"):  # kernels that were chosen beside other work are chosen again
+            ours = [backend for backend in ("triton", "scaled_mm") if backend in made]
+            for backend in ours:  # kernels that were chosen beside other work are chosen again
                 made[backend] = makers[backend]()
                 for point in points:
                     run(backend, made[backend], point)
@@ -161,10 +171,10 @@ def main() -> None:
                         times[candidate].append(milliseconds(model, given[candidate]))
                 row = {candidate: round(statistics.median(found), 3) for candidate, found in times.items()}
                 best = min(value for candidate, value in row.items() if "fp16" in candidate)
-                row["against fp16"] = round(best / min(row["triton"], row["scaled_mm"]), 2)
+                row["against fp16"] = round(best / min(row[backend] for backend in ours), 2)
                 key = f"{point[0]} x {point[1]}" if point[1] else f"{point[0]} images"
                 report["milliseconds"][key] = row
-                report["kernels"][key] = {b: busiest(made[b], given[b]) for b in ("triton", "scaled_mm")}
+                report["kernels"][key] = {b: busiest(made[b], given[b]) for b in ours}
                 print(name, key, row, flush=True)
             report["choices"] = tuning.found()
     options.out.write_text(json.dumps(report, indent=1) + "\n")
