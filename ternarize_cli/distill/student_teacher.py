@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
+from ternarize_cli.distill.recordable import make_recordable
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, counted
@@ -101,6 +102,8 @@ class Pair:
     def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer", *, tables: bool = False) -> None:
         """Pairs two encoders; `tables` says whether the student's embedding tables are trained too."""
         self.student, self.teacher = student, teacher
+        for encoder in (student, teacher):
+            make_recordable(encoder)
         self._watched = _Watched(student), _Watched(teacher)
         self.scores = hasattr(student, "predict")
         widths = [_width(encoder) for encoder in (student, teacher)]
