@@ -9,7 +9,7 @@ words are the most frequent of TEXTS, and made-up ones up to the shape's vocabul
 every run, so the losses of two runs of one shape can be compared, step by step.
 
 The losses of the first `--curve` steps are read at every step, which waits for the GPU. Speed is measured from step
-`--warm-up` on, when most shapes of batches were recorded, and without the periods in which held-out data were looked at;
+`--warm-up` on, when most shapes of batches were recorded, without the periods in which held-out data were looked at.
 `median` is that of periods between two readings, which new shapes disturb less. Inputs per step are the run's mean.
 """
 

@@ -4,6 +4,8 @@ A CUDA graph can't be recorded of a step that reads a value or copies a tensor f
 value raises an error, and transformers makes the masks that it makes while a stream is recorded.
 """
 
+import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ternarize_cli.distill.trainer import Trainer
 
 DEVICE = "meta"
+_TORCH = str(Path(torch.__file__).parent)
 
 
 class Crossings(TorchDispatchMode):
@@ -35,7 +38,8 @@ class Crossings(TorchDispatchMode):
         copies = "copy" in str(func)
         from_cpu = any(t.device.type == "cpu" and (t.dim() or copies) for t in given)
         if from_cpu and any(t.device.type == DEVICE for t in [*given, *out]):
-            self.found.append(f"{func} of {[(t.device.type, tuple(t.shape)) for t in given]}")
+            place = next(f for f in reversed(traceback.extract_stack()[:-1]) if not f.filename.startswith(_TORCH))
+            self.found.append(f"{func} in {place.name}, {place.filename}:{place.lineno}")
         return made
 
 
