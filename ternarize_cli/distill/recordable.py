@@ -36,7 +36,8 @@ def make_recordable(model: nn.Module) -> None:
             module.config.use_cache = False
             mask = _MASKS.get((type(module).__name__, module.config._attn_implementation))
             if mask is not None:
-                module.register_forward_pre_hook(partial(_with_mask, mask), with_kwargs=True)
+                run: Any = partial(_with_mask, mask, module, module.forward)
+                module.forward = run  # sentence-transformers calls it without hooks
         if hasattr(module, "compute_position_bias") and hasattr(module, "relative_attention_bias"):
             _keep_mpnet(module)
         elif hasattr(module, "compute_bias") and getattr(module, "has_relative_attention_bias", False):
@@ -45,12 +46,12 @@ def make_recordable(model: nn.Module) -> None:
             _keep_beit(module)
 
 
-def _with_mask(make: "_Mask", model: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Replaces the mask `[batch, tokens]` that a model is called with by the one that it would make of it."""
+def _with_mask(make: "_Mask", model: Any, run: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """Runs a model with the mask that it would make of the one it is given, `[batch, tokens]`."""
     mask = given.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return args, given
-    return args, {**given, "attention_mask": make(model, mask.bool())}
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        given["attention_mask"] = make(model, mask.bool())
+    return run(*args, **given)
 
 
 def _mpnet_mask(model: Any, real: Tensor) -> Tensor:

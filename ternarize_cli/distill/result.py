@@ -36,8 +36,8 @@ class DistillReport:
         held_out: number of held-out texts or images.
         training_texts: number of different texts or images for training.
         losses: the last smoothed loss parts.
-        batch_size, accumulate, gradient_checkpointing: the values that were used; `Training.auto_batch` may have changed
-            them.
+        batch_size, accumulate, gradient_checkpointing: the values that were used, which `Training.auto_batch` may have
+            changed.
         resumed_at: the step at which an earlier run was resumed; 0 if none was.
     """
 

@@ -6,7 +6,6 @@ value raises an error, and transformers makes the masks that it makes while a st
 
 import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -43,29 +42,6 @@ class Crossings(TorchDispatchMode):
         return made
 
 
-class _Fake(FakeTensorMode):
-    """Fake tensors, with the parameters and buffers of a trainer's models in their place while it is on."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(allow_non_fake_inputs=False)
-        self._trainer = trainer
-
-    def __enter__(self) -> "_Fake":
-        super().__enter__()
-        trainer, pair = self._trainer, self._trainer.pair
-        for encoder in (pair.student, pair.teacher):
-            _move(encoder)
-        trainer._queue = _fake(trainer._queue)
-        if pair._ids is not None:
-            pair._ids = _fake(pair._ids)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-
-
 def crossings(trainer: Trainer, batch: dict[str, Any]) -> list[str]:
     """Runs the forward and backward pass of a step twice, as `Graphs` does before and while it records.
 
@@ -77,9 +53,13 @@ def crossings(trainer: Trainer, batch: dict[str, Any]) -> list[str]:
     Raises:
         Exception: the step reads a value, or its shapes depend on one.
     """
-    with _Fake(trainer) as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        pair = trainer.pair
+        for encoder in (pair.student, pair.teacher):
+            _move(encoder)
+        trainer._queue = _fake(trainer._queue)
+        pair._ids = None if pair._ids is None else _fake(pair._ids)
         made = {name: _fake(v) if isinstance(v, Tensor) else v for name, v in batch.items()}
-        mode.allow_non_fake_inputs = True
         trainer._gradients_of(made)
         mode.allow_non_fake_inputs = False
         with Crossings() as seen:
