@@ -83,12 +83,14 @@ def _keep_mpnet(encoder: Any) -> None:
     kept = _kept(encoder.relative_attention_bias, lambda size, device: own(torch.empty(1, size, 1, device=device)))
 
     def compute_position_bias(x: Tensor, position_ids: Tensor | None = None, num_buckets: int = 32) -> Tensor:
+        made: Tensor
         if position_ids is not None or num_buckets != 32:
-            made: Tensor = own(x, position_ids, num_buckets)
+            made = own(x, position_ids, num_buckets)
             return made
         texts, tokens = x.shape[:2]
         values = encoder.relative_attention_bias(kept(tokens, x.device)).permute(2, 0, 1)
-        return values.unsqueeze(0).expand(texts, -1, tokens, tokens).contiguous()
+        made = values.unsqueeze(0).expand(texts, -1, tokens, tokens).contiguous()
+        return made
 
     encoder.compute_position_bias = compute_position_bias
 
