@@ -7,10 +7,12 @@ A recorded function must not depend on values (no `.item()`, no boolean indexing
 addresses, and must write its results to fixed addresses: gradients are added to a buffer that stays.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 __all__ = ["Graphs", "own_stream"]
 
 _MOST = 96
+_TORCH = str(Path(torch.__file__).parent)
 
 Result = TypeVar("Result")
 
@@ -36,9 +39,15 @@ class Graphs(Generic[Result]):
     The result is overwritten when a batch of its shape is run again.
     """
 
-    def __init__(self, function: Callable[[dict[str, Any]], Result], most: int = _MOST) -> None:
-        """Records at most `most` shapes; the memory of a result is kept for each."""
-        self._function, self._most = function, most
+    def __init__(self, function: Callable[[dict[str, Any]], Result], most: int | None = None, cost: str = "") -> None:
+        """Prepares recording.
+
+        Args:
+            function: what is recorded.
+            most: the most shapes to record; the memory of a result is kept for each. None: 96.
+            cost: what it costs if nothing can be recorded, the end of the warning's sentence.
+        """
+        self._function, self._most, self._cost = function, _MOST if most is None else most, cost
         self._seen: set[Any] = set()
         self._recorded: dict[Any, _Recorded[Result]] = {}
         self._pool: Any = None
@@ -76,11 +85,20 @@ class Graphs(Generic[Result]):
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as e:
-            self.refused = str(e).partition("\n")[0]
-            warnings.warn(f"this model can't be recorded as a CUDA graph: {self.refused}", stacklevel=2)
+            self.refused = _reason(e)
+            warnings.warn(f"this model can't be recorded as a CUDA graph: {self.refused}{self._cost}", stacklevel=2)
             return None
         self._recorded[shape] = _Recorded(graph, inputs, result)
         return self._recorded[shape]
+
+
+def _reason(error: BaseException) -> str:
+    """Describes why recording failed: the first error's first line, and the function outside of torch that met it."""
+    while isinstance(error.__context__, RuntimeError):  # ending a failed recording fails, too
+        error = error.__context__
+    places = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH)]
+    where = f" (in {places[-1].name}, {Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
+    return str(error).partition("\n")[0] + where
 
 
 @contextmanager

@@ -240,7 +240,8 @@ class _TrainedLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str, rounds: bool
     ) -> Tensor:
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         rounded = _rounded(x, dtype) if rounds else x.to(dtype)
         dense = _dense_weight(weight, scale, levels, dtype)
         ctx.save_for_backward(rounded, dense, weight, scale)

@@ -85,7 +85,8 @@ def _distill(
     if report.resumed_at:
         out.note(f"went on from step {report.resumed_at:,}")
     if training.auto_batch:
-        out.note(f"trained with batches of {report.batch_size}, {report.accumulate} to a step")
+        again = ", with gradient checkpointing" if report.gradient_checkpointing else ""
+        out.note(f"trained with batches of {report.batch_size}, {report.accumulate} to a step{again}")
     cosine, agreement = ("cosine to the teacher", "agreement of similarities")
     if report.scores:
         cosine, agreement = ("correlation with the teacher's scores", "rank correlation (Spearman)")

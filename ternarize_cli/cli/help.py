@@ -15,7 +15,8 @@ _GROUPS = {
     "What is measured": "sts retrieval classification pairs images task_file task benchmark language task_type limit "
     "queries_where perturb data_root text lengths shape batch tokens image_limit",
     "What it is compared with": "against candidate rival teacher compare min_retention diagnose costs",
-    "Where it runs": "backend device threads batch_size memory energy engine workers ray_address on_disk auto_batch",
+    "Where it runs": "backend device threads batch_size memory energy engine workers ray_address on_disk auto_batch "
+    "gradient_checkpointing",
     "Repeatability and safety": "seed allow_pickle strict skip_bad no_check no_cache",
     "Output": "output format shards shard shard_size dtype plot report junit csv markdown results dry_run pack resume "
     "save_every force json quiet help",

@@ -155,7 +155,7 @@ def _trainer(
     training: Training,
     vectors: np.ndarray | None,
 ) -> Trainer:
-    """Makes the trainer; `Training.auto_batch` halves batches until one fits the GPU.
+    """Makes the trainer; `Training.auto_batch` changes the training until a batch fits the GPU (`Training.smaller`).
 
     Args:
         on: the Accelerator.
@@ -163,7 +163,7 @@ def _trainer(
         latent: the folder of the student's ternary checkpoint.
         data: the corpus to train on, and the held-out one.
         sources: where the data comes from.
-        training: budget and hyper-parameters; the trainer's own may have smaller batches.
+        training: budget and hyper-parameters; the trainer's own may take less memory.
         vectors: the teacher's embeddings of the corpus; None computes them in each step.
     """
     corpus, held = data
@@ -175,9 +175,10 @@ def _trainer(
     while True:
         batches = Batches(corpus, sources, training, on, vectors)
         trainer = Trainer(pair, batches, watched, training, on, group=group, settle=settle)
-        if not training.auto_batch or training.batch == 1 or trainer.fits():
+        smaller = training.smaller() if training.auto_batch else None
+        if smaller is None or trainer.fits():
             return trainer
-        training = training.halved()
+        training = smaller
 
 
 def _report(
@@ -199,6 +200,7 @@ def _report(
         accumulate=trainer.training.accumulate,
         resumed_at=resumed_at,
         scores=trainer.pair.scores,
+        gradient_checkpointing=trainer.training.gradient_checkpointing,
         losses=trainer.losses,
     )
 

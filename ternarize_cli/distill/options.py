@@ -30,7 +30,10 @@ class Training:
         losses: weights of parts of the loss that differ from the recipe's; 0 leaves one out.
         batch_size: texts or images per step and process, of mean length: a step of long texts has fewer. None: 64, on
             a GPU 256.
-        auto_batch: halve the batches, and accumulate twice as many, until they fit into the GPU's memory.
+        gradient_checkpointing: keep only the inputs of blocks for the backward pass, and compute the rest again there:
+            less memory, more time, the same gradients.
+        auto_batch: if batches do not fit into the GPU's memory, turn gradient checkpointing on; then halve them, and
+            accumulate twice as many, until they fit.
         accumulate: batches whose gradients make one step.
         learning_rate: the optimiser's peak; linear warm-up over 5% of the budget, then cosine to 0.
         max_length: tokens of a text; longer ones are cut. None: the model's limit, or 512.
@@ -57,7 +60,10 @@ class Training:
     batch_size: Annotated[
         int | None, Option("Texts or images per step and process; default 64, on a GPU 256.", min=1, max=MAX_BATCH)
     ] = None
-    auto_batch: Annotated[bool, Option("Halve batches that don't fit the GPU, and accumulate more.")] = False
+    gradient_checkpointing: Annotated[bool, Option("Compute blocks again backwards: less memory, more time.")] = False
+    auto_batch: Annotated[
+        bool, Option("If batches don't fit the GPU: gradient checkpointing, then halves, accumulated.")
+    ] = False
     accumulate: Annotated[int, Option("Batches to a step.", min=1, max=10_000)] = 1
     learning_rate: Annotated[float, Option("Peak of the schedule.")] = 3e-4
     max_length: Annotated[
@@ -122,6 +128,12 @@ class Training:
     def halved(self) -> "Training":
         """As many inputs a step, in batches of half the size."""
         return replace(self, batch_size=max(1, self.batch // 2), accumulate=self.accumulate * 2)
+
+    def smaller(self) -> "Training | None":
+        """The same steps with less memory: gradient checkpointing first, then halves; None if nothing is left."""
+        if not self.gradient_checkpointing:
+            return replace(self, gradient_checkpointing=True)
+        return self.halved() if self.batch > 1 else None
 
     @property
     def share_joined(self) -> float:

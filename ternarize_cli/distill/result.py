@@ -36,7 +36,8 @@ class DistillReport:
         held_out: number of held-out texts or images.
         training_texts: number of different texts or images for training.
         losses: the last smoothed loss parts.
-        batch_size, accumulate: the values that were used; `Training.auto_batch` may have made batches smaller.
+        batch_size, accumulate, gradient_checkpointing: the values that were used, which `Training.auto_batch` may have
+            changed.
         resumed_at: the step at which an earlier run was resumed; 0 if none was.
     """
 
@@ -53,6 +54,7 @@ class DistillReport:
     accumulate: int
     resumed_at: int = 0
     scores: bool = False
+    gradient_checkpointing: bool = False
     losses: dict[str, float] = field(default_factory=dict)
 
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
+from ternarize_cli.distill.recordable import make_recordable
 from ternarize_cli.encoders.anatomy import backbone
 from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, counted
@@ -101,6 +104,8 @@ class Pair:
     def __init__(self, student: "SentenceTransformer", teacher: "SentenceTransformer", *, tables: bool = False) -> None:
         """Pairs two encoders; `tables` says whether the student's embedding tables are trained too."""
         self.student, self.teacher = student, teacher
+        for encoder in (student, teacher):
+            make_recordable(encoder)
         self._watched = _Watched(student), _Watched(teacher)
         self.scores = hasattr(student, "predict")
         widths = [_width(encoder) for encoder in (student, teacher)]
@@ -144,6 +149,19 @@ class Pair:
         finally:
             for layer in layers:
                 layer.eval()
+
+    def recompute(self, wanted: bool) -> None:
+        """Turns gradient checkpointing of the student's blocks on or off; what they compute stays the same.
+
+        Each block keeps its inputs only, and runs again in the backward pass, without the hooks that collect hidden
+        states. Nothing in it is random, since dropout is off; so no state of random numbers is kept, which a CUDA graph
+        could not record.
+        """
+        for block in blocks_of(backbone(self.student)):
+            block.__dict__.pop("forward", None)
+            if wanted:
+                run: Any = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                block.forward = run
 
     def put(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """Moves the features to the student's device, and finishes images there (`pixels.finished`)."""

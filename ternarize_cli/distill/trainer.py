@@ -29,6 +29,9 @@ _LOOKS = 10
 _SMOOTH = 0.95
 _SECONDS_BETWEEN_READINGS = 0.5
 _LARGEST_GRADIENT = 1.0
+_UNRECORDED = (
+    "; training goes on, but starts each of a step's thousands of kernels by itself: MiniLM is three times slower so"
+)
 
 
 class _Taught(NamedTuple):
@@ -84,6 +87,7 @@ class Trainer:
         if settle:
             for _, layer in pair.linears():
                 layer.settle(training.chosen.settle)
+        pair.recompute(training.gradient_checkpointing)
         pair.freeze_idle(pair.put(batches.few()), training.parts)
         self.total = training.steps or (
             math.ceil(training.epochs * len(batches) / training.accumulate) if training.epochs else None
@@ -95,7 +99,7 @@ class Trainer:
         self.parameters = [p for group in groups for p in group]
         self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)
-        self._run = Graphs(self._gradients_of) if on.device.type == "cuda" else self._gradients_of
+        self._run = Graphs(self._gradients_of, cost=_UNRECORDED) if on.device.type == "cuda" else self._gradients_of
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -238,10 +242,11 @@ class Trainer:
                 taught = self._run(batch)
             except torch.cuda.OutOfMemoryError as e:
                 smaller = self.training.halved()
+                again = "" if self.training.gradient_checkpointing else "--gradient-checkpointing, "
                 raise InputError(
                     f"the GPU's memory does not hold a batch of {self.training.batch}",
-                    hint=f"keep the inputs of a step: --batch-size {smaller.batch} --accumulate {smaller.accumulate}, "
-                    "or --auto-batch",
+                    hint=f"keep the inputs of a step: {again}--batch-size {smaller.batch} "
+                    f"--accumulate {smaller.accumulate}, or --auto-batch",
                 ) from e
             self._push(taught.pooled)
             self.count += len(taught.pooled) * self.on.num_processes

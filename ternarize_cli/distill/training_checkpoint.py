@@ -28,11 +28,14 @@ __all__ = ["has_checkpoint", "key", "load", "replace_contents", "save", "write_t
 
 STATE = "state.pt"
 _DIGEST = 32
-_MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every")
+_MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every", "gradient_checkpointing")
 
 
 def key(models: Iterable[Path], training: Training, *others: object) -> str:
-    """Hashes what must be equal to resume a run: models, settings except budget and learning rate, and `others`."""
+    """Hashes what must be equal to resume a run: models, settings that change the result, and `others`.
+
+    Budget and learning rate may differ, and so may gradient checkpointing, which gives the same gradients.
+    """
     settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
     parts = [*map(digests.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

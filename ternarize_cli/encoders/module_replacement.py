@@ -124,7 +124,7 @@ def table_bits(scheme: Scheme, *, words: bool) -> int:
 
 
 def _multiplied(factor: float, _: nn.Module, __: Any, rows: Tensor) -> Tensor:
-    return rows * torch.tensor(factor, dtype=rows.dtype, device=rows.device)
+    return rows * rows.new_full((), factor)  # made where the rows are: a copy from the CPU could not be recorded
 
 
 class T5FeedForward(nn.Module):

@@ -57,12 +57,37 @@ def test_batches_are_halved_until_they_fit(
     monkeypatch.setattr(Trainer, "_gradients_of", short_of_memory)
     result = run(*command, "--batch-size", 32, "-o", tmp_path / "a")
     assert result.exit_code == 2
-    assert "--batch-size 16 --accumulate 2, or --auto-batch" in result.stderr
+    hint = "--gradient-checkpointing, --batch-size 16 --accumulate 2, or --auto-batch"
+    assert hint in " ".join(result.stderr.split())
     result = run(*command, "--batch-size", 32, "--auto-batch", "-o", tmp_path / "a")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["batch_size"], report["accumulate"], report["steps"]) == (8, 4, 4)
+    assert report["gradient_checkpointing"]
     assert len(taught) == 2  # once a run
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_comes_before_halving(
+    run: Run, command: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Trainer._gradients_of
+
+    def short_of_memory(self: Trainer, batch: dict[str, Any]) -> Any:
+        if not self.training.gradient_checkpointing:
+            raise torch.cuda.OutOfMemoryError
+        return whole(self, batch)
+
+    plain = run(*command, "--batch-size", 32, "-o", tmp_path / "plain")
+    assert plain.exit_code == 0, plain.stderr
+    monkeypatch.setattr(Trainer, "_gradients_of", short_of_memory)
+    result = run(*command, "--batch-size", 32, "--auto-batch", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["gradient_checkpointing"], report["batch_size"], report["accumulate"]) == (True, 32, 1)
+    assert json.loads((tmp_path / "out" / "distillation.json").read_text())["gradient_checkpointing"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "out")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
