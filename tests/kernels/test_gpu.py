@@ -35,6 +35,7 @@ from ternarize_cli.kernels.gpu.heads import Heads
 from ternarize_cli.kernels.gpu.int8 import Int8
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
 from ternarize_cli.kernels.gpu.norm import Norm, Sums, norm
+from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -292,6 +293,18 @@ def test_an_all_zero_row_is_rounded_to_zeros() -> None:
     rounded = quantise(torch.zeros(2, 64, device=DEVICE).half(), torch.int8)
     assert not rounded.q.any()
     assert not rounded.t.any()
+
+
+@pytest.mark.parametrize(("padding", "is_cut"), [("valid", True), (0, True), (1, False)])
+def test_patches_of_images_are_those_of_the_convolution(padding: Any, is_cut: bool) -> None:
+    convolution, pixels = torch.nn.Conv2d(3, 20, (4, 2), (4, 2), padding).to(DEVICE), normal(2, 3, 13, 9)
+    with torch.no_grad():
+        wanted = convolution(pixels)
+        with PatchProducts():
+            made = convolution(pixels)
+    assert made.dtype == (torch.float16 if is_cut else torch.float32)
+    assert made.shape == wanted.shape
+    assert distance(made, wanted) < 2e-3
 
 
 # -- whole encoders ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ternarize_cli.layers import PackedLinear
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from ternarize_cli.kernels.gpu import blocks
+from ternarize_cli.kernels.gpu import blocks, int8
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 from ternarize_cli.kernels.gpu.forward import GpuForward, gpu_refusal
 from ternarize_cli.kernels.gpu.int8 import Int8
@@ -79,6 +79,10 @@ def test_a_family_is_as_near_to_reference_as_its_floating_point_lets_it_be(
         for _ in range(3 if DEVICE == "cuda" else 1):  # as it is, recorded, replayed
             check(encoder.images(given["pixel_values"]))
         return
+    if DEVICE == "cuda":
+        with monkeypatch.context() as patch:
+            patch.setattr(int8, "_FEW", 0)  # every product is one of many rows
+            check(GpuEncoder(model, Int8).texts(given["input_ids"], given["attention_mask"], None))
     ids, mask = given["input_ids"], given["attention_mask"]
     for _ in range(3 if DEVICE == "cuda" else 1):
         check(encoder.texts(ids, mask, None))

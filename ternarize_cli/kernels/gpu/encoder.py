@@ -5,7 +5,7 @@ the real tokens are run.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -225,7 +225,7 @@ class GpuEncoder:
 
     def _embedded_images(self, pixels: Tensor) -> Tensor:
         """Computes the embedding of images, float32 `[images, tokens, width]`."""
-        with PatchProducts():
+        with PatchProducts() if pixels.is_cuda else nullcontext():
             x = self._model.embeddings(pixels)
         by: Any = self._stack.norm(None, "embeddings")
         embedded: Tensor = x.float() if by is None else by(x.float())

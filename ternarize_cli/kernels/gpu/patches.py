@@ -11,9 +11,9 @@ __all__ = ["PatchProducts"]
 
 
 class PatchProducts(TorchFunctionMode):
-    """A context in which a convolution whose windows lie side by side is one product of float16 matrices on a GPU.
+    """A context in which a convolution whose windows lie side by side is one product of float16 matrices.
 
-    Such a convolution cuts an image into patches. cuDNN first reorders the whole image, and takes ten times as long.
+    Such a convolution cuts an image into patches. cuDNN reorders the whole image first, which takes a multiple.
     """
 
     def __torch_function__(
@@ -26,8 +26,8 @@ class PatchProducts(TorchFunctionMode):
         """Computes a function of PyTorch."""
         if func is F.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, stride, padding, dilation, groups = args
-            side_by_side = tuple(stride) == tuple(weight.shape[2:]) and not any(padding)
-            if x.is_cuda and side_by_side and set(dilation) == {1} and groups == 1:
+            side_by_side = tuple(stride) == tuple(weight.shape[2:]) and (padding == "valid" or not any(padding))
+            if side_by_side and set(dilation) == {1} and groups == 1:
                 return _patches(x, weight, bias)
         return func(*args, **(kwargs or {}))
 
