@@ -1,7 +1,7 @@
 """Runs packed linears of 2-bit weights on NVIDIA GPUs, in Triton: int8 activations, int8 tensor cores, exact sums.
 
-In device memory the weights have the bits of the file. Encoders of the usual shapes run fused (`gpu.encoder`); of
-other encoders only the linears run here. Triton comes with torch on Linux if torch is built for CUDA.
+In device memory the weights have the bits of the file. Encoders whose blocks are described run fused (`gpu.encoder`);
+of other encoders only the linears run here. Triton comes with torch on Linux if torch is built for CUDA.
 """
 
 import importlib.util

@@ -534,6 +534,13 @@ def test_one_way_or_no_gpu_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert tuning.fastest("two", ["first", "second"], lambda way: 1 / 0) == "first"
 
 
+def test_a_pause_remembers_nothing() -> None:
+    choices = tuning.Choices()
+    with tuning.paused():
+        assert choices.of("kind", (64, 32, 32), lambda rows: ["first", "second"], lambda way: 1 / 0) == "first"
+    assert not choices.made
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_what_was_measured_is_kept_and_a_damaged_file_is_not_trusted(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("TERNARIZE_CACHE", str(tmp_path))

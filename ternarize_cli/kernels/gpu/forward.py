@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
 from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tell_unfused
+from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.kernels.gpu.blocks import Arithmetic
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder, Pool
 from ternarize_cli.kernels.module_tensors import is_replaced
@@ -78,7 +79,8 @@ class GpuForward(FusedForward):
             return None
         try:
             encoder = GpuEncoder(model, self._arithmetic, self._pool(model))
-            reason = None if self._is_compared else disagreement(model, encoder, most=_FARTHEST)
+            with tuning.paused():
+                reason = None if self._is_compared else disagreement(model, encoder, most=_FARTHEST)
         except UnavailableError:
             raise
         except (TernarizeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:

@@ -11,7 +11,9 @@ import logging
 import os
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, TypeVar, cast
 
@@ -20,12 +22,25 @@ import torch
 from ternarize_cli import __version__
 from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 
-__all__ = ["Choices", "bucket", "fastest", "found"]
+__all__ = ["Choices", "bucket", "fastest", "found", "paused"]
 
 Way = TypeVar("Way")
 
 _MILLISECONDS, _MOST_CALLS, _REPLAYS = 2.0, 200, 5  # of a graph, calls in it, and how often it runs
 _LOG = logging.getLogger(__name__)
+
+
+_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Takes first configurations meanwhile, and measures and remembers nothing."""
+    before = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(before)
 
 
 def bucket(rows: int) -> int:
@@ -127,6 +142,8 @@ class Choices:
             call: the function that is timed with each.
         """
         rows, inputs, outputs = shape
+        if _PAUSED.get():
+            return ways(rows)[0]
         key = (kind, bucket(rows), inputs, outputs)
         chosen: Way | None = self.made.get(key)
         if key not in self.made:
