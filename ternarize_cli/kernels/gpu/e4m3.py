@@ -107,7 +107,7 @@ class E4m3:
         if y.dtype == E4M3:
             return Rounded(y, 1 / self._attended[block])
         rounded = quantise(y, self.dtype)
-        if self._watching and not (y.is_cuda and torch.cuda.is_current_stream_capturing()):  # as `tuning` does
+        if self._watching:
             self._attended[block] = _factor(rounded)
         return rounded
 

@@ -16,6 +16,7 @@ from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import InputError
 from ternarize_cli.kernels.fused_encoder import has_hole, tables_of
+from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.kernels.gpu.blocks import Arithmetic, GpuBlocks, Layout, norm_of
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.embedding import Tables, embed
@@ -251,7 +252,7 @@ class GpuEncoder:
         """Runs a sample batch, which depends only on the model, so that the products choose their scales."""
         generator = torch.Generator().manual_seed(0)
         config = self._model.config
-        with products.watching():
+        with products.watching(), tuning.paused():
             if self._block.embeddings is None:
                 size = config.image_size
                 shape = (
