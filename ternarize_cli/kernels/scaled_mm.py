@@ -3,7 +3,8 @@
 {-1, 0, 1} is exact in e4m3, so the fp8 tensor cores of Ada, Hopper and newer multiply ternary weights at twice the rate
 of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this changes vectors about as much
 as unrounded activations do (docs/research/gpu.md). Weights take a byte each. Encoders whose blocks are described run
-fused (`gpu.encoder`); of other encoders only the linears run, in operations that torch.compile takes without a graph break.
+fused (`gpu.encoder`); of other encoders only the linears run, in operations that torch.compile takes without a graph
+break.
 """
 
 import torch
