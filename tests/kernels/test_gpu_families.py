@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from support.families import Family
 from support.fused_families import FUSED, distances, inputs, name_of, opened, packed
+from ternarize_cli import hf as plugin
 from ternarize_cli import kernels
 from ternarize_cli.layers import PackedLinear
 
@@ -30,6 +31,7 @@ INTERPRETED = ("ModernBertModel", "MPNetModel", "Gemma3TextModel", "DINOv3ViTMod
 """Together they have windows, rotary positions, gates, biases by distance, norms of heads and outputs, layer scales."""
 KNOWN = [f for f in FUSED if hasattr(hf, f[0]) and (DEVICE == "cuda" or f[0] in INTERPRETED)]
 FLOAT16, BFLOAT16 = 2.0**-11, 2.0**-9
+assert plugin, "transformers knows packed models"
 
 pytestmark = pytest.mark.slow
 
