@@ -100,6 +100,8 @@ def _distill(
         ["held-out data", "before", "after"],
         rows,
     )
+    if report.left_out:
+        out.warn(f"{counted(report.left_out, 'step')} changed nothing: gradients were not finite")
     if report.cosine_after < report.cosine_before:
         out.warn("training made the model worse; try a lower --learning-rate, such as 1e-5, or more data")
     if plot is not None:

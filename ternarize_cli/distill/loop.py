@@ -71,7 +71,7 @@ def distill(
             missing, damaged, of a run with other settings, or of a version that trains differently.
         DataError: a source can't be read, or there are fewer than 20 different texts or images.
         InputError: options contradict each other, or the GPU's memory does not hold a batch.
-        TernarizeError: the loss stopped being finite (the last checkpoint stays), or the teacher's vectors are not
+        TernarizeError: the gradients stopped being finite (the last checkpoint stays), or the teacher's vectors are not
             finite.
         KeyboardInterrupt: the run was interrupted by Ctrl-C, or by a signal that `signals.listen` listens for; a
             checkpoint was written.
@@ -198,6 +198,7 @@ def _report(
         training_texts=len(corpus.lengths),
         batch_size=trainer.training.batch,
         accumulate=trainer.training.accumulate,
+        left_out=trainer.left_out,
         resumed_at=resumed_at,
         scores=trainer.pair.scores,
         gradient_checkpointing=trainer.training.gradient_checkpointing,

@@ -38,6 +38,7 @@ class DistillReport:
         losses: the last smoothed loss parts.
         batch_size, accumulate, gradient_checkpointing: the values that were used, which `Training.auto_batch` may have
             changed.
+        left_out: number of steps that changed nothing, since their gradients were not finite.
         resumed_at: the step at which an earlier run was resumed; 0 if none was.
     """
 
@@ -52,6 +53,7 @@ class DistillReport:
     training_texts: int
     batch_size: int
     accumulate: int
+    left_out: int = 0
     resumed_at: int = 0
     scores: bool = False
     gradient_checkpointing: bool = False

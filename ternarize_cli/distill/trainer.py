@@ -21,11 +21,12 @@ from ternarize_cli.distill.held_out import HeldOut
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.options import Progress, Training
 from ternarize_cli.distill.student_teacher import Pair
-from ternarize_cli.errors import InputError, TernarizeError
+from ternarize_cli.errors import InputError, TernarizeError, counted
 
 __all__ = ["Trainer"]
 
 _LOOKS = 10
+_MOST_IN_A_ROW = 3  # steps without finite gradients, of which one is left out
 _SMOOTH = 0.95
 _SECONDS_BETWEEN_READINGS = 0.5
 _LARGEST_GRADIENT = 1.0
@@ -82,6 +83,7 @@ class Trainer:
         self._queue = torch.zeros(training.chosen.queue, pair.width, device=on.device)
         self._queued = 0
         self._sums: dict[str, Tensor] = {}
+        self._broken = torch.zeros(2, device=on.device)  # steps that were left out, in all and since the last other one
         self._looked = self._look_took = 0.0
         self._held, self._by_cpu = held, group
         if settle:
@@ -112,6 +114,7 @@ class Trainer:
             "seconds": self.seconds,
             "losses": self.losses,
             "sums": self._sums,
+            "broken": self._broken,
             "held": (self._looked, self.cosine, self.agreement),
             "parameters": [p.detach() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
@@ -132,6 +135,7 @@ class Trainer:
         self.batches.go_to(*state["position"])
         self.losses = dict(state["losses"])
         self._sums = {name: value.to(self.on.device) for name, value in state["sums"].items()}
+        self._broken.copy_(state["broken"])
         self._looked, self.cosine, self.agreement = state["held"]
         queue, self._queued = state["queue"]
         self._queue.copy_(queue)
@@ -252,13 +256,18 @@ class Trainer:
             self.count += len(taught.pooled) * self.on.num_processes
             for name, value in taught.parts.items():
                 old = self._sums.get(name)
-                self._sums[name] = value.clone() if old is None else old.lerp(value, share)
+                self._sums[name] = (
+                    value.clone() if old is None else torch.where(value.isfinite(), old.lerp(value, share), old)
+                )
         count = len(batches) * self.on.num_processes
         if self.on.num_processes > 1:
             torch.distributed.all_reduce(self._gradients)
         norm = self._gradients.norm() / count
         self._gradients.mul_((_LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0) / count)
+        broken = (~norm.isfinite()).float()
+        self.optimizer.found_inf = broken  # type: ignore[attr-defined]  # with 1, a fused AdamW changes nothing
         self.optimizer.step()
+        self._broken.add_(broken)[1].mul_(broken)
         self._gradients.zero_()
         self.step += 1
         with torch.no_grad():
@@ -275,16 +284,22 @@ class Trainer:
             torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
         return _Taught({name: part.detach() for name, part in parts.items()}, taught.pooled)
 
+    @property
+    def left_out(self) -> int:
+        """How many steps changed nothing, since their gradients were not finite."""
+        return int(self._broken[0])
+
     def _read_losses(self) -> None:
         self.losses = {name: float(value) for name, value in self._sums.items()}
-        bad = [name for name, value in self.losses.items() if not math.isfinite(value)]
-        if bad:
-            broken = next((n for n, p in self.pair.student.named_parameters() if not p.isfinite().all()), None)
-            where = f"; {broken} is the first weight that is not finite" if broken else ""
-            raise TernarizeError(
-                f"the loss ({bad[0]}) is {self.losses[bad[0]]} after step {self.step}{where}",
-                hint="choose a lower --learning-rate; --resume goes on from the last checkpoint, if there is one",
-            )
+        in_a_row = int(self._broken[1])
+        if in_a_row < _MOST_IN_A_ROW and all(math.isfinite(value) for value in self.losses.values()):
+            return
+        broken = next((n for n, p in self.pair.student.named_parameters() if not p.isfinite().all()), None)
+        where = f"; {broken} is the first weight that is not finite" if broken else ""
+        raise TernarizeError(
+            f"the gradients are not finite {counted(max(in_a_row, 1), 'step')} in a row, after step {self.step}{where}",
+            hint="choose a lower --learning-rate; --resume goes on from the last checkpoint, if there is one",
+        )
 
     def _push(self, pooled: Tensor) -> None:
         """Puts embeddings `[batch, dim]` into the queue, in place of the oldest."""

@@ -1,5 +1,6 @@
 """Distillation: the losses, the batches, and a student that gets closer to its teacher."""
 
+import itertools
 import json
 import random
 import shutil
@@ -410,12 +411,34 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         patch.setattr(Training, "rate", lambda self, done, step: 1e-3 if step < 5 else float("nan"))
         result = run(*command)
     assert result.exit_code == 1
-    assert "is nan after step 7; " in result.stderr
+    assert "the gradients are not finite 3 steps in a row, after step 9; " in result.stderr
     assert "word_embeddings.weight is the first weight that is not finite" in result.stderr
     assert not (tmp_path / "out").exists()
     result = run(*command, "--resume", "--learning-rate", 1e-4)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["resumed_at"] == 5
+
+
+@pytest.mark.slow
+def test_a_step_without_finite_gradients_is_left_out(
+    tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, weights = Trainer._gradients_of, []
+
+    def breaking(self: Trainer, batch: dict[str, Any]) -> Any:
+        taught = own(self, batch)
+        weights.append([p.detach().clone() for p in self.parameters])
+        if len(weights) == 3:
+            self._gradients[7] = float("nan")
+        return taught
+
+    monkeypatch.setattr(Trainer, "_gradients_of", breaking)
+    training, data = Training(steps=6), sources(tmp_path, 60)
+    report = distill(latent, tiny_bert, data, tmp_path / "out", training, DistillOptions(threads=1))
+    assert (report.left_out, report.steps) == (1, 6)
+    same = [all(torch.equal(a, b) for a, b in zip(*two, strict=True)) for two in itertools.pairwise(weights)]
+    assert same == [False, False, True, False, False]
+    assert json.loads((tmp_path / "out" / "distillation.json").read_text())["left_out"] == 1
 
 
 @pytest.mark.slow
