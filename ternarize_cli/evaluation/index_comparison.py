@@ -204,7 +204,7 @@ def _filled(factory: str, vectors: np.ndarray) -> faiss.Index:
     metric = faiss.METRIC_L2 if factory.startswith("LSH") else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(vectors.shape[1], factory, metric)
     if isinstance(index, faiss.IndexPQ):  # it orders codes for searches by Hamming distance, which nothing here does
-        index.do_polysemous_training = False
+        index.do_polysemous_training = False  # type: ignore[attr-defined]  # it is not in the types of faiss
     with quiet_clusterings(index):
         if not index.is_trained:
             index.train(vectors)
