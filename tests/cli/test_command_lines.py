@@ -44,7 +44,7 @@ _USUAL = {
 }
 """Values of options and arguments with which a command can begin to work."""
 _SLOW = {"demo": 1.0, "serve": 1.0, "distill": 0.9, "bench": 0.9, "eval": 0.7}
-"""The share of command lines of these commands that ask for help or end at once: they would take minutes, or not end."""
+"""The share of command lines of these commands that ask for help or are refused: others take minutes, or never end."""
 
 
 @pytest.fixture(scope="module")
