@@ -29,6 +29,7 @@ gc.disable()  # while tests are collected, what they import would be visited aga
 
 def pytest_collection_finish() -> None:
     gc.enable()
+    gc.set_threshold(20_000)  # 700 by default, at which a tenth of a model's conversion is a search for garbage
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
