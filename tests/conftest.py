@@ -16,12 +16,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads of one worker would 
 if not os.path.exists("/dev/nvidia0"):
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU kernels then run on the CPU, slowly
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+gc.disable()  # while tests are collected, what they import would be visited again and again: a quarter of the time
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.set_threshold(20_000)  # 700 by default, at which a tenth of a model's conversion is a search for garbage
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

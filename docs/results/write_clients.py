@@ -37,11 +37,12 @@ encodes six texts and stores them. The second, another process, opens what was s
 
 def _row(client: str, packed: Path, folder: Path) -> str:
     expected = load(packed).encode(texts()[:1])[0]
-    stored, reopened = (ask(client, step, packed, folder) for step in ("store", "reopen"))
-    equal = "equal" if np.array_equal(np.float32(stored.value), expected) else "**differs**"
-    found = "yes" if reopened.value == texts()[0] else "**no**"
+    stored, first = ask(client, "store", packed, folder)
+    reopened, second = ask(client, "reopen", packed, folder)
+    equal = "equal" if np.array_equal(np.float32(stored), expected) else "**differs**"
+    found = "yes" if reopened == texts()[0] else "**no**"
     versions = ", ".join(f"{package} {version(package)}" for package in packages_of(client))
-    seconds = f"{stored.seconds:.0f}, {reopened.seconds:.0f}"
+    seconds = f"{first:.0f}, {second:.0f}"
     return f"| {client.replace('_', '-')} | {versions} | {equal} | {found} | {seconds} |"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ternarize_cli.cli.options import Force, Json, Quiet, Seed, Threads
+from ternarize_cli.cli.options import MANY, Force, Json, Quiet, Seed, Threads
 from ternarize_cli.cli.output import Output, duration, megabytes
 from ternarize_cli.errors import counted, quoted
 
@@ -22,6 +22,9 @@ def _demo(
         "ternarize-demo"
     ),
     minutes: Annotated[float, typer.Option(help="Minutes of distillation; the other steps take about 6 more.")] = 3.0,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1, max=MANY, help="Tokens to calibrate with, which takes most of these 6 minutes.")
+    ] = 60_000,
     threads: Threads = None,
     force: Force = False,
     seed: Seed = 0,
@@ -46,6 +49,7 @@ def _demo(
         report = run(
             output,
             minutes=minutes,
+            calibration_tokens=calibration_tokens,
             threads=threads,
             seed=seed,
             force=force,

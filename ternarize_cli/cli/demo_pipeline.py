@@ -34,7 +34,6 @@ QUERIES = (
     "wait until several threads have reached the same point",
     "compress bytes with gzip",
 )
-_CALIBRATION_TOKENS = 60_000
 _HELD_OUT_PAIRS = 500
 _INDEXED = 5000
 _INDEXED_CHARACTERS = 300
@@ -81,6 +80,7 @@ def demo(
     output: Path,
     *,
     minutes: float,
+    calibration_tokens: int = 60_000,
     threads: int | None = None,
     seed: int = 0,
     force: bool = False,
@@ -93,6 +93,7 @@ def demo(
     Args:
         output: the folder to write.
         minutes: minutes of distillation; the other stages take about six minutes on two cores.
+        calibration_tokens: tokens to calibrate with, which takes most of the other stages' time.
         threads: number of CPU threads; None uses all cores.
         seed: seed of everything random.
         force: replace the output if it exists.
@@ -120,8 +121,8 @@ def demo(
         ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
         with step("reading the documentation of your Python", ""):
             _write_texts(partial)
-        calibration = ternarize.Calibration([partial / "training.txt"], tokens=_CALIBRATION_TOKENS, threads=threads)
-        options = f"--calibrate {output}/training.txt --calibration-tokens {_CALIBRATION_TOKENS}"
+        calibration = ternarize.Calibration([partial / "training.txt"], tokens=calibration_tokens, threads=threads)
+        options = f"--calibrate {output}/training.txt --calibration-tokens {calibration_tokens}"
         with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
             seeded = ternarize.ConvertOptions(seed=seed)
             ternarize.convert(MODEL, ternary, calibration=calibration, options=seeded, track=track)

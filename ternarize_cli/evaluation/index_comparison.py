@@ -203,6 +203,8 @@ def _kinds(count: int, dim: int) -> list[tuple[str, str, dict[str, float]]]:
 def _filled(factory: str, vectors: np.ndarray) -> faiss.Index:
     metric = faiss.METRIC_L2 if factory.startswith("LSH") else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(vectors.shape[1], factory, metric)
+    if isinstance(index, faiss.IndexPQ):  # it orders codes for searches by Hamming distance, which nothing here does
+        index.do_polysemous_training = False  # type: ignore[attr-defined]  # it is not in the types of faiss
     with quiet_clusterings(index):
         if not index.is_trained:
             index.train(vectors)

@@ -46,8 +46,10 @@ def small(name: str) -> ModelShape:
     width, inner, layers, heads = names.get(
         shape.model_type, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     )
-    count = {"modernbert": 4, "gemma3_text": 6}.get(shape.model_type, 2)
+    count = 2 if shape.model_type in ("modernbert", "gemma3_text") else 1
     config = shape.config | {width: 32, inner: 48, layers: count, heads: 4}
+    if shape.model_type == "gemma3_text":
+        config |= {"layer_types": ["sliding_attention", "full_attention"]}
     if shape.model_type in ("qwen3", "gemma3_text"):
         config |= {"head_dim": 8, "num_key_value_heads": 2}
     if not name.startswith(("vit", "dino", "clip", "siglip")):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from support.families import stages
 from support.pages import ROOT, script
 from ternarize_cli.cli.app import app
 from ternarize_cli.cli.help import EXAMPLES
@@ -61,10 +62,12 @@ def test_a_variable_that_nothing_reads_is_said(run: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_no_color_means_no_escapes_on_a_terminal(tiny_bert: Path) -> None:
+def test_no_color_means_no_escapes_on_a_terminal(tiny_bert: Path, tmp_path: Path) -> None:
+    packed = stages(tiny_bert, tmp_path)[2]
+
     def on_a_terminal(**environment: str) -> bytes:
         ours, theirs = pty.openpty()
-        command = [sys.executable, "-P", "-m", "ternarize_cli", "inspect", str(tiny_bert)]
+        command = [sys.executable, "-P", "-m", "ternarize_cli", "inspect", str(packed)]
         subprocess.run(command, stdout=theirs, stderr=theirs, env=os.environ | environment, check=True)
         os.close(theirs)
         printed = b""

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from ternarize_cli.cli.failures import explained
+from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.errors import OutputError
 
 pytestmark = pytest.mark.slow
@@ -29,54 +31,64 @@ def shell(line: str, *, cwd: Path, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(["bash", "-c", ours + line], cwd=cwd, capture_output=True, env=variables, timeout=120)
 
 
+@pytest.fixture(scope="module")
+def packed(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed model: commands open it without PyTorch, in a tenth of the time."""
+    folder = tmp_path_factory.mktemp("streams")
+    convert(tiny_bert, folder / "latent")
+    pack(folder / "latent", folder / "packed")
+    return folder / "packed"
+
+
 @pytest.fixture
-def here(tiny_bert: Path, tmp_path: Path) -> Path:
+def here(tiny_bert: Path, packed: Path, tmp_path: Path) -> Path:
     (tmp_path / "m").symlink_to(tiny_bert)
+    (tmp_path / "p").symlink_to(packed)
     (tmp_path / "x.txt").write_text("the cat\na dog\n")
     return tmp_path
 
 
 def test_a_closed_stdout_loses_only_what_is_said_there(here: Path) -> None:
-    done = shell("ternarize convert m -o out >&-", cwd=here)
+    done = shell("ternarize encode p x.txt -o v.npy --json >&-", cwd=here)
     assert done.returncode == 0, done.stderr
-    assert (here / "out" / "config.json").is_file()
-    done = shell("ternarize encode m x.txt >&-", cwd=here)
+    assert np.load(here / "v.npy").shape == (2, 32)
+    done = shell("ternarize encode p x.txt >&-", cwd=here)
     assert (done.returncode, done.stderr) == (1, b"error: stdout is closed\n")
 
 
 def test_files_do_not_take_the_place_of_closed_streams(here: Path) -> None:
-    done = shell("ternarize encode m x.txt -o v.npy <&- >&- 2>&-", cwd=here)
+    done = shell("ternarize encode p x.txt -o v.npy <&- >&- 2>&-", cwd=here)
     assert done.returncode == 0
     assert np.load(here / "v.npy").shape == (2, 32)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_plain_stdout_gets_plain_characters(here: Path, encoding: str) -> None:
-    done = shell("ternarize convert m -o out", cwd=here, PYTHONIOENCODING=encoding)
+    done = shell("ternarize inspect p", cwd=here, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert ("32 x 32" if encoding == "ascii" else "32 × 32") in done.stdout.decode(encoding)
 
 
 @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["UTF-8", "C"])
 def test_a_name_that_is_not_utf8_is_printed_and_is_valid_json(here: Path, locale: dict[str, str]) -> None:
-    name = "$(printf 'caf\\351')"
-    done = shell(f"ternarize convert m -o {name}", cwd=here, **locale)
+    name = "$(printf 'caf\\351').npy"
+    done = shell(f"ternarize encode p x.txt -o {name}", cwd=here, **locale)
     assert done.returncode == 0, done.stderr
-    assert b"caf\\udce9" in done.stdout + done.stderr
-    done = shell(f"ternarize convert m -o {name} --force --json", cwd=here, **locale)
-    assert json.loads(done.stdout)["output"] == "caf\udce9"
+    assert b"caf\\udce9.npy" in done.stdout + done.stderr
+    done = shell(f"ternarize encode p x.txt -o {name} --force --json", cwd=here, **locale)
+    assert json.loads(done.stdout)["output"] == "caf\udce9.npy"
 
 
 def test_a_library_that_can_not_work_with_a_name_is_no_unexpected_error(here: Path) -> None:
-    done = shell("ternarize index build x.txt -m m --factory flat -o $(printf 'caf\\351') --json", cwd=here)
+    done = shell("ternarize index build x.txt -m p --factory flat -o $(printf 'caf\\351') --json", cwd=here)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"FAISS takes only paths in UTF-8" in done.stderr
     assert b"unexpected" not in done.stderr
-    assert sorted(path.name for path in here.iterdir()) == ["m", "x.txt"]
+    assert sorted(path.name for path in here.iterdir()) == ["m", "p", "x.txt"]
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "inspect m", "inspect m --json", "doctor", "encode m x.txt", "convert m -o out"]
+    "command", ["--help", "inspect p", "inspect p --json", "doctor", "encode p x.txt", "convert m -o out"]
 )
 def test_a_reader_that_goes_ends_a_command_quietly(here: Path, command: str) -> None:
     done = shell(f"ternarize {command} | true; echo ${{PIPESTATUS[0]}}", cwd=here)
@@ -85,29 +97,31 @@ def test_a_reader_that_goes_ends_a_command_quietly(here: Path, command: str) -> 
 
 
 def test_work_goes_on_when_nobody_reads_stderr(here: Path) -> None:
-    done = shell("{ ternarize convert m -o out 2>&1 >/dev/null; echo $? >code; } | true", cwd=here)
+    done = shell("{ ternarize encode p x.txt -o v.npy 2>&1 >/dev/null; echo $? >code; } | true", cwd=here)
     assert done.returncode == 0
     assert (here / "code").read_text() == "0\n"
-    assert (here / "out").is_dir()
+    assert (here / "v.npy").is_file()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-@pytest.mark.parametrize("command", ["--help", "inspect m", "encode m x.txt"])
+@pytest.mark.parametrize("command", ["--help", "inspect p", "encode p x.txt"])
 def test_a_stdout_that_is_full_is_an_error(here: Path, command: str) -> None:
     done = shell(f"ternarize {command} >/dev/full", cwd=here)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: No space left on device")
 
 
-@pytest.mark.parametrize("most", [5, 6, 8, 12])
-def test_few_descriptors_are_enough_or_said_to_be_too_few(here: Path, most: int) -> None:
-    done = shell(f"ulimit -n {most}; ternarize convert m -o out --json", cwd=here)
+@pytest.mark.parametrize(
+    ("most", "command"), [*((most, "encode p x.txt -o out.npy") for most in (5, 6, 8, 12)), (8, "convert m -o out")]
+)
+def test_few_descriptors_are_enough_or_said_to_be_too_few(here: Path, most: int, command: str) -> None:
+    done = shell(f"ulimit -n {most}; ternarize {command} --json", cwd=here)
     assert b"Traceback" not in done.stderr
     if done.returncode:
-        assert (done.returncode, done.stdout) == (1, b"")
-        assert f"too many open files: a process may have {most} here" in done.stderr.decode()
+        assert (done.returncode in (1, 2), done.stdout) == (True, b"")  # 2 where it is a file of the user's
+        assert b"too many open files" in done.stderr.lower()
     else:
-        assert json.loads(done.stdout)["output"] == "out"
+        assert json.loads(done.stdout)["output"] == command.split()[-1]
 
 
 # the limit comes after the imports: OpenBLAS, which scipy loads, tries for ever where there is no memory for it

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.clients import PROGRAMS, ask, packages_of, texts
+from support.clients import PROGRAMS, answers, packages_of, texts
 from ternarize_cli import load
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
@@ -22,16 +22,23 @@ def packed(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
     return folder / "packed"
 
 
+@pytest.fixture(scope="module")
+def expected(packed: Path) -> np.ndarray:
+    """Our vector of the first text."""
+    return load(packed).encode(texts())[0]
+
+
 @pytest.mark.parametrize("client", PROGRAMS)
-def test_a_client_gets_our_vectors_and_opens_again_what_it_stored(client: str, packed: Path, tmp_path: Path) -> None:
+def test_a_client_gets_our_vectors_and_opens_again_what_it_stored(
+    client: str, packed: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
     try:
         for package in packages_of(client):
             version(package)
     except PackageNotFoundError as e:
         pytest.skip(f"the extra clients is not installed: {e}")
-    expected = load(packed).encode(texts())
-    made = np.float32(ask(client, "store", packed, tmp_path).value)
+    made, found = answers(client, packed, tmp_path)
     # LanceDB and LlamaIndex normalise once more, and the program with transformers takes the mean in PyTorch:
     # both change last bits, of 1e-8 or less in a vector of length 1
-    np.testing.assert_allclose(made, expected[0], rtol=3e-7, atol=1e-8)
-    assert ask(client, "reopen", packed, tmp_path).value == texts()[0]
+    np.testing.assert_allclose(np.float32(made), expected, rtol=3e-7, atol=1e-8)
+    assert found == texts()[0]

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support.models import WORDS
+from support.warm import Program, shared
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import Sources, Training, distill, training_checkpoint
 from ternarize_cli.distill.options import DistillOptions
@@ -23,7 +24,7 @@ from ternarize_cli.storage import files
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., Any]
-STEPS = 100
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +48,13 @@ def training(**changes: Any) -> Training:
     return Training(**{"steps": STEPS, "batch_size": 16, "learning_rate": 1e-3, "save_every": 0.0, **changes})
 
 
-def start(work: Path, tiny_bert: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+def start(work: Path, tiny_bert: Path, out: Path, *options: object) -> Program:
     settings = ("--steps", STEPS, "--batch-size", 16, "--learning-rate", 1e-3, "--save-every", 0, "--threads", 1)
     command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "ternarize_cli", *map(str, (*command, *options))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-    )
+    return shared().start(*command, *options)
 
 
-def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+def wait_for_checkpoint(process: Program, out: Path) -> None:
     state, deadline = files.partial_path(out) / "state.pt", time.monotonic() + 120
     while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)

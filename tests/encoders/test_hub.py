@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from support.hub_server import COMMITS, Hub, serving
 from support.models import add_dense, save_tiny_bert
+from support.warm import Server
 from ternarize_cli.encoders.hub import HubModel, origin_of, parse, pinned
 from ternarize_cli.encoders.loading import model_name
 from ternarize_cli.errors import FormatError, InputError, ModelNotFoundError
@@ -41,13 +42,36 @@ def _counted_anew(hub: Hub) -> None:
     hub.commits.clear()
 
 
-def ran(hub: Hub, cache: Path, *arguments: str, endpoint: str | None = None) -> "subprocess.CompletedProcess[str]":
-    """Runs the command line in a process whose hub is the server on loopback and whose cache is a folder."""
-    chosen = {"HF_ENDPOINT": endpoint or hub.address, "HF_HOME": str(cache / "hf"), "HF_HUB_DISABLE_XET": "1"}
+def _environment(address: str, home: Path) -> dict[str, str]:
+    """That of a process whose hub is a server on loopback and whose cache is a folder."""
+    chosen = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     left = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy")
-    environment = {k: v for k, v in os.environ.items() if k not in left} | chosen | {"NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-m", "ternarize_cli", *arguments]
-    return subprocess.run(command, cwd=cache, env=environment, capture_output=True, text=True, timeout=300)
+    return {k: v for k, v in os.environ.items() if k not in left} | chosen
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hub's cache, which is empty when a test begins."""
+    return tmp_path_factory.mktemp("cache") / "hf"
+
+
+@pytest.fixture(scope="module")
+def server(hub: Hub, home: Path) -> Iterator[Server]:
+    """Forks commands; huggingface_hub reads the environment when it is imported."""
+    server = Server(environment=_environment(hub.address, home))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def ran(hub: Hub, home: Path, server: Server, tmp_path: Path) -> Run:
+    """Runs the command line in a process whose hub is the server on loopback."""
+    shutil.rmtree(home, ignore_errors=True)
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return server.run(*arguments, cwd=tmp_path, env=_environment(hub.address, home))
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -115,17 +139,19 @@ def test_a_mirror_named_by_hf_endpoint_has_addresses_too(monkeypatch: pytest.Mon
     assert parse("https://mirror.example:8443/owner/name") == HubModel("owner/name")
 
 
-def test_an_artifact_remembers_hub_id_and_commit(hub: Hub, tmp_path: Path) -> None:
-    done = ran(hub, tmp_path, "convert", f"{hub.address}/maker/tiny/tree/v1/", "--json", "-q")
+def test_an_artifact_remembers_hub_id_and_commit(hub: Hub, tmp_path: Path, ran: Run, home: Path) -> None:
+    done = ran("convert", f"{hub.address}/maker/tiny/tree/v1/", "--json", "-q")
     assert done.returncode == 0, done.stderr
     assert hub.commits == {COMMITS["v1"]}
     written = json.loads((tmp_path / "tiny-ternary" / "config.json").read_text())["quantization_config"]
     assert (written["source"], written["source_revision"]) == ("maker/tiny", COMMITS["v1"])
-    packed = ran(hub, tmp_path, "pack", "tiny-ternary", "--json", "-q")
+    packed = ran("pack", "tiny-ternary", "--json", "-q")
     assert packed.returncode == 0, packed.stderr
-    shown = ran(hub, tmp_path, "inspect", "tiny-packed", "--json")
+    shown = ran("inspect", "tiny-packed", "--json")
     assert json.loads(shown.stdout)["quantization_config"]["source_revision"] == COMMITS["v1"]
-    again = ran(hub, tmp_path, *"convert maker/tiny --revision v1 -o again -q".split(), endpoint="http://127.0.0.1:9")
+    command = [sys.executable, "-m", "ternarize_cli", *"convert maker/tiny --revision v1 -o again -q".split()]
+    nowhere = _environment("http://127.0.0.1:9", home)
+    again = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr  # the cache has it
 
 
@@ -153,37 +179,39 @@ def test_old_artifacts_have_no_revision_and_are_read() -> None:
         ("maker/a--b", "'maker/a--b' is neither a folder here nor a model on the hub"),
     ],
 )
-def test_what_the_hub_does_not_have_is_said(hub: Hub, tmp_path: Path, model: str, said: str) -> None:
-    done = ran(hub, tmp_path, "inspect", model)
+def test_what_the_hub_does_not_have_is_said(ran: Run, model: str, said: str) -> None:
+    done = ran("inspect", model)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_dry_run_fetches_headers_and_says_what_it_says_of_the_whole_model(hub: Hub, tmp_path: Path) -> None:
-    done = ran(hub, tmp_path, "convert", "maker/tiny@v1", "--dry-run", "--json")
+def test_a_dry_run_fetches_headers_and_says_what_it_says_of_the_whole_model(
+    hub: Hub, tmp_path: Path, ran: Run, home: Path
+) -> None:
+    done = ran("convert", "maker/tiny@v1", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     weights = hub.folders["maker/tiny"] / "model.safetensors"
     assert weights.stat().st_size > 2_000_000
     assert hub.sent["maker/tiny/model.safetensors"] <= 100_001
-    whole = ran(hub, tmp_path, "convert", str(hub.folders["maker/tiny"]), "--dry-run", "--json")
+    whole = ran("convert", str(hub.folders["maker/tiny"]), "--dry-run", "--json")
     planned, expected = json.loads(done.stdout), json.loads(whole.stdout)
     assert {k for k in expected if planned[k] != expected[k]} <= {"model", "output"}
-    assert [p.name for p in (tmp_path / "hf").rglob("*.safetensors")] == []
+    assert [p.name for p in home.rglob("*.safetensors")] == []
     assert not (tmp_path / "tiny-ternary").exists()
 
 
-def test_inspect_fetches_headers_and_leaves_values_unknown(hub: Hub, tmp_path: Path) -> None:
-    done = ran(hub, tmp_path, "inspect", "maker/tiny", "--json")
+def test_inspect_fetches_headers_and_leaves_values_unknown(hub: Hub, ran: Run) -> None:
+    done = ran("inspect", "maker/tiny", "--json")
     assert done.returncode == 0, done.stderr
     assert hub.sent["maker/tiny/model.safetensors"] <= 100_001
-    whole = json.loads(ran(hub, tmp_path, "inspect", str(hub.folders["maker/tiny"]), "--json").stdout)
+    whole = json.loads(ran("inspect", str(hub.folders["maker/tiny"]), "--json").stdout)
     found = json.loads(done.stdout)
     assert found["sha256"] is None
     for mine, other in zip(found["modules"], whole["modules"], strict=True):
         assert mine == other | {"mean_abs": None, "max_abs": None}
     assert all(found[key] == whole[key] for key in ("bytes", "parameters", "architecture", "stage"))
-    table = ran(hub, tmp_path, "inspect", "maker/tiny")
+    table = ran("inspect", "maker/tiny")
     assert "unknown: headers alone were read" in " ".join((table.stdout + table.stderr).split())
 
 
@@ -199,12 +227,14 @@ def _adapter(folder: Path, base: str) -> Path:
 
 
 @pytest.mark.slow
-def test_an_adapter_and_its_base_come_from_the_hub_and_are_named_with_their_commits(hub: Hub, tmp_path: Path) -> None:
+def test_an_adapter_and_its_base_come_from_the_hub_and_are_named_with_their_commits(
+    hub: Hub, tmp_path: Path, ran: Run
+) -> None:
     hub.folders["maker/adapter"] = _adapter(tmp_path / "adapter", "maker/tiny")
-    planned = ran(hub, tmp_path, "convert", "maker/adapter", "--dry-run", "--json")
+    planned = ran("convert", "maker/adapter", "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
     assert hub.sent["maker/tiny/model.safetensors"] <= 100_001
-    done = ran(hub, tmp_path, "convert", "maker/adapter", "-o", "out", "--json")
+    done = ran("convert", "maker/adapter", "-o", "out", "--json")
     assert done.returncode == 0, done.stderr
     assert hub.commits == {COMMITS["main"], COMMITS["v1"]}
     source = f"maker/tiny@{COMMITS['v1']} + maker/adapter@{COMMITS['main']}"
@@ -214,32 +244,33 @@ def test_an_adapter_and_its_base_come_from_the_hub_and_are_named_with_their_comm
     assert f"made from `maker/tiny@{'b' * 12} + maker/adapter@{'a' * 12}`" in card
 
 
-def test_an_adapter_of_the_hub_names_no_folder_of_this_machine(hub: Hub, tmp_path: Path) -> None:
+def test_an_adapter_of_the_hub_names_no_folder_of_this_machine(hub: Hub, tmp_path: Path, ran: Run) -> None:
     hub.folders["maker/stray"] = _adapter(tmp_path / "stray", str(hub.folders["maker/tiny"]))
-    done = ran(hub, tmp_path, "convert", "maker/stray")
+    done = ran("convert", "maker/stray")
     assert done.returncode == 2
     assert "a folder of the machine where it was trained" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow
-def test_inspect_of_a_packed_model_reads_and_checks_its_values(hub: Hub, tmp_path: Path) -> None:
-    assert ran(hub, tmp_path, "convert", "maker/tiny", "-q").returncode == 0
-    assert ran(hub, tmp_path, "pack", "tiny-ternary", "-q").returncode == 0
+def test_inspect_of_a_packed_model_reads_and_checks_its_values(hub: Hub, tmp_path: Path, ran: Run, home: Path) -> None:
+    assert ran("convert", "maker/tiny", "-q").returncode == 0
+    assert ran("pack", "tiny-ternary", "-q").returncode == 0
     hub.folders["maker/packed"] = tmp_path / "tiny-packed"
-    whole = ran(hub, tmp_path, "inspect", "maker/packed", "--json")
+    whole = ran("inspect", "maker/packed", "--json")
     assert whole.returncode == 0, whole.stderr
     assert json.loads(whole.stdout)["sha256"]
     path = tmp_path / "tiny-packed" / "model.safetensors"
     tensors = load_file(path)
     save_file({k: t.flip(0) for k, t in tensors.items()}, path)
-    damaged = ran(hub, tmp_path / "tiny-ternary", "inspect", "maker/packed")
+    shutil.rmtree(home)
+    damaged = ran("inspect", "maker/packed")
     assert damaged.returncode == 2
     assert "is not what was packed" in damaged.stderr
 
 
-def test_a_pickled_model_is_refused_without_fetching_its_pickle(hub: Hub, tmp_path: Path) -> None:
-    done = ran(hub, tmp_path, "convert", "maker/pickled", "--dry-run")
+def test_a_pickled_model_is_refused_without_fetching_its_pickle(hub: Hub, ran: Run) -> None:
+    done = ran("convert", "maker/pickled", "--dry-run")
     assert done.returncode == 2
     assert "maker/pickled/pytorch_model.bin" not in hub.sent
-    allowed = ran(hub, tmp_path, "convert", "maker/pickled", "--dry-run", "--allow-pickle", "--json")
+    allowed = ran("convert", "maker/pickled", "--dry-run", "--allow-pickle", "--json")
     assert allowed.returncode == 0, allowed.stderr

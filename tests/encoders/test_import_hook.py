@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.models import save_tiny_bert, save_tiny_vit
+from support.warm import shared
 from ternarize_cli import __version__
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
@@ -47,26 +48,21 @@ def python(program: str, *arguments: object, **environment: str) -> subprocess.C
     )
 
 
+def warm(program: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a program in a process that has imported torch and sentence-transformers, and so waits for our models."""
+    return shared().run(*arguments, program=program, env=os.environ | environment)  # type: ignore[no-any-return]
+
+
 def test_torch_imports_nothing_of_ours_but_the_hook() -> None:
     made = python("import torch, sys; print(sorted(m for m in sys.modules if m.startswith('ternarize_cli')))")
     assert made.stdout.strip() == "['ternarize_cli', 'ternarize_cli.encoders', 'ternarize_cli.encoders.import_hook']"
 
 
 def test_sentence_transformers_gives_the_bits_of_the_command_line(artifacts: Path, tmp_path: Path) -> None:
-    made = python(ENCODE, artifacts / "bert-packed", tmp_path / "v")
+    made = warm(ENCODE, artifacts / "bert-packed", tmp_path / "v")
     assert made.returncode == 0, made.stderr
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    command = [
-        sys.executable,
-        "-m",
-        "ternarize_cli",
-        "encode",
-        str(artifacts / "bert-packed"),
-        "texts.txt",
-        "-o",
-        "w.npy",
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    assert shared().run("encode", artifacts / "bert-packed", "texts.txt", "-o", "w.npy", cwd=tmp_path).returncode == 0
     for size in (1, 3):
         assert np.array_equal(np.load(tmp_path / f"v-{size}.npy"), np.load(tmp_path / "w.npy"))
     is_native = any(b.name == "native" and b.available for b in describe())
@@ -89,9 +85,9 @@ def test_whatever_is_imported_first_our_models_load(artifacts: Path, first: str)
 
 
 def test_the_environment_names_another_backend(artifacts: Path, tmp_path: Path) -> None:
-    made = python(ENCODE, artifacts / "bert-packed", tmp_path / "v", TERNARIZE_BACKEND="reference")
+    made = warm(ENCODE, artifacts / "bert-packed", tmp_path / "v", TERNARIZE_BACKEND="reference")
     assert made.stdout.split()[-1] == "method", made.stderr
-    made = python(ENCODE, artifacts / "bert-packed", tmp_path / "v", TERNARIZE_BACKEND="nonsense")
+    made = warm(ENCODE, artifacts / "bert-packed", tmp_path / "v", TERNARIZE_BACKEND="nonsense")
     assert "there is no backend 'nonsense'" in made.stderr
 
 
@@ -104,7 +100,7 @@ def test_hidden_states_come_from_the_modules(artifacts: Path) -> None:
         "same = (given.hidden_states[-1] == given.last_hidden_state).all().item()\n"
         "print(json.dumps([len(given.hidden_states), same]))"
     )
-    made = python(program, artifacts / "bert-packed")
+    made = warm(program, artifacts / "bert-packed")
     assert json.loads(made.stdout.strip().split("\n")[-1]) == [3, True], made.stderr
 
 
@@ -121,6 +117,6 @@ def test_a_model_that_is_saved_again_keeps_its_requirement_of_us(artifacts: Path
         "import sys\nfrom sentence_transformers import SentenceTransformer\n"
         "SentenceTransformer(sys.argv[1], device='cpu').save_pretrained(sys.argv[2])"
     )
-    made = python(program, artifacts / "bert-packed", tmp_path / "again")
+    made = warm(program, artifacts / "bert-packed", tmp_path / "again")
     settings = json.loads((tmp_path / "again" / "config_sentence_transformers.json").read_text())
     assert settings["requirements"] == {"ternarize-cli": {"specifier": f">={__version__}"}}, made.stderr

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -16,6 +14,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from support.families import SMALL, TEXT, save_text, stages
+from support.warm import shared
 from ternarize_cli.errors import InputError
 
 TEXTS = ["the cat", "a house by the river", "fire", "the the the the the"] * 6
@@ -42,11 +41,7 @@ if __name__ == "__main__":
     model = SentenceTransformer(sys.argv[2], device="cpu")
     expected = model.encode(TEXTS)
     match sys.argv[1]:
-        case "pool":
-            pool = model.start_multi_process_pool(["cpu", "cpu"])
-            made = model.encode(TEXTS, pool=pool, chunk_size=5)
-            model.stop_multi_process_pool(pool)
-        case "devices":
+        case "devices":  # which starts a pool
             made = model.encode(TEXTS, device=["cpu", "cpu"], chunk_size=5)
         case "map":
             mapped = datasets.Dataset.from_dict({{"text": TEXTS}}).map(rows, batched=True, batch_size=5, num_proc=2)
@@ -68,11 +63,10 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["pool", "devices", "map", "joblib", "dataloader"])
+@pytest.mark.parametrize("how", ["devices", "map", "joblib", "dataloader"])
 def test_processes_give_the_same_vectors(how: str, artifacts: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, tmp_path / "program.py", how, artifacts[1]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = shared().run(how, artifacts[1], program=tmp_path / "program.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

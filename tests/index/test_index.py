@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from support.models import WORDS, save_tiny_bert
+from support.warm import shared
 from ternarize_cli.index.format import StoredFile, read_info, stored_file, write_info
 from ternarize_cli.storage.files import partial_path
 
@@ -373,14 +373,12 @@ def test_a_killed_build_leaves_nothing_and_resumes(run, tiny_bert, tmp_path):
     corpus.write_text("\n".join(_texts(2000)))
     out = tmp_path / "ix"
     arguments = ["index", "build", str(corpus), "-m", str(tiny_bert), "-o", str(out), "--shard-size", "20"]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ternarize_cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = shared().start(*arguments, output=subprocess.DEVNULL)
     shards = partial_path(out) / "vectors"
     deadline = time.monotonic() + 120
     while len(list(shards.glob("*.npy"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
     assert partial_path(out).is_dir()

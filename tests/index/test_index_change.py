@@ -1,16 +1,15 @@
 """`ternarize index add`, `delete`, `compact`: the same answers as an index built at once, whatever kind it is."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from support.models import WORDS, save_tiny_bert
+from support.warm import shared
 from ternarize_cli.index.format import read_deleted, read_info
 from ternarize_cli.index.search import Searcher
 from ternarize_cli.index.truth import read_truth
@@ -298,16 +297,12 @@ def test_a_killed_addition_leaves_the_index_as_it_was(run, build, ask, tmp_path)
     before = {p.name: p.read_bytes() for p in index.iterdir()}
     more = tmp_path / "more.jsonl"
     more.write_text("\n".join(json.dumps({"id": f"m{i}", "text": TEXTS[i % 400]}) for i in range(60_000)))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ternarize_cli", "index", "add", str(index), str(more)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = shared().start("index", "add", index, more, output=subprocess.DEVNULL)
     growing, size, deadline = partial_path(index) / "documents.jsonl", (index / "documents.jsonl").stat().st_size, 0.0
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (growing.exists() and growing.stat().st_size > size):
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     assert {p.name: p.read_bytes() for p in index.iterdir()} == before
     assert ask(index, 1, (5,)) == [["d5"]]

@@ -1,8 +1,6 @@
 """What `index build` and `encode` read beside files of texts, what they skip, lists on disk, ten kills of a build."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +9,7 @@ import pytest
 
 from support.images import make_labels, make_pixels, write_folder
 from support.models import WORDS
+from support.warm import shared
 from ternarize_cli.index.format import read_info
 from ternarize_cli.index.search import open_index
 
@@ -138,18 +137,7 @@ def test_lists_on_disk_hold_what_lists_in_memory_hold(run, tiny_bert, tmp_path, 
     assert "are on disk" in refused.stderr
     (tmp_path / "many.jsonl").write_text("\n".join(json.dumps({"id": f"m{i}", "text": t}) for i, t in enumerate(texts)))
     if factory == "ivf":  # lists that grow; what FAISS itself prints is seen in a process of its own only
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "ternarize_cli",
-            "index",
-            "add",
-            moved,
-            tmp_path / "many.jsonl",
-            "--json",
-        ]
-        listed = subprocess.run(command, capture_output=True, text=True)
+        listed = shared().run("index", "add", moved, tmp_path / "many.jsonl", "--json")
         assert json.loads(listed.stdout)["count"] == 2000, listed.stderr
     assert "new" in _found(run("index", "search", moved, "cat", "-k", 10, "--nprobe", 8, "--json"))
     assert run("index", "info", moved).exit_code == 0
@@ -230,12 +218,7 @@ def test_a_build_killed_at_four_moments_ends_with_the_same_vectors(run, tiny_ber
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "ix"
     corpus.write_text("\n".join(json.dumps({"id": f"d{i}", "text": text}) for i, text in enumerate(_texts(3000))))
     arguments = ["index", "build", str(corpus), "-m", str(tiny_bert), "--shard-size", "25", "--threads", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLS, *arguments, "--resume", "-o", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = shared().run(*arguments, "--resume", "-o", out, program=_KILLS)
     assert done.stdout == "4\n", done.stderr
     assert not out.exists()
     resumed = run(*arguments, "--resume", "-o", out, "--json")

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 import ternarize_cli
 import ternarize_cli as ternarize
 from support.models import WORDS
+from support.warm import shared
 from ternarize_cli.errors import GateMissedError, InputError
 from ternarize_cli.evaluation.gates import Gate
 
@@ -81,11 +82,12 @@ def test_options_explain_each_of_their_fields(name: str) -> None:
 @pytest.mark.slow
 def test_the_package_distill_does_not_hide_the_function() -> None:
     code = (
+        "import warnings; warnings.simplefilter('error', ImportWarning)\n"
         "import ternarize_cli, ternarize_cli.distill.loop, ternarize_cli.distill.data\n"
         "from ternarize_cli import distill\n"
         "assert callable(distill) and ternarize_cli.distill is distill\n"
     )
-    assert subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], capture_output=True).stderr == b""
+    assert shared().run(program=code).stderr == ""
 
 
 def test_several_values_are_not_a_string() -> None:

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PROGRAMS", "Answer", "ask", "packages_of", "texts"]
+from support.warm import shared
+
+__all__ = ["PROGRAMS", "answers", "ask", "packages_of", "texts"]
 
 _FOLDER = Path(__file__).parents[1] / "clients" / "programs"
 PROGRAMS = {path.stem.removeprefix("with_"): path for path in sorted(_FOLDER.glob("with_*.py"))}
@@ -35,37 +36,40 @@ def texts() -> list[str]:
     return list(frame["TEXTS"])
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a program printed.
-
-    Attributes:
-        value: the vector of the first text, or the text that fits the question.
-        seconds: the time that its process took, imports included.
-    """
-
-    value: Any
-    seconds: float
-
-
-def ask(client: str, step: str, model: Path, folder: Path) -> Answer:
-    """Runs a program in a process of its own, which does not import us.
+def answers(client: str, model: Path, folder: Path) -> list[Any]:
+    """Runs both steps of a program that does not import us, in forks of one that has imported sentence-transformers.
 
     Args:
         client: a key of `PROGRAMS`.
-        step: "store" or "reopen".
         model: a packed model.
-        folder: where the program stores, or has stored, its texts.
+        folder: where the program stores its texts, and opens them again.
+
+    Returns:
+        The vector of the first text, and the text that fits the question.
 
     Raises:
         RuntimeError: the program failed; the message is what it said.
     """
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "False", "OMP_NUM_THREADS": "1"}
+    done = shared().run(model, folder, program=PROGRAMS[client], env=_environment(), cwd=folder, timeout=300)
+    return _answers(client, done)
+
+
+def ask(client: str, step: str, model: Path, folder: Path) -> tuple[Any, float]:
+    """Runs one step, "store" or "reopen", in a Python of its own; returns its answer, and its seconds with imports."""
+    environment = _environment()
     environment.pop("PYTHONSAFEPATH", None)  # programs import the `frame` that lies beside them
-    command = [sys.executable, str(PROGRAMS[client]), step, str(model), str(folder)]
+    command = [sys.executable, str(PROGRAMS[client]), str(model), str(folder), step]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
     seconds = time.perf_counter() - began
+    return _answers(client, done)[0], seconds
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "False", "OMP_NUM_THREADS": "1"}
+
+
+def _answers(client: str, done: "subprocess.CompletedProcess[str]") -> list[Any]:
     if done.returncode != 0:
-        raise RuntimeError(f"{client}, {step}: {done.stderr[-3000:]}")
-    return Answer(json.loads(done.stdout.splitlines()[-1])["answer"], seconds)
+        raise RuntimeError(f"{client}: {done.stderr[-3000:]}")
+    return [json.loads(line)["answer"] for line in done.stdout.splitlines() if line.startswith('{"answer"')]

@@ -1,6 +1,11 @@
 """Families whose encoders run fused from a description of their blocks: packed models of them, and inputs."""
 
+import json
+import os
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -66,9 +71,18 @@ def name_of(family: Family) -> str:
 
 
 def packed(family: Family, folder: Path) -> Path:
+    """The packed model of a family in a folder, with its `source` and `latent`; copies of what is made once."""
+    shutil.copytree(_packed(json.dumps(family)), folder, dirs_exist_ok=True)
+    return folder / "packed"
+
+
+@cache
+def _packed(described: str) -> Path:
+    family, folder = json.loads(described), Path(mkdtemp(dir=os.environ["TERNARIZE_CACHE"]))
     source = save_family(family, folder / "source")
     save_processor(source) if "image_size" in family[2] else save_word_tokenizer(source)
-    return stages(source, folder)[2]
+    stages(source, folder)
+    return folder
 
 
 def opened(family: Family, folder: Path) -> Any:

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from io import BytesIO
 
 import numpy as np
@@ -16,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from support.images import make_labels, make_pixels, write_folder
 from support.models import WORDS
+from support.warm import shared
 from ternarize_cli.data.images import read_labelled
 from ternarize_cli.encoders.loading import load_encoder
 
@@ -221,19 +220,13 @@ def test_a_bad_line_leaves_no_output(run, tiny_bert, tmp_path):
 
 @pytest.mark.slow
 def test_a_closed_pipe_ends_without_a_traceback(tiny_bert):
-    command = [sys.executable, "-P", "-m", "ternarize_cli", "encode", str(tiny_bert), "-", "--quiet"]
     environment = {**os.environ, "TERNARIZE_DEBUG": "0"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        assert process.stderr
-        process.stdin.write(b"the cat\n" * 1100)
+    with shared().start("encode", tiny_bert, "-", "--quiet", env=environment) as process:
+        process.stdin.write("the cat\n" * 1100)
         process.stdin.close()
         first = json.loads(process.stdout.readline())
         process.stdout.close()
-        complaints = process.stderr.read().decode()
+        complaints = process.stderr.read()
+        assert process.wait() == 0
     assert first["id"] == "1"
     assert complaints == ""
-    assert process.returncode == 0

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from support.models import WORDS
+from support.warm import shared
 from ternarize_cli.errors import DataError
 from ternarize_cli.storage.checksummed import with_checksum
 from ternarize_cli.vectors.vector_folder import VectorFolder, read_record
@@ -190,9 +189,7 @@ def test_killed_at_four_moments_nothing_is_lost_or_doubled(run, tiny_bert, tmp_p
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "v"
     corpus.write_text(_lines(_texts(3000)))
     arguments = ["encode", str(tiny_bert), str(corpus), "--shards", "--shard-size", "25", "--threads", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLS, *arguments, "-o", str(out)], capture_output=True, text=True, timeout=300
-    )
+    done = shared().run(*arguments, "-o", out, program=_KILLS)
     assert done.stdout == "4\n", done.stderr
     assert 4 <= len(list(out.glob("*/*.json"))) < 120
     assert run(*arguments, "-o", out).exit_code == 0

@@ -21,6 +21,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import AutoTokenizer
 
 from support.models import WORDS, save_tiny_bert
+from support.warm import Program, shared
 from ternarize_cli import kernels
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
@@ -48,28 +49,19 @@ def packed(tmp_path_factory):
 
 
 @contextmanager
-def _process(model: object, *arguments: object, stdin: IO[bytes] | int = subprocess.PIPE) -> Iterator[subprocess.Popen]:
+def _process(model: object, *arguments: object, stdin: IO[bytes] | int = subprocess.PIPE) -> Iterator[Program]:
     """`ternarize encode MODEL -` with pipes on all sides; killed after a minute, so that a hang is a failure."""
-    command = [sys.executable, "-P", "-m", "ternarize_cli", "encode", str(model), "-", "--quiet", *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c
-    ) as process:
+    with shared().start("encode", model, "-", "--quiet", *arguments, stdin=stdin) as process:
         guard = threading.Timer(60, process.kill)
         guard.start()
         try:
             yield process
         finally:
             guard.cancel()
-            process.kill()
 
 
-def _hear_ctrl_c() -> None:
-    """A shell's background jobs, as this run of tests may be, ignore it, and so do their children."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _say(process: subprocess.Popen, text: str) -> None:
-    process.stdin.write(f"{text}\n".encode())
+def _say(process: Program, text: str) -> None:
+    process.stdin.write(f"{text}\n")
     process.stdin.flush()
 
 
@@ -187,7 +179,7 @@ def test_each_line_of_a_slow_writer_is_answered_while_the_pipe_is_open(tiny_bert
             _say(process, "the cat")
             assert json.loads(process.stdout.readline())["id"] == number
         process.stdin.close()
-        assert process.stdout.read() == b""
+        assert process.stdout.read() == ""
         assert process.wait() == 0
 
 
@@ -198,7 +190,7 @@ def test_a_writer_is_held_up_while_nobody_reads_the_vectors(tiny_bert):
         process.stdout.readline()
         stdin, written = process.stdin.fileno(), 0
         os.set_blocking(stdin, False)
-        while written < 20_000_000 and select.select([], [stdin], [], 2)[1]:
+        while written < 20_000_000 and select.select([], [stdin], [], 1)[1]:
             written += os.write(stdin, b"the cat\n" * 512)
         assert 0 < written < 1_000_000
 
@@ -210,7 +202,7 @@ def test_ctrl_c_ends_a_wait_for_the_next_line(tiny_bert):
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
-        assert process.stderr.read() == b"error: interrupted\n"
+        assert process.stderr.read() == "error: interrupted\n"
 
 
 @pytest.mark.slow
@@ -222,7 +214,7 @@ def test_a_reader_that_leaves_ends_an_endless_stream_quietly(tiny_bert):
         yes.stdout.close()
         assert [json.loads(process.stdout.readline())["id"] for _ in range(5)] == ["1", "2", "3", "4", "5"]
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert process.stderr.read() == ""
         assert process.wait() == 0
 
 

@@ -1,10 +1,14 @@
 """What the programs share: texts, a question, and how a program is called and answers.
 
-python with_CLIENT.py store MODEL FOLDER      encodes and stores TEXTS; the answer is the first text's vector
-python with_CLIENT.py reopen MODEL FOLDER     opens what was stored; the answer is the text that fits QUERY
+    python with_CLIENT.py MODEL FOLDER [store|reopen]
+
+imports the client, and does one or both steps, each in a process that has done nothing before but import. `store`
+encodes and stores TEXTS, and answers with the first text's vector; `reopen` opens what was stored, and answers with the
+text that fits QUERY.
 """
 
 import json
+import os
 import sys
 
 TEXTS = [
@@ -19,7 +23,15 @@ QUERY = "How often does the train go to the coast?"
 
 
 def run(store, reopen):
-    step, model, folder = sys.argv[1:]
-    answer = store(model, folder) if step == "store" else reopen(model, folder)
-    answer = answer if isinstance(answer, str) else [float(value) for value in answer]
-    print("\n" + json.dumps({"answer": answer}))
+    model, folder, *named = sys.argv[1:]
+    for step in (store, reopen):
+        if named not in ([], [step.__name__]):
+            continue
+        process = os.fork()
+        if not process:
+            answer = step(model, folder)
+            answer = answer if isinstance(answer, str) else [float(value) for value in answer]
+            print("\n" + json.dumps({"answer": answer}), flush=True)
+            os._exit(0)
+        if os.waitpid(process, 0)[1] != 0:
+            sys.exit(f"{step.__name__} failed")
