@@ -70,7 +70,7 @@ class GpuEncoder:
             self._of_size: dict[tuple[int, ...], tuple[list[Turns | None], list[Tensor] | None]] = {}
             self._tables: Tables | None = None
             self._longest: int | None = None
-            self._padding = getattr(model.config, "pad_token_id", None) or 0
+            self._padding = 0  # any row of the table: masks hide it, and a config may name a row that is not there
             given = block.embeddings
             if given is not None:
                 found = tables_of(model, block)
