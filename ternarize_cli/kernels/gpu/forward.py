@@ -82,9 +82,9 @@ class GpuForward(FusedForward):
             encoder = GpuEncoder(model, self._arithmetic, self._pool(model))
             with tuning.paused():
                 reason = None if self._is_compared else disagreement(model, encoder, most=_FARTHEST)
-        except UnavailableError:
+        except (UnavailableError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except (TernarizeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        except (TernarizeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
             reason = f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
         self._is_compared = reason is None
         if reason is None:
