@@ -16,5 +16,5 @@ def began() -> float:
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return created
     # Linux gives the start of the machine in whole seconds, which psutil adds to the process's time since then
-    since_start = created - psutil.boot_time()
+    since_start = created - float(psutil.boot_time())
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_start)
