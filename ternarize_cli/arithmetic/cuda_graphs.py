@@ -7,6 +7,7 @@ A recorded function must not depend on values (no `.item()`, no boolean indexing
 addresses, and must write its results to fixed addresses: gradients are added to a buffer that stays.
 """
 
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +19,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Graphs", "own_stream"]
+__all__ = ["RECORDING", "Graphs", "own_stream"]
 
+RECORDING = threading.RLock()
+"""Held while kernels are recorded: what begins a recording waits for the whole GPU, which breaks any other one."""
 _MOST = 96
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -55,7 +58,7 @@ class Graphs(Generic[Result]):
 
     def __call__(self, batch: dict[str, Any]) -> Result:
         """Runs the function on a batch, from its graph if there is one."""
-        shape = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
+        shape = tuple((name, value.shape, value.dtype) for name, value in batch.items() if isinstance(value, Tensor))
         recorded = self._recorded.get(shape)
         if recorded is None and shape in self._seen and not self.refused and len(self._recorded) < self._most:
             recorded = self._record(shape, batch)
@@ -80,7 +83,10 @@ class Graphs(Generic[Result]):
             stream = torch.cuda.Stream()
         try:
             # other threads copy batches meanwhile, which only this mode allows
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with (
+                RECORDING,
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
                 result = self._function(inputs)
         except torch.cuda.OutOfMemoryError:
             raise

@@ -10,7 +10,8 @@ the shape of a batch:
     decoders      a cache of keys and values, whose window Mistral and Gemma copy; nothing reads it in training
 
 Positions are made once by the models' own methods, and kept beside the model, on its device; masks are made there. So
-values are those of the model, bit for bit, and neither its tensors nor its config.json change.
+values are those of the model, bit for bit, and its tensors do not change. Its config says `use_cache: false` from then
+on, and a copy of MPNet, T5 or BEiT (`copy.deepcopy`) reads the tables of the original, and can't be pickled.
 """
 
 from collections.abc import Callable

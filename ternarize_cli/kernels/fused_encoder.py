@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ternarize_cli.errors import CheckpointError
 from ternarize_cli.format.block import Block
 from ternarize_cli.kernels import FirstForward
 from ternarize_cli.kernels.pooled_output import pooled_output
@@ -267,12 +268,21 @@ def tables_of(model: nn.Module, block: Block) -> list[tuple[Tensor, Tensor]] | N
     Each is int8 `[rows, width]`, with its scales, float32 `[rows]`, which have the factor of the embedding.
 
     Returns None if a table is not packed in 8 bits.
+
+    Raises:
+        CheckpointError: a table has another width than the blocks.
     """
     given = block.embeddings
     assert given is not None
     found: list[Any] = [model.get_submodule(n) for n in (given.words, given.types, given.positions) if n is not None]
     if not all(isinstance(table, PackedEmbedding) and table.table_bits == 8 for table in found):
         return None
+    for table in found:
+        if table.embedding_dim != block.width:
+            raise CheckpointError(
+                f"an embedding table is {table.embedding_dim} wide, and the blocks {block.width}",
+                hint="fetch the model again",
+            )
     factors = [given.factor, 1.0, 1.0]
     return [(t.weight, t.weight_scale.float().flatten() * factor) for t, factor in zip(found, factors, strict=False)]
 

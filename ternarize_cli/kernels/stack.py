@@ -99,13 +99,23 @@ class Stack:
         return gain.contiguous(), shift.contiguous()
 
     def layer_scales(self, i: int) -> list[Tensor | None]:
-        """Returns the factors, float32 `[width]`, of the outputs of attention and feed-forward; None for no factor."""
+        """Returns the factors, float32 `[width]`, of the outputs of attention and feed-forward; None for no factor.
+
+        Raises:
+            CheckpointError: they have another shape.
+        """
         if not self.block.layer_scales:
             return [None, None]
         found: list[Tensor | None] = []
         for name in self.block.layer_scales:
             where, _, parameter = name.rpartition(".")
-            found.append(getattr(_part(self.layers[i], where), parameter).detach().float())
+            factors = getattr(_part(self.layers[i], where), parameter).detach().float()
+            if factors.shape != (self.block.width,):
+                raise CheckpointError(
+                    f"the layer scale {name} is {list(factors.shape)}, where {self.block.width} are scaled",
+                    hint="fetch the model again",
+                )
+            found.append(factors)
         return found
 
     def patch_bias(self, i: int) -> Any:

@@ -24,11 +24,19 @@ def with_lengths(mask: Tensor, lengths: np.ndarray | None) -> Tensor:
     """
     noted: Any = mask
     if lengths is not None:
-        setattr(noted, _NAME, lengths)
+        setattr(noted, _NAME, (_changes(mask), lengths))
     return mask
 
 
 def lengths_of(mask: Tensor) -> np.ndarray | None:
-    """Returns the lengths that were noted at this very tensor, int64 `[texts]`; None if none were."""
-    found: np.ndarray | None = getattr(mask, _NAME, None)
-    return found
+    """Returns the lengths that were noted at this very tensor, int64 `[texts]`.
+
+    Returns None if none were, or the mask has changed in place since.
+    """
+    found: tuple[int, np.ndarray] | None = getattr(mask, _NAME, None)
+    return found[1] if found is not None and found[0] == _changes(mask) else None
+
+
+def _changes(mask: Tensor) -> int:
+    """Returns the number of changes in place, which a tensor that was made in inference mode does not count."""
+    return 0 if mask.is_inference() else mask._version

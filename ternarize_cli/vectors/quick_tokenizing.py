@@ -55,7 +55,7 @@ class QuickTokenizer:
     def __init__(self, tokenizer: Any, prompt: str, limit: float, features: dict[str, Any]) -> None:
         """Takes a fast tokenizer of transformers, and `features` that `preprocess` made of some texts."""
         self._tokenizer, self._prompt = tokenizer, prompt
-        self._limit = int(limit) if limit < float("inf") else None
+        self._limit = int(limit)
         self._constant = {name: value for name, value in features.items() if not isinstance(value, Tensor)}
         types = features.get(_TYPES)
         self._has_types = isinstance(types, Tensor) and bool(types.any())  # what a type is depends on no text
@@ -77,15 +77,12 @@ class QuickTokenizer:
         """Tokenises texts behind the prompt, and cuts them at the limit."""
         own = self._tokenizer.backend_tokenizer
         own.no_padding()
-        if self._limit is None:
-            own.no_truncation()
-        else:
-            own.enable_truncation(self._limit, strategy="longest_first", direction=self._tokenizer.truncation_side)
+        own.enable_truncation(self._limit, strategy="longest_first", direction=self._tokenizer.truncation_side)
         found = own.encode_batch_fast([self._prompt + text for text in texts] if self._prompt else list(texts))
         ids = [one.ids for one in found]
         types = [one.type_ids for one in found] if self._has_types else None
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        full = np.flatnonzero(lengths >= (self._limit or np.inf))
+        full = np.flatnonzero(lengths >= self._limit)
         return Tokenized(ids, types, lengths, sum(bool(found[i].overflowing) for i in full))
 
     def padded(self, texts: Tokenized, groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
@@ -127,7 +124,7 @@ def quick_tokenizer(
         preprocess: makes the model's input of texts.
         tokenizer: the model's.
         prompt: what stands before each text.
-        limit: the most tokens of a text; may be infinite.
+        limit: the most tokens of a text; a model that reads more than 65,536 has no quick tokenizer.
     """
     if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None or limit > _MOST:
         return None

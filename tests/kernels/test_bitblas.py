@@ -193,7 +193,7 @@ def test_a_failing_compiler_is_quoted() -> None:
 def test_sums_are_finished_as_the_reference_does(rows: int) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     from ternarize_cli.kernels.bitblas.products import finish
-    from ternarize_cli.kernels.gpu.fused import Sums
+    from ternarize_cli.kernels.gpu.norm import Sums
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)

@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from support.models import save_tiny_bert, save_tiny_vit
 from support.random_layers import random_layer
 from ternarize_cli import kernels
+from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import loading
@@ -307,6 +309,12 @@ def test_patches_of_images_are_those_of_the_convolution(padding: Any, is_cut: bo
     assert distance(made, wanted) < 2e-3
 
 
+def test_no_images_have_no_patches() -> None:
+    convolution = torch.nn.Conv2d(3, 20, 4, 4).to(DEVICE)
+    with torch.no_grad(), PatchProducts():
+        assert convolution(normal(0, 3, 12, 8)).shape == (0, 20, 3, 2)
+
+
 # -- whole encoders ----------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +393,16 @@ def test_texts_give_nearly_what_the_reference_gives(
 
 
 @pytest.mark.slow
+def test_a_padding_id_that_the_table_lacks_changes_nothing(tmp_path: Path) -> None:
+    model = packed(tmp_path, save_tiny_bert)
+    ids = torch.randint(5, 40, (2, 11), generator=seeded()).to(DEVICE)  # padded to 16
+    wanted = model(input_ids=ids).last_hidden_state
+    model.config.pad_token_id = -1
+    with torch.no_grad():
+        assert distance(GpuEncoder(model, Int8).texts(ids, None, None), wanted) < 0.06
+
+
+@pytest.mark.slow
 def test_inputs_that_are_parts_of_larger_ones(tmp_path: Path) -> None:
     model = packed(tmp_path, save_tiny_bert)
     ids = torch.randint(5, 40, (3, 20), generator=seeded()).to(DEVICE)
@@ -420,6 +438,39 @@ def test_a_model_runs_as_a_whole_in_any_mode_and_its_weights_stay_usable(tmp_pat
     model.load_state_dict(state)
     again = pickle.loads(pickle.dumps(model.encoder.layer[0].output.dense))
     assert again.weight.untyped_storage().nbytes() == again.weight.nbytes
+
+
+@pytest.fixture
+def on_device(tmp_path: Path) -> Any:
+    """A tiny model that runs as a whole on the device."""
+    model = packed(tmp_path, save_tiny_bert)
+    model.forward = OnAnyDevice(model, "reference", Int8)
+    model.forward._is_compared = True
+    with torch.no_grad():
+        yield model
+
+
+@pytest.mark.slow
+def test_vectors_are_pooled_with_the_modules_that_the_model_has_now(on_device: Any) -> None:
+    ids = torch.randint(5, 40, (2, 9), generator=seeded()).to(DEVICE)
+    first = on_device(input_ids=ids).pooler_output
+    encoder = on_device.forward._encoder
+    encoder._pool = lambda *_: first  # as a recorded pass would, which reads old weights
+    assert on_device(input_ids=ids).pooler_output is first
+    on_device.pooler.dense = torch.nn.Linear(32, 32).to(DEVICE)
+    made = on_device(input_ids=ids)
+    assert on_device.forward._encoder is encoder
+    assert distance(made.pooler_output, on_device.pooler(made.last_hidden_state)) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_one_graph(on_device: Any) -> None:
+    given = {"input_ids": torch.randint(5, 40, (2, 9), generator=seeded()).to(DEVICE)}
+    expected = on_device(**given).last_hidden_state
+    torch.compiler.reset()
+    made = torch.compile(on_device, backend="eager", fullgraph=True)(**given).last_hidden_state
+    torch.compiler.reset()
+    assert torch.equal(made, expected)
 
 
 def test_a_single_layer_takes_rows_of_any_stride_and_results_beyond_float16() -> None:
@@ -559,6 +610,19 @@ def test_what_was_measured_is_kept_and_a_damaged_file_is_not_trusted(tmp_path: P
     tuning._found.cache_clear()
     assert tuning.found() == {}
     tuning._found.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_threads_record_one_after_the_other() -> None:
+    def recorded(seed: int) -> str | None:
+        weight, graphs = normal(64, 64, seed=seed), Graphs(lambda batch: batch["x"] @ weight)
+        for rows in [*range(1, 60)] * 2:
+            x = normal(rows, 64, seed=rows)
+            assert distance(graphs({"x": x}), x @ weight) < 1e-3
+        return graphs.refused
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(recorded, range(4))) == [None] * 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

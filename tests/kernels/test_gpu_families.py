@@ -5,6 +5,7 @@ does: `reference` is run again with noise of the size of float16's or bfloat16's
 On a GPU all families run as they are, elsewhere some in Triton's interpreter.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from support.families import Family
 from support.fused_families import FUSED, distances, inputs, name_of, opened, packed
 from ternarize_cli import hf as plugin
 from ternarize_cli import kernels
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.kernels.fused_encoder import tables_of
 from ternarize_cli.layers import PackedLinear
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -136,6 +139,31 @@ def test_a_pass_that_fails_midway_leaves_nothing_for_the_next(tmp_path: Path, mo
         monkeypatch.setattr(blocks, "norm", real_norm)
         real = given["attention_mask"].bool()
         assert torch.equal(model(**given).last_hidden_state[real], expected[real])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"layer_scales": ("intermediate.dense.bias", "output.dense.bias")}, "the layer scale intermediate.dense.bias"),
+        ({"embeddings": {"first_position": 1 << 20}}, "has no position 1048576"),
+    ],
+)
+def test_a_description_of_other_shapes_is_refused_before_a_kernel_reads_beyond_a_table(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model, _ = opened_on_device(next(f for f in FUSED if f[0] == "BertModel"), tmp_path)
+    block = model.ternarize_block
+    if "embeddings" in changed:
+        changed = {"embeddings": replace(block.embeddings, **changed["embeddings"])}
+    model.__dict__["ternarize_block"] = replace(block, **changed)
+    with pytest.raises(CheckpointError, match=message):
+        GpuEncoder(model, Int8)
+
+
+def test_a_table_of_another_width_is_refused(tmp_path: Path) -> None:
+    model, _ = opened_on_device(next(f for f in FUSED if f[0] == "BertModel"), tmp_path)
+    with pytest.raises(CheckpointError, match="an embedding table is 32 wide, and the blocks 64"):
+        tables_of(model, replace(model.ternarize_block, width=64))
 
 
 @torch.no_grad()

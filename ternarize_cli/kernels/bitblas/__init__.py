@@ -7,8 +7,8 @@
     generate     the process in which BitBLAS writes a kernel              │
 
 The library (arXiv 2411.15438 uses it) writes a CUDA kernel for a weight shape, and nvcc compiles it, which takes about
-ten seconds the first time. int8 products are exact; float16 products are summed in float32. Encoders of the usual
-shapes run fused (`bitblas.products`).
+ten seconds the first time. int8 products are exact; float16 products are summed in float32. Encoders
+whose blocks are described run fused (`bitblas.products`).
 """
 
 import importlib.util

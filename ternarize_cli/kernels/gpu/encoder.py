@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import CheckpointError, InputError
 from ternarize_cli.kernels.fused_encoder import has_hole, tables_of
 from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.kernels.gpu.blocks import Arithmetic, GpuBlocks, Layout, norm_of
@@ -70,7 +70,7 @@ class GpuEncoder:
             self._of_size: dict[tuple[int, ...], tuple[list[Turns | None], list[Tensor] | None]] = {}
             self._tables: Tables | None = None
             self._longest: int | None = None
-            self._padding = getattr(model.config, "pad_token_id", None) or 0
+            self._padding = 0  # any row of the table: masks hide it, and a config may name a row that is not there
             given = block.embeddings
             if given is not None:
                 found = tables_of(model, block)
@@ -81,6 +81,11 @@ class GpuEncoder:
                     self._tables = self._tables._replace(positions=next(others) if positions else None)
                 if given.positions is not None:
                     self._longest = model.get_submodule(given.positions).num_embeddings - given.first_position
+                    if self._longest < 1:
+                        raise CheckpointError(
+                            f"{given.positions} has no position {given.first_position}, where texts begin",
+                            hint="fetch the model again",
+                        )
                     self._padding = given.first_position - 1 if given.first_position else self._padding
             self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
             self._last_pass: Any = None  # the event that marks its end

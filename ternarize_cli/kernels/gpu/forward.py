@@ -19,6 +19,8 @@ from ternarize_cli.kernels.stack import Stack, refusal
 __all__ = ["GpuForward", "gpu_refusal", "run_fused"]
 
 _WIDEST_HEAD = 256
+_POOLERS = ("pooler", "head", "post_layernorm")
+"""Names of the modules with which models of transformers pool."""
 _READ_IDS = ("CLIPTextModel", "SiglipTextModel")
 """Models that pool the last token, or one that they find by its id."""
 _FARTHEST = 0.2
@@ -41,9 +43,9 @@ def gpu_refusal(model: nn.Module) -> str | None:
     block = Stack.of(model).block
     if block.head > _WIDEST_HEAD:
         return f"its heads are {block.head:,} wide, and {_WIDEST_HEAD} is the most"
-    if block.head % 2 and any(kind.rotary is not None for kind in block.kinds):
-        return f"its heads are {block.head} wide, and positions turn pairs of numbers"
     of_heads = [block.norms[place].kind for place in ("query", "key") if place in block.norms]
+    if block.head % 2 and (of_heads or any(kind.rotary is not None for kind in block.kinds)):
+        return f"its heads are {block.head} wide, and the kernel norms and turns pairs of numbers"
     if of_heads not in ([], ["rms", "rms"]):
         return "its queries and keys have norms that are not both RMS norms"
     sums = any(f"{part}.sum" in block.norms for part in ("attention", "feed_forward"))
@@ -63,8 +65,7 @@ class GpuForward(FusedForward):
         self._lock = threading.RLock()
         self._is_compared = False  # whether the model's modules gave the vectors of a fused encoder
         self._refused = False
-        found = (getattr(model, name, None) for name in ("pooler", "head", "post_layernorm"))
-        self._poolers = [m for m in found if isinstance(m, nn.Module)]
+        self._pooled_from: list[int] = []  # where the tensors lie from which recorded passes pool
         super().__init__(model)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,12 +82,13 @@ class GpuForward(FusedForward):
             encoder = GpuEncoder(model, self._arithmetic, self._pool(model))
             with tuning.paused():
                 reason = None if self._is_compared else disagreement(model, encoder, most=_FARTHEST)
-        except UnavailableError:
+        except (UnavailableError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except (TernarizeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        except (TernarizeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
             reason = f"the description of its blocks does not fit it: {' '.join(str(e).split())[:200]}"
         self._is_compared = reason is None
         if reason is None:
+            self._pooled_from = self._places()
             return encoder
         self._refused = True
         tell_unfused(model, reason)
@@ -102,13 +104,27 @@ class GpuForward(FusedForward):
     def _with_pooled(self, hidden: Tensor, first: Tensor) -> Any:
         encoder: Any = self._encoder
         pooled = None if torch.compiler.is_compiling() or encoder is None else encoder.pooled
-        if pooled is None or any(is_replaced(m) for m in self._poolers):
+        if pooled is None or not self._pools_as_recorded():
             return super()._with_pooled(hidden, first)
         kind: Any = self._output
         return kind(last_hidden_state=hidden, pooler_output=pooled)
 
+    def _poolers(self) -> list[nn.Module]:
+        found = (getattr(self._model, name, None) for name in _POOLERS)
+        return [m for m in found if isinstance(m, nn.Module)]
+
+    def _pools_as_recorded(self) -> bool:
+        """Returns whether the model pools with the tensors that it had when the encoder was made, in its own way."""
+        return self._places() == self._pooled_from and not any(map(is_replaced, self._poolers()))
+
+    def _places(self) -> list[int]:
+        """Returns the addresses of all tensors with which the model pools."""
+        return [t.data_ptr() for m in self._poolers() for t in (*m.parameters(), *m.buffers())]
+
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Computes what the model's own `forward` computes."""
+        if torch.compiler.is_compiling():  # a graph has no lock; the operator in it calls this again
+            return super().__call__(*arguments, **options)
         with self._lock:
             try:
                 return super().__call__(*arguments, **options)

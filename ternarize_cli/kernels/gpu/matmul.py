@@ -6,7 +6,7 @@
 
 2-bit weights are stored as in the file: byte j of a row holds the codes + 1 of inputs 4j to 4j + 3. Unpacked, bits 0-1
 of b consecutive bytes are every fourth of 4b inputs, and so are bits 2-3, 4-5 and 6-7. So activations are stored in
-that order: in blocks of 4b, first the inputs 0, 4, 8, …, then 1, 5, 9, … (`in_order`; the kernels of `fused` store
+that order: in blocks of 4b, first the inputs 0, 4, 8, …, then 1, 5, 9, … (`in_order`; `rounding.store_rounded` stores
 them so). A row is padded with zeros to whole blocks, and the number of rows to a multiple of 64. Expanded weights are
 in natural order.
 

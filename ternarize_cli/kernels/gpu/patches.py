@@ -38,6 +38,6 @@ def _patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, columns = x.shape[2] // high, x.shape[3] // wide
     x = x[:, :, : rows * high, : columns * wide].half()
     cut = x.reshape(len(x), channels, rows, high, columns, wide)
-    flat = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(x) * rows * columns, -1)
+    flat = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(x) * rows * columns, channels * high * wide)
     made = F.linear(flat, weight.half().flatten(1), None if bias is None else bias.half())
     return made.view(len(x), rows, columns, outputs).permute(0, 3, 1, 2)

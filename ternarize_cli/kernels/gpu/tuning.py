@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from ternarize_cli import __version__
+from ternarize_cli.arithmetic.cuda_graphs import RECORDING
 from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 
 __all__ = ["Choices", "bucket", "fastest", "found", "paused"]
@@ -177,7 +178,7 @@ def _milliseconds(call: Callable[[], object]) -> float | None:
             once = min(timed(call) for _ in range(3))
             count = max(1, min(_MOST_CALLS, int(_MILLISECONDS / max(once, 1e-3))))
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with RECORDING, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 for _ in range(count):
                     call()
             return statistics.median(timed(graph.replay) for _ in range(_REPLAYS)) / count
