@@ -585,6 +585,18 @@ def test_one_way_or_no_gpu_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert tuning.fastest("two", ["first", "second"], lambda way: 1 / 0) == "first"
 
 
+def test_a_tile_that_a_gpu_has_no_memory_for_is_passed_over() -> None:
+    from triton.runtime.errors import OutOfResources
+
+    def call(way: int) -> None:
+        if way > 64:
+            raise OutOfResources(way, 64, "shared memory")
+
+    assert tuning.first_that_works("some", [128, 64, 32], call) == 64
+    with pytest.raises(RuntimeError, match="no configuration for some works on this GPU"):
+        tuning.first_that_works("some", [128, 65], call)
+
+
 def test_a_pause_remembers_nothing() -> None:
     choices = tuning.Choices()
     with tuning.paused():

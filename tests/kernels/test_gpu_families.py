@@ -134,8 +134,10 @@ def test_a_pass_that_fails_midway_leaves_nothing_for_the_next(tmp_path: Path, mo
         monkeypatch.setattr(blocks, "norm", failing)
         sums = forward._encoder._blocks.products._sums_of(4, model.config.hidden_size, torch.device(DEVICE))
         sums += 1  # what a product has added, and no norm has cleared
+        encoder = forward._encoder
         with pytest.raises(RuntimeError, match="out of memory"):
             model(**given)
+        assert forward._encoder is encoder, "what was laid out and recorded stays"
         monkeypatch.setattr(blocks, "norm", real_norm)
         real = given["attention_mask"].bool()
         assert torch.equal(model(**given).last_hidden_state[real], expected[real])

@@ -66,6 +66,9 @@ class BitBlasProducts:
         """Returns 0: the scale of a token needs all of its heads."""
         return 0.0
 
+    def clear(self) -> None:
+        """Does nothing: passes leave nothing behind."""
+
     def attended(self, block: int, y: Tensor) -> Rounded:
         """Rounds the results of a block's attention to int8."""
         return quantise(y, self.dtype)

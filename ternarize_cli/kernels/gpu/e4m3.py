@@ -102,6 +102,9 @@ class E4m3:
         """The factor of the results of a block's attention, which are stored in e4m3; 0 if they have other scales."""
         return self._attended[block]
 
+    def clear(self) -> None:
+        """Does nothing: passes leave nothing behind."""
+
     def attended(self, block: int, y: Tensor) -> Rounded:
         """Rounds the results of a block's attention, or takes them as they are if they are rounded."""
         if y.dtype == E4M3:

@@ -141,6 +141,11 @@ class GpuEncoder:
             self._count = None
             self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
 
+    def clear(self) -> None:
+        """Clears what a pass that failed midway has left behind."""
+        with self._apart():
+            self._blocks.products.clear()
+
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def _texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:

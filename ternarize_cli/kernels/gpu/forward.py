@@ -1,12 +1,13 @@
 """Replaces the `forward` of models by fused passes on an NVIDIA GPU (`gpu.encoder`)."""
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
+from ternarize_cli.errors import TernarizeError, UnavailableError
 from ternarize_cli.kernels.block_check import disagreement
 from ternarize_cli.kernels.fused_encoder import FusedForward, tell_unfused
 from ternarize_cli.kernels.gpu import tuning
@@ -128,8 +129,16 @@ class GpuForward(FusedForward):
         with self._lock:
             try:
                 return super().__call__(*arguments, **options)
-            except InputError:
-                raise
             except BaseException:
-                self._encoder = None  # an error may have left it in an inconsistent state
+                self._clear()
                 raise
+
+    def _clear(self) -> None:
+        """Clears what a pass that failed has left; an encoder that can't be cleared is made again."""
+        encoder: Any = self._encoder
+        if encoder is None:
+            return
+        self._encoder = None
+        with suppress(RuntimeError):  # such as those of a GPU that gave up
+            encoder.clear()
+            self._encoder = encoder

@@ -117,6 +117,11 @@ class Int8:
         """Returns 0: the scale of a token needs all of its heads."""
         return 0.0
 
+    def clear(self) -> None:
+        """Sets the buffers of raw sums to zero, which norms have not read if a pass failed midway."""
+        for sums in self._sums.values():
+            sums.zero_()
+
     def attended(self, block: int, y: Tensor) -> Rounded:
         """Rounds the results of a block's attention to int8."""
         return self._rounded(y)

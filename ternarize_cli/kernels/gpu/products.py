@@ -85,6 +85,9 @@ class Products(Protocol):
     def attention_factor(self, block: int) -> float:
         """The factor of the results of a block's attention, if that is to store them in e4m3; otherwise 0."""
 
+    def clear(self) -> None:
+        """Clears what a pass that failed midway has left for kernels that did not run."""
+
     def attended(self, block: int, y: Tensor) -> Rounded:
         """Rounds the results of a block's attention, or takes them as they are if they are rounded."""
 

@@ -3,7 +3,7 @@
 Calls are timed inside a CUDA graph, because short kernels take longer to start than to run. Results are kept in a file
 (~/.cache/ternarize/gpu/CARD-….json; see `storage.cache_folder`), so that only the first process of a machine measures;
 another version of Triton or of this package measures anew. TERNARIZE_TUNE=0 measures nothing and takes the first
-configuration.
+configuration that works.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, TypeVar, cast
@@ -23,7 +23,7 @@ from ternarize_cli import __version__
 from ternarize_cli.arithmetic.cuda_graphs import RECORDING
 from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
 
-__all__ = ["Choices", "bucket", "fastest", "found", "paused"]
+__all__ = ["Choices", "bucket", "fastest", "first_that_works", "found", "paused"]
 
 Way = TypeVar("Way")
 
@@ -36,7 +36,7 @@ _PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Takes first configurations meanwhile, and measures and remembers nothing."""
+    """Takes the first configurations that work meanwhile, and measures and remembers nothing."""
     before = _PAUSED.set(True)
     try:
         yield
@@ -101,8 +101,10 @@ def fastest(key: str, ways: Sequence[Way], call: Callable[[Way], object]) -> Way
     Raises:
         RuntimeError: no configuration works.
     """
-    if len(ways) == 1 or os.environ.get("TERNARIZE_TUNE") == "0" or not torch.cuda.is_available():
+    if len(ways) == 1 or not torch.cuda.is_available():
         return ways[0]
+    if os.environ.get("TERNARIZE_TUNE") == "0":
+        return first_that_works(key, ways, call)
     known = _found().best.get(key)
     for way in ways:
         if str(way) == known:
@@ -115,6 +117,26 @@ def fastest(key: str, ways: Sequence[Way], call: Callable[[Way], object]) -> Way
     best = ways[min(times)[1]]
     _found().add(key, str(best))
     return best
+
+
+def first_that_works(key: str, ways: Sequence[Way], call: Callable[[Way], object]) -> Way:
+    """Finds the first configuration that this GPU can run: a tile may need more shared memory than it has.
+
+    Args:
+        key: names the call, with its shapes.
+        ways: the configurations.
+        call: the function that is run with each, until one works.
+
+    Raises:
+        RuntimeError: no configuration works.
+    """
+    from triton.errors import TritonError
+
+    for way in ways:
+        with suppress(TritonError):
+            call(way)
+            return way
+    raise RuntimeError(f"no configuration for {key} works on this GPU")
 
 
 class Choices:
@@ -144,7 +166,8 @@ class Choices:
         """
         rows, inputs, outputs = shape
         if _PAUSED.get():
-            return ways(rows)[0]
+            found = ways(rows)
+            return first_that_works(kind, found, call) if len(found) > 1 and torch.cuda.is_available() else found[0]
         key = (kind, bucket(rows), inputs, outputs)
         chosen: Way | None = self.made.get(key)
         if key not in self.made:
