@@ -33,7 +33,7 @@ from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.positions import readable_tokens
 from ternarize_cli.engines import inputs
 from ternarize_cli.engines.onnx_session import open_session
-from ternarize_cli.errors import OutputExistsError, TernarizeError
+from ternarize_cli.errors import OutputExistsError, TernarizeError, reason
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.storage import digests, files
@@ -115,7 +115,7 @@ def write_onnx(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as e:
-        raise TernarizeError(f"{folder} can't be exported to ONNX: {' '.join(str(e).split())[:200]}", hint=_HINT) from e
+        raise TernarizeError(f"{folder} can't be exported to ONNX: {reason(e.__cause__ or e)}", hint=_HINT) from e
     if find_spec("onnxruntime") is not None:
         _compare(folder, alone, output / "model.onnx")
 

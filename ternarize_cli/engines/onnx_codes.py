@@ -81,7 +81,8 @@ class LayerCodes:
             layer = PackedLayer(name, codes.numpy(), scales.numpy(), isinstance(module, PackedEmbedding))
             for is_transposed in (True, False):
                 self.layers[_digest(dense.numpy().T if is_transposed else dense.numpy())] = layer, is_transposed
-        kernels.use_backend(model, "reference")  # a fused encoder would go on running the codes
+        if any(isinstance(module, PackedLinear) for module in model.modules()):
+            kernels.use_backend(model, "reference")  # a fused encoder would go on running the codes
         return dequantize(model)
 
     def find(self, matrix: np.ndarray) -> tuple[PackedLayer, bool] | None:

@@ -1,9 +1,9 @@
 """Compares an exported model, in the runtime that it was made for, with the packed model (`--check`).
 
 The packed model runs on backend `reference`, with activations rounded as it says. Both get the same batches: a hundred
-built-in texts of 3 to 180 words, texts of the user's, or random images. What is compared are pooled vectors, and of an
-export without pooling the vectors that the model's own pooling makes of its hidden states. Times are those of a pass,
-beside backend `native`.
+built-in texts of half a sentence to twelve, texts of the user's, or random images. What is compared are pooled vectors.
+An export without pooling is compared by the vectors that the model's own pooling makes of its hidden states. Times are
+those of a pass, beside backend `native`.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,9 +57,9 @@ _SENTENCES = (
 
 
 def sentences() -> list[str]:
-    """Makes the hundred built-in texts, from a fragment of a sentence to twelve sentences."""
+    """Makes the hundred built-in texts, from half a sentence to twelve sentences."""
     size = len(_SENTENCES)
-    fragments = [" ".join(text.split()[:3]) for text in _SENTENCES]
+    fragments = [text[: len(text) // 2] for text in _SENTENCES]
     joined = [
         " ".join(_SENTENCES[(first + 7 * i) % size] for i in range(count))
         for count in (1, 2, 5, 12)
@@ -87,7 +87,8 @@ def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
     with torch.inference_mode():
         for first in range(0, _COUNT if reads_images else len(texts), _BATCH):
             if reads_images:
-                features = {"pixel_values": inputs.random_batch(folder, GridPoint(_BATCH), seed=first)[0]}
+                pixels = inputs.random_batch(folder, GridPoint(_BATCH), seed=first)[0]
+                features = {"pixel_values": pixels, "modality": "image"}
             else:
                 features = encoder.preprocess(texts[first : first + _BATCH])
             cosines.append(_cosines(encoder, dict(features), run))

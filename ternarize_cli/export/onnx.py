@@ -32,7 +32,7 @@ from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.engines import exports
 from ternarize_cli.engines.onnx_codes import LayerCodes, put_codes
 from ternarize_cli.engines.onnx_session import open_session
-from ternarize_cli.errors import InputError, UnavailableError, quoted, reason
+from ternarize_cli.errors import InputError, TernarizeError, UnavailableError, quoted, reason
 from ternarize_cli.export import card, check
 from ternarize_cli.export.formats import Export, register
 from ternarize_cli.export.licences import licence_texts
@@ -166,15 +166,15 @@ def _graph(source: Path, folder: Path, encoder: Any, options: ExportOptions) -> 
     import onnx
 
     layers = LayerCodes()
-    pool = _Pooling(layers.dense(nn.ModuleList(list(encoder)[1:]))) if options.pooled else None
+    pool = layers.dense(_Pooling(encoder)) if options.pooled else None
     with tempfile.TemporaryDirectory(dir=folder) as name:
         try:
             exports.write_onnx(source, Path(name), change=layers.dense, pool=pool, types=True)
         except (InputError, OSError, MemoryError):
             raise
         except Exception as e:  # the exporter runs the model's own code, which can raise any error
-            hint = f"ternarize export {quoted(source)} --to wheel"
-            raise InputError(f"torch can't export {source} to ONNX: {reason(e)}", hint=hint) from e
+            why = str(e) if isinstance(e, TernarizeError) else f"{source} can't be exported to ONNX: {reason(e)}"
+            raise InputError(why, hint=f"ternarize export {quoted(source)} --to wheel") from e
         model = onnx.load(Path(name) / "model.onnx")
     products = put_codes(model, layers, options.bits)
     if not products:
@@ -224,7 +224,7 @@ def _write_beside(source: Source, files: dict[str, Path], encoder: Any, folder: 
     for name, path in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if name in ("config.json", _SETTINGS):
+        if path.name in ("config.json", _SETTINGS):  # a module Dense has a description of its codes, too
             taken = ("quantization_config", "requirements")
             values = {key: value for key, value in read_object(path).items() if key not in taken}
             if name == "config.json":  # transformers.js looks for onnx/model_quantized.onnx otherwise
