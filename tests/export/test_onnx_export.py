@@ -145,17 +145,35 @@ def test_the_check_is_stored(made: Path) -> None:
     assert f"{found['mean_cosine']:.4f}" in (made / "README.md").read_text()
 
 
-def test_weights_are_exact_and_bytes_repeat(made: Path, packed: Path, tmp_path: Path) -> None:
+def test_weights_are_exact(made: Path, packed: Path) -> None:
     found = dense(made)
     assert found == packed_matrices(load(packed, backend="reference")[0])
     assert len(found) >= 2 * 6 + 3
-    export(packed, tmp_path / "again", to="onnx", options=UNCHECKED)
+
+
+@pytest.mark.slow
+def test_without_onnxruntime_the_same_bytes_stand_unchecked(
+    made: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ternarize_cli.engines import exports
+    from ternarize_cli.export import onnx
+
+    for module in (exports, onnx):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    said: list[str] = []
+    facts = export(packed, tmp_path / "o", to="onnx", say=said.append).facts
+    assert facts["check"] == {"unchecked": "onnxruntime is not installed"}
+    assert json.loads((tmp_path / "o" / "export.json").read_text()) == facts
+    assert "onnxruntime is not installed, so the export is unchecked: pip install onnxruntime" in said
+    assert "It was not compared with the packed model" in (tmp_path / "o" / "README.md").read_text()
     for path in made.rglob("*"):
         if path.is_file() and path.name not in ("export.json", "README.md"):
-            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(made)).read_bytes(), path
-    assert json.loads((tmp_path / "again" / "export.json").read_text())["check"] == {"unchecked": "--no-check"}
+            assert path.read_bytes() == (tmp_path / "o" / path.relative_to(made)).read_bytes(), path
+    with pytest.raises(UnavailableError, match="--to onnx needs onnxruntime"):
+        export(packed, tmp_path / "p", to="onnx", options=ExportOptions(min_cosine=0.5))
 
 
+@pytest.mark.slow
 def test_pooling_and_dense_in_the_graph_with_4_bits(with_dense: Path, tmp_path: Path) -> None:
     from sentence_transformers.base.modules import Dense
 
@@ -178,6 +196,7 @@ def text_family(name: str) -> Family:
     return next(family for family in TEXT_FAMILIES if family[0] == name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), [("MPNetModel", "max"), ("Qwen3Model", "lasttoken")])
 def test_other_families_and_poolings(name: str, mode: str, tmp_path: Path) -> None:
     source = save_text(text_family(name), tmp_path / "source")
@@ -190,6 +209,7 @@ def test_other_families_and_poolings(name: str, mode: str, tmp_path: Path) -> No
     assert dense(tmp_path / "o") == packed_matrices(load(packed, backend="reference")[0])
 
 
+@pytest.mark.slow
 def test_an_encoder_of_images(tiny_vit: Path, tmp_path: Path) -> None:
     packed = stages(tiny_vit, tmp_path)[2]
     facts = export(packed, tmp_path / "o", to="onnx").facts
@@ -199,36 +219,23 @@ def test_an_encoder_of_images(tiny_vit: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o" / "preprocessor_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_missed_gate_ends_with_3_and_says_what_was_measured(
     tiny_bert: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
-    packed = stages(tiny_bert, tmp_path, Scheme(activation_bits=16))[2]  # ONNX Runtime rounds all the same
+    scheme = Scheme(levels="int4", activation_bits=16)  # ONNX Runtime rounds activations all the same
+    packed = stages(tiny_bert, tmp_path, scheme)[2]
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
     output = tmp_path / "o"
-    result = run("export", packed, "--to", "onnx", "-o", output, "--texts", texts, "--min-cosine", "1", "--json")
+    gate = ("--bits", "4", "--texts", texts, "--min-cosine", "1")
+    result = run("export", packed, "--to", "onnx", "-o", output, *gate, "--json")
     assert result.exit_code == GateMissedError.exit_code
     found = json.loads(result.stdout)["check"]
     assert found["count"] == len(TEXTS)
     assert f"the mean cosine to the packed model is {found['mean_cosine']:.4f}" in result.stderr
     assert json.loads((output / "export.json").read_text())["check"] == found
-
-
-def test_without_onnxruntime_the_export_stands_unchecked(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ternarize_cli.engines import exports
-    from ternarize_cli.export import onnx
-
-    for module in (exports, onnx):
-        monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
-    said: list[str] = []
-    facts = export(packed, tmp_path / "o", to="onnx", say=said.append).facts
-    assert facts["check"] == {"unchecked": "onnxruntime is not installed"}
-    assert "onnxruntime is not installed, so the export is unchecked: pip install onnxruntime" in said
-    assert "It was not compared with the packed model" in (tmp_path / "o" / "README.md").read_text()
-    with pytest.raises(UnavailableError, match="--to onnx needs onnxruntime"):
-        export(packed, tmp_path / "p", to="onnx", options=ExportOptions(min_cosine=0.5))
+    assert dense(output) == packed_matrices(load(packed, backend="reference")[0])
 
 
 def test_a_damaged_model_is_refused_before_anything_is_written(packed: Path, tmp_path: Path) -> None:
@@ -269,11 +276,10 @@ def test_models_that_are_no_encoders_of_one_kind_are_refused(tmp_path: Path) -> 
         export(clip, tmp_path / "o", to="onnx")
 
 
+@pytest.mark.slow
 def test_codes_that_need_4_bits_are_refused_with_2(tiny_bert: Path, tmp_path: Path) -> None:
     packed = stages(tiny_bert, tmp_path, Scheme(levels="int4"))[2]
     with pytest.raises(InputError, match="2 bits hold those from -2 to 1") as caught:
-        export(packed, tmp_path / "o", to="onnx", options=UNCHECKED)
+        export(packed, tmp_path / "o", to="onnx")
     assert caught.value.hint == "--bits 4"
-    assert not (tmp_path / "o").exists()
-    export(packed, tmp_path / "o", to="onnx", options=ExportOptions(check=False, bits=4))
-    assert dense(tmp_path / "o") == packed_matrices(load(packed, backend="reference")[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latent", "packed"]
