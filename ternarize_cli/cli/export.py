@@ -1,7 +1,8 @@
 """Defines `ternarize export`, which writes a packed model in a form that runs without ternarize."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,11 @@ def _export(
     model: ModelArgument,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="wheel|c", help="wheel: a package for pip; c: a folder for programs in C."),
+        typer.Option(
+            "--to",
+            metavar="wheel|c|onnx",
+            help="wheel: a package for pip; c: a folder for programs in C; onnx: one for ONNX Runtime.",
+        ),
     ],
     output: Annotated[Path | None, output_folder("./NAME-FORMAT")] = None,
     *,
@@ -30,7 +35,9 @@ def _export(
     """Write a packed model in a form that runs without ternarize and without PyTorch.
 
     A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
-    then `from NAME import encode`. The format c is a header, a library and the weights.
+    then `from NAME import encode`. The format c is a header, a library and the weights. The
+    format onnx opens in onnxruntime, sentence-transformers and transformers.js; it is compared
+    there with the packed model, and export.json says how near it is.
     """
     from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.encoders.loading import model_name
@@ -42,9 +49,25 @@ def _export(
     made = export(model, target, to=to, options=options, force=force, say=out.note)
     for path, size in made.files.items():
         out.text(f"wrote {path} ({megabytes(size)})")
+    if found := made.facts.get("check"):
+        out.text(_described(found))
     out.hint(made.hint)
     files = [{"path": str(path), "bytes": size} for path, size in made.files.items()]
     out.result({"output": str(target), "format": to, "files": files, **made.facts})
+    made.check_gates()
+
+
+def _described(check: Mapping[str, Any]) -> str:
+    """Says in a line or two what the check of an export has found."""
+    if "unchecked" in check:
+        return f"not compared with the packed model: {check['unchecked']}"
+    lines = [
+        f"{check['runtime']}: mean cosine to the packed model {check['mean_cosine']:.4f}, lowest "
+        f"{check['lowest_cosine']:.4f} ({check['count']} {check['inputs']})"
+    ]
+    for shape, times in check["milliseconds"].items():
+        lines.append(f"{shape}: " + ", ".join(f"{name} {value:.1f} ms" for name, value in times.items()))
+    return "\n".join(lines)
 
 
 def register(app: typer.Typer) -> None:

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ import ternarize_cli.encoders.transformers_plugin  # noqa: F401  (lets transform
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.positions import readable_tokens
 from ternarize_cli.engines import inputs
-from ternarize_cli.engines.onnx_session import forward_of_onnx
-from ternarize_cli.errors import OutputExistsError, TernarizeError
+from ternarize_cli.engines.onnx_session import open_session
+from ternarize_cli.errors import OutputExistsError, TernarizeError, reason
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.model_folder.folder_check import LOADING, check_folder
 from ternarize_cli.storage import digests, files
 from ternarize_cli.storage.cache_folder import made_folder
 
-__all__ = ["bytes_of", "cached_export", "onnx_export", "quiet", "transformer", "write_onnx"]
+__all__ = ["bytes_of", "cached_export", "onnx_export", "quiet", "takes_types", "transformer", "write_onnx"]
 
 _HINT = "compare with torch-* rivals instead"
 _LONG = 200
@@ -70,13 +71,23 @@ def onnx_export(folder: Path) -> Path:
     return cached_export(folder, "onnx-fp32", libraries, lambda output: write_onnx(folder, output)) / "model.onnx"
 
 
-def write_onnx(folder: Path, output: Path, *, change: Callable[[Any], nn.Module] | None = None) -> None:
+def write_onnx(
+    folder: Path,
+    output: Path,
+    *,
+    change: Callable[[Any], nn.Module] | None = None,
+    pool: Callable[[Any, Tensor | None], Tensor] | None = None,
+    types: bool = False,
+) -> None:
     """Exports a model to `model.onnx` in the folder `output`, and compares it with the model where ONNX Runtime is.
 
     Args:
         folder: the folder of the model.
         output: an existing folder.
         change: makes the model to export from the loaded one; None exports it as it is.
+        pool: makes vectors [batch, dim] of the model's output and the mask (None for images), which become a second
+            output, `sentence_embedding`; None leaves that out.
+        types: whether a model with types of tokens gets a third input, `token_type_ids`; otherwise they are 0.
 
     Raises:
         TernarizeError: the exporter does not support an operation of the model, or its result computes something else.
@@ -84,11 +95,12 @@ def write_onnx(folder: Path, output: Path, *, change: Callable[[Any], nn.Module]
     model = transformer(folder, torch.float32, attn_implementation="eager")
     model = model if change is None else change(model)
     names = inputs.names(model)
-    alone = _LastHidden(model, names).eval()
-    batch = inputs.random_batch(folder, GridPoint(2, 9), seed=0)
+    if types and takes_types(model):
+        names = (*names, "token_type_ids")
+    alone = _Exported(model, names, pool).eval()
+    batch = _batch(folder, names, GridPoint(2, 9), seed=0)
     free = {0: torch.export.Dim.DYNAMIC}
-    if len(batch) == 2:
-        batch[1][1, 5:] = 0
+    if len(batch) > 1:
         free[1] = torch.export.Dim.DYNAMIC
     try:
         with quiet():
@@ -97,51 +109,75 @@ def write_onnx(folder: Path, output: Path, *, change: Callable[[Any], nn.Module]
                 batch,
                 output / "model.onnx",
                 input_names=names,
-                output_names=["last_hidden_state"],
+                output_names=["last_hidden_state"] if pool is None else ["last_hidden_state", "sentence_embedding"],
                 dynamic_shapes=(tuple(free for _ in names),),
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as e:
-        raise TernarizeError(f"{folder} can't be exported to ONNX: {' '.join(str(e).split())[:200]}", hint=_HINT) from e
+        raise TernarizeError(f"{folder} can't be exported to ONNX: {reason(e.__cause__ or e)}", hint=_HINT) from e
     if find_spec("onnxruntime") is not None:
         _compare(folder, alone, output / "model.onnx")
 
 
-def _compare(folder: Path, model: nn.Module, path: Path) -> None:
+def takes_types(model: Any) -> bool:
+    """Whether a model of transformers distinguishes types of tokens, which tell the sentences of a pair apart."""
+    return getattr(model.config, "type_vocab_size", 0) > 1 and "token_type_ids" in signature(model.forward).parameters
+
+
+def _batch(folder: Path, names: tuple[str, ...], point: GridPoint, seed: int) -> inputs.Batch:
+    """Makes a batch for the inputs `names`; of several texts the last is padded, and the second half is of type 1."""
+    batch = inputs.random_batch(folder, point, seed)
+    if len(batch) > 1 and point.batch > 1:
+        batch[1][-1, point.tokens // 2 :] = 0
+    if len(names) > len(batch):
+        types = torch.zeros_like(batch[0])
+        types[:, point.tokens // 2 :] = 1
+        batch = (*batch, types)
+    return batch
+
+
+def _compare(folder: Path, model: "_Exported", path: Path) -> None:
     """Checks that an export gives the model's outputs: other batches and lengths than it was traced with, and padding.
 
     Raises:
         TernarizeError: it does not.
     """
-    exported = forward_of_onnx(path)
+    session = open_session(path)
     longest = readable_tokens(model) or _LONG
     for point in (GridPoint(1, 16), GridPoint(3, 7), GridPoint(1, min(_LONG, longest))):
-        batch = inputs.random_batch(folder, point, seed=1)
-        seen = torch.ones(())
-        if len(batch) == 2 and point.batch > 1:
-            batch[1][-1, point.tokens // 2 :] = 0
-            seen = batch[1][..., None]
+        batch = _batch(folder, model.names, point, seed=1)
+        seen = batch[1][..., None] if len(batch) > 1 else torch.ones(())
         with torch.inference_mode():
-            expected = model(*batch) * seen
-            distance = float((exported(*batch) * seen - expected).norm() / expected.norm())
-        if not distance < _SAME:
-            raise TernarizeError(
-                f"the ONNX export of {folder} computes something else than the model: at {point.batch} x "
-                f"{point.tokens} its outputs are off by {distance:.1%}",
-                hint=_HINT,
-            )
+            expected = model(*batch)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        made = session.run(None, {name: tensor.numpy() for name, tensor in zip(model.names, batch, strict=True)})
+        for y, r, mask in zip(made, expected, (seen, torch.ones(())), strict=False):
+            distance = float(((torch.from_numpy(y) - r) * mask).norm() / (r * mask).norm())
+            if not distance < _SAME:
+                raise TernarizeError(
+                    f"the ONNX export of {folder} computes something else than the model: at {point.batch} x "
+                    f"{point.tokens} its outputs are off by {distance:.1%}",
+                    hint=_HINT,
+                )
 
 
-class _LastHidden(nn.Module):
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+class _Exported(nn.Module):
+    """The transformer with outputs in a fixed order: the last hidden state, and vectors if `pool` makes them."""
+
+    def __init__(
+        self, model: nn.Module, names: tuple[str, ...], pool: Callable[[Any, Tensor | None], Tensor] | None
+    ) -> None:
         super().__init__()
         self.model = model
         self.names = names
+        self.pool = pool
 
-    def forward(self, *batch: Tensor) -> Tensor:
-        hidden: Tensor = self.model(**dict(zip(self.names, batch, strict=True))).last_hidden_state
-        return hidden
+    def forward(self, *batch: Tensor) -> Any:
+        output = self.model(**dict(zip(self.names, batch, strict=True)))
+        if self.pool is None:
+            return output.last_hidden_state
+        return output.last_hidden_state, self.pool(output, batch[1] if len(batch) > 1 else None)
 
 
 def cached_export(folder: Path, what: str, decides: dict[str, Any], make: Callable[[Path], None]) -> Path:

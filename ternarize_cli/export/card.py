@@ -8,7 +8,7 @@ from ternarize_cli.export.licences import OURS
 from ternarize_cli.export.source import Source
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
-__all__ = ["Usage", "for_c", "for_wheel", "usage_of"]
+__all__ = ["Usage", "for_c", "for_onnx", "for_wheel", "usage_of"]
 
 _PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
 before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
@@ -112,6 +112,46 @@ results with those that were computed when this package was made.
 With the extra `serve` (`pip install '{name}[serve]'`), `{name} --serve` starts a server, which speaks the protocols of
 OpenAI and of text-embeddings-inference. If the environment variable TERNARIZE_API_KEY is set, it answers only those
 who send that key.
+
+{_about(source)}"""
+
+
+def for_onnx(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a folder for ONNX Runtime.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    found = facts["check"]
+    if "unchecked" in found:
+        near = f"It was not compared with the packed model: {found['unchecked']}."
+    else:
+        near = f"""In {found["runtime"]}, the vectors of {found["count"]} {found["inputs"]} have a mean cosine of
+{found["mean_cosine"]:.4f} to the packed model's, the lowest {found["lowest_cosine"]:.4f}. Both round activations to
+int8, in their own ways."""
+    given, made = (", ".join(f"`{name}`" for name in facts[key]) for key in ("inputs", "outputs"))
+    if "`pixel_values`" in given:
+        opened = """import onnxruntime
+
+session = onnxruntime.InferenceSession("onnx/model.onnx")"""
+        where = "transformers.js finds"
+    else:
+        opened = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(FOLDER, backend="onnx")"""
+        where = "text-embeddings-inference, fastembed and transformers.js find"
+    return f"""# {source.name}
+
+An encoder with ternary weights, for ONNX Runtime. `onnx/model.onnx` takes {given}
+and gives {made}.
+
+```python
+{opened}
+```
+
+{where} the file where it is, too. Its products are `MatMulNBits` of {facts["bits"]} bits,
+which ONNX Runtime 1.32 has. {near}
 
 {_about(source)}"""
 

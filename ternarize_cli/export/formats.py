@@ -16,7 +16,7 @@ from ternarize_cli.export.source import Source
 
 __all__ = ["Export", "Format", "find_format", "register"]
 
-_MODULES = {"wheel": "wheel", "c": "c"}
+_MODULES = {"wheel": "wheel", "c": "c", "onnx": "onnx"}
 """For each format the module in this package that defines it."""
 
 
@@ -28,11 +28,13 @@ class Export:
         files: the files, each with its size in bytes.
         hint: what the user may want to do next.
         facts: what else is worth knowing of the result, with values of JSON.
+        check_gates: raises GateMissedError if the result, which is there all the same, missed a gate.
     """
 
     files: Mapping[Path, int]
     hint: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    check_gates: Callable[[], None] = lambda: None
 
 
 class Format(Protocol):

@@ -20,6 +20,11 @@ class ExportOptions:
         library: the file of the compiled library for that platform; None: the one beside the installed one.
         dockerfile: whether a Dockerfile is written beside the wheel.
         serve: whether that image starts the server.
+        pooled: whether the graph pools and normalises, too.
+        bits: bits of a weight's code in a product: 2, or 4 for runtimes without products of 2 bits.
+        check: whether the result runs in its own runtime, and its vectors are compared with the packed model's.
+        texts: a file with the texts of the check; None: a hundred built-in ones.
+        min_cosine: the least mean cosine of the check; None: any will do.
     """
 
     name: Annotated[str | None, Option("wheel: name of the Python package; default: from the model's name.")] = None
@@ -34,6 +39,17 @@ class ExportOptions:
     ] = None
     dockerfile: Annotated[bool, Option("wheel: also write a Dockerfile that installs it.")] = False
     serve: Annotated[bool, Option("wheel: let the image of the Dockerfile start the server.")] = False
+    pooled: Annotated[bool, Option("onnx: pool and normalise in the graph, too, and give sentence_embedding.")] = False
+    bits: Annotated[int, Option("onnx: bits of a weight, 2, or 4 for runtimes without products of 2 bits.")] = 2
+    check: Annotated[
+        bool, Option("onnx: run the result in onnxruntime, and compare its vectors with the packed model's.")
+    ] = True
+    texts: Annotated[
+        str | None, Option("onnx: texts for --check, one a line; default: 100 built-in ones.", metavar="FILE")
+    ] = None
+    min_cosine: Annotated[
+        float | None, Option("onnx: exit with 3 if the mean cosine of --check is lower.", min=-1, max=1)
+    ] = None
 
     def check_known(self, form: str, known: frozenset[str]) -> None:
         """Checks that only options are set that a format knows.
@@ -47,7 +63,10 @@ class ExportOptions:
         """
         for field in fields(self):
             if field.name not in known and getattr(self, field.name) != field.default:
-                options = ", ".join(f"--{name}" for name in sorted(known)) or "none"
-                raise InputError(
-                    f"--{field.name} means nothing for the format {form}", hint=f"options of {form}: {options}"
-                )
+                options = ", ".join(_flag(name) for name in sorted(known)) or "none"
+                flag = _flag(f"no_{field.name}" if field.default is True else field.name)
+                raise InputError(f"{flag} means nothing for the format {form}", hint=f"options of {form}: {options}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -26,21 +26,21 @@ def export(
 
     Args:
         model: a packed model: a folder, a hub id or `package:NAME`.
-        output: the folder to write (c), or to write into (wheel).
-        to: the format, "wheel" or "c".
+        output: the folder to write (c, onnx), or to write into (wheel).
+        to: the format, "wheel", "c" or "onnx".
         options: the options of the format; None leaves each at its default.
         force: replace what exists.
         say: is told what is written when all arguments have been checked.
 
     Returns:
-        The files, and what to do next.
+        The files, and what to do next. Its `check_gates` raises GateMissedError if `options.min_cosine` was missed.
 
     Raises:
         ModelNotFoundError: the model can't be found.
         CheckpointError: the model is damaged, or not packed.
         InputError: there is no such format, it does not know an option that is set, or an option has a value that
             can't be used.
-        UnavailableError: the model can't be written in this format, or there is no library for the platform.
+        UnavailableError: the model can't be written in this format, or a library is missing for it.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     form, options = find_format(to), options or ExportOptions()
