@@ -28,7 +28,7 @@ from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise, row_wa
 from ternarize_cli.kernels.gpu.tuning import Choices, bucket
 from ternarize_cli.kernels.stack import Stack
 
-__all__ = ["Arithmetic", "GpuBlocks", "Layout"]
+__all__ = ["Arithmetic", "GpuBlocks", "Layout", "norm_of"]
 
 Arithmetic = Callable[[Sequence[Sequence[Joined]], FeedForward], Products]
 _PREPARED = 512  # from more tokens on, queries and keys are normed and turned before attention
