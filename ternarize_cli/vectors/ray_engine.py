@@ -21,7 +21,7 @@ import numpy as np
 
 from ternarize_cli.data.corpora import Corpus, Skipped, open_corpus, unique
 from ternarize_cli.data.texts import STDIN
-from ternarize_cli.errors import InputError, TernarizeError, UnavailableError
+from ternarize_cli.errors import InputError, TernarizeError, UnavailableError, counted
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.vectors.encode import EncoderOptions, open_model
 from ternarize_cli.vectors.vector_folder import VectorRecord
@@ -74,7 +74,7 @@ def encode_with_ray(
     Raises:
         UnavailableError: Ray is not installed, or there is no cluster at `address`.
         DataError: two rows of the source have the same id.
-        InputError: the source is stdin.
+        InputError: the source is stdin, or this machine has fewer GPUs than the workers need.
         TernarizeError: a worker failed.
     """
     require_ray()
@@ -82,6 +82,11 @@ def encode_with_ray(
         raise InputError("workers can't read this stdin", hint="write it to a file that all of them see")
     if address is not None:
         _check_reachable(address)
+    elif workers * gpus > _gpus_here():  # Ray would wait for more of them
+        raise InputError(
+            f"{counted(workers, 'worker')} need {workers * gpus:g} GPUs, and this machine has {_gpus_here()}",
+            hint="fewer --workers, or --device cpu",
+        )
     count, skipped = _count(source, record.kind, skip_bad)
     numbers = -(-count // record.shard_size)
     files = open_shards(folder, record)
@@ -99,6 +104,12 @@ def encode_with_ray(
     files.remove_from(numbers)
     new = [n for n in rows if n]
     return ShardsReport(len(new), sum(new), len(rows) - len(new)), skipped
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _check_reachable(address: str) -> None:
