@@ -11,6 +11,9 @@ import psutil
 import pytest
 
 from support.models import WORDS
+from ternarize_cli.errors import InputError
+from ternarize_cli.vectors.encode import EncoderOptions
+from ternarize_cli.vectors.ray_engine import encode_with_ray
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -75,3 +78,9 @@ def test_wrong_options(run, tiny_bert, corpus, tmp_path, options, message):
     result = run("encode", tiny_bert, corpus, "--shards", "-o", tmp_path / "v", *options)
     assert result.exit_code in (2, 4)
     assert message in result.stderr
+
+
+def test_more_workers_than_gpus_do_not_wait_for_ever(tmp_path):
+    settings = {"encoder": EncoderOptions(threads=1), "workers": 99, "gpus": 1.0}
+    with pytest.raises(InputError, match="99 workers need 99 GPUs, and this machine has"):
+        encode_with_ray(str(tmp_path / "corpus.jsonl"), tmp_path / "v", None, **settings)
