@@ -149,7 +149,8 @@ def _keep_beit(bias: Any) -> None:
     def generate_relative_position_index(window_size: tuple[int, int]) -> Tensor:
         device = bias.relative_position_bias_table.device
         if (window_size, device) not in known:
-            known[window_size, device] = own(window_size).to(device)
+            with torch.inference_mode(False):  # transformers may have kept it from a pass in inference mode
+                known[window_size, device] = own(window_size).to(device, copy=True)
         return known[window_size, device]
 
     bias.generate_relative_position_index = generate_relative_position_index

@@ -40,7 +40,9 @@ class ExportOptions:
     dockerfile: Annotated[bool, Option("wheel: also write a Dockerfile that installs it.")] = False
     serve: Annotated[bool, Option("wheel: let the image of the Dockerfile start the server.")] = False
     pooled: Annotated[bool, Option("onnx: pool and normalise in the graph, too, and give sentence_embedding.")] = False
-    bits: Annotated[int, Option("onnx: bits of a weight, 2, or 4 for runtimes without products of 2 bits.")] = 2
+    bits: Annotated[
+        int, Option("onnx: bits of a weight, 2, or 4 for runtimes without products of 2 bits.", min=2, max=4)
+    ] = 2
     check: Annotated[
         bool, Option("onnx: run the result in onnxruntime, and compare its vectors with the packed model's.")
     ] = True

@@ -89,8 +89,9 @@ def test_a_recordable_model_computes_the_same_bits(family: Family, tmp_path: Pat
     own, recordable = opened(family, folder), opened(family, folder)
     make_recordable(recordable)
     given = inputs(family)
-    for _ in range(2):
-        assert torch.equal(own(**given)[0], recordable(**given)[0])
+    with torch.no_grad():  # transformers may keep an index that another test made in inference mode
+        for _ in range(2):
+            assert torch.equal(own(**given)[0], recordable(**given)[0])
     recordable.save_pretrained(tmp_path / "saved")
     name = "model.safetensors"
     assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
