@@ -142,6 +142,12 @@ class Block:
         """The names of a block's linears, relative to the block."""
         return (*self.qkv, self.output, *self.up, self.down)
 
+    @property
+    def counts_places(self) -> bool:
+        """Whether attention depends on how far tokens are apart, so that tokens may not be left out between others."""
+        windows = any(kind.rotary is not None or kind.before or kind.after for kind in self.kinds)
+        return self.relative is not None or windows
+
     def norms_of(self, i: int) -> dict[str, Norm]:
         """The norms of block `i` by their place, without the last norm and that of the embeddings."""
         left_out = {"last", "embeddings", *(("attention.before",) if i in self.unnormed else ())}

@@ -84,10 +84,7 @@ class FusedForward(ABC):
         self._positions = tuple(self.__signature__.parameters)
         self._block = block = Stack.of(model).block
         # Where real tokens alone are computed, side by side, a hole would close, which places in a text would notice.
-        self._counts_places = self.closes_holes and (
-            block.relative is not None
-            or any(kind.rotary is not None or kind.before or kind.after for kind in block.kinds)
-        )
+        self._counts_places = self.closes_holes and block.counts_places
         text = _TEXT | ({"token_type_ids"} if block.embeddings and block.embeddings.types else set())
         self._reads = text if block.embeddings else _IMAGES
         self._output = next(iter(output_kinds(model)), BaseModelOutputWithPooling)

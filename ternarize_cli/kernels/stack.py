@@ -118,6 +118,19 @@ class Stack:
             found.append(factors)
         return found
 
+    def relative_table(self) -> Tensor | None:
+        """Returns the table of relative positions, float32 `[buckets, heads]`; None if the blocks have none.
+
+        The rows are looked up by the module, since a table may be packed; one with too few rows gives those it has.
+        """
+        given = self.block.relative
+        if given is None:
+            return None
+        table: Any = _part(self._model, given.name)
+        rows = min(given.buckets, int(table.num_embeddings))
+        made: Tensor = table(torch.arange(rows, device=table.weight.device)).detach().float()
+        return made
+
     def patch_bias(self, i: int) -> Any:
         """Finds the module that makes the biases of a block by patches; None if there is none."""
         given = self.block.patch_bias

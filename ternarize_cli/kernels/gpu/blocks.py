@@ -69,13 +69,12 @@ class GpuBlocks:
         kept: dtype of the residual of texts. Where norms are RMS, some values grow beyond float16.
     """
 
-    def __init__(self, stack: Stack, arithmetic: Arithmetic, table: Tensor | None) -> None:
+    def __init__(self, stack: Stack, arithmetic: Arithmetic) -> None:
         """Lays the weights out.
 
         Args:
             stack: the blocks.
             arithmetic: makes the products.
-            table: the table of relative positions, float32 `[buckets, heads]`; None if the blocks have none.
         """
         self.block: Block = stack.block
         block, width = self.block, self.block.width
@@ -94,7 +93,8 @@ class GpuBlocks:
         self._heads = [
             heads if q is None or k is None else heads._replace(gains=(q.gain, k.gain), eps=q.eps) for q, k in gains
         ]
-        distances = None if table is None or block.relative is None else scaled_distances(block, table)
+        table = stack.relative_table()
+        distances = None if table is None else scaled_distances(block, table)
         seen = [(-1 if k.before is None else k.before, -1 if k.after is None else k.after) for k in block.kinds]
         self._scores = [Scores(*seen[kind], distances) for kind in block.kind_of]
         self._choices = Choices()

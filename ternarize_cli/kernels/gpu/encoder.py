@@ -61,10 +61,9 @@ class GpuEncoder:
         self._stack = Stack.of(model)
         self._block = block = self._stack.block
         self._device: torch.device = next(model.parameters()).device
-        self._counts_places = block.relative is not None or any(k.before or k.after or k.rotary for k in block.kinds)
         self._count: int | None = None  # of the blocks that run; None: all
         with self._apart():
-            self._blocks = GpuBlocks(self._stack, arithmetic, self._relative_table())
+            self._blocks = GpuBlocks(self._stack, arithmetic)
             self._norm = norm_of(self._stack, None, "embeddings", block.width)
             self._turn_tables = TurnTables(block, self._device)
             self._of_size: dict[tuple[int, ...], tuple[list[Turns | None], list[Tensor] | None]] = {}
@@ -153,7 +152,7 @@ class GpuEncoder:
         if ids.numel() > _SMALL and mask is not None:
             known = lengths_of(mask)  # reading the mask back would wait for the card
             real = int((mask != 0).sum()) if known is None else int(known.sum())
-            if real < _MOSTLY * ids.numel() and not (known is None and self._counts_places and has_hole(mask)):
+            if real < _MOSTLY * ids.numel() and not (known is None and self._block.counts_places and has_hole(mask)):
                 return self._unpadded(ids, mask, types, real, int(known.max()) if known is not None else None)
             mask = None if real == ids.numel() else mask
         width = width_of(tokens)
@@ -241,16 +240,6 @@ class GpuEncoder:
         by: Any = self._stack.norm(None, "embeddings")
         embedded: Tensor = x.float() if by is None else by(x.float())
         return embedded
-
-    def _relative_table(self) -> Tensor | None:
-        """The table of relative positions, float32 `[buckets, heads]`; None if the blocks have none."""
-        given = self._block.relative
-        if given is None:
-            return None
-        table: Any = self._model.get_submodule(given.name)
-        rows = min(given.buckets, int(table.num_embeddings))
-        made: Tensor = table(torch.arange(rows, device=self._device)).detach().float()
-        return made
 
     def _pixels_a_token(self) -> int:
         """The numbers of an image that make a token."""

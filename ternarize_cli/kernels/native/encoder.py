@@ -90,8 +90,8 @@ class ModuleSource:
         block: the description of the blocks.
     """
 
-    def __init__(self, stack: Stack, model: nn.Module) -> None:
-        self._stack, self._model = stack, model
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
         self.block: Block = stack.block
 
     def linear(self, i: int, name: str, inputs: int) -> StoredLinear:
@@ -116,17 +116,9 @@ class ModuleSource:
         return attention, feed_forward
 
     def relative_table(self) -> np.ndarray | None:
-        """Returns the table of relative positions, float32 `[buckets, heads]`; None if the blocks have none.
-
-        The rows are looked up by the module, since a table may be packed; one with too few rows gives those it has.
-        """
-        given = self.block.relative
-        if given is None:
-            return None
-        table: Any = self._model.get_submodule(given.name)
-        rows = min(given.buckets, int(table.num_embeddings))
-        made: np.ndarray = table(torch.arange(rows, device="cpu")).detach().float().numpy()
-        return made
+        """Returns the table of relative positions, float32 `[buckets, heads]`; None if the blocks have none."""
+        found = self._stack.relative_table()
+        return None if found is None else found.numpy()
 
 
 class NativeEncoder:
@@ -143,7 +135,7 @@ class NativeEncoder:
         self._model = model
         self._stack = Stack.of(model)
         self._block = block = self._stack.block
-        source = ModuleSource(self._stack, model)
+        source = ModuleSource(self._stack)
         self._blocks = Blocks(self._lib, source)
         self._count: int | None = None  # of the blocks that run; None: all
         self._turned: dict[tuple[int, ...], Prepared] = {}  # by the size of images
