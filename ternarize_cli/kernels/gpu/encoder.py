@@ -86,7 +86,7 @@ class GpuEncoder:
                             hint="fetch the model again",
                         )
                     self._padding = given.first_position - 1 if given.first_position else self._padding
-            self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
+            self._forget_recorded()
             self._last_pass: Any = None  # the event that marks its end
             if isinstance(self._blocks.products, E4m3):
                 self._sample(self._blocks.products)
@@ -121,7 +121,7 @@ class GpuEncoder:
             if size not in self._of_size:
                 if len(self._of_size) >= _IMAGE_SIZES:  # recorded passes read what was kept
                     self._of_size.clear()
-                    self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
+                    self._forget_recorded()
                 tokens = self._embedded_images(pixels[:1]).shape[1]
                 turned = [kind.rotary is not None for kind in self._block.kinds]
                 turns = [image_turns(self._model, pixels, tokens) if is_turned else None for is_turned in turned]
@@ -138,12 +138,15 @@ class GpuEncoder:
             return self.texts(ids, mask, None)
         finally:
             self._count = None
-            self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
+            self._forget_recorded()
 
     def clear(self) -> None:
         """Clears what a pass that failed midway has left behind."""
         with self._apart():
             self._blocks.products.clear()
+
+    def _forget_recorded(self) -> None:
+        self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
