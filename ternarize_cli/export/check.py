@@ -8,6 +8,9 @@ those of a pass, beside backend `native`.
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,37 @@ import torch
 from torch import Tensor
 
 from ternarize_cli import kernels
+from ternarize_cli.data.texts import read_lines
 from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.encoders.positions import readable_tokens
 from ternarize_cli.engines import exports, inputs
 from ternarize_cli.engines.baselines import forward_of
-from ternarize_cli.errors import GateMissedError, UnavailableError
+from ternarize_cli.errors import GateMissedError, InputError, UnavailableError, reason
+from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.measuring.similarity import units
 from ternarize_cli.measuring.timing import GridPoint, summarise, time_interleaved
 
-__all__ = ["Run", "check_gate", "compare", "sentences"]
+__all__ = ["Run", "Runtime", "check_gate", "compare", "run_check", "sentences", "texts_of"]
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Runs an export: tensors of a batch by their names in transformers to `last_hidden_state` or `sentence_embedding`."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs an export.
+
+    Attributes:
+        library: the library's name on PyPI.
+        open: opens the export; raises any error if the library can't run it.
+        hint: what a user may do if it can't.
+    """
+
+    library: str
+    open: Callable[[], Run]
+    hint: str
+
 
 _COUNT, _BATCH = 100, 10
 _POINTS = GridPoint(1, 16), GridPoint(8, 128)
@@ -66,6 +88,66 @@ def sentences() -> list[str]:
         for first in range(size)
     ]
     return fragments + joined
+
+
+def texts_of(options: ExportOptions, folder: Path) -> list[str] | None:
+    """Reads the texts of the check; None if it takes the built-in ones.
+
+    Args:
+        options: the options of the export.
+        folder: the packed model's folder.
+
+    Raises:
+        InputError: an option of the check is set without it, or texts are given for a model that reads none.
+        DataError: the file can't be read, or has no texts.
+    """
+    if not options.check and (options.texts is not None or options.min_cosine is not None):
+        named = "--texts" if options.texts is not None else "--min-cosine"
+        raise InputError(f"{named} is for the check, and --no-check leaves it out", hint="leave --no-check out")
+    if options.texts is None:
+        return None
+    if "text" not in modalities_of(folder):
+        raise InputError(f"{folder} reads images, and --texts are texts", hint="without --texts")
+    return read_lines([options.texts])
+
+
+def run_check(
+    folder: Path, runtime: Runtime, texts: list[str] | None, options: ExportOptions, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Runs the check if it is wanted, and its runtime is installed.
+
+    Args:
+        folder: the packed model's folder.
+        runtime: what runs the export.
+        texts: as in `compare`.
+        options: the options of the export.
+        say: is told what is done, or why it is not.
+
+    Returns:
+        What export.json says of the check: `runtime` and what `compare` gives, or the reason, `unchecked`.
+
+    Raises:
+        UnavailableError: the runtime is missing or can't run the export, and `options.min_cosine` is set.
+    """
+    if not options.check:
+        return {"unchecked": "--no-check"}
+    if find_spec(runtime.library) is None:
+        why, hint = f"{runtime.library} is not installed", f"pip install {runtime.library}"
+        if options.min_cosine is not None:
+            raise UnavailableError(f"--min-cosine: {why}", hint=hint)
+        say(f"{why}, so the export is unchecked: {hint}")
+        return {"unchecked": why}
+    named = f"{runtime.library} {version(runtime.library)}"
+    try:
+        run = runtime.open()
+    except Exception as e:  # runtimes raise errors of their own classes, and plain ones
+        why = f"{named} can't run it: {reason(e)}"
+        if options.min_cosine is not None:
+            raise UnavailableError(why, hint=runtime.hint) from e
+        say(f"unchecked: {why}")
+        return {"unchecked": why}
+    say("comparing it with the packed model …")
+    return {"runtime": named} | compare(folder, run, texts)
 
 
 def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:

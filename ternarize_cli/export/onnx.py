@@ -25,22 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from ternarize_cli import __version__
-from ternarize_cli.data.texts import read_lines
-from ternarize_cli.encoders.loading import load_encoder, prompts_of
+from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modalities_of
-from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.engines import exports
 from ternarize_cli.engines.onnx_codes import LayerCodes, put_codes
 from ternarize_cli.engines.onnx_session import open_session
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError, quoted, reason
 from ternarize_cli.export import card, check
+from ternarize_cli.export.companions import check_encoder, write_companions
 from ternarize_cli.export.formats import Export, register
 from ternarize_cli.export.licences import licence_texts
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
-from ternarize_cli.model_folder.model_files import module_folders
 from ternarize_cli.model_folder.model_kind import require_kind
-from ternarize_cli.storage.bounds import read_json, read_object
 from ternarize_cli.storage.files import atomic_folder, check_output
 
 __all__ = ["Onnx"]
@@ -49,7 +46,6 @@ _LIBRARIES = ("onnx", "onnxscript")
 _INSTALL = "pip install onnx onnxscript onnxruntime"
 _LARGEST = 2_000_000_000
 """The most bytes of a model in one file: one message of protobuf holds at most 2^31."""
-_SETTINGS = "config_sentence_transformers.json"
 
 
 @register
@@ -80,21 +76,20 @@ class Onnx:
         require_kind(source.folder, "encoder")
         if len(modalities_of(source.folder)) > 1:
             raise InputError(f"{source.folder} reads texts and images, and --to onnx writes models of one of them")
-        reads_texts = "text" in modalities_of(source.folder)
-        if options.texts is not None and not reads_texts:
-            raise InputError(f"{source.folder} reads images, and --texts are texts", hint="without --texts")
-        texts = None if options.texts is None else read_lines([options.texts])
+        texts = check.texts_of(options, source.folder)
         files, licences = source.files(), licence_texts(source.folder)
         encoder: Any = load_encoder(source.folder, backend="reference", device="cpu")
-        _check_encoder(encoder, source.folder, pooled=options.pooled)
+        check_encoder(encoder, source.folder, "onnx", pooled=options.pooled)
         check_output(output, force=force, inputs=[source.folder])
         say(f"writing {output} …")
         with atomic_folder(output, force=force, inputs=[source.folder]) as folder:
             model, products = _graph(source.folder, folder, encoder, options)
             _write_model(model, folder / "onnx")
-            _write_beside(source, files, encoder, folder)
+            # transformers.js looks for onnx/model_quantized.onnx otherwise
+            write_companions(source, files, encoder, folder, {"transformers.js_config": {"dtype": "fp32"}})
             facts = _facts(source, model, products, options)
-            facts["check"] = _checked(source.folder, folder, texts, options, say)
+            runtime = check.Runtime("onnxruntime", partial(_open, folder), "install a newer onnxruntime, or --bits 4")
+            facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
             (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             (folder / "README.md").write_text(card.for_onnx(source, facts), "utf-8")
             for name, text in licences.items():
@@ -106,38 +101,18 @@ class Onnx:
 
 
 def _check_options(options: ExportOptions) -> None:
-    """Checks the options, and that the libraries they need are installed.
+    """Checks `bits`, and that the libraries that are needed are installed.
 
     Raises:
-        InputError: `bits` is neither 2 nor 4, or an option of the check is set without it.
+        InputError: `bits` is neither 2 nor 4.
         UnavailableError: a library is not installed.
     """
     if options.bits not in (2, 4):
         raise InputError(f"--bits {options.bits}: the operator MatMulNBits is written with 2 or 4", hint="--bits 2")
-    if not options.check and (options.texts is not None or options.min_cosine is not None):
-        named = "--texts" if options.texts is not None else "--min-cosine"
-        raise InputError(f"{named} is for the check, and --no-check leaves it out", hint="leave --no-check out")
     needed = (*_LIBRARIES, *(("onnxruntime",) if options.min_cosine is not None else ()))
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UnavailableError(f"--to onnx needs {', '.join(missing)}", hint=_INSTALL)
-
-
-def _check_encoder(encoder: Any, folder: Path, *, pooled: bool) -> None:
-    """Checks that a model has hidden states, and if wanted, pooling that depends on them and the mask alone.
-
-    Raises:
-        InputError: it has not.
-    """
-    first = encoder[0]
-    gives = {entry.get("method_output_name") for entry in (getattr(first, "modality_config", None) or {}).values()}
-    if not hasattr(first, "auto_model") or not gives <= {"last_hidden_state", "pooler_output"}:
-        raise InputError(f"{folder} gives no hidden states of tokens, and --to onnx writes models that do")
-    leaves_out = any(getattr(module, "include_prompt", True) is False for module in encoder)
-    if pooled and leaves_out and (any(encoder.prompts.values()) or prompts_of(encoder) != [""]):
-        raise InputError(
-            f"{folder} leaves the tokens of prompts out of pooling, which --pooled can't know", hint="without --pooled"
-        )
 
 
 class _Pooling(nn.Module):
@@ -213,27 +188,6 @@ def _write_model(model: Any, folder: Path) -> None:
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _write_beside(source: Source, files: dict[str, Path], encoder: Any, folder: Path) -> None:
-    """Writes configs, tokenizer and modules, which no longer describe packed weights."""
-    for where in module_folders(source.folder):
-        (folder / where).mkdir(parents=True, exist_ok=True)
-    listed = read_json(source.folder / "modules.json") if "modules.json" in files else []
-    for entry, module in zip(listed[1:], list(encoder)[1:], strict=True):
-        if f"{entry['path']}/model.safetensors" in files:
-            dequantize(module).save(str(folder / entry["path"]))
-    for name, path in files.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.name in ("config.json", _SETTINGS):  # a module Dense has a description of its codes, too
-            taken = ("quantization_config", "requirements")
-            values = {key: value for key, value in read_object(path).items() if key not in taken}
-            if name == "config.json":  # transformers.js looks for onnx/model_quantized.onnx otherwise
-                values["transformers.js_config"] = {"dtype": "fp32"}
-            target.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        elif ".safetensors" not in path.name:
-            target.write_bytes(path.read_bytes())
-
-
 def _facts(source: Source, model: Any, products: int, options: ExportOptions) -> dict[str, Any]:
     return {
         "content_hash": source.digest,
@@ -248,31 +202,9 @@ def _facts(source: Source, model: Any, products: int, options: ExportOptions) ->
     }
 
 
-def _checked(
-    source: Path, folder: Path, texts: list[str] | None, options: ExportOptions, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Runs the check if it is wanted and onnxruntime is installed; returns what export.json says of it.
-
-    Raises:
-        UnavailableError: the installed onnxruntime can't run the model, and `min_cosine` is set.
-    """
-    if not options.check:
-        return {"unchecked": "--no-check"}
-    if find_spec("onnxruntime") is None:
-        say("onnxruntime is not installed, so the export is unchecked: pip install onnxruntime")
-        return {"unchecked": "onnxruntime is not installed"}
-    runtime = f"onnxruntime {version('onnxruntime')}"
-    try:
-        with exports.quiet():
-            session = open_session(folder / "onnx" / "model.onnx")
-    except Exception as e:  # ONNX Runtime has no class of exceptions of its own
-        why = f"{runtime} can't run it: {reason(e)}"
-        if options.min_cosine is not None:
-            raise UnavailableError(why, hint="install a newer onnxruntime, or --bits 4") from e
-        say(f"unchecked: {why}")
-        return {"unchecked": why}
-    say("comparing it with the packed model …")
-    return {"runtime": runtime} | check.compare(source, partial(_run, session), texts)
+def _open(folder: Path) -> check.Run:
+    with exports.quiet():
+        return partial(_run, open_session(folder / "onnx" / "model.onnx"))
 
 
 def _run(session: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
