@@ -156,9 +156,9 @@ def test_without_onnxruntime_the_same_bytes_stand_unchecked(
     made: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ternarize_cli.engines import exports
-    from ternarize_cli.export import onnx
+    from ternarize_cli.export import check, onnx
 
-    for module in (exports, onnx):
+    for module in (exports, check, onnx):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     said: list[str] = []
     facts = export(packed, tmp_path / "o", to="onnx", say=said.append).facts
