@@ -133,7 +133,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        runs = [whole(wanted, folder) for _ in range(wanted.rounds)]
+        runs = []
+        for _ in range(wanted.rounds):
+            runs.append(whole(wanted, folder))
+            print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     alone = parts(wanted)
     command = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
     slower = max(alone["tokenizer_seconds"], alone["model_seconds"])
