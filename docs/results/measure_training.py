@@ -157,6 +157,7 @@ def main() -> None:
                 "arguments": sys.argv[1:],
                 "processes": int(os.environ.get("WORLD_SIZE", "1")),
                 "steps": report.steps,
+                "left_out": report.left_out,
                 "batch_size": report.batch_size,
                 "accumulate": report.accumulate,
                 "inputs_per_step": inputs,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ternarize_cli.arithmetic.cuda_graphs import Graphs, own_stream
 from ternarize_cli.distill.batches import Batches
@@ -30,6 +31,8 @@ _MOST_IN_A_ROW = 3  # steps without finite gradients, of which one is left out
 _SMOOTH = 0.95
 _SECONDS_BETWEEN_READINGS = 0.5
 _LARGEST_GRADIENT = 1.0
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's: its gradient is NaN for a query that sees no key, such as padding whose window is all padding."""
 _UNRECORDED = (
     "; training goes on, but starts each of a step's thousands of kernels by itself: MiniLM is three times slower so"
 )
@@ -276,7 +279,7 @@ class Trainer:
     def _gradients_of(self, batch: dict[str, Any]) -> _Taught:
         """Adds the gradients of a batch to the buffer."""
         features, weights = self.pair.put(batch), self.training.parts
-        with _tensor_cores():
+        with _tensor_cores(), sdpa_kernel(_ATTENTION):
             with self._autocast():
                 taught = self.pair.teacher_outputs(features)
                 learnt = self.pair.student_outputs(features)

@@ -12,7 +12,7 @@ import torch
 from support.models import WORDS
 from ternarize_cli.arithmetic import cuda_graphs
 from ternarize_cli.compress.convert import convert
-from ternarize_cli.distill import loop
+from ternarize_cli.distill import loop, trainer
 from ternarize_cli.distill.held_out import HeldOut, _agreement
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.encoders.loading import load_encoder
@@ -152,6 +152,22 @@ def test_recorded_steps_train_as_others_do(
         assert result.exit_code == 0, result.stderr
         cosines.append(json.loads(result.stdout)["cosine_after"])
     assert cosines[0] == pytest.approx(cosines[1], abs=5e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_gradients_are_finite_where_padding_sees_only_padding() -> None:
+    from torch.nn.attention import sdpa_kernel
+    from transformers import ModernBertConfig, ModernBertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = ModernBertModel(ModernBertConfig(**sizes, vocab_size=100, attn_implementation="sdpa")).cuda()
+    ids = torch.randint(5, 90, (8, 448), device="cuda")
+    lengths = torch.tensor([436, 429, 404, 388, 374, 363, 345, 329], device="cuda")
+    mask = (torch.arange(448, device="cuda") < lengths[:, None]).long()
+    with sdpa_kernel(trainer._ATTENTION), torch.autocast("cuda", torch.bfloat16):
+        model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()].square().mean().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_agreement_is_the_rank_correlation_of_all_pairs_with_ties_at_their_mean_rank() -> None:

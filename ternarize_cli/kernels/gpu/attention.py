@@ -71,7 +71,7 @@ def _turned(
     return x * factor, y * factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "before", "after", "reach"])
 def _attention(
     qkv_ptr, mask_ptr, starts_ptr, distances_ptr, pairs_ptr, cos_ptr, sin_ptr, q_gain_ptr, k_gain_ptr, y_ptr,
     tokens, heads, scale, eps, times, before, after, reach,

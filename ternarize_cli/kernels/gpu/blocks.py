@@ -195,7 +195,7 @@ class GpuBlocks:
         said = [name for name, value in named.items() if value is not None]
         window = f"{scores.before}:{scores.after}"
         key = f"attention {heads.heads}/{heads.shared} x {heads.head} {window} {' '.join(said)}"
-        shape = (len(qkv), tokens if layout.starts is None else bucket(tokens), heads.width)
+        shape = (len(qkv), bucket(tokens), heads.width)
         return call(self._choices.of(key, shape, ways, call))
 
 

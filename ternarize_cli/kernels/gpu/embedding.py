@@ -30,7 +30,7 @@ def _looked_up(table_ptr, scales_ptr, entry, k, inside, WIDTH: tl.constexpr):
     return found * tl.load(scales_ptr + entry)[:, None]
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _embed(
     ids_ptr, kinds_ptr, places_ptr, words_ptr, word_scales_ptr, types_ptr, type_scales_ptr, positions_ptr,
     position_scales_ptr, gain_ptr, shift_ptr, kept_ptr, q_ptr, t_ptr, rows, tokens, words, types, positions, eps,

@@ -155,8 +155,10 @@ class GpuEncoder:
         if ids.numel() > _SMALL and mask is not None:
             known = lengths_of(mask)  # reading the mask back would wait for the card
             real = int((mask != 0).sum()) if known is None else int(known.sum())
-            if real < _MOSTLY * ids.numel() and not (known is None and self._block.counts_places and has_hole(mask)):
-                return self._unpadded(ids, mask, types, real, int(known.max()) if known is not None else None)
+            if known is not None and real < ids.numel():  # of a corpus, where numbers of texts and tokens hardly repeat
+                return self._unpadded(ids, mask, types, real, int(known.max()))
+            if real < _MOSTLY * ids.numel() and not (self._block.counts_places and has_hole(mask)):
+                return self._unpadded(ids, mask, types, real)
             mask = None if real == ids.numel() else mask
         width = width_of(tokens)
         width = max(tokens, width if self._longest is None else min(width, self._longest))

@@ -56,7 +56,7 @@ class Heads(NamedTuple):
         return 0 if self.turns is None else self.turns[0].shape[1]
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _prepare(
     qkv_ptr, places_ptr, cos_ptr, sin_ptr, q_gain_ptr, k_gain_ptr, rows, tokens, heads, eps,
     STRIDE: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, PAIRS: tl.constexpr, GAINS: tl.constexpr,

@@ -135,7 +135,7 @@ class FewRows(NamedTuple):
     parts: int = 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _few_rows(
     x_ptr, t_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, rows, outputs,
     BLOCKS: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr,
@@ -254,7 +254,7 @@ def _finished(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "programs"])
 def _many_rows(
     x_desc, w_desc, y_desc, t_ptr, scale_ptr, bias_ptr, factor, times, rows, outputs, programs,
     INPUTS: tl.constexpr, EXACT: tl.constexpr, TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
