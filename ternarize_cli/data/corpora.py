@@ -137,8 +137,8 @@ def open_corpus(
         # raises the error for a missing file
         documents_read = read_texts(source, prefix=prefix, on_bad=on_bad, ids=True)
         count = None if place == STDIN else _lines(path)
-    items = ((document.id, document.text) for document in documents_read)
-    return Corpus(source_name(source), _filled(items, skipped) if documents else items, "text", count, skipped)
+    items = _filled(documents_read, skipped) if documents else documents_read
+    return Corpus(source_name(source), items, "text", count, skipped)
 
 
 def unique(
@@ -160,9 +160,9 @@ def unique(
         DataError: two items have the same id; the message names the first such pair.
     """
     ids = array("Q")
-    for identity, content in items:
-        ids.append(hash(identity) & _ALL)  # Python's hash of strings is keyed: no file can aim at it
-        yield identity, content
+    for item in items:
+        ids.append(hash(item[0]) & _ALL)  # Python's hash of strings is keyed: no file can aim at it
+        yield item
     hashes: np.ndarray = np.frombuffer(ids, np.uint64) if ids else np.empty(0, np.uint64)
     values, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
     if len(values) == len(hashes):

@@ -128,7 +128,8 @@ def document_of(text: str, where: str, number: str) -> Document:
         DataError: the text can't be written as UTF-8.
     """
     text = text.strip()
-    _check_encodable(number + text, where, shown=text)
+    if not (text.isascii() and number.isascii()):
+        _check_encodable(number + text, where, shown=text)
     return Document(number, text)
 
 

@@ -266,13 +266,13 @@ def _documents(records: Iterator[_Record], name: str, wanted: Wanted, on_bad: On
     found = False
     for where, number, record in records:
         try:
+            if isinstance(record, str):  # as most are: a corpus of millions waits for what is done here
+                yield document_of(record, where, wanted.prefix + number)
+                found = True
+                continue
             if isinstance(record, DataError):
                 raise record
-            documents = (
-                (document_of(record, where, wanted.prefix + number),)
-                if isinstance(record, str)
-                else tuple(documents_of(record, where, number, wanted))
-            )
+            documents = tuple(documents_of(record, where, number, wanted))
         except DataError as e:
             if on_bad is None:
                 raise

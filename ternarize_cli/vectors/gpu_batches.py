@@ -23,12 +23,12 @@ __all__ = ["CHARACTERS", "CHUNK", "batch_tokens", "fetched", "on_device", "pinne
 
 CHUNK, CHARACTERS = 8192, 1 << 22
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
-_TOKENS, _NUMBERS = 1 << 16, 1 << 26
+_TOKENS, _NUMBERS = 1 << 17, 1 << 27
 """The most tokens in a batch, and the most numbers in its hidden states."""
 
 
 def batch_tokens(encoder: SentenceTransformer) -> int:
-    """Returns the most tokens of a batch: 65,536 where the model runs fused on a GPU, fewer if it is wider than 1,024.
+    """Returns the most tokens of a batch: 131,072 where the model runs fused on a GPU, fewer if it is wider than 1,024.
 
     A model that runs by modules keeps a batch's attention and all else in memory, so its batches stay as on a CPU.
     """

@@ -15,7 +15,7 @@ class EncoderOptions:
     """How a model is loaded and used.
 
     Attributes:
-        batch_size: texts or images per forward pass; None: as many texts of like length as make 8,192 tokens (65,536 in
+        batch_size: texts or images per forward pass; None: as many texts of like length as make 8,192 tokens (131,072 in
             a fused encoder on a GPU), or 32 images.
         backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
         device: torch device; None: the CPU for a backend of CPUs, otherwise CUDA if there is a GPU.
@@ -28,7 +28,7 @@ class EncoderOptions:
     batch_size: Annotated[
         int | None,
         Option(
-            "Texts or images per forward pass; default: similar texts with 8,192 tokens in all (65,536 on a GPU), "
+            "Texts or images per forward pass; default: similar texts with 8,192 tokens in all (131,072 on a GPU), "
             "or 32 images.",
             min=1,
             max=MAX_BATCH,

@@ -161,7 +161,9 @@ def test_gradients_are_finite_where_padding_sees_only_padding() -> None:
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 64, "num_hidden_layers": 2}
-    model = ModernBertModel(ModernBertConfig(**sizes, vocab_size=100, attn_implementation="sdpa")).cuda()
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    config = ModernBertConfig(**sizes, **special, vocab_size=100, attn_implementation="sdpa")
+    model = ModernBertModel(config).cuda()
     ids = torch.randint(5, 90, (8, 448), device="cuda")
     lengths = torch.tensor([436, 429, 404, 388, 374, 363, 345, 329], device="cuda")
     mask = (torch.arange(448, device="cuda") < lengths[:, None]).long()
