@@ -107,6 +107,8 @@ def _attention(
         low = tl.maximum(tl.program_id(1) * BM - before, 0) // BN * BN
     if AFTER:
         high = tl.minimum(tl.program_id(1) * BM + BM + after, length)
+    if STARTS:  # a short text has no queries in the last tiles of a long one
+        high = tl.where(tl.program_id(1) * BM < length, high, 0)
     for start in range(low, high, BN):
         key = start + tl.arange(0, BN)
         there = key < length
@@ -148,7 +150,7 @@ def _attention(
             v = tl.load(at, there[:, None] & (d < HEAD)[None, :], 0.0)
         total = tl.dot(p.to(kind), v, total * shrink[:, None])
         largest = higher
-    y = total / weights[:, None]
+    y = total / tl.maximum(weights, 1e-30)[:, None]
     if TIMES:
         y = tl.minimum(tl.maximum(y * times, -448.0), 448.0)
     at = y_ptr + ((first + m).to(tl.int64) * (heads * HEAD))[:, None] + head * HEAD + d[None, :]
