@@ -154,7 +154,7 @@ class Trainer:
             InputError: the GPU's memory does not hold a batch.
         """
         before, counted, started = self.seconds, self.count, time.monotonic()
-        read = 0.0
+        read = before
         with self.pair.training(), own_stream(self.on.device):
             for features in self.batches:
                 self.seconds = self._agreed(before + time.monotonic() - started)
@@ -167,10 +167,11 @@ class Trainer:
                 self.seconds = self._agreed(before + now)
                 done = self._done()
                 stopped = bool(self._agreed(float(stop())))
-                due = self.on.device.type == "cpu" or now - read >= _SECONDS_BETWEEN_READINGS
+                # by the agreed time: a process that looks at held-out data while another trains waits for ever
+                due = self.seconds - read >= _seconds_between_readings(self.on.device)
                 if not (due or stopped or done >= 1):
                     continue
-                read = now
+                read = self.seconds
                 self._read_losses()
                 if int(done * _LOOKS) > int(self._looked * _LOOKS) and done < 1:
                     self._look(done, now)
@@ -330,6 +331,11 @@ class Trainer:
         # autocast without its cache: a graph must not use the cast weights of another graph
         on = self.on.device.type
         return torch.autocast(on, torch.bfloat16, enabled=on == "cuda", cache_enabled=False)
+
+
+def _seconds_between_readings(device: torch.device) -> float:
+    """Reading a loss waits for the GPU, and costs nothing on a CPU."""
+    return 0.0 if device.type == "cpu" else _SECONDS_BETWEEN_READINGS
 
 
 @contextmanager

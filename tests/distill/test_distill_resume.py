@@ -127,13 +127,28 @@ def test_only_the_same_run_is_resumed(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_two_processes_train_together(work: Path, tiny_bert: Path, tmp_path: Path) -> None:
+_SELDOM = """
+import os, runpy, time, types
+from ternarize_cli.distill import trainer
+
+slower = types.SimpleNamespace(monotonic=lambda: time.monotonic() * (0.6 if os.environ["RANK"] == "1" else 1.0))
+trainer.time = slower
+trainer._seconds_between_readings = lambda device: 0.05
+runpy.run_module("ternarize_cli", run_name="__main__")
+"""
+"""Losses are read now and then, as on a GPU, and the processes' clocks disagree."""
+
+
+@pytest.mark.parametrize("script", [None, _SELDOM], ids=["every step", "seldom"])
+def test_two_processes_train_together(work: Path, tiny_bert: Path, tmp_path: Path, script: str | None) -> None:
     out = tmp_path / "out"
     settings = ("--steps", STEPS, "--batch-size", 8, "--learning-rate", 1e-3, "--device", "cpu", "--json")
     command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    (tmp_path / "run.py").write_text(script or "")
+    program = ("-m", "ternarize_cli") if script is None else (tmp_path / "run.py",)
     done = subprocess.run(
-        [*map(str, (*launch, "ternarize_cli", *command))],
+        [*map(str, (*launch, *program, *command))],
         capture_output=True,
         text=True,
         timeout=200,
