@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["infer", "load", "quantise", "runs_bf16"]
+__all__ = ["convert", "infer", "infer_all", "input_names", "load", "quantise", "runs_bf16"]
 
 _loaded: list[Any] = []
 
@@ -45,6 +45,17 @@ def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
     openvino.save_model(model, output, compress_to_fp16=False)
 
 
+def convert(source: Path, output: Path) -> None:
+    """Converts an ONNX model, whose constants keep their types, to OpenVINO's `.xml` and `.bin`.
+
+    Args:
+        source: path of the ONNX model.
+        output: path of the `.xml` file.
+    """
+    openvino = _openvino()
+    openvino.save_model(openvino.Core().read_model(source), output, compress_to_fp16=False)
+
+
 def load(path: Path, settings: dict[str, Any]) -> int:
     """Compiles the model that `infer` runs from now on; returns the number of its threads.
 
@@ -61,6 +72,17 @@ def infer(*arrays: np.ndarray) -> np.ndarray:
     """Runs the loaded model on a batch; returns its first output."""
     output: np.ndarray = _loaded[0].infer(list(arrays))[0]
     return output
+
+
+def input_names() -> list[str]:
+    """Gives the names of the loaded model's inputs."""
+    return [str(entry.any_name) for entry in _loaded[0].model_inputs]
+
+
+def infer_all(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs the loaded model on a batch, inputs by their names; returns all outputs by their names."""
+    made = _loaded[0].infer(arrays)
+    return {str(entry.any_name): made[entry] for entry in _loaded[0].model_outputs}
 
 
 def _openvino() -> Any:

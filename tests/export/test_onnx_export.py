@@ -156,9 +156,9 @@ def test_without_onnxruntime_the_same_bytes_stand_unchecked(
     made: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ternarize_cli.engines import exports
-    from ternarize_cli.export import check, onnx
+    from ternarize_cli.export import check, graph_folder
 
-    for module in (exports, check, onnx):
+    for module in (exports, check, graph_folder):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     said: list[str] = []
     facts = export(packed, tmp_path / "o", to="onnx", say=said.append).facts
@@ -252,7 +252,7 @@ def test_a_damaged_model_is_refused_before_anything_is_written(packed: Path, tmp
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (ExportOptions(bits=3), "--bits 3: the operator MatMulNBits is written with 2 or 4"),
+        (ExportOptions(bits=3), "--bits 3: products are written with codes of 2 or 4"),
         (ExportOptions(check=False, min_cosine=0.9), "--min-cosine is for the check, and --no-check leaves it out"),
         (ExportOptions(check=False, texts="a.txt"), "--texts is for the check"),
         (ExportOptions(platform="linux_x86_64"), "--platform means nothing for the format onnx"),
