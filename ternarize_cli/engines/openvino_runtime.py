@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["convert", "infer", "infer_all", "input_names", "load", "quantise", "runs_bf16"]
+__all__ = ["infer", "infer_all", "input_names", "load", "opened", "quantise", "runs_bf16"]
 
 _loaded: list[Any] = []
 
 
 def runs_bf16() -> bool:
     """Whether OpenVINO finds bf16 units in this CPU."""
-    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in opened().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
@@ -33,7 +33,7 @@ def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
         output: path of the `.xml` file.
     """
     os.environ.setdefault("NNCF_CI", "1")
-    openvino = _openvino()
+    openvino = opened()
     import nncf
 
     model = nncf.quantize(
@@ -45,17 +45,6 @@ def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
     openvino.save_model(model, output, compress_to_fp16=False)
 
 
-def convert(source: Path, output: Path) -> None:
-    """Converts an ONNX model, whose constants keep their types, to OpenVINO's `.xml` and `.bin`.
-
-    Args:
-        source: path of the ONNX model.
-        output: path of the `.xml` file.
-    """
-    openvino = _openvino()
-    openvino.save_model(openvino.Core().read_model(source), output, compress_to_fp16=False)
-
-
 def load(path: Path, settings: dict[str, Any]) -> int:
     """Compiles the model that `infer` runs from now on; returns the number of its threads.
 
@@ -63,7 +52,7 @@ def load(path: Path, settings: dict[str, Any]) -> int:
         path: path of an ONNX model or of an `.xml` file.
         settings: properties of OpenVINO's CPU plug-in.
     """
-    model = _openvino().Core().compile_model(path, "CPU", settings)
+    model = opened().Core().compile_model(path, "CPU", settings)
     _loaded[:] = [model.create_infer_request()]
     return int(model.get_property("INFERENCE_NUM_THREADS"))
 
@@ -85,7 +74,8 @@ def infer_all(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {str(entry.any_name): made[entry] for entry in _loaded[0].model_outputs}
 
 
-def _openvino() -> Any:
+def opened() -> Any:
+    """Imports OpenVINO, so that it sends no usage reports."""
     os.environ["CI"] = "true"
     import openvino
 

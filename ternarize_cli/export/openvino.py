@@ -2,16 +2,14 @@
 
     openvino/openvino_model.xml, openvino_model.bin      the graph, and its constants
 
-`graph_folder` describes the other files. OpenVINO reads the ONNX graph (`onnx_graph`), with inputs and outputs of the
-same names, and writes it in its own format:
+`graph_folder` describes the other files. OpenVINO reads the ONNX graph (`onnx_graph`), and writes it in its own format,
+with inputs and outputs of the same names (`engines.openvino_codes`). Codes of products have 2 bits, with a float16
+scale for each row. Tables are looked up as in the ONNX graph: int8 codes with a scale for a row, or int4 with one for
+32 values.
 
-    product     MatMul with  codes u2 [out, blocks, in / blocks] ▶ Convert ▶ Subtract(2) ▶ Multiply(scale of the row)
-    table       Gather of the int8 codes and of the float16 scales, Multiply; int4 codes likewise, a scale for 32 values
-
-The CPU plugin makes one FullyConnected of a product. It keeps the codes in memory as they are in the file, and
-multiplies activations in floating point, or rounds them to int8 by groups, as its property
-DYNAMIC_QUANTIZATION_GROUP_SIZE says and the processor allows. Blocks of 128 inputs, which repeat the row's scale, were
-as fast as one for each row.
+The CPU plug-in runs a product as one FullyConnected, whose codes stay in memory as they are in the file. It multiplies
+activations in floating point, or rounds them to int8 by groups, as its property DYNAMIC_QUANTIZATION_GROUP_SIZE says
+and the processor allows.
 """
 
 import tempfile
@@ -23,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternarize_cli.engines import openvino_runtime
+from ternarize_cli.arithmetic.tables import GROUP
+from ternarize_cli.engines import openvino_codes, openvino_runtime
 from ternarize_cli.engines.child import Child
+from ternarize_cli.errors import InputError, TernarizeError
 from ternarize_cli.export import card, check
 from ternarize_cli.export.formats import register
 from ternarize_cli.export.graph_folder import GraphFolder, fed
@@ -45,11 +45,15 @@ class OpenVino(GraphFolder):
 
     def place(self, model: Any, folder: Path) -> None:
         """Writes openvino/openvino_model.xml and .bin."""
-        (folder / "openvino").mkdir()
+        _check_tables(model)
+        output = folder / "openvino" / "openvino_model.xml"
+        output.parent.mkdir()
         with tempfile.TemporaryDirectory(dir=folder) as name:
             write_graph(model, Path(name) / "onnx")
-            path = Path(name) / "onnx" / "model.onnx"
-            Child("OpenVINO").call(openvino_runtime.convert, path, folder / "openvino" / "openvino_model.xml")
+            try:
+                Child("OpenVINO").call(openvino_codes.convert, Path(name) / "onnx" / "model.onnx", output)
+            except TernarizeError as e:
+                raise InputError(f"the ONNX graph can't be converted: {e}", hint="--to onnx writes it") from e
 
     def open(self, folder: Path) -> check.Run:
         """Opens the model in OpenVINO, in a process of its own, with the number of threads that torch uses now."""
@@ -61,6 +65,21 @@ class OpenVino(GraphFolder):
     def card(self, source: Source, facts: Mapping[str, Any]) -> str:
         """Makes the README of a model, of what export.json holds."""
         return card.for_openvino(source, facts)
+
+
+def _check_tables(model: Any) -> None:
+    """Checks that OpenVINO has a look-up for each table.
+
+    Raises:
+        InputError: a table of int4 has rows that are no multiple of 32 values.
+    """
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "GatherBlockQuantized" and (width := shapes[node.input[0]][1]) % GROUP:
+            raise InputError(
+                f"a table of int4 has {width} columns, and OpenVINO looks up multiples of {GROUP}",
+                hint="pack with --table-bits 8",
+            )
 
 
 def _run(child: Child, names: list[str], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

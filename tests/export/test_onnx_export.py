@@ -13,14 +13,14 @@ import pytest
 
 from support.families import TEXT_FAMILIES, Family, save_text, stages
 from support.heads import save_headed
-from support.models import save_modules, save_tiny_clip
+from support.models import save_modules, save_tiny_bert, save_tiny_clip
+from support.packed_matrices import packed_matrices
 from ternarize_cli import load
 from ternarize_cli.errors import CheckpointError, FormatError, GateMissedError, InputError, UnavailableError
 from ternarize_cli.export import check
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.layers import PackedEmbedding, PackedLinear
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra `rivals` is not installed"
@@ -80,24 +80,6 @@ def dense(folder: Path) -> Counter[bytes]:
             continue
         assert matrix.dtype == np.float32
         found[np.ascontiguousarray(matrix + 0.0).tobytes()] += 1
-    return found
-
-
-def packed_matrices(model: Any) -> Counter[bytes]:
-    """The float32 matrices of a packed model, without the pooler that no vector needs: codes times scales."""
-    found: Counter[bytes] = Counter()
-    for name, module in model.named_modules():
-        if "pooler" in name:
-            continue
-        if isinstance(module, PackedLinear):
-            matrix = module.codes().numpy() * module.weight_scale.float().numpy()
-        elif isinstance(module, PackedEmbedding):
-            import torch
-
-            matrix = module(torch.arange(module.num_embeddings)).numpy()
-        else:
-            continue
-        found[(matrix + 0.0).tobytes()] += 1
     return found
 
 
@@ -206,6 +188,18 @@ def test_other_families_and_poolings(name: str, mode: str, tmp_path: Path) -> No
     facts = export(packed, tmp_path / "o", to="onnx", options=ExportOptions(pooled=True)).facts
     assert facts["inputs"] == ["input_ids", "attention_mask"]
     assert facts["check"]["mean_cosine"] > 0.97
+    assert dense(tmp_path / "o") == packed_matrices(load(packed, backend="reference")[0])
+
+
+@pytest.mark.slow
+def test_groups_and_tables_of_4_bits(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source", hidden_size=80, intermediate_size=96)
+    packed = stages(source, tmp_path, Scheme(granularity="group", group_size=16, table_bits=4))[2]
+    with pytest.raises(InputError, match="has a scale for 16 inputs, and MatMulNBits has one for 32 or more"):
+        export(packed, tmp_path / "o", to="onnx", options=UNCHECKED)
+    source = save_tiny_bert(tmp_path / "wide" / "source", hidden_size=96)
+    packed = stages(source, tmp_path / "wide", Scheme(granularity="group", group_size=32, table_bits=4))[2]
+    assert export(packed, tmp_path / "o", to="onnx").facts["check"]["mean_cosine"] > 0.98
     assert dense(tmp_path / "o") == packed_matrices(load(packed, backend="reference")[0])
 
 
