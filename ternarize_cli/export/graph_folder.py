@@ -45,6 +45,7 @@ class GraphFolder(ABC):
         libraries: the libraries that are needed to write it.
         runtime: the library that runs it.
         hint: what a user may do if the runtime can't run it.
+        rival: the runtime's int8, which the check times beside it.
         config: keys that config.json gets.
     """
 
@@ -53,6 +54,7 @@ class GraphFolder(ABC):
     libraries: ClassVar[tuple[str, ...]]
     runtime: ClassVar[str]
     hint: ClassVar[str]
+    rival: ClassVar[str]
     config: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
@@ -101,7 +103,7 @@ class GraphFolder(ABC):
             self.place(model, folder)
             write_companions(source, files, encoder, folder, self.config)
             facts = self._facts(source, model, products, options)
-            runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint)
+            runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint, self.rival)
             facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
             (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             (folder / "README.md").write_text(self.card(source, facts), "utf-8")

@@ -33,6 +33,7 @@ class Onnx(GraphFolder):
     libraries = ("onnx", "onnxscript")
     runtime = "onnxruntime"
     hint = "install a newer onnxruntime, or --bits 4"
+    rival = "onnx-int8"
     config = MappingProxyType(
         {"transformers.js_config": {"dtype": "fp32"}}
     )  # it looks for onnx/model_quantized.onnx otherwise

@@ -42,6 +42,7 @@ class OpenVino(GraphFolder):
     libraries = ("onnx", "onnxscript", "openvino")
     runtime = "openvino"
     hint = "install a newer openvino, or --bits 4"
+    rival = "openvino-int8"
 
     def place(self, model: Any, folder: Path) -> None:
         """Writes openvino/openvino_model.xml and .bin."""

@@ -124,6 +124,7 @@ def test_the_check_is_stored(made: Path) -> None:
     assert found["runtime"].startswith("onnxruntime ")
     assert 0.98 < found["lowest_cosine"] < found["mean_cosine"] <= 1
     assert list(found["milliseconds"]) == ["1x16", "8x64"]  # the tiny model reads 64 tokens
+    assert all(set(times) >= {"export", "onnx-int8"} for times in found["milliseconds"].values())
     assert f"{found['mean_cosine']:.4f}" in (made / "README.md").read_text()
 
 

@@ -43,7 +43,7 @@ print(json.dumps(collections.Counter(kind for layer, kind in kinds if layer == "
 def made(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of the tiny BERT; tests must not write into it."""
     output = tmp_path_factory.mktemp("openvino") / "made"
-    export(packed, output, to="openvino")
+    export(packed, output, to="openvino", options=UNCHECKED)
     return output
 
 
@@ -133,10 +133,14 @@ def test_the_folder_is_laid_out_as_libraries_look_for_it(made: Path) -> None:
     assert 'backend="openvino"' in (made / "README.md").read_text()
 
 
-def test_the_check_is_stored(made: Path) -> None:
-    facts = json.loads((made / "export.json").read_text())
+@pytest.mark.slow
+def test_the_check_is_stored(packed: Path, tmp_path: Path) -> None:
+    export(packed, tmp_path / "o", to="openvino")
+    facts = json.loads((tmp_path / "o" / "export.json").read_text())
     assert facts["check"]["runtime"].startswith("openvino ")
     assert 0.98 < facts["check"]["lowest_cosine"] < facts["check"]["mean_cosine"] <= 1
+    times = facts["check"]["milliseconds"]["1x16"]
+    assert set(times) >= {"export", *(("openvino-int8",) if find_spec("nncf") else ())}
     assert "openvino" not in sys.modules  # it runs in processes of its own
 
 
