@@ -91,7 +91,7 @@ def main() -> None:
             output = Path(place) / name
             export(wanted.packed, output, to=name, options=ExportOptions(check=False))
             form: Any = find_format(name)
-            _, vectors = run_all(rounded, form.open(output))
+            _, vectors = run_all(floats, form.open(output))  # which pools them
             found[name] = {kind: cosines(reference, vectors) for kind, reference in references.items()}
             if scores:
                 found["spearman"][name] = spearman(vectors, scores)

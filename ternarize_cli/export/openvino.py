@@ -54,7 +54,8 @@ class OpenVino(GraphFolder):
             try:
                 Child("OpenVINO").call(openvino_codes.convert, Path(name) / "onnx" / "model.onnx", output)
             except TernarizeError as e:
-                raise InputError(f"the ONNX graph can't be converted: {e}", hint="--to onnx writes it") from e
+                hint = "free some space if the disk is full; --to onnx needs no OpenVINO"
+                raise InputError(f"OpenVINO can't read the ONNX graph, or write it: {e}", hint=hint) from e
 
     def open(self, folder: Path) -> check.Run:
         """Opens the model in OpenVINO, in a process of its own, with the number of threads that torch uses now."""
