@@ -20,8 +20,8 @@ def _export(
         str,
         typer.Option(
             "--to",
-            metavar="wheel|c|onnx",
-            help="wheel: a package for pip; c: a folder for programs in C; onnx: one for ONNX Runtime.",
+            metavar="wheel|c|onnx|openvino",
+            help="wheel: a package for pip; c: a folder for programs in C; onnx, openvino: one for that runtime.",
         ),
     ],
     output: Annotated[Path | None, output_folder("./NAME-FORMAT")] = None,
@@ -36,8 +36,9 @@ def _export(
 
     A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
     then `from NAME import encode`. The format c is a header, a library and the weights. The
-    format onnx opens in onnxruntime, sentence-transformers and transformers.js; it is compared
-    there with the packed model, and export.json says how near it is.
+    format onnx opens in onnxruntime, sentence-transformers and transformers.js, and openvino in
+    OpenVINO and sentence-transformers; it is compared there with the packed model, and
+    export.json says how near it is.
     """
     from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.encoders.loading import model_name

@@ -19,6 +19,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature
@@ -29,7 +30,9 @@ import torch
 from torch import Tensor, nn
 
 import ternarize_cli.encoders.transformers_plugin  # noqa: F401  (lets transformers open packed models)
+from ternarize_cli import kernels
 from ternarize_cli.encoders import checkpoint
+from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.encoders.positions import readable_tokens
 from ternarize_cli.engines import inputs
 from ternarize_cli.engines.onnx_session import open_session
@@ -64,11 +67,20 @@ def transformer(folder: Path, dtype: torch.dtype | str = "auto", **settings: Any
 def onnx_export(folder: Path) -> Path:
     """Exports the model in `folder` to ONNX in fp32, unless the export exists; returns the path of `model.onnx`.
 
+    A packed model is multiplied out.
+
     Raises:
         TernarizeError: the export fails, or computes something else (`write_onnx`).
     """
     libraries = {name: version(name) for name in ("torch", "transformers", "onnxscript")}
-    return cached_export(folder, "onnx-fp32", libraries, lambda output: write_onnx(folder, output)) / "model.onnx"
+    change = _multiplied_out if checkpoint.stage(folder) == "packed" else None
+    make = partial(write_onnx, folder, change=change)
+    return cached_export(folder, "onnx-fp32", libraries, make) / "model.onnx"
+
+
+def _multiplied_out(model: Any) -> Any:
+    kernels.use_backend(model, "reference")  # a fused encoder would go on running the codes
+    return dequantize(model)
 
 
 def write_onnx(

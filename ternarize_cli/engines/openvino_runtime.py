@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["infer", "load", "quantise", "runs_bf16"]
+__all__ = ["infer", "infer_all", "input_names", "load", "opened", "quantise", "runs_bf16"]
 
 _loaded: list[Any] = []
 
 
 def runs_bf16() -> bool:
     """Whether OpenVINO finds bf16 units in this CPU."""
-    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in opened().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
@@ -33,7 +33,7 @@ def quantise(source: Path, feeds: list[list[np.ndarray]], output: Path) -> None:
         output: path of the `.xml` file.
     """
     os.environ.setdefault("NNCF_CI", "1")
-    openvino = _openvino()
+    openvino = opened()
     import nncf
 
     model = nncf.quantize(
@@ -52,7 +52,7 @@ def load(path: Path, settings: dict[str, Any]) -> int:
         path: path of an ONNX model or of an `.xml` file.
         settings: properties of OpenVINO's CPU plug-in.
     """
-    model = _openvino().Core().compile_model(path, "CPU", settings)
+    model = opened().Core().compile_model(path, "CPU", settings)
     _loaded[:] = [model.create_infer_request()]
     return int(model.get_property("INFERENCE_NUM_THREADS"))
 
@@ -63,7 +63,19 @@ def infer(*arrays: np.ndarray) -> np.ndarray:
     return output
 
 
-def _openvino() -> Any:
+def input_names() -> list[str]:
+    """Gives the names of the loaded model's inputs."""
+    return [str(entry.any_name) for entry in _loaded[0].model_inputs]
+
+
+def infer_all(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs the loaded model on a batch, inputs by their names; returns all outputs by their names."""
+    made = _loaded[0].infer(arrays)
+    return {str(entry.any_name): made[entry] for entry in _loaded[0].model_outputs}
+
+
+def opened() -> Any:
+    """Imports OpenVINO, so that it sends no usage reports."""
     os.environ["CI"] = "true"
     import openvino
 

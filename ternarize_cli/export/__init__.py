@@ -10,6 +10,7 @@ licences.py       the licences of the model and of ternarize; card.py writes the
 wheel.py          a wheel for pip; wheel_file.py writes the archive, vendoring.py gathers the runtime's files,
                   carried/ is what a wheel has beside these; dockerfile.py writes a Dockerfile
 c.py              a folder for C; weights_file.py writes the weights
-onnx.py           a folder for ONNX Runtime
+onnx.py           a folder for ONNX Runtime; openvino.py one for OpenVINO. onnx_graph.py makes the graph of both, and
+                  graph_folder.py the folder around it
 companions.py     what such a folder holds beside the weights; check.py compares it with the packed model in its runtime
 """

@@ -8,7 +8,7 @@ from ternarize_cli.export.licences import OURS
 from ternarize_cli.export.source import Source
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
-__all__ = ["Usage", "for_c", "for_onnx", "for_wheel", "usage_of"]
+__all__ = ["Usage", "for_c", "for_onnx", "for_openvino", "for_wheel", "usage_of"]
 
 _PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
 before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
@@ -123,37 +123,73 @@ def for_onnx(source: Source, facts: Mapping[str, Any]) -> str:
         source: the model.
         facts: what the folder's export.json holds.
     """
-    found = facts["check"]
-    if "unchecked" in found:
-        near = f"It was not compared with the packed model: {found['unchecked']}."
-    else:
-        near = f"""In {found["runtime"]}, the vectors of {found["count"]} {found["inputs"]} have a mean cosine of
-{found["mean_cosine"]:.4f} to the packed model's, the lowest {found["lowest_cosine"]:.4f}. Both round activations to
-int8, in their own ways."""
-    given, made = (", ".join(f"`{name}`" for name in facts[key]) for key in ("inputs", "outputs"))
-    if "`pixel_values`" in given:
+    if "pixel_values" in facts["inputs"]:
         opened = """import onnxruntime
 
 session = onnxruntime.InferenceSession("onnx/model.onnx")"""
         where = "transformers.js finds"
     else:
-        opened = """from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer(FOLDER, backend="onnx")"""
+        opened = _in_sentence_transformers("onnx")
         where = "text-embeddings-inference, fastembed and transformers.js find"
     return f"""# {source.name}
 
-An encoder with ternary weights, for ONNX Runtime. `onnx/model.onnx` takes {given}
-and gives {made}.
+An encoder with ternary weights, for ONNX Runtime. `onnx/model.onnx` {_gives(facts)}
 
 ```python
 {opened}
 ```
 
 {where} the file where it is, too. Its products are `MatMulNBits` of {facts["bits"]} bits,
-which ONNX Runtime 1.32 has. {near}
+which ONNX Runtime 1.32 has. {_nearness(facts["check"], "Both round activations to int8, in their own ways.")}
 
 {_about(source)}"""
+
+
+def for_openvino(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a folder for OpenVINO.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    if "pixel_values" in facts["inputs"]:
+        opened = """import openvino
+
+model = openvino.Core().compile_model("openvino/openvino_model.xml", "CPU")"""
+    else:
+        opened = _in_sentence_transformers("openvino")
+    rounds = "OpenVINO rounds activations to int8 in its own way, or not at all: the processor decides."
+    return f"""# {source.name}
+
+An encoder with ternary weights, for OpenVINO. `openvino/openvino_model.xml` {_gives(facts)}
+
+```python
+{opened}
+```
+
+Codes of weights have {facts["bits"]} bits, which the CPU plugin of OpenVINO 2026.4 multiplies as they are.
+{_nearness(facts["check"], rounds)}
+
+{_about(source)}"""
+
+
+def _in_sentence_transformers(backend: str) -> str:
+    return f"""from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(FOLDER, backend="{backend}")"""
+
+
+def _gives(facts: Mapping[str, Any]) -> str:
+    given, made = (", ".join(f"`{name}`" for name in facts[key]) for key in ("inputs", "outputs"))
+    return f"takes {given}\nand gives {made}."
+
+
+def _nearness(found: Mapping[str, Any], rounds: str) -> str:
+    """Says what the check has found; `rounds` says why vectors differ."""
+    if "unchecked" in found:
+        return f"It was not compared with the packed model: {found['unchecked']}."
+    return f"""In {found["runtime"]}, the vectors of {found["count"]} {found["inputs"]} have a mean cosine of
+{found["mean_cosine"]:.4f} to the packed model's, the lowest {found["lowest_cosine"]:.4f}. {rounds}"""
 
 
 def _about(source: Source) -> str:

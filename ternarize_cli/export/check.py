@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,18 @@ from torch import Tensor
 
 from ternarize_cli import kernels
 from ternarize_cli.data.texts import read_lines
+from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.encoders.positions import readable_tokens
 from ternarize_cli.engines import exports, inputs
-from ternarize_cli.engines.baselines import forward_of
-from ternarize_cli.errors import GateMissedError, InputError, UnavailableError, reason
+from ternarize_cli.engines.baselines import Forward, forward_of, require_baseline
+from ternarize_cli.errors import GateMissedError, InputError, TernarizeError, UnavailableError, reason
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.measuring.similarity import units
 from ternarize_cli.measuring.timing import GridPoint, summarise, time_interleaved
 
-__all__ = ["Run", "Runtime", "check_gate", "compare", "run_check", "sentences", "texts_of"]
+__all__ = ["Run", "Runtime", "check_gate", "compare", "run_check", "sentences", "texts_of", "vectors_of"]
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Runs an export: tensors of a batch by their names in transformers to `last_hidden_state` or `sentence_embedding`."""
@@ -44,14 +46,19 @@ class Runtime:
         library: the library's name on PyPI.
         open: opens the export; raises any error if the library can't run it.
         hint: what a user may do if it can't.
+        rival: the name of the runtime's int8 of the multiplied-out model, which is timed beside the export; None for
+            none.
     """
 
     library: str
     open: Callable[[], Run]
     hint: str
+    rival: str | None = None
 
 
 _COUNT, _BATCH = 100, 10
+_LARGEST = 250_000_000
+"""The most parameters of a model whose int8 is made for the check: more would take minutes, and gigabytes of disk."""
 _POINTS = GridPoint(1, 16), GridPoint(8, 128)
 _ROUNDS, _SECONDS = 10, 2.0
 _SENTENCES = (
@@ -147,20 +154,34 @@ def run_check(
         say(f"unchecked: {why}")
         return {"unchecked": why}
     say("comparing it with the packed model …")
-    return {"runtime": named} | compare(folder, run, texts)
+    return {"runtime": named} | compare(folder, run, texts, _rival(folder, runtime.rival, say))
 
 
-def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
+def _rival(folder: Path, name: str | None, say: Callable[[str], None]) -> dict[str, Forward]:
+    """Makes the int8 that is timed beside an export, by its name; nothing if it can't be made, or would take long."""
+    if name is None or sum(parameter.numel() for parameter in checkpoint.skeleton(folder).parameters()) > _LARGEST:
+        return {}
+    try:
+        return {name: require_baseline(name).build(folder, "cpu")}
+    except TernarizeError as e:
+        say(f"{name} is not timed: {e}")
+        return {}
+
+
+def compare(
+    folder: Path, run: Run, texts: list[str] | None, rivals: Mapping[str, Forward] = MappingProxyType({})
+) -> dict[str, Any]:
     """Measures how near an export is to its packed model, and how fast.
 
     Args:
         folder: the packed model's folder.
         run: runs the export.
         texts: the texts to compare; None takes the built-in ones. A model of images takes random images.
+        rivals: what else is timed, by names.
 
     Returns:
         Values of JSON: `inputs` and their `count`, `mean_cosine`, `lowest_cosine`, and `milliseconds`, which gives for
-        each shape the medians of the export and of `native`, if that runs here.
+        each shape the medians of the export, of `native`, if that runs here, and of `rivals`.
     """
     encoder: Any = load_encoder(folder, backend="reference", device="cpu")
     reads_images = inputs.image_shape(folder) is not None
@@ -173,9 +194,10 @@ def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
                 features = {"pixel_values": pixels, "modality": "image"}
             else:
                 features = encoder.preprocess(texts[first : first + _BATCH])
-            cosines.append(_cosines(encoder, dict(features), run))
+            theirs, ours = vectors_of(encoder, dict(features), run)
+            cosines.append((units(theirs) * units(ours)).sum(axis=1))
         found = np.concatenate(cosines)
-        milliseconds = _times(folder, run)
+        milliseconds = _times(folder, run, rivals)
     return {
         "inputs": "random images" if reads_images else "texts",
         "count": len(found),
@@ -199,7 +221,17 @@ def check_gate(found: Mapping[str, Any], least: float | None) -> None:
         )
 
 
-def _cosines(encoder: Any, features: dict[str, Any], run: Run) -> np.ndarray:
+def vectors_of(encoder: Any, features: dict[str, Any], run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the vectors of a batch, by an encoder and by an export.
+
+    Args:
+        encoder: the encoder, a SentenceTransformer.
+        features: what its `preprocess` gives.
+        run: runs the export, whose hidden states the encoder pools if it does not itself.
+
+    Returns:
+        The encoder's vectors and the export's, float32 [batch, dim].
+    """
     made = run({name: value for name, value in features.items() if isinstance(value, Tensor)})
     hidden, vectors = made["last_hidden_state"], made.get("sentence_embedding")
     if "pixel_values" in features and len(encoder) == 1:  # no pooling that an export of hidden states could be put in
@@ -210,8 +242,7 @@ def _cosines(encoder: Any, features: dict[str, Any], run: Run) -> np.ndarray:
         output = encoder[0]({**features})
         theirs = _pooled(encoder, output)
         ours = _pooled(encoder, {**output, "token_embeddings": hidden}) if vectors is None else vectors
-    cosines: np.ndarray = (units(theirs.numpy()) * units(ours.numpy())).sum(axis=1)
-    return cosines
+    return theirs.numpy(), ours.numpy()
 
 
 def _pooled(encoder: Any, features: dict[str, Any]) -> Tensor:
@@ -222,8 +253,8 @@ def _pooled(encoder: Any, features: dict[str, Any]) -> Tensor:
     return vectors
 
 
-def _times(folder: Path, run: Run) -> dict[str, dict[str, float]]:
-    """Times a pass of the export and of `native`, in milliseconds, at each shape."""
+def _times(folder: Path, run: Run, rivals: Mapping[str, Forward]) -> dict[str, dict[str, float]]:
+    """Times a pass of the export, of `native` and of the rivals, in milliseconds, at each shape."""
     model = exports.transformer(folder)
     names, longest = inputs.names(model), readable_tokens(model)
     native = None
@@ -238,6 +269,7 @@ def _times(folder: Path, run: Run) -> dict[str, dict[str, float]]:
         calls: dict[str, Callable[[], object]] = {"export": lambda fed=fed: run(fed)}  # type: ignore[misc]
         if native is not None:
             calls["native"] = lambda batch=batch: native(*batch)  # type: ignore[misc]
+        calls |= {name: (lambda forward=forward, batch=batch: forward(*batch)) for name, forward in rivals.items()}  # type: ignore[misc]
         times = time_interleaved(calls, repeats=_ROUNDS, seconds=_SECONDS, warmup=2)
         name = f"{point.batch}x{point.tokens}" if len(batch) > 1 else f"{point.batch}"
         found[name] = {name: summarise(seconds).median_ms for name, seconds in times.items()}

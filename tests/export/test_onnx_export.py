@@ -13,14 +13,14 @@ import pytest
 
 from support.families import TEXT_FAMILIES, Family, save_text, stages
 from support.heads import save_headed
-from support.models import save_modules, save_tiny_clip
+from support.models import save_modules, save_tiny_bert, save_tiny_clip
+from support.packed_matrices import packed_matrices
 from ternarize_cli import load
 from ternarize_cli.errors import CheckpointError, FormatError, GateMissedError, InputError, UnavailableError
 from ternarize_cli.export import check
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.layers import PackedEmbedding, PackedLinear
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extra `rivals` is not installed"
@@ -83,24 +83,6 @@ def dense(folder: Path) -> Counter[bytes]:
     return found
 
 
-def packed_matrices(model: Any) -> Counter[bytes]:
-    """The float32 matrices of a packed model, without the pooler that no vector needs: codes times scales."""
-    found: Counter[bytes] = Counter()
-    for name, module in model.named_modules():
-        if "pooler" in name:
-            continue
-        if isinstance(module, PackedLinear):
-            matrix = module.codes().numpy() * module.weight_scale.float().numpy()
-        elif isinstance(module, PackedEmbedding):
-            import torch
-
-            matrix = module(torch.arange(module.num_embeddings)).numpy()
-        else:
-            continue
-        found[(matrix + 0.0).tobytes()] += 1
-    return found
-
-
 def test_the_folder_is_laid_out_as_libraries_look_for_it(made: Path, packed: Path) -> None:
     import onnx
 
@@ -142,6 +124,7 @@ def test_the_check_is_stored(made: Path) -> None:
     assert found["runtime"].startswith("onnxruntime ")
     assert 0.98 < found["lowest_cosine"] < found["mean_cosine"] <= 1
     assert list(found["milliseconds"]) == ["1x16", "8x64"]  # the tiny model reads 64 tokens
+    assert all(set(times) >= {"export", "onnx-int8"} for times in found["milliseconds"].values())
     assert f"{found['mean_cosine']:.4f}" in (made / "README.md").read_text()
 
 
@@ -156,9 +139,9 @@ def test_without_onnxruntime_the_same_bytes_stand_unchecked(
     made: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ternarize_cli.engines import exports
-    from ternarize_cli.export import check, onnx
+    from ternarize_cli.export import check, graph_folder
 
-    for module in (exports, check, onnx):
+    for module in (exports, check, graph_folder):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     said: list[str] = []
     facts = export(packed, tmp_path / "o", to="onnx", say=said.append).facts
@@ -210,6 +193,18 @@ def test_other_families_and_poolings(name: str, mode: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_groups_and_tables_of_4_bits(tmp_path: Path) -> None:
+    source = save_tiny_bert(tmp_path / "source", hidden_size=80, intermediate_size=96)
+    packed = stages(source, tmp_path, Scheme(granularity="group", group_size=16, table_bits=4))[2]
+    with pytest.raises(InputError, match="has a scale for 16 inputs, and MatMulNBits has one for 32 or more"):
+        export(packed, tmp_path / "o", to="onnx", options=UNCHECKED)
+    source = save_tiny_bert(tmp_path / "wide" / "source", hidden_size=96)
+    packed = stages(source, tmp_path / "wide", Scheme(granularity="group", group_size=32, table_bits=4))[2]
+    assert export(packed, tmp_path / "o", to="onnx").facts["check"]["mean_cosine"] > 0.98
+    assert dense(tmp_path / "o") == packed_matrices(load(packed, backend="reference")[0])
+
+
+@pytest.mark.slow
 def test_an_encoder_of_images(tiny_vit: Path, tmp_path: Path) -> None:
     packed = stages(tiny_vit, tmp_path)[2]
     facts = export(packed, tmp_path / "o", to="onnx").facts
@@ -252,7 +247,7 @@ def test_a_damaged_model_is_refused_before_anything_is_written(packed: Path, tmp
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (ExportOptions(bits=3), "--bits 3: the operator MatMulNBits is written with 2 or 4"),
+        (ExportOptions(bits=3), "--bits 3: products are written with codes of 2 or 4"),
         (ExportOptions(check=False, min_cosine=0.9), "--min-cosine is for the check, and --no-check leaves it out"),
         (ExportOptions(check=False, texts="a.txt"), "--texts is for the check"),
         (ExportOptions(platform="linux_x86_64"), "--platform means nothing for the format onnx"),
