@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ternarize_cli.engines import exports, inputs, openvino_runtime
 from ternarize_cli.engines.baselines import EXACT, ROUNDED, Forward, rival
-from ternarize_cli.engines.child import Child
+from ternarize_cli.measuring.child import Child
 from ternarize_cli.measuring.timing import GridPoint
 
 __all__ = ["OpenVinoForward", "int8_model"]

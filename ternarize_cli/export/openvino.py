@@ -23,13 +23,13 @@ from torch import Tensor
 
 from ternarize_cli.arithmetic.tables import GROUP
 from ternarize_cli.engines import openvino_codes, openvino_runtime
-from ternarize_cli.engines.child import Child
 from ternarize_cli.errors import InputError, TernarizeError
 from ternarize_cli.export import card, check
 from ternarize_cli.export.formats import register
 from ternarize_cli.export.graph_folder import GraphFolder, fed
 from ternarize_cli.export.onnx_graph import write_graph
 from ternarize_cli.export.source import Source
+from ternarize_cli.measuring.child import Child
 
 __all__ = ["OpenVino"]
 

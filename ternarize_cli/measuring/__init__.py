@@ -1,1 +1,1 @@
-"""Timers, facts about the machine, and figures, which benchmarks, indexes and evaluations share."""
+"""Timers, facts about the machine, processes for calls, and figures; benchmarks, indexes and evaluations share them."""

@@ -90,6 +90,8 @@ class TextEncoder(TextBatches):
         if not self._looked:
             self._quick = quick_tokenizer(self._features, self.encoder.tokenizer, self._prompt or "", self.limit)
             self._looked = True
+        elif self.on_gpu and self._quick is not None:  # a second chunk: the process is worth its start
+            self._quick.apart()
         made = self._padded(texts) if self._quick is None else self._quickly_padded(texts, self._quick)
         if self.on_gpu:
             batches = [(rows, gpu_batches.pinned(features, self.encoder.device)) for rows, features in made.batches]

@@ -15,8 +15,8 @@ class EncoderOptions:
     """How a model is loaded and used.
 
     Attributes:
-        batch_size: texts or images per forward pass; None: as many texts of like length as make 8,192 tokens (131,072 in
-            a fused encoder on a GPU), or 32 images.
+        batch_size: texts or images per forward pass; None: as many texts of like length as make 8,192 tokens
+            (131,072 in a fused encoder on a GPU), or 32 images.
         backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
         device: torch device; None: the CPU for a backend of CPUs, otherwise CUDA if there is a GPU.
         threads: CPU threads; None leaves their number as it is.

@@ -7,18 +7,22 @@ depend on the texts) is taken from what `preprocess` makes of a few texts. Where
 stays.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ternarize_cli.errors import TernarizeError
 from ternarize_cli.layers.text_lengths import with_lengths
+from ternarize_cli.measuring.child import Child
+from ternarize_cli.vectors.flat_tokens import FlatTokens, open_here, tokens_here, tokens_of
 
-__all__ = ["QuickTokenizer", "Tokenized", "quick_tokenizer"]
+__all__ = ["QuickTokenizer", "quick_tokenizer"]
+
+_LOG = logging.getLogger(__name__)
 
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 _SAMPLE = [
@@ -33,22 +37,6 @@ _BEYOND = 4  # words of a sample text for each token that the model reads
 _MOST = 1 << 16  # tokens of a text up to which a text that is cut is among the sample
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """Texts as their tokens.
-
-    Attributes:
-        ids, types: of each text the ids of its tokens, and their types; None if all types are 0.
-        lengths: int64 `[texts]`, numbers of tokens.
-        truncated: number of texts that were cut.
-    """
-
-    ids: list[list[int]]
-    types: list[list[int]] | None
-    lengths: np.ndarray
-    truncated: int
-
-
 class QuickTokenizer:
     """Tokenises lists of texts, and pads batches of them."""
 
@@ -61,6 +49,8 @@ class QuickTokenizer:
         self._has_types = isinstance(types, Tensor) and bool(types.any())  # what a type is depends on no text
         self._tensors = {name for name, value in features.items() if isinstance(value, Tensor)}
         self._pads_right = tokenizer.padding_side == "right"
+        self._child: Child | None = None
+        self._started = False
 
     def makes(self, expected: dict[str, Any], texts: Sequence[str]) -> bool:
         """Returns whether these features are what it makes of some texts."""
@@ -73,27 +63,43 @@ class QuickTokenizer:
             if isinstance(value, Tensor)
         )
 
-    def __call__(self, texts: Sequence[str]) -> Tokenized:
+    def apart(self) -> None:
+        """Tokenises in a process of its own from now on, which starts meanwhile."""
+        self._child = self._child or Child("the tokenizer")
+
+    def __call__(self, texts: Sequence[str]) -> FlatTokens:
         """Tokenises texts behind the prompt, and cuts them at the limit."""
+        given = [self._prompt + text for text in texts] if self._prompt else list(texts)
+        if self._child is not None:
+            try:
+                return self._apart(self._child, given)
+            except TernarizeError as e:  # such as a process that was killed because memory was short
+                _LOG.warning("texts are tokenised in this process, which is slower: %s", e)
+                self._child, self._started = None, False
+        return tokens_of(self._own(), given, self._limit, with_types=self._has_types)
+
+    def _apart(self, child: Child, texts: list[str]) -> FlatTokens:
+        if not self._started:
+            child.call(open_here, self._own().to_str(), self._limit, self._has_types)
+            self._started = True
+        made: FlatTokens = child.call(tokens_here, texts)
+        return made
+
+    def _own(self) -> Any:
+        """Returns the tokenizer of the library tokenizers, which pads nothing and cuts texts at the limit."""
         own = self._tokenizer.backend_tokenizer
         own.no_padding()
         own.enable_truncation(self._limit, strategy="longest_first", direction=self._tokenizer.truncation_side)
-        found = own.encode_batch_fast([self._prompt + text for text in texts] if self._prompt else list(texts))
-        ids = [one.ids for one in found]
-        types = [one.type_ids for one in found] if self._has_types else None
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        full = np.flatnonzero(lengths >= self._limit)
-        return Tokenized(ids, types, lengths, sum(bool(found[i].overflowing) for i in full))
+        return own
 
-    def padded(self, texts: Tokenized, groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    def padded(self, texts: FlatTokens, groups: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         """Makes the model's input for each of some groups of texts, padded to the longest text of the group."""
-        order = [row for group in groups for row in group]
+        order = np.concatenate([np.asarray(group, dtype=np.int64) for group in groups])
         lengths = texts.lengths[order]
-        total = int(lengths.sum())
-        flat = {_IDS: np.fromiter(chain.from_iterable(texts.ids[row] for row in order), np.int64, total)}
+        starts = np.cumsum(texts.lengths)[order] - lengths  # of texts, in the order of the groups
+        place = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        flat = {_IDS: texts.ids[place]} | ({} if texts.types is None else {_TYPES: texts.types[place]})
         padding = {_IDS: self._tokenizer.pad_token_id, _TYPES: self._tokenizer.pad_token_type_id}
-        if texts.types is not None:
-            flat[_TYPES] = np.fromiter(chain.from_iterable(texts.types[row] for row in order), np.int64, total)
         made = []
         start = first = 0
         for group in groups:

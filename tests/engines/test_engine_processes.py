@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ternarize_cli.engines import openvino, openvino_runtime
-from ternarize_cli.engines.child import Child
 from ternarize_cli.errors import TernarizeError
 from ternarize_cli.measuring import machine, timing
+from ternarize_cli.measuring.child import Child
 
 needs_openvino = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxscript", "openvino"))), reason="the extra `rivals` is not installed"
@@ -87,7 +87,7 @@ def test_the_process_ends_with_its_child() -> None:
 @pytest.mark.slow
 def test_the_process_ends_with_a_parent_that_is_killed_in_the_middle_of_a_call() -> None:
     program = (
-        "import os, threading, time; from ternarize_cli.engines.child import Child\n"
+        "import os, threading, time; from ternarize_cli.measuring.child import Child\n"
         "child = Child('X'); print(child.call(os.getpid), flush=True); child.call(time.sleep, 60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

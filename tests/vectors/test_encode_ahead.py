@@ -108,8 +108,25 @@ def test_quick_tokenising_gives_what_sentence_transformers_gives(tiny_bert, side
     assert encode._quick is not None
     encode._quick = None
     expected = encode.prepare(texts(200))
-    assert (made.tokens, made.truncated) == (expected.tokens, expected.truncated)
+    check_same(made, expected)
     assert made.truncated > 0
+
+
+def test_tokenising_apart_gives_the_same_and_goes_on_here_if_the_process_ends(tiny_bert, caplog):
+    encode = TextEncoder(load_encoder(tiny_bert, device="cpu"))
+    expected = encode.prepare(texts(200))
+    quick = encode._quick
+    quick.apart()
+    check_same(encode.prepare(texts(200)), expected)
+    quick._child._process.kill()
+    check_same(encode.prepare(texts(200)), expected)
+    assert "texts are tokenised in this process" in caplog.text
+    assert "signal 9" in caplog.text
+    check_same(encode.prepare(texts(200)), expected)
+
+
+def check_same(made, expected):
+    assert (made.tokens, made.truncated) == (expected.tokens, expected.truncated)
     for (rows, features), (same_rows, same) in zip(made.batches, expected.batches, strict=True):
         assert rows == same_rows
         assert features.keys() == same.keys()

@@ -1,6 +1,6 @@
 """Runs functions in a process of its own, for a library that spoils the process in which it runs.
 
-    Child ──(function, arguments)───────▶ stdin  ┌ python -m ternarize_cli.engines.child
+    Child ──(function, arguments)───────▶ stdin  ┌ python -m ternarize_cli.measuring.child
           ◀──(failure, result, seconds)── stdout ┘
 
 All is pickled, so functions belong to modules, which the new process imports: it begins with nothing of this one.
