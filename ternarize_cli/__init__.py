@@ -23,6 +23,7 @@ from typing import Any
 __version__ = "0.2.0"
 __all__ = [
     "Calibration",
+    "CompressOptions",
     "ConvertOptions",
     "DistillOptions",
     "EncoderOptions",
@@ -34,6 +35,7 @@ __all__ = [
     "Training",
     "__version__",
     "build_index",
+    "compress",
     "convert",
     "distill",
     "evaluate",
@@ -46,6 +48,7 @@ __all__ = [
 
 _MODULES = {
     "Calibration": "compress.options",
+    "CompressOptions": "pipeline.options",
     "ConvertOptions": "compress.options",
     "DistillOptions": "distill.options",
     "EncoderOptions": "vectors.options",
@@ -56,6 +59,7 @@ _MODULES = {
     "SearchOptions": "index.options",
     "Training": "distill.options",
     "build_index": "index.build",
+    "compress": "pipeline.session",
     "convert": "compress.session",
     "distill": "distill.session",
     "evaluate": "evaluation.session",

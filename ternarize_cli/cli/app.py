@@ -132,6 +132,7 @@ def _root(
 def _register() -> None:
     from ternarize_cli.cli import (
         bench,
+        compress,
         convert,
         demo,
         distill,
@@ -145,7 +146,21 @@ def _register() -> None:
         serve,
     )
 
-    for module in (convert, distill, pack, bench, evaluate, index, encode, serve, export, inspect, doctor, demo):
+    for module in (
+        compress,
+        convert,
+        distill,
+        pack,
+        bench,
+        evaluate,
+        index,
+        encode,
+        serve,
+        export,
+        inspect,
+        doctor,
+        demo,
+    ):
         module.register(app)
 
 
