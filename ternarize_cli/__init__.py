@@ -30,6 +30,7 @@ __all__ = [
     "EvaluationOptions",
     "ExportOptions",
     "IndexOptions",
+    "PublishOptions",
     "Scheme",
     "SearchOptions",
     "Training",
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "open_index",
     "pack",
+    "publish",
     "register_in_mteb",
 ]
 
@@ -55,6 +57,7 @@ _MODULES = {
     "EvaluationOptions": "evaluation.options",
     "ExportOptions": "export.options",
     "IndexOptions": "index.options",
+    "PublishOptions": "publish.options",
     "Scheme": "format.scheme",
     "SearchOptions": "index.options",
     "Training": "distill.options",
@@ -67,6 +70,7 @@ _MODULES = {
     "load": "encoders.loading",
     "open_index": "index.session",
     "pack": "compress.session",
+    "publish": "publish.session",
     "register_in_mteb": "evaluation.registration",
 }
 """Where the names of the face are. Type checkers read them in `__init__.pyi`: imports here, even those that only a type

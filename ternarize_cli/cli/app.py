@@ -143,6 +143,7 @@ def _register() -> None:
         index,
         inspect,
         pack,
+        publish,
         serve,
     )
 
@@ -157,6 +158,7 @@ def _register() -> None:
         encode,
         serve,
         export,
+        publish,
         inspect,
         doctor,
         demo,

@@ -53,6 +53,10 @@ EXAMPLES = {
         "ternarize export my-packed --to wheel --name my_model -o dist",
         "ternarize export my-packed --to c -o my-model-c",
     ),
+    "publish": (
+        "ternarize publish my-packed owner/my-model --dry-run",
+        "ternarize publish my-packed owner/my-model --private",
+    ),
     "serve": (
         "ternarize serve my-packed",
         "ternarize serve small=my-packed ranker=my-ranker --host 0.0.0.0 --tls-cert cert.pem",

@@ -15,8 +15,7 @@ from sentence_transformers import SparseEncoder
 
 from support.heads import save_headed
 from support.models import save_tiny_bert, save_tiny_vit
-from ternarize_cli.compress.card import addressed
-from ternarize_cli.compress.card_scores import TOOL, write_scores
+from ternarize_cli.compress.card_scores import write_scores
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
@@ -120,7 +119,10 @@ def test_a_source_of_the_hub_is_the_base_model_at_its_commit(bert: Path, tmp_pat
     pack(tmp_path / "latent", tmp_path / "packed")
     found = metadata(tmp_path / "packed")
     assert (found["base_model"], found["base_model_relation"]) == ("maker/tiny", "quantized")
-    assert "made from [`maker/tiny`](https://huggingface.co/maker/tiny), commit `bbbbbbbbbbbb` by" in (tmp_path / "packed" / "README.md").read_text()
+    assert (
+        "made from [`maker/tiny`](https://huggingface.co/maker/tiny), commit `bbbbbbbbbbbb` by"
+        in (tmp_path / "packed" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,9 +215,7 @@ def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
     (tmp_path / f"{name}.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
     (tmp_path / "sts.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
     scored = ["--sts", tmp_path / f"{name}.csv", "--no-cache", "--card"]
-    card = (packed / "README.md").read_text().replace(
-        "license: other", "license: other\nwidget: [mine]"
-    ) + "\nMine.\n"
+    card = (packed / "README.md").read_text().replace("license: other", "license: other\nwidget: [mine]") + "\nMine.\n"
     (packed / "README.md").write_text(card)
     before, described = content_hash(packed), metadata(packed)
     found = json.loads(run("eval", packed, "--against", bert, *scored, "--json").stdout)
