@@ -209,7 +209,8 @@ lists them):
 
 ```sh
 ternarize export . --to wheel -o wheels
-pip install 'ternarize-cli[serve]' && ternarize serve .
+pip install 'ternarize-cli[serve]'
+ternarize serve .
 ```
 """
 _GRIDS = {

@@ -170,6 +170,6 @@ def _explained(repo: str, token: str) -> Iterator[None]:
         raise TernarizeError(f"the hub refuses the upload to {repo}: {said}", hint=f"later again: {again}") from None
     except Exception as e:  # of whichever library speaks to the hub
         said = f"{type(e).__name__}: {reason(e)}".replace(token, "…")
-        is_network = isinstance(e, OSError) or type(e).__module__.partition(".")[0] == "httpx"
+        is_network = isinstance(e, OSError) or type(e).__module__.startswith("httpx")
         what = "the hub can't be reached" if is_network else f"the upload to {repo} failed"
         raise TernarizeError(f"{what}: {said}", hint=f"look at the network and HF_ENDPOINT, then: {again}") from None

@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif made:
             name = f"{owner}/{made['name']}"
             if name in self.hub.folders:
-                self._send(409, b"{}", {})
+                self._send(409, json.dumps({"url": f"{self.hub.address}/{name}"}).encode(), {})
                 return
             self.hub.folders[name] = Path("/nonexistent")
             if made.get("private") or made.get("visibility") == "private":
