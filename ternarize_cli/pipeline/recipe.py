@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ternarize_cli import __version__
-from ternarize_cli.errors import InputError, SettingsError, named, reason, shown
+from ternarize_cli.errors import SettingsError, named, reason, shown
 from ternarize_cli.pipeline.options import OF_THE_MACHINE, CompressOptions
 from ternarize_cli.storage.bounds import read_bytes
 from ternarize_cli.storage.digests import sha256, tree_hash
@@ -148,15 +148,7 @@ def _json(value: object) -> str:
 
 
 def digest_of(source: str) -> str:
-    """Computes the sha256 of a file, or of the files in a folder; of a data set of the hub, returns its name.
-
-    Raises:
-        InputError: the source is stdin, which can't be read twice.
-    """
-    if source == "-":
-        raise InputError(
-            "compress reads its data more than once, and stdin can be read only once", hint="save it as a file"
-        )
+    """Computes the sha256 of a file, or of the files in a folder; of a data set of the hub, returns its name."""
     path = Path(source).expanduser()
     if path.is_dir():
         return tree_hash(path, lambda relative: not any(part.startswith(".") for part in relative.parts))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from support.models import WORDS, save_tiny_vit
+from support.models import save_tiny_vit
 from ternarize_cli.errors import SettingsError
 from ternarize_cli.pipeline.options import CompressOptions
 from ternarize_cli.pipeline.recipe import Recipe, read_recipe
@@ -193,7 +193,7 @@ def test_what_can_be_refused_at_once_is_refused_at_once(run: Callable[..., Any],
     assert "--force does not replace it" in refused("tiny", "--data", "texts.txt", "-o", "full", "--force")
     assert "overlap" in refused("tiny", "--data", "texts.txt", "-o", "tiny", "--force")
     assert "overlap" in refused("tiny", "--data", "texts.txt", "-o", "tiny/out")
-    assert "stdin can be read only once" in refused("tiny", "--data", "-", "-o", "out")
+    assert "does not read stdin" in refused("tiny", "--data", "-", "-o", "out")
     assert "missing.csv" in refused("tiny", "--data", "texts.txt", "--sts", "missing.csv", "-o", "out")
     assert "missing.txt" in refused("tiny", "--data", "missing.txt", "-o", "out")
     assert "nosuch/model" in refused("nosuch/model", "--data", "texts.txt", "-o", "out")
@@ -252,7 +252,7 @@ def test_a_recipe_reads_what_it_wrote(tmp_path: Path) -> None:
         seed=7,
         threads=3,
     )
-    recipe = Recipe("owner/name@v1", names, options, {name: "0" * 64 for name in ("model", *names)})
+    recipe = Recipe("owner/name@v1", names, options, dict.fromkeys(("model", *names), "0" * 64))
     (tmp_path / "recipe.toml").write_text(recipe.text(), encoding="utf-8")
     found = read_recipe(tmp_path / "recipe.toml")
     assert (found.model, found.data, found.digests) == (recipe.model, recipe.data, recipe.digests)
