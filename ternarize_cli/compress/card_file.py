@@ -15,7 +15,7 @@ BEGIN, USAGE, END = (f"<!-- ternarize: {place} -->" for place in ("begin", "usag
 """Marks of our part of a card."""
 HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 """The metadata of a card, in its first group."""
-RESULTS = re.compile(r"^model-index:.*\n?(?:[ \t#-].*\n?|\r?\n)*", re.MULTILINE)
+RESULTS = re.compile(r"^[\"']?model-index[\"']?[ \t]*:.*\n?(?:[ \t#-].*\n?|\r?\n)*", re.MULTILINE)
 """The key `model-index` of metadata, with its value."""
 SCORES = re.compile(r"<!-- ternarize: scores -->.*?<!-- ternarize: end of scores -->(?:\r?\n){0,2}", re.DOTALL)
 """Our table of scores in a card."""

@@ -68,7 +68,7 @@ def _with_results(header: str, results: "Sequence[EvalResult]", name: str, end: 
 
     known: dict[str, Any] | None = metadata_in(header) if header.strip() else {}
     index = RESULTS.search(header + "\n")
-    if known is None or "model-index" in known or (index is not None and not known.get("eval_results")):
+    if known is None or "model-index" in known or (index is not None and known.get("eval_results") is None):
         return None
     others = [one for one in known.get("eval_results") or () if not _is_ours(one)]
     rest = RESULTS.sub("", header + end).rstrip("\r\n")

@@ -255,4 +255,16 @@ def test_every_command_is_run_by_some_page() -> None:
         for stage in stages(line)
         if stage.startswith("ternarize ")
     }
-    assert run >= {"compress", "publish", "convert", "distill", "pack", "bench", "eval", "encode", "index", "inspect", "doctor"}
+    assert run >= {
+        "compress",
+        "publish",
+        "convert",
+        "distill",
+        "pack",
+        "bench",
+        "eval",
+        "encode",
+        "index",
+        "inspect",
+        "doctor",
+    }
