@@ -12,6 +12,7 @@ than before repeat the stages that depend on them, and a damaged folder repeats 
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,8 +135,8 @@ def _place(output: Path) -> Path:
 
 
 def _naming(text: str, work: Path, output: Path) -> str:
-    """Names the stage's folder in a message by the output, since nobody has seen the stage's own folder."""
-    return text.replace(f"{work}/", f"{output}: ")
+    """Names the output in a message in place of what lies in the folder of the stages, which nobody has seen."""
+    return re.sub(rf"{re.escape(str(work))}/\S+", lambda _: str(output), text)
 
 
 def _entries(path: Path) -> dict[str, Any]:
