@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,24 +12,26 @@ from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, OptionalModel, Quiet, output_folder
 from ternarize_cli.cli.output import Output, duration, megabytes
 from ternarize_cli.errors import InputError, quoted
-from ternarize_cli.pipeline.options import CompressOptions
+from ternarize_cli.pipeline.options import BUDGETS, OF_THE_MACHINE, CompressOptions
 
 if TYPE_CHECKING:
+    from ternarize_cli.pipeline.recipe import Recipe
     from ternarize_cli.pipeline.session import CompressReport
 
 __all__ = ["register"]
 
 
-def _take_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes the values of a recipe defaults of the command, in front of those of the settings file."""
-    if path is not None:
-        from ternarize_cli.pipeline.recipe import read_recipe
+def _over(recipe: "Recipe", options: CompressOptions, context: typer.Context) -> CompressOptions:
+    """Returns a recipe's options, changed by those that were typed or that the environment sets."""
 
-        recipe = read_recipe(path)
-        values = {name: list(v) if isinstance(v, tuple) else v for name, v in recipe.settings().items()}
-        context.default_map = {**(context.default_map or {}), **values, "data": list(recipe.data)}
-        context.obj = recipe
-    return path
+    def typed(name: str) -> bool:
+        return getattr(context.get_parameter_source(name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
+
+    names = {field.name for field in fields(CompressOptions)}
+    ours = {name for name in names if typed(name) or name in OF_THE_MACHINE}
+    if ours & set(BUDGETS):
+        ours |= set(BUDGETS)
+    return replace(recipe.options, **{name: getattr(options, name) for name in ours})
 
 
 def _compress(
@@ -49,8 +52,6 @@ def _compress(
             "--recipe",
             metavar="FILE.toml",
             help="Repeat a run from its recipe.toml; options beside it change single values.",
-            is_eager=True,
-            callback=_take_recipe,
         ),
     ] = None,
     *,
@@ -69,15 +70,18 @@ def _compress(
     from ternarize_cli import compress
     from ternarize_cli.cli.distill import Meter
     from ternarize_cli.encoders.loading import model_name
+    from ternarize_cli.pipeline.recipe import read_recipe
 
     out = Output(json_mode=json, quiet=quiet)
-    known = context.obj if recipe is not None else None
-    name = model or (known.model if known is not None else None)
-    if name is None or not data:
+    known = None if recipe is None else read_recipe(recipe)
+    if known is not None:
+        model, data = model or known.model, data or list(known.data)
+        options = _over(known, options, context)
+    if model is None or not data:
         raise InputError(
             "compress needs a model and data", hint="ternarize compress MODEL --data texts.txt, or --recipe recipe.toml"
         )
-    target = output or Path(f"{model_name(name)}-packed")
+    target = output or Path(f"{model_name(model)}-packed")
 
     @contextmanager
     def step(title: str) -> Iterator[None]:
@@ -86,7 +90,7 @@ def _compress(
 
     with _hint_on_interrupt(out, target), Meter(out) as meter:
         report = compress(
-            name,
+            model,
             data,
             target,
             options,

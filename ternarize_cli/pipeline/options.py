@@ -24,14 +24,15 @@ from ternarize_cli.storage.command_option import (
     option_of,
 )
 
-__all__ = ["OF_THE_MACHINE", "TASKS", "CompressOptions"]
+__all__ = ["BUDGETS", "OF_THE_MACHINE", "TASKS", "CompressOptions"]
 
 OF_THE_MACHINE = ("device", "threads", "save_every", "allow_pickle")
 """Options that a recipe neither holds nor may set: where work runs, and which files of strangers are trusted."""
 TASKS = ("sts", "retrieval", "classification", "images", "pairs", "task_file")
 """Options that name the data of an evaluation."""
 _MINUTES = 10.0
-_BUDGETS = ("minutes", "steps", "epochs")
+BUDGETS = ("minutes", "steps", "epochs")
+"""Options of which one at most is given: how long distillation trains."""
 _OF_TRAINING = ("batch_size", "gradient_checkpointing", "auto_batch", "accumulate", "learning_rate", "max_length")
 
 
@@ -107,7 +108,7 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if sum(getattr(self, name) is not None for name in _BUDGETS) > 1:
+        if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
         if self.min_retention and not self.is_scored:
             raise InputError(
@@ -155,7 +156,7 @@ class CompressOptions:
         Raises:
             InputError: a setting is not positive.
         """
-        budget = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
+        budget = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
         if budget == {"minutes": 0}:
             return None
         settings = {name: getattr(self, name) for name in _OF_TRAINING}
