@@ -108,6 +108,13 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def check(self) -> None:
+        """Checks the options against each other.
+
+        Raises:
+            InputError: more than one of minutes, steps and epochs; or `min_retention` and nothing to score.
+        """
         if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
         if self.min_retention and not self.is_scored:

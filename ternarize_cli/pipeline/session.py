@@ -109,6 +109,7 @@ def compress(
         TernarizeError: a stage failed.
     """
     options, output = options or CompressOptions(), Path(output)
+    options.check()
     sources = tuple(map(str, [data] if isinstance(data, str | Path) else data))
     training, scheme = options.training(), options.scheme()
     folder = resolve(model, allow_pickle=options.allow_pickle)
