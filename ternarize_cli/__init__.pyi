@@ -16,6 +16,10 @@ from ternarize_cli.index.build import build_index as build_index
 from ternarize_cli.index.options import IndexOptions as IndexOptions
 from ternarize_cli.index.options import SearchOptions as SearchOptions
 from ternarize_cli.index.session import open_index as open_index
+from ternarize_cli.pipeline.options import CompressOptions as CompressOptions
+from ternarize_cli.pipeline.session import compress as compress
+from ternarize_cli.publish.options import PublishOptions as PublishOptions
+from ternarize_cli.publish.session import publish as publish
 from ternarize_cli.vectors.options import EncoderOptions as EncoderOptions
 
 __version__: str

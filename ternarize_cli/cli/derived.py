@@ -108,10 +108,13 @@ def derived(body: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(body, include_extras=True)
     parameters: list[inspect.Parameter] = []
     made: dict[str, tuple[Any, list[_Field]]] = {}
+    contexts: list[str] = []
     for parameter in inspect.signature(body).parameters.values():
         hint = hints[parameter.name]
         kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if dataclasses.is_dataclass(kind):
+        if kind is typer.Context:  # typer gives one parameter the context
+            contexts.append(parameter.name)
+        elif dataclasses.is_dataclass(kind):
             only = next((mark.names for mark in marks if isinstance(mark, Only)), None)
             offered = _fields(kind, only)
             made[parameter.name] = (kind, offered)
@@ -125,7 +128,7 @@ def derived(body: Callable[..., None]) -> Callable[..., None]:
             given = {field.name: values.pop(field.name) for field in offered}
             _choose(given, offered, context_)
             values[name] = kind(**{field.field: field.value(given[field.name]) for field in offered})
-        body(**values)
+        body(**values, **dict.fromkeys(contexts, context_))
 
     context = inspect.Parameter("context_", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     command.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]

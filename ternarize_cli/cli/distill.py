@@ -16,7 +16,7 @@ from ternarize_cli.errors import counted, quoted
 if TYPE_CHECKING:
     from ternarize_cli.distill.options import Progress
 
-__all__ = ["register"]
+__all__ = ["Meter", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +67,7 @@ def _distill(
     if plot is not None:
         figures.check_plot(plot, force=force)
     target = output or Path(f"{model_name(student).removesuffix('-ternary')}-distilled")
-    with _hint_on_interrupt(out, target), _Meter(out) as meter:
+    with _hint_on_interrupt(out, target), Meter(out) as meter:
         report = distill(
             student,
             data,
@@ -112,7 +112,7 @@ def _distill(
     out.result({"output": str(target), **vars(report)})
 
 
-class _Meter(ExitStack):
+class Meter(ExitStack):
     """Shows the progress of training from the first step on; reading the data before has progress bars of its own."""
 
     def __init__(self, out: Output) -> None:

@@ -45,6 +45,7 @@ def _evaluate(
     found = evaluate(model, options, say=out.note, warn=out.warn, track=out.track)
     show(out, found)
     out.result(payload(found, found.hashes, options.seed))
-    for path in files.write(model, found, command=shlex.join(["ternarize", *sys.argv[1:]]), force=force):
+    command = shlex.join(["ternarize", *sys.argv[1:]])
+    for path in files.write(model, found, command=command, force=force, warn=out.warn):
         out.text(f"wrote {path}")
     found.check_gates()

@@ -28,6 +28,10 @@ EXAMPLES = {
         "ternarize convert sentence-transformers/all-MiniLM-L6-v2 --calibrate texts.txt -o my-ternary",
         "ternarize convert ./my-bert --dry-run",
     ),
+    "compress": (
+        "ternarize compress sentence-transformers/all-MiniLM-L6-v2 --data texts.txt --sts pairs.csv -o my-packed",
+        "ternarize compress --recipe recipe.toml -o again",
+    ),
     "distill": (
         "ternarize distill my-ternary --teacher ./my-bert --data texts.txt --minutes 10 -o my-distilled",
         "ternarize distill my-ternary --teacher ./my-bert --data texts.txt --resume -o my-distilled",
@@ -48,6 +52,10 @@ EXAMPLES = {
     "export": (
         "ternarize export my-packed --to wheel --name my_model -o dist",
         "ternarize export my-packed --to c -o my-model-c",
+    ),
+    "publish": (
+        "ternarize publish my-packed owner/my-model --dry-run",
+        "ternarize publish my-packed owner/my-model --private",
     ),
     "serve": (
         "ternarize serve my-packed",

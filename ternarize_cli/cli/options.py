@@ -18,6 +18,7 @@ __all__ = [
     "Json",
     "ModelArgument",
     "NoCheck",
+    "OptionalModel",
     "Quiet",
     "Revision",
     "Seed",
@@ -26,14 +27,13 @@ __all__ = [
     "output_folder",
 ]
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder, a hub id (owner/name, or owner/name@revision), or package:NAME for a checkpoint carried by a "
-        "Python package.",
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL",
+    help="A folder, a hub id (owner/name, or owner/name@revision), or package:NAME for a checkpoint carried by a "
+    "Python package.",
+)
+ModelArgument = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Revision = Annotated[
     str | None,
     typer.Option(

@@ -1,13 +1,14 @@
 """Writes the model card (README.md) of an artifact: what the hub reads of it, how it is used, and its numbers.
 
-    ---                                  metadata: licence, languages, tags and base model of the source's card, and
-    license: mit, …                      what holds of every artifact: library, task, tags, "quantized"
+    ---                                  metadata: licence, languages, data sets, tags and base model of the source's
+    license: mit, …                      card, and what holds of every artifact: library, task, tags, "quantized"
     ---
-    <!-- ternarize: begin -->            ours, written anew by every command: what this is, code that runs, and a
-    …                                    section for each of convert, distill and pack, kept by the commands after it
-    <!-- ternarize: scores -->           of `eval --card`, which changes nothing else; they hold for this artifact
-    …                                    alone, so the other commands leave them out
+    <!-- ternarize: begin -->            ours, written anew by every command: what this is,
+    <!-- ternarize: scores -->           scores of `eval --card` (`card_scores`), which hold for this artifact alone, so
+    …                                    the other commands leave them out,
     <!-- ternarize: end of scores -->
+    <!-- ternarize: usage -->            code that runs, and a section for each of compress, convert, distill and pack,
+    …                                    kept by the commands after it
     <!-- ternarize: end -->
     the text of the source's card        kept, under a heading that says whose it is
 
@@ -22,33 +23,31 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli import __version__
+from ternarize_cli.compress.card_file import BEGIN, END, SCORES, USAGE, read_card
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.hub import parse
 from ternarize_cli.encoders.loading import can_encode
 from ternarize_cli.encoders.modalities import modalities_of
-from ternarize_cli.errors import InputError, ModelNotFoundError
+from ternarize_cli.errors import ModelNotFoundError
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_kind import kind_of
 from ternarize_cli.storage import files
 
-__all__ = ["read_text", "write", "write_scores"]
+__all__ = ["addressed", "cell", "metadata_of", "task_of", "write"]
 
-_BEGIN, _END = "<!-- ternarize: begin -->", "<!-- ternarize: end -->"
-_SECTION = re.compile(r"^<!-- ternarize: (convert|distill|pack) -->\n", re.MULTILINE)
-_HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_RESULTS = re.compile(r"^model-index:.*\n?(?:[ \t#-].*\n?|\r?\n)*", re.MULTILINE)
-_SCORES = re.compile(r"<!-- ternarize: scores -->.*?<!-- ternarize: end of scores -->\r?\n?", re.DOTALL)
+_SECTION = re.compile(r"^<!-- ternarize: (compress|convert|distill|pack) -->\n", re.MULTILINE)
 _ADAPTED = re.compile(r"(.+)@[0-9a-f]{40} \+ ")
 """The source of a merged adapter whose base is of the hub (`adapters.source_of`)."""
-_LONGEST, _LONGEST_HEADER = 4 << 20, 64 << 10
 _MOST = 200
 _TITLES = {
+    "compress": "How it was made",
     "convert": "How it was converted",
     "distill": "How this student was trained",
     "pack": "How it was packed",
 }
 _OF_SOURCE = "## Card of the model that this was made from\n\nIts numbers and its code are that model's.\n\n"
 _TEXTS = '["a cat in a tree", "a dog by the river"]'
+_HERE = '(".")  # this folder, or its hub id'
 _USAGE = {
     "encoder": ("SentenceTransformer", f"vectors = model.encode({_TEXTS})\nprint(model.similarity(vectors, vectors))"),
     "image": (
@@ -72,7 +71,7 @@ def write(folder: Path, section: str, text: str) -> None:
 
     Args:
         folder: the artifact.
-        section: the command that made it: "convert", "distill" or "pack".
+        section: the command that made it: "compress", "convert", "distill" or "pack".
         text: Markdown with the command's numbers, without a heading.
 
     Raises:
@@ -84,80 +83,44 @@ def write(folder: Path, section: str, text: str) -> None:
     artifact = checkpoint.artifact_of(folder)
     assert artifact is not None
     path = folder / "README.md"
-    known, body = _read(path)
-    body = _SCORES.sub("", body)
-    before, found, rest = body.partition(_BEGIN)
-    own, _, after = rest.partition(_END) if found else ("", "", "")
+    known, body = read_card(path)
+    body = SCORES.sub("", body)
+    before, found, rest = body.partition(BEGIN)
+    own, _, after = rest.partition(END) if found else ("", "", "")
     if not found and body.strip():
         before, after = "", _OF_SOURCE + body.strip() if section == "convert" else body.strip()
     pieces = _SECTION.split(own)[1:]
     sections = {} if section == "convert" else dict(zip(pieces[::2], pieces[1::2], strict=True))
     sections[section] = f"## {_TITLES[section]}\n\n{text}"
-    metadata = ModelCardData(**_metadata(folder, artifact, known))
-    block = [_BEGIN, _head(folder, artifact)]
+    metadata = ModelCardData(**metadata_of(folder, artifact, known))
+    block = [BEGIN, _head(folder, artifact)]
     block += [f"<!-- ternarize: {name} -->\n{sections[name].strip()}\n" for name in _TITLES if name in sections]
-    parts = [f"---\n{metadata.to_yaml()}\n---", before.strip(), "\n".join([*block, _END]), after.strip()]
+    parts = [f"---\n{metadata.to_yaml()}\n---", before.strip(), "\n".join([*block, END]), after.strip()]
     with files.atomic_file(path, force=True) as made:
         made.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
-def write_scores(path: Path, text: str) -> None:
-    """Writes scores into a card, in the place of earlier scores, and changes nothing else.
-
-    A card without scores gets them at the end of our own part, or else at its end; where there is no card, one is made.
+def addressed(text: str, repo: str) -> str:
+    """Writes the name of a hub repository into the code of a card, in place of the folder that the card lies in.
 
     Args:
-        path: the card.
-        text: Markdown with the scores, without a heading; it must hold no HTML comment.
-
-    Raises:
-        InputError: the card is longer than 4 MB, or no text in UTF-8.
-        OutputError: the card can't be written.
+        text: the card.
+        repo: the hub id.
     """
-    card = read_text(path) if path.exists() else ""
-    block = f"<!-- ternarize: scores -->\n## What it scores\n\n{text}\n<!-- ternarize: end of scores -->\n"
-    block = block.replace("\n", "\r\n") if "\r\n" in card else block
-    if _SCORES.search(card):
-        card = _SCORES.sub(lambda _: block, card, count=1)
-    elif card.count(_END) == 1:
-        card = card.replace(_END, block + _END)
-    else:
-        card += ("" if not card or card.endswith("\n") else "\n") + block
-    with files.atomic_file(path, force=True) as made:
-        made.write_text(card, encoding="utf-8", newline="")
+    before, found, rest = text.partition(BEGIN)
+    own, end, after = rest.partition(END)
+    if not end:
+        return text
+    own = own.replace(_HERE, f'("{repo}")').replace('(".")', f'("{repo}")')
+    return (
+        before + found + re.sub(r"^(ternarize .*?) \.(?= |\r?$)", rf"\1 {repo}", own, flags=re.MULTILINE) + end + after
+    )
 
 
-def read_text(path: Path) -> str:
-    """Reads a card as it is, with its ends of lines.
-
-    Raises:
-        InputError: the card is longer than 4 MB, or no text in UTF-8.
-    """
-    if path.stat().st_size > _LONGEST:
-        raise InputError(f"{path} is longer than 4 MB, and is left as it is", hint="leave --card out, or shorten it")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path} is no text in UTF-8, and is left as it is", hint="save it as UTF-8") from e
-
-
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """Reads the metadata and the text of a card; empty of one that is missing, too long or unreadable."""
-    from huggingface_hub import ModelCard
-
-    if not path.is_file() or path.stat().st_size > _LONGEST:
-        return {}, ""
-    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-    header = _HEADER.match(text)
-    if header is None:
-        return {}, text
-    wanted, body = _RESULTS.sub("", header[1] + "\n"), text[header.end() :]
-    if len(wanted) > _LONGEST_HEADER:
-        return {}, body
-    try:
-        return dict(vars(ModelCard(f"---\n{wanted}\n---\n", ignore_metadata_errors=True).data)), body
-    except Exception:  # YAML of a stranger: a syntax error, a recursion, keys that are no names, …
-        return {}, body
+def cell(text: str) -> str:
+    """Escapes what means something in a line or a table of Markdown."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`*~\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # a _ inside a word means nothing
 
 
 def _words(value: object) -> list[str]:
@@ -167,13 +130,21 @@ def _words(value: object) -> list[str]:
     return [word for word in words if isinstance(word, str) and 0 < len(word) <= _MOST and word.isprintable()]
 
 
-def _metadata(folder: Path, artifact: Artifact, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the metadata of an artifact's card from those of the card before it."""
+def metadata_of(folder: Path, artifact: Artifact, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the metadata of an artifact's card.
+
+    Args:
+        folder: the artifact.
+        artifact: its description.
+        known: the metadata of the card before it.
+    """
     kept: dict[str, Any] = {
         key: words[0] for key in ("license", "license_name", "license_link") if (words := _words(known.get(key)))
     }
     if languages := _words(known["language"]) if known.get("language") is not None else []:
         kept["language"] = languages
+    if datasets := _words(known["datasets"]) if known.get("datasets") is not None else []:
+        kept["datasets"] = datasets
     if of_adapter := _ADAPTED.match(artifact.source):
         bases = [of_adapter[1]]
     elif artifact.source_revision:
@@ -186,7 +157,7 @@ def _metadata(folder: Path, artifact: Artifact, known: Mapping[str, Any]) -> dic
     library = "sentence-transformers" if can_encode(folder) else "transformers"
     tags = [tag for tag in _words(known.get("tags")) if not tag.startswith("base_model:")]
     tags = [*tags, library, "ternarize", artifact.scheme.levels]
-    task = _task(folder)
+    task = task_of(folder)
     return {**kept, "library_name": library, "pipeline_tag": task, "tags": list(dict.fromkeys(tags))}
 
 
@@ -197,7 +168,7 @@ def _is_id(name: str) -> bool:
         return False
 
 
-def _task(folder: Path) -> str:
+def task_of(folder: Path) -> str:
     """Returns the hub's name of what a model is for."""
     kind = kind_of(folder)
     if kind == "cross-encoder":
@@ -210,24 +181,59 @@ def _task(folder: Path) -> str:
 
 def _head(folder: Path, artifact: Artifact) -> str:
     """Writes what the artifact is, and code that runs in its folder."""
-    kind = kind_of(folder)
-    source = re.sub(r"(@[0-9a-f]{12})[0-9a-f]{28}(?= |$)", r"\1", artifact.source)
-    name = " + ".join(re.sub(r"[^\w./@-]", "_", part) for part in source.split(" + ")) or "model"
-    commit = f", commit `{artifact.source_revision[:12]}`" if artifact.source_revision else ""
-    form = "a packed model" if artifact.stage == "packed" else "a checkpoint to train or pack"
-    lines = [
-        f"# {name}, {artifact.scheme.levels}\n",
-        f"The weights of its linears are {artifact.scheme.levels}. This is {form}, made from `{name}`{commit} by "
-        f"ternarize {__version__}.\n",
-        "## Usage\n",
-        "```sh\npip install ternarize-cli\n```\n",
-    ]
-    if not can_encode(folder):
-        code = (
-            'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(".")  # this folder, or its hub id'
+    kind, images = kind_of(folder), "text" not in modalities_of(folder)
+    lines = [f"# {cell(_source(artifact))}, {artifact.scheme.levels}\n", _summary(artifact)]
+    lines += [f"{USAGE}\n## Usage\n", "```sh\npip install ternarize-cli\n```\n"]
+    loads = f"from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained{_HERE}"
+    if can_encode(folder):
+        imports, use = _USAGE["image" if kind == "encoder" and images else kind]
+        code = f"from sentence_transformers import {imports}\n\nmodel = {imports}{_HERE}\n{use}"
+        code = f"from PIL import Image\n{code}" if "Image.new" in use else code
+        lines.append(f"```python\n{code}\n```\n")
+        loads = (
+            ""
+            if kind != "encoder"
+            else f"transformers opens the encoder alone, without pooling:\n\n```python\n{loads}\n```\n"
         )
-        return "\n".join([*lines, f"```python\n{code}\n```\n"])
-    imports, use = _USAGE["image" if kind == "encoder" and "text" not in modalities_of(folder) else kind]
-    code = f'from sentence_transformers import {imports}\n\nmodel = {imports}(".")  # this folder, or its hub id\n{use}'
-    code = f"from PIL import Image\n{code}" if "Image.new" in use else code
-    return "\n".join([*lines, f"```python\n{code}\n```\n"])
+        lines.append(loads)
+    else:
+        lines.append(f"```python\n{loads}\n```\n")
+    if artifact.stage == "packed" and not artifact.torch_only and can_encode(folder) and kind != "sparse":
+        lines.append(_WITHOUT_TORCH)
+    return "\n".join(filter(None, lines))
+
+
+_WITHOUT_TORCH = """Without PyTorch: as a wheel of its own that needs NumPy and tokenizers, as a server that speaks the
+protocols of OpenAI and of text-embeddings-inference, or in the format of another runtime (`ternarize export --help`
+lists them):
+
+```sh
+ternarize export . --to wheel -o wheels
+pip install 'ternarize-cli[serve]'
+ternarize serve .
+```
+"""
+_GRIDS = {
+    "ternary": "one of -1, 0 and +1",
+    "binary": "-1 or +1",
+    "int2": "one of four values",
+    "int4": "one of sixteen values",
+}
+
+
+def _source(artifact: Artifact) -> str:
+    """Names the model that an artifact was made from; short commits, and no characters that no name has."""
+    source = re.sub(r"(@[0-9a-f]{12})[0-9a-f]{28}(?= |$)", r"\1", artifact.source)
+    return " + ".join(re.sub(r"[^\w./@-]", "_", part) for part in source.split(" + ")) or "model"
+
+
+def _summary(artifact: Artifact) -> str:
+    name = _source(artifact)
+    commit = f", commit `{artifact.source_revision[:12]}`" if artifact.source_revision else ""
+    linked = f"[`{name}`](https://huggingface.co/{name})" if commit and _is_id(name) else f"`{name}`"
+    shares = "row" if artifact.scheme.granularity == "row" else artifact.scheme.granularity
+    form = "a packed model" if artifact.stage == "packed" else "a checkpoint to train or pack"
+    return (
+        f"Every weight of its linears is {_GRIDS[artifact.scheme.levels]}, times a scale for its {shares}. This is "
+        f"{form}, made from {linked}{commit} by [ternarize](https://pypi.org/project/ternarize-cli/) {__version__}.\n"
+    )

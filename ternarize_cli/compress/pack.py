@@ -47,6 +47,7 @@ class PackReport:
         bytes_linears: bytes of the codes and scales of all linears.
         bytes_tables: bytes of the rows and scales of all compressed embeddings.
         bytes_other: bytes of all other tensors in the packed model.
+        source_linears, source_tables, source_other: bytes of the same tensors in the checkpoint, without its scales.
         zeros: fraction of codes that are 0, over all linears.
     """
 
@@ -56,6 +57,9 @@ class PackReport:
     bytes_linears: int
     bytes_tables: int
     bytes_other: int
+    source_linears: int
+    source_tables: int
+    source_other: int
     zeros: float
 
 
@@ -124,6 +128,9 @@ def pack(
             bytes_linears=totals["ternary"],
             bytes_tables=totals["table"],
             bytes_other=totals["kept"] + totals["half"],
+            source_linears=totals["ternary before"],
+            source_tables=totals["table before"],
+            source_other=totals["kept before"] + totals["half before"],
             zeros=totals["zeros"] / max(totals["codes"], 1),
         )
         card.write(partial, "pack", _described(report))
@@ -135,14 +142,27 @@ def pack(
 
 def _described(report: PackReport) -> str:
     """Writes the numbers of a packed model for its card."""
+    bits = report.artifact.scheme.table_bits
+    rows = [
+        (f"linears: codes ({report.artifact.codec}) and scales", report.source_linears, report.bytes_linears),
+        (f"embedding tables, {bits} bits", report.source_tables, report.bytes_tables),
+        ("everything else", report.source_other, report.bytes_other),
+    ]
+    before, after = sum(old for _, old, _ in rows), sum(new for _, _, new in rows)
     return "\n".join(
         [
-            f"- {report.bytes_packed:,} bytes of weights: {report.bytes_linears:,} of linears "
-            f"({report.artifact.codec}), {report.bytes_tables:,} of tables "
-            f"({report.artifact.scheme.table_bits} bits), {report.bytes_other:,} of all else",
-            f"- {report.zeros:.1%} of the codes are 0",
+            "| weights | checkpoint, bytes | packed, bytes | smaller |",
+            "|---|---:|---:|---:|",
+            *(f"| {part} | {old:,} | {new:,} | {_times(old, new)} |" for part, old, new in rows),
+            f"| **all** | **{before:,}** | **{after:,}** | **{_times(before, after)}** |",
+            "",
+            f"{report.zeros:.1%} of the codes are 0.",
         ]
     )
+
+
+def _times(before: int, after: int) -> str:
+    return f"{before / after:.1f}×" if after else ""
 
 
 def _pack_part(
@@ -190,6 +210,7 @@ def _pack_part(
                         out.add(stored, value)
                         written[stored] = name + stored.removeprefix(key)
                     totals[decision.fate] += sum(t.numel() * t.element_size() for t in new.values())
+                    totals[f"{decision.fate} before"] += tensor.numel() * tensor.element_size()
         writer.finish()
     totals["packed"] = writer.bytes
     totals["source"] = weights.bytes_on_disk(part.path)

@@ -1,6 +1,6 @@
-"""An evaluation as files: the page, the picture of quality against cost, JUnit XML, and a part of the model's card."""
+"""An evaluation as files: the page, the picture of quality against cost, JUnit XML, and scores in the model's card."""
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,10 +9,9 @@ from ternarize_cli.errors import InputError
 from ternarize_cli.storage.command_option import Option
 
 if TYPE_CHECKING:
-    from ternarize_cli.evaluation.compare import Comparison, Retention
     from ternarize_cli.evaluation.run import EvaluationReport
 
-__all__ = ["EvaluationFiles"]
+__all__ = ["EvaluationFiles", "write_card"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class EvaluationFiles:
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
         from ternarize_cli.bench.report_comparison import times_table
-        from ternarize_cli.compress import card
+        from ternarize_cli.compress.card_file import read_text
         from ternarize_cli.encoders import checkpoint
         from ternarize_cli.evaluation.page import check_page
         from ternarize_cli.measuring.figures import check_plot
@@ -84,9 +83,17 @@ class EvaluationFiles:
                 )
             check_output(path, force=True, folder=False)
             if path.exists():
-                card.read_text(path)
+                read_text(path)
 
-    def write(self, model: str | Path, found: "EvaluationReport", *, command: str, force: bool) -> list[Path]:
+    def write(
+        self,
+        model: str | Path,
+        found: "EvaluationReport",
+        *,
+        command: str,
+        force: bool,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> list[Path]:
         """Writes the files and returns their paths.
 
         Args:
@@ -94,11 +101,11 @@ class EvaluationFiles:
             found: the evaluation.
             command: what was typed, for the page.
             force: replace files that exist.
+            warn: is told if the metadata of the card can't be read, and only its text gets the scores.
 
         Raises:
             TernarizeError: as `check`.
         """
-        from ternarize_cli.compress import card
         from ternarize_cli.evaluation.junit import write_junit
         from ternarize_cli.evaluation.report import plot_pareto, write_report
 
@@ -119,41 +126,32 @@ class EvaluationFiles:
             write_junit(self.junit, found.comparison, found.gates, missing=found.missing, force=force)
         paths = [path for path in (self.plot, self.report, self.junit) if path is not None]
         if self.card:
-            paths.append(_card_of(model))
-            card.write_scores(paths[-1], _scores(found.comparison))
+            paths.append(write_card(Path(model).expanduser(), found, warn))
         return paths
+
+
+def write_card(model: Path, found: "EvaluationReport", warn: Callable[[str], None]) -> Path:
+    """Writes the scores of an evaluation into the card of a model's folder; returns the card.
+
+    Args:
+        model: the folder.
+        found: the evaluation.
+        warn: is told if the metadata of the card can't be read, and only its text gets the scores.
+
+    Raises:
+        InputError: the card is longer than 4 MB, or no text in UTF-8.
+        OutputError: the card can't be written.
+    """
+    from ternarize_cli.compress.card import task_of
+    from ternarize_cli.compress.card_scores import write_scores
+    from ternarize_cli.evaluation.card_results import results_of, table_of
+
+    path, comparison = _card_of(model), found.comparison
+    results = results_of(comparison, found.hashes, task_of(model))
+    if not write_scores(path, table_of(comparison), results, name=comparison.students[0].name):
+        warn(f"the metadata of {path} can't be read, and stay as they are: the scores are in its text only")
+    return path
 
 
 def _card_of(model: str | Path) -> Path:
     return Path(model).expanduser() / "README.md"
-
-
-def _scores(comparison: "Comparison") -> str:
-    """Writes the evaluated model's scores as a table of Markdown, beside the teacher's if there is one."""
-    teacher = comparison.teacher
-    columns = ["task", "metric", "size", "score", *([teacher.name, "kept", "95%"] if teacher else [])]
-    rows = [columns, ["---"] * len(columns)]
-    for task in comparison.tasks[0]:
-        kept = [] if teacher is None else [_number(task.teacher), _percent(task.retention), _between(task)]
-        rows.append([task.task, task.metric, f"{task.size:,}", _number(task.student), *kept])
-    table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
-    mean = comparison.mean_retention()
-    return f"{table}\n" + (f"\nKept in the mean of the tasks: {mean:.1%}.\n" if mean is not None else "")
-
-
-def _cell(text: str) -> str:
-    """Escapes what a name may hold that means something in a table of Markdown."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|`*\[\]])", r"\\\1", text)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def _between(task: "Retention") -> str:
-    return "" if task.low is None or task.high is None else f"{task.low:.1%} to {task.high:.1%}"

@@ -4,7 +4,7 @@ Files are read and checked first, which takes moments; only then are MTEB and th
 minutes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ternarize_cli.evaluation.reading import TaskData
     from ternarize_cli.evaluation.run import EvaluationReport
 
-__all__ = ["evaluate"]
+__all__ = ["check_tasks", "evaluate"]
 
 
 def evaluate(
@@ -58,15 +58,7 @@ def evaluate(
         ModelNotFoundError, CheckpointError, UnavailableError: a model can't be had, read or run.
     """
     options.check()
-    data: list[TaskData] = []
-    if any(options.files.values()) or not options.is_of_mteb:
-        data = read_tasks(
-            **options.files,
-            queries_where=options.queries_where,
-            limit=options.limit,
-            seed=options.seed,
-            strict=options.strict,
-        )
+    data = _read(options) if any(options.files.values()) or not options.is_of_mteb else []
     for skipped in (reason for task in data for reason in getattr(task, "skipped", ())):
         warn(f"left out: {skipped}")
     noisy = [perturbed(task, kind, options.seed) for kind in kinds_in(options.perturb or "") for task in data]
@@ -83,9 +75,37 @@ def evaluate(
 
         chosen = (options.tasks, options.benchmarks, options.languages, options.task_types)
         hub = choose(*chosen, data_root=options.data_root)
-    taught = options.against is not None
-    own = (t.task_names(taught=taught) if isinstance(t, RankedPairs) else [t.name] for t in (*data, *noisy))
-    names = [*chain.from_iterable(own), *(task.metadata.name for task in hub)]
+    names = [*_names([*data, *noisy], options), *(task.metadata.name for task in hub)]
     refuse_twice(names)
     gates = parse_gates(options.min_retention, names)
     return run(model, options, data, noisy=noisy, hub=hub, gates=gates, track=track)
+
+
+def check_tasks(options: EvaluationOptions) -> None:
+    """Reads the files of tasks and the gates, so that long work before an evaluation does not end in an error of it.
+
+    Raises:
+        InputError: options that do not go together, or a gate of an unknown task.
+        DataError: a task's file is missing or can't be scored.
+    """
+    options.check()
+    names = _names(_read(options), options)
+    refuse_twice(names)
+    parse_gates(options.min_retention, names)
+
+
+def _read(options: EvaluationOptions) -> "list[TaskData]":
+    return read_tasks(
+        **options.files,
+        queries_where=options.queries_where,
+        limit=options.limit,
+        seed=options.seed,
+        strict=options.strict,
+    )
+
+
+def _names(data: "Iterable[TaskData]", options: EvaluationOptions) -> list[str]:
+    """Lists the names of the tasks that come of files."""
+    taught = options.against is not None
+    own = (t.task_names(taught=taught) if isinstance(t, RankedPairs) else [t.name] for t in data)
+    return [*chain.from_iterable(own)]

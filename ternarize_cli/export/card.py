@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ternarize_cli import __version__
+from ternarize_cli.compress.card import metadata_of
+from ternarize_cli.compress.card_file import read_card
 from ternarize_cli.export.licences import OURS
 from ternarize_cli.export.source import Source
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
-__all__ = ["Usage", "for_c", "for_onnx", "for_openvino", "for_wheel", "usage_of"]
+__all__ = ["Usage", "for_c", "for_onnx", "for_openvino", "for_wheel", "front_matter", "usage_of"]
 
 _PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
 before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
@@ -17,6 +19,20 @@ _BARE = "The model has no prompts: a text is tokenised as it is.\n"
 _SPLITS = """This model reads a special token in a text, such as `[SEP]`, as plain text. The file can't say so: set
 `encode_special_tokens` of the tokenizer to true.
 """
+
+
+def front_matter(source: Source, *tags: str) -> str:
+    """Writes the metadata of an export's README, which the hub reads: those of the packed model, and more tags.
+
+    Args:
+        source: the model.
+        tags: names of the format, such as "onnx".
+    """
+    from huggingface_hub import ModelCardData
+
+    known, _ = read_card(source.folder / "README.md")
+    found = metadata_of(source.folder, source.artifact, known)
+    return f"---\n{ModelCardData(**found | {'tags': [*found['tags'], *tags]}).to_yaml()}\n---\n\n"
 
 
 def for_c(source: Source, facts: Mapping[str, Any], named: str) -> str:
@@ -131,7 +147,7 @@ session = onnxruntime.InferenceSession("onnx/model.onnx")"""
     else:
         opened = _in_sentence_transformers("onnx")
         where = "text-embeddings-inference, fastembed and transformers.js find"
-    return f"""# {source.name}
+    return f"""{front_matter(source, "onnx")}# {source.name}
 
 An encoder with ternary weights, for ONNX Runtime. `onnx/model.onnx` {_gives(facts)}
 
@@ -159,7 +175,7 @@ model = openvino.Core().compile_model("openvino/openvino_model.xml", "CPU")"""
     else:
         opened = _in_sentence_transformers("openvino")
     rounds = "OpenVINO rounds activations to int8 in its own way, or not at all: the processor decides."
-    return f"""# {source.name}
+    return f"""{front_matter(source, "openvino")}# {source.name}
 
 An encoder with ternary weights, for OpenVINO. `openvino/openvino_model.xml` {_gives(facts)}
 

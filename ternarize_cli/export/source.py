@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ternarize_cli.compress.card_file import read_card
 from ternarize_cli.errors import CheckpointError, FormatError, quoted
 from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.model_folder.folder_check import check_folder
@@ -13,8 +14,6 @@ from ternarize_cli.storage.digests import content_hash
 
 __all__ = ["Source", "open_source"]
 
-_LONGEST_CARD, _LONGEST_HEADER = 4 << 20, 64 << 10
-_HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _UNUSUAL = re.compile(r"[^\w.@+-]")
 _MOST = 200
 _PICKLES = (".bin", ".bin.index.json")
@@ -80,17 +79,7 @@ def open_source(folder: Path, name: str) -> Source:
 
 def _licence(card: Path) -> str | None:
     """Returns the licence that a card's metadata name; None if they name none, or can't be read."""
-    from huggingface_hub import ModelCard
-
-    if not card.is_file() or card.stat().st_size > _LONGEST_CARD:
-        return None
-    header = _HEADER.match(card.read_bytes().decode("utf-8-sig", errors="replace"))
-    if header is None or len(header[1]) > _LONGEST_HEADER:
-        return None
-    try:
-        known = vars(ModelCard(f"---\n{header[1]}\n---\n", ignore_metadata_errors=True).data)
-    except Exception:  # YAML of a stranger: a syntax error, a recursion, keys that are no names, …
-        return None
+    known, _ = read_card(card)
     listed = known.get("license"), known.get("license_name")
     words = [word for word in listed if isinstance(word, str) and 0 < len(word) <= _MOST and word.isprintable()]
     return words[-1] if words else None

@@ -30,6 +30,7 @@ __all__ = [
     "THREADS",
     "Option",
     "check_fields",
+    "option_of",
 ]
 
 MANY = 1_000_000_000
@@ -77,6 +78,16 @@ DEVICE = Option("cpu, cuda, cuda:1, …; default: a GPU if there is one.", envva
 SEED = Option("Seed of everything random; recorded.", min=0, max=2**32 - 1, envvar="TERNARIZE_SEED")
 SKIP_BAD = Option("Skip lines and images that can't be read, and count them.")
 THREADS = Option("CPU threads, at most 4 a core; default: all cores.", min=1, envvar="TERNARIZE_THREADS")
+
+
+def option_of(kind: type, field: str) -> Option:
+    """Returns the description beside a field of a dataclass, for another dataclass that has the option, too.
+
+    Args:
+        kind: the dataclass.
+        field: the name of its field, which must have an `Option`.
+    """
+    return next(mark for mark in get_args(get_type_hints(kind, include_extras=True)[field]) if isinstance(mark, Option))
 
 
 def check_fields(options: Any) -> None:

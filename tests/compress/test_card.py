@@ -15,7 +15,7 @@ from sentence_transformers import SparseEncoder
 
 from support.heads import save_headed
 from support.models import save_tiny_bert, save_tiny_vit
-from ternarize_cli.compress.card import write_scores
+from ternarize_cli.compress.card_scores import write_scores
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
@@ -27,6 +27,7 @@ license: other
 license_name: own
 license_link: https://example.com/terms
 language: [en, no]
+datasets: [maker/news]
 base_model: maker/pretrained
 tags: [news, sentence-transformers]
 pipeline_tag: fill-mask
@@ -76,6 +77,7 @@ def test_licence_languages_tags_and_base_of_the_source_stay(bert: Path, tmp_path
             "license_name": "own",
             "license_link": "https://example.com/terms",
             "language": ["en", "no"],
+            "datasets": ["maker/news"],
             "base_model": "maker/pretrained",
             "base_model_relation": "quantized",
             "library_name": "sentence-transformers",
@@ -117,7 +119,10 @@ def test_a_source_of_the_hub_is_the_base_model_at_its_commit(bert: Path, tmp_pat
     pack(tmp_path / "latent", tmp_path / "packed")
     found = metadata(tmp_path / "packed")
     assert (found["base_model"], found["base_model_relation"]) == ("maker/tiny", "quantized")
-    assert "made from `maker/tiny`, commit `bbbbbbbbbbbb`" in (tmp_path / "packed" / "README.md").read_text()
+    assert (
+        "made from [`maker/tiny`](https://huggingface.co/maker/tiny), commit `bbbbbbbbbbbb` by"
+        in (tmp_path / "packed" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,9 +215,7 @@ def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
     (tmp_path / f"{name}.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
     (tmp_path / "sts.csv").write_text("the cat,a dog,3\nthe tree,a river,1\na house,the house,5\n")
     scored = ["--sts", tmp_path / f"{name}.csv", "--no-cache", "--card"]
-    card = (packed / "README.md").read_text().replace(
-        "license: other", "license: other\ndatasets: [mine]"
-    ) + "\nMine.\n"
+    card = (packed / "README.md").read_text().replace("license: other", "license: other\nwidget: [mine]") + "\nMine.\n"
     (packed / "README.md").write_text(card)
     before, described = content_hash(packed), metadata(packed)
     found = json.loads(run("eval", packed, "--against", bert, *scored, "--json").stdout)
@@ -220,9 +223,16 @@ def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
     task = found["tasks"][0]
     scores = f"{task['student']:.4f} | {task['teacher']:.4f}"
     assert f"| a\\|b &lt;!-- ternarize: end --&gt; | {task['metric']} | 3 | {scores} |" in text
-    assert text.index("## How it was packed") < text.index("## What it scores") < text.index("ternarize: end -->")
-    assert text.replace(re.search("<!-- ternarize: scores.*of scores -->\n", text, re.DOTALL)[0], "") == card
-    assert (content_hash(packed), metadata(packed)) == (before, described)
+    assert text.index("# tiny, ternary") < text.index("## What it scores") < text.index("## Usage")
+    without = re.sub("<!-- ternarize: scores.*of scores -->\n\n", "", text, flags=re.DOTALL)
+    assert re.sub("model-index:.*?\n---", "---", without, flags=re.DOTALL) == card
+    (index,) = metadata(packed).pop("model-index")
+    (result,) = index["results"]
+    assert (index["name"], result["dataset"]["name"]) == ("packed", name)
+    assert result["metrics"][0]["value"] == round(task["student"], 4)
+    assert result["metrics"][0]["args"]["retention"] == round(task["retention"], 4)
+    kept = {key: value for key, value in metadata(packed).items() if key != "model-index"}
+    assert (content_hash(packed), kept) == (before, described)
     assert run("eval", packed, "--sts", tmp_path / "sts.csv", "--no-cache", "--card").exit_code == 0
     text = (packed / "README.md").read_text()
     assert "a\\|b" not in text

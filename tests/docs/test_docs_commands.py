@@ -43,7 +43,7 @@ _BUDGETS = (
     ("--steps [0-9]+", "--steps 3"),
     ("--epochs [0-9.]+", "--epochs 0.5"),
 )
-"""What `distill` may spend on a page, and what it spends here."""
+"""What `distill` and `compress` may spend on a page, and what it spends here."""
 _NAMED_MODELS = (
     ("my-bert", save_tiny_bert),
     ("sentence-transformers/all-MiniLM-L6-v2", save_tiny_bert),
@@ -138,7 +138,7 @@ def _quick(command: str) -> str:
     if name == "bench" and "--compare" not in command:
         command += " --repeats 1" if "--text" in command else _BENCH
         command += "" if "--tokens" in command or "--text" in command or "my-vit" in command else " --tokens 8"
-    elif name == "distill":
+    elif name in ("distill", "compress"):
         for budget, small in _BUDGETS:
             command = re.sub(budget, small, command)
     return command
@@ -255,4 +255,16 @@ def test_every_command_is_run_by_some_page() -> None:
         for stage in stages(line)
         if stage.startswith("ternarize ")
     }
-    assert run >= {"convert", "distill", "pack", "bench", "eval", "encode", "index", "inspect", "doctor"}
+    assert run >= {
+        "compress",
+        "publish",
+        "convert",
+        "distill",
+        "pack",
+        "bench",
+        "eval",
+        "encode",
+        "index",
+        "inspect",
+        "doctor",
+    }

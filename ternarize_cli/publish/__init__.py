@@ -1,0 +1,1 @@
+"""Puts what ternarize made onto the Hugging Face hub: `ternarize publish`."""
