@@ -6,13 +6,13 @@ An export without pooling is compared by the vectors that the model's own poolin
 those of a pass, beside backend `native`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,10 +30,18 @@ from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.measuring.similarity import units
 from ternarize_cli.measuring.timing import GridPoint, summarise, time_interleaved
 
-__all__ = ["Run", "Runtime", "check_gate", "compare", "run_check", "sentences", "texts_of"]
+__all__ = ["Run", "Runtime", "Tokenizing", "check_gate", "compare", "run_check", "sentences", "texts_of"]
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Runs an export: tensors of a batch by their names in transformers to `last_hidden_state` or `sentence_embedding`."""
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """What a runtime that makes tokens of texts itself has beside being called."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Returns the ids of a text's tokens, with those that are added at its ends."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,13 @@ class Runtime:
         library: the library's name on PyPI.
         open: opens the export; raises any error if the library can't run it.
         hint: what a user may do if it can't.
+        module: the name by which it is imported; None: the library's name.
     """
 
     library: str
     open: Callable[[], Run]
     hint: str
+    module: str | None = None
 
 
 _COUNT, _BATCH = 100, 10
@@ -131,7 +141,7 @@ def run_check(
     """
     if not options.check:
         return {"unchecked": "--no-check"}
-    if find_spec(runtime.library) is None:
+    if find_spec(runtime.module or runtime.library) is None:
         why, hint = f"{runtime.library} is not installed", f"pip install {runtime.library}"
         if options.min_cosine is not None:
             raise UnavailableError(f"--min-cosine: {why}", hint=hint)
@@ -147,7 +157,10 @@ def run_check(
         say(f"unchecked: {why}")
         return {"unchecked": why}
     say("comparing it with the packed model …")
-    return {"runtime": named} | compare(folder, run, texts)
+    found = compare(folder, run, texts)
+    if differing := found.get("tokens_differ"):
+        say(f"warning: {runtime.library} makes other tokens of {differing} of {found['count']} texts")
+    return {"runtime": named} | found
 
 
 def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
@@ -160,12 +173,14 @@ def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
 
     Returns:
         Values of JSON: `inputs` and their `count`, `mean_cosine`, `lowest_cosine`, and `milliseconds`, which gives for
-        each shape the medians of the export and of `native`, if that runs here.
+        each shape the medians of the export and of `native`, if that runs here. For a runtime that tokenises also
+        `tokens_differ`, the number of texts whose ids are not the packed model's.
     """
     encoder: Any = load_encoder(folder, backend="reference", device="cpu")
     reads_images = inputs.image_shape(folder) is not None
     texts = sentences() if texts is None else texts
     cosines: list[np.ndarray] = []
+    differing = 0
     with torch.inference_mode():
         for first in range(0, _COUNT if reads_images else len(texts), _BATCH):
             if reads_images:
@@ -173,7 +188,11 @@ def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
                 features = {"pixel_values": pixels, "modality": "image"}
             else:
                 features = encoder.preprocess(texts[first : first + _BATCH])
-            cosines.append(_cosines(encoder, dict(features), run))
+            fed = {name: value for name, value in features.items() if isinstance(value, Tensor)}
+            if isinstance(run, Tokenizing):
+                ours, fed = fed, _tokenized(run, texts[first : first + _BATCH], encoder.max_seq_length)
+                differing += sum(a != b for a, b in zip(_ids(ours), _ids(fed), strict=True))
+            cosines.append(_cosines(encoder, dict(features), run(fed)))
         found = np.concatenate(cosines)
         milliseconds = _times(folder, run)
     return {
@@ -181,6 +200,7 @@ def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
         "count": len(found),
         "mean_cosine": round(float(found.mean()), 6),
         "lowest_cosine": round(float(found.min()), 6),
+        **({"tokens_differ": differing} if isinstance(run, Tokenizing) else {}),
         "threads": torch.get_num_threads(),
         "milliseconds": milliseconds,
     }
@@ -199,9 +219,24 @@ def check_gate(found: Mapping[str, Any], least: float | None) -> None:
         )
 
 
-def _cosines(encoder: Any, features: dict[str, Any], run: Run) -> np.ndarray:
-    made = run({name: value for name, value in features.items() if isinstance(value, Tensor)})
-    hidden, vectors = made["last_hidden_state"], made.get("sentence_embedding")
+def _tokenized(run: Tokenizing, texts: Sequence[str], limit: int | None) -> dict[str, Tensor]:
+    """Makes a batch of what a runtime makes of texts, cut as transformers cuts: the token that ends a text stays."""
+    rows = [run.tokenize(text) for text in texts]
+    rows = [row if limit is None or len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
+    batch = torch.zeros(2, len(rows), max(map(len, rows)), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        batch[0, i, : len(row)], batch[1, i, : len(row)] = torch.tensor(row), 1
+    return {"input_ids": batch[0], "attention_mask": batch[1]}
+
+
+def _ids(batch: Mapping[str, Tensor]) -> list[list[int]]:
+    """Lists the ids of each text of a batch, without padding."""
+    return [row[seen.bool()].tolist() for row, seen in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+
+
+def _cosines(encoder: Any, features: dict[str, Any], made: Mapping[str, Tensor]) -> np.ndarray:
+    vectors = made.get("sentence_embedding")
+    hidden = made["last_hidden_state"] if vectors is None else vectors
     if "pixel_values" in features and len(encoder) == 1:  # no pooling that an export of hidden states could be put in
         output = encoder[0].model(**features)
         theirs = output.last_hidden_state.mean(dim=1) if vectors is None else output.pooler_output
