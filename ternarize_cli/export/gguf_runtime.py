@@ -2,7 +2,9 @@
 
 import ctypes
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,7 @@ class LlamaModel:
         import llama_cpp
 
         self._llama: Any = llama_cpp
-        self._errors: list[str] = []
-        self._log = llama_cpp.llama_log_callback(self._keep)
-        llama_cpp.llama_log_set(self._log, None)
+        self._errors = _kept_errors()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
         settings.n_gpu_layers = 0
@@ -43,11 +43,10 @@ class LlamaModel:
         if not model:
             raise RuntimeError("; ".join(self._errors) or "llama_model_load_from_file gave nothing")
         self._model, self._vocabulary = model, llama_cpp.llama_model_get_vocab(model)
-        weakref.finalize(self, llama_cpp.llama_model_free, model)
+        self._contexts: list[Any] = []
+        weakref.finalize(self, _free, llama_cpp, model, self._contexts)
         self.width: int = llama_cpp.llama_model_n_embd_out(model)
-        self._context: Any = None
         self._most = 0
-        self._free: Callable[[], object] = lambda: None
 
     def tokenize(self, text: str) -> list[int]:
         """Returns the ids of a text's tokens, with those that llama.cpp adds at the ends."""
@@ -94,10 +93,10 @@ class LlamaModel:
         for name, kind in llama.llama_batch._fields_:
             if name in arrays:
                 setattr(batch, name, ctypes.cast(arrays[name].ctypes.data, kind))
-        llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
-        if status := llama.llama_decode(self._context, batch):
+        llama.llama_memory_clear(llama.llama_get_memory(self._contexts[0]), True)
+        if status := llama.llama_decode(self._contexts[0], batch):
             raise RuntimeError(f"llama_decode gave {status} for {count} tokens: {'; '.join(self._errors)}")
-        found = [llama.llama_get_embeddings_seq(self._context, i) for i in range(len(rows))]
+        found = [llama.llama_get_embeddings_seq(self._contexts[0], i) for i in range(len(rows))]
         return [np.ctypeslib.as_array(pointer, (self.width,)).copy() for pointer in found]
 
     def _make_room(self, tokens: int) -> None:
@@ -113,10 +112,32 @@ class LlamaModel:
         context = llama.llama_init_from_model(self._model, settings)
         if not context:
             raise RuntimeError("; ".join(self._errors) or "llama_init_from_model gave nothing")
-        self._free()
-        self._context = context
-        self._free = weakref.finalize(self, llama.llama_free, context)
+        self._contexts.append(context)
+        while len(self._contexts) > 1:
+            llama.llama_free(self._contexts.pop(0))
 
-    def _keep(self, level: int, text: bytes, _: object) -> None:
+
+def _free(llama: Any, model: Any, contexts: list[Any]) -> None:
+    for context in contexts:
+        llama.llama_free(context)
+    llama.llama_model_free(model)
+
+
+@cache
+def _kept_errors() -> deque[str]:
+    """Lets llama.cpp say nothing, and returns where its last errors are kept. It calls what it was given for ever."""
+    import llama_cpp
+
+    kept: deque[str] = deque(maxlen=3)
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(level: int, text: bytes, _: object) -> None:
         if level == _ERROR:
-            self._errors = [*self._errors[-2:], text.decode(errors="replace").strip()]
+            kept.append(text.decode(errors="replace").strip())
+
+    llama_cpp.llama_log_set(keep, None)
+    _callbacks.append(keep)
+    return kept
+
+
+_callbacks: list[Any] = []
