@@ -41,16 +41,16 @@ class ExportOptions:
     serve: Annotated[bool, Option("wheel: let the image of the Dockerfile start the server.")] = False
     pooled: Annotated[bool, Option("onnx: pool and normalise in the graph, too, and give sentence_embedding.")] = False
     bits: Annotated[
-        int, Option("onnx: bits of a weight, 2, or 4 for runtimes without products of 2 bits.", min=2, max=4)
+        int, Option("onnx, gguf: bits of a weight, 2, or 4 for runtimes without products of 2 bits.", min=2, max=4)
     ] = 2
     check: Annotated[
-        bool, Option("onnx: run the result in onnxruntime, and compare its vectors with the packed model's.")
+        bool, Option("onnx, gguf: run the result in its runtime, and compare its vectors with the packed model's.")
     ] = True
     texts: Annotated[
-        str | None, Option("onnx: texts for --check, one a line; default: 100 built-in ones.", metavar="FILE")
+        str | None, Option("onnx, gguf: texts for --check, one a line; default: 100 built-in ones.", metavar="FILE")
     ] = None
     min_cosine: Annotated[
-        float | None, Option("onnx: exit with 3 if the mean cosine of --check is lower.", min=-1, max=1)
+        float | None, Option("onnx, gguf: exit with 3 if the mean cosine of --check is lower.", min=-1, max=1)
     ] = None
 
     def check_known(self, form: str, known: frozenset[str]) -> None:
