@@ -51,7 +51,7 @@ def made(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(name: str, tokenizer: Callable[[Path], int], mode: str, folder: Path, **changes: Any) -> Path:
     """A packed tiny model of a family."""
     model, config, settings = next(family for family in TEXT_FAMILIES if family[0] == name)
-    settings = settings | {"vocab_size": 400} | SPECIAL.get(name, {}) | changes
+    settings = settings | {"vocab_size": 512} | SPECIAL.get(name, {}) | changes
     source = save_family((model, config, settings), folder / "source")
     tokenizer(source)
     save_modules(source, 32)
