@@ -115,7 +115,7 @@ def test_bytes_are_deterministic(made: Path, packed: Path, tmp_path: Path) -> No
     ],
 )
 def test_schemes_of_a_width_of_256(scheme: Scheme, kinds: set[str], tmp_path: Path) -> None:
-    source = save_tiny_bert(tmp_path / "source", hidden_size=256, intermediate_size=512)
+    source = save_tiny_bert(tmp_path / "source", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
     packed = stages(source, tmp_path, scheme)[2]
     facts = export(packed, tmp_path / "o", to="gguf", options=UNCHECKED).facts
     assert {*facts["linears"]} <= kinds

@@ -65,7 +65,7 @@ def test_an_id_without_a_token_gets_a_text_that_no_token_has(tmp_path: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
 
     def change(state: Any) -> None:
-        state["model"]["vocab"]["high"] = size + 2
+        state["model"]["vocab"] |= {"high": size + 2, f"[PAD{size}]": size + 3}
         state["added_tokens"].append(state["added_tokens"][0] | {"id": size + 3, "content": f"[PAD{size}]"})
 
     found = written(changed(tokenizer, change), size + 4, tmp_path / "a.gguf")
@@ -101,7 +101,7 @@ def doubled(state: Any) -> None:
         (save_word_tokenizer, set_in("normalizer", value=None), 60, "normalises by nothing and splits by BertPre"),
         (save_word_tokenizer, set_in("normalizer", "clean_text", value=False), 60, "keeps control characters"),
         (save_word_tokenizer, set_in("post_processor", value=None), 60, r"puts tokens \[\] in front of a text"),
-        (save_word_tokenizer, lambda state: None, 20, "has the id 42, and its table of tokens 20 rows"),
+        (save_word_tokenizer, lambda state: None, 20, "has the id 47, and its table of tokens 20 rows"),
         (save_unigram_tokenizer, doubled, 200, "of its vocabulary are both '▁the' there"),
         (save_unigram_tokenizer, set_in("pre_tokenizer", value={"type": "Whitespace"}), 200, "splits by Whitespace"),
         (save_unigram_tokenizer, set_in("normalizer", value={"type": "NFKC"}), 200, "normalises by NFKC"),
