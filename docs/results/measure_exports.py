@@ -29,8 +29,8 @@ from ternarize_cli import hf, kernels
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.engines import baselines, exports, inputs
 from ternarize_cli.errors import TernarizeError
-from ternarize_cli.export.check import Run, sentences, vectors_of
 from ternarize_cli.export.formats import find_format
+from ternarize_cli.export.nearness import Run, sentences, vectors_of
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.measuring import machine

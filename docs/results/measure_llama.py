@@ -3,11 +3,11 @@
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf
     python docs/results/measure_llama.py FOLDER [TYPE …] > docs/results/bench/qwen3-llama-cpu.json
 
-A packed model is made once in FOLDER. Its weights, codes times scales, go into a GGUF file in F16; llama.cpp itself
-makes the other types from that file. Without a TYPE these are F16, BF16, Q8_0, Q4_0 and TQ2_0; any other type of
-llama.cpp can be named, such as Q2_K. TQ2_0 holds ternary weights exactly, up to the float16 of a scale. So does Q2_0,
-but llama-cpp-python 0.3.36 has no vector instructions for it on x86-64. Q4_0's levels are -8 to 7 eighths of the
-largest weight, so that one of the two signs becomes 7/8: hence its lower cosine.
+A packed model is made once in FOLDER. The GGUF files in TQ2_0 and Q4_0 are written by the exporter (`--to gguf`), and
+hold its codes and scales exactly; llama.cpp itself makes the other types from the first. Without a TYPE these are F16,
+BF16 and Q8_0; any other type of llama.cpp can be named, such as Q2_K. Q2_0 is exact, too, but llama-cpp-python 0.3.36
+has no vector instructions for it on x86-64. In `bench/zen4-qwen3-llama.json` llama.cpp itself made Q4_0, whose levels
+are -8 to 7 eighths of the largest weight, so that one of the two signs became 7/8: hence its lower cosine there.
 
 All candidates compute the final hidden state of every token, with two threads. They take turns, call by call; a turn is
 a whole forward pass, and the median counts. `cosine` is the mean over tokens of the cosine with PyTorch's hidden state
@@ -30,7 +30,7 @@ from tempfile import TemporaryDirectory
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
 from ternarize_cli import hf, kernels
@@ -39,6 +39,8 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.module_replacement import dequantize
+from ternarize_cli.export.gguf import write_file
+from ternarize_cli.export.gguf_tensors import writer_of
 
 try:
     import gguf
@@ -47,9 +49,11 @@ except ImportError as error:
     sys.exit(f"{error.name} is missing: CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf")
 
 SECONDS, CALLS, THREADS, LENGTHS = 8, 5, 2, (128, 512)
-SMALL: dict[str, int | None] = {"vocab_size": 1024, "eos_token_id": None}
+SMALL: dict[str, int | None] = {"vocab_size": 1024, "eos_token_id": None, "pad_token_id": None}
 PAUSE = 0.02  # seconds; OpenMP's threads of the candidate before spin for some milliseconds after its last loop
 TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "TQ2_0")
+EXPORTED = {"TQ2_0": 2, "Q4_0": 4}
+"""The bits of --bits for each type that the exporter writes."""
 LOG_LEVEL_ERROR = 4  # of ggml.h
 Candidate = Callable[[Tensor], Tensor]
 
@@ -75,49 +79,27 @@ def packed_model(folder: Path) -> Path:
     return packed
 
 
-def write_gguf(dense: nn.Module, path: Path) -> None:
-    """Writes a Qwen3 of dense weights to a GGUF file: matrices in F16, norms in F32, no tokenizer."""
-    config = dense.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.QWEN3])
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
-    for name, tensor in dense.state_dict().items():
-        kept = tensor.half() if tensor.dim() > 1 else tensor.float()
-        writer.add_tensor(names.get_name(f"model.{name}", try_suffixes=(".weight",)), kept.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def gguf_file(folder: Path, kind: str, dense: nn.Module) -> Path:
+def gguf_file(folder: Path, kind: str, packed: Qwen3Model) -> Path:
     """Makes the GGUF file of a type, unless the folder has it, and returns its path.
 
-    The embedding table, which is the output head as well, is Q8_0 in all types but F16.
+    The embedding table, which is the output head as well, is Q8_0.
     """
     path = folder / f"{kind}.gguf"
     if not path.exists():
         unfinished = path.with_suffix(".part")
-        if kind == "F16":
-            write_gguf(dense, unfinished)
+        if kind in EXPORTED:
+            writer, types = writer_of(packed, bits=EXPORTED[kind])
+            if set(types) != {kind}:
+                sys.exit(f"the export has the types {', '.join(types)}, not {kind} alone")
+            writer.add_vocab_size(packed.config.vocab_size)
+            writer.add_tokenizer_model("none")
+            write_file(writer, unfinished)
         else:
             settings = llama_cpp.llama_model_quantize_default_params()
             settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-            settings.pure = True
+            settings.pure = settings.allow_requantize = True
             settings.token_embedding_type = settings.output_tensor_type = gguf.GGMLQuantizationType.Q8_0
-            source = gguf_file(folder, "F16", dense)
+            source = gguf_file(folder, "TQ2_0", packed)
             if llama_cpp.llama_model_quantize(bytes(source), bytes(unfinished), ctypes.byref(settings)):
                 sys.exit(f"llama.cpp could not make {kind} of {source}")
         unfinished.rename(path)
@@ -155,11 +137,12 @@ def candidates(folder: Path, kinds: list[str]) -> tuple[dict[str, Candidate], Ca
     """Makes the candidates, and PyTorch's model of the same dense weights in float32, which is their reference."""
     packed = packed_model(folder)
     native = Qwen3Model.from_pretrained(packed).eval()
+    files = {kind: gguf_file(folder, kind, native) for kind in kinds}
     print(kernels.use_backend(native, "native"), file=sys.stderr)
     dense = dequantize(Qwen3Model.from_pretrained(packed).eval())
     found: dict[str, Candidate] = {"native": lambda ids: native(input_ids=ids).last_hidden_state[0]}
-    for kind in kinds:
-        found[f"llama.cpp {kind}"] = llama(gguf_file(folder, kind, dense))
+    for kind, file in files.items():
+        found[f"llama.cpp {kind}"] = llama(file)
     return found, lambda ids: dense(input_ids=ids).last_hidden_state[0]
 
 

@@ -20,8 +20,9 @@ def _export(
         str,
         typer.Option(
             "--to",
-            metavar="wheel|c|onnx|openvino",
-            help="wheel: a package for pip; c: a folder for programs in C; onnx, openvino: one for that runtime.",
+            metavar="wheel|c|onnx|openvino|gguf",
+            help="wheel: a package for pip; c: a folder for programs in C; onnx, openvino: one for that runtime; "
+            "gguf: one for llama.cpp.",
         ),
     ],
     output: Annotated[Path | None, output_folder("./NAME-FORMAT")] = None,
@@ -36,9 +37,9 @@ def _export(
 
     A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
     then `from NAME import encode`. The format c is a header, a library and the weights. The
-    format onnx opens in onnxruntime, sentence-transformers and transformers.js, and openvino in
-    OpenVINO and sentence-transformers; it is compared there with the packed model, and
-    export.json says how near it is.
+    format onnx opens in onnxruntime, sentence-transformers and transformers.js, openvino in
+    OpenVINO and sentence-transformers, gguf in llama.cpp; they are compared there with the packed
+    model, and export.json says how near they are.
     """
     from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.encoders.loading import model_name
@@ -66,6 +67,8 @@ def _described(check: Mapping[str, Any]) -> str:
         f"{check['runtime']}: mean cosine to the packed model {check['mean_cosine']:.4f}, lowest "
         f"{check['lowest_cosine']:.4f} ({check['count']} {check['inputs']})"
     ]
+    if check.get("tokens_differ"):
+        lines.append(f"warning: it makes other tokens of {check['tokens_differ']} of these texts")
     for shape, times in check["milliseconds"].items():
         lines.append(f"{shape}: " + ", ".join(f"{name} {value:.1f} ms" for name, value in times.items()))
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from ternarize_cli import kernels
@@ -27,7 +28,7 @@ from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.errors import InputError
 from ternarize_cli.layers import PackedEmbedding, PackedLinear
 
-__all__ = ["BLOCKS", "LayerCodes", "PackedLayer", "block_of", "code_blocks", "product", "put_codes"]
+__all__ = ["BLOCKS", "LayerCodes", "PackedLayer", "block_of", "code_blocks", "packed_layer", "product", "put_codes"]
 
 BLOCKS = (128, 64, 32)
 """The numbers of inputs that a block may have, the default first."""
@@ -54,6 +55,22 @@ class PackedLayer:
     scales: np.ndarray
     is_table: bool
 
+    def dense(self) -> np.ndarray:
+        """Multiplies the codes by their scales: float32 [out, in], or [rows, dim] of a table."""
+        multiplied = tables.restore_rows if self.is_table else ternary.dequantize
+        return multiplied(torch.from_numpy(self.codes), torch.from_numpy(self.scales)).numpy()
+
+
+def packed_layer(name: str, module: nn.Module) -> PackedLayer | None:
+    """Unpacks the codes of a packed layer called `name`; None for any other module."""
+    if isinstance(module, PackedLinear):
+        codes, scales = module.codes(), module.weight_scale.reshape(-1, module.weight_scale.shape[-1])
+        return PackedLayer(name, codes.numpy(), scales.expand(len(codes), -1).numpy(), False)
+    if isinstance(module, PackedEmbedding):
+        codes = tables.unpack_codes(module.weight, module.embedding_dim, module.table_bits)
+        return PackedLayer(name, codes.numpy(), module.weight_scale.numpy(), True)
+    return None
+
 
 @dataclass
 class LayerCodes:
@@ -68,19 +85,12 @@ class LayerCodes:
     def dense(self, model: M) -> M:
         """Keeps the codes of a model's packed layers, and multiplies the layers out to float32; returns the model."""
         for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
-                codes, scales = module.codes(), module.weight_scale.reshape(-1, module.weight_scale.shape[-1])
-                scales = scales.expand(len(codes), -1)
-                dense = ternary.dequantize(codes, module.weight_scale)
-            elif isinstance(module, PackedEmbedding):
-                codes = tables.unpack_codes(module.weight, module.embedding_dim, module.table_bits)
-                scales = module.weight_scale
-                dense = tables.restore_rows(codes, scales)
-            else:
+            layer = packed_layer(name, module)
+            if layer is None:
                 continue
-            layer = PackedLayer(name, codes.numpy(), scales.numpy(), isinstance(module, PackedEmbedding))
+            dense = layer.dense()
             for is_transposed in (True, False):
-                self.layers[_digest(dense.numpy().T if is_transposed else dense.numpy())] = layer, is_transposed
+                self.layers[_digest(dense.T if is_transposed else dense)] = layer, is_transposed
         if any(isinstance(module, PackedLinear) for module in model.modules()):
             kernels.use_backend(model, "reference")  # a fused encoder would go on running the codes
         return dequantize(model)

@@ -12,5 +12,8 @@ wheel.py          a wheel for pip; wheel_file.py writes the archive, vendoring.p
 c.py              a folder for C; weights_file.py writes the weights
 onnx.py           a folder for ONNX Runtime; openvino.py one for OpenVINO. onnx_graph.py makes the graph of both, and
                   graph_folder.py the folder around it
-companions.py     what such a folder holds beside the weights; check.py compares it with the packed model in its runtime
+gguf.py           a folder for llama.cpp; gguf_architectures.py and gguf_tensors.py describe the model, gguf_blocks.py
+                  lays its codes out, gguf_vocabulary.py describes its tokenizer, gguf_runtime.py runs it
+companions.py     what such a folder holds beside the weights; check.py compares it with the packed model in its
+                  runtime, by what nearness.py measures
 """

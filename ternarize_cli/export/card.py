@@ -10,7 +10,7 @@ from ternarize_cli.export.licences import OURS
 from ternarize_cli.export.source import Source
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
-__all__ = ["Usage", "for_c", "for_onnx", "for_openvino", "for_wheel", "front_matter", "usage_of"]
+__all__ = ["Usage", "for_c", "for_gguf", "for_onnx", "for_openvino", "for_wheel", "front_matter", "usage_of"]
 
 _PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
 before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
@@ -185,6 +185,49 @@ An encoder with ternary weights, for OpenVINO. `openvino/openvino_model.xml` {_g
 
 Codes of weights have {facts["bits"]} bits, which the CPU plugin of OpenVINO 2026.4 multiplies as they are.
 {_nearness(facts["check"], rounds)}
+
+{_about(source)}"""
+
+
+def for_gguf(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a folder for llama.cpp.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    found = facts["check"]
+    if "unchecked" in found:
+        near = f"It was not compared with the packed model: {found['unchecked']}."
+    else:
+        near = f"""In {found["runtime"]}, the vectors of {found["count"]} texts have a mean cosine of
+{found["mean_cosine"]:.4f} to the packed model's, the lowest {found["lowest_cosine"]:.4f}. Both round activations to
+int8, in their own ways."""
+        if found["tokens_differ"]:
+            near += f" **Its tokenizer makes other tokens of {found['tokens_differ']} of these texts.**"
+    types = ", ".join(f"{count} `{kind}`" for kind, count in facts["linears"].items())
+    normalised = "The model's vectors have length 1" if facts["normalised"] else "The model does not normalise vectors"
+    prompts = "".join(f"- {name}: `{prompt}`\n" for name, prompt in facts["prompts"].items())
+    asked = f"\nTexts need a prompt, which the program puts in front of them:\n\n{prompts}" if prompts else ""
+    return f"""{front_matter(source, "gguf")}# {source.name}
+
+An encoder of texts with ternary weights, for llama.cpp and programs on top of it.
+
+```sh
+llama-server -m {facts["file"]} --embeddings
+```
+
+```python
+from llama_cpp import Llama
+
+model = Llama("{facts["file"]}", embedding=True)
+vectors = model.embed(["a text", "another one"], normalize={facts["normalised"]})
+```
+
+Its linears have the types {types}. Pooling is `{facts["pooling"]}`. {normalised}; normalising is left to the
+program: llama-server does it, `Llama.embed` does it when asked. A text may have {facts["limit"]} tokens.
+{asked}
+{near}
 
 {_about(source)}"""
 

@@ -1,41 +1,24 @@
-"""Compares an exported model, in the runtime that it was made for, with the packed model (`--check`).
-
-The packed model runs on backend `reference`, with activations rounded as it says. Both get the same batches: a hundred
-built-in texts of half a sentence to twelve, texts of the user's, or random images. What is compared are pooled vectors.
-An export without pooling is compared by the vectors that the model's own pooling makes of its hidden states. Times are
-those of a pass, beside backend `native`.
-"""
+"""Compares an export with its packed model, in the runtime that it was made for (`--check`; `nearness`)."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ternarize_cli import kernels
 from ternarize_cli.data.texts import read_lines
 from ternarize_cli.encoders import checkpoint
-from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.encoders.modalities import modalities_of
-from ternarize_cli.encoders.positions import readable_tokens
-from ternarize_cli.engines import exports, inputs
-from ternarize_cli.engines.baselines import Forward, forward_of, require_baseline
+from ternarize_cli.engines.baselines import Forward, require_baseline
 from ternarize_cli.errors import GateMissedError, InputError, TernarizeError, UnavailableError, reason
+from ternarize_cli.export.nearness import Run, compare
 from ternarize_cli.export.options import ExportOptions
-from ternarize_cli.measuring.similarity import units
-from ternarize_cli.measuring.timing import GridPoint, summarise, time_interleaved
 
-__all__ = ["Run", "Runtime", "check_gate", "compare", "run_check", "sentences", "texts_of", "vectors_of"]
+__all__ = ["Runtime", "check_gate", "run_check", "texts_of"]
 
-Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Runs an export: tensors of a batch by their names in transformers to `last_hidden_state` or `sentence_embedding`."""
+_LARGEST = 250_000_000
+"""The most parameters of a model whose int8 is made for the check: more would take minutes, and gigabytes of disk."""
 
 
 @dataclass(frozen=True)
@@ -46,55 +29,19 @@ class Runtime:
         library: the library's name on PyPI.
         open: opens the export; raises any error if the library can't run it.
         hint: what a user may do if it can't.
+        module: the name by which the library is imported; None: its name on PyPI.
         rival: the name of the runtime's int8 of the multiplied-out model, which is timed beside the export; None for
             none.
+        activation_bits: how the packed model that the export is compared with rounds activations; None: as it says
+            itself.
     """
 
     library: str
     open: Callable[[], Run]
     hint: str
+    module: str | None = None
     rival: str | None = None
-
-
-_COUNT, _BATCH = 100, 10
-_LARGEST = 250_000_000
-"""The most parameters of a model whose int8 is made for the check: more would take minutes, and gigabytes of disk."""
-_POINTS = GridPoint(1, 16), GridPoint(8, 128)
-_ROUNDS, _SECONDS = 10, 2.0
-_SENTENCES = (
-    "The ferry leaves at half past six, and nobody waits for passengers who are late.",
-    "How do I change the margins of a page before I print it?",
-    "Two cats slept on the warm roof of the car.",
-    "The committee rejected the proposal because its costs had doubled since the spring.",
-    "A function that calls itself needs a case in which it stops.",
-    "Rain is expected in the north, with strong winds along the coast until Friday.",
-    "She planted tomatoes and beans behind the house, and forgot to water them.",
-    "The battery lasts nine hours if the screen is dimmed.",
-    "Prices of wheat fell by 3.5% in October 2019.",
-    "Where can I find a doctor who speaks Portuguese?",
-    "The enzyme binds to the receptor and slows the growth of the cells.",
-    "Error 404: the page that you asked for was not found.",
-    "He played the second sonata slowly, almost without expression.",
-    "A contract may be ended by either side with four weeks' notice.",
-    "Das Museum ist montags geschlossen.",
-    "今天的会议改到下午三点。",
-    "La recette demande trois œufs, de la farine et un peu de sel.",
-    "The telescope sees light that left those galaxies ten billion years ago.",
-    "Press the red button only in an emergency!",
-    "Most of the village was rebuilt after the flood, except for the old mill.",
-)
-
-
-def sentences() -> list[str]:
-    """Makes the hundred built-in texts, from half a sentence to twelve sentences."""
-    size = len(_SENTENCES)
-    fragments = [text[: len(text) // 2] for text in _SENTENCES]
-    joined = [
-        " ".join(_SENTENCES[(first + 7 * i) % size] for i in range(count))
-        for count in (1, 2, 5, 12)
-        for first in range(size)
-    ]
-    return fragments + joined
+    activation_bits: int | None = None
 
 
 def texts_of(options: ExportOptions, folder: Path) -> list[str] | None:
@@ -138,7 +85,7 @@ def run_check(
     """
     if not options.check:
         return {"unchecked": "--no-check"}
-    if find_spec(runtime.library) is None:
+    if find_spec(runtime.module or runtime.library) is None:
         why, hint = f"{runtime.library} is not installed", f"pip install {runtime.library}"
         if options.min_cosine is not None:
             raise UnavailableError(f"--min-cosine: {why}", hint=hint)
@@ -154,7 +101,10 @@ def run_check(
         say(f"unchecked: {why}")
         return {"unchecked": why}
     say("comparing it with the packed model …")
-    return {"runtime": named} | compare(folder, run, texts, _rival(folder, runtime.rival, say))
+    found = compare(folder, run, texts, _rival(folder, runtime.rival, say), runtime.activation_bits)
+    if differing := found.get("tokens_differ"):
+        say(f"warning: {runtime.library} makes other tokens of {differing} of {found['count']} texts")
+    return {"runtime": named} | found
 
 
 def _rival(folder: Path, name: str | None, say: Callable[[str], None]) -> dict[str, Forward]:
@@ -168,46 +118,6 @@ def _rival(folder: Path, name: str | None, say: Callable[[str], None]) -> dict[s
         return {}
 
 
-def compare(
-    folder: Path, run: Run, texts: list[str] | None, rivals: Mapping[str, Forward] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Measures how near an export is to its packed model, and how fast.
-
-    Args:
-        folder: the packed model's folder.
-        run: runs the export.
-        texts: the texts to compare; None takes the built-in ones. A model of images takes random images.
-        rivals: what else is timed, by names.
-
-    Returns:
-        Values of JSON: `inputs` and their `count`, `mean_cosine`, `lowest_cosine`, and `milliseconds`, which gives for
-        each shape the medians of the export, of `native`, if that runs here, and of `rivals`.
-    """
-    encoder: Any = load_encoder(folder, backend="reference", device="cpu")
-    reads_images = inputs.image_shape(folder) is not None
-    texts = sentences() if texts is None else texts
-    cosines: list[np.ndarray] = []
-    with torch.inference_mode():
-        for first in range(0, _COUNT if reads_images else len(texts), _BATCH):
-            if reads_images:
-                pixels = inputs.random_batch(folder, GridPoint(_BATCH), seed=first)[0]
-                features = {"pixel_values": pixels, "modality": "image"}
-            else:
-                features = encoder.preprocess(texts[first : first + _BATCH])
-            theirs, ours = vectors_of(encoder, dict(features), run)
-            cosines.append((units(theirs) * units(ours)).sum(axis=1))
-        found = np.concatenate(cosines)
-        milliseconds = _times(folder, run, rivals)
-    return {
-        "inputs": "random images" if reads_images else "texts",
-        "count": len(found),
-        "mean_cosine": round(float(found.mean()), 6),
-        "lowest_cosine": round(float(found.min()), 6),
-        "threads": torch.get_num_threads(),
-        "milliseconds": milliseconds,
-    }
-
-
 def check_gate(found: Mapping[str, Any], least: float | None) -> None:
     """Checks the mean cosine that `compare` has measured against --min-cosine.
 
@@ -219,58 +129,3 @@ def check_gate(found: Mapping[str, Any], least: float | None) -> None:
             f"quality gate missed: the mean cosine to the packed model is {found['mean_cosine']:.4f} (lowest "
             f"{found['lowest_cosine']:.4f}, {found['count']} {found['inputs']}), and --min-cosine asks for {least}"
         )
-
-
-def vectors_of(encoder: Any, features: dict[str, Any], run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the vectors of a batch, by an encoder and by an export.
-
-    Args:
-        encoder: the encoder, a SentenceTransformer.
-        features: what its `preprocess` gives.
-        run: runs the export, whose hidden states the encoder pools if it does not itself.
-
-    Returns:
-        The encoder's vectors and the export's, float32 [batch, dim].
-    """
-    made = run({name: value for name, value in features.items() if isinstance(value, Tensor)})
-    hidden, vectors = made["last_hidden_state"], made.get("sentence_embedding")
-    if "pixel_values" in features and len(encoder) == 1:  # no pooling that an export of hidden states could be put in
-        output = encoder[0].model(**features)
-        theirs = output.last_hidden_state.mean(dim=1) if vectors is None else output.pooler_output
-        ours = hidden.mean(dim=1) if vectors is None else vectors
-    else:
-        output = encoder[0]({**features})
-        theirs = _pooled(encoder, output)
-        ours = _pooled(encoder, {**output, "token_embeddings": hidden}) if vectors is None else vectors
-    return theirs.numpy(), ours.numpy()
-
-
-def _pooled(encoder: Any, features: dict[str, Any]) -> Tensor:
-    features = {**features}
-    for module in list(encoder)[1:]:
-        features = module(features)
-    vectors: Tensor = features["sentence_embedding"]
-    return vectors
-
-
-def _times(folder: Path, run: Run, rivals: Mapping[str, Forward]) -> dict[str, dict[str, float]]:
-    """Times a pass of the export, of `native` and of the rivals, in milliseconds, at each shape."""
-    model = exports.transformer(folder)
-    names, longest = inputs.names(model), readable_tokens(model)
-    native = None
-    with suppress(UnavailableError):
-        kernels.use_backend(model, "native")
-        native = forward_of(model)
-    found = {}
-    for point in _POINTS:
-        point = GridPoint(point.batch, min(point.tokens, longest or point.tokens))
-        batch = inputs.random_batch(folder, point, seed=0)
-        fed = dict(zip(names, batch, strict=True))
-        calls: dict[str, Callable[[], object]] = {"export": lambda fed=fed: run(fed)}  # type: ignore[misc]
-        if native is not None:
-            calls["native"] = lambda batch=batch: native(*batch)  # type: ignore[misc]
-        calls |= {name: (lambda forward=forward, batch=batch: forward(*batch)) for name, forward in rivals.items()}  # type: ignore[misc]
-        times = time_interleaved(calls, repeats=_ROUNDS, seconds=_SECONDS, warmup=2)
-        name = f"{point.batch}x{point.tokens}" if len(batch) > 1 else f"{point.batch}"
-        found[name] = {name: summarise(seconds).median_ms for name, seconds in times.items()}
-    return found

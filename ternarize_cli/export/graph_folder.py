@@ -29,6 +29,7 @@ from ternarize_cli.export import check
 from ternarize_cli.export.companions import check_encoder, write_companions
 from ternarize_cli.export.formats import Export
 from ternarize_cli.export.licences import licence_texts
+from ternarize_cli.export.nearness import Run
 from ternarize_cli.export.onnx_graph import make_graph
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
@@ -62,7 +63,7 @@ class GraphFolder(ABC):
         """Writes an `onnx.ModelProto` into the folder of the export, in the form and the place of the format."""
 
     @abstractmethod
-    def open(self, folder: Path) -> check.Run:
+    def open(self, folder: Path) -> Run:
         """Opens the model in the folder of the export."""
 
     @abstractmethod

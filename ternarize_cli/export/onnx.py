@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ternarize_cli.engines import exports
 from ternarize_cli.engines.onnx_session import open_session
-from ternarize_cli.export import card, check
+from ternarize_cli.export import card
 from ternarize_cli.export.formats import register
 from ternarize_cli.export.graph_folder import GraphFolder, fed
+from ternarize_cli.export.nearness import Run
 from ternarize_cli.export.onnx_graph import write_graph
 from ternarize_cli.export.source import Source
 
@@ -42,7 +43,7 @@ class Onnx(GraphFolder):
         """Writes onnx/model.onnx."""
         write_graph(model, folder / "onnx")
 
-    def open(self, folder: Path) -> check.Run:
+    def open(self, folder: Path) -> Run:
         """Opens the model in ONNX Runtime."""
         with exports.quiet():
             return partial(_run, open_session(folder / "onnx" / "model.onnx"))

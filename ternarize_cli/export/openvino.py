@@ -24,9 +24,10 @@ from torch import Tensor
 from ternarize_cli.arithmetic.tables import GROUP
 from ternarize_cli.engines import openvino_codes, openvino_runtime
 from ternarize_cli.errors import InputError, TernarizeError
-from ternarize_cli.export import card, check
+from ternarize_cli.export import card
 from ternarize_cli.export.formats import register
 from ternarize_cli.export.graph_folder import GraphFolder, fed
+from ternarize_cli.export.nearness import Run
 from ternarize_cli.export.onnx_graph import write_graph
 from ternarize_cli.export.source import Source
 from ternarize_cli.measuring.child import Child
@@ -57,7 +58,7 @@ class OpenVino(GraphFolder):
                 hint = "free some space if the disk is full; --to onnx needs no OpenVINO"
                 raise InputError(f"OpenVINO can't read the ONNX graph, or write it: {e}", hint=hint) from e
 
-    def open(self, folder: Path) -> check.Run:
+    def open(self, folder: Path) -> Run:
         """Opens the model in OpenVINO, in a process of its own, with the number of threads that torch uses now."""
         child = Child("OpenVINO")
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}

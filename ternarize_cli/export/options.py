@@ -43,7 +43,7 @@ class ExportOptions:
         bool, Option("onnx, openvino: pool and normalise in the graph, too, and give sentence_embedding.")
     ] = False
     bits: Annotated[
-        int, Option("onnx, openvino: bits of a weight, 2, or 4 for runtimes without products of 2 bits.", min=2, max=4)
+        int, Option("onnx, openvino, gguf: bits of a weight; 4 for runtimes without products of 2 bits.", min=2, max=4)
     ] = 2
     check: Annotated[
         bool, Option("Run the result in its own runtime, and compare its vectors with the packed model's.")

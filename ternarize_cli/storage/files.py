@@ -34,8 +34,8 @@ __all__ = [
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_OURS = ("config.json", "index.json", "documentation.jsonl")
-"""Files by which --force recognises a folder that it may replace: those of a model, an index and a demo."""
+_OURS = ("config.json", "index.json", "documentation.jsonl", "export.json")
+"""Files by which --force recognises a folder that it may replace: those of a model, an index, a demo and an export."""
 
 
 def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), folder: bool = True) -> None:

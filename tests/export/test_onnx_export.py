@@ -17,7 +17,7 @@ from support.models import save_modules, save_tiny_bert, save_tiny_clip
 from support.packed_matrices import packed_matrices
 from ternarize_cli import load
 from ternarize_cli.errors import CheckpointError, FormatError, GateMissedError, InputError, UnavailableError
-from ternarize_cli.export import check
+from ternarize_cli.export import nearness
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
@@ -120,7 +120,7 @@ def test_the_check_is_stored(made: Path) -> None:
     facts = json.loads((made / "export.json").read_text())
     found = facts["check"]
     assert facts["bits"] == 2
-    assert found["count"] == len(check.sentences()) == len(set(check.sentences())) == 100
+    assert found["count"] == len(nearness.sentences()) == len(set(nearness.sentences())) == 100
     assert found["runtime"].startswith("onnxruntime ")
     assert 0.98 < found["lowest_cosine"] < found["mean_cosine"] <= 1
     assert list(found["milliseconds"]) == ["1x16", "8x64"]  # the tiny model reads 64 tokens
