@@ -20,8 +20,9 @@ def _export(
         str,
         typer.Option(
             "--to",
-            metavar="wheel|c|onnx",
-            help="wheel: a package for pip; c: a folder for programs in C; onnx: one for ONNX Runtime.",
+            metavar="wheel|c|onnx|dense|compressed-tensors",
+            help="wheel: a package for pip; c: a folder for programs in C; onnx: one for ONNX Runtime; "
+            "dense, compressed-tensors: checkpoints for transformers.",
         ),
     ],
     output: Annotated[Path | None, output_folder("./NAME-FORMAT")] = None,

@@ -11,5 +11,7 @@ wheel.py          a wheel for pip; wheel_file.py writes the archive, vendoring.p
                   carried/ is what a wheel has beside these; dockerfile.py writes a Dockerfile
 c.py              a folder for C; weights_file.py writes the weights
 onnx.py           a folder for ONNX Runtime
+dense.py          a checkpoint in floating point
+compressed_tensors.py   a checkpoint with integers of 2 bits; in_transformers.py writes both
 companions.py     what such a folder holds beside the weights; check.py compares it with the packed model in its runtime
 """

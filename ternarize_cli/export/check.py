@@ -8,7 +8,7 @@ those of a pass, beside backend `native`.
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ternarize_cli import kernels
 from ternarize_cli.data.texts import read_lines
@@ -27,10 +27,11 @@ from ternarize_cli.engines import exports, inputs
 from ternarize_cli.engines.baselines import forward_of
 from ternarize_cli.errors import GateMissedError, InputError, UnavailableError, reason
 from ternarize_cli.export.options import ExportOptions
+from ternarize_cli.layers import PackedLinear
 from ternarize_cli.measuring.similarity import units
 from ternarize_cli.measuring.timing import GridPoint, summarise, time_interleaved
 
-__all__ = ["Run", "Runtime", "check_gate", "compare", "run_check", "sentences", "texts_of"]
+__all__ = ["Run", "Runtime", "check_gate", "compare", "leave_activations", "run_check", "sentences", "texts_of"]
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Runs an export: tensors of a batch by their names in transformers to `last_hidden_state` or `sentence_embedding`."""
@@ -44,11 +45,13 @@ class Runtime:
         library: the library's name on PyPI.
         open: opens the export; raises any error if the library can't run it.
         hint: what a user may do if it can't.
+        compare: compares the opened export with the packed model, given its folder and texts; None: as `compare` does.
     """
 
     library: str
     open: Callable[[], Run]
     hint: str
+    compare: "Callable[[Path, Any, list[str] | None], dict[str, Any]] | None" = None
 
 
 _COUNT, _BATCH = 100, 10
@@ -147,22 +150,25 @@ def run_check(
         say(f"unchecked: {why}")
         return {"unchecked": why}
     say("comparing it with the packed model …")
-    return {"runtime": named} | compare(folder, run, texts)
+    return {"runtime": named} | (runtime.compare or compare)(folder, run, texts)
 
 
-def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
+def compare(folder: Path, run: Run, texts: list[str] | None, *, activation_bits: int | None = None) -> dict[str, Any]:
     """Measures how near an export is to its packed model, and how fast.
 
     Args:
         folder: the packed model's folder.
         run: runs the export.
         texts: the texts to compare; None takes the built-in ones. A model of images takes random images.
+        activation_bits: how the packed model rounds activations; None: as it says itself.
 
     Returns:
         Values of JSON: `inputs` and their `count`, `mean_cosine`, `lowest_cosine`, and `milliseconds`, which gives for
         each shape the medians of the export and of `native`, if that runs here.
     """
     encoder: Any = load_encoder(folder, backend="reference", device="cpu")
+    if activation_bits is not None:
+        leave_activations(encoder, activation_bits)
     reads_images = inputs.image_shape(folder) is not None
     texts = sentences() if texts is None else texts
     cosines: list[np.ndarray] = []
@@ -184,6 +190,14 @@ def compare(folder: Path, run: Run, texts: list[str] | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "milliseconds": milliseconds,
     }
+
+
+def leave_activations(model: nn.Module, bits: int) -> None:
+    """Lets the linears of a packed model round activations to `bits` bits; 16 leaves them as they are."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.scheme = replace(module.scheme, activation_bits=bits)
+            module.release()
 
 
 def check_gate(found: Mapping[str, Any], least: float | None) -> None:
