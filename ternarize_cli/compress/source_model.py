@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ternarize_cli.compress.calibrate import Calibration
+from ternarize_cli.compress.imports.options import METHODS
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.tensor_policy import Fate, SourceTensor, TensorDecision, TensorPolicy, policy_of_source
 from ternarize_cli.compress.vocabulary import Vocabulary, select
@@ -43,7 +44,8 @@ def check_source(source: Path, *, allow_pickle: bool = False) -> None:
     foreign = checkpoint.read_config(source).get("quantization_config")
     if foreign is not None:
         method = foreign.get("quant_method", "unknown method")
-        raise CheckpointError(f"{source} is quantised already ({method})", hint="convert its full-precision source")
+        taken = f"ternarize pack {quoted(source)}" if method in METHODS else "convert its full-precision source"
+        raise CheckpointError(f"{source} is quantised already ({method})", hint=taken)
 
 
 @dataclass(frozen=True)

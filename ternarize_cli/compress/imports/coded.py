@@ -1,4 +1,4 @@
-"""What files of other quantisers hold: matrices of integer codes with scales, by the names of the weights that they are.
+"""What files of other quantisers hold: matrices of integer codes with scales, by the names of their weights.
 
 A weight is its code times its scale, as in our own format. A zero point is part of the code. Whatever a file says is
 checked before it is used: dtypes and shapes here and in the readers, names and shapes against the model by

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from ternarize_cli.storage.command_option import Option
 
-__all__ = ["ImportOptions"]
+__all__ = ["METHODS", "ImportOptions"]
+
+METHODS = ("bitnet", "compressed-tensors", "torchao")
+"""The methods of other quantisers whose models can be taken over, as `quant_method` of config.json names them."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress.imports.bitnet import read_bitnet
 from ternarize_cli.compress.imports.coded import CodedModel, Tensors, refused
 from ternarize_cli.compress.imports.compressed_tensors import read_compressed_tensors
-from ternarize_cli.compress.imports.options import ImportOptions
+from ternarize_cli.compress.imports.options import METHODS, ImportOptions
 from ternarize_cli.compress.imports.torchao import read_torchao
 from ternarize_cli.compress.source_model import SourcePart, source_tensors
 from ternarize_cli.compress.tensor_policy import policy_of_source
@@ -44,10 +44,7 @@ from ternarize_cli.storage import digests, weights
 from ternarize_cli.storage.views import new_view
 from ternarize_cli.storage.weights import WeightShard
 
-__all__ = ["METHODS", "as_ternary_checkpoint", "method_of"]
-
-METHODS = ("bitnet", "compressed-tensors", "torchao")
-"""The methods of other quantisers whose models can be taken over, as `quant_method` of config.json names them."""
+__all__ = ["as_ternary_checkpoint", "method_of"]
 
 _MOST_ROUNDED = 2.0**-10
 """The most by which a value may change when it is rounded to float16, relative to it: more is an underflow."""
