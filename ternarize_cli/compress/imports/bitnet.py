@@ -10,7 +10,7 @@ Activations are rounded to int8 per token, as ours are. What a file holds of a l
 Byte r of a column holds four rows, lowest bits first: r, r + R, r + 2R, r + 3R of R = ceil(out/4), as code + 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -60,7 +60,7 @@ def _linears(described: Mapping[str, Any], model: Any, tensors: Tensors) -> dict
     """Finds the shapes of the linears that the method replaces, by the names of their weights in the files."""
     excluded = described.get("modules_to_not_convert")
     patterns = [] if excluded is None else excluded
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) and len(p) <= 200 for p in patterns):
+    if not isinstance(patterns, list) or not all(isinstance(p, str) and len(p) <= 200 for p in patterns):
         raise CheckpointError(f"modules_to_not_convert is {shown(excluded)}, and must be a list of names")
     plain = [p for p in patterns if p.replace(".", "").replace("_", "").isalnum()]
     if len(plain) < len(patterns):  # a pattern of a stranger could take forever
