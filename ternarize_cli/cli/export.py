@@ -38,7 +38,8 @@ def _export(
     A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
     then `from NAME import encode`. The format c is a header, a library and the weights. The
     format onnx opens in onnxruntime, sentence-transformers and transformers.js; it is compared
-    there with the packed model, and export.json says how near it is.
+    there with the packed model, and export.json says how near it is. So are dense, a checkpoint
+    in floating point, and compressed-tensors, one with integers of 2 bits, in transformers.
     """
     from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.encoders.loading import model_name

@@ -8,7 +8,7 @@ import typer
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, NoCheck, Quiet, output_folder
 from ternarize_cli.cli.output import Output, megabytes
-from ternarize_cli.compress.imports.options import ImportOptions
+from ternarize_cli.compress.options import ImportOptions
 from ternarize_cli.errors import quoted
 
 __all__ = ["register"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.compress import card
-from ternarize_cli.compress.imports.options import ImportOptions
 from ternarize_cli.compress.imports.ternary_checkpoint import as_ternary_checkpoint, method_of
+from ternarize_cli.compress.options import ImportOptions
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.compress.tokenizer_check import settle_tokenizer
@@ -74,7 +74,7 @@ def pack(
     """Writes the packed model of the ternary checkpoint `source` to `output`, atomically.
 
     Args:
-        source: a ternary checkpoint, or a model that others have quantised by a method in `imports.METHODS`.
+        source: a ternary checkpoint, or a model that others have quantised by a method in `options.METHODS`.
         output: the folder to write.
         codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
         check: open the checkpoint and the packed model, and compare a few vectors before the output gets its name.

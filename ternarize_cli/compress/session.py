@@ -5,8 +5,7 @@ from pathlib import Path
 from ternarize_cli.compress import convert as conversion
 from ternarize_cli.compress import pack as packing
 from ternarize_cli.compress.calibrate import Calibration
-from ternarize_cli.compress.imports.options import ImportOptions
-from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.options import ConvertOptions, ImportOptions
 from ternarize_cli.encoders.loading import model_name, resolve
 from ternarize_cli.errors import InputError, quoted
 from ternarize_cli.format.scheme import Scheme
@@ -108,7 +107,7 @@ def pack(
 
     Args:
         student: a ternary checkpoint, as `convert` or `distill` writes it; or a model that others have quantised to few
-            bits (transformers' method bitnet, compressed-tensors, torchao), whose values stay as they are.
+            bits (bitnet of transformers, compressed-tensors, torchao), whose values stay as they are.
         output: the folder to write, atomically.
         codec: how codes lie in bytes, "2bit" (1/4 byte a weight) or "base3" (1/5 byte) for ternary weights; None: the
             first that holds the checkpoint's levels.
@@ -122,8 +121,8 @@ def pack(
 
     Raises:
         ModelNotFoundError: the checkpoint can't be found.
-        CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already; or a packed model
-            can't hold a model of others.
+        CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already; or it is a model
+            of others that a packed model can't hold.
         FormatError: a value is not finite or does not fit float16, or the description does not fit the weights.
         TernarizeError: the packed model can't be opened, or gives other vectors than the checkpoint.
         InputError: the codec does not hold the checkpoint's levels, or `imported` is given for a model of ours.

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from ternarize_cli.compress.calibrate import Calibration
-from ternarize_cli.compress.imports.options import METHODS
-from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.options import METHODS, ConvertOptions
 from ternarize_cli.compress.tensor_policy import Fate, SourceTensor, TensorDecision, TensorPolicy, policy_of_source
 from ternarize_cli.compress.vocabulary import Vocabulary, select
 from ternarize_cli.encoders import anatomy, checkpoint

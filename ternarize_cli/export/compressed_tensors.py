@@ -140,7 +140,7 @@ def _described(bits: int, group_size: int | None, ignored: list[str]) -> dict[st
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "dequantize": True,  # when it is loaded: else before a call of the model, and sentence-transformers calls forward
+        "dequantize": True,  # as it is loaded; else before a call of the model, and others call its forward
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],

@@ -4,7 +4,7 @@ Any tool that takes a model of the hub takes it: other quantisers and runtimes, 
 of a full-precision model. What `--dtype` rounds:
 
     fp32    nothing
-    fp16    nothing in ternary and binary linears, whose values are 0 or ± a scale, and scales are float16; the linears of
+    fp16    nothing in ternary and binary linears, whose values are 0 or ± a scale, and scales are float16; linears of
             int2 and int4, and tables (code × scale), to 11 bits, about 0.02%
     bf16    every value to 8 bits, about 0.2%: a scale has 11
 """

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from support.families import TEXT_FAMILIES, save_text, stages
 from ternarize_cli import load
 from ternarize_cli.compress.imports.bitnet import unpack_rows
-from ternarize_cli.compress.imports.options import ImportOptions
+from ternarize_cli.compress.options import ImportOptions
 from ternarize_cli.compress.session import convert, pack
 from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.errors import CheckpointError, InputError
@@ -51,7 +51,9 @@ def values(packed: Path) -> Tensors:
 def codes(packed: Path) -> Tensors:
     model: Any = load(packed, backend="reference", device="cpu")[0].auto_model
     found = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-    return {f"{name}.{leaf}": getattr(module, leaf) for name, module in found.items() for leaf in ("weight", "weight_scale")}
+    return {
+        f"{name}.{leaf}": getattr(module, leaf) for name, module in found.items() for leaf in ("weight", "weight_scale")
+    }
 
 
 def packed_rows(codes: torch.Tensor) -> torch.Tensor:
@@ -64,6 +66,7 @@ def packed_rows(codes: torch.Tensor) -> torch.Tensor:
 
 def bitnet(folder: Path, source: Path, scale: Callable[[float], torch.Tensor], kind: str = "autobitlinear") -> Path:
     """A checkpoint of the method "bitnet" that transformers' own functions have packed."""
+
     def change(stored: Tensors, config: dict[str, Any]) -> None:
         config["quantization_config"] = {"quant_method": "bitnet", "linear_class": kind, "quantization_mode": "offline"}
         for name in linears(stored):
@@ -188,7 +191,9 @@ def test_what_the_library_packs_keeps_its_values(
     from compressed_tensors.quantization import QuantizationScheme
 
     weights = {"num_bits": bits, "strategy": strategy, "group_size": size, "symmetric": symmetric, "type": "int"}
-    described = QuantizationScheme.model_validate({"targets": ["Linear"], "weights": weights, "format": "pack-quantized"})
+    described = QuantizationScheme.model_validate(
+        {"targets": ["Linear"], "weights": weights, "format": "pack-quantized"}
+    )
     expected: Tensors = {}
 
     def change(stored: Tensors, config: dict[str, Any]) -> None:
@@ -222,7 +227,9 @@ def test_codes_beyond_four_bits_are_refused(compressed: Path, tmp_path: Path) ->
         group(config)["weights"] |= {"symmetric": False}
         for key in [key for key in stored if key.endswith("weight_packed")]:
             rows = stored[key].shape[0]
-            stored[f"{key.removesuffix('_packed')}_zero_point"] = torch.full((-(-rows // 8), 1), 0x11111111, dtype=torch.int32)
+            stored[f"{key.removesuffix('_packed')}_zero_point"] = torch.full(
+                (-(-rows // 8), 1), 0x11111111, dtype=torch.int32
+            )
             columns = int(stored[f"{key.removesuffix('_packed')}_shape"][1])
             stored[key] = torch.full((rows, -(-columns // 8)), 0x7F7F7F7F, dtype=torch.int32)
         group(config)["weights"]["num_bits"] = 4
@@ -300,7 +307,10 @@ def group(config: dict[str, Any]) -> dict[str, Any]:
 HOSTILE: dict[str, tuple[Callable[[Tensors, dict[str, Any]], object], str]] = {
     "a scale that is not finite": (lambda t, c: t[f"{LINEAR}.weight_scale"].fill_(float("nan")), "a scale is nan"),
     "a negative scale": (lambda t, c: t[f"{LINEAR}.weight_scale"].neg_(), "a scale is -"),
-    "too few words": (lambda t, c: t.update({f"{LINEAR}.weight_packed": t[f"{LINEAR}.weight_packed"][:, :-1].clone()}), "weight_packed is"),
+    "too few words": (
+        lambda t, c: t.update({f"{LINEAR}.weight_packed": t[f"{LINEAR}.weight_packed"][:, :-1].clone()}),
+        "weight_packed is",
+    ),
     "words of another dtype": (
         lambda t, c: t.update({f"{LINEAR}.weight_packed": t[f"{LINEAR}.weight_packed"].float()}),
         "weight_packed is F32",
@@ -324,7 +334,9 @@ HOSTILE: dict[str, tuple[Callable[[Tensors, dict[str, Any]], object], str]] = {
     "floats": (lambda t, c: group(c)["weights"].update(type="float"), "type 'float'"),
     "blocks": (lambda t, c: group(c)["weights"].update(strategy="block"), "strategy 'block'"),
     "static activations": (
-        lambda t, c: group(c).update(input_activations={"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}),
+        lambda t, c: group(c).update(
+            input_activations={"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
+        ),
         "dynamic False",
     ),
     "weights that are a list": (lambda t, c: group(c).update(weights=[]), "weights is"),
@@ -391,7 +403,9 @@ def test_convert_says_that_pack_takes_it(compressed: Path, tmp_path: Path) -> No
 
 
 def test_other_methods_are_refused_as_before(compressed: Path, tmp_path: Path) -> None:
-    source = rewritten(compressed, tmp_path / "source", lambda t, c: c["quantization_config"].update(quant_method="gptq"))
+    source = rewritten(
+        compressed, tmp_path / "source", lambda t, c: c["quantization_config"].update(quant_method="gptq")
+    )
     with pytest.raises(CheckpointError, match="not ternary yet"):
         pack(source, tmp_path / "packed")
 

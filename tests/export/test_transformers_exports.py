@@ -1,4 +1,4 @@
-"""The formats dense and compressed-tensors: exact values, vectors in transformers, families, heads, and what is refused."""
+"""The formats dense and compressed-tensors: exact values, vectors in transformers, families, heads, refusals."""
 
 import json
 import os
@@ -24,7 +24,6 @@ from ternarize_cli.export import check
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.layers import PackedLinear
 from ternarize_cli.storage.weights import open_shards
 
 UNCHECKED = ExportOptions(check=False)
@@ -125,12 +124,11 @@ def test_families(family: Family, form: str, tmp_path: Path) -> None:
     source = (save_text if texts else save_family)(family, tmp_path / "source")
     packed = stages(source, tmp_path)[2]
     options = UNCHECKED
-    try:
-        found = export(packed, tmp_path / "made", to=form, options=options).facts["check"]
-    except InputError as e:
-        assert form == "compressed-tensors"
-        assert "transposed" in str(e)
+    if form == "compressed-tensors" and family[0] == "GPT2Model":
+        with pytest.raises(InputError, match="transposed"):
+            export(packed, tmp_path / "made", to=form, options=options)
         return
+    found = export(packed, tmp_path / "made", to=form, options=options).facts["check"]
     assert found == {"unchecked": "--no-check"}
     if form == "compressed-tensors" and family[0].startswith("Dinov2"):
         return  # transformers 5.24 opens no such file: its quantizer can't copy the rule that splits mlp.weights_in

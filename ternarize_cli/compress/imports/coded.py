@@ -91,7 +91,8 @@ class Tensors:
         if self.dtype(key) not in dtypes or (shapes and self.shape(key) not in shapes):
             wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise CheckpointError(
-                f"{named(key)} is {self.dtype(key)} {list(self.shape(key))}, and must be {' or '.join(dtypes)} {wanted}",
+                f"{named(key)} is {self.dtype(key)} {list(self.shape(key))}, and must be "
+                f"{' or '.join(dtypes)} {wanted}".rstrip(),
                 hint="config.json may be that of another model: fetch the whole model again",
             )
 

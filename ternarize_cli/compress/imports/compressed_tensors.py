@@ -48,7 +48,7 @@ def read_compressed_tensors(described: Mapping[str, Any], tensors: Tensors) -> C
     if any(scheme != schemes[0] for scheme in schemes):
         raise refused("config_groups has groups of different schemes", "the linears of a packed model share one")
     scheme, activations = schemes[0]
-    names = [key.removesuffix("_packed") for key in tensors.keys() if key.endswith(".weight_packed")]
+    names = [key.removesuffix("_packed") for key in tensors.keys() if key.endswith(".weight_packed")]  # noqa: SIM118
     return CodedModel({name: _matrix(tensors, name, **scheme) for name in names}, activations)
 
 

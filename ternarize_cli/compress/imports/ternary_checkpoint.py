@@ -7,9 +7,9 @@ everything else stays as it is. A packed model holds the result if
 - scales, and large tensors that are neither linear nor table, are float16's values: bfloat16's nearly always are, those
   of float32 seldom. Others are rounded only if the user says so.
 
-Scales may be fewer than ours need: one is repeated for the rows of a matrix, or for smaller groups. Tables keep 16 bits if
-float16 holds their values, and 32 otherwise. Linears that the file holds in floating point, and codes of modules that
-ternarize leaves alone, stay dense.
+Scales may be fewer than ours need: one is repeated for the rows of a matrix, or for smaller groups. Tables keep 16 bits
+if float16 holds their values, and 32 otherwise. Linears that the file holds in floating point, and codes of modules
+that ternarize leaves alone, stay dense.
 """
 
 import math
@@ -29,8 +29,8 @@ from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress.imports.bitnet import read_bitnet
 from ternarize_cli.compress.imports.coded import CodedModel, Tensors, refused
 from ternarize_cli.compress.imports.compressed_tensors import read_compressed_tensors
-from ternarize_cli.compress.imports.options import METHODS, ImportOptions
 from ternarize_cli.compress.imports.torchao import read_torchao
+from ternarize_cli.compress.options import METHODS, ImportOptions
 from ternarize_cli.compress.source_model import SourcePart, source_tensors
 from ternarize_cli.compress.tensor_policy import policy_of_source
 from ternarize_cli.encoders import anatomy, blocks, checkpoint, defaults, hub
