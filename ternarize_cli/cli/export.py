@@ -20,9 +20,9 @@ def _export(
         str,
         typer.Option(
             "--to",
-            metavar="wheel|c|onnx|openvino|gguf",
+            metavar="wheel|c|onnx|openvino|gguf|dense|compressed-tensors",
             help="wheel: a package for pip; c: a folder for programs in C; onnx, openvino: one for that runtime; "
-            "gguf: one for llama.cpp.",
+            "gguf: one for llama.cpp; dense, compressed-tensors: checkpoints for transformers.",
         ),
     ],
     output: Annotated[Path | None, output_folder("./NAME-FORMAT")] = None,
@@ -38,8 +38,9 @@ def _export(
     A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
     then `from NAME import encode`. The format c is a header, a library and the weights. The
     format onnx opens in onnxruntime, sentence-transformers and transformers.js, openvino in
-    OpenVINO and sentence-transformers, gguf in llama.cpp; they are compared there with the packed
-    model, and export.json says how near they are.
+    OpenVINO and sentence-transformers, gguf in llama.cpp; dense, a checkpoint in floating point,
+    and compressed-tensors, one with integers of 2 bits, in transformers. They are compared there
+    with the packed model, and export.json says how near they are.
     """
     from ternarize_cli.encoders.hub import pinned
     from ternarize_cli.encoders.loading import model_name

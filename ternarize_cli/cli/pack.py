@@ -5,28 +5,35 @@ from typing import Annotated
 
 import typer
 
+from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, NoCheck, Quiet, output_folder
 from ternarize_cli.cli.output import Output, megabytes
+from ternarize_cli.compress.options import ImportOptions
 from ternarize_cli.errors import quoted
 
 __all__ = ["register"]
 
 
 def _pack(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, from convert or distill.")],
+    student: Annotated[
+        str, typer.Argument(metavar="STUDENT", help="A ternary checkpoint, or a model with few bits by others.")
+    ],
     output: Annotated[Path | None, output_folder("./NAME-packed")] = None,
     codec: Annotated[
         str | None,
         typer.Option(help="Packing of codes. Ternary: 2bit (default) or base3 (1.6 bits); other levels have one each."),
     ] = None,
     no_check: NoCheck = False,
+    *,
+    options: ImportOptions,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Freeze a ternary checkpoint into a model of 2-bit codes, or 1.6-bit ones.
 
-    STUDENT becomes ./NAME-packed.
+    STUDENT becomes ./NAME-packed. A model that others have quantised (bitnet of transformers,
+    compressed-tensors, torchao) becomes a packed model with the same values.
     """
     from ternarize_cli.compress.session import pack
     from ternarize_cli.encoders.loading import model_name
@@ -37,7 +44,8 @@ def _pack(
     out = Output(json_mode=json, quiet=quiet)
     name = model_name(student)
     target = output or Path(f"{name.removesuffix('-ternary').removesuffix('-distilled')}-packed")
-    report = pack(student, target, codec=codec, check=not no_check, force=force, track=out.track)
+    imported = None if options == ImportOptions() else options
+    report = pack(student, target, codec=codec, check=not no_check, force=force, imported=imported, track=out.track)
     layout = codec_for(report.artifact.scheme.levels, report.artifact.codec)
     out.table(
         f"{name}: packed",
@@ -70,4 +78,4 @@ def _pack(
 
 def register(app: typer.Typer) -> None:
     """Adds the command to `app`."""
-    app.command("pack")(_pack)
+    app.command("pack")(derived(_pack))

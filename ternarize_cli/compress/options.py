@@ -1,4 +1,4 @@
-"""Options of `ternarize convert`: how weights are stored, what stays as it is, and what to calibrate on."""
+"""Options of `ternarize convert`: how weights are stored, what stays as it is, what to calibrate on; and of `pack`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,20 @@ from ternarize_cli.storage.command_option import (
     check_fields,
 )
 
-__all__ = ["DEFAULT_TOKENS", "Calibration", "CalibrationRecipe", "ConvertOptions", "SchemeOptions"]
+__all__ = [
+    "DEFAULT_TOKENS",
+    "METHODS",
+    "Calibration",
+    "CalibrationRecipe",
+    "ConvertOptions",
+    "ImportOptions",
+    "SchemeOptions",
+]
 
 DEFAULT_TOKENS = 120_000
 """Tokens of text that calibration reads unless the user says otherwise."""
+METHODS = ("bitnet", "compressed-tensors", "torchao")
+"""The methods of other quantisers whose models can be taken over, as `quant_method` of config.json names them."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +192,23 @@ class Calibration:
                 hint="drop --rule and --beta, or --calibrate",
             )
         return modality_of_sources(folder, self.sources)
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How a model that others have quantised is taken over; by default nothing changes.
+
+    Attributes:
+        round: round scales and large tensors that float16 does not hold exactly, by at most 0.1%.
+        activations: bits of activations: 8 rounds them per token, 16 leaves them as they are; None: as the source says.
+    """
+
+    round: Annotated[bool, Option("Models of others: round scales that float16 does not hold.")] = False
+    activations: Annotated[
+        Literal[8, 16] | None, Option("Models of others: bits of activations; default: as they have them.")
+    ] = None
+
+    @property
+    def first_flag(self) -> str:
+        """The flag of the first option that is set."""
+        return "--round" if self.round else "--activations"

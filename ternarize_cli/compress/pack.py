@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import packing, tables, ternary
 from ternarize_cli.compress import card
+from ternarize_cli.compress.imports.ternary_checkpoint import as_ternary_checkpoint, method_of
+from ternarize_cli.compress.options import ImportOptions
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.tensor_policy import SourceTensor, policy_of_artifact
 from ternarize_cli.compress.tokenizer_check import settle_tokenizer
 from ternarize_cli.encoders import blocks, checkpoint, module_replacement
 from ternarize_cli.encoders.anatomy import first_names, names_in_encoder, sizes, weighted
 from ternarize_cli.encoders.parts import Part, parts_of
-from ternarize_cli.errors import CheckpointError, FormatError, quoted
+from ternarize_cli.errors import CheckpointError, FormatError, InputError, quoted
 from ternarize_cli.format.codecs import Codec, codec_for
 from ternarize_cli.format.listing import ListedModule, Listing
 from ternarize_cli.format.scheme import Artifact
@@ -70,21 +72,24 @@ def pack(
     codec: str | None = None,
     check: bool = True,
     force: bool = False,
+    imported: ImportOptions | None = None,
     track: Track = silent,
 ) -> PackReport:
     """Writes the packed model of the ternary checkpoint `source` to `output`, atomically.
 
     Args:
-        source: a ternary checkpoint.
+        source: a ternary checkpoint, or a model that others have quantised by a method in `options.METHODS`.
         output: the folder to write.
         codec: how codes lie in bytes, one of `scheme.CODECS` for the checkpoint's levels; the first of these if None.
         check: open the checkpoint and the packed model, and compare a few vectors before the output gets its name.
         force: replace an existing output.
+        imported: how a model of others is taken over; may only be given for one.
         track: reports progress over tensors.
 
     Raises:
-        InputError: the codec does not hold the checkpoint's levels.
-        CheckpointError: `source` is full precision or packed already, damaged, or pickled.
+        InputError: the codec does not hold the checkpoint's levels, or `imported` is given for a model of ours.
+        CheckpointError: `source` is full precision or packed already, damaged, or pickled, or a model of others that a
+            packed model can't hold.
         FormatError: a weight or scale is not finite, a scale is negative, a scale or a large tensor does not fit
             float16, or the group size does not divide the width of a linear.
         TernarizeError: the packed model can't be opened, or gives other vectors than the checkpoint.
@@ -92,6 +97,16 @@ def pack(
     """
     files.check_output(output, force=force, inputs=[source])
     latent = checkpoint.artifact_of(source)
+    method = method_of(source)
+    if method is not None:
+        with as_ternary_checkpoint(source, imported or ImportOptions(), track) as made_of:
+            report = pack(made_of, output, codec=codec, check=check, force=force, track=track)
+        return replace(report, bytes_source=weights.bytes_on_disk(source))
+    if imported is not None:
+        raise InputError(
+            f"{source} was not quantised by others, and {imported.first_flag} is for such models",
+            hint=f"without {imported.first_flag}",
+        )
     if latent is None:
         raise CheckpointError(f"{source} is not ternary yet", hint=f"ternarize convert {quoted(source)}")
     if latent.stage != "latent":

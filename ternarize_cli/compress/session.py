@@ -5,7 +5,7 @@ from pathlib import Path
 from ternarize_cli.compress import convert as conversion
 from ternarize_cli.compress import pack as packing
 from ternarize_cli.compress.calibrate import Calibration
-from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.options import ConvertOptions, ImportOptions
 from ternarize_cli.encoders.loading import model_name, resolve
 from ternarize_cli.errors import InputError, quoted
 from ternarize_cli.format.scheme import Scheme
@@ -98,6 +98,7 @@ def pack(
     codec: str | None = None,
     check: bool = True,
     force: bool = False,
+    imported: ImportOptions | None = None,
     track: Track = silent,
 ) -> packing.PackReport:
     """Freezes a ternary checkpoint into a packed model of 2-bit codes, or 1.6-bit ones.
@@ -105,12 +106,14 @@ def pack(
         ternarize.pack("my-model-distilled", "my-model-packed")
 
     Args:
-        student: a ternary checkpoint, as `convert` or `distill` writes it.
+        student: a ternary checkpoint, as `convert` or `distill` writes it; or a model that others have quantised to few
+            bits (bitnet of transformers, compressed-tensors, torchao), whose values stay as they are.
         output: the folder to write, atomically.
         codec: how codes lie in bytes, "2bit" (1/4 byte a weight) or "base3" (1/5 byte) for ternary weights; None: the
             first that holds the checkpoint's levels.
         check: open both models and compare a few vectors before the output gets its name; needs memory for a model.
         force: replace the output if it exists.
+        imported: how a model of others is taken over; None for any other.
         track: progress, as `ternarize_cli.progress` describes it.
 
     Returns:
@@ -118,10 +121,13 @@ def pack(
 
     Raises:
         ModelNotFoundError: the checkpoint can't be found.
-        CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already.
+        CheckpointError: the checkpoint is damaged or pickled, or is not ternary, or is packed already; or it is a model
+            of others that a packed model can't hold.
         FormatError: a value is not finite or does not fit float16, or the description does not fit the weights.
         TernarizeError: the packed model can't be opened, or gives other vectors than the checkpoint.
-        InputError: the codec does not hold the checkpoint's levels.
+        InputError: the codec does not hold the checkpoint's levels, or `imported` is given for a model of ours.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
-    return packing.pack(resolve(student), Path(output), codec=codec, check=check, force=force, track=track)
+    return packing.pack(
+        resolve(student), Path(output), codec=codec, check=check, force=force, imported=imported, track=track
+    )

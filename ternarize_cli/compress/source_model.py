@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ternarize_cli.compress.calibrate import Calibration
-from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.options import METHODS, ConvertOptions
 from ternarize_cli.compress.tensor_policy import Fate, SourceTensor, TensorDecision, TensorPolicy, policy_of_source
 from ternarize_cli.compress.vocabulary import Vocabulary, select
 from ternarize_cli.encoders import anatomy, checkpoint
@@ -23,7 +23,7 @@ from ternarize_cli.model_folder.model_kind import head_of
 from ternarize_cli.progress import Track
 from ternarize_cli.storage import weights
 
-__all__ = ["ConversionPlan", "SourcePart", "check_source", "planned_parts", "source_parts"]
+__all__ = ["ConversionPlan", "SourcePart", "check_source", "planned_parts", "source_parts", "source_tensors"]
 
 
 def check_source(source: Path, *, allow_pickle: bool = False) -> None:
@@ -43,7 +43,8 @@ def check_source(source: Path, *, allow_pickle: bool = False) -> None:
     foreign = checkpoint.read_config(source).get("quantization_config")
     if foreign is not None:
         method = foreign.get("quant_method", "unknown method")
-        raise CheckpointError(f"{source} is quantised already ({method})", hint="convert its full-precision source")
+        taken = f"ternarize pack {quoted(source)}" if method in METHODS else "convert its full-precision source"
+        raise CheckpointError(f"{source} is quantised already ({method})", hint=taken)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def source_parts(folder: Path, scheme: Scheme, options: ConvertOptions) -> list[
     for part, model in parts:
         with part.open_source(model, allow_pickle=options.allow_pickle) as shards:
             checkpoint.check_tensors(model, shards)
-            tensors = _tensors(model, shards)
+            tensors = source_tensors(model, shards)
         dense = options.keep_dense and part.subfolder
         skip = {"*": "--keep-dense"} if dense else {pattern: f"--skip {pattern}" for pattern in options.skip}
         present = {tensor.name for tensor in tensors if tensor.name is not None}
@@ -250,8 +251,12 @@ def _require_parameter(encoder: SourcePart) -> None:
         )
 
 
-def _tensors(model: Any, shards: Sequence[weights.WeightShard]) -> tuple[SourceTensor, ...]:
-    """The tensors of the files in the model's order; of a tensor with several names, one copy is stored."""
+def source_tensors(model: Any, shards: Sequence[weights.WeightShard]) -> tuple[SourceTensor, ...]:
+    """Lists the tensors of files in the model's order; of a tensor with several names, one copy is stored.
+
+    Raises:
+        CheckpointError: a weight with two names has two values, or a tensor has a dtype that no artifact holds.
+    """
     by_key = {key: shard for shard in shards for key in shard.keys()}  # noqa: SIM118
     names, first = checkpoint.names_in_model(model, by_key), anatomy.first_names(model)
     chosen: dict[str, str] = {}

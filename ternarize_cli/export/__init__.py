@@ -14,6 +14,8 @@ onnx.py           a folder for ONNX Runtime; openvino.py one for OpenVINO. onnx_
                   graph_folder.py the folder around it
 gguf.py           a folder for llama.cpp; gguf_architectures.py and gguf_tensors.py describe the model, gguf_blocks.py
                   lays its codes out, gguf_vocabulary.py describes its tokenizer, gguf_runtime.py runs it
+dense.py          a checkpoint in floating point; compressed_tensors.py one with integers of 2 bits, and
+                  in_transformers.py writes both
 companions.py     what such a folder holds beside the weights; check.py compares it with the packed model in its
                   runtime, by what nearness.py measures
 """

@@ -10,7 +10,18 @@ from ternarize_cli.export.licences import OURS
 from ternarize_cli.export.source import Source
 from ternarize_cli.runtime import Classifier, Encoder, Reranker
 
-__all__ = ["Usage", "for_c", "for_gguf", "for_onnx", "for_openvino", "for_wheel", "front_matter", "usage_of"]
+__all__ = [
+    "Usage",
+    "for_c",
+    "for_compressed_tensors",
+    "for_dense",
+    "for_gguf",
+    "for_onnx",
+    "for_openvino",
+    "for_wheel",
+    "front_matter",
+    "usage_of",
+]
 
 _PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
 before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
@@ -230,6 +241,66 @@ program: llama-server does it, `Llama.embed` does it when asked. A text may have
 {near}
 
 {_about(source)}"""
+
+
+def for_dense(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a dense checkpoint.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    costs = facts["rounding"]
+    exact = "exactly" if not costs["linears"] else f"rounded by {costs['linears']:.2%} of their length at most"
+    others = "Everything else is as it was" if not costs["others"] else "Other tensors are rounded"
+    if costs["others"]:
+        others += f" by {costs['others']:.2%} at most"
+    return f"""{front_matter(source)}# {source.name}
+
+An encoder with ternary weights, multiplied out to {facts["dtype"]}: an ordinary checkpoint of transformers, for tools
+that know nothing of ternary weights. Its linears have the packed model's values {exact}.
+{others}. Activations are not rounded, as if it had been converted with `--activations 16`.
+
+{_opened(facts)}
+
+{_about(source)}"""
+
+
+def for_compressed_tensors(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a checkpoint for compressed-tensors.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    scales = "a row" if facts["group_size"] is None else f"{facts['group_size']} inputs"
+    return f"""{front_matter(source, "compressed-tensors")}# {source.name}
+
+An encoder with ternary weights, for transformers with the library compressed-tensors
+(`pip install compressed-tensors`). Its linears are integers of {facts["bits"]} bits (`pack-quantized`) with a scale
+for {scales}: the packed model's values, exactly. Embedding tables are float16. Activations are not rounded, as if the
+model had been converted with `--activations 16`. The library expands the codes when the model is loaded.
+
+{_opened(facts)}
+
+{_about(source)}"""
+
+
+def _opened(facts: Mapping[str, Any]) -> str:
+    """Shows how a checkpoint is opened, and what its check has found."""
+    found = facts["check"]
+    if "unchecked" in found:
+        near = f"It was not compared with the packed model: {found['unchecked']}."
+    else:
+        near = f"""In {found["runtime"]}, {found["count"]} {found["inputs"]} have a mean cosine of
+{found["mean_cosine"]:.4f} to the packed model with activations as they are, the lowest {found["lowest_cosine"]:.4f}."""
+    return f"""```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(FOLDER)
+```
+
+sentence-transformers opens the folder, too, if it has modules.json. {near}"""
 
 
 def _in_sentence_transformers(backend: str) -> str:

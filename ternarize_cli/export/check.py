@@ -32,8 +32,8 @@ class Runtime:
         module: the name by which the library is imported; None: its name on PyPI.
         rival: the name of the runtime's int8 of the multiplied-out model, which is timed beside the export; None for
             none.
-        activation_bits: how the packed model that the export is compared with rounds activations; None: as it says
-            itself.
+        compare: compares the opened export with the packed model, given its folder and texts; None: as
+            `nearness.compare` does.
     """
 
     library: str
@@ -41,7 +41,7 @@ class Runtime:
     hint: str
     module: str | None = None
     rival: str | None = None
-    activation_bits: int | None = None
+    compare: Callable[[Path, Any, list[str] | None], dict[str, Any]] | None = None
 
 
 def texts_of(options: ExportOptions, folder: Path) -> list[str] | None:
@@ -101,7 +101,10 @@ def run_check(
         say(f"unchecked: {why}")
         return {"unchecked": why}
     say("comparing it with the packed model …")
-    found = compare(folder, run, texts, _rival(folder, runtime.rival, say), runtime.activation_bits)
+    if runtime.compare is None:
+        found = compare(folder, run, texts, _rival(folder, runtime.rival, say))
+    else:
+        found = runtime.compare(folder, run, texts)
     if differing := found.get("tokens_differ"):
         say(f"warning: {runtime.library} makes other tokens of {differing} of {found['count']} texts")
     return {"runtime": named} | found

@@ -16,7 +16,15 @@ from ternarize_cli.export.source import Source
 
 __all__ = ["Export", "Format", "find_format", "register"]
 
-_MODULES = {"wheel": "wheel", "c": "c", "onnx": "onnx", "openvino": "openvino", "gguf": "gguf"}
+_MODULES = {
+    "wheel": "wheel",
+    "c": "c",
+    "onnx": "onnx",
+    "openvino": "openvino",
+    "gguf": "gguf",
+    "dense": "dense",
+    "compressed-tensors": "compressed_tensors",
+}
 """For each format the module in this package that defines it."""
 
 

@@ -22,6 +22,7 @@ class ExportOptions:
         serve: whether that image starts the server.
         pooled: whether the graph pools and normalises, too.
         bits: bits of a weight's code in a product: 2, or 4 for runtimes without products of 2 bits.
+        dtype: the dtype of a dense checkpoint, "fp16", "bf16" or "fp32".
         check: whether the result runs in its own runtime, and its vectors are compared with the packed model's.
         texts: a file with the texts of the check; None: a hundred built-in ones.
         min_cosine: the least mean cosine of the check; None: any will do.
@@ -45,6 +46,7 @@ class ExportOptions:
     bits: Annotated[
         int, Option("onnx, openvino, gguf: bits of a weight; 4 for runtimes without products of 2 bits.", min=2, max=4)
     ] = 2
+    dtype: Annotated[str, Option("dense: dtype of the values, fp16, bf16 or fp32.", metavar="fp16|bf16|fp32")] = "fp16"
     check: Annotated[
         bool, Option("Run the result in its own runtime, and compare its vectors with the packed model's.")
     ] = True

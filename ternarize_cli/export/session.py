@@ -27,7 +27,7 @@ def export(
     Args:
         model: a packed model: a folder, a hub id or `package:NAME`.
         output: the folder to write, or to write into (wheel).
-        to: the format, "wheel", "c", "onnx", "openvino" or "gguf".
+        to: the format, "wheel", "c", "onnx", "openvino", "gguf", "dense" or "compressed-tensors".
         options: the options of the format; None leaves each at its default.
         force: replace what exists.
         say: is told what is written when all arguments have been checked.
