@@ -16,6 +16,7 @@ gguf.py           a folder for llama.cpp; gguf_architectures.py and gguf_tensors
                   lays its codes out, gguf_vocabulary.py describes its tokenizer, gguf_runtime.py runs it
 dense.py          a checkpoint in floating point; compressed_tensors.py one with integers of 2 bits, and
                   in_transformers.py writes both
-companions.py     what such a folder holds beside the weights; check.py compares it with the packed model in its
+companions.py     what such a folder holds beside the weights; export_folder.py writes its last files, export.json with
+                  digests among them; check.py compares it with the packed model in its
                   runtime, by what nearness.py measures
 """

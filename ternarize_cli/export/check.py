@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +13,12 @@ from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.engines.baselines import Forward, require_baseline
 from ternarize_cli.errors import GateMissedError, InputError, TernarizeError, UnavailableError, reason
+from ternarize_cli.export.export_folder import README
+from ternarize_cli.export.formats import Export
 from ternarize_cli.export.nearness import Run, compare
 from ternarize_cli.export.options import ExportOptions
 
-__all__ = ["Runtime", "check_gate", "run_check", "texts_of"]
+__all__ = ["Runtime", "exported", "run_check", "texts_of"]
 
 _LARGEST = 250_000_000
 """The most parameters of a model whose int8 is made for the check: more would take minutes, and gigabytes of disk."""
@@ -32,6 +35,8 @@ class Runtime:
         module: the name by which the library is imported; None: its name on PyPI.
         rival: the name of the runtime's int8 of the multiplied-out model, which is timed beside the export; None for
             none.
+        required: whether an export that an installed runtime can't open is refused; otherwise it stands unchecked,
+            since newer versions elsewhere may open it.
         compare: compares the opened export with the packed model, given its folder and texts; None: as
             `nearness.compare` does.
     """
@@ -41,6 +46,7 @@ class Runtime:
     hint: str
     module: str | None = None
     rival: str | None = None
+    required: bool = False
     compare: Callable[[Path, Any, list[str] | None], dict[str, Any]] | None = None
 
 
@@ -81,7 +87,8 @@ def run_check(
         What export.json says of the check: `runtime` and what `compare` gives, or the reason, `unchecked`.
 
     Raises:
-        UnavailableError: the runtime is missing or can't run the export, and `options.min_cosine` is set.
+        UnavailableError: the runtime can't run the export, and is required to; or it is missing or can't run the
+            export, and `options.min_cosine` is set.
     """
     if not options.check:
         return {"unchecked": "--no-check"}
@@ -96,9 +103,9 @@ def run_check(
         run = runtime.open()
     except Exception as e:  # runtimes raise errors of their own classes, and plain ones
         why = f"{named} can't run it: {reason(e)}"
-        if options.min_cosine is not None:
+        if runtime.required or options.min_cosine is not None:
             raise UnavailableError(why, hint=runtime.hint) from e
-        say(f"unchecked: {why}")
+        say(f"warning: the export is unchecked: {why}")
         return {"unchecked": why}
     say("comparing it with the packed model …")
     if runtime.compare is None:
@@ -121,7 +128,7 @@ def _rival(folder: Path, name: str | None, say: Callable[[str], None]) -> dict[s
         return {}
 
 
-def check_gate(found: Mapping[str, Any], least: float | None) -> None:
+def _check_gate(found: Mapping[str, Any], least: float | None) -> None:
     """Checks the mean cosine that `compare` has measured against --min-cosine.
 
     Raises:
@@ -132,3 +139,16 @@ def check_gate(found: Mapping[str, Any], least: float | None) -> None:
             f"quality gate missed: the mean cosine to the packed model is {found['mean_cosine']:.4f} (lowest "
             f"{found['lowest_cosine']:.4f}, {found['count']} {found['inputs']}), and --min-cosine asks for {least}"
         )
+
+
+def exported(output: Path, facts: Mapping[str, Any], options: ExportOptions) -> Export:
+    """Describes an export that has been checked, and stands under its final name.
+
+    Args:
+        output: its folder.
+        facts: what its export.json says.
+        options: the options, of which `min_cosine` becomes the gate.
+    """
+    files = {path: path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
+    gate = partial(_check_gate, facts["check"], options.min_cosine)
+    return Export(files, f"{output}/{README} says how it is opened", facts, gate)

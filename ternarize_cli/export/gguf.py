@@ -9,7 +9,6 @@ Weights are the packed model's, exactly (`gguf_blocks`). llama.cpp rounds activa
 32 inputs, or for every 256 in products with TQ2_0. Its GELU is the approximation by tanh.
 """
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.export import card, check
 from ternarize_cli.export.companions import check_encoder
+from ternarize_cli.export.export_folder import complete
 from ternarize_cli.export.formats import Export, register
 from ternarize_cli.export.gguf_architectures import architecture_of, refuse
 from ternarize_cli.export.gguf_runtime import LlamaModel
@@ -88,13 +88,8 @@ class Gguf:
                 _RUNTIME, partial(LlamaModel, path), "install a newer llama-cpp-python", module=_MODULE
             )
             facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
-            (folder / "export.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            (folder / "README.md").write_text(card.for_gguf(source, facts), "utf-8")
-            for name, text in licences.items():
-                (folder / name).write_bytes(text)
-        written = {path: path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
-        gate = partial(check.check_gate, facts["check"], options.min_cosine)
-        return Export(written, f"{output}/README.md says how it is opened", facts, gate)
+            facts = complete(folder, facts, card.for_gguf(source, facts), licences)
+        return check.exported(output, facts, options)
 
 
 def write_file(writer: Any, path: Path) -> None:

@@ -4,11 +4,9 @@ onnx/, openvino/     the model, as the format writes it
 config.json          the transformer's config, without our description of its codes
 tokenizer.json …     tokenizer, or image processor
 modules.json …       pooling, Dense (multiplied out) and normalisation, for sentence-transformers
-export.json          what was written, with which versions, and what `--check` has measured
-LICENSE…             the licences of the model and of ternarize
+README.md …          the last files of each export (`export_folder`)
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,6 +25,7 @@ from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.export import check
 from ternarize_cli.export.companions import check_encoder, write_companions
+from ternarize_cli.export.export_folder import complete
 from ternarize_cli.export.formats import Export
 from ternarize_cli.export.licences import licence_texts
 from ternarize_cli.export.nearness import Run
@@ -106,14 +105,8 @@ class GraphFolder(ABC):
             facts = self._facts(source, model, products, options)
             runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint, self.rival)
             facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
-            (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-            (folder / "README.md").write_text(self.card(source, facts), "utf-8")
-            for name, text in licences.items():
-                (folder / name).write_bytes(text)
-        written = {path: path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
-        gate = partial(check.check_gate, facts["check"], options.min_cosine)
-        hint = f"{output}/README.md says how it is opened"
-        return Export(written, hint, facts, gate)
+            facts = complete(folder, facts, self.card(source, facts), licences)
+        return check.exported(output, facts, options)
 
     def _check_options(self, options: ExportOptions) -> None:
         """Checks `bits`, and that the libraries that are needed are installed.

@@ -5,8 +5,7 @@ The formats dense and compressed-tensors differ in what stands for a linear, and
     model.safetensors   the weights by the names that transformers has for them, in shards where they are large
     config.json …       the model's configs, tokenizer or processor, pooling and prompts
     N_Dense/            modules Dense, multiplied out
-    export.json         what was written, with which versions, and what `--check` has measured
-    LICENSE…            the licences of the model and of ternarize
+    README.md …         the last files of each export (`export_folder`)
 
 A model keeps its head. Neither format rounds activations, so the check compares vectors with those of the packed model
 under `--activations 16`: what is left is the rounding of values.
@@ -14,7 +13,6 @@ under `--activations 16`: what is left is the rounding of values.
 
 import contextlib
 import io
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,9 +34,10 @@ from ternarize_cli.encoders.heads import load_with_head
 from ternarize_cli.encoders.loading import can_encode
 from ternarize_cli.encoders.modalities import modalities_of
 from ternarize_cli.engines import exports
-from ternarize_cli.errors import InputError
+from ternarize_cli.errors import InputError, UnavailableError, reason
 from ternarize_cli.export import check, nearness
 from ternarize_cli.export.companions import check_encoder, write_companions
+from ternarize_cli.export.export_folder import complete
 from ternarize_cli.export.formats import Export
 from ternarize_cli.export.licences import licence_texts
 from ternarize_cli.export.options import ExportOptions
@@ -95,7 +94,8 @@ def write_checkpoint(
     Raises:
         InputError: an option of the check can't be used, or the model can't be written in this format.
         DataError: the texts of the check can't be read.
-        UnavailableError: `options.min_cosine` is set, and the result can't be opened here.
+        UnavailableError: transformers, as it is installed here, can't open the result; or the library that it needs
+            is missing, and `options.min_cosine` is set.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
     texts = check.texts_of(options, source.folder)
@@ -112,15 +112,11 @@ def write_checkpoint(
         del model, encoder
         facts = {"content_hash": source.digest, **made.facts, "versions": _versions()}
         opened = partial(_open_export, source.folder, folder)
-        runtime = check.Runtime(library, opened, f"a newer {library} or transformers", compare=_compare)
+        hint = "--to dense" if library != "transformers" else "--no-check writes it without opening it"
+        runtime = check.Runtime(library, opened, hint, required=True, compare=_compare)
         facts["check"] = _checked(source.folder, runtime, texts, options, say)
-        (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-        (folder / "README.md").write_text(readme(source, facts), "utf-8")
-        for name, text in licences.items():
-            (folder / name).write_bytes(text)
-    written = {path: path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
-    gate = partial(check.check_gate, facts["check"], options.min_cosine)
-    return Export(written, f"{output}/README.md says how it is opened", facts, gate)
+        facts = complete(folder, facts, readme(source, facts), licences)
+    return check.exported(output, facts, options)
 
 
 def _open_packed(folder: Path) -> tuple[Any, Any]:
@@ -174,8 +170,15 @@ class _Exported:
 
 
 def _open_export(folder: Path, made: Path) -> _Exported:
+    kind = _class_of(folder)
     with exports.quiet(), contextlib.redirect_stderr(io.StringIO()):
-        return _Exported(_class_of(folder).from_pretrained(made, dtype=torch.float32, **LOADING).eval())
+        try:
+            return _Exported(kind.from_pretrained(made, dtype=torch.float32, **LOADING).eval())
+        except Exception as e:  # of transformers, whose messages speak of its own code
+            raise UnavailableError(
+                f"transformers {version('transformers')} does not open a {kind.__name__} in this format "
+                f"({type(e).__name__}: {reason(e)[:100]})"
+            ) from e
 
 
 def _compare(folder: Path, run: Any, texts: list[str] | None) -> dict[str, Any]:

@@ -96,14 +96,21 @@ def write_graph(model: Any, folder: Path) -> None:
     """Writes an ONNX model, which the checker of onnx has accepted, as `model.onnx` into a new folder.
 
     Raises:
+        InputError: the checker refuses it.
         OSError: it can't be written.
     """
     import onnx
 
     folder.mkdir()
-    if model.ByteSize() > _LARGEST:
+    is_large = model.ByteSize() > _LARGEST
+    if is_large:
         onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx_data")
-        onnx.checker.check_model(folder / "model.onnx")
-        return
-    onnx.checker.check_model(model)
-    (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    try:
+        onnx.checker.check_model(folder / "model.onnx" if is_large else model)
+    except onnx.checker.ValidationError as e:
+        raise InputError(
+            f"the checker of onnx refuses the graph of this model: {reason(e)}",
+            hint="report it with the model's name; --to wheel needs no graph",
+        ) from e
+    if not is_large:
+        (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))

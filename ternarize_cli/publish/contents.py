@@ -2,7 +2,7 @@
 
 What was uploaded once can be downloaded for ever, so nothing goes along by accident. A folder is a packed model or a
 ternary checkpoint, whose files are checked as before they are opened (`checkpoint.validate`), or an export with
-export.json. Every file in it must be known:
+export.json, by whose digests they are checked (`export_folder`). Every file in it must be known:
 
     model_files             configs, tokenizer, weights, modules
     cards                   README.md, licences, recipe.toml, distillation.json, metrics.jsonl, pictures
@@ -17,13 +17,12 @@ from pathlib import Path
 
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.errors import CheckpointError, InputError, quoted
+from ternarize_cli.export.export_folder import EXPORT, check_digests
 from ternarize_cli.model_folder.model_files import contained, model_files
-from ternarize_cli.storage.bounds import read_object, require_regular
+from ternarize_cli.storage.bounds import require_regular
 
-__all__ = ["EXPORT", "contents_of"]
+__all__ = ["contents_of"]
 
-EXPORT = "export.json"
-"""The file by which an export is known."""
 _CARDS = (
     *("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "recipe.toml", "distillation.json", "metrics.jsonl"),
     *("*.png", "*.jpg", "*.svg", "*.webp"),
@@ -43,18 +42,12 @@ def contents_of(folder: Path) -> Mapping[str, Path]:
 
     Raises:
         CheckpointError: the folder is none of these; a file is damaged, or is a link to a place outside.
-        InputError: the folder holds a pickle, a hidden file, an access token, or a file of another kind.
+        InputError: the folder holds a pickle, a hidden file, an access token, or a file of another kind; or it is an
+            export as a wheel or for C.
     """
     is_export = (folder / EXPORT).is_file()
-    if is_export:
-        read_object(folder / EXPORT)
-    elif not (folder / "config.json").is_file() or checkpoint.artifact_of(folder) is None:
-        raise CheckpointError(
-            f"{folder} is neither a model that ternarize made nor an export with {EXPORT}",
-            hint="publish a folder that compress, convert, distill, pack or export wrote",
-        )
-    else:
-        checkpoint.validate(folder, always_verify=True)
+    if not is_export:
+        _check_model(folder)
     known = {name for name in model_files(folder) if not name.endswith(_PICKLES)}
     names = dict.fromkeys(sorted(_below(folder)))
     for name in names:
@@ -69,7 +62,34 @@ def contents_of(folder: Path) -> Mapping[str, Path]:
             raise InputError(f"{path} is hidden, and does not belong to a model", hint=f"remove {quoted(path)}")
         _check_kind(path, name in known, is_export=is_export)
         _check_token(path)
+    if is_export:
+        check_digests(folder, names)
     return {name: folder / name for name in names}
+
+
+def _check_model(folder: Path) -> None:
+    """Checks a folder without export.json.
+
+    Raises:
+        CheckpointError: it is no model that ternarize made, or a file of it is damaged.
+        InputError: it holds wheels, or is an export for C.
+    """
+    if any(folder.glob("*.whl")):
+        raise InputError(
+            f"{folder} holds wheels, which belong into a package index: the hub offers no model in them",
+            hint=f"twine upload {quoted(folder)}/*.whl; publish the packed model that they were made from",
+        )
+    if (folder / "ternarize.h").is_file():
+        raise InputError(
+            f"{folder} is an export for C, with a library for one platform, which nobody should load from the hub",
+            hint="publish the packed model that it was made from; ternarize export --to c makes the folder again",
+        )
+    if not (folder / "config.json").is_file() or checkpoint.artifact_of(folder) is None:
+        raise CheckpointError(
+            f"{folder} is neither a model that ternarize made nor an export with {EXPORT}",
+            hint="publish a folder that compress, convert, distill, pack or export wrote",
+        )
+    checkpoint.validate(folder, always_verify=True)
 
 
 def _below(folder: Path) -> Iterator[str]:

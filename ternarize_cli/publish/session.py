@@ -9,7 +9,8 @@ from pathlib import Path
 from ternarize_cli.compress.card import addressed
 from ternarize_cli.encoders import hub
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError, counted, quoted, reason, shown
-from ternarize_cli.publish.contents import EXPORT, contents_of
+from ternarize_cli.export.export_folder import EXPORT
+from ternarize_cli.publish.contents import contents_of
 from ternarize_cli.publish.options import PublishOptions
 
 __all__ = ["Published", "publish"]

@@ -11,6 +11,9 @@ import pytest
 from support.hub_server import Hub, serving
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
+from ternarize_cli.export.export_folder import complete
+from ternarize_cli.export.options import ExportOptions
+from ternarize_cli.export.session import export
 
 TOKEN = "hf_" + "a1B2" * 9
 
@@ -101,18 +104,68 @@ def test_a_branch_is_made(run: Callable[..., Any], packed: Path, hub: Hub) -> No
     assert hub.messages[0][0] == "next"
 
 
-def test_checkpoints_and_exports_are_taken(run: Callable[..., Any], made: Path, tmp_path: Path, hub: Hub) -> None:
+@pytest.fixture(scope="module")
+def exported(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the packed model; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("exported") / "dense"
+    export(made / "packed", folder, to="dense", options=ExportOptions(check=False))
+    return folder
+
+
+def test_checkpoints_and_exports_are_taken(
+    run: Callable[..., Any], made: Path, exported: Path, tmp_path: Path, hub: Hub
+) -> None:
     assert run("publish", made / "latent", "me/latent").exit_code == 0
-    (tmp_path / "ex" / "onnx").mkdir(parents=True)
-    (tmp_path / "ex" / "openvino").mkdir()
-    for name in ("export.json", "config.json", "tokenizer.json"):
-        (tmp_path / "ex" / name).write_text("{}")
-    for name in ("onnx/model.onnx", "openvino/m.xml", "openvino/m.bin", "model.gguf"):
-        (tmp_path / "ex" / name).write_bytes(b"\x08")
-    (tmp_path / "ex" / "README.md").write_text("model = SentenceTransformer(FOLDER, backend='onnx')\n")
-    assert run("publish", tmp_path / "ex", "me/ex").exit_code == 0
+    folder = shutil.copytree(exported, tmp_path / "ex")
+    (folder / "picture.png").write_bytes(b"PNG")
+    (folder / "README.md").write_text("model = SentenceTransformer(FOLDER, backend='onnx')\n")
+    assert run("publish", folder, "me/ex").exit_code == 0
     assert hub.uploaded["README.md"] == b"model = SentenceTransformer(\"me/ex\", backend='onnx')\n"
-    assert len(hub.uploaded) == 8
+    assert hub.uploaded.keys() == {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["openvino/m.bin", "onnx/model.onnx", "onnx/model.onnx_data", "m.gguf"])
+def test_weights_of_every_format_are_taken(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"weights")
+    (tmp_path / "openvino").mkdir(exist_ok=True)
+    (tmp_path / "openvino" / "m.xml").write_text("<net/>")
+    complete(tmp_path, {}, "A card.", {"LICENSE": b"MIT"})
+    result = run("publish", tmp_path, "me/ex", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert name in {file["path"] for file in json.loads(result.stdout)["files"]}
+
+
+def test_a_damaged_export_is_refused(run: Callable[..., Any], exported: Path, tmp_path: Path) -> None:
+    def refused(name: str, change: Callable[[Path], object]) -> str:
+        folder = shutil.copytree(exported, tmp_path / name)
+        change(folder)
+        result = run("publish", folder, "me/ex", "--dry-run")
+        assert result.exit_code == 2, result.stdout
+        return " ".join(result.stderr.split())
+
+    def flip(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    def note(folder: Path, digests: object) -> None:
+        (folder / "export.json").write_text(json.dumps({"digests": digests}))
+
+    assert "is damaged or was changed" in refused("weights", lambda folder: flip(folder / "model.safetensors"))
+    assert "is damaged or was changed" in refused("licence", lambda folder: flip(folder / "LICENSE-ternarize"))
+    assert "lacks 'tokenizer.json'" in refused("missing", lambda folder: (folder / "tokenizer.json").unlink())
+    assert "was added after the export" in refused("added", lambda folder: (folder / "vocab.txt").write_text("x"))
+    assert "has no digests" in refused("none", lambda folder: note(folder, None))
+    assert "has no digests" in refused("list", lambda folder: note(folder, ["config.json"]))
+    assert "lacks '../../dense" in refused("outside", lambda folder: note(folder, {"../../dense/config.json": "0"}))
+
+
+def test_wheels_and_folders_for_c_are_refused_in_words(run: Callable[..., Any], made: Path, tmp_path: Path) -> None:
+    for form, said in (("wheel", "package index"), ("c", "is an export for C")):
+        export(made / "packed", tmp_path / form, to=form)
+        result = run("publish", tmp_path / form, "me/small", "--dry-run")
+        assert result.exit_code == 2
+        assert said in " ".join(result.stderr.split())
+        assert "packed model that" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
