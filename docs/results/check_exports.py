@@ -1,19 +1,23 @@
-"""Measures how near exports are to `reference`, with activations rounded to int8 and as they are; prints JSON.
+"""Measures how near exports are to the packed model, with activations rounded to int8 and as they are; prints JSON.
 
-    python docs/results/check_exports.py PACKED [--sts pairs.csv] [--formats onnx,openvino] [--count 100]
+    python docs/results/check_exports.py PACKED [--sts pairs.csv ...] [--formats onnx,openvino] [--count 100]
 
-For each format, `int8` and `float` are the mean and the lowest cosine of its vectors to those of the packed model with
-activations as it rounds them, and not rounded. The inputs are the texts of the pairs, the built-in ones of `ternarize
-export --check`, or random images. A runtime that keeps activations in floating point should have a mean of .999 in
-`float`; one that rounds them in its own way differs from both by about what `rounding` is, the cosines of the two
-references. With --sts, a file of `sentence 1, sentence 2, score`, `spearman` has the correlation of each with the
-scores.
+For each format, `int8` and `float` are the mean and the lowest cosine of its vectors to those of `reference`, with
+activations as the packed model rounds them, and not rounded. The inputs are `count` texts of each file, the built-in
+texts of `ternarize export --check` if there is none, or random images. A runtime that keeps activations in floating
+point should have a mean of .999 in `float`. One that rounds them in its own way should be no further from `float` than
+the packed model is, whose cosines to it are `rounding`. `passes` says by which of these a format does, if any.
+
+With --sts, files of `sentence 1, sentence 2, score`, `spearman` has the correlation of all pairs with their scores, of
+the packed model (backend `native`), of its values with activations as they are, and of each format.
 """
 
 import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from ternarize_cli import hf
 from ternarize_cli.encoders.loading import load_encoder
@@ -34,20 +39,61 @@ from ternarize_cli.measuring.similarity import units
 from ternarize_cli.measuring.timing import GridPoint
 
 BATCH = 10
+NEAR = 0.999
+LIBRARIES = "torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "openvino"
+
+Vectors = Callable[[dict[str, Any]], np.ndarray]
+"""Computes the vectors of a batch."""
 
 
 def batches(encoder: Any, folder: Path, texts: list[str], count: int) -> list[dict[str, Any]]:
-    """Makes the batches that all are compared with."""
+    """Makes the batches that all are compared with: of the texts, or of `count` random images."""
     if inputs.image_shape(folder) is None:
-        return [dict(encoder.preprocess(texts[first : first + BATCH])) for first in range(0, len(texts), BATCH)]
+        prompt = encoder.prompts.get(encoder.default_prompt_name)
+        parts = [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
+        return [dict(encoder.preprocess(part, prompt=prompt)) for part in parts]
     drawn = [inputs.random_batch(folder, GridPoint(BATCH), seed=first)[0] for first in range(0, count, BATCH)]
     return [{"pixel_values": pixels, "modality": "image"} for pixels in drawn]
+
+
+def by_encoder(encoder: Any) -> Vectors:
+    """Makes the vectors of a model of ours."""
+
+    def run(batch: dict[str, Any]) -> np.ndarray:
+        model = encoder[0].model if hasattr(encoder[0], "model") else encoder[0].auto_model
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        return vectors_of(encoder, dict(batch), lambda _: {"last_hidden_state": model(**tensors).last_hidden_state})[1]
+
+    return run
+
+
+def by_export(pools: Any, run: Run) -> Vectors:
+    """Makes the vectors of an export, whose hidden states the model `pools` pools."""
+    return lambda batch: vectors_of(pools, dict(batch), run)[1]
+
+
+def run_all(vectors: Vectors, fed: list[dict[str, Any]]) -> np.ndarray:
+    """Runs all batches."""
+    return np.concatenate([vectors(batch) for batch in fed])
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Summarises the cosines of two sets of vectors."""
     found = (units(a) * units(b)).sum(axis=1)
     return {"mean": round(float(found.mean()), 5), "lowest": round(float(found.min()), 5)}
+
+
+def passed(near: dict[str, dict[str, float]], rounding: dict[str, float]) -> str | None:
+    """Says by which criterion a format is near enough; None if it is not."""
+    if near["float"]["mean"] >= NEAR:
+        return "float"
+    return "rounding" if near["float"]["mean"] >= rounding["mean"] else None
+
+
+def read_pairs(path: Path) -> tuple[list[str], list[float]]:
+    """Reads pairs: the first sentences, then the second ones, and the scores."""
+    rows = list(csv.reader(path.open(encoding="utf-8")))
+    return [row[0] for row in rows] + [row[1] for row in rows], [float(row[2]) for row in rows]
 
 
 def spearman(vectors: np.ndarray, scores: list[float]) -> float:
@@ -61,41 +107,38 @@ def main() -> None:
     """Exports, compares and prints."""
     parser = argparse.ArgumentParser()
     parser.add_argument("packed", type=Path)
-    parser.add_argument("--sts", type=Path)
+    parser.add_argument("--sts", type=Path, nargs="*", default=[])
     parser.add_argument("--formats", default="onnx,openvino")
     parser.add_argument("--count", type=int, default=100)
     wanted = parser.parse_args()
     hf.quiet_libraries()
-    texts, scores = sentences(), []
-    if wanted.sts:
-        pairs = list(csv.reader(wanted.sts.open(encoding="utf-8")))[-1500:]
-        texts, scores = [row[0] for row in pairs] + [row[1] for row in pairs], [float(row[2]) for row in pairs]
+    pairs = {path.stem: read_pairs(path) for path in wanted.sts}
+    texts = [text for part, _ in pairs.values() for text in part[: wanted.count]] or sentences()
     rounded: Any = load_encoder(wanted.packed, backend="reference", device="cpu")
+    native: Any = load_encoder(wanted.packed, backend="native", device="cpu")
     floats: Any = dequantize(load_encoder(wanted.packed, backend="reference", device="cpu"))
     fed = batches(rounded, wanted.packed, texts, wanted.count)
-    found: dict[str, Any] = {"model": wanted.packed.name, "inputs": sum(len(next(iter(b.values()))) for b in fed)}
-
-    def run_all(encoder: Any, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        made = [vectors_of(encoder, dict(batch), run) for batch in fed]
-        theirs, ours = (np.concatenate(part) for part in zip(*made, strict=True))
-        return theirs, ours
-
-    model = floats[0].model if hasattr(floats[0], "model") else floats[0].auto_model
-    ours = run_all(rounded, lambda batch: {"last_hidden_state": model(**batch).last_hidden_state})
-    references = dict(zip(("int8", "float"), ours, strict=True))
-    found["rounding"] = cosines(*ours)
-    if scores:
-        found["spearman"] = {name: spearman(vectors, scores) for name, vectors in references.items()}
+    references = {"int8": run_all(by_encoder(rounded), fed), "float": run_all(by_encoder(floats), fed)}
+    rounding = cosines(references["int8"], references["float"])
+    candidates: dict[str, Vectors] = {"native": by_encoder(native), "float": by_encoder(floats)}
+    versions = {name: version(name) for name in LIBRARIES}
+    found: dict[str, Any] = {"model": wanted.packed.name, "inputs": len(references["int8"]), "versions": versions}
+    found |= {"rounding": rounding, "spearman": {}}
     with TemporaryDirectory() as place:
         for name in wanted.formats.split(","):
             output = Path(place) / name
             export(wanted.packed, output, to=name, options=ExportOptions(check=False))
             form: Any = find_format(name)
-            _, vectors = run_all(floats, form.open(output))  # which pools them
-            found[name] = {kind: cosines(reference, vectors) for kind, reference in references.items()}
-            if scores:
-                found["spearman"][name] = spearman(vectors, scores)
-            print(name, found[name], file=sys.stderr)
+            candidates[name] = by_export(native, form.open(output))
+            vectors = run_all(candidates[name], fed)
+            near = {kind: cosines(reference, vectors) for kind, reference in references.items()}
+            found[name] = {**near, "passes": passed(near, rounding)}
+            print(name, found[name], file=sys.stderr, flush=True)
+        for file, (sides, scores) in pairs.items():
+            fed = batches(rounded, wanted.packed, sides, wanted.count)
+            made = {name: spearman(run_all(vectors, fed), scores) for name, vectors in candidates.items()}
+            found["spearman"][file] = made
+            print(file, made, file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1))
 
 

@@ -1,0 +1,99 @@
+"""Writes the tables of docs/results/exports.md from bench/exports.json (measure_exports.py), and bench/exports-*.json
+(check_exports.py); the text between the tables stays.
+
+    python docs/results/write_exports.py
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE / "exports.md"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Makes a table of Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def short(value: float, digits: int = 4) -> str:
+    """Writes a number without the zero before its point, cut so that no .9999 becomes 1."""
+    return "1" if value >= 1 else f"{int(value * 10**digits) / 10**digits:.{digits}f}".removeprefix("0")
+
+
+def speed(report: dict[str, Any]) -> str:
+    """Makes the table of bytes, cosines and milliseconds, with the machine above it."""
+    machine, rows = report["machine"], report["rows"]
+    shapes = list(rows["native"]["milliseconds"])
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    lines = [
+        [
+            name,
+            f"{row['bytes'] / 1e6:.1f}",
+            *(f"{row['milliseconds'][shape]:.1f}" for shape in shapes),
+            short(row["cosine"]),
+            short(row["unrounded"]),
+        ]
+        for name, row in rows.items()
+    ]
+    head = ["", "MB", *(f"{shape.replace('x', '×')}, ms" for shape in shapes), "cosine", "unrounded"]
+    return f"""{machine["cpu"]} ({", ".join(machine["isa"])}), {report["threads"]} threads, other processes on
+{report["others_percent"]:.0f}% of one core; {versions}.
+
+{table(head, lines)}"""
+
+
+def nearness(reports: dict[str, dict[str, Any]]) -> str:
+    """Makes the table of cosines to both references."""
+    rows = []
+    for name, report in reports.items():
+        both = {kind: report[kind] for kind in ("onnx", "openvino")}
+        rows.append([name, "packed model", "", _cosines(report["rounding"]), ""])
+        rows += [
+            [name, kind, _cosines(v["int8"]), _cosines(v["float"]), v["passes"] or "**no**"] for kind, v in both.items()
+        ]
+    return table(["model", "", "to the packed model", "to its values, unrounded", "passes by"], rows)
+
+
+def _cosines(found: dict[str, float]) -> str:
+    return f"{short(found['mean'], 5)} ({short(found['lowest'])})"
+
+
+def scores(reports: dict[str, dict[str, Any]]) -> str:
+    """Makes the table of Spearman's correlations."""
+    rows = [
+        [name, pairs, *(f"{short(found[kind])}" for kind in ("native", "float", "onnx", "openvino"))]
+        for name, report in reports.items()
+        for pairs, found in report["spearman"].items()
+    ]
+    return table(["model", "pairs", "packed model", "its values, unrounded", "onnx", "openvino"], rows)
+
+
+def main() -> None:
+    """Puts each table between the marks with its name."""
+    reports = {
+        path.stem.removeprefix("exports-"): json.loads(path.read_text("utf-8"))
+        for path in sorted((HERE / "bench").glob("exports-*.json"))
+    }
+    made = {
+        "speed": speed(json.loads((HERE / "bench" / "exports.json").read_text("utf-8"))),
+        "nearness": nearness(reports),
+        "scores": scores(reports),
+    }
+    page = PAGE.read_text("utf-8")
+    for name, text in made.items():
+        page, count = re.subn(
+            f"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+            lambda marks, text=text: marks[1] + text + marks[2],
+            page,
+            flags=re.S,
+        )
+        if count != 1:
+            raise SystemExit(f"{PAGE} has not one place for {name}")
+    PAGE.write_text(page, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
