@@ -104,7 +104,7 @@ class GraphFolder(ABC):
             self.place(model, folder)
             write_companions(source, files, encoder, folder, self.config)
             facts = self._facts(source, model, products, options)
-            runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint, self.rival)
+            runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint, rival=self.rival)
             facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
             (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             (folder / "README.md").write_text(self.card(source, facts), "utf-8")
