@@ -7,6 +7,7 @@ import pytest
 from support.families import stages
 from support.models import add_dense, save_tiny_bert
 from support.wheels import site_of, wheel_of
+from ternarize_cli.export import check
 from ternarize_cli.export.session import export
 
 
@@ -43,3 +44,9 @@ def wheel(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel's files, NumPy and tokenizers; tests must not write into it."""
     return site_of(wheel, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def without_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the check of an export time no int8 beside it, which takes seconds to make: every model is too large."""
+    monkeypatch.setattr(check, "_LARGEST", 0)

@@ -173,6 +173,7 @@ def constants(folder: Path) -> Counter[str]:
     return Counter(entry.attrib["element_type"] for entry in facts if entry is not None)
 
 
+@pytest.mark.usefixtures("without_rival")
 @pytest.mark.slow
 def test_pooling_groups_tables_of_4_bits_and_products_of_4(tmp_path: Path) -> None:
     source = save_tiny_bert(tmp_path / "source", hidden_size=64)
@@ -185,6 +186,7 @@ def test_pooling_groups_tables_of_4_bits_and_products_of_4(tmp_path: Path) -> No
     assert matrices(tmp_path / "o") == packed_matrices(load(packed, backend="reference")[0])
 
 
+@pytest.mark.usefixtures("without_rival")
 @pytest.mark.slow
 def test_widths_that_do_not_fill_bytes(tmp_path: Path) -> None:
     source = save_tiny_bert(tmp_path / "source", hidden_size=36, intermediate_size=37)
@@ -203,6 +205,7 @@ def test_a_table_that_openvino_has_no_look_up_for_is_refused(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latent", "packed", "source"]
 
 
+@pytest.mark.usefixtures("without_rival")
 @pytest.mark.slow
 def test_an_encoder_of_images(tiny_vit: Path, tmp_path: Path) -> None:
     packed = stages(tiny_vit, tmp_path)[2]
