@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor
 
 from ternarize_cli import hf
 from ternarize_cli.encoders.loading import load_encoder
@@ -57,12 +56,13 @@ def batches(encoder: Any, folder: Path, texts: list[str], count: int) -> list[di
 
 
 def by_encoder(encoder: Any) -> Vectors:
-    """Makes the vectors of a model of ours."""
+    """Makes the vectors of a model of ours, as `vectors_of` does."""
 
     def run(batch: dict[str, Any]) -> np.ndarray:
-        model = encoder[0].model if hasattr(encoder[0], "model") else encoder[0].auto_model
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        return vectors_of(encoder, dict(batch), lambda _: {"last_hidden_state": model(**tensors).last_hidden_state})[1]
+        if "pixel_values" in batch and len(encoder) == 1:
+            hidden = encoder[0].model(pixel_values=batch["pixel_values"]).last_hidden_state
+            return np.asarray(hidden.mean(dim=1))
+        return np.asarray(encoder(dict(batch))["sentence_embedding"])
 
     return run
 

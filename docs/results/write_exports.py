@@ -5,7 +5,6 @@
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -71,29 +70,20 @@ def scores(reports: dict[str, dict[str, Any]]) -> str:
     return table(["model", "pairs", "packed model", "its values, unrounded", "onnx", "openvino"], rows)
 
 
-def main() -> None:
-    """Puts each table between the marks with its name."""
-    reports = {
-        path.stem.removeprefix("exports-"): json.loads(path.read_text("utf-8"))
-        for path in sorted((HERE / "bench").glob("exports-*.json"))
-    }
-    made = {
-        "speed": speed(json.loads((HERE / "bench" / "exports.json").read_text("utf-8"))),
-        "nearness": nearness(reports),
-        "scores": scores(reports),
-    }
+def text() -> str:
+    """Makes the page: puts each table between the marks with its name."""
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((HERE / "bench").glob("exports*.json"))}
+    measured = found.pop("exports")
+    reports = {name.removeprefix("exports-"): report for name, report in found.items()}
     page = PAGE.read_text("utf-8")
-    for name, text in made.items():
-        page, count = re.subn(
-            f"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-            lambda marks, text=text: marks[1] + text + marks[2],
-            page,
-            flags=re.S,
-        )
-        if count != 1:
-            raise SystemExit(f"{PAGE} has not one place for {name}")
-    PAGE.write_text(page, "utf-8")
+    for name, made in {"speed": speed(measured), "nearness": nearness(reports), "scores": scores(reports)}.items():
+        head, mark, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        if not end:
+            raise SystemExit(f"{PAGE} has no place for {name}")
+        page = f"{head}{mark}{made}\n{end}{tail}"
+    return page
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(text(), "utf-8")

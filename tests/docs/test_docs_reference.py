@@ -21,6 +21,11 @@ def test_the_page_of_commands_is_up_to_date() -> None:
     assert writer.PAGE.read_text(encoding="utf-8") == writer.text(), "run: python docs/reference/write_commands.py"
 
 
+def test_the_tables_of_exports_are_those_of_their_reports() -> None:
+    writer = script(RESULTS / "write_exports.py")
+    assert writer.PAGE.read_text(encoding="utf-8") == writer.text(), "run: python docs/results/write_exports.py"
+
+
 @pytest.mark.parametrize(("measure", "system", "entry"), ENTRIES)
 def test_a_number_of_the_picture_stands_in_the_note_that_it_names(measure: str, system: str, entry: dict) -> None:
     source = next(m["source"] for m in PICTURE["measures"] if m["name"] == measure)
