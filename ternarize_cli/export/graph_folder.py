@@ -103,7 +103,7 @@ class GraphFolder(ABC):
             self.place(model, folder)
             write_companions(source, files, encoder, folder, self.config)
             facts = self._facts(source, model, products, options)
-            runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint, self.rival)
+            runtime = check.Runtime(self.runtime, partial(self.open, folder), self.hint, rival=self.rival)
             facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
             facts = complete(folder, facts, self.card(source, facts), licences)
         return check.exported(output, facts, options)
