@@ -199,20 +199,45 @@ def _head(folder: Path, artifact: Artifact) -> str:
     else:
         lines.append(f"```python\n{loads}\n```\n")
     if artifact.stage == "packed" and not artifact.torch_only and can_encode(folder) and kind != "sparse":
-        lines.append(_WITHOUT_TORCH)
+        lines.append(_without_torch(folder))
     return "\n".join(filter(None, lines))
 
 
-_WITHOUT_TORCH = """Without PyTorch: as a wheel of its own that needs NumPy and tokenizers, as a server that speaks the
-protocols of OpenAI and of text-embeddings-inference, or in the format of another runtime (`ternarize export --help`
-lists them):
+_EXPORTS = {
+    "wheel": "a Python package that needs NumPy and tokenizers",
+    "onnx": "ONNX Runtime, fastembed, transformers.js",
+    "openvino": "OpenVINO",
+    "gguf": "llama.cpp, if it knows this family",
+    "dense": "transformers without ternarize, at full size",
+}
+"""What opens an export, by its format."""
 
-```sh
-ternarize export . --to wheel -o wheels
-pip install 'ternarize-cli[serve]'
-ternarize serve .
-```
-"""
+
+def _without_torch(folder: Path) -> str:
+    """Shows the exports that can be made of a packed model, and the server."""
+    left_out: set[str] = set()
+    if kind_of(folder) != "encoder" or len(modalities_of(folder)) > 1:
+        left_out = {"onnx", "openvino", "gguf"}
+    elif "text" not in modalities_of(folder):
+        left_out = {"gguf"}
+    lines = [
+        f"ternarize export . --to {form} -o {form}  # {what}" for form, what in _EXPORTS.items() if form not in left_out
+    ]
+    return "\n".join(
+        [
+            "In other runtimes: each export says in its README how it is opened, and how near it is to this model. The",
+            "server speaks the protocols of OpenAI and of text-embeddings-inference, and needs no PyTorch:",
+            "",
+            "```sh",
+            *lines,
+            "pip install 'ternarize-cli[serve]'",
+            "ternarize serve .",
+            "```",
+            "",
+        ]
+    )
+
+
 _GRIDS = {
     "ternary": "one of -1, 0 and +1",
     "binary": "-1 or +1",

@@ -5,10 +5,10 @@ formats.py        the registry of formats; a format is a file with a class under
 options.py        what formats can be asked for
 source.py         the model that is exported, with its licence and content hash
 libraries.py      the compiled library for a platform
-licences.py       the licences of the model and of ternarize; card.py writes the README
+licences.py       the licences of the model and of ternarize; card.py has what the READMEs of all formats share
 
 wheel.py          a wheel for pip; wheel_file.py writes the archive, vendoring.py gathers the runtime's files,
-                  carried/ is what a wheel has beside these; dockerfile.py writes a Dockerfile
+                  carried/ is what a wheel has beside these; wheel_card.py writes its README, dockerfile.py a Dockerfile
 c.py              a folder for C; weights_file.py writes the weights
 onnx.py           a folder for ONNX Runtime; openvino.py one for OpenVINO. onnx_graph.py makes the graph of both, and
                   graph_folder.py the folder around it

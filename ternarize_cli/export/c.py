@@ -14,7 +14,7 @@ bit; with a module Dense that has a tanh, up to its last bits.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,15 @@ __all__ = ["C", "weights_of"]
 
 _MOST_POSITIONS = 1 << 15
 """The most tokens of a text whose rotary cosines and sines are written; a model that reads more reads so many in C."""
+
+
+_PROMPTED = """A prompt is left to the program: `config.json` lists the prompts, and one is put in front of a text
+before the text is tokenised. `default_prompt_name` there names the one for texts of no special kind; null: none.
+"""
+_BARE = "The model has no prompts: a text is tokenised as it is.\n"
+_SPLITS = """This model reads a special token in a text, such as `[SEP]`, as plain text. The file can't say so: set
+`encode_special_tokens` of the tokenizer to true.
+"""
 
 
 @register
@@ -98,7 +107,7 @@ class C:
             shutil.copyfile(Path(__file__).with_name("example.c"), folder / "example.c")
             (folder / "tokenizer.json").write_text(tokenizer.definition(), "utf-8")
             (folder / "config.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            (folder / "README.md").write_text(card.for_c(source, facts, named), "utf-8")
+            (folder / "README.md").write_text(_readme(source, facts, named), "utf-8")
             for name, text in licences.items():
                 (folder / name).write_bytes(text)
         files = {path: path.stat().st_size for path in sorted(output.iterdir())}
@@ -192,3 +201,29 @@ def _splits(tokenizer: TextTokenizer) -> bool:
 def _header() -> Path:
     found = (Path(folder) / "ternarize.h" for folder in native.__path__)
     return next(path for path in found if path.is_file())
+
+
+def _readme(source: Source, facts: Mapping[str, Any], named: str) -> str:
+    """Writes the README of a folder for C.
+
+    Args:
+        source: the model.
+        facts: what the folder's config.json holds.
+        named: the name of the library's file.
+    """
+    return f"""# {source.name}
+
+An encoder of texts with ternary weights, for programs in C: ids of tokens to vectors of {facts["dimensions"]} floats.
+
+```sh
+cc example.c -L. -lternarize -Wl,-rpath,'$ORIGIN' -o example
+echo "101 7592 102" | ./example model.tz
+```
+
+`ternarize.h` describes the functions of `{named}`, which needs the C library and nothing else.
+`model.tz` holds the weights.
+
+`tokenizer.json` makes ids of texts, with the library tokenizers or another that reads such files. It adds special
+tokens, pads nothing, and cuts a text to the {facts["limit"]:,} tokens that the model reads, special tokens included.
+{_SPLITS if facts["split_special_tokens"] else ""}{_PROMPTED if any(facts["prompts"].values()) else _BARE}
+{card.about(source)}"""

@@ -1,7 +1,7 @@
 """Compares an export with its packed model, in the runtime that it was made for (`--check`; `nearness`)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -44,6 +44,7 @@ class Runtime:
     library: str
     open: Callable[[], Run]
     hint: str
+    _: KW_ONLY
     module: str | None = None
     rival: str | None = None
     required: bool = False

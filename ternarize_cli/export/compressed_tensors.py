@@ -19,7 +19,7 @@ The library expands the codes when the model is loaded: the files are small, and
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class CompressedTensors:
             output,
             options,
             _weights,
-            card.for_compressed_tensors,
+            _readme,
             library="compressed_tensors",
             force=force,
             say=say,
@@ -153,3 +153,23 @@ def _described(bits: int, group_size: int | None, ignored: list[str]) -> dict[st
         "ignore": [rf"re:(.*\.)?{re.escape(name)}$" for name in ignored],
         "kv_cache_scheme": None,
     }
+
+
+def _readme(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a checkpoint for compressed-tensors.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    scales = "a row" if facts["group_size"] is None else f"{facts['group_size']} inputs"
+    return f"""{card.front_matter(source, "compressed-tensors")}# {source.name}
+
+An encoder with ternary weights, for transformers with the library compressed-tensors
+(`pip install compressed-tensors`). Its linears are integers of {facts["bits"]} bits (`pack-quantized`) with a scale
+for {scales}: the packed model's values, exactly. Embedding tables are float16. Activations are not rounded, as if the
+model had been converted with `--activations 16`. The library expands the codes when the model is loaded.
+
+{card.in_transformers(facts)}
+
+{card.about(source)}"""

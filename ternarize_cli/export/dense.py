@@ -9,7 +9,7 @@ of a full-precision model. What `--dtype` rounds:
     bf16    every value to 8 bits, about 0.2%: a scale has 11
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ class Dense:
         if options.dtype not in _DTYPES:
             raise InputError(f"--dtype {options.dtype} is unknown", hint=f"one of {', '.join(_DTYPES)}")
         make = partial(_weights, dtype=_DTYPES[options.dtype])
-        return write_checkpoint(
-            source, output, options, make, card.for_dense, library="transformers", force=force, say=say
-        )
+        return write_checkpoint(source, output, options, make, _readme, library="transformers", force=force, say=say)
 
 
 def _weights(model: Any, dtype: torch.dtype) -> Weights:
@@ -93,3 +91,26 @@ def _distance(exact: Tensor, rounded: Tensor) -> float:
     """Computes the relative distance of a tensor to what was rounded of it, to three digits."""
     length = float(exact.double().norm())
     return float(f"{float((rounded.double() - exact.double()).norm()) / length:.3g}") if length else 0.0
+
+
+def _readme(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a dense checkpoint.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    costs = facts["rounding"]
+    exact = "exactly" if not costs["linears"] else f"rounded by {costs['linears']:.2%} of their length at most"
+    others = "Everything else is as it was" if not costs["others"] else "Other tensors are rounded"
+    if costs["others"]:
+        others += f" by {costs['others']:.2%} at most"
+    return f"""{card.front_matter(source)}# {source.name}
+
+An encoder with ternary weights, multiplied out to {facts["dtype"]}: an ordinary checkpoint of transformers, for tools
+that know nothing of ternary weights. Its linears have the packed model's values {exact}.
+{others}. Activations are not rounded, as if it had been converted with `--activations 16`.
+
+{card.in_transformers(facts)}
+
+{card.about(source)}"""

@@ -10,7 +10,7 @@ Weights are the packed model's, exactly (`gguf_blocks`). llama.cpp rounds activa
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -88,7 +88,7 @@ class Gguf:
                 _RUNTIME, partial(LlamaModel, path), "install a newer llama-cpp-python", module=_MODULE
             )
             facts["check"] = check.run_check(source.folder, runtime, texts, options, say)
-            facts = complete(folder, facts, card.for_gguf(source, facts), licences)
+            facts = complete(folder, facts, _readme(source, facts), licences)
         return check.exported(output, facts, options)
 
 
@@ -175,3 +175,41 @@ def _facts(source: Source, encoder: Any, path: Path, architecture: str, types: d
         "default_prompt_name": encoder.default_prompt_name,
         "versions": {"ternarize": __version__, "gguf": version("gguf")},
     }
+
+
+def _readme(source: Source, facts: Mapping[str, Any]) -> str:
+    """Writes the README of a folder for llama.cpp.
+
+    Args:
+        source: the model.
+        facts: what the folder's export.json holds.
+    """
+    found = facts["check"]
+    near = card.nearness(found, "Both round activations to int8, in their own ways.")
+    if found.get("tokens_differ"):
+        near += f" **Its tokenizer makes other tokens of {found['tokens_differ']} of these texts.**"
+    types = ", ".join(f"{count} `{kind}`" for kind, count in facts["linears"].items())
+    normalised = "The model's vectors have length 1" if facts["normalised"] else "The model does not normalise vectors"
+    prompts = "".join(f"- {name}: `{prompt}`\n" for name, prompt in facts["prompts"].items())
+    asked = f"\nTexts need a prompt, which the program puts in front of them:\n\n{prompts}" if prompts else ""
+    return f"""{card.front_matter(source, "gguf")}# {source.name}
+
+An encoder of texts with ternary weights, for llama.cpp and programs on top of it.
+
+```sh
+llama-server -m {facts["file"]} --embeddings
+```
+
+```python
+from llama_cpp import Llama
+
+model = Llama("{facts["file"]}", embedding=True)
+vectors = model.embed(["a text", "another one"], normalize={facts["normalised"]})
+```
+
+Its linears have the types {types}. Pooling is `{facts["pooling"]}`. {normalised}; normalising is left to the
+program: llama-server does it, `Llama.embed` does it when asked. A text may have {facts["limit"]} tokens.
+{asked}
+{near}
+
+{card.about(source)}"""

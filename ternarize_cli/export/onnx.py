@@ -50,7 +50,26 @@ class Onnx(GraphFolder):
 
     def card(self, source: Source, facts: Mapping[str, Any]) -> str:
         """Makes the README of a model, of what export.json holds."""
-        return card.for_onnx(source, facts)
+        if "pixel_values" in facts["inputs"]:
+            opened = """import onnxruntime
+
+session = onnxruntime.InferenceSession("onnx/model.onnx")"""
+            where = "transformers.js finds"
+        else:
+            opened = card.in_sentence_transformers("onnx")
+            where = "text-embeddings-inference, fastembed and transformers.js find"
+        return f"""{card.front_matter(source, "onnx")}# {source.name}
+
+An encoder with ternary weights, for ONNX Runtime. `onnx/model.onnx` {card.gives(facts)}
+
+```python
+{opened}
+```
+
+{where} the file where it is, too. Its products are `MatMulNBits` of {facts["bits"]} bits,
+which ONNX Runtime 1.32 has. {card.nearness(facts["check"], "Both round activations to int8, in their own ways.")}
+
+{card.about(source)}"""
 
 
 def _run(session: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

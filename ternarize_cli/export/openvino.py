@@ -67,7 +67,25 @@ class OpenVino(GraphFolder):
 
     def card(self, source: Source, facts: Mapping[str, Any]) -> str:
         """Makes the README of a model, of what export.json holds."""
-        return card.for_openvino(source, facts)
+        if "pixel_values" in facts["inputs"]:
+            opened = """import openvino
+
+model = openvino.Core().compile_model("openvino/openvino_model.xml", "CPU")"""
+        else:
+            opened = card.in_sentence_transformers("openvino")
+        rounds = "OpenVINO rounds activations to int8 in its own way, or not at all: the processor decides."
+        return f"""{card.front_matter(source, "openvino")}# {source.name}
+
+An encoder with ternary weights, for OpenVINO. `openvino/openvino_model.xml` {card.gives(facts)}
+
+```python
+{opened}
+```
+
+Codes of weights have {facts["bits"]} bits, which the CPU plugin of OpenVINO 2026.4 multiplies as they are.
+{card.nearness(facts["check"], rounds)}
+
+{card.about(source)}"""
 
 
 def _check_tables(model: Any) -> None:

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from ternarize_cli.errors import InputError, OutputExistsError, quoted, shown
-from ternarize_cli.export import card
+from ternarize_cli.export import wheel_card
 from ternarize_cli.export.carried.check import TEXTS, results
 from ternarize_cli.export.dockerfile import dockerfile
 from ternarize_cli.export.formats import Export, register
@@ -99,7 +99,7 @@ class Wheel:
         platform = parse_platform(options.platform)
         code = find_library(platform, options.library)
         model = open_model(source.folder)
-        usage = card.usage_of(model, name)
+        usage = wheel_card.usage_of(model, name)
         runtime = vendored([f"{_CARRIED}.command"], f"{name}._runtime", _RUNTIME)
         server = vendored([f"{_CARRIED}.server"], f"{name}._runtime", _SERVER)
         needless = frozenset() if "image" in model.reads else {"PIL"}  # imported where there are images
@@ -113,7 +113,7 @@ class Wheel:
             extras={"serve": _requirements(server.imports - runtime.imports | needless | {"httptools"})},
             python=installed(_OURS)["Requires-Python"],
             command=(name, f"{name}._runtime.export.carried.command:main"),
-            readme=card.for_wheel(source, usage, name),
+            readme=wheel_card.readme(source, usage, name),
         )
         init = _INIT.format(
             doc=f"{usage.what[0].upper()}{usage.what[1:]}, with a ternary model that ternarize packed.",

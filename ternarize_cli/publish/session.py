@@ -1,6 +1,5 @@
 """`publish` as Python users call it, and `ternarize publish`: checks a folder, and uploads it in one commit."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from ternarize_cli.compress.card import addressed
 from ternarize_cli.encoders import hub
 from ternarize_cli.errors import InputError, TernarizeError, UnavailableError, counted, quoted, reason, shown
+from ternarize_cli.export.card import HERE
 from ternarize_cli.export.export_folder import EXPORT
 from ternarize_cli.publish.contents import contents_of
 from ternarize_cli.publish.options import PublishOptions
@@ -139,7 +139,7 @@ def _card(contents: Mapping[str, Path], repo: str) -> bytes:
     except UnicodeDecodeError:
         return content
     if EXPORT in contents:
-        return re.sub(r"\bFOLDER\b", f'"{repo}"', text).encode()
+        return text.replace(f"({HERE}", f'("{repo}"').encode()
     return addressed(text, repo).encode()
 
 

@@ -9,6 +9,7 @@ there. A lock keeps two runs from writing the same output; the system releases i
 import ctypes
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,9 @@ __all__ = [
     "remove",
 ]
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG)
+_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says of an array that did not get into a file."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl", "export.json")
 """Files by which --force recognises a folder that it may replace: those of a model, an index, a demo and an export."""
@@ -225,8 +228,8 @@ def _reporting_disk(output: Path) -> Iterator[None]:
         yield
     except Exception as e:
         full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-        # safetensors reports a failed write as its own error class with the system's text in it.
-        full = full or "No space left on device" in str(e)
+        # safetensors reports a failed write as its own error class with the system's text in it, numpy as a number.
+        full = full or "No space left on device" in str(e) or _SHORT.fullmatch(str(e)) is not None
         if full:
             raise OutputError(
                 f"the disk is full: {output} was not written", hint="free some space or name another place with -o"

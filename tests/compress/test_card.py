@@ -19,6 +19,7 @@ from ternarize_cli.compress.card_scores import write_scores
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.export.formats import find_format
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.storage.digests import content_hash
 
@@ -205,6 +206,30 @@ def test_the_code_of_a_card_runs(
     with torch.inference_mode():
         exec(code, variables)
     assert re.search(r"\d\.\d", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "formats"),
+    [
+        ("encoder", ["wheel", "onnx", "openvino", "gguf", "dense"]),
+        ("image", ["wheel", "onnx", "openvino", "dense"]),
+        ("cross-encoder", ["wheel", "dense"]),
+    ],
+)
+def test_the_card_of_a_packed_model_names_the_exports_that_can_be_made_of_it(
+    kind: str, formats: list[str], bert: Path, tmp_path: Path
+) -> None:
+    source = bert
+    if kind == "image":
+        source = save_tiny_vit(tmp_path / "vit")
+    elif kind == "cross-encoder":
+        source = save_headed(tmp_path / "plain", labels=1)
+    packed = made(source, tmp_path)
+    for folder, expected in ((tmp_path / "latent", []), (packed, formats)):
+        text = (folder / "README.md").read_text()
+        assert re.findall(r"^ternarize export \. --to (\w+) -o \1  # \w", text, re.MULTILINE) == expected
+        assert ("ternarize serve .\n" in text) == bool(expected)
+    assert [find_format(name).name for name in formats] == formats
 
 
 def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(

@@ -169,12 +169,12 @@ def test_the_check_compares_vectors_and_ids(packed: Path, tmp_path: Path, run: C
 def test_other_tokens_are_counted_and_said(tmp_path: Path) -> None:
     packed = tiny("XLMRobertaModel", save_unigram_tokenizer, "mean", tmp_path)
     texts, said = tmp_path / "texts.txt", list[str]()
-    texts.write_text("\n".join([*TEXTS, "cat <unk> dog"]))  # a token in tokenizers, plain text in llama.cpp's Unigram
+    texts.write_text("\n".join([*TEXTS, "cat\tdog"]))  # a tab is a space to tokenizers alone
     options = ExportOptions(texts=str(texts))
     found = export(packed, tmp_path / "o", to="gguf", options=options, say=said.append).facts["check"]
-    warned = any(line.startswith("warning: llama-cpp-python makes other tokens of") for line in said)
-    assert warned == bool(found["tokens_differ"])
-    assert found["count"] == len(TEXTS) + 1
+    assert (found["tokens_differ"], found["count"]) == (1, len(TEXTS) + 1)
+    assert f"warning: llama-cpp-python makes other tokens of 1 of {len(TEXTS) + 1} texts" in said
+    assert "makes other tokens of 1 of these texts" in (tmp_path / "o" / "README.md").read_text()
 
 
 @runs

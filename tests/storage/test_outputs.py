@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.scores import make_score
@@ -489,3 +490,35 @@ def test_scores_that_can_not_be_kept_are_said_so_once(tmp_path: Path, caplog: py
     assert not cache.put("l", make_score())
     assert len(caplog.messages) == 1
     assert "scores can't be stored" in caplog.messages[0]
+
+
+# ---- a disk that takes no more
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_array_for_which_the_disk_has_no_room_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"the disk is full: .*out was not written"),
+        files.atomic_folder(tmp_path / "out"),
+        Path("/dev/full").open("wb") as full,
+    ):
+        np.zeros(1 << 17).tofile(full)  # an OSError without a number
+    assert tree(tmp_path) == {}
+
+
+def test_a_file_beyond_the_limit_of_the_process_is_said(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from ternarize_cli.errors import OutputError
+from ternarize_cli.storage import files
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    with files.atomic_file(Path(sys.argv[1])) as partial:
+        partial.write_bytes(bytes(1 << 20))
+except OutputError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"can't write {tmp_path / 'out'}: File too large\n", "")
+    assert tree(tmp_path) == {}
