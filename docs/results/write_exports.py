@@ -63,9 +63,13 @@ def _cosines(found: dict[str, float]) -> str:
 def scores(reports: dict[str, dict[str, Any]]) -> str:
     """Makes the table of Spearman's correlations."""
     rows = [
-        [name, pairs, *(f"{short(found[kind])}" for kind in ("native", "float", "onnx", "openvino"))]
+        [
+            name,
+            f"{file}, {found['pairs']:,}",
+            *(f"{short(found[kind])}" for kind in ("native", "float", "onnx", "openvino")),
+        ]
         for name, report in reports.items()
-        for pairs, found in report["spearman"].items()
+        for file, found in report["spearman"].items()
     ]
     return table(["model", "pairs", "packed model", "its values, unrounded", "onnx", "openvino"], rows)
 
