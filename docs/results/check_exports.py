@@ -1,6 +1,6 @@
 """Measures how near exports are to the packed model, with activations rounded to int8 and as they are; prints JSON.
 
-    python docs/results/check_exports.py PACKED [--sts pairs.csv …] [--pairs 1500] [--formats onnx,openvino] [--count 100]
+    python docs/results/check_exports.py PACKED [--sts pairs.csv …] [--pairs N] [--formats onnx,openvino] [--count N]
 
 For each format, `int8` and `float` are the mean and the lowest cosine of its vectors to those of `reference`, with
 activations as the packed model rounds them, and not rounded. The inputs are `count` texts of each file, the built-in
