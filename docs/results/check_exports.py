@@ -1,6 +1,6 @@
 """Measures how near exports are to the packed model, with activations rounded to int8 and as they are; prints JSON.
 
-    python docs/results/check_exports.py PACKED [--sts pairs.csv ...] [--formats onnx,openvino] [--count 100]
+    python docs/results/check_exports.py PACKED [--sts pairs.csv …] [--pairs N] [--formats onnx,openvino] [--count N]
 
 For each format, `int8` and `float` are the mean and the lowest cosine of its vectors to those of `reference`, with
 activations as the packed model rounds them, and not rounded. The inputs are `count` texts of each file, the built-in
@@ -8,8 +8,8 @@ texts of `ternarize export --check` if there is none, or random images. A runtim
 point should have a mean of .999 in `float`. One that rounds them in its own way should be no further from `float` than
 the packed model is, whose cosines to it are `rounding`. `passes` says by which of these a format does, if any.
 
-With --sts, files of `sentence 1, sentence 2, score`, `spearman` has the correlation of all pairs with their scores, of
-the packed model (backend `native`), of its values with activations as they are, and of each format.
+With --sts, files of `sentence 1, sentence 2, score`, `spearman` has the correlation of the first `pairs` with their
+scores, of the packed model (backend `native`), of its values with activations as they are, and of each format.
 """
 
 import argparse
@@ -90,9 +90,9 @@ def passed(near: dict[str, dict[str, float]], rounding: dict[str, float]) -> str
     return "rounding" if near["float"]["mean"] >= rounding["mean"] else None
 
 
-def read_pairs(path: Path) -> tuple[list[str], list[float]]:
-    """Reads pairs: the first sentences, then the second ones, and the scores."""
-    rows = list(csv.reader(path.open(encoding="utf-8")))
+def read_pairs(path: Path, count: int) -> tuple[list[str], list[float]]:
+    """Reads the first `count` pairs: the first sentences, then the second ones, and the scores."""
+    rows = list(csv.reader(path.open(encoding="utf-8")))[:count]
     return [row[0] for row in rows] + [row[1] for row in rows], [float(row[2]) for row in rows]
 
 
@@ -108,11 +108,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("packed", type=Path)
     parser.add_argument("--sts", type=Path, nargs="*", default=[])
+    parser.add_argument("--pairs", type=int, default=1500)
     parser.add_argument("--formats", default="onnx,openvino")
     parser.add_argument("--count", type=int, default=100)
     wanted = parser.parse_args()
     hf.quiet_libraries()
-    pairs = {path.stem: read_pairs(path) for path in wanted.sts}
+    pairs = {path.stem: read_pairs(path, wanted.pairs) for path in wanted.sts}
     texts = [text for part, _ in pairs.values() for text in part[: wanted.count]] or sentences()
     rounded: Any = load_encoder(wanted.packed, backend="reference", device="cpu")
     native: Any = load_encoder(wanted.packed, backend="native", device="cpu")
@@ -137,7 +138,7 @@ def main() -> None:
         for file, (sides, scores) in pairs.items():
             fed = batches(rounded, wanted.packed, sides, wanted.count)
             made = {name: spearman(run_all(vectors, fed), scores) for name, vectors in candidates.items()}
-            found["spearman"][file] = made
+            found["spearman"][file] = {"pairs": len(scores)} | made
             print(file, made, file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1))
 

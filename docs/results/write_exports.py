@@ -10,6 +10,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGE = HERE / "exports.md"
+QUIET = 30
+"""The most that other processes may take of one core, in percent, if times are to stand in the table."""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -25,13 +27,15 @@ def short(value: float, digits: int = 4) -> str:
 def speed(report: dict[str, Any]) -> str:
     """Makes the table of bytes, cosines and milliseconds, with the machine above it."""
     machine, rows = report["machine"], report["rows"]
+    quiet = report["others_percent"] <= QUIET
     shapes = list(rows["native"]["milliseconds"])
+    times = "" if quiet else ", so that times say nothing and are left out"
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     lines = [
         [
             name,
             f"{row['bytes'] / 1e6:.1f}",
-            *(f"{row['milliseconds'][shape]:.1f}" for shape in shapes),
+            *(f"{row['milliseconds'][shape]:.1f}" if quiet else "" for shape in shapes),
             short(row["cosine"]),
             short(row["unrounded"]),
         ]
@@ -39,7 +43,7 @@ def speed(report: dict[str, Any]) -> str:
     ]
     head = ["", "MB", *(f"{shape.replace('x', '×')}, ms" for shape in shapes), "cosine", "unrounded"]
     return f"""{machine["cpu"]} ({", ".join(machine["isa"])}), {report["threads"]} threads, other processes on
-{report["others_percent"]:.0f}% of one core; {versions}.
+{report["others_percent"]:.0f}% of one core{times}; {versions}.
 
 {table(head, lines)}"""
 
@@ -63,9 +67,13 @@ def _cosines(found: dict[str, float]) -> str:
 def scores(reports: dict[str, dict[str, Any]]) -> str:
     """Makes the table of Spearman's correlations."""
     rows = [
-        [name, pairs, *(f"{short(found[kind])}" for kind in ("native", "float", "onnx", "openvino"))]
+        [
+            name,
+            f"{file}, {found['pairs']:,}",
+            *(f"{short(found[kind])}" for kind in ("native", "float", "onnx", "openvino")),
+        ]
         for name, report in reports.items()
-        for pairs, found in report["spearman"].items()
+        for file, found in report["spearman"].items()
     ]
     return table(["model", "pairs", "packed model", "its values, unrounded", "onnx", "openvino"], rows)
 
