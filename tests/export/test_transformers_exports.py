@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import ViTImageProcessor
 
 from support.families import IMAGE_FAMILIES, TEXT_FAMILIES, Family, save_family, save_text, stages
 from support.heads import save_headed
@@ -123,6 +124,9 @@ def test_families(family: Family, tmp_path: Path) -> None:
 
     texts = family in TEXT_FAMILIES
     source = (save_text if texts else save_family)(family, tmp_path / "source")
+    if family[0].startswith("Dinov2"):
+        size = json.loads((source / "config.json").read_text())["image_size"]
+        ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(source)
     packed = stages(source, tmp_path)[2]
     expected = multiplied_out_model(packed)
     for form in ("dense", "compressed-tensors"):
