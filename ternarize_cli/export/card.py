@@ -54,7 +54,8 @@ def in_sentence_transformers(backend: str) -> str:
     Args:
         backend: the backend of sentence-transformers, "onnx" or "openvino".
     """
-    return f"""from sentence_transformers import SentenceTransformer
+    return f"""# pip install "sentence-transformers[{backend}]"
+from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer({HERE}, backend="{backend}")  # this folder, or its hub id"""
 

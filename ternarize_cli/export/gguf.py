@@ -9,6 +9,7 @@ Weights are the packed model's, exactly (`gguf_blocks`). llama.cpp rounds activa
 32 inputs, or for every 256 in products with TQ2_0. Its GELU is the approximation by tanh.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -190,7 +191,7 @@ def _readme(source: Source, facts: Mapping[str, Any]) -> str:
         near += f" **Its tokenizer makes other tokens of {found['tokens_differ']} of these texts.**"
     types = ", ".join(f"{count} `{kind}`" for kind, count in facts["linears"].items())
     normalised = "The model's vectors have length 1" if facts["normalised"] else "The model does not normalise vectors"
-    prompts = "".join(f"- {name}: `{prompt}`\n" for name, prompt in facts["prompts"].items())
+    prompts = f"```json\n{json.dumps(facts['prompts'], indent=2)}\n```\n" if facts["prompts"] else ""
     asked = f"\nTexts need a prompt, which the program puts in front of them:\n\n{prompts}" if prompts else ""
     return f"""{card.front_matter(source, "gguf")}# {source.name}
 
