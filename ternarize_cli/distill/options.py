@@ -202,7 +202,7 @@ class Progress:
     def line(self) -> str:
         """One line for a meter."""
         losses = " ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
-        minutes, seconds = divmod(round(self.seconds_left), 60)
+        minutes, seconds = divmod(max(round(self.seconds_left), 0), 60)
         names = ("correlation", "Spearman") if self.scores else ("cosine", "agreement")
         held = "" if self.cosine is None else f"  {names[0]} {self.cosine:.3f} {names[1]} {self.agreement:.3f}"
         return f"step {self.step}  {losses}{held}  {self.texts_per_second:.0f}/s  {minutes}:{seconds:02} left"
