@@ -238,6 +238,15 @@ def test_codes_beyond_four_bits_are_refused(compressed: Path, tmp_path: Path) ->
         pack(rewritten(compressed, tmp_path / "source", change), tmp_path / "packed")
 
 
+def test_zero_points_of_a_symmetric_model_are_refused(compressed: Path, tmp_path: Path) -> None:
+    def change(stored: Tensors, config: dict[str, Any]) -> None:
+        key = next(key for key in stored if key.endswith("weight_packed"))
+        stored[f"{key.removesuffix('_packed')}_zero_point"] = torch.ones(stored[key].shape[0], 1, dtype=torch.int8)
+
+    with pytest.raises(CheckpointError, match="has zero points, and its config says `symmetric`"):
+        pack(rewritten(compressed, tmp_path / "source", change), tmp_path / "packed")
+
+
 def torchao(folder: Path, source: Path, **changes: Any) -> Path:
     """The files that torchao 0.18 and transformers write for IntxWeightOnlyConfig(torch.int2, PerGroup(16))."""
     shutil.copytree(source, folder)

@@ -94,6 +94,8 @@ def _matrix(tensors: Tensors, name: str, bits: int, strategy: str, size: int | N
         tensors.require(zero, ("I32",), (words_in(rows, bits), scales))
     elif not symmetric:
         tensors.require(zero, ("I8",), (1,), ())
+    elif zero in tensors and bool(tensors.get(zero).any()):
+        raise refused(f"{named(name)} has zero points, and its config says `symmetric`", "one of the two is wrong")
     zeros = None if symmetric else partial(_zero_points, tensors, zero, bits, rows, packed=bool(scales))
     keys = [key for key in (packed, scale, f"{name}_shape", zero) if key in tensors]
 
