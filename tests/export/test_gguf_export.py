@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.damage import damage
 from support.families import TEXT_FAMILIES, save_family, stages
 from support.gguf_files import read_gguf, save_byte_tokenizer, save_piece_tokenizer, save_unigram_tokenizer
 from support.models import save_modules, save_tiny_bert, save_tiny_clip, save_word_tokenizer
@@ -189,13 +190,7 @@ def test_a_file_that_llama_cpp_can_not_read_raises(made: Path, tmp_path: Path) -
 
 
 def test_a_damaged_model_is_refused_before_anything_is_written(packed: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(packed, tmp_path / "damaged")
-    path = tmp_path / "damaged" / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    damage(packed, tmp_path / "damaged")
     with pytest.raises(FormatError, match="is not what was packed"):
         export(tmp_path / "damaged", tmp_path / "o", to="gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]

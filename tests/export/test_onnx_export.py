@@ -1,7 +1,6 @@
 """The format onnx: the folder's layout, exact weights, vectors in ONNX Runtime, its check, and what is refused."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.damage import damage
 from support.families import TEXT_FAMILIES, Family, save_text, stages
 from support.heads import save_headed
 from support.models import save_modules, save_tiny_bert, save_tiny_clip
@@ -237,11 +237,7 @@ def test_a_missed_gate_ends_with_3_and_says_what_was_measured(
 
 
 def test_a_damaged_model_is_refused_before_anything_is_written(packed: Path, tmp_path: Path) -> None:
-    shutil.copytree(packed, tmp_path / "damaged")
-    path = tmp_path / "damaged" / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    damage(packed, tmp_path / "damaged")
     with pytest.raises(FormatError, match="is not what was packed: its sha256 differs"):
         export(tmp_path / "damaged", tmp_path / "o", to="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
