@@ -14,7 +14,8 @@ import json
 import keyword
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import metadata as installed
 from pathlib import Path
 
@@ -133,13 +134,14 @@ class Wheel:
         files |= {f"model/{path}": place for path, place in source.files().items()}
         made = output / wheel_name(about, platform.tag)
         targets = [made, *([output / "Dockerfile"] if options.dockerfile else [])]
-        _prepare(output, targets, force=force)
-        say(f"writing {made} …")
-        with atomic_file(made, force=force) as partial:
-            write_wheel(partial, about, platform.tag, {f"{name}/{path}": content for path, content in files.items()})
-        if options.dockerfile:
-            with atomic_file(output / "Dockerfile", force=force) as partial:
-                partial.write_text(dockerfile(made.name, name, serves=options.serve), encoding="utf-8")
+        content = {f"{name}/{path}": content for path, content in files.items()}
+        with _prepared(output, targets, force=force):
+            say(f"writing {made} …")
+            with atomic_file(made, force=force) as partial:
+                write_wheel(partial, about, platform.tag, content)
+            if options.dockerfile:
+                with atomic_file(output / "Dockerfile", force=force) as partial:
+                    partial.write_text(dockerfile(made.name, name, serves=options.serve), encoding="utf-8")
         facts = {"name": name, "version": version, "platform": platform.tag, "requires": list(about.requires)}
         return Export({path: path.stat().st_size for path in targets}, f"pip install {quoted(made)}", facts)
 
@@ -187,12 +189,23 @@ def _about(model: Encoder | Reranker | Classifier) -> bytes:
     return (json.dumps(stored, ensure_ascii=False) + "\n").encode()
 
 
-def _prepare(output: Path, targets: Iterable[Path], *, force: bool) -> None:
-    """Makes the folder of the output, and checks that all files can be written before one is."""
+@contextmanager
+def _prepared(output: Path, targets: Iterable[Path], *, force: bool) -> Iterator[None]:
+    """Makes the folder of the output, and checks that all files can be written before one is.
+
+    A new folder is removed if the body raises and has written nothing.
+    """
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{output} is a file, and a wheel is written into a folder", hint="-o DIR")
-    if not output.is_dir():
+    if new := not output.is_dir():
         check_output(output, force=False)
         output.mkdir()
-    for target in targets:
-        check_output(target, force=force, folder=False)
+    try:
+        for target in targets:
+            check_output(target, force=force, folder=False)
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # a file is in it
+                output.rmdir()
+        raise

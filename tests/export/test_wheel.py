@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,14 @@ from support.c_model import LIBRARY
 from support.families import stages
 from support.models import save_tiny_bert
 from support.wheels import alone, wheel_of
-from ternarize_cli.errors import CheckpointError, FormatError, InputError, OutputExistsError, UnavailableError
+from ternarize_cli.errors import (
+    CheckpointError,
+    FormatError,
+    InputError,
+    OutputError,
+    OutputExistsError,
+    UnavailableError,
+)
 from ternarize_cli.export.session import export
 from ternarize_cli.export.wheel import package_name
 from ternarize_cli.model_folder.model_files import model_files
@@ -232,4 +240,15 @@ def test_the_command_writes_a_wheel_and_a_dockerfile_into_a_folder(
 def test_a_wheel_for_another_platform_needs_its_library(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="there is no library for linux_aarch64 here"):
         wheel_of(packed, tmp_path / "made", platform="linux_aarch64")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_wheel_that_can_not_be_written_leaves_no_folder(packed: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="can't write"):
+            wheel_of(packed, tmp_path / "made")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / "made").exists()
