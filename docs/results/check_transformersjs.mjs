@@ -17,6 +17,8 @@ env.allowRemoteModels = false;
 env.localModelPath = dirname(folder);
 const encode = await pipeline("feature-extraction", basename(folder));
 const texts = readFileSync(0, "utf8").trim().split("\n");
-const vectors = await encode(texts, { pooling: "mean", normalize: true });
-for (const vector of vectors.tolist()) console.log(JSON.stringify(vector));
+for (let first = 0; first < texts.length; first += 16) {
+    const vectors = await encode(texts.slice(first, first + 16), { pooling: "mean", normalize: true });
+    for (const vector of vectors.tolist()) console.log(JSON.stringify(vector));
+}
 console.error(`transformers.js ${env.version}`);

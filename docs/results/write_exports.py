@@ -10,6 +10,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGE = HERE / "exports.md"
+NEAR = 0.003
+"""How far the correlation of an export may be from that of the packed model's values, as a part of it."""
 QUIET = 30
 """The most that other processes may take of one core, in percent, if times are to stand in the table."""
 
@@ -52,10 +54,11 @@ def nearness(reports: dict[str, dict[str, Any]]) -> str:
     """Makes the table of cosines to both references."""
     rows = []
     for name, report in reports.items():
-        both = {kind: report[kind] for kind in ("onnx", "openvino")}
         rows.append([name, "packed model", "", _cosines(report["rounding"]), ""])
         rows += [
-            [name, kind, _cosines(v["int8"]), _cosines(v["float"]), v["passes"] or "**no**"] for kind, v in both.items()
+            [name, kind, _cosines(v["int8"]), _cosines(v["float"]), v["passes"] or "**no**"]
+            for kind, v in report.items()
+            if isinstance(v, dict) and "passes" in v
         ]
     return table(["model", "", "to the packed model", "to its values, unrounded", "passes by"], rows)
 
@@ -65,17 +68,30 @@ def _cosines(found: dict[str, float]) -> str:
 
 
 def scores(reports: dict[str, dict[str, Any]]) -> str:
-    """Makes the table of Spearman's correlations."""
-    rows = [
-        [
-            name,
-            f"{file}, {found['pairs']:,}",
-            *(f"{short(found[kind])}" for kind in ("native", "float", "onnx", "openvino")),
-        ]
-        for name, report in reports.items()
-        for file, found in report["spearman"].items()
-    ]
-    return table(["model", "pairs", "packed model", "its values, unrounded", "onnx", "openvino"], rows)
+    """Makes the table of Spearman's correlations; what is further than NEAR from the unrounded values is bold."""
+    columns = [(name, file, found) for name, report in reports.items() for file, found in report["spearman"].items()]
+    kinds = dict.fromkeys(kind for _, _, found in columns for kind in found if kind != "pairs")
+    rows = []
+    for kind in kinds:
+        row = [{"native": "packed model", "float": "its values, unrounded"}.get(kind, kind)]
+        for _, _, found in columns:
+            value = short(found[kind]) if kind in found else ""
+            far = value and abs(found[kind] / found["float"] - 1) > NEAR
+            row.append(f"**{value}**" if far else value)
+        rows.append(row)
+    return table(["", *(f"{name}, {file}" for name, file, _ in columns)], rows)
+
+
+def versions(reports: dict[str, dict[str, Any]]) -> str:
+    """Lists the versions of packages by the runtimes that they are of; those of the formats are the report's own."""
+    lines: dict[str, None] = {}
+    for report in reports.values():
+        found = {"onnx, openvino": report["versions"]}
+        found |= {kind: v["versions"] for kind, v in report.items() if isinstance(v, dict) and "versions" in v}
+        for kind, packages in found.items():
+            if kind != "versions":
+                lines[f"- {kind}: {', '.join(f'{name} {value}' for name, value in packages.items())}"] = None
+    return "\n".join(lines)
 
 
 def text() -> str:
@@ -84,7 +100,8 @@ def text() -> str:
     measured = found.pop("exports")
     reports = {name.removeprefix("exports-"): report for name, report in found.items()}
     page = PAGE.read_text("utf-8")
-    for name, made in {"speed": speed(measured), "nearness": nearness(reports), "scores": scores(reports)}.items():
+    tables = {"speed": speed(measured), "nearness": nearness(reports), "scores": scores(reports)}
+    for name, made in (tables | {"versions": versions(reports)}).items():
         head, mark, rest = page.partition(f"<!-- {name} -->\n")
         _, end, tail = rest.partition("<!-- end -->")
         if not end:
