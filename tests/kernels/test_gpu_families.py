@@ -141,7 +141,7 @@ def test_a_pass_that_fails_midway_leaves_nothing_for_the_next(tmp_path: Path, mo
         sums += 1  # what a product has added, and no norm has cleared
         encoder = forward._encoder
         with pytest.raises(RuntimeError, match="out of memory"):
-            model(**{name: value.repeat(40, 1) for name, value in given.items()})  # a shape that is not recorded
+            model(**{name: value[:3] for name, value in given.items()})  # not recorded
         assert forward._encoder is encoder, "what was laid out and recorded stays"
         monkeypatch.setattr(blocks, "norm", real_norm)
         real = given["attention_mask"].bool()
