@@ -31,7 +31,6 @@ from ternarize_cli.storage.bounds import lines_of, user_path, utf8_name
 __all__ = ["Corpus", "Skipped", "open_corpus", "reopened", "unique"]
 
 _SHOWN = 3
-_ALL = (1 << 64) - 1
 
 
 class Skipped:
@@ -159,11 +158,11 @@ def unique(
     Raises:
         DataError: two items have the same id; the message names the first such pair.
     """
-    ids = array("Q")
+    ids = array("q")
     for item in items:
-        ids.append(hash(item[0]) & _ALL)  # Python's hash of strings is keyed: no file can aim at it
+        ids.append(hash(item[0]))  # Python's hash of strings is keyed: no file can aim at it
         yield item
-    hashes: np.ndarray = np.frombuffer(ids, np.uint64) if ids else np.empty(0, np.uint64)
+    hashes: np.ndarray = np.frombuffer(ids, np.int64) if ids else np.empty(0, np.int64)
     values, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
     if len(values) == len(hashes):
         return

@@ -15,6 +15,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -194,9 +195,7 @@ def lines_of(stream: IO[bytes], where: str, error: type[TernarizeError], *, limi
     Raises:
         TernarizeError (of the class `error`): a line has more than `limit` bytes.
     """
-    number = 0
-    while line := stream.readline(limit + 1):
-        number += 1
+    for number, line in enumerate(iter(partial(stream.readline, limit + 1), b""), start=1):
         if len(line) > limit:
             raise error(
                 f"{where} line {number} is longer than the {limit:,} bytes that a line may have",
