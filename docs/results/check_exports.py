@@ -126,7 +126,7 @@ def encode_elsewhere(name: str, place: str, export: Path, texts: list[str], prom
     Returns:
         The vectors, and the versions of packages.
     """
-    _, form, runtime = RUNTIMES[name]
+    runtime = RUNTIMES[name][2]
     fed = texts if runtime in ("onnx", "openvino", "torch") else [prompt + text for text in texts]
     if not runtime:
         command = ["node", str(HERE / "check_transformersjs.mjs"), str(export)]

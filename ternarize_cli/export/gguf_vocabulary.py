@@ -8,8 +8,8 @@ The file names one of llama.cpp's tokenizers, and holds the vocabulary. Normalis
     BPE of bytes, split by a known expression                    gpt2    merges, and the expression's name
     BPE with bytes as fallback, ▁ for spaces                     llama   scores: the order of merges
 
-Anything else is refused by name. llama.cpp does not normalise to NFC, and knows no longest word: the check compares
-the ids of tokens.
+Anything else is refused by name. llama.cpp does not normalise to NFC, and knows no longest word. Where it strips
+accents it keeps only the first letter of a syllable of Hangul. The check compares the ids of tokens.
 """
 
 import base64
