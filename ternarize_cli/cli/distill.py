@@ -59,6 +59,7 @@ def _distill(
     """
     from ternarize_cli import distill
     from ternarize_cli.distill.journal import METRICS, read_metrics
+    from ternarize_cli.distill.result import setback
     from ternarize_cli.distill.training_figure import plot_training
     from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.measuring import figures
@@ -102,8 +103,8 @@ def _distill(
     )
     if report.left_out:
         out.warn(f"{counted(report.left_out, 'step')} changed nothing: gradients were not finite")
-    if report.cosine_after < report.cosine_before:
-        out.warn("training made the model worse; try a lower --learning-rate, such as 1e-5, or more data")
+    if worse := setback(report.cosine_before, report.cosine_after):
+        out.warn(worse)
     if plot is not None:
         plot_training(read_metrics(target / METRICS), model_name(student), plot, force=force)
         out.text(f"wrote {plot}")

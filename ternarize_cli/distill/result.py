@@ -17,7 +17,7 @@ from ternarize_cli.encoders import checkpoint, loading
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.storage import digests
 
-__all__ = ["DistillReport", "record_of", "write"]
+__all__ = ["DistillReport", "record_of", "setback", "write"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,17 @@ class DistillReport:
     scores: bool = False
     gradient_checkpointing: bool = False
     losses: dict[str, float] = field(default_factory=dict)
+
+
+def setback(before: float, after: float) -> str | None:
+    """Returns a warning that says what to try, if training made the model worse; None if it did not.
+
+    Args:
+        before, after: `cosine_before` and `cosine_after` of a report.
+    """
+    if after >= before:
+        return None
+    return "training made the model worse; try a lower --learning-rate, such as 1e-5, or more data"
 
 
 def record_of(

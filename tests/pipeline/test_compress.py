@@ -53,6 +53,14 @@ def left_beside(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
+def test_a_training_that_makes_the_model_worse_is_told(run: Callable[..., Any], work: Path) -> None:
+    result = run("compress", "tiny", "--data", "texts.txt", *FEW, "--learning-rate", "10", "-o", "out")
+    assert result.exit_code == 0, result.stderr
+    assert "training made the model worse; try a lower --learning-rate" in result.stderr
+    assert ", worse than before |" in (work / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
 def test_one_command_gives_a_model_with_card_and_recipe_and_the_recipe_gives_it_again(
     run: Callable[..., Any], work: Path
 ) -> None:
