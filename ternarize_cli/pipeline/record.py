@@ -51,7 +51,8 @@ def _trained(facts: Mapping[str, Any]) -> str:
     worse = ", worse than before" if facts["cosine_after"] < facts["cosine_before"] else ""
     return (
         f"{counted(facts['steps'], 'step')}, {counted(facts['texts'], 'input')}; {measure} the original on "
-        f"{counted(facts['held_out'], 'held-out input')}: {facts['cosine_before']:.4f} → {facts['cosine_after']:.4f}{worse}"
+        f"{counted(facts['held_out'], 'held-out input')}: "
+        f"{facts['cosine_before']:.4f} → {facts['cosine_after']:.4f}{worse}"
     )
 
 
