@@ -9,7 +9,7 @@ passes there until the first chunk of texts is written, and `rest_seconds` what 
 
 Since the start is left out, the parts count all chunks but the first. `ratio` is the time of the slower of tokenizer
 and model, divided by `rest_seconds`; 1 would be perfect. The command's first run, which compiles kernels on a GPU, is
-reported apart if there are several rounds. While the start lasts, up to two more chunks are tokenised:
+reported apart if there are several rounds. While the start lasts, up to three more chunks are tokenised:
 `least_ratio` leaves these out of the parts as well. Times are the median of the rounds. Here everything runs in
 PyTorch, on a CPU too.
 """
@@ -37,7 +37,7 @@ from ternarize_cli.vectors import gpu_batches
 from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.text_batches import Prepared
 
-AHEAD = 2
+AHEAD = 3
 IN_TORCH = {**os.environ, "TERNARIZE_RUNTIME": "torch"}
 
 

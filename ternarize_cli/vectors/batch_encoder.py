@@ -7,6 +7,7 @@ front of queries or documents. `text_batches` says what an encoder here adds.
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ternarize_cli.encoders.vision import vector_width
 from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
 from ternarize_cli.kernels.native.library_modules import is_marked, mark, normalized
 from ternarize_cli.vectors import gpu_batches
+from ternarize_cli.vectors.flat_tokens import FlatTokens
 from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.quick_tokenizing import QuickTokenizer, quick_tokenizer
 from ternarize_cli.vectors.text_batches import (
@@ -85,6 +87,13 @@ class TextEncoder(TextBatches):
 
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
+        return self.tokenised(texts)()
+
+    def tokenised(self, texts: list[str]) -> Callable[[], Prepared]:
+        """Tokenises texts; returns a function that makes what `prepare` makes of them, perhaps in another thread.
+
+        So a tokenizer in a process of its own has the next texts while these are padded.
+        """
         room = _LONG * self.limit
         texts = [text if len(text) <= room else self._readable_end(text) for text in texts]
         if not self._looked:
@@ -92,17 +101,21 @@ class TextEncoder(TextBatches):
             self._looked = True
         elif self.on_gpu and self._quick is not None:  # a second chunk: the process is worth its start
             self._quick.apart()
-        made = self._padded(texts) if self._quick is None else self._quickly_padded(texts, self._quick)
-        if self.on_gpu:
-            batches = [(rows, gpu_batches.pinned(features, self.encoder.device)) for rows, features in made.batches]
-            return replace(made, batches=batches)
-        return made
+        if self._quick is None:
+            made = self._pinned(self._padded(texts))
+            return lambda: made
+        return partial(self._quickly_padded, texts, self._quick, self._quick(texts))
 
-    def _quickly_padded(self, texts: list[str], quick: QuickTokenizer) -> Prepared:
-        tokens = quick(texts)
+    def _pinned(self, made: Prepared) -> Prepared:
+        if not self.on_gpu:
+            return made
+        batches = [(rows, gpu_batches.pinned(features, self.encoder.device)) for rows, features in made.batches]
+        return replace(made, batches=batches)
+
+    def _quickly_padded(self, texts: list[str], quick: QuickTokenizer, tokens: FlatTokens) -> Prepared:
         groups = self._groups(tokens.lengths)
         batches = list(zip(groups, quick.padded(tokens, groups), strict=True))
-        return Prepared(batches, shown_text(texts), int(tokens.lengths.sum()), tokens.truncated)
+        return self._pinned(Prepared(batches, shown_text(texts), int(tokens.lengths.sum()), tokens.truncated))
 
     def _padded(self, texts: list[str]) -> Prepared:
         features = self._features(texts)

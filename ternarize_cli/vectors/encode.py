@@ -7,6 +7,7 @@ the next is read and prepared (`prefetch`).
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -188,12 +189,24 @@ def encoded_chunks(
         contents = [content for _, content in rows(chunk)]
         return chunk, encode.prepare(contents) if contents else None
 
+    begin: Callable[[Any], Callable[[], Prepared]] = (
+        encode.tokenised if isinstance(encode, TextBatches) else lambda images: partial(encode.prepare, images)
+    )
+
+    def tokenise(chunk: Any) -> tuple[Any, Callable[[], Prepared] | None]:
+        contents = [content for _, content in rows(chunk)]
+        return chunk, begin(contents) if contents else None
+
+    def pad(made: tuple[Any, Callable[[], Prepared] | None]) -> tuple[Any, Prepared | None]:
+        chunk, padded = made
+        return chunk, padded() if padded else None
+
     def start(made: tuple[Any, Prepared | None]) -> tuple[Any, Prepared | None, Callable[[], np.ndarray]]:
         chunk, prepared = made
         return chunk, prepared, encode.started(prepared) if prepared else _no_vectors
 
     if encode.on_gpu:
-        with closing(overlapped(chunks, prepare, start)) as parts:
+        with closing(overlapped(chunks, tokenise, pad, start)) as parts:
             for chunk, prepared, wait in parts:
                 yield chunk, encode.finished(prepared, wait) if prepared else wait()
         return

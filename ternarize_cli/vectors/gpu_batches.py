@@ -1,6 +1,6 @@
 """Keeps a GPU busy while texts or images are encoded: what goes there and comes back, and how much at once.
 
-    tokenise, pad, pin ──thread──▶ copy, start the model, start the copy back ──thread──▶ wait, check, write
+    tokenise ──thread──▶ pad, pin ──thread──▶ copy, start the model, start the copy back ──thread──▶ wait, check, write
 
 The host only waits for a chunk's vectors, when the next chunk is already on the card (`prefetch`). Copies to the card
 are made from pinned memory, since the driver would wait for copies from any other. A batch's copies take some hundredth

@@ -89,6 +89,11 @@ class TextBatches(ABC):
     def prepare(self, texts: list[str]) -> Prepared:
         """Tokenises texts and cuts them into batches. May run in another thread than `forward`."""
 
+    def tokenised(self, texts: list[str]) -> Callable[[], Prepared]:
+        """Tokenises texts; returns a function that makes what `prepare` makes of them, perhaps in another thread."""
+        made = self.prepare(texts)
+        return lambda: made
+
     @abstractmethod
     def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared."""
