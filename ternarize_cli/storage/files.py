@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG)
-_SHORT = re.compile(r"\d+ requested and \d+ written")
+_SHORT = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ to file *")
 """What numpy says of an array that did not get into a file."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl", "export.json")

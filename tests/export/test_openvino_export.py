@@ -1,6 +1,7 @@
 """The format openvino: the folder's layout, exact weights, products of codes, vectors, and what is refused."""
 
 import json
+import resource
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -21,6 +22,7 @@ from ternarize_cli.export.openvino import OpenVino
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
+from ternarize_cli.measuring.child import Child
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxscript", "openvino"))), reason="the extra `rivals` is not installed"
@@ -225,4 +227,19 @@ def test_what_openvino_cannot_write_leaves_nothing(
     monkeypatch.setattr(OpenVino, "place", fails)
     with pytest.raises(OutputError):
         export(packed, tmp_path / "o", to="openvino", options=UNCHECKED)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_openvino_cannot_write_is_told_with_the_systems_reason(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(self: Child, *arguments: Any) -> Any:
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        return call(self, *arguments)
+
+    call = Child.call
+    monkeypatch.setattr(Child, "call", limited)
+    with pytest.raises(InputError, match="File too large") as raised:
+        export(packed, tmp_path / "o", to="openvino", options=UNCHECKED)
+    assert "disk" not in f"{raised.value} {raised.value.hint}"
     assert not any(tmp_path.iterdir())

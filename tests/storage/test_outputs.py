@@ -503,6 +503,12 @@ def test_an_array_for_which_the_disk_has_no_room_is_said(tmp_path: Path) -> None
         Path("/dev/full").open("wb") as full,
     ):
         np.zeros(1 << 17).tofile(full)  # an OSError without a number
+    with (
+        pytest.raises(OutputError, match=r"the disk is full: .*out was not written"),
+        files.atomic_folder(tmp_path / "out"),
+        Path("/dev/full").open("wb") as full,
+    ):
+        np.zeros((2, 1 << 17))[:, ::2].tofile(full)  # with other words, since it is written number by number
     assert tree(tmp_path) == {}
 
 
