@@ -19,7 +19,9 @@ import pytest
 from support.models import WORDS, save_tiny_bert
 from support.warm import Program, shared
 from ternarize_cli.compress.convert import convert
+from ternarize_cli.compress.pack import pack
 from ternarize_cli.encoders import checkpoint
+from ternarize_cli.export import formats
 from ternarize_cli.index.build import IndexOptions, build_index
 from ternarize_cli.storage import digests, files
 
@@ -72,6 +74,27 @@ def test_a_killed_command_leaves_no_half_output(big_bert: Path, big_ternary: Pat
     assert start(*command, "-o", out).wait() == 0
     assert checkpoint.validate(out) is not None
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture(scope="module")
+def big_packed(big_ternary: Path) -> Path:
+    pack(big_ternary, big_ternary.parent / "big-packed")
+    return big_ternary.parent / "big-packed"
+
+
+@pytest.mark.parametrize("to", list(formats._MODULES))
+def test_a_killed_export_leaves_nothing_under_its_name(big_packed: Path, tmp_path: Path, to: str) -> None:
+    needed = {"onnx": "onnxscript", "openvino": "openvino", "gguf": "gguf", "compressed-tensors": "compressed_tensors"}
+    if to in needed:
+        pytest.importorskip(needed[to])
+    out = tmp_path / "out"
+    command = ("export", big_packed, "--to", to, "-o", out, *(() if to in ("wheel", "c") else ("--no-check",)))
+    written = out if to == "wheel" else files.partial_path(out)  # a wheel is a file in the folder
+    assert kill_when(start(*command), written), "it ended before it was killed"
+    assert not list(out.glob("*.whl")) if to == "wheel" else not out.exists()
+    assert start(*command).wait() == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in out.rglob("*.partial")] == []
 
 
 def test_a_killed_replacement_keeps_the_old_output(big_bert: Path, big_ternary: Path, tmp_path: Path) -> None:
