@@ -17,6 +17,7 @@ from ternarize_cli.cli.streams import tell, visible
 __all__ = ["SCHEMA_VERSION", "Output", "duration", "megabytes"]
 
 SCHEMA_VERSION = 1
+_SECONDS_BETWEEN_LINES = 30
 T = TypeVar("T")
 
 
@@ -106,13 +107,25 @@ class Output:
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Yields `items`; on a terminal, draws a progress bar on stderr once two seconds have passed.
 
+        If stderr is no terminal, such as the log of a server, prints a line every 30 seconds.
+
         Args:
             items: the items to yield.
             description: the text beside the bar.
             total: number of items; None takes the length of `items`, if it has one.
         """
-        if self.quiet or not _draws_on(sys.stderr):
+        if self.quiet:
             yield from items
+            return
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        if not _draws_on(sys.stderr):
+            last = time.monotonic()
+            for done, item in enumerate(items):
+                if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_LINES:
+                    last = now
+                    self.note(f"{description}: {done:,}" + ("" if total is None else f" of {total:,}"))
+                yield item
             return
         from rich.console import Console
         from rich.progress import (
@@ -134,8 +147,6 @@ class Output:
                     return Text("")
                 return Text(f"{task.speed:,.0f}/s" if task.speed >= 2 else f"{1 / task.speed:,.1f} s each")
 
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)  # type: ignore[arg-type]
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -169,7 +180,7 @@ class Output:
 
             def line(done: float, text: str) -> None:
                 nonlocal last
-                if time.monotonic() - last >= 30:
+                if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                     last = time.monotonic()
                     self.note(f"{description} {done:.0%} {text}")
 
