@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.compress.card import cell
+from ternarize_cli.distill.result import setback
 from ternarize_cli.errors import counted
 from ternarize_cli.measuring import machine
 from ternarize_cli.pipeline.recipe import RECIPE, Recipe
@@ -48,7 +49,7 @@ def described(
 
 def _trained(facts: Mapping[str, Any]) -> str:
     measure = "correlation with" if facts["scores"] else "cosine to"
-    worse = ", worse than before" if facts["cosine_after"] < facts["cosine_before"] else ""
+    worse = ", worse than before" if setback(facts["cosine_before"], facts["cosine_after"]) else ""
     return (
         f"{counted(facts['steps'], 'step')}, {counted(facts['texts'], 'input')}; {measure} the original on "
         f"{counted(facts['held_out'], 'held-out input')}: "

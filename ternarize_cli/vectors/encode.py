@@ -185,10 +185,6 @@ def encoded_chunks(
         rows: gives id, and text or image, of each row of a chunk; a chunk without rows is not encoded.
     """
 
-    def prepare(chunk: Any) -> tuple[Any, Prepared | None]:
-        contents = [content for _, content in rows(chunk)]
-        return chunk, encode.prepare(contents) if contents else None
-
     begin: Callable[[Any], Callable[[], Prepared]] = (
         encode.tokenised if isinstance(encode, TextBatches) else lambda images: partial(encode.prepare, images)
     )
@@ -200,6 +196,9 @@ def encoded_chunks(
     def pad(made: tuple[Any, Callable[[], Prepared] | None]) -> tuple[Any, Prepared | None]:
         chunk, padded = made
         return chunk, padded() if padded else None
+
+    def prepare(chunk: Any) -> tuple[Any, Prepared | None]:
+        return pad(tokenise(chunk))
 
     def start(made: tuple[Any, Prepared | None]) -> tuple[Any, Prepared | None, Callable[[], np.ndarray]]:
         chunk, prepared = made
