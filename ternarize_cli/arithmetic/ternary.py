@@ -27,10 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from ternarize_cli.arithmetic.elementwise import fused
 from ternarize_cli.format.scheme import LEVELS, Scheme
 
 __all__ = [
@@ -44,7 +41,6 @@ __all__ = [
     "scale_shape",
     "straight_through",
     "ternary_linear",
-    "trained_linear",
 ]
 
 INT8_MAX = 127
@@ -210,81 +206,6 @@ def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
     return y
 
 
-def trained_linear(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str = "ternary", *, activation_bits: int = 8
-) -> Tensor:
-    """Computes a ternary layer in training: dense products of rounded values, gradients as if nothing were rounded.
-
-    The scale's gradient is that of `codes · scale`; the gradient of the dense weights goes to `weight` unchanged.
-
-    Args:
-        x: `[..., in]` float. Products are in the dtype of autocast if it is on, else in that of `x`.
-        weight: the latent weight, `[out, in]`.
-        scale: `[1]`, `[out, 1]` or `[out, in/g]`.
-        bias: `[out]` or None.
-        levels: name of the grid of codes.
-        activation_bits: 8 rounds activations to int8; 16 multiplies `x` unrounded.
-
-    Returns:
-        `[..., out]` in the dtype of the products.
-    """
-    y: Tensor = _TrainedLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, scale, bias, levels, activation_bits == 8
-    )
-    return y
-
-
-class _TrainedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str, rounds: bool
-    ) -> Tensor:
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        rounded = _rounded(x, dtype) if rounds else x.to(dtype)
-        dense = _dense_weight(weight, scale, levels, dtype)
-        ctx.save_for_backward(rounded, dense, weight, scale)
-        ctx.levels, ctx.dtype = levels, x.dtype
-        return F.linear(rounded, dense, None if bias is None else bias.to(dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rounded, dense, weight, scale = ctx.saved_tensors
-        (of_output,) = gradients
-        of_x = of_weight = of_scale = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = (of_output @ dense).to(ctx.dtype)
-        rows = of_output.flatten(0, -2)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            product = rows.T @ rounded.flatten(0, -2)
-            of_weight, of_scale = _weight_gradients(product, weight, scale, ctx.levels)
-        if ctx.needs_input_grad[3]:
-            of_bias = _column_sums(rows)
-        return of_x, of_weight, of_scale, of_bias, None, None
-
-
-@fused
-def _dense_weight(weight: Tensor, scale: Tensor, levels: str, dtype: torch.dtype) -> Tensor:
-    return (codes_of(weight.float(), scale, levels) * expand_scale(scale, *weight.shape)).to(dtype)
-
-
-@fused
-def _weight_gradients(product: Tensor, weight: Tensor, scale: Tensor, levels: str) -> tuple[Tensor, Tensor]:
-    """Computes the gradients of the latent weight and of the scale from the gradient of the dense weights."""
-    product = product.float()
-    each = product * codes_of(weight.float(), scale, levels)
-    if scale.dim() == 2:
-        return product, each.unflatten(1, (scale.shape[1], -1)).sum(dim=-1)
-    return product, each.sum().reshape(1)
-
-
-@fused
-def _column_sums(rows: Tensor) -> Tensor:
-    return rows.float().sum(dim=0)
-
-
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantises activations to symmetric int8, with one scale per token.
 
@@ -298,12 +219,6 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     t = x.abs().amax(dim=-1, keepdim=True) / INT8_MAX
     return (x / t.clamp_min(_TINY)).round_(), t
-
-
-@fused
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    q, t = quantize_tokens(x)
-    return (q * t).to(dtype)
 
 
 def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, activation_bits: int = 8) -> Tensor:

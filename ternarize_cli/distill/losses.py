@@ -186,17 +186,20 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
         A scalar; 0 if there is nothing to compare with.
     """
     count = len(teacher)
+
+    def similarities(x: Tensor) -> Tensor:
+        x = F.normalize(x.float(), dim=-1)
+        return x @ x.T if queue is None else torch.cat([x @ x.T, x @ queue.T], dim=1)
+
+    by_teacher, by_student = similarities(teacher), similarities(student)
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
     if queue is not None:
-        same = F.normalize(teacher.float(), dim=-1) @ queue.T > _SAME
-        itself = torch.cat([itself, same | ~queue.any(dim=1)], dim=1)
+        itself = torch.cat([itself, (by_teacher[:, count:] > _SAME) | ~queue.any(dim=1)], dim=1)
 
-    def distribution(x: Tensor) -> Tensor:
-        x = F.normalize(x.float(), dim=-1)
-        similarities = x @ (x if queue is None else torch.cat([x, queue])).T
-        return F.log_softmax((similarities / _TEMPERATURE).masked_fill(itself, _NEVER), dim=-1)
+    def distribution(found: Tensor) -> Tensor:
+        return F.log_softmax((found / _TEMPERATURE).masked_fill(itself, _NEVER), dim=-1)
 
-    wanted, found = distribution(teacher), distribution(student)
+    wanted, found = distribution(by_teacher), distribution(by_student)
     return (wanted.exp() * (wanted - found) * ~itself).sum() / count
 
 

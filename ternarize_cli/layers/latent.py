@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.arithmetic.elementwise import fused
+from ternarize_cli.arithmetic.trained_linear import trained_linear
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.layers.checks import check_ids
 
@@ -68,9 +69,7 @@ class TernaryLinear(nn.Linear):
         bits = self.scheme.activation_bits
         if not self.training:
             return ternary.ternary_linear(x, self.codes(), self.weight_scale.half(), self.bias, activation_bits=bits)
-        return ternary.trained_linear(
-            x, self.matrix, self.weight_scale, self.bias, self.scheme.levels, activation_bits=bits
-        )
+        return trained_linear(x, self.matrix, self.weight_scale, self.bias, self.scheme.levels, activation_bits=bits)
 
 
 class SimulatedEmbedding(nn.Embedding):

@@ -1,4 +1,4 @@
-"""The C functions for what an encoder has beside its blocks refuse wrong arguments in words, and write nothing then."""
+"""The C functions for training and for what encoders have beside blocks refuse wrong arguments, and write nothing."""
 
 import ctypes
 from typing import Any
@@ -38,6 +38,7 @@ class Calls:
         x, y, starts = (array.ctypes.data for array in (self.x, self.y, self.starts))
         w, norm = ctypes.pointer(self.dense), ctypes.pointer(self.norm)
         sequences = {"starts": starts, "sequences": 2}
+        linear = {"weights": x, "scales": norm.contents.gain, "low": -1, "high": 1, "outputs": 3, "inputs": 5}
         self.arguments: dict[str, dict[str, Any]] = {
             "tz_dense": {"isa": 0, "w": w, "x": x, "rows": 3, "y": y, "threads": 2},
             "tz_norm": {"isa": 0, "norm": norm, "x": x, "rows": 3, "width": 5, "threads": 2},
@@ -45,9 +46,21 @@ class Calls:
             | sequences
             | {"skipped": 0, "out": y, "stride": 7, "threads": 2},
             "tz_normalize": {"x": x, "rows": 3, "width": 5},
+            "tz_round_weights": {"isa": 0} | linear | {"out": y, "threads": 2},
+            "tz_scale_gradients": {"isa": 0, "gradients": x} | linear | {"out": y, "threads": 2},
+            "tz_round_activations": {"isa": 0, "x": x, "rows": 3, "width": 5, "out": y, "threads": 2},
         }
 
 
+TRAINING = ("tz_round_weights", "tz_scale_gradients", "tz_round_activations")
+LINEAR: list[tuple[str, Any, str]] = [
+    *(("low", n, "codes lie between -8 and 7") for n in (-9, 1, INT_MIN)),
+    *(("high", n, "codes lie between -8 and 7") for n in (0, 8, INT_MAX)),
+    *(("outputs", n, "a linear has 1 to 16,777,216 outputs") for n in (0, -1, MAX_OUTPUTS + 1)),
+    *(("inputs", n, "a linear has 1 to 4,194,304 inputs") for n in (0, -1, MAX_INPUTS + 1)),
+    *(("weights", place, "there are no weights, or they are not aligned") for place in (None, 1, 2)),
+    *(("scales", place, "there are no scales, or they are not aligned") for place in (None, 1, 2)),
+]
 CASES: list[tuple[str, str, Any, str]] = [
     *(("tz_dense", "isa", n, ISA) for n in (-1, 99)),
     *(("tz_dense", "threads", n, THREADS) for n in (0, -1, 1025)),
@@ -77,9 +90,17 @@ CASES: list[tuple[str, str, Any, str]] = [
     *(("tz_normalize", "rows", n, ROWS) for n in (-1, (1 << 28) + 1)),
     *(("tz_normalize", "width", n, WIDTH) for n in (0, -1, MAX_INPUTS + 1)),
     *(("tz_normalize", "x", place, INPUT) for place in (None, 1, 2)),
+    *((name, "isa", n, ISA) for name in TRAINING for n in (-1, 99)),
+    *((name, "threads", n, THREADS) for name in TRAINING for n in (0, -1, 1025)),
+    *((name, "out", place, OUTPUT) for name in TRAINING for place in (None, 1, 2)),
+    *((name, *case) for name in TRAINING[:2] for case in LINEAR),
+    *(("tz_scale_gradients", "gradients", n, "there are no gradients, or they are not aligned") for n in (None, 1, 2)),
+    *(("tz_round_activations", "rows", n, ROWS) for n in (-1, (1 << 28) + 1)),
+    *(("tz_round_activations", "width", n, WIDTH) for n in (0, -1, MAX_INPUTS + 1)),
+    *(("tz_round_activations", "x", place, INPUT) for place in (None, 1, 2)),
 ]
 """Function, argument, a wrong value (of a place: None, or the bytes by which it is moved), and what is said."""
-PLACES = ("x", "y", "out", "starts")
+PLACES = ("x", "y", "out", "starts", "weights", "scales", "gradients")
 
 FIELDS: list[tuple[str, str, str, Any, str]] = [
     *(("tz_dense", "dense", "inputs", n, "a linear has 1 to 4,194,304 inputs") for n in (0, -1, MAX_INPUTS + 1)),

@@ -38,6 +38,7 @@ class Library:
     Attributes:
         instruction_sets: names of the instruction sets that the library has and this processor runs, best first.
         chosen: the name of the instruction set in use.
+        isa: its place among them, which the library's functions take.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,8 +60,8 @@ class Library:
             raise UnavailableError(
                 f"TERNARIZE_NATIVE_ISA={wanted}: this processor runs {', '.join(found)}", hint="unset it"
             )
-        self._isa = found.index(wanted) if wanted else 0
-        self.chosen = found[self._isa]
+        self.isa = found.index(wanted) if wanted else 0
+        self.chosen = found[self.isa]
 
     def packed(self, codec: Codec, rows: np.ndarray, inputs: int) -> np.ndarray:
         """Lays out packed codes for the library.
@@ -89,7 +90,7 @@ class Library:
             raise self._refusal()
         made = aligned(size, dtype=np.uint8, filled=False)
         shape = c_int(width), codec.radix, codec.per_byte, outputs, inputs
-        self._run("tz_pack", address(rows), *shape, address(made), size, threads())
+        self.run("tz_pack", address(rows), *shape, address(made), size, threads())
         return made
 
     def rest(self, array: np.ndarray) -> None:
@@ -97,7 +98,7 @@ class Library:
 
         An array that is mapped from a file is then read from the file; another one goes to swap, if there is any.
         """
-        self._run("tz_rest", address(array), array.nbytes)
+        self.run("tz_rest", address(array), array.nbytes)
 
     def trim(self) -> None:
         """Gives freed memory, which the C library keeps for later allocations, back to the system."""
@@ -128,7 +129,7 @@ class Library:
     def _product(self, w: PackedCodes, x: np.ndarray, y: int | None, sums: int | None) -> None:
         check("x", x, np.float32, (len(x), w.linear.inputs))
         x = np.ascontiguousarray(x)
-        self._run("tz_linear", self._isa, ctypes.byref(w.linear), address(x), c_int(len(x)), y, sums, threads())
+        self.run("tz_linear", self.isa, ctypes.byref(w.linear), address(x), c_int(len(x)), y, sums, threads())
 
     def dense(self, w: DenseWeights, x: np.ndarray) -> np.ndarray:
         """Computes a linear of floats: float32 `[rows, in]` to float32 `[rows, out]`.
@@ -142,7 +143,7 @@ class Library:
         check("x", x, np.float32, (len(x), w.linear.inputs))
         x = np.ascontiguousarray(x)
         y = aligned(len(x), w.linear.outputs, filled=False)
-        self._run("tz_dense", self._isa, ctypes.byref(w.linear), address(x), c_int(len(x)), address(y), threads())
+        self.run("tz_dense", self.isa, ctypes.byref(w.linear), address(x), c_int(len(x)), address(y), threads())
         return y
 
     def norm(self, norm: NormWeights, x: np.ndarray) -> None:
@@ -154,9 +155,7 @@ class Library:
         """
         check_rows(x)
         _check_norm(norm, x.shape[1])
-        self._run(
-            "tz_norm", self._isa, ctypes.byref(norm.norm), address(x), c_int(len(x)), c_int(x.shape[1]), threads()
-        )
+        self.run("tz_norm", self.isa, ctypes.byref(norm.norm), address(x), c_int(len(x)), c_int(x.shape[1]), threads())
 
     def embed(
         self, tables: list[tuple[np.ndarray, np.ndarray]], ids: list[np.ndarray], norm: NormWeights | None
@@ -189,9 +188,9 @@ class Library:
             for column in ([t for t, _ in tables], [s for _, s in tables], ids)
         )
         lengths = (ctypes.c_int64 * count)(*(len(table) for table, _ in tables))
-        self._run(
+        self.run(
             "tz_embed",
-            *(self._isa, codes, scales, lengths, chosen_ids, count, c_int(rows), c_int(width)),
+            *(self.isa, codes, scales, lengths, chosen_ids, count, c_int(rows), c_int(width)),
             *(None if norm is None else ctypes.byref(norm.norm), address(x), threads()),
         )
         return x
@@ -213,8 +212,8 @@ class Library:
         check("x", x, np.float32, (len(x), encoder.width))
         check("starts", starts, np.int32, (max(1, len(starts)),))
         sequences, tokens = c_int(len(starts) - 1), c_int(len(x))
-        self._run(
-            "tz_encode", self._isa, ctypes.byref(encoder), address(starts), sequences, address(x), tokens, threads()
+        self.run(
+            "tz_encode", self.isa, ctypes.byref(encoder), address(starts), sequences, address(x), tokens, threads()
         )
 
     def pool(self, x: np.ndarray, starts: np.ndarray, modes: tuple[str, ...], skipped: int = 0) -> np.ndarray:
@@ -240,7 +239,7 @@ class Library:
         width, sequences = x.shape[1], len(starts) - 1
         made = aligned(sequences, len(modes) * width, filled=False)
         for i, mode in enumerate(modes):
-            self._run(
+            self.run(
                 "tz_pool",
                 *(POOLINGS.index(mode), address(x), c_int(len(x)), c_int(width), address(starts), c_int(sequences)),
                 *(c_int(skipped), address(made) + i * width * made.itemsize, len(modes) * width, threads()),
@@ -256,9 +255,15 @@ class Library:
             ValueError: `x` is not float32 `[rows, width]`.
         """
         check_rows(x)
-        self._run("tz_normalize", address(x), c_int(len(x)), c_int(x.shape[1]))
+        self.run("tz_normalize", address(x), c_int(len(x)), c_int(x.shape[1]))
 
-    def _run(self, name: str, *arguments: Any) -> None:
+    def run(self, name: str, *arguments: Any) -> None:
+        """Calls a function of the interface by its name.
+
+        Raises:
+            FormatError: the function refuses an argument; the message has its sentence.
+            MemoryError: memory ran out.
+        """
         code = getattr(self._c, name)(*arguments)
         if code == _REFUSED:
             raise self._refusal()

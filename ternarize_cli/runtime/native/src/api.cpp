@@ -1,5 +1,5 @@
-// The C interface. tz_pack, tz_rest, tz_linear, tz_dense, tz_embed, tz_norm, tz_encode, tz_pool and tz_normalize
-// return 0 when they have done their work, kNoMemory when
+// The C interface. tz_pack, tz_rest, tz_linear, tz_dense, tz_embed, tz_norm, tz_encode, tz_pool, tz_normalize,
+// tz_round_weights, tz_scale_gradients and tz_round_activations return 0 when they have done their work, kNoMemory when
 // memory ran out, and kRefused when an argument is invalid; tz_why then says what is wrong with it. Unless they return 0,
 // nothing was written: arguments are checked first, and all memory is allocated before threads start. tz_packed_bytes returns
 // a size or kRefused. tz_interface, tz_why and tz_instruction_set return what they are named after; tz_trim returns nothing.
@@ -102,7 +102,7 @@ const std::vector<const Kernels*>& available() {
 constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
 constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings, norms and pooling: rows x width
 constexpr int64_t kWorthDense = 1 << 20;         // of a dense linear: rows x inputs x outputs
-constexpr int kInterface = 5;  // version of functions and structures; equals INTERFACE in interface.py
+constexpr int kInterface = 6;  // version of functions and structures; equals INTERFACE in interface.py
 
 const Kernels& kernels_of(int isa) {
   require(within(isa, 0, static_cast<int64_t>(available().size()) - 1), "there is no such instruction set");
@@ -347,6 +347,55 @@ TZ_EXPORT int tz_norm(int isa, const Norm* norm, float* x, int rows, int width, 
       float* from = x + static_cast<size_t>(first) * width;
       k.norm(from, width, last - first, width, *norm, nullptr, from, width);
     });
+  });
+}
+
+// Rounds the weights [outputs][inputs] of a linear in training, whose outputs have a scale each, to codes from `low` to `high`:
+// out [outputs][inputs] = codes * scale.
+TZ_EXPORT int tz_round_weights(int isa, const float* weights, const float* scales, int low, int high, int outputs, int inputs,
+                               float* out, int threads) {
+  return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    check_sizes(outputs, inputs, low, high);
+    require_array(weights, "there are no weights, or they are not aligned");
+    require_array(scales, "there are no scales, or they are not aligned");
+    require_array(out, "there is no output, or it is not aligned");
+    share_out(outputs, static_cast<int64_t>(outputs) * inputs, threads,
+              [&](int first, int last) { k.round_weights(weights, scales, low, high, first, last, inputs, out); });
+  });
+}
+
+// Computes the gradients out [outputs] of the scales of a linear in training, from the gradients [outputs][inputs] of the rounded
+// weights: for each output the sum of gradients times codes, which are rounded as in tz_round_weights.
+TZ_EXPORT int tz_scale_gradients(int isa, const float* gradients, const float* weights, const float* scales, int low, int high,
+                                 int outputs, int inputs, float* out, int threads) {
+  return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    check_sizes(outputs, inputs, low, high);
+    require_array(gradients, "there are no gradients, or they are not aligned");
+    require_array(weights, "there are no weights, or they are not aligned");
+    require_array(scales, "there are no scales, or they are not aligned");
+    require_array(out, "there is no output, or it is not aligned");
+    share_out(outputs, static_cast<int64_t>(outputs) * inputs, threads, [&](int first, int last) {
+      k.scale_gradients(gradients, weights, scales, low, high, first, last, inputs, out);
+    });
+  });
+}
+
+// Rounds the rows of x [rows][width] to int8 with a scale for each row, as tz_linear does, and writes them as floats: q * t.
+TZ_EXPORT int tz_round_activations(int isa, const float* x, int rows, int width, float* out, int threads) {
+  return guarded([&] {
+    const Kernels& k = kernels_of(isa);
+    check_threads(threads);
+    require(within(rows, 0, kMostRows), "there are 0 to 268,435,456 rows");
+    require(within(width, 1, kMostInputs), "a row is 1 to 4,194,304 wide");
+    if (!rows) return;
+    require_array(x, "there is no input, or it is not aligned");
+    require_array(out, "there is no output, or it is not aligned");
+    share_out(rows, static_cast<int64_t>(rows) * width, threads,
+              [&](int first, int last) { k.round_activations(x, first, last, width, out); });
   });
 }
 

@@ -53,6 +53,12 @@ inline void check_sizes(int outputs, int inputs, int bits) {
   require(within(outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");
 }
 
+// Of a linear in training, whose codes lie between `low` and `high`.
+inline void check_sizes(int outputs, int inputs, int low, int high) {
+  check_sizes(outputs, inputs, 2);
+  require(within(low, -8, 0) && within(high, 1, 7), "codes lie between -8 and 7");
+}
+
 inline void check(const Dense& w) {
   require(within(w.inputs, 1, kMostInputs), "a linear has 1 to 4,194,304 inputs");
   require(within(w.outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");

@@ -171,7 +171,8 @@ inline void bf16_attention(const Attention& at) {
 
 // The functions of an instruction set whose attention is in bfloat16.
 inline Kernels bf16_kernels(const char* name, int rows, void (*begin)(), void (*end)()) {
-  return {name, true, rows, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather, dense};
+  return {name, true, rows, begin, end, gemm, quantize, norm, bf16_attention, bf16_rotate, gather, dense, round_weights,
+          scale_gradients, round_activations};
 }
 
 }  // namespace TZ_ISA

@@ -152,6 +152,15 @@ struct Kernels {
   void (*gather)(const int8_t* table, const float* scales, const int64_t* ids, int rows, int width, bool add, float* x);
   // Multiplies `rows` rows of x [rows][inputs] by the panels [first, last) of a dense linear: y [rows][outputs].
   void (*dense)(const Dense&, int first, int last, const float* x, int rows, float* y);
+  // For training. Each works on the rows [first, last) of matrices with `width` columns, whose rows have a scale each; codes are
+  // weights / scale, rounded to the nearest integer from `low` to `high`, and 0 where the scale is 0.
+  // Writes codes * scale.
+  void (*round_weights)(const float* weights, const float* scales, int low, int high, int first, int last, int width, float* out);
+  // Writes for each row the sum of its gradients times codes.
+  void (*scale_gradients)(const float* gradients, const float* weights, const float* scales, int low, int high, int first,
+                          int last, int width, float* out);
+  // Rounds rows to symmetric int8 as `quantize` does, always by division, and writes them as floats: q * t.
+  void (*round_activations)(const float* x, int first, int last, int width, float* out);
 };
 
 // The bytes of scratch memory that `gemm` and `attention` need.

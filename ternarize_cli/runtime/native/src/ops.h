@@ -12,6 +12,7 @@
 #include "dense.h"
 #include "product.h"
 #include "rows.h"
+#include "training.h"
 #include "vectors.h"
 
 namespace tz {
@@ -19,7 +20,8 @@ namespace TZ_ISA {
 
 // The functions of an instruction set whose attention is in float.
 inline Kernels kernels(const char* name) {
-  return {name, false, 64, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather, dense};
+  return {name, false, 64, [] {}, [] {}, gemm, quantize, norm, attention, rotate, gather, dense, round_weights, scale_gradients,
+          round_activations};
 }
 
 }  // namespace TZ_ISA
