@@ -43,7 +43,8 @@ def _compress(
         typer.Option(
             "--data",
             metavar="FILE|DIR|DATASET",
-            help="Texts or images like those that the model will see, to calibrate and distill with; repeatable.",
+            help="Texts or images like those that the model will see, to calibrate and distill with, or starter: texts "
+            "of this machine; repeatable.",
         ),
     ] = None,
     output: Annotated[Path | None, output_folder("./NAME-packed")] = None,

@@ -31,7 +31,8 @@ def _distill(
         typer.Option(
             "--data",
             metavar="FILE|DIR|DATASET",
-            help="Texts (plain, JSONL, Parquet, hub dataset; - is stdin), pairs, or images; repeatable.",
+            help="Texts (plain, JSONL, Parquet, hub dataset; - is stdin; starter: of this machine), pairs, images; "
+            "repeatable.",
         ),
     ],
     teacher: Annotated[
