@@ -120,8 +120,10 @@ RECIPES: dict[str, LossRecipe] = {
     "full": LossRecipe(
         parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=0.3, changed=0.5
     ),
-    "scores": LossRecipe(parts={"hidden": 1.0, "score": 0.3}, tables=0.3, changed=0.5),
-    "sparse": LossRecipe(parts={"hidden": 1.0, "cosine": 10.0}, joined=0.1, tables=0.3, changed=0.5),
+    "scores": LossRecipe(parts={"hidden": 1.0, "score": 0.3}, tables=0.3, changed=0.5, learning_rate=3e-4),
+    "sparse": LossRecipe(
+        parts={"hidden": 1.0, "cosine": 10.0}, joined=0.1, tables=0.3, changed=0.5, learning_rate=3e-4
+    ),
 }
 """Of an encoder "full" is the default, of a cross-encoder "scores", of a sparse encoder "sparse"."""
 

@@ -77,7 +77,7 @@ class Training:
     ] = False
     accumulate: Annotated[int, Option("Batches to a step.", min=1, max=10_000)] = 1
     learning_rate: Annotated[
-        float | None, Option("Peak of the schedule; default: by the model's width, 5e-4 for 384, 3e-4 for 768.")
+        float | None, Option("Peak of the schedule; default: by the encoder's width, 5e-4 for 384, 3e-4 for 768.")
     ] = None
     max_length: Annotated[
         int | None, Option("Tokens per text; default: the model's limit, up to 512.", min=2, max=1_000_000)

@@ -166,10 +166,11 @@ def test_the_learning_rate_falls_with_the_width(width: int, rate: float) -> None
     assert Training(steps=1).for_width(width).peak == rate
 
 
-def test_a_learning_rate_that_is_given_and_the_papers_do_not_depend_on_the_width() -> None:
+@pytest.mark.parametrize("recipe", ["paper", "scores", "sparse"])
+def test_other_recipes_and_a_rate_that_is_given_do_not_depend_on_the_width(recipe: str) -> None:
+    assert {Training(steps=1, recipe=recipe).for_width(width).peak for width in (32, 384, 768, 1024)} == {3e-4}
+    assert Training(steps=1, recipe=recipe, learning_rate=1e-3).for_width(768).peak == 1e-3
     assert Training(steps=1, learning_rate=1e-3).for_width(768).peak == 1e-3
-    papers = {Training(steps=1, recipe="paper").for_width(width).peak for width in (32, 384, 768, 1024)}
-    assert papers == {3e-4}
 
 
 def test_images_come_in_batches_of_64_on_every_device() -> None:
