@@ -4,8 +4,9 @@
     starter:zh    Chinese: manual pages and the messages of programs in Chinese
 
 A file or folder with that name comes first; `./starter` always means the file. Every kind gives up to 60,000 texts,
-sentences and passages of up to 600 characters, each once. The same machine gives the same texts in the same order, as
-long as nothing is installed. Nothing is imported or downloaded. What a package manager says of packages is not read.
+sentences of up to 1,000 characters and passages of up to 600, each once. The same machine gives the same texts in the
+same order, as long as nothing is installed. Nothing is imported or downloaded. What a package manager says of packages
+is not read.
 
 One source file of Python in ten is left out, that by which `ternarize demo` scores (`docstrings.is_held_out`).
 """
@@ -29,6 +30,7 @@ __all__ = ["NAMES", "Starter", "is_starter", "starter", "starter_texts"]
 NAMES = ("starter", "starter:zh")
 _KIND_TEXTS = 60_000
 _FEWEST = 1000
+_LONGEST = 1000
 _PAGES = 800
 _SECONDS = 300.0
 _CHINESE = ("zh_CN", "zh_TW")
@@ -89,7 +91,8 @@ def starter(name: str) -> Starter:
         for text in found:
             if len(texts) - before >= _KIND_TEXTS or time.monotonic() > ends:
                 break
-            texts[text] = None
+            if len(text) <= _LONGEST:
+                texts[text] = None
         if len(texts) > before:
             counts[kind] = len(texts) - before
     if time.monotonic() > ends:
