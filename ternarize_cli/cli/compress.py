@@ -11,8 +11,9 @@ import typer
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, OptionalModel, Quiet, output_folder
 from ternarize_cli.cli.output import Output, duration, megabytes
+from ternarize_cli.distill.options import BUDGETS
 from ternarize_cli.errors import InputError, quoted
-from ternarize_cli.pipeline.options import BUDGETS, OF_THE_MACHINE, CompressOptions
+from ternarize_cli.pipeline.options import OF_THE_MACHINE, CompressOptions
 
 if TYPE_CHECKING:
     from ternarize_cli.pipeline.recipe import Recipe
@@ -42,7 +43,8 @@ def _compress(
         typer.Option(
             "--data",
             metavar="FILE|DIR|DATASET",
-            help="Texts or images like those that the model will see, to calibrate and distill with; repeatable.",
+            help="Texts or images like those that the model will see, to calibrate and distill with, or starter: texts "
+            "of this machine; repeatable.",
         ),
     ] = None,
     output: Annotated[Path | None, output_folder("./NAME-packed")] = None,
@@ -120,6 +122,8 @@ def _show(out: Output, report: "CompressReport", target: Path) -> None:
             ("cosine to the original", f"{distilled['cosine_before']:.4f}", f"{distilled['cosine_after']:.4f}"),
         ]
     out.table(report.recipe.model, ["", "before", "after"], rows)
+    if distilled is not None and distilled["ended_by"] == "until":
+        out.note(f"training ended before its {distilled['budget']}: a reading reached --until {distilled['until']:g}")
     facts: dict[str, Any] = {
         "output": str(target),
         "recipe": {"model": report.recipe.model, "data": list(report.recipe.data), **report.recipe.settings()},

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from ternarize_cli.cli import docs_corpus
+from ternarize_cli.data import docstrings
 from ternarize_cli.errors import CheckpointError, ModelNotFoundError, UnavailableError, quoted
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage import digests, files
@@ -217,10 +217,10 @@ def _write_texts(folder: Path) -> None:
     These are training.txt (to calibrate and distill with), held-out/ (pairs for `eval --retrieval`) and
     documentation.jsonl (to index).
     """
-    entries = docs_corpus.collect()
-    texts = [" ".join(text.split()) for text in docs_corpus.training_sentences(entries)]
+    entries = docstrings.collect()
+    texts = [" ".join(text.split()) for text in docstrings.training_sentences(entries)]
     (folder / "training.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    pairs = docs_corpus.retrieval_pairs(entries, _HELD_OUT_PAIRS)
+    pairs = docstrings.retrieval_pairs(entries, _HELD_OUT_PAIRS)
     (folder / "held-out").mkdir()
     corpus = [{"_id": f"d{i}", "text": body} for i, (_, body) in enumerate(pairs)]
     queries = [{"_id": f"q{i}", "text": query, "relevant": [f"d{i}"]} for i, (query, _) in enumerate(pairs)]

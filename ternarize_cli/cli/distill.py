@@ -31,7 +31,8 @@ def _distill(
         typer.Option(
             "--data",
             metavar="FILE|DIR|DATASET",
-            help="Texts (plain, JSONL, Parquet, hub dataset; - is stdin), pairs, or images; repeatable.",
+            help="Texts (plain, JSONL, Parquet, hub dataset; - is stdin; starter: of this machine), pairs, images; "
+            "repeatable.",
         ),
     ],
     teacher: Annotated[
@@ -59,7 +60,7 @@ def _distill(
     """
     from ternarize_cli import distill
     from ternarize_cli.distill.journal import METRICS, read_metrics
-    from ternarize_cli.distill.result import setback
+    from ternarize_cli.distill.result import setback, shortfall
     from ternarize_cli.distill.training_figure import plot_training
     from ternarize_cli.encoders.loading import model_name
     from ternarize_cli.measuring import figures
@@ -103,8 +104,11 @@ def _distill(
     )
     if report.left_out:
         out.warn(f"{counted(report.left_out, 'step')} changed nothing: gradients were not finite")
-    if worse := setback(report.cosine_before, report.cosine_after):
-        out.warn(worse)
+    if report.ended_by == "until":
+        out.note(f"training ended before its {report.budget}: a reading reached --until {report.until:g}")
+    for warning in (shortfall(vars(report)), setback(report.cosine_before, report.cosine_after)):
+        if warning is not None:
+            out.warn(warning)
     if plot is not None:
         plot_training(read_metrics(target / METRICS), model_name(student), plot, force=force)
         out.text(f"wrote {plot}")
@@ -114,7 +118,10 @@ def _distill(
 
 
 class Meter(ExitStack):
-    """Shows the progress of training from the first step on; reading the data before has progress bars of its own."""
+    """Shows what was chosen for the training and its progress, from the first step on.
+
+    Reading the data before has progress bars of its own.
+    """
 
     def __init__(self, out: Output) -> None:
         super().__init__()
@@ -123,6 +130,7 @@ class Meter(ExitStack):
 
     def __call__(self, progress: "Progress") -> None:
         if self.update is None:
+            self.out.note(progress.chosen)
             self.update = self.enter_context(self.out.meter("distilling"))
         self.update(progress.done, progress.line())
 

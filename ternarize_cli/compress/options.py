@@ -141,7 +141,9 @@ class Calibration:
     sources: Annotated[
         Sequence[str | Path],
         Option(
-            "Fit codes and scales to these texts or images; repeatable.", name="calibrate", metavar="FILE|DIR|DATASET"
+            "Fit codes and scales to these texts or images, or starter: texts of this machine; repeatable.",
+            name="calibrate",
+            metavar="FILE|DIR|DATASET",
         ),
     ] = ()
     samples: Annotated[

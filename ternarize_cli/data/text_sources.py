@@ -1,8 +1,9 @@
 """Reads texts from files, folders of files and datasets of the hub, to train and calibrate with.
 
-A source that exists is a file or a folder. Any other `owner/name` is a dataset on the hub, whose split `train` is
-streamed. SOURCE:COLUMN names the column of the texts. If a table holds pairs or triples for training (`anchor` and
-`positive`, `query` and `answer`, …), all of these columns can be read.
+A source that exists is a file or a folder. `starter` and `starter:zh` are texts of this machine (`data.starter`). Any
+other `owner/name` is a dataset on the hub, whose split `train` is streamed. SOURCE:COLUMN names the column of the
+texts. If a table holds pairs or triples for training (`anchor` and `positive`, `query` and `answer`, …), all of these
+columns can be read.
 """
 
 import os
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from ternarize_cli.data.records import PAIRED
+from ternarize_cli.data.starter import is_starter, starter_texts
 from ternarize_cli.data.tables import hub_dataset, is_saved_dataset, saved_dataset
 from ternarize_cli.data.texts import STDIN, open_table, read_table, read_texts, source_and_column, text_files
 from ternarize_cli.errors import DataError
@@ -62,7 +64,7 @@ def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False)
     Rows of tables whose text is null are passed over.
 
     Args:
-        source: a file, a folder, `-`, or a hub dataset; a column may follow, as in FILE:COLUMN.
+        source: a file, a folder, `-`, `starter`, or a hub dataset; a column may follow, as in FILE:COLUMN.
         count: about how many texts of a hub dataset are drawn; other sources are read to their end.
         seed: seed of that choice.
         paired: also read the columns of pairs and triples, and JSONL lines that have these fields instead of `text`.
@@ -70,6 +72,9 @@ def texts_of(source: str | Path, count: int, seed: int, *, paired: bool = False)
     Raises:
         DataError: the source can't be read or holds no texts.
     """
+    if is_starter(source):
+        yield from starter_texts(str(source))
+        return
     also = PAIRED if paired else ()
     place, column = source_and_column(source)
     path = user_path(place)

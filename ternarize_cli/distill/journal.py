@@ -39,6 +39,7 @@ class Journal:
         self._next = progress.done + 1 / _LINES
         self._looked = looked
         values = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(progress).items()}
+        del values["chosen"]  # the same at every step, and part of the record
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
 

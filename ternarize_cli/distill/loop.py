@@ -85,7 +85,7 @@ def distill(
     kind, model_kind = modality_of_sources(student, sources.paths, stdin=True), kind_of(student)
     require_kind(teacher, model_kind)
     device = loading.checked_device(options.device)
-    training = training.on(device).for_kind(model_kind)
+    training = training.on(device, kind).for_kind(model_kind)
     if options.cache_teacher is not None:
         _check_cacheable(kind, model_kind, training)
     on = _accelerator(device)
@@ -198,6 +198,11 @@ def _report(
         training_texts=len(corpus.lengths),
         batch_size=trainer.training.batch,
         accumulate=trainer.training.accumulate,
+        learning_rate=trainer.training.peak,
+        budget=trainer.training.budget,
+        ended_by="until" if trainer.is_near else "budget",
+        until=trainer.training.until,
+        width=trainer.width,
         left_out=trainer.left_out,
         resumed_at=resumed_at,
         scores=trainer.pair.scores,

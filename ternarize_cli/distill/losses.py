@@ -85,6 +85,7 @@ class LossRecipe:
         changed: share of inputs that are changed (`batch_sampler.Mixture`).
         settle: the largest distance of a calibrated student's weights from their codes at the start, in scales
             (`TernaryLinear.settle`).
+        learning_rate: peak of the schedule; None: by the student's width (`learning_rate.rate_for_width`).
     """
 
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class LossRecipe:
     tables: float = 0.0
     changed: float = 0.0
     settle: float = 0.25
+    learning_rate: float | None = None
 
     def weighing(self, changes: Mapping[str, float]) -> Mapping[str, float]:
         """The weights of the parts, with `changes` applied; a weight of 0 removes a part.
@@ -114,12 +116,14 @@ class LossRecipe:
 
 
 RECIPES: dict[str, LossRecipe] = {
-    "paper": LossRecipe(parts={"output": 1.0}, rule="absmean", granularity="tensor"),
+    "paper": LossRecipe(parts={"output": 1.0}, rule="absmean", granularity="tensor", learning_rate=3e-4),
     "full": LossRecipe(
         parts={"hidden": 1.0, "cosine": 10.0, "similarity": 0.1}, queue=16384, joined=0.1, tables=0.3, changed=0.5
     ),
-    "scores": LossRecipe(parts={"hidden": 1.0, "score": 0.3}, tables=0.3, changed=0.5),
-    "sparse": LossRecipe(parts={"hidden": 1.0, "cosine": 10.0}, joined=0.1, tables=0.3, changed=0.5),
+    "scores": LossRecipe(parts={"hidden": 1.0, "score": 0.3}, tables=0.3, changed=0.5, learning_rate=3e-4),
+    "sparse": LossRecipe(
+        parts={"hidden": 1.0, "cosine": 10.0}, joined=0.1, tables=0.3, changed=0.5, learning_rate=3e-4
+    ),
 }
 """Of an encoder "full" is the default, of a cross-encoder "scores", of a sparse encoder "sparse"."""
 

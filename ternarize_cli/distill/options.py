@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from ternarize_cli.distill.learning_rate import rate_for_width
 from ternarize_cli.errors import InputError
 from ternarize_cli.storage.command_option import DEVICE, MANY, MAX_BATCH, SEED, THREADS, Option, check_fields
 
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
     from ternarize_cli.distill.losses import LossRecipe
     from ternarize_cli.model_folder.model_kind import Kind
 
-__all__ = ["DistillOptions", "Progress", "Training"]
+__all__ = ["BUDGETS", "DistillOptions", "Progress", "Training"]
 
+BUDGETS = ("minutes", "steps", "epochs")
+"""Options of which one at most is given: how long is trained."""
 _WARM_UP = 0.05
-_BATCH = {"cpu": 64, "cuda": 256}
+_BATCH = 64
+_TEXTS_ON_GPU = 256
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,19 @@ class Training:
     Attributes:
         minutes, steps, epochs: the budget; exactly one is given. With minutes the result depends on the machine's
             speed; the others give the same bytes again.
+        until: end as soon as the cosine to the teacher on held-out data, of a cross-encoder the correlation, is this
+            much at one of twenty readings; the budget is then an upper bound, and the schedule that of the budget.
         recipe: a name in `losses.RECIPES`; None: the one for the student's kind, as `for_kind` chooses it.
         losses: weights of parts of the loss that differ from the recipe's; 0 leaves one out.
-        batch_size: texts or images per step and process, of mean length: a step of long texts has fewer. None: 64, on
-            a GPU 256.
+        batch_size: texts or images per step and process, of mean length: a step of long texts has fewer. None: 64, of
+            texts on a GPU 256.
         gradient_checkpointing: keep only the inputs of blocks for the backward pass, and compute the rest again there:
             less memory, more time, the same gradients.
         auto_batch: if batches do not fit into the GPU's memory, turn gradient checkpointing on; then halve them, and
             accumulate twice as many, until they fit.
         accumulate: batches whose gradients make one step.
-        learning_rate: the optimiser's peak; linear warm-up over 5% of the budget, then cosine to 0.
+        learning_rate: the optimiser's peak; linear warm-up over 5% of the budget, then cosine to 0. None: the recipe's,
+            or by the student's width (`learning_rate.rate_for_width`).
         max_length: tokens of a text; longer ones are cut. None: the model's limit, or 512.
         joined: share of tokens in joined texts; None: the recipe's.
         seed: order of the data.
@@ -49,6 +56,9 @@ class Training:
         int | None, Option("Budget in steps instead: reproducible to the byte.", max=MANY, exclusive="budget")
     ] = None
     epochs: Annotated[float | None, Option("Budget in passes over the data instead.", exclusive="budget")] = None
+    until: Annotated[
+        float | None, Option("End earlier, once the held-out cosine is this much, such as 0.97.", min=0, max=1)
+    ] = None
     recipe: Annotated[
         str | None,
         Option("full, scores (cross-encoders), sparse, or paper (as published); default: by the kind of model."),
@@ -58,14 +68,17 @@ class Training:
         Option("Weight of a part of the loss; 0 leaves it out.", name="loss", metavar="PART=WEIGHT"),
     ] = field(default_factory=dict)
     batch_size: Annotated[
-        int | None, Option("Texts or images per step and process; default 64, on a GPU 256.", min=1, max=MAX_BATCH)
+        int | None,
+        Option("Texts or images per step and process; default 64, of texts on a GPU 256.", min=1, max=MAX_BATCH),
     ] = None
     gradient_checkpointing: Annotated[bool, Option("Compute blocks again backwards: less memory, more time.")] = False
     auto_batch: Annotated[
         bool, Option("If batches don't fit the GPU: gradient checkpointing, then halves, accumulated.")
     ] = False
     accumulate: Annotated[int, Option("Batches to a step.", min=1, max=10_000)] = 1
-    learning_rate: Annotated[float, Option("Peak of the schedule.")] = 3e-4
+    learning_rate: Annotated[
+        float | None, Option("Peak of the schedule; default: by the encoder's width, 5e-4 for 384, 3e-4 for 768.")
+    ] = None
     max_length: Annotated[
         int | None, Option("Tokens per text; default: the model's limit, up to 512.", min=2, max=1_000_000)
     ] = None
@@ -75,13 +88,13 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if sum(budget is not None for budget in (self.minutes, self.steps, self.epochs)) != 1:
+        if sum(getattr(self, name) is not None for name in BUDGETS) != 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
         from ternarize_cli.distill.losses import RECIPES  # needs torch, which the command line loads when it must
 
         if self.recipe is not None and self.recipe not in RECIPES:
             raise InputError(f"there is no recipe {self.recipe!r}", hint=f"one of {', '.join(sorted(RECIPES))}")
-        names = ("minutes", "steps", "epochs", "batch_size", "accumulate", "learning_rate", "max_length")
+        names = (*BUDGETS, "batch_size", "accumulate", "learning_rate", "max_length")
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -105,7 +118,12 @@ class Training:
     @property
     def batch(self) -> int:
         """Inputs per batch and process; `on` says for which device."""
-        return self.batch_size or _BATCH["cpu"]
+        return self.batch_size or _BATCH
+
+    @property
+    def budget(self) -> str:
+        """The budget in words: `10 minutes`."""
+        return next(f"{value:g} {name}" for name in BUDGETS if (value := getattr(self, name)) is not None)
 
     def for_kind(self, kind: "Kind") -> "Training":
         """With the recipe for a kind of model, unless one is given.
@@ -120,10 +138,26 @@ class Training:
         check_parts(chosen.parts, kind)
         return chosen
 
-    def on(self, device: str) -> "Training":
-        """With the defaults for a device such as "cuda:0"."""
-        default = _BATCH.get(device.partition(":")[0], _BATCH["cpu"])
-        return replace(self, batch_size=self.batch_size or default)
+    def on(self, device: str, modality: str = "text") -> "Training":
+        """With the default batch for a device such as "cuda:0" and for a modality, "text" or "image"."""
+        many = modality == "text" and device.partition(":")[0] == "cuda"
+        return replace(self, batch_size=self.batch_size or (_TEXTS_ON_GPU if many else _BATCH))
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate, which `for_width` has chosen."""
+        assert self.learning_rate is not None
+        return self.learning_rate
+
+    @property
+    def is_rate_by_width(self) -> bool:
+        """Whether the student's width decides the learning rate: none is given, and the recipe has none."""
+        return (self.learning_rate or self.chosen.learning_rate) is None
+
+    def for_width(self, width: int) -> "Training":
+        """With the learning rate for a student whose hidden states have a width, unless one is given."""
+        rate = self.learning_rate or self.chosen.learning_rate or rate_for_width(width)
+        return replace(self, learning_rate=rate)
 
     def halved(self) -> "Training":
         """As many inputs a step, in batches of half the size."""
@@ -143,7 +177,7 @@ class Training:
     def rate(self, done: float, step: int) -> float:
         """The learning rate when a fraction of the budget is done; the first step of a run has a little, too."""
         rising = min(1.0, max(done, (step + 1) / 1000) / _WARM_UP)
-        return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return self.peak * rising * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -188,6 +222,7 @@ class Progress:
             correlation (Spearman) of their similarities between held-out texts or images; of a cross-encoder, the
             correlation (Pearson) and the rank correlation of their scores.
         scores: whether the student is a cross-encoder.
+        chosen: what was chosen for this student, in words: `learning rate 5e-4 for width 384`.
     """
 
     step: int
@@ -198,6 +233,7 @@ class Progress:
     cosine: float | None = None
     agreement: float | None = None
     scores: bool = False
+    chosen: str = ""
 
     def line(self) -> str:
         """One line for a meter."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ternarize_cli.encoders import checkpoint, loading
 from ternarize_cli.encoders.parts import parts_of
 from ternarize_cli.storage import digests
 
-__all__ = ["DistillReport", "record_of", "setback", "write"]
+__all__ = ["DistillReport", "record_of", "setback", "shortfall", "write"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class DistillReport:
         losses: the last smoothed loss parts.
         batch_size, accumulate, gradient_checkpointing: the values that were used, which `Training.auto_batch` may have
             changed.
+        learning_rate: peak of the schedule.
+        width: size of the student's hidden states, by which the learning rate was chosen; None if it was not.
+        budget: the budget in words, such as `10 minutes`.
+        until: the cosine on held-out data at which training was to end; None: by the budget alone.
+        ended_by: "until" if a reading reached `until`, else "budget".
         left_out: number of steps that changed nothing, since their gradients were not finite.
         resumed_at: the step at which an earlier run was resumed; 0 if none was.
     """
@@ -53,6 +59,11 @@ class DistillReport:
     training_texts: int
     batch_size: int
     accumulate: int
+    learning_rate: float
+    budget: str
+    ended_by: str
+    until: float | None = None
+    width: int | None = None
     left_out: int = 0
     resumed_at: int = 0
     scores: bool = False
@@ -69,6 +80,22 @@ def setback(before: float, after: float) -> str | None:
     if after >= before:
         return None
     return "training made the model worse; try a lower --learning-rate, such as 1e-5, or more data"
+
+
+def shortfall(report: Mapping[str, Any]) -> str | None:
+    """Returns a warning if the student is not as near to its teacher as `until` asks for; None if it is.
+
+    Args:
+        report: the fields of a DistillReport.
+    """
+    until, reached = report["until"], report["cosine_after"]
+    if until is None or reached >= until:
+        return None
+    measure = "correlation" if report["scores"] else "cosine"
+    return (
+        f"--until {until:g} was not reached within {report['budget']}: the held-out {measure} is {reached:.4f}; "
+        "more time or more text brings it nearer"
+    )
 
 
 def record_of(

@@ -1,5 +1,6 @@
 """Runs student and teacher on one batch of features, and collects the outputs that the losses compare."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -182,6 +183,11 @@ class Pair:
         if self._ids is not None and "input_ids" in features:
             features = {**features, "input_ids": self._ids[features["input_ids"]]}
         return self._watched[1](features)
+
+    @property
+    def hidden_width(self) -> int:
+        """Size of the student's hidden states: what most of its ternary linears read."""
+        return Counter(layer.in_features for _, layer in self.linears()).most_common(1)[0][0]
 
     def linears(self) -> list[tuple[str, TernaryLinear]]:
         """Lists the names and modules of the student's ternary linears."""

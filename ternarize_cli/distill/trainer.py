@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from ternarize_cli.errors import InputError, TernarizeError, counted
 
 __all__ = ["Trainer"]
 
-_LOOKS = 10
+_LOOKS, _LOOKS_UNTIL = 10, 20
 _MOST_IN_A_ROW = 3  # steps without finite gradients, of which one is left out
 _SMOOTH = 0.95
 _SECONDS_BETWEEN_READINGS = 0.5
@@ -53,6 +54,8 @@ class Trainer:
         seconds: seconds of training so far, over all runs.
         count: number of inputs seen so far, over all processes.
         losses: the last smoothed loss parts.
+        training: budget and hyper-parameters, with the learning rate.
+        width: size of the hidden states, by which the learning rate was chosen; None if it was not.
     """
 
     def __init__(
@@ -77,7 +80,10 @@ class Trainer:
             group: the process group that connects the CPUs of all processes.
             settle: whether the student was calibrated, so that its weights start near their codes.
         """
-        self.pair, self.batches, self.training, self.on = pair, batches, training, on
+        self.pair, self.batches, self.on = pair, batches, on
+        self.training = training.for_width(pair.hidden_width)
+        self.width = pair.hidden_width if training.is_rate_by_width else None
+        self._looks = _LOOKS if training.until is None else _LOOKS_UNTIL
         self.step = self.count = 0
         self.seconds = 0.0
         self.losses: dict[str, float] = {}
@@ -88,6 +94,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._broken = torch.zeros(2, device=on.device)  # steps that were left out, in all and since the last other one
         self._looked = self._look_took = 0.0
+        self._looked_at = 0  # the step
         self._held, self._by_cpu = held, group
         if settle:
             for _, layer in pair.linears():
@@ -119,6 +126,7 @@ class Trainer:
             "sums": self._sums,
             "broken": self._broken,
             "held": (self._looked, self.cosine, self.agreement),
+            "looked_at": self._looked_at,
             "parameters": [p.detach() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "queue": (self._queue, self._queued),
@@ -140,6 +148,7 @@ class Trainer:
         self._sums = {name: value.to(self.on.device) for name, value in state["sums"].items()}
         self._broken.copy_(state["broken"])
         self._looked, self.cosine, self.agreement = state["held"]
+        self._looked_at = state.get("looked_at", 0)  # checkpoints of older versions have none
         queue, self._queued = state["queue"]
         self._queue.copy_(queue)
         torch.set_rng_state(state["random"].cpu())
@@ -147,12 +156,14 @@ class Trainer:
     # -- loop ----------------------------------------------------------------------------------------------------------
 
     def run(self, on_step: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> bool:
-        """Trains until the budget is spent; returns False if `stop` ended the training early.
+        """Trains until the budget is spent or `until` is reached; returns False if `stop` ended the training early.
 
         Raises:
             TernarizeError: the loss stopped being finite.
             InputError: the GPU's memory does not hold a batch.
         """
+        if self.is_near:  # an earlier run was killed after its last reading
+            return True
         before, counted, started = self.seconds, self.count, time.monotonic()
         read = before
         with self.pair.training(), own_stream(self.on.device):
@@ -168,22 +179,32 @@ class Trainer:
                 stopped = bool(self._agreed(float(stop())))
                 # by the agreed time: a process that looks at held-out data while another trains waits for ever
                 due = self.seconds - read >= _seconds_between_readings(self.on.device)
-                if not (due or stopped or done >= 1):
+                look = int(done * self._looks) > int(self._looked * self._looks) and done < 1
+                decisive = look and self.training.until is not None  # at the same step whatever the speed
+                if not (due or stopped or done >= 1 or decisive):
                     continue
                 read = self.seconds
                 self._read_losses()
-                if int(done * _LOOKS) > int(self._looked * _LOOKS) and done < 1:
+                if look:
                     self._look(done, now)
                 speed = (self.count - counted) / max(now, 1e-9)
                 left = self.seconds * (1 / max(done, 1e-9) - 1)
                 losses = dict(self.losses)
                 on_step(
                     Progress(
-                        self.step, min(done, 1.0), losses, speed, left, self.cosine, self.agreement, self.pair.scores
+                        self.step,
+                        min(done, 1.0),
+                        losses,
+                        speed,
+                        left,
+                        self.cosine,
+                        self.agreement,
+                        self.pair.scores,
+                        self.chosen,
                     )
                 )
-                if stopped:
-                    return False
+                if stopped or self.is_near:
+                    return not stopped
         return True
 
     def fits(self) -> bool:
@@ -210,12 +231,32 @@ class Trainer:
         fits = all(bool((scale <= largest).all()) for scale in self._scales)
         return fits and all(bool(p.isfinite().all()) for p in self.parameters)
 
+    @property
+    def is_near(self) -> bool:
+        """Whether the student was measured at this very step, and is as near to its teacher as `until` asks for."""
+        wanted = self.training.until
+        measured = self.cosine is not None and self._looked_at == self.step
+        return measured and wanted is not None and self.cosine >= wanted  # type: ignore[operator]
+
+    @property
+    def chosen(self) -> str:
+        """What was chosen for this student, in words."""
+        by = "" if self.width is None else f" for width {self.width}"
+        rate = np.format_float_scientific(self.training.peak, trim="-", exp_digits=1)
+        return f"learning rate {rate}{by}, batches of {self.training.batch}"
+
     def _look(self, done: float, now: float) -> None:
-        """Measures the student on held-out data, unless that would take more than a twentieth of the time."""
+        """Measures the student on held-out data, unless that would take more than a twentieth of the time.
+
+        Where the measurement decides when training ends and the budget is no time, it is always done, so that another
+        run ends at the same step.
+        """
         self._looked = done
-        if self._agreed(float(now < 20 * self._look_took)):  # all processes measure together
+        by_time = self.total is None or self.training.until is None
+        if by_time and self._agreed(float(now < 20 * self._look_took)):  # all processes measure together
             return
-        self.cosine, self.agreement = self.held_out()
+        cosine, self.agreement = self.held_out()
+        self.cosine, self._looked_at = self._agreed(cosine), self.step
 
     def held_out(self) -> tuple[float, float]:
         """Measures mean cosine to the teacher and agreement of similarities on held-out data (`HeldOut.look`)."""

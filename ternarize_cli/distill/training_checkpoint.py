@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ternarize_cli.distill.losses import REVISION
-from ternarize_cli.distill.options import Training
+from ternarize_cli.distill.options import BUDGETS, Training
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.parts import Part
 from ternarize_cli.errors import CheckpointError
@@ -28,7 +28,7 @@ __all__ = ["has_checkpoint", "key", "load", "replace_contents", "save", "write_t
 
 STATE = "state.pt"
 _DIGEST = 32
-_MAY_DIFFER = ("minutes", "steps", "epochs", "learning_rate", "save_every", "gradient_checkpointing")
+_MAY_DIFFER = (*BUDGETS, "until", "learning_rate", "save_every", "gradient_checkpointing")
 
 
 def key(models: Iterable[Path], training: Training, *others: object) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ternarize_cli.data.images import is_images
+from ternarize_cli.data.starter import is_starter
 from ternarize_cli.data.text_sources import holds_texts, is_hub_id
 from ternarize_cli.data.texts import STDIN, source_and_column
 from ternarize_cli.errors import CheckpointError, DataError
@@ -74,7 +75,7 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
 
     Args:
         folder: the model's folder. From a source folder with texts and images, a model of texts takes the texts.
-        sources: names of files, folders or hub datasets.
+        sources: names of files, folders or hub datasets; or `starter`.
         stdin: whether `-` may be one of the sources.
 
     Raises:
@@ -86,14 +87,17 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
     for source in sources:
         place, _ = source_and_column(source)
         path = user_path(place)
-        if str(source) == STDIN and stdin:
-            kinds[STDIN] = "text"
+        if (str(source) == STDIN and stdin) or is_starter(source):
+            kinds[str(source)] = "text"
             continue
         if str(source) == STDIN:
             raise DataError("calibration does not read stdin", hint="write the texts to a file")
         if not str(source) or not (os.path.exists(path) or is_hub_id(place)):
             name = str(source)[:200] or "an empty name"
-            raise DataError(f"{name} can't be read: there is no such file", hint="a file, a folder, or a hub dataset")
+            raise DataError(
+                f"{name} can't be read: there is no such file",
+                hint="a file, a folder, a hub dataset, or starter: texts of this machine",
+            )
         image = is_images(path) and ("image" in reads or not (path.is_dir() and holds_texts(path)))
         kinds[str(source)] = "image" if image else "text"
     if len(set(kinds.values())) > 1:

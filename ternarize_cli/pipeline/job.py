@@ -8,7 +8,7 @@ from typing import Any
 
 from ternarize_cli import __version__
 from ternarize_cli.compress.session import convert, pack
-from ternarize_cli.distill.options import DistillOptions, Progress, Training
+from ternarize_cli.distill.options import BUDGETS, DistillOptions, Progress, Training
 from ternarize_cli.distill.session import distill
 from ternarize_cli.distill.training_checkpoint import has_checkpoint
 from ternarize_cli.pipeline.recipe import Recipe
@@ -20,7 +20,7 @@ __all__ = ["Job", "Step"]
 
 Step = Callable[[str], AbstractContextManager[None]]
 """Makes a context manager that is entered around a stage, from the stage's title."""
-_BUDGET = ("minutes", "steps", "epochs", "save_every")
+_MAY_DIFFER = (*BUDGETS, "until", "save_every")
 """What may differ between a training and its continuation."""
 
 
@@ -85,7 +85,7 @@ class Job:
             "training": settings,
             "samples": options.samples,
         }
-        begun = key | {"training": {name: value for name, value in settings.items() if name not in _BUDGET}}
+        begun = key | {"training": {name: value for name, value in settings.items() if name not in _MAY_DIFFER}}
 
         def make(folder: Path) -> Mapping[str, Any]:
             same = self._stages.goes_on("distilled", begun)
@@ -108,8 +108,8 @@ class Job:
             )
             return {**asdict(report), "training_seconds": report.seconds}
 
-        budget = next(f"{value:g} {name}" for name in _BUDGET if (value := settings[name]) is not None)
-        return self._run("distilled", f"distill: {budget} against the original", key, make)
+        until = "" if training.until is None else f" at most, until the held-out cosine is {training.until:g},"
+        return self._run("distilled", f"distill: {training.budget}{until} against the original", key, make)
 
     def pack(self, stage: str) -> dict[str, Any]:
         """Packs the checkpoint of a stage; returns the fields of the report, but for the artifact."""

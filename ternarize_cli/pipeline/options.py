@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions
-from ternarize_cli.distill.options import DistillOptions, Training
+from ternarize_cli.distill.options import BUDGETS, DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.format.scheme import Scheme
@@ -24,16 +24,22 @@ from ternarize_cli.storage.command_option import (
     option_of,
 )
 
-__all__ = ["BUDGETS", "OF_THE_MACHINE", "TASKS", "CompressOptions"]
+__all__ = ["OF_THE_MACHINE", "TASKS", "CompressOptions"]
 
 OF_THE_MACHINE = ("device", "threads", "save_every", "allow_pickle")
 """Options that a recipe neither holds nor may set: where work runs, and which files of strangers are trusted."""
 TASKS = ("sts", "retrieval", "classification", "images", "pairs", "task_file")
 """Options that name the data of an evaluation."""
 _MINUTES = 10.0
-BUDGETS = ("minutes", "steps", "epochs")
-"""Options of which one at most is given: how long distillation trains."""
-_OF_TRAINING = ("batch_size", "gradient_checkpointing", "auto_batch", "accumulate", "learning_rate", "max_length")
+_OF_TRAINING = (
+    "until",
+    "batch_size",
+    "gradient_checkpointing",
+    "auto_batch",
+    "accumulate",
+    "learning_rate",
+    "max_length",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class CompressOptions:
         calibration_samples, calibration_tokens: how much of the data calibration reads, as `Calibration` describes it.
         minutes, steps, epochs: the budget of distillation, of which one at most is given; none: 10 minutes. With 0
             minutes nothing is trained, and the calibrated model is packed.
+        until: ends distillation earlier, as `Training` describes it.
         batch_size, gradient_checkpointing, auto_batch, accumulate, learning_rate, max_length: as `Training` describes
             them.
         samples: the most texts or images from a source that distillation reads.
@@ -72,6 +79,7 @@ class CompressOptions:
     ] = None
     steps: Annotated[int | None, option_of(Training, "steps")] = None
     epochs: Annotated[float | None, option_of(Training, "epochs")] = None
+    until: Annotated[float | None, option_of(Training, "until")] = None
     levels: Annotated[str, option_of(SchemeOptions, "levels")] = "ternary"
     granularity: Annotated[str, option_of(SchemeOptions, "granularity")] = "row"
     activations: Annotated[Literal[8, 16], option_of(SchemeOptions, "activations")] = 8
@@ -88,7 +96,7 @@ class CompressOptions:
     gradient_checkpointing: Annotated[bool, option_of(Training, "gradient_checkpointing")] = False
     auto_batch: Annotated[bool, option_of(Training, "auto_batch")] = False
     accumulate: Annotated[int, option_of(Training, "accumulate")] = 1
-    learning_rate: Annotated[float, option_of(Training, "learning_rate")] = 3e-4
+    learning_rate: Annotated[float | None, option_of(Training, "learning_rate")] = None
     max_length: Annotated[int | None, option_of(Training, "max_length")] = None
     samples: Annotated[int, option_of(DistillOptions, "samples")] = 2_000_000
     sts: Annotated[Sequence[str], option_of(EvaluationOptions, "sts")] = ()

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ternarize_cli import __version__
+from ternarize_cli.data.starter import is_starter, starter_texts
 from ternarize_cli.errors import SettingsError, named, reason, shown
 from ternarize_cli.pipeline.options import OF_THE_MACHINE, CompressOptions
 from ternarize_cli.storage.bounds import read_bytes
-from ternarize_cli.storage.digests import sha256, tree_hash
+from ternarize_cli.storage.digests import json_digest, sha256, tree_hash
 
 __all__ = ["RECIPE", "Recipe", "digest_of", "read_recipe"]
 
@@ -148,7 +149,13 @@ def _json(value: object) -> str:
 
 
 def digest_of(source: str) -> str:
-    """Computes the sha256 of a file, or of the files in a folder; of a data set of the hub, returns its name."""
+    """Computes the sha256 of a file, of the files in a folder, or of the texts of `starter`.
+
+    Returns:
+        The digest; of a data set of the hub, its name.
+    """
+    if is_starter(source):
+        return json_digest({"texts": starter_texts(source)})
     path = Path(source).expanduser()
     if path.is_dir():
         return tree_hash(path, lambda relative: not any(part.startswith(".") for part in relative.parts))

@@ -49,9 +49,10 @@ def described(
 
 def _trained(facts: Mapping[str, Any]) -> str:
     measure = "correlation with" if facts["scores"] else "cosine to"
+    ended = "" if facts["until"] is None else f", until {facts['until']:g} or {facts['budget']}"
     worse = ", worse than before" if setback(facts["cosine_before"], facts["cosine_after"]) else ""
     return (
-        f"{counted(facts['steps'], 'step')}, {counted(facts['texts'], 'input')}; {measure} the original on "
+        f"{counted(facts['steps'], 'step')}, {counted(facts['texts'], 'input')}{ended}; {measure} the original on "
         f"{counted(facts['held_out'], 'held-out input')}: "
         f"{facts['cosine_before']:.4f} → {facts['cosine_after']:.4f}{worse}"
     )

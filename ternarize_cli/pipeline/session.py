@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ternarize_cli.compress import card
 from ternarize_cli.compress.session import check_keeps_scores
 from ternarize_cli.distill.options import Progress
-from ternarize_cli.distill.result import setback
+from ternarize_cli.distill.result import setback, shortfall
 from ternarize_cli.encoders import hub
 from ternarize_cli.encoders.loading import resolve
 from ternarize_cli.evaluation import session as evaluation
@@ -130,8 +130,10 @@ def compress(
         job = Job(recipe, stages, step, track)
         converted = job.convert()
         distilled = job.distill(training, on_training, warn) if training else None
-        if distilled and (worse := setback(distilled["cosine_before"], distilled["cosine_after"])):
-            warn(worse)
+        if distilled:
+            for text in (shortfall(distilled), setback(distilled["cosine_before"], distilled["cosine_after"])):
+                if text is not None:
+                    warn(text)
         packed = job.pack("distilled" if training else "ternary")
         report = CompressReport(recipe, bytes_on_disk(folder), converted, distilled, packed, None)
         with files.atomic_folder(output, force=force, inputs=inputs) as partial:

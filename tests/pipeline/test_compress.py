@@ -95,6 +95,22 @@ def test_one_command_gives_a_model_with_card_and_recipe_and_the_recipe_gives_it_
 
 
 @pytest.mark.slow
+def test_training_ends_at_a_cosine_or_a_warning_says_that_it_did_not(run: Callable[..., Any], work: Path) -> None:
+    few = ("--steps", "20", "--calibration-tokens", "1000", "--batch-size", "8", "--json")
+    near = run("compress", "tiny", "--data", "texts.txt", *few, "--until", "0.01", "-o", "near")
+    assert near.exit_code == 0, near.stderr
+    made = json.loads(near.stdout)["distill"]
+    assert (made["steps"], made["ended_by"]) == (1, "until")
+    assert "training ended before its 20 steps: a reading reached --until 0.01" in near.stderr
+    assert tomllib.loads((work / "near" / "recipe.toml").read_text())["until"] == 0.01
+    assert ", until 0.01 or 20 steps; cosine to the original" in (work / "near" / "README.md").read_text()
+    far = run("compress", "--recipe", "near/recipe.toml", "--until", "1", "--json", "-o", "far")
+    assert far.exit_code == 0, far.stderr
+    assert json.loads(far.stdout)["distill"]["steps"] == 20
+    assert "--until 1 was not reached within 20 steps: the held-out cosine is" in far.stderr
+
+
+@pytest.mark.slow
 def test_without_minutes_the_calibrated_model_is_packed(run: Callable[..., Any], work: Path) -> None:
     few = ("--minutes", "0", "--calibration-tokens", "1000", "--codec", "base3")
     result = run("compress", "tiny", "--data", "texts.txt", *few, "-o", "out", "--json")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ternarize_cli.cli.docs_corpus import DocEntry, collect, is_held_out, retrieval_pairs, training_sentences
+from ternarize_cli.data.docstrings import DocEntry, collect, is_held_out, retrieval_pairs, training_sentences
 
 STANDARD = '''"""Serve small things to anyone who asks."""
 

@@ -1,4 +1,4 @@
-"""Collects the demo's text: the docstrings of this Python's standard library and of the installed packages.
+"""Collects the docstrings of this Python's standard library and of the installed packages.
 
 Docstrings are English prose about one subject, and are on every machine that runs ternarize. Each is also a small
 retrieval task: the summary line is a query, the rest of the docstring its answer. Files are parsed with `ast`; nothing
@@ -22,9 +22,9 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from inspect import cleandoc
 from pathlib import Path, PurePosixPath
 
+from ternarize_cli.data.prose import NO_TEXT, paragraphs_of, passage, sentences
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.storage.bounds import MAX_FOLDERS, read_bytes
 
@@ -34,14 +34,11 @@ PER_PACKAGE = 800
 _BYTES_PER_PACKAGE = 2_000_000
 _DOCUMENTED_SHARE = 0.15
 _HELD_OUT_OF = 10
-_MIN_SUMMARY_WORDS, _MIN_BODY_WORDS, _MIN_SENTENCE_WORDS = 3, 8, 4
-_PASSAGE_CHARACTERS = 600
+_MIN_SUMMARY_WORDS, _MIN_BODY_WORDS = 3, 8
 _SKIPPED = re.compile(
     r"(tests?|testing|conftest|idle_test|site-packages|dist-packages|vendor(ed)?|extern(al)?|lib2to3|idlelib|"
     r"pydoc_data|turtledemo|encodings|ensurepip|[Tt]est_.*|.*_test|.*[^\w].*)"
 )
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
-"""What a docstring may have written as escapes, and no file of texts may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +146,10 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
 
 
 def _pieces(entry: DocEntry) -> Iterator[str]:
-    paragraphs = [entry.summary, *entry.body.split("\n\n")]
-    for paragraph in paragraphs:
-        for sentence in re.split(r"(?<=[.!?:]) +(?=[A-Z`\"'(])", " ".join(paragraph.split())):
-            if len(sentence.split()) >= _MIN_SENTENCE_WORDS:
-                yield sentence
+    for paragraph in (entry.summary, *entry.body.split("\n\n")):
+        yield from sentences(paragraph)
     if entry.is_pair:
-        yield " ".join(entry.body.split())[:_PASSAGE_CHARACTERS].rsplit(" ", 1)[0]
+        yield passage(entry.body)
 
 
 # --- which files ---------------------------------------------------------------------------------------------------
@@ -292,9 +286,9 @@ def _entry(
     name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, file: PurePosixPath
 ) -> Iterator[DocEntry]:
     docstring = ast.get_docstring(node, clean=False)
-    if docstring and _NO_TEXT.search(docstring):
+    if docstring and NO_TEXT.search(docstring):
         return
-    paragraphs = _paragraphs(docstring) if docstring else []
+    paragraphs = paragraphs_of(docstring) if docstring else []
     if not paragraphs or len(" ".join(paragraphs).split()) < _MIN_SUMMARY_WORDS:
         return
     summary = " ".join(paragraphs[0].split())
@@ -307,42 +301,3 @@ def _without(body: str, summary: str) -> str:
     if summary in " ".join(body.split()):
         body = re.sub(r"\s+".join(map(re.escape, summary.split())), "", body)
     return body.strip()
-
-
-# --- from docstring to prose ---------------------------------------------------------------------------------------
-
-_INLINE = [
-    (re.compile(r":[\w:+-]+:`(?:~|!)?(?:[^`<]*<)?([^`<>]+)>?`"), r"\1"),  # :func:`~os.path.join`, :ref:`title <label>`
-    (re.compile(r"\[`~?([^`\]]+)`\](?:\([^)]*\))?"), r"\1"),  # [`~Trainer.train`]
-    (re.compile(r"`{1,2}([^`\n]*[^`\s])`{1,2}_{0,2}"), r"\1"),
-    (re.compile(r"\*\*([^*\n]+)\*\*"), r"\1"),
-    (re.compile(r"^:(?:param|type|arg|keyword|raises?)\s+([^:\n]+):", re.MULTILINE), r"\1:"),
-    (re.compile(r"^:(?:returns?|rtype):", re.MULTILINE), "Returns:"),
-    (re.compile(r"</?[A-Za-z][^>\n]{0,60}>"), ""),
-]
-_DROPPED_LINE = re.compile(r"\s*(?:[-=~^*#+]{3,}|\.\. (?!note|warning|seealso|tip|important).*|:[\w-]+:|```.*)\s*")
-_EMPTIED = re.compile(r"(Examples?|References|Usage):{0,2}")  # a heading whose section is gone
-_ADMONITION = re.compile(r"^\s*\.\. (\w+)::\s*", re.MULTILINE)
-
-
-def _paragraphs(docstring: str) -> list[str]:
-    """Lists the paragraphs of a docstring, without examples, underlines, directives and markup."""
-    kept, skipping, fenced = [], False, False
-    for line in cleandoc(docstring).splitlines():
-        stripped = line.strip()
-        if stripped.startswith("```"):
-            fenced = not fenced
-            continue
-        if fenced:
-            continue
-        if stripped.startswith(">>>"):
-            skipping = True  # an example and its output extend to the next blank line
-        elif not stripped:
-            skipping = False
-        if not skipping and not _DROPPED_LINE.fullmatch(line):
-            kept.append(stripped)
-    text = _ADMONITION.sub(lambda m: f"{m[1].capitalize()}: ", "\n".join(kept))
-    for pattern, replacement in _INLINE:
-        text = pattern.sub(replacement, text)
-    paragraphs = (paragraph.strip() for paragraph in re.split(r"\n\s*\n", text))
-    return [paragraph for paragraph in paragraphs if re.search(r"\w", paragraph) and not _EMPTIED.fullmatch(paragraph)]
