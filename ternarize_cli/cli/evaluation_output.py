@@ -24,6 +24,7 @@ def show(out: Output, report: "EvaluationReport") -> None:
         _print_pair(out, comparison)
     else:
         _print_several(out, comparison)
+    _print_index(out, comparison)
     for note in report.notes:
         out.note(note)
     if report.missing:
@@ -102,6 +103,31 @@ def _print_several(out: Output, comparison: "Comparison") -> None:
     out.table("models", columns[:wide], [row[:wide] for row in rows], caption=caption)
 
 
+def _print_index(out: Output, comparison: "Comparison") -> None:
+    """Prints how the students' queries do in the teacher's documents, and says of which tasks there are no numbers."""
+    several = len(comparison.students) > 1
+    rows: list[tuple[object, ...]] = []
+    for i, (student, tasks) in enumerate(zip(comparison.students, comparison.tasks, strict=True)):
+        for t in tasks:
+            if t.index is not None and t.index.reason is not None:
+                out.note(f"{t.task}, queries by {student.name}: {t.index.reason}")
+            elif t.index is not None:
+                of, cosines = t.index, (t.index.query_cosine, t.index.document_cosine)
+                measures = (*map(_number, (of.score, of.retention)), _between(of.low, of.high))
+                rows.append((student.name, t.task, *measures, *map(_number, cosines), _number(of.overlap)))
+        if (mean := comparison.mean_index_retention(i)) is not None:
+            rows.append((student.name, "mean of retrieval", "", _number(mean), "", "", "", ""))
+    if rows:
+        columns = ("model", "task", "score", "kept", "95%", "cosine, queries", "documents", "overlap@10")
+        first = 0 if several else 1
+        out.table(
+            "with the teacher's index",
+            columns[first:],
+            [row[first:] for row in rows],
+            caption="queries (first sentences) by the student, documents (second sentences) by the teacher",
+        )
+
+
 def _print_diagnosis(out: Output, diagnosis: "Diagnosis") -> None:
     rows = [
         (layer.name, *("" if x is None else _number(x) for x in (layer.cka, layer.cosine, layer.attention_kl)))
@@ -153,6 +179,7 @@ def payload(report: "EvaluationReport", data: dict[str, str], seed: int) -> dict
             "tasks": [_task(t, data) for t in tasks],
             "mean_retention": comparison.mean_retention(i),
             "mean_interval": comparison.interval(i),
+            "mean_index_retention": comparison.mean_index_retention(i),
             "noisy_mean_retention": comparison.mean_retention(i, noisy=True),
         }
         for i, (student, tasks) in enumerate(zip(comparison.students, comparison.tasks, strict=True))
@@ -162,6 +189,7 @@ def payload(report: "EvaluationReport", data: dict[str, str], seed: int) -> dict
         "tasks": first["tasks"],
         "mean_retention": first["mean_retention"],
         "mean_interval": first["mean_interval"],
+        "mean_index_retention": first["mean_index_retention"],
         "noisy_mean_retention": first["noisy_mean_retention"],
         "student": _model(comparison.students[0]),
         "teacher": _model(comparison.teacher) if comparison.teacher else None,
@@ -185,6 +213,7 @@ def _task(t: "Retention", data: dict[str, str]) -> dict[str, Any]:
         "low": t.low,
         "high": t.high,
         "cosine": t.cosine,
+        "index": None if t.index is None else vars(t.index),
         "data_sha256": data.get(t.task),
     }
 

@@ -20,10 +20,13 @@ _DIGITS = 4
 def table_of(comparison: "Comparison") -> str:
     """Writes the evaluated model's scores as a table of Markdown, beside the teacher's if there is one."""
     teacher = comparison.teacher
+    indexed = any(task.index for task in comparison.tasks[0])
     columns = ["task", "metric", "size", "score", *([teacher.name, "kept", "95%"] if teacher else [])]
+    columns += ["kept with its index"] if indexed else []
     rows = [[cell(name) for name in columns], ["---", "---", *["---:"] * (len(columns) - 2)]]
     for task in comparison.tasks[0]:
         kept = [] if teacher is None else [_number(task.teacher), _percent(task.retention), _between(task)]
+        kept += [_percent(task.index.retention if task.index else None)] if indexed else []
         rows.append([cell(task.task), cell(task.metric), f"{task.size:,}", _number(task.student), *kept])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     if (mean := comparison.mean_retention()) is not None:
@@ -36,6 +39,8 @@ def table_of(comparison: "Comparison") -> str:
             f"Kept: the score over that of `{teacher.name.replace('`', '')}` on the same data. Intervals are of a "
             "paired bootstrap over the items.",
         ]
+    if indexed:
+        lines += ["", "With its index: queries by this model, documents as the original encoded them."]
     return "\n".join(lines)
 
 
@@ -51,7 +56,12 @@ def results_of(comparison: "Comparison", hashes: Mapping[str, str], task_type: s
 
     made = []
     for task in comparison.tasks[0]:
-        known: dict[str, Any] = {"teacher": task.teacher, "retention": task.retention}
+        with_index = task.index.retention if task.index else None
+        known: dict[str, Any] = {
+            "teacher": task.teacher,
+            "retention": task.retention,
+            "index_retention": with_index,
+        }
         if task.teacher is not None and task.low is not None and task.high is not None:
             known["retention_interval"] = [task.low, task.high]
         rounded = {key: _rounded(value) for key, value in known.items() if value is not None}

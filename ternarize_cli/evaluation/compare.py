@@ -8,7 +8,7 @@ since a mean over the other tasks would mislead. Intervals are 95% of a paired b
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,11 @@ import numpy as np
 from ternarize_cli.errors import CheckpointError
 from ternarize_cli.evaluation.bootstrap import interval, mean_retention_interval, retention_interval
 from ternarize_cli.evaluation.encoder import LocalEncoder, quiet_mteb
+from ternarize_cli.evaluation.existing_index import ExistingIndex
 from ternarize_cli.evaluation.reading import TaskData
-from ternarize_cli.evaluation.samples import Score, samples_of
+from ternarize_cli.evaluation.samples import Score, Sides, samples_of
 from ternarize_cli.evaluation.tasks import make_task, metric_name
+from ternarize_cli.measuring.similarity import paired_cosines
 
 __all__ = ["Comparison", "Evaluation", "Retention", "Score", "compare", "score"]
 
@@ -43,7 +45,8 @@ class Retention:
 
     `low` and `high` bound the retention (95%), or without a teacher the score; None if the items are not known.
     `cosine` is the mean cosine of the two models' vectors of the query images; None without a teacher, for texts, and
-    between models whose vectors differ in length.
+    between models whose vectors differ in length. `index` has the student's queries in the teacher's documents; None
+    without a teacher, and for tasks other than retrieval and scored pairs from files.
     """
 
     task: str
@@ -55,6 +58,7 @@ class Retention:
     low: float | None = None
     high: float | None = None
     cosine: float | None = None
+    index: ExistingIndex | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,34 @@ class Comparison:
 
     def mean_retention(self, student: int = 0, *, noisy: bool = False) -> float | None:
         """A student's mean retention over all tasks, or the noisy ones; None if one is undefined, or without tasks."""
-        tasks = [task.retention for task in self.tasks[student] if (task.task in self.noisy) == noisy]
-        ratios = [retention for retention in tasks if retention is not None]
-        return math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(tasks) else None
+        return _mean([task.retention for task in self.tasks[student] if (task.task in self.noisy) == noisy])
+
+    def mean_index_retention(self, student: int = 0) -> float | None:
+        """The mean retention of a student's queries in the teacher's documents over retrieval tasks that aren't noisy.
+
+        None if one is undefined, or without such tasks.
+        """
+        tasks = [task.index for task in self.tasks[student] if task.task not in self.noisy]
+        return _mean([index.retention for index in tasks if index is not None and index.of_documents])
 
 
-def score(encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: int = 0) -> Score:
+def score(
+    encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: int = 0, keep_sides: bool = False
+) -> Score:
     """Computes the main score of a task for a loaded encoder.
+
+    Args:
+        encoder: the loaded encoder.
+        data: the task.
+        batch_size: texts or images encoded at once.
+        seed: seed of the task's splits and draws.
+        keep_sides: keep the vectors of queries and documents, or of the two sentences of pairs, with the score.
 
     Raises:
         CheckpointError: the model gives vectors that are not finite, or that leave a score undefined.
     """
     task = make_task(data, seed=seed)
+    encoder.passes = [] if keep_sides else None
     with quiet_mteb(), tempfile.TemporaryDirectory() as predictions:
         result = mteb.evaluate(
             encoder,
@@ -112,7 +132,11 @@ def score(encoder: LocalEncoder, data: TaskData, *, batch_size: int = 32, seed: 
                 hint="its vectors have collapsed to one: distill the model, or check the report of convert",
             )
         samples = samples_of(task, Path(predictions), "test", "default", scores)
-    return Score(data.name, metric_name(task), data.size, value, samples, encoder.held_out.get(data.name))
+    sides = None
+    if encoder.passes is not None:  # queries in one pass, then the documents in passes of 50,000
+        sides = Sides(encoder.passes[0], np.concatenate(encoder.passes[1:]))
+        encoder.passes = None
+    return Score(data.name, metric_name(task), data.size, value, samples, encoder.held_out.get(data.name), sides)
 
 
 def compare(
@@ -121,6 +145,7 @@ def compare(
     *,
     seed: int = 0,
     noisy: frozenset[str] = frozenset(),
+    indexes: Sequence[Mapping[str, ExistingIndex]] = (),
 ) -> Comparison:
     """Compares students with their teacher.
 
@@ -129,11 +154,15 @@ def compare(
         teacher: the teacher's evaluation, or None.
         seed: seed of the bootstrap.
         noisy: names of tasks with perturbed texts, which don't count in the mean.
+        indexes: for each student, its queries in the teacher's documents by the names of tasks.
     """
     tasks, intervals = [], []
-    for student in students:
+    for i, student in enumerate(students):
+        index = indexes[i] if indexes else {}
         references = teacher.scores if teacher else [None] * len(student.scores)
-        tasks.append(tuple(_retention(s, r, seed) for s, r in zip(student.scores, references, strict=True)))
+        tasks.append(
+            tuple(_retention(s, r, seed, index.get(s.task)) for s, r in zip(student.scores, references, strict=True))
+        )
         pairs = [
             (s.samples, r.samples if r else None)
             for s, r in zip(student.scores, references, strict=True)
@@ -146,7 +175,13 @@ def compare(
     return Comparison(tuple(students), teacher, tuple(tasks), tuple(intervals), noisy)
 
 
-def _retention(student: Score, teacher: Score | None, seed: int) -> Retention:
+def _mean(retentions: Sequence[float | None]) -> float | None:
+    """The mean; None if a retention is None, or there are none."""
+    ratios = [retention for retention in retentions if retention is not None]
+    return math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(retentions) else None
+
+
+def _retention(student: Score, teacher: Score | None, seed: int, index: ExistingIndex | None) -> Retention:
     ratio = student.value / teacher.value if teacher and teacher.value > 0 else None
     bounds: tuple[float, float] | None = None
     if teacher is None:
@@ -164,12 +199,10 @@ def _retention(student: Score, teacher: Score | None, seed: int) -> Retention:
         low=low,
         high=high,
         cosine=_mean_cosine(student.vectors, teacher.vectors) if teacher else None,
+        index=index,
     )
 
 
 def _mean_cosine(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Mean cosine over the rows of two arrays [images, dim]; a vector of zeros has the cosine 0 with any other."""
-    if a is None or b is None or a.shape != b.shape:
-        return None
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)))
+    """Mean cosine over the rows of two arrays [images, dim]; None if one is missing or their shapes differ."""
+    return None if a is None or b is None or a.shape != b.shape else float(paired_cosines(a, b).mean())

@@ -31,7 +31,7 @@ from ternarize_cli.evaluation.reading import TaskData
 from ternarize_cli.evaluation.retrieval import Retrieval
 from ternarize_cli.evaluation.scored_pairs import Bitext, LabelledPairs, Pairs
 from ternarize_cli.evaluation.zero_shot import ZeroShot
-from ternarize_cli.measuring.similarity import first_component, mean_cosine, neighbour_overlap, units
+from ternarize_cli.measuring.similarity import first_component, mean_cosine, neighbour_overlap, paired_cosines
 from ternarize_cli.progress import Track, silent
 from ternarize_cli.storage.bounds import utf8_name
 
@@ -185,7 +185,7 @@ def diagnose(
     for rows in track(batches, f"{mine.name} layer by layer"):
         inside.take([inputs[i] for i in rows])
     (a, b), norms = (vectors[np.argsort(order)] for vectors in inside.vectors()), inside.norms
-    cosines = np.sum(units(a) * units(b), axis=1)
+    cosines = paired_cosines(a, b)
     names = inputs.ids if isinstance(inputs, Images) else inputs
     neighbours = min(NEIGHBOURS, len(inputs) - 1)
     return Diagnosis(

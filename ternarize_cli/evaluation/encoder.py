@@ -46,6 +46,7 @@ class LocalEncoder(AbsEncoder):
 
     Attributes:
         held_out: for each task, the vectors of its test images, [images, dim].
+        passes: a list to which each call with texts appends its vectors; None keeps none.
 
     Local tasks over the same images share their vectors; MTEB knows the images by the hash of their pixels.
     """
@@ -69,6 +70,7 @@ class LocalEncoder(AbsEncoder):
             {"name": f"local/{name}", "revision": content_hash, "modalities": modalities}
         )
         self.held_out: dict[str, np.ndarray] = {}
+        self.passes: list[np.ndarray] | None = None
         self._of_images: dict[tuple[str, str], np.ndarray] = {}
         self._track = track
 
@@ -105,7 +107,10 @@ class LocalEncoder(AbsEncoder):
             encoded = self._encode_batch(encode, [texts[i] for i in batch], prompt=prompt)
             for i, vector in zip(batch, encoded, strict=True):
                 vectors[i] = vector
-        return np.asarray(vectors, dtype=np.float32)
+        found = np.asarray(vectors, dtype=np.float32)
+        if self.passes is not None:
+            self.passes.append(found)
+        return found
 
     def _encode_images(self, inputs: Any, task_metadata: Any, split: str) -> np.ndarray:
         name = task_metadata.name.removeprefix("local/")

@@ -3,24 +3,22 @@
 This is the experiment of arXiv 2411.15438 (FLAT, IVF, LSH and HNSW on CmedqaRetrieval), with encoding and searching
 timed separately, and with a third way to use a student: its queries against documents that the teacher encoded.
 
-    precision@10   number of relevant documents among the ten found, divided by ten
-    nDCG@10        Σ gradeᵢ / log₂(i + 1) over the ranks i = 1 … 10, divided by the largest possible sum
-    recall@10      share of the ten nearest vectors by exact search that the index finds
+    precision@10, nDCG@10   how well the documents found answer the queries (`document_search`)
+    recall@10               share of the ten nearest vectors by exact search that the index finds
 """
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
-from pytrec_eval import RelevanceEvaluator
 
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.loading import checked_threads
 from ternarize_cli.errors import InputError
+from ternarize_cli.evaluation.document_search import exact_index, grades_of, own_rows, precision_and_ndcg, search
 from ternarize_cli.evaluation.retrieval import Retrieval
 from ternarize_cli.index.fill import quiet_clusterings
 from ternarize_cli.index.presets import clusters
@@ -32,9 +30,8 @@ from ternarize_cli.vectors.encode import text_folder
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["CompareReport", "EncodingCost", "IndexRow", "compare_indexes", "precision_and_ndcg"]
+__all__ = ["CompareReport", "EncodingCost", "IndexRow", "compare_indexes"]
 
-_K = 10
 _ONE_BY_ONE = 100
 _PQ_CODES = 256
 
@@ -120,18 +117,18 @@ def compare_indexes(
     widths = [vectors[role][0].shape[1] for role in ("teacher", "student")]
     if widths[0] != widths[1]:
         raise InputError(f"{teacher} makes vectors of {widths[0]} dimensions and {student} of {widths[1]}")
-    grades, own = _grades(data), _own_rows(data)
+    grades, own = grades_of(data), own_rows(data)
     rows = []
     pairs = (("teacher", "teacher"), ("student", "student"), ("student", "teacher"))
     for asks, answers in track(pairs, "searching", len(pairs)):
         documents, asked = vectors[answers][0], vectors[asks][1]
-        exact = _search(_filled("Flat", documents), asked, own)
+        exact = search(exact_index(documents), asked, own)
         name = asks if asks == answers else f"{asks} → {answers}"
         for kind, factory, settings in _kinds(len(documents), widths[0]):
             index = _filled(factory, documents)
             for knob, value in settings.items():
                 faiss.ParameterSpace().set_index_parameter(index, knob, value)
-            found = _search(index, asked, own)
+            found = search(index, asked, own)
             precision, ndcg = precision_and_ndcg(found, grades)
             rows.append(
                 IndexRow(
@@ -139,30 +136,14 @@ def compare_indexes(
                     kind,
                     factory,
                     settings,
-                    precision,
+                    float(precision.mean()),
                     recall(found, exact),
-                    ndcg,
+                    float(ndcg.mean()),
                     _milliseconds(index, asked),
                     len(faiss.serialize_index(index)) / len(documents),
                 )
             )
     return CompareReport(len(texts), len(queries), faiss.omp_get_max_threads(), costs, rows)
-
-
-def precision_and_ndcg(found: np.ndarray, grades: Sequence[Mapping[int, int]]) -> tuple[float, float]:
-    """Computes the mean precision@10 and the mean nDCG@10, as trec_eval has them.
-
-    Args:
-        found: the rows that a search found, best first, int `[queries, up to 10]`; -1 where it found none.
-        grades: for each query, a dict from the rows of documents that answer it to their grades, above 0.
-    """
-    truth = {str(i): {str(row): grade for row, grade in good.items()} for i, good in enumerate(grades)}
-    run = {
-        str(i): {str(row): float(-rank) for rank, row in enumerate(rows) if row >= 0} for i, rows in enumerate(found)
-    }
-    scored = RelevanceEvaluator(truth, {f"P.{_K}", f"ndcg_cut.{_K}"}).evaluate(run).values()
-    precision, ndcg = ([each[f"{name}_{_K}"] for each in scored] for name in ("P", "ndcg_cut"))
-    return float(np.mean(precision)), float(np.mean(ndcg))
 
 
 def _encode(
@@ -212,36 +193,10 @@ def _filled(factory: str, vectors: np.ndarray) -> faiss.Index:
     return index
 
 
-def _search(index: faiss.Index, queries: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-    """Searches ten rows for each query, int `[queries, up to 10]`, without its `own` row (-1 if it has none)."""
-    if own is None:
-        return index.search(queries, min(_K, index.ntotal))[1]
-    found = index.search(queries, min(_K + 1, index.ntotal))[1]
-    others = np.argsort(found == own[:, None], axis=1, kind="stable")  # the own row last
-    return np.take_along_axis(np.where(found == own[:, None], -1, found), others, axis=1)[:, :_K]
-
-
 def _milliseconds(index: faiss.Index, queries: np.ndarray) -> float:
     each = []
     for query in queries[:_ONE_BY_ONE]:
         started = time.perf_counter()
-        _search(index, query[None])
+        search(index, query[None])
         each.append(time.perf_counter() - started)
     return 1e3 * statistics.median(each)
-
-
-def _own_rows(data: Retrieval) -> np.ndarray | None:
-    """The row of the document that each query is itself, int `[queries]`, -1 if none; None if no query is one."""
-    if not data.among_documents:
-        return None
-    rows = {record["id"]: row for row, record in enumerate(data.corpus)}
-    return np.array([rows.get(query, -1) for query in data.queries])
-
-
-def _grades(data: Retrieval) -> list[dict[int, int]]:
-    """Maps, for each query, the rows of the documents that answer it to their grades."""
-    rows = {record["id"]: row for row, record in enumerate(data.corpus)}
-    return [
-        {rows[document]: grade for document, grade in data.relevant[query].items() if grade > 0}
-        for query in data.queries
-    ]

@@ -4,7 +4,8 @@
     testcase STUDENT / TASK    a score of a student; skipped if its retention is undefined
     testcase gates / GATE      a gate; a failure names the retention and the gate
 
-Each score's properties are its numbers: teacher, student, retention, the bounds of its 95% interval, bytes. Tools do
+Each score's properties are its numbers: teacher, student, retention, the bounds of its 95% interval, the score and the
+retention with the teacher's index, bytes. Tools do
 not agree on one schema of JUnit; this is the form that pytest writes, which all of them read.
 """
 
@@ -63,6 +64,7 @@ def write_junit(
             "mean_retention": comparison.mean_retention() if teacher else None,
             "mean_retention_low": low,
             "mean_retention_high": high,
+            "mean_index_retention": comparison.mean_index_retention(),
         },
     )
     for student, tasks in zip(comparison.students, comparison.tasks, strict=True):
@@ -100,6 +102,8 @@ def _score(suite: ElementTree.Element, student: "Evaluation", task: "Retention",
         "retention": task.retention,
         "low": task.low,
         "high": task.high,
+        "index_score": task.index.score if task.index else None,
+        "index_retention": task.index.retention if task.index else None,
         "weights_bytes": student.weights_bytes,
         "latency_ms": student.latency_ms,
         "memory_bytes": student.memory_bytes,

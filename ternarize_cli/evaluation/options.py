@@ -44,7 +44,8 @@ class EvaluationOptions:
         tasks, benchmarks, languages, task_types: which tasks of MTEB, by its names.
         data_root: a folder of data sets that stand in for the hub's.
         results: the folder where results of MTEB tasks are kept.
-        min_retention: gates, "0.98" for the mean or "TASK=0.97" for a task.
+        min_retention: gates, "0.98" for the mean, "TASK=0.97" for a task, or "index=0.99" for the student's queries in
+            the teacher's documents, the mean over `retrieval`.
         diagnose: find out where information is lost.
         costs: measure time and memory of all models, too.
         cached: take scores that are known from the cache.
@@ -146,7 +147,8 @@ class EvaluationOptions:
     min_retention: Annotated[
         Sequence[str],
         Option(
-            "Exit 3 if student / teacher is below VALUE: the mean of all tasks, or one TASK. Repeatable.",
+            "Exit 3 if student / teacher is below VALUE: the mean of all tasks, one TASK, or `index`: the student's "
+            "queries with the teacher's index, the mean over --retrieval. Repeatable.",
             metavar="[TASK=]VALUE",
         ),
     ] = ()

@@ -79,6 +79,7 @@ def write_report(
         _models(comparison),
         "<h2>Tasks</h2>",
         _tasks(comparison),
+        *_indexes(comparison),
         *([] if bench is None else _times(bench)),
         *(["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"] if notes else []),
         "<h2>How this was measured</h2>",
@@ -97,6 +98,7 @@ _EXPLAINED = (
     "Kept: the model's score over the teacher's. In brackets the 95% interval, by a bootstrap that draws the same "
     "items for both."
 )
+_INDEXED = "Queries (first sentences) by the model, documents (second sentences) by the teacher."
 
 
 def _title(comparison: "Comparison") -> str:
@@ -165,6 +167,24 @@ def _tasks(comparison: "Comparison") -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = "Scores; below them what is kept of the teacher's." if teacher else "Scores, with their 95% intervals."
     return page.table(columns, rows, caption)
+
+
+def _indexes(comparison: "Comparison") -> list[str]:
+    """Makes the heading and the table of the students' queries in the teacher's documents; nothing without numbers."""
+    rows = []
+    for student, tasks in zip(comparison.students, comparison.tasks, strict=True):
+        for task in tasks:
+            found = task.index
+            if found is None or found.score is None:
+                continue
+            bounds = None if found.low is None or found.high is None else (found.low, found.high)
+            cells = [f"<td>{escape(student.name)}</td><td>{escape(task.task)}</td><td>{found.score:.4f}</td>"]
+            cells.append(_kept(found.retention, bounds))
+            numbers = (found.query_cosine, found.document_cosine, found.overlap)
+            cells += ["<td></td>" if number is None else f"<td>{number:.4f}</td>" for number in numbers]
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+    columns = ["model", "task", "score", "kept", "cosine, queries", "documents", "overlap@10"]
+    return ["<h2>With the teacher's index</h2>", page.table(columns, rows, _INDEXED)] if rows else []
 
 
 def _times(bench: Path) -> list[str]:

@@ -29,12 +29,15 @@ from ternarize_cli.evaluation.compare import Comparison, Evaluation, Score, comp
 from ternarize_cli.evaluation.costs import BATCH, latency
 from ternarize_cli.evaluation.diagnose import Diagnosis, diagnose, inputs_of
 from ternarize_cli.evaluation.encoder import LocalEncoder
+from ternarize_cli.evaluation.existing_index import ExistingIndex, existing_index
 from ternarize_cli.evaluation.gates import Gate, check
 from ternarize_cli.evaluation.model_meta import model_meta
 from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.ranked_pairs import RankedPairs, scores_of
 from ternarize_cli.evaluation.reading import TaskData
+from ternarize_cli.evaluation.retrieval import Retrieval
 from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
+from ternarize_cli.evaluation.scored_pairs import Pairs
 from ternarize_cli.measuring import machine
 from ternarize_cli.measuring.timing import GridPoint
 from ternarize_cli.progress import Track, silent
@@ -129,9 +132,14 @@ def run(
         )
     cache = ScoreCache() if options.cached else None
     lineup = [teacher, *students] if teacher else students
-    found, missing, taught = [], {}, _Taught(teacher is not None)
+    found: list[dict[str, Score]] = []
+    indexes: list[dict[str, ExistingIndex]] = []
+    missing, taught = {}, _Taught(teacher is not None)
     for participant in lineup:
         scores, without = _scores(job, participant, cache, track, taught)
+        if participant is not teacher:
+            indexes.append(_indexes(job, scores, found[0]) if teacher else {})
+            scores = {name: replace(known, sides=None) for name, known in scores.items()}  # they can be large
         found.append(scores)
         missing.update({gap.task: gap for gap in without})
         if not options.costs:
@@ -155,7 +163,13 @@ def run(
     ]
     reference = evaluations.pop(0) if teacher else None
     return EvaluationReport(
-        compare(evaluations, reference, seed=options.seed, noisy=frozenset(task.name for task in noisy)),
+        compare(
+            evaluations,
+            reference,
+            seed=options.seed,
+            noisy=frozenset(task.name for task in noisy),
+            indexes=indexes,
+        ),
         tuple(missing.values()),
         lost,
         notes,
@@ -249,8 +263,11 @@ def _scores(
         }
         entry = key(task=data.name, kind=type(data).__name__, data=data.sha256, seed=job.options.seed, settings=plain)
         known = cache.get(entry) if cache is not None else None
-        if known is None:
-            known = score(encoder(), data, batch_size=job.options.batch_size, seed=job.options.seed)
+        keep_sides = taught.has_teacher and isinstance(data, Retrieval | Pairs)
+        if known is None or (keep_sides and known.sides is None):
+            known = score(
+                encoder(), data, batch_size=job.options.batch_size, seed=job.options.seed, keep_sides=keep_sides
+            )
             if cache is not None:
                 cache.put(entry, known)
         found[data.name] = known
@@ -258,6 +275,17 @@ def _scores(
         encoder, job.hub, batch_size=job.options.batch_size, results=job.options.results, cache=cache, key=key
     )
     return found | {known.task: known for known in of_mteb}, missing
+
+
+def _indexes(job: _Job, student: dict[str, Score], teacher: dict[str, Score]) -> dict[str, ExistingIndex]:
+    """A student's queries in the teacher's documents, by the names of tasks."""
+    found = {}
+    for data in job.tasks:
+        if isinstance(data, Retrieval | Pairs):
+            mine, theirs = student[data.name].sides, teacher[data.name].sides
+            if mine is not None and theirs is not None:
+                found[data.name] = existing_index(data, mine, theirs, seed=job.options.seed)
+    return found
 
 
 def _memory(job: _Job, model: Candidate, measured: dict[bench.BenchCandidate, int]) -> int | None:

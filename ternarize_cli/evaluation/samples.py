@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -27,7 +27,7 @@ from ternarize_cli.storage.bounds import read_json
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-__all__ = ["Samples", "Score", "samples_of"]
+__all__ = ["Samples", "Score", "Sides", "samples_of"]
 
 _MAX_PREDICTIONS = 16 << 30
 
@@ -69,11 +69,26 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """A model's vectors of the two sides of a task, float32, in the order of the task's data.
+
+    Attributes:
+        queries: vectors of queries, or of the first sentences of pairs, `[queries, dim]`.
+        documents: vectors of documents, or of the second sentences of pairs, `[documents, dim]`.
+    """
+
+    queries: np.ndarray
+    documents: np.ndarray
+    NAMES: ClassVar = ("queries", "documents")
+
+
+@dataclass(frozen=True)
 class Score:
     """A model's main score on a task: `metric` is MTEB's name for it, `size` counts pairs, queries or texts.
 
     `samples` are the items behind the score; None if MTEB does not write them. `vectors` are the vectors of the query
-    images of an image task, [size, dim]; None for texts.
+    images of an image task, [size, dim]; None for texts. `sides` are the vectors of the texts of a retrieval task or of
+    scored pairs; None for other tasks, and where nobody asked for them.
     """
 
     task: str
@@ -82,6 +97,7 @@ class Score:
     value: float
     samples: Samples | None = field(default=None, repr=False, compare=False)
     vectors: np.ndarray | None = field(default=None, repr=False, compare=False)
+    sides: Sides | None = field(default=None, repr=False, compare=False)
 
 
 # MTEB's names of main scores, and of the similarities behind them in its predictions.

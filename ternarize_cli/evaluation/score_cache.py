@@ -13,7 +13,7 @@ So an entry never has to be invalidated: after any change, the name is another. 
 although they change the last digits of a vector.
 
     FOLDER/<key>.npz     header: UTF-8 JSON of the score's numbers and texts, as bytes
-                         values, gold, vectors: arrays, if the score has them
+                         values, gold, vectors, queries, documents: arrays, if the score has them
 
 JSON and npz both keep a float64 to the last bit, neither runs code when it is read (no pickles), and the checksums of
 the zip format show a damaged file, which counts as absent. Entries appear whole or not at all, and entries that other
@@ -33,7 +33,7 @@ import numpy as np
 
 import ternarize_cli
 from ternarize_cli.errors import TernarizeError
-from ternarize_cli.evaluation.samples import Samples, Score
+from ternarize_cli.evaluation.samples import Samples, Score, Sides
 from ternarize_cli.storage.arrays import read_npz
 from ternarize_cli.storage.bounds import parse_json
 from ternarize_cli.storage.cache_folder import cache_folder, check_own, keep_file
@@ -109,11 +109,12 @@ class ScoreCache:
         if not all(check_own(path) for path in (self.folder, self._path(key))):
             return None
         try:
-            arrays = read_npz(self._path(key), TernarizeError, ["header"], ["values", "gold", "vectors"])
+            arrays = read_npz(self._path(key), TernarizeError, ["header"], ["values", "gold", "vectors", *Sides.NAMES])
             header = parse_json(arrays.pop("header").tobytes(), key, error=TernarizeError)
             statistic = header.pop("statistic")
             samples = Samples(statistic, arrays["values"], arrays.get("gold")) if statistic else None
-            return Score(**header, samples=samples, vectors=arrays.get("vectors"))
+            sides = Sides(*(arrays[name] for name in Sides.NAMES)) if Sides.NAMES[0] in arrays else None
+            return Score(**header, samples=samples, vectors=arrays.get("vectors"), sides=sides)
         except (TernarizeError, KeyError, TypeError, AttributeError):
             return None
 
@@ -136,6 +137,7 @@ class ScoreCache:
             "values": samples.values if samples else None,
             "gold": samples.gold if samples else None,
             "vectors": score.vectors,
+            **(vars(score.sides) if score.sides else {}),
         }
         found = {name: array for name, array in arrays.items() if array is not None}
         try:

@@ -16,6 +16,7 @@ from ternarize_cli.evaluation.options import EvaluationOptions
 from ternarize_cli.evaluation.perturb import kinds_in, perturbed
 from ternarize_cli.evaluation.ranked_pairs import RankedPairs
 from ternarize_cli.evaluation.reading import read_tasks, refuse_twice
+from ternarize_cli.evaluation.retrieval import Retrieval
 from ternarize_cli.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def evaluate(
         hub = choose(*chosen, data_root=options.data_root)
     names = [*_names([*data, *noisy], options), *(task.metadata.name for task in hub)]
     refuse_twice(names)
-    gates = parse_gates(options.min_retention, names)
+    gates = parse_gates(options.min_retention, names, _retrieval(data))
     return run(model, options, data, noisy=noisy, hub=hub, gates=gates, track=track)
 
 
@@ -89,9 +90,10 @@ def check_tasks(options: EvaluationOptions) -> None:
         DataError: a task's file is missing or can't be scored.
     """
     options.check()
-    names = _names(_read(options), options)
+    data = _read(options)
+    names = _names(data, options)
     refuse_twice(names)
-    parse_gates(options.min_retention, names)
+    parse_gates(options.min_retention, names, _retrieval(data))
 
 
 def _read(options: EvaluationOptions) -> "list[TaskData]":
@@ -109,3 +111,7 @@ def _names(data: "Iterable[TaskData]", options: EvaluationOptions) -> list[str]:
     taught = options.against is not None
     own = (t.task_names(taught=taught) if isinstance(t, RankedPairs) else [t.name] for t in data)
     return [*chain.from_iterable(own)]
+
+
+def _retrieval(data: "Iterable[TaskData]") -> list[str]:
+    return [task.name for task in data if isinstance(task, Retrieval)]

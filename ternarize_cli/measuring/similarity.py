@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LinearCKA", "Mean", "attention_divergence", "first_component", "mean_cosine", "neighbour_overlap", "units"]
+__all__ = [
+    "LinearCKA",
+    "Mean",
+    "attention_divergence",
+    "first_component",
+    "mean_cosine",
+    "neighbour_overlap",
+    "paired_cosines",
+    "units",
+]
 
 
 class Mean:
@@ -98,6 +107,14 @@ def units(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
+
+
+def paired_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine between equal rows of `a` and `b`, float64 `[inputs]` of `[inputs, dim]` each; 0 for a row of zeros."""
+    products = np.einsum("ij,ij->i", a, b, dtype=np.float64)
+    norms = [np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)) for x in (a, b)]
+    cosines: np.ndarray = products / np.maximum(norms[0] * norms[1], np.finfo(np.float64).tiny)
+    return cosines
 
 
 def mean_cosine(vectors: np.ndarray) -> float:

@@ -60,7 +60,7 @@ class CompressOptions:
         codec: how codes lie in bytes; None: the first codec that holds the levels.
         sts, retrieval, classification, images, pairs, task_file, limit: what the result is scored on, beside the
             original; as `EvaluationOptions` describes them.
-        min_retention: gates, "0.98" for the mean or "TASK=0.97" for a task.
+        min_retention: gates, "0.98" for the mean, "TASK=0.97" for a task, or "index=0.99" for the teacher's index.
         seed: of everything random.
         no_check: do not compare results with their sources before they get their names.
         allow_pickle: read pytorch_model.bin where the model has no safetensors file.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from support.scores import make_score
-from ternarize_cli.evaluation.samples import Samples
+from ternarize_cli.evaluation.samples import Samples, Sides
 from ternarize_cli.evaluation.score_cache import ScoreCache, score_key
 
 WHAT: dict[str, Any] = {
@@ -29,6 +29,7 @@ def same(a: Any, b: Any) -> bool:
     arrays = [
         [
             array(s.vectors),
+            *([array(s.sides.queries), array(s.sides.documents)] if s.sides else []),
             *([s.samples.statistic, array(s.samples.values), array(s.samples.gold)] if s.samples else []),
         ]
         for s in (a, b)
@@ -36,12 +37,13 @@ def same(a: Any, b: Any) -> bool:
     return a == b and arrays[0] == arrays[1]
 
 
-@pytest.mark.parametrize("kind", ["pairs", "queries", "images", "bare"])
+@pytest.mark.parametrize("kind", ["pairs", "queries", "images", "sides", "bare"])
 def test_a_score_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     score = {
         "pairs": make_score(),
         "queries": make_score(samples=Samples("mean", np.array([0.1 + 0.2, 1e-300, np.nextafter(1, 0)]))),
         "images": make_score(vectors=np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)),
+        "sides": make_score(sides=Sides(np.eye(3, 4, dtype=np.float32), np.full((5, 4), 0.1, dtype=np.float32))),
         "bare": make_score(task='用户 "pairs"', samples=None, value=0.1 + 0.2),
     }[kind]
     assert ScoreCache(tmp_path / "new" / "folder").get("k") is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from support.models import WORDS, save_tiny_bert
-from ternarize_cli.evaluation.index_comparison import _search, precision_and_ndcg
+from ternarize_cli.evaluation.document_search import precision_and_ndcg, search
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def test_measures_are_those_of_their_definitions():
     gained = np.array([[good.get(row, 0) for row in rows] for rows, good in zip(found.tolist(), grades, strict=True)])
     best = np.array([sorted(good.values(), reverse=True)[:10] for good in grades])
     expected = (gained > 0).mean(), ((gained @ discount) / (best @ discount)).mean()
-    assert precision_and_ndcg(found, grades) == pytest.approx(expected, rel=1e-12)
-    assert precision_and_ndcg(np.array([[7, 3], [5, -1]]), [{3: 2}, {5: 1}]) == pytest.approx(
-        (0.1, (1 / np.log2(3) + 1) / 2), rel=1e-12
-    )
+    assert [measure.mean() for measure in precision_and_ndcg(found, grades)] == pytest.approx(expected, rel=1e-12)
+    precision, ndcg = precision_and_ndcg(np.array([[7, 3], [5, -1]]), [{3: 2}, {5: 1}])
+    assert precision == pytest.approx([0.1, 0.1], rel=1e-12)
+    assert ndcg == pytest.approx([1 / np.log2(3), 1], rel=1e-12)
 
 
 @pytest.mark.slow
@@ -78,6 +78,6 @@ def test_a_query_does_not_find_the_document_that_it_is():
     vectors = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     index = faiss.IndexFlatL2(8)
     index.add(vectors)
-    found = _search(index, vectors[:3], np.array([0, -1, 2]))
+    found = search(index, vectors[:3], np.array([0, -1, 2]))
     expected = index.search(vectors[:3], 11)[1]
     np.testing.assert_array_equal(found, [expected[0, 1:], expected[1, :10], expected[2, 1:]])
