@@ -35,7 +35,7 @@ from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.bench.shapes import SHAPES, ModelShape, random_model
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.options import ConvertOptions
-from ternarize_cli.distill import trainer
+from ternarize_cli.distill import optimisation, trainer
 from ternarize_cli.distill.options import DistillOptions, Progress, Training
 from ternarize_cli.measuring import machine
 
@@ -87,7 +87,7 @@ class Watch:
         self.graphs: list[Graphs[Any]] = []
         self._last: tuple[int, float, float | None] | None = None
         self._most = {} if recorded else {"most": 0}
-        trainer.Graphs = self._graphs_of
+        optimisation.Graphs = self._graphs_of
         trainer._SECONDS_BETWEEN_READINGS = 0.0 if curve else READING
 
     def _graphs_of(self, function: Any, **settings: Any) -> Graphs[Any]:

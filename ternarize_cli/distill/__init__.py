@@ -1,9 +1,10 @@
 """`distill`: self-taught distillation of a ternary student against its full-precision teacher.
 
 `session` takes names of models and data, `loop` folders; `options` says what can be chosen. `data` reads texts or
-images into a `training_corpus`, from which `batch_sampler` and `batches` draw; `trainer` trains the student of
-`student_teacher` on the `losses`; `training_checkpoint` and `journal` keep what a run has done, and `result` what it
-leaves. The names below are loaded when they are used: `options` alone is quick to import.
+images into a `training_corpus`, from which `batch_sampler` and `batches` draw; `trainer` runs the loop, and
+`optimisation` a step of it, on the `losses` of the `student_teacher` pair; `training_checkpoint` and `journal` keep
+what a run has done, and `result` what it leaves. The names below are loaded when they are used: `options` alone is
+quick to import.
 """
 
 from importlib import import_module

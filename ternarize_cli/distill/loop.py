@@ -112,7 +112,7 @@ def distill(
         resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         _train(trainer, partial, key, journal, on_step)
-        if not trainer.is_finite():
+        if not trainer.optimisation.is_finite():
             raise TernarizeError("the weights are not finite, or too large", hint="choose a lower --learning-rate")
         report = _report(trainer, before, corpus, held, resumed_at)
         if on.is_main_process:
@@ -176,7 +176,7 @@ def _trainer(
         batches = Batches(corpus, sources, training, on, vectors)
         trainer = Trainer(pair, batches, watched, training, on, group=group, settle=settle)
         smaller = training.smaller() if training.auto_batch else None
-        if smaller is None or trainer.fits():
+        if smaller is None or trainer.optimisation.fits(batches.heaviest()):
             return trainer
         training = smaller
 
@@ -203,7 +203,7 @@ def _report(
         ended_by="until" if trainer.is_near else "budget",
         until=trainer.training.until,
         width=trainer.width,
-        left_out=trainer.left_out,
+        left_out=trainer.optimisation.left_out,
         resumed_at=resumed_at,
         scores=trainer.pair.scores,
         gradient_checkpointing=trainer.training.gradient_checkpointing,
@@ -292,13 +292,17 @@ def _train(
             return
         journal.add(progress)
         on_step(progress)
-        if progress.done < 1 and time.monotonic() - last >= trainer.training.save_every and trainer.is_finite():
+        if (
+            progress.done < 1
+            and time.monotonic() - last >= trainer.training.save_every
+            and trainer.optimisation.is_finite()
+        ):
             training_checkpoint.save(partial, key, trainer.state())
             last = time.monotonic()
 
     with signals.noted() as came:
         finished = trainer.run(step, lambda: came() is not None)
-    if journal is not None and trainer.is_finite():
+    if journal is not None and trainer.optimisation.is_finite():
         training_checkpoint.save(partial, key, trainer.state())
     if not finished:
         raise signals.ending(came() or signal.SIGINT)

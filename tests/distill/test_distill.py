@@ -18,6 +18,7 @@ from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.distill.losses import PARTS, RECIPES, Outputs, loss_parts, masked_mse, similarity_divergence
+from ternarize_cli.distill.optimisation import Optimisation
 from ternarize_cli.distill.options import DistillOptions
 from ternarize_cli.distill.trainer import Trainer
 from ternarize_cli.encoders import checkpoint
@@ -423,16 +424,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 def test_a_step_without_finite_gradients_is_left_out(
     tiny_bert: Path, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, weights = Trainer._gradients_of, []
+    own, weights = Optimisation._gradients_of, []
 
-    def breaking(self: Trainer, batch: dict[str, Any]) -> Any:
+    def breaking(self: Optimisation, batch: dict[str, Any]) -> Any:
         taught = own(self, batch)
         weights.append([p.detach().clone() for p in self.parameters])
         if len(weights) == 3:
             self._gradients[7] = float("nan")
         return taught
 
-    monkeypatch.setattr(Trainer, "_gradients_of", breaking)
+    monkeypatch.setattr(Optimisation, "_gradients_of", breaking)
     training, data = Training(steps=6), sources(tmp_path, 60)
     report = distill(latent, tiny_bert, data, tmp_path / "out", training, DistillOptions(threads=1))
     assert (report.left_out, report.steps) == (1, 6)

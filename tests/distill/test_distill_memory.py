@@ -12,9 +12,9 @@ import torch
 from support.models import WORDS
 from ternarize_cli.arithmetic import cuda_graphs
 from ternarize_cli.compress.convert import convert
-from ternarize_cli.distill import loop, trainer
+from ternarize_cli.distill import loop, optimisation
 from ternarize_cli.distill.held_out import HeldOut, _agreement
-from ternarize_cli.distill.trainer import Trainer
+from ternarize_cli.distill.optimisation import Optimisation
 from ternarize_cli.encoders.loading import load_encoder
 
 Run = Callable[..., Any]
@@ -39,9 +39,9 @@ def command(tiny_bert: Path, latent: Path, tmp_path: Path) -> tuple[object, ...]
 def test_batches_are_halved_until_they_fit(
     run: Run, command: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Trainer._gradients_of
+    whole = Optimisation._gradients_of
 
-    def short_of_memory(self: Trainer, batch: dict[str, Any]) -> Any:
+    def short_of_memory(self: Optimisation, batch: dict[str, Any]) -> Any:
         if len(batch["input_ids"]) > 12:
             raise torch.cuda.OutOfMemoryError
         return whole(self, batch)
@@ -54,7 +54,7 @@ def test_batches_are_halved_until_they_fit(
             super().__init__(*args)
 
     monkeypatch.setattr(loop, "HeldOut", Counted)
-    monkeypatch.setattr(Trainer, "_gradients_of", short_of_memory)
+    monkeypatch.setattr(Optimisation, "_gradients_of", short_of_memory)
     result = run(*command, "--batch-size", 32, "-o", tmp_path / "a")
     assert result.exit_code == 2
     hint = "--gradient-checkpointing, --batch-size 16 --accumulate 2, or --auto-batch"
@@ -71,16 +71,16 @@ def test_batches_are_halved_until_they_fit(
 def test_gradient_checkpointing_comes_before_halving(
     run: Run, command: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Trainer._gradients_of
+    whole = Optimisation._gradients_of
 
-    def short_of_memory(self: Trainer, batch: dict[str, Any]) -> Any:
-        if not self.training.gradient_checkpointing:
+    def short_of_memory(self: Optimisation, batch: dict[str, Any]) -> Any:
+        if not self._training.gradient_checkpointing:
             raise torch.cuda.OutOfMemoryError
         return whole(self, batch)
 
     plain = run(*command, "--batch-size", 32, "-o", tmp_path / "plain")
     assert plain.exit_code == 0, plain.stderr
-    monkeypatch.setattr(Trainer, "_gradients_of", short_of_memory)
+    monkeypatch.setattr(Optimisation, "_gradients_of", short_of_memory)
     result = run(*command, "--batch-size", 32, "--auto-batch", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
@@ -167,7 +167,7 @@ def test_gradients_are_finite_where_padding_sees_only_padding() -> None:
     ids = torch.randint(5, 90, (8, 448), device="cuda")
     lengths = torch.tensor([436, 429, 404, 388, 374, 363, 345, 329], device="cuda")
     mask = (torch.arange(448, device="cuda") < lengths[:, None]).long()
-    with sdpa_kernel(trainer._ATTENTION), torch.autocast("cuda", torch.bfloat16):
+    with sdpa_kernel(optimisation._ATTENTION), torch.autocast("cuda", torch.bfloat16):
         model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()].square().mean().backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 

@@ -57,14 +57,15 @@ def crossings(trainer: Trainer, batch: dict[str, Any]) -> list[str]:
         pair = trainer.pair
         for encoder in (pair.student, pair.teacher):
             _move(encoder)
-        trainer._queue = _fake(trainer._queue)
+        optimisation = trainer.optimisation
+        optimisation._queue = _fake(optimisation._queue)
         pair._ids = None if pair._ids is None else _fake(pair._ids)
         made = {name: _fake(v) if isinstance(v, Tensor) else v for name, v in batch.items()}
-        trainer._gradients_of(made)
+        optimisation._gradients_of(made)
         mode.allow_non_fake_inputs = False
         with Crossings() as seen:
             try:
-                trainer._gradients_of(made)
+                optimisation._gradients_of(made)
             except AssertionError as e:  # a tensor that is not fake was made of a number, on the CPU
                 seen.found.append(str(e))
     return seen.found
