@@ -56,12 +56,8 @@ def results_of(comparison: "Comparison", hashes: Mapping[str, str], task_type: s
 
     made = []
     for task in comparison.tasks[0]:
-        with_index = task.index.retention if task.index else None
-        known: dict[str, Any] = {
-            "teacher": task.teacher,
-            "retention": task.retention,
-            "index_retention": with_index,
-        }
+        known: dict[str, Any] = {"teacher": task.teacher, "retention": task.retention}
+        known["index_retention"] = task.index.retention if task.index else None
         if task.teacher is not None and task.low is not None and task.high is not None:
             known["retention_interval"] = [task.low, task.high]
         rounded = {key: _rounded(value) for key, value in known.items() if value is not None}

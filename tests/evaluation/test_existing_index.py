@@ -13,6 +13,7 @@ from support.models import save_tiny_bert
 from support.sentences import load, make_sentences
 from support.task_files import write_jsonl, write_pairs, write_retrieval
 from ternarize_cli.errors import GateMissedError, InputError
+from ternarize_cli.evaluation.card_results import results_of, table_of
 from ternarize_cli.evaluation.compare import Comparison, Evaluation, Retention
 from ternarize_cli.evaluation.existing_index import ExistingIndex, existing_index
 from ternarize_cli.evaluation.gates import check, parse_gates
@@ -150,6 +151,15 @@ def compared(*indexes: ExistingIndex | None) -> Comparison:
         for name, index in zip("abc", indexes, strict=False)
     )
     return Comparison((Evaluation("student", "s", 1, ()),), Evaluation("teacher", "t", 2, ()), (tasks,))
+
+
+def test_the_card_has_what_is_kept_with_the_index() -> None:
+    comparison = compared(ExistingIndex(True, 0.72, 0.9), None)
+    table = table_of(comparison).splitlines()
+    assert [line.split("|")[-2].strip() for line in table[:4]] == ["kept with its index", "---:", "90.0%", ""]
+    assert "With its index: queries by this model" in table[-1]
+    first, second = results_of(comparison, {}, "feature-extraction")
+    assert (first.metric_args["index_retention"], "index_retention" in second.metric_args) == (0.9, False)
 
 
 def test_the_gate_takes_the_mean_over_retrieval_tasks() -> None:
