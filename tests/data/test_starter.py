@@ -278,5 +278,7 @@ def test_this_machine_has_documentation(monkeypatch: pytest.MonkeyPatch, tmp_pat
     starter.starter.cache_clear()
     found = starter.starter("starter")
     starter.starter.cache_clear()
+    assert starter.starter("starter") == found
+    starter.starter.cache_clear()
     assert found.counts["docstrings"] == 1500
     assert all(text == " ".join(text.split()) and 0 < len(text) <= 1000 for text in found.texts)
