@@ -147,7 +147,8 @@ class Trainer:
         self.losses = dict(state["losses"])
         self._sums = {name: value.to(self.on.device) for name, value in state["sums"].items()}
         self._broken.copy_(state["broken"])
-        self._looked, self.cosine, self.agreement = state["held"]
+        looked, self.cosine, self.agreement = state["held"]
+        self._looked = min(looked, self._done())  # a longer budget than before puts the step nearer to the start
         self._looked_at = state.get("looked_at", 0)  # checkpoints of older versions have none
         queue, self._queued = state["queue"]
         self._queue.copy_(queue)
