@@ -1,8 +1,9 @@
 """Reads the manual pages of this machine, which groff renders.
 
 A page is a program in roff that anybody may have written. groff runs in its safe mode, in which a page starts no
-program and opens no file for writing; requests that read other files (`.so`) are taken out before. A page gets 10
-seconds, and of what it prints the first 2 MB count. Pages that are links or only name another page are left out.
+program and opens no file for writing. Requests that read other files (`.so`) are taken out before, and pages that give
+requests other names are left out. A page gets 10 seconds, and of what it prints the first 2 MB count. Pages that are
+links or only name another page are left out, too.
 """
 
 import os
@@ -31,7 +32,14 @@ _ROOTS = ("/usr/share/man", "/usr/local/share/man", f"{sys.prefix}/share/man")
 _SECTION = re.compile(r"man[1-8]")
 _PAGE = re.compile(r"\.[1-8][a-z]*")
 _LONGEST = 2 << 20
-_READS = re.compile(rb"^[.'][ \t]*m?so(quiet)?\b.*$", re.MULTILINE)
+_READS = re.compile(rb"^[.'](?:.*[ \t.'{])?m?so(?:quiet)?(?:[ \t].*)?$|^[.'][ \t]*\\\".*$", re.MULTILINE)
+"""Lines that read other files or name a request that does, and comments."""
+_RENAMES = re.compile(
+    rb"^[.'](?:[ \t]*(?:if|ie|el|while|do|nop)\b.*[.'{])?[ \t]*"
+    rb"(?:(?:cc|c2|ec|eo)(?:[ \t\r\n]|$)|(?:als|rn)[ \t].*\\|\\[*n$V])",
+    re.MULTILINE,
+)
+"""Other control and escape characters, and requests whose names are made up of strings."""
 _HEADING = re.compile(r"\S")
 _NO_PROSE = re.compile(r"SYNOPSIS|SEE ALSO|AUTHORS?|COPYRIGHT|REPORTING BUGS|COLOPHON|EXAMPLES?|FILES")
 
@@ -68,8 +76,8 @@ def rendered(page: Path, command: list[str]) -> list[str]:
             source = stream.read(_LONGEST + 1)
     except DataError:
         return []
-    kept = _READS.sub(b"", source)
-    if len(source) > _LONGEST or not kept.strip():
+    kept = _READS.sub(b"", source.replace(b"\r", b""))
+    if len(source) > _LONGEST or not kept.strip() or _RENAMES.search(kept):
         return []
     paragraphs, skipped = [], False
     for line in _printed(kept, command).decode("utf-8", "replace").splitlines()[1:-1]:  # without header and footer

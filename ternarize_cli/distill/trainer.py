@@ -104,7 +104,8 @@ class Trainer:
         self.step, self.count, self.seconds = state["step"], state["count"], state["seconds"]
         self.batches.go_to(*state["position"])
         self.losses = dict(state["losses"])
-        self._looked, self.cosine, self.agreement = state["held"]
+        looked, self.cosine, self.agreement = state["held"]
+        self._looked = min(looked, self._done())  # a longer budget than before puts the step nearer to the start
         self._looked_at = state.get("looked_at", 0)  # checkpoints of older versions have none
         torch.set_rng_state(state["random"].cpu())
 

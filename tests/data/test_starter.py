@@ -78,6 +78,10 @@ def test_a_page_of_every_program_comes_before_the_second_of_any(tmp_path: Path) 
     [
         ".TH X 1\n.SH A\n.so SECRET\n",
         ".TH X 1\n.SH A\n'  mso SECRET\n",
+        ".TH X 1\n.SH A\n.if 1 .so SECRET\n.do so SECRET\n.if 1 \\{.so SECRET\n.\\}\n",
+        ".TH X 1\n.SH A\n.als x so\n.x SECRET\n.rn mso y\n.y SECRET\n.so SECRET\r\n",
+        ".TH X 1\n.SH A\n.cc !\n!so SECRET\n",
+        ".TH X 1\n.SH A\n.ds x so\n.\\*x SECRET\n.if 1 .\\*[x] SECRET\n",
         ".TH X 1\n.SH A\n.sy touch STARTED\n.pso touch STARTED\n.open s STARTED\n",
         ".while 1 .nr a 1\n",
         ".TH X 1\n.SH A\n.while 1 \\{\nA paragraph that is printed again and again.\n.br\n.\\}\n",
@@ -85,7 +89,20 @@ def test_a_page_of_every_program_comes_before_the_second_of_any(tmp_path: Path) 
         ".de x\n.x\n..\n.x\n",
         "",
     ],
-    ids=["so", "mso", "programs", "loop", "endless", "zeros", "recursion", "empty"],
+    ids=[
+        "so",
+        "mso",
+        "nested",
+        "alias",
+        "control",
+        "string",
+        "programs",
+        "loop",
+        "endless",
+        "zeros",
+        "recursion",
+        "empty",
+    ],
 )
 def test_a_hostile_page_reads_nothing_starts_nothing_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile: str
@@ -260,6 +277,8 @@ def test_this_machine_has_documentation(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(starter, "_PAGES", 5)
     starter.starter.cache_clear()
     found = starter.starter("starter")
+    starter.starter.cache_clear()
+    assert starter.starter("starter") == found
     starter.starter.cache_clear()
     assert found.counts["docstrings"] == 1500
     assert all(text == " ".join(text.split()) and 0 < len(text) <= 1000 for text in found.texts)

@@ -103,6 +103,18 @@ def test_a_resumed_run_with_a_higher_cosine_goes_on(
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_with_a_longer_budget_is_read_again_at_once(
+    work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(work, tiny_bert, tmp_path / "out", steps=20)
+    report = train(work, tiny_bert, tmp_path / "out", steps=40, until=0.0, resume=True)
+    assert (report.steps, report.ended_by) == (22, "until")
+
+
+@pytest.mark.slow
 def test_the_command_says_what_ended_it_and_warns_if_the_budget_came_first(
     run: Run, work: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
