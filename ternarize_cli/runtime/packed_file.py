@@ -166,8 +166,11 @@ class PackedFile:
         """Returns an embedding table.
 
         Raises:
-            FormatError: it is missing, or has another shape or dtype, or a scale is negative or not finite.
+            FormatError: it is missing, or has another shape or dtype, a scale is negative or not finite, or
+                `module_levels` takes it for a linear.
         """
+        if name in self._artifact.module_levels:
+            raise FormatError(f"{self.file.path}: module_levels names {named(name)}, which is a table", hint=_AGAIN)
         where = self.find(f"{name}.weight")
         if not self.is_packed(name):
             return Table(self.file.get(where, -1, width, dtype=_FLOATS), None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels import Kernel, register
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.runtime.native.interface import BITS, MAX_INPUTS, MAX_OUTPUTS
+from ternarize_cli.runtime.native.interface import BITS, MAX_INPUTS, MAX_INPUTS_INT4, MAX_OUTPUTS
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.native.threads import set_threads
 from ternarize_cli.runtime.native.weights import PackedCodes
@@ -50,8 +50,9 @@ class Native:
             return f"the model is on {layer.weight.device}, and native runs on the CPU"
         if layer.scheme.activation_bits != 8:
             return "its activations are not int8"
-        if layer.in_features > MAX_INPUTS or layer.out_features > MAX_OUTPUTS:
-            return f"it is {layer.in_features:,} × {layer.out_features:,}, and {MAX_INPUTS:,} inputs are the most"
+        most = MAX_INPUTS if layer.scheme.levels == "ternary" else MAX_INPUTS_INT4
+        if layer.in_features > most or layer.out_features > MAX_OUTPUTS:
+            return f"it is {layer.in_features:,} × {layer.out_features:,}, and {most:,} inputs are the most"
         return None
 
     def prepare(self, layer: PackedLinear) -> Kernel:
