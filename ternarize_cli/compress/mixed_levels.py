@@ -243,7 +243,7 @@ def _rounded(linears: Sequence[nn.Module], scheme: Scheme) -> "Iterator[None]":
         yield
     finally:
         for module, weight in zip(linears, kept, strict=True):
-            module.weight.data = weight  # type: ignore[assignment]
+            module.weight.data = weight
 
 
 def _distance(given: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:

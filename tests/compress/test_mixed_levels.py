@@ -177,9 +177,9 @@ def test_training_keeps_the_grids(
     training = Training(steps=2, batch_size=8)
     distill(made[1], tiny_bert, Sources([corpus]), tmp_path / "out", training, DistillOptions(threads=1))
     assert artifact_of(tmp_path / "out").module_levels == artifact_of(made[1]).module_levels
-    before, after = (load_encoder(f, device="cpu")[0].auto_model for f in (made[1], tmp_path / "out"))
     name = next(iter(artifact_of(made[1]).module_levels))
-    old, new = (model.get_submodule(name) for model in (before, after))  # type: ignore[operator]
+    models: list[Any] = [load_encoder(folder, device="cpu")[0].auto_model for folder in (made[1], tmp_path / "out")]
+    old, new = (model.get_submodule(name) for model in models)
     assert not torch.equal(old.matrix, new.matrix)
     assert float(new.codes().abs().max()) > 1
 
@@ -293,7 +293,8 @@ def test_a_table_that_does_not_fit_the_weights_is_refused(
     made: tuple[ConversionReport, Path, Path], tmp_path: Path, stage: str, what: str
 ) -> None:
     name, folder = NAMES[what], tmp_path / "changed"
-    shutil.copytree(made[1 if stage == "latent" else 2], folder)
+    _, latent, packed = made
+    shutil.copytree(latent if stage == "latent" else packed, folder)
     config = json.loads((folder / "config.json").read_text())
     assert name not in config["quantization_config"]["module_levels"]
     config["quantization_config"]["module_levels"][name] = "int4"
