@@ -9,6 +9,7 @@ a gate and what it multiplies) are rounded and chosen together.
 Bits are those of a packed model with the codec `2bit`: codes and scales of all converted linears over their weights.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,7 +46,9 @@ __all__ = ["Levels", "with_levels"]
 
 _OTHER = "int4"
 _SAMPLES, _CHARACTERS = 24, 240
-"""How many texts or images are compared, and how many characters of a text are read: a second's work for MiniLM."""
+"""How many texts or images are compared, and how many characters of a text are read."""
+_TINY = 1e-3
+"""Bytes by which a budget is exceeded where its bits were rounded."""
 _TEXTS = (
     "The river rose over its banks after three days of rain, and the lower bridge was closed.",
     "How do I change the password of my account?",
@@ -129,8 +132,8 @@ def with_levels(
     low, high = (8 * sum(sizes.values()) / count for sizes in (least, most))
     if not low <= options.bits <= high:
         raise InputError(
-            f"--bits {options.bits:g} is out of range: this model's linears take {low:.3f} bits a weight if all are "
-            f"ternary, and {high:.3f} if all are {_OTHER}",
+            f"--bits {options.bits:g} is out of range: this model's linears take {math.ceil(low * 1000) / 1000} bits a "
+            f"weight if all are ternary, and {math.floor(high * 1000) / 1000} if all are {_OTHER}",
             hint=f"--bits {(low + high) / 2:.2g}",
         )
     if not can_encode(folder):
@@ -140,11 +143,12 @@ def with_levels(
         )
     groups = [_Group(members, sum(most[member] - least[member] for member in members)) for members in _joined(parts)]
     errors = _errors(folder, parts, groups, schemes, options, calibration, track)
-    chosen = _chosen(groups, errors, int(options.bits * count / 8) - sum(least.values()))
+    chosen = _chosen(groups, errors, options.bits * count / 8 - sum(least.values()))
+    levels = [{name: _OTHER for name in one.policy.linears if (i, name) in chosen} for i, one in enumerate(parts)]
     return Levels(
         [
-            replace(one, policy=replace(one.policy, module_levels={name: _OTHER for at, name in chosen if at == i}))
-            for i, one in enumerate(parts)
+            replace(one, policy=replace(one.policy, module_levels=found))
+            for one, found in zip(parts, levels, strict=True)
         ],
         {
             parts[i].part.prefix + name: error[0] ** 0.5
@@ -191,12 +195,12 @@ def _joined(parts: Sequence[SourcePart]) -> list[tuple[tuple[int, str], ...]]:
     return [tuple(members) for members in found.values()]
 
 
-def _chosen(groups: Sequence[_Group], errors: Sequence[tuple[float, float]], room: int) -> set[tuple[int, str]]:
+def _chosen(groups: Sequence[_Group], errors: Sequence[tuple[float, float]], room: float) -> set[tuple[int, str]]:
     """Takes groups by their gain for a byte, as far as `room` bytes go; a group without gain is not taken."""
     gains = [(as_ternary - other) / group.extra for group, (as_ternary, other) in zip(groups, errors, strict=True)]
     chosen: set[tuple[int, str]] = set()
     for i in sorted(range(len(groups)), key=lambda i: -gains[i]):
-        if gains[i] > 0 and groups[i].extra <= room:
+        if gains[i] > 0 and groups[i].extra <= room + _TINY:
             room -= groups[i].extra
             chosen.update(groups[i].members)
     return chosen
