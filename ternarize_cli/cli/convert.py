@@ -110,7 +110,7 @@ def _show(
     out.table(
         f"{name}: {counted(len(report.layers), 'linear')}, {form.levels}, {way}, one scale per {form.granularity}",
         list(columns),
-        [*([cell(x) for cell in columns.values()] for x in report.layers), [sums.get(name, "") for name in columns]],
+        [*([cell(x) for cell in columns.values()] for x in report.layers), [sums.get(title, "") for title in columns]],
         caption=caption,
     )
     if mixed:
