@@ -1,5 +1,6 @@
 """`ternarize convert`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertO
 from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
-    from ternarize_cli.compress.convert import ConversionReport
+    from ternarize_cli.compress.convert import ConversionReport, LayerReport
 
 __all__ = ["register"]
 
@@ -43,11 +44,11 @@ def _convert(
 
     out = Output(json_mode=json, quiet=quiet)
     model = pinned(model, revision)
-    scheme = form.scheme()
+    scheme = form.scheme(options.bits)
     wanted = calibration if calibration.sources else None
     if wanted is None and (calibration.samples, calibration.tokens) != (None, DEFAULT_TOKENS):
         out.warn("--calibration-samples and --calibration-tokens do nothing without --calibrate")
-    whole = not dry_run or bool(options.trim)
+    whole = not dry_run or bool(options.trim) or options.bits is not None
     source = resolve(model, allow_pickle=options.allow_pickle, headers_only=not whole)
     check_keeps_scores(source, scheme, wanted)
     target = output or Path(f"{model_name(model)}-ternary")
@@ -60,7 +61,7 @@ def _convert(
         print_plan(out, plan(source, scheme, options, calibration=wanted, track=out.track), scheme, model, target)
         return
     report = convert(model, target, scheme, calibration=wanted, options=options, force=force, track=out.track)
-    _show(out, report, form, wanted, model_name(model))
+    _show(out, report, form, options, wanted, model_name(model))
     out.text(f"wrote {target}")
     from ternarize_cli.encoders.modalities import modalities_of
 
@@ -75,7 +76,12 @@ def _convert(
 
 
 def _show(
-    out: Output, report: "ConversionReport", form: SchemeOptions, calibration: Calibration | None, name: str
+    out: Output,
+    report: "ConversionReport",
+    form: SchemeOptions,
+    options: ConvertOptions,
+    calibration: Calibration | None,
+    name: str,
 ) -> None:
     """Prints what became of each linear, warnings about the calibration, and what stays as it is."""
     from ternarize_cli.format.codecs import codec_for
@@ -83,27 +89,34 @@ def _show(
     before = sum(layer.bytes_before for layer in report.layers)
     after = sum(layer.bytes_after for layer in report.layers)
     way = "calibrated" if calibration else f"rule {form.rule}"
-    caption = f"error: ‖W − s·c‖ / ‖W‖; packed: codes ({codec_for(form.levels).name}) and scales"
+    mixed = options.bits is not None
+    codecs = " and ".join(sorted({codec_for(layer.levels).name for layer in report.layers}))
+    caption = f"error: ‖W − s·c‖ / ‖W‖; packed: codes ({codecs}) and scales"
+    if mixed:
+        caption = f"need: how far vectors move if this and what runs with it are ternary alone; {caption}"
     if calibration:
         caption = f"missed: of the wanted outputs' standard deviation, on the calibration data; {caption}"
+    columns: dict[str, Callable[[LayerReport], object]] = {
+        "linear": lambda x: x.name,
+        "out × in": lambda x: f"{x.shape[0]} × {x.shape[1]}",
+        **({"levels": lambda x: x.levels, "need": lambda x: f"{x.need or 0:.4f}"} if mixed else {}),
+        **({"missed": lambda x: "" if x.output_error is None else f"{x.output_error:.3f}"} if calibration else {}),
+        "error": lambda x: f"{x.error:.3f}",
+        "zeros": lambda x: f"{x.zeros:.1%}",
+        "bytes": lambda x: x.bytes_before,
+        "packed": lambda x: x.bytes_after,
+    }
+    sums = {"linear": "all linears", "bytes": megabytes(before), "packed": megabytes(after)}
     out.table(
         f"{name}: {counted(len(report.layers), 'linear')}, {form.levels}, {way}, one scale per {form.granularity}",
-        ["linear", "out × in", *(["missed"] if calibration else []), "error", "zeros", "bytes", "packed"],
-        [
-            (
-                x.name,
-                f"{x.shape[0]} × {x.shape[1]}",
-                *(["" if x.output_error is None else f"{x.output_error:.3f}"] if calibration else []),
-                f"{x.error:.3f}",
-                f"{x.zeros:.1%}",
-                x.bytes_before,
-                x.bytes_after,
-            )
-            for x in report.layers
-        ]
-        + [("all linears", *([""] if calibration else []), "", "", "", megabytes(before), megabytes(after))],
+        list(columns),
+        [*([cell(x) for cell in columns.values()] for x in report.layers), [sums.get(title, "") for title in columns]],
         caption=caption,
     )
+    if mixed:
+        count = sum(x.levels != "ternary" for x in report.layers)
+        of = f"{counted(count, 'linear')} of {len(report.layers)}"
+        out.text(f"{of} are int4: {report.bits:.3f} bits a weight, of {options.bits:g} at most")
     if calibration and (missing := [x.name for x in report.layers if x.output_error is None]):
         out.warn(f"the calibration data does not reach {', '.join(missing)}: rounded by the rule {form.rule}")
     if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:
@@ -130,6 +143,7 @@ def _payload(report: "ConversionReport") -> dict[str, Any]:
         "layers": [vars(layer) for layer in report.layers],
         **report.plan.to_json(),
         "bytes_linears_before": sum(layer.bytes_before for layer in report.layers),
+        "bits": report.bits,
         "bytes_linears_packed": sum(layer.bytes_after for layer in report.layers),
         "vocabulary": report.vocabulary.summary() if report.vocabulary else None,
         "quantization_config": report.artifact.to_dict(),

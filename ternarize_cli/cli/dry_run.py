@@ -23,12 +23,16 @@ def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target:
     sums = [megabytes(sum(getattr(g, field) for g in dry.linears)) for field in ("bytes_before", "bytes_packed")]
     grain = f"group of {scheme.group_size}" if scheme.granularity == "group" else scheme.granularity
     become = f"{counted(count, 'linear')} would become {scheme.levels}"
+    if dry.module_levels:
+        become += f", {len(dry.module_levels)} of them int4: {dry.bits:.3f} bits a weight"
     out.table(
         f"{model_name(model)}: {become}, rule {scheme.rule}, one scale per {grain}",
         ["linears", "count", "out × in", "now", "packed"],
         [*linears, ("all linears", count, "", *sums)],
         caption=f"packed: codes ({dry.codec}) and scales",
     )
+    if dry.module_levels:
+        out.text(f"int4: {', '.join(dry.module_levels)}\n")
     if dry.tables:
         title = f"{counted(len(dry.tables), 'embedding table')}, {scheme.table_bits} bits when packed"
         title += " (the tokens'; others 8)" if scheme.table_bits == 4 else ""
@@ -66,7 +70,10 @@ def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target:
             "linears": [vars(g) for g in dry.linears],
             "tables": [vars(g) for g in dry.tables],
             **dry.plan.to_json(),
-            **{name: getattr(dry, name) for name in ("bytes_source", "bytes_checkpoint", "codec", "bytes_packed")},
+            **{
+                name: getattr(dry, name)
+                for name in ("bytes_source", "bytes_checkpoint", "codec", "bytes_packed", "module_levels", "bits")
+            },
             "table_bits": scheme.table_bits,
         }
     )

@@ -115,6 +115,7 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
         ("architecture", found.architecture),
         ("parameters", f"{found.parameters:,}"),
         ("weights on disk", megabytes(found.bytes)),
+        *([] if found.bits is None else [("bits a weight of the linears", f"{found.bits:.3f}")]),
         ("content hash", found.sha256 or "unknown: headers alone were read"),
     ]
     if found.artifact is not None:
@@ -122,7 +123,7 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
         facts += [
             (k, v)
             for k, v in description.items()
-            if k not in ("quant_method", "stage", "block", "listing") and v not in (None, [])
+            if k not in ("quant_method", "stage", "block", "listing", "module_levels") and v not in (None, [])
         ]
         if (data := found.artifact.calibration) is not None:
             tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
@@ -139,6 +140,7 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
     values = {k: v for k, v in vars(found).items() if k not in ("artifact", "modules", "magnitudes", "scales")}
     values["quantization_config"] = found.artifact.to_dict() if found.artifact else None
     values["codes"] = found.codes
+    values["bits"] = found.bits
     values["histograms"] = {
         "magnitudes": vars(found.magnitudes) if found.magnitudes else None,
         "scales": vars(found.scales) if found.scales else None,
@@ -168,6 +170,8 @@ def _modules(out: Output, found: "Inspection") -> None:
     if full:
         columns |= {"mean |w|": lambda m: _short(m.mean_abs), "max |w|": lambda m: _short(m.max_abs)}
     else:
+        if found.artifact is not None and found.artifact.module_levels:
+            columns["levels"] = lambda m: m.levels or ""
         columns["zeros"] = lambda m: f"{m.zeros:.1%}"
         if not narrow:
             columns["scale min"] = lambda m: _short(m.scale_min)
@@ -183,7 +187,7 @@ def _modules(out: Output, found: "Inspection") -> None:
         caption = "error: ‖W − s·c‖ / ‖W‖, against the checkpoint's own latent weights"
         if found.artifact is not None and found.artifact.calibration is not None:
             caption += ", which calibration has changed"
-    kind = found.artifact.scheme.levels if found.artifact else "full-precision"
+    kind = found.artifact.levels if found.artifact else "full-precision"
     rows = [[cell(m) for cell in columns.values()] for m in linears]
     out.table(counted(len(linears), f"{kind} linear"), list(columns), rows, caption=caption)
     if others:

@@ -47,13 +47,14 @@ def _pack(
     imported = None if options == ImportOptions() else options
     report = pack(student, target, codec=codec, check=not no_check, force=force, imported=imported, track=out.track)
     layout = codec_for(report.artifact.scheme.levels, report.artifact.codec)
+    others = "; int4 ones 4 bits" if report.artifact.module_levels else ""
     out.table(
         f"{name}: packed",
         ["part", "bytes", "share"],
         [
             (part, megabytes(count), f"{count / report.bytes_packed:.0%}")
             for part, count in (
-                (f"linears, codes ({layout.name}, {layout.bits:g} bits) and scales", report.bytes_linears),
+                (f"linears, codes ({layout.name}, {layout.bits:g} bits{others}) and scales", report.bytes_linears),
                 (f"embedding tables, {report.artifact.scheme.table_bits}-bit", report.bytes_tables),
                 ("everything else", report.bytes_other),
                 ("weights on disk", report.bytes_packed),

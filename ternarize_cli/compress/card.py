@@ -156,7 +156,7 @@ def metadata_of(folder: Path, artifact: Artifact, known: Mapping[str, Any]) -> d
         kept["base_model_relation"] = "quantized"
     library = "sentence-transformers" if can_encode(folder) else "transformers"
     tags = [tag for tag in _words(known.get("tags")) if not tag.startswith("base_model:")]
-    tags = [*tags, library, "ternarize", artifact.scheme.levels]
+    tags = [*tags, library, "ternarize", artifact.levels]
     task = task_of(folder)
     return {**kept, "library_name": library, "pipeline_tag": task, "tags": list(dict.fromkeys(tags))}
 
@@ -182,7 +182,7 @@ def task_of(folder: Path) -> str:
 def _head(folder: Path, artifact: Artifact) -> str:
     """Writes what the artifact is, and code that runs in its folder."""
     kind, images = kind_of(folder), "text" not in modalities_of(folder)
-    lines = [f"# {cell(_source(artifact))}, {artifact.scheme.levels}\n", _summary(artifact)]
+    lines = [f"# {cell(_source(artifact))}, {artifact.levels}\n", _summary(artifact)]
     lines += [f"{USAGE}\n## Usage\n", "```sh\npip install ternarize-cli\n```\n"]
     loads = f"from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained{_HERE}"
     if can_encode(folder):
@@ -243,6 +243,7 @@ _GRIDS = {
     "binary": "-1 or +1",
     "int2": "one of four values",
     "int4": "one of sixteen values",
+    "mixed": "one of -1, 0 and +1, or in some of them one of sixteen values",
 }
 
 
@@ -259,6 +260,6 @@ def _summary(artifact: Artifact) -> str:
     shares = "row" if artifact.scheme.granularity == "row" else artifact.scheme.granularity
     form = "a packed model" if artifact.stage == "packed" else "a checkpoint to train or pack"
     return (
-        f"Every weight of its linears is {_GRIDS[artifact.scheme.levels]}, times a scale for its {shares}. This is "
+        f"Every weight of its linears is {_GRIDS[artifact.levels]}, times a scale for its {shares}. This is "
         f"{form}, made from {linked}{commit} by [ternarize](https://pypi.org/project/ternarize-cli/) {__version__}.\n"
     )

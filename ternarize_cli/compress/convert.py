@@ -1,13 +1,14 @@
 """`convert`: a full-precision folder becomes a ternary checkpoint.
 
-Tensors stream through, one at a time: no model is built, so memory stays near the largest tensor (a calibration loads
-a model).
+Tensors stream through, one at a time: no model is built, so memory stays near the largest tensor (a calibration and a
+budget of bits load a model).
 The latent weights are the source's own, beside the scales that the rule gives them; codes are not stored, they follow
 (see `ternary`). Every tensor keeps its name. The head of a cross-encoder, classifier or masked language model stays
 (`model_kind`). Tensors for which the model has no place (other heads) are dropped, and tensors that the source lacks
 are never invented. The Dense modules of a sentence-transformers folder are converted like the encoder (`parts`).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +21,7 @@ from ternarize_cli import __version__
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.compress import card, vocabulary
 from ternarize_cli.compress.calibrate import Calibrated, Calibration, calibrate_folder
+from ternarize_cli.compress.mixed_levels import with_levels
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.result_check import Reference
 from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
@@ -49,6 +51,9 @@ class LayerReport:
         zeros: fraction of codes that are 0.
         bytes_before: bytes of the weight in the source.
         bytes_after: bytes of codes and scales when packed with the default codec.
+        levels: the name of the grid of its codes.
+        need: with a budget of bits, how far the model's vectors move when this linear and those that run with it are
+            ternary alone (`mixed_levels.Levels`); None without one.
         output_error: how much of the wanted outputs a calibrated linear misses (`calibrate.Calibrated`); None of a
             linear that was not calibrated.
     """
@@ -60,6 +65,8 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     output_error: float | None = None
+    levels: str = "ternary"
+    need: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,11 @@ class ConversionReport:
     notes: tuple[str, ...]
     vocabulary: vocabulary.Vocabulary | None
 
+    @property
+    def bits(self) -> float:
+        """The mean bits of a weight of the linears when packed with the default codecs, scales included."""
+        return 8 * sum(x.bytes_after for x in self.layers) / sum(x.shape[0] * x.shape[1] for x in self.layers)
+
 
 def convert(
     source: Path,
@@ -98,7 +110,7 @@ def convert(
         source: a full-precision model folder.
         output: the folder to write, atomically.
         scheme: rule, granularity and widths; the defaults if None.
-        options: what stays as it is, a smaller vocabulary, the seed; the defaults if None.
+        options: what stays as it is, a budget of bits, a smaller vocabulary, the seed; the defaults if None.
         calibration: what codes, scales and biases are fitted to; None: codes follow from the weights alone.
         force: replace an existing output.
         track: reports progress over tensors.
@@ -109,8 +121,8 @@ def convert(
         CheckpointError: the source is incomplete, damaged, already ternary, or holds a weight that is not finite; or
             it can't be opened and does not encode.
         TernarizeError: the result can't be opened, or its vectors are wrong (`result_check`).
-        InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, or a value
-            does not fit float16.
+        InputError: a pattern to skip matches nothing, the group size does not divide the width of a linear, a value
+            does not fit float16, or `mixed_levels.with_levels` refuses the budget of bits.
         DataError: texts or images can't be read, or are not what the model reads.
         OutputError, OutputExistsError: the output can't be written, or exists and `force` is false.
     """
@@ -118,6 +130,7 @@ def convert(
     allow_pickle = options.allow_pickle
     files.check_output(output, force=force, inputs=[source])
     parts, chosen = planned_parts(source, scheme, options, calibration, track)
+    parts, needs = with_levels(source, parts, scheme, options, calibration, track)
     reference = None
     if options.check:
         texts = [] if chosen is None else list(islice(inputs(source, chosen.corpus), 3))
@@ -153,7 +166,8 @@ def convert(
         count = sum(d.stored is not None for d in plan.tensors)
         pending = iter(track(range(count), "ternarising", count))
         for one in parts:
-            layers += _write(one, partial, pending, chosen, found, allow_pickle=allow_pickle)
+            made_layers = _write(one, partial, pending, chosen, found, allow_pickle=allow_pickle)
+            layers += [replace(layer, need=needs.get(layer.name)) for layer in made_layers]
             one.part.write_config(partial, one.describe(made))
         if chosen is not None:
             notes += vocabulary.write(chosen, parts[0].model, partial)
@@ -172,7 +186,10 @@ def _described(report: ConversionReport) -> str:
     group = f"group of {scheme.group_size} weights" if scheme.group_size else scheme.granularity
     before, after = (sum(getattr(x, f"bytes_{when}") for x in layers) for when in ("before", "after"))
     lines = [
-        f"- linears that are {scheme.levels}: {len(layers)}, by the rule {scheme.rule}, with one scale per {group}",
+        *(
+            f"- linears that are {levels}: {count}, by the rule {scheme.rule}, with one scale per {group}"
+            for levels, count in Counter(x.levels for x in layers).items()
+        ),
         f"- their weights differ from the source's by {sum(x.error for x in layers) / len(layers):.1%} in the mean "
         f"(‖W − s·c‖ / ‖W‖), before any training; {sum(x.zeros for x in layers) / len(layers):.1%} of the codes are 0",
         f"- bytes of the linears: {before:,} in the source, {after:,} packed",
@@ -223,7 +240,7 @@ def _write(
                     if chosen is not None and not source.part.subfolder and d.name in chosen.tables:
                         tensor = chosen.rows_of(tensor)
                     if d.fate == "ternary":
-                        latent, scale, report = _linear(d, tensor, source.policy.scheme, found)
+                        latent, scale, report = _linear(d, tensor, source.policy.scheme_of(d.module), found)
                         reports[d.module] = replace(report, name=source.part.prefix + d.module)
                         out.add(d.stored, latent)
                         out.add(f"{d.stored}_scale", scale)
@@ -257,6 +274,7 @@ def _linear(
         bytes_before=decision.bytes_source,
         bytes_after=decision.bytes_packed,
         output_error=found.output_error if found else None,
+        levels=scheme.levels,
     )
     return latent.T if decision.transposed else latent, scale, report
 

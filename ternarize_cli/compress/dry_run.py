@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ternarize_cli.compress.calibrate import Calibration
+from ternarize_cli.compress.mixed_levels import with_levels
 from ternarize_cli.compress.options import ConvertOptions
 from ternarize_cli.compress.source_model import ConversionPlan, SourcePart, planned_parts
 from ternarize_cli.compress.tensor_policy import Headers, TensorDecision
@@ -53,6 +54,8 @@ class DryRun:
         bytes_checkpoint: bytes of the weights files that `convert` would write.
         bytes_packed: codec → table bits → bytes of the weights files that `pack` would write.
         codec: the default codec for the scheme's levels.
+        module_levels: the grids of linears that have another one than the scheme's.
+        bits: the mean bits of a weight of the linears when packed with the default codecs, scales included.
     """
 
     linears: tuple[Group, ...]
@@ -62,6 +65,8 @@ class DryRun:
     bytes_checkpoint: int
     bytes_packed: dict[str, dict[int, int]]
     codec: str
+    module_levels: dict[str, str]
+    bits: float
 
 
 def dry_run(
@@ -74,16 +79,19 @@ def dry_run(
 ) -> DryRun:
     """Plans the conversion of `folder`; the arguments are those of `convert.convert`.
 
-    A calibration's data is not read: it is taken to reach every linear.
+    A calibration's data is not read: it is taken to reach every linear. With a budget of bits the need of linears is
+    measured as `convert` measures it.
 
     Raises:
         CheckpointError, DataError, InputError: `convert` would raise it, too, and it shows without the tensors' values.
     """
     scheme, options = scheme or Scheme(), options or ConvertOptions()
     parts, _ = planned_parts(folder, scheme, options, calibration, track)
+    parts, _ = with_levels(folder, parts, scheme, options, calibration, track)
     if calibration is not None:
         parts = [one.calibrated(one.policy.linears) for one in parts]
     plan = ConversionPlan.of(parts)
+    linears = plan.having("ternary")
 
     def packed(codec: str, bits: int) -> int:
         wanted = replace(scheme, table_bits=bits)
@@ -98,6 +106,8 @@ def dry_run(
         bytes_checkpoint=sum(_bytes(one, "checkpoint") for one in parts),
         bytes_packed={codec: {bits: packed(codec, bits) for bits in TABLE_BITS} for codec in CODECS[scheme.levels]},
         codec=codec_for(scheme.levels).name,
+        module_levels={one.part.prefix + n: v for one in parts for n, v in one.policy.module_levels.items()},
+        bits=8 * sum(d.bytes_packed for d in linears) / sum(math.prod(d.shape) for d in linears),
     )
 
 

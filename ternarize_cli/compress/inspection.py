@@ -38,6 +38,7 @@ class TensorInfo:
         shape: (out, in) of a linear, or (rows, dim) of an embedding.
         bytes: bytes of the module's weight and scales in the file.
         is_linear: whether it is a linear; otherwise an embedding.
+        levels: the name of the grid of its codes; None unless ternary.
         codes: the share of each code, such as {-1: .25, 0: .5, 1: .25}; None unless ternary.
         zeros: the share of zero codes; None unless ternary.
         scale_min: the smallest scale; None unless ternary.
@@ -53,6 +54,7 @@ class TensorInfo:
     shape: tuple[int, int]
     bytes: int
     is_linear: bool
+    levels: str | None = None
     codes: dict[int, float] | None = None
     zeros: float | None = None
     scale_min: float | None = None
@@ -92,8 +94,11 @@ class Inspection:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """Values of |w| / s where the code changes, ascending; empty at full precision and for binary codes."""
-        if self.artifact is None:
+        """Values of |w| / s where the code changes, ascending.
+
+        Empty at full precision, for binary codes, and where linears have several grids.
+        """
+        if self.artifact is None or self.artifact.module_levels:
             return ()
         sizes = sorted({abs(code) for code in LEVELS[self.artifact.scheme.levels]})
         return tuple((a + b) / 2 for a, b in itertools.pairwise(sizes))
@@ -105,4 +110,13 @@ class Inspection:
         total = sum(count for _, count in found)
         if not found:
             return None
-        return {code: sum(shares[code] * count for shares, count in found) / total for code in found[0][0]}
+        codes = sorted({code for shares, _ in found for code in shares})
+        return {code: sum(shares.get(code, 0.0) * count for shares, count in found) / total for code in codes}
+
+    @property
+    def bits(self) -> float | None:
+        """The mean bits of a weight of the packed linears, scales included; None unless packed."""
+        found = [(m.bytes, m.shape[0] * m.shape[1]) for m in self.modules if m.codes is not None]
+        if self.stage != "packed" or not found:
+            return None
+        return 8 * sum(size for size, _ in found) / sum(count for _, count in found)

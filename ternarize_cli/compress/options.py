@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ternarize_cli.errors import InputError
+from ternarize_cli.format.module_levels import MIXED
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.storage.command_option import (
     ALLOW_PICKLE,
@@ -44,7 +45,7 @@ class SchemeOptions:
         granularity: "row", "tensor" or "group:N".
         activations: bits of activations.
         table_bits: bits of embedding tables in a packed model.
-        levels: "ternary", "binary", "int2" or "int4".
+        levels: "ternary", "binary", "int2" or "int4"; or "mixed", which goes with the `bits` of `ConvertOptions`.
     """
 
     rule: Annotated[str, Option("optimal: exact least squares; absmean: the paper's beta * mean|W|.")] = "optimal"
@@ -52,16 +53,24 @@ class SchemeOptions:
     granularity: Annotated[str, Option("What shares a scale: row, tensor, or group:N inputs.")] = "row"
     activations: Annotated[Literal[8, 16], Option("Bits of activations: 8 (per token, dynamic) or 16 (untouched).")] = 8
     table_bits: Annotated[Literal[4, 8, 16, 32], Option("Bits of embedding tables when packed.")] = 8
-    levels: Annotated[str, Option("Grid of the weights: ternary, binary, int2 (four levels) or int4.")] = "ternary"
+    levels: Annotated[str, Option("Grid of the weights: ternary, binary, int2 (four levels), int4, mixed.")] = "ternary"
 
-    def scheme(self) -> Scheme:
-        """Makes the scheme.
+    def scheme(self, bits: float | None = None) -> Scheme:
+        """Makes the scheme; where levels are mixed, that of the ternary linears.
+
+        Args:
+            bits: the `bits` of `ConvertOptions`.
 
         Raises:
-            InputError: a value is not one of those that a scheme takes, or `beta` is given for another rule.
+            InputError: a value is not one of those that a scheme takes, `beta` is given for another rule, or `bits`
+                without mixed levels or the other way round.
         """
+        if (self.levels == MIXED) != (bits is not None):
+            what = "--levels mixed needs a budget" if bits is None else f"--bits {bits:g} is for mixed levels"
+            raise InputError(f"{what}, and --levels is {self.levels}", hint="--levels mixed --bits 2.5")
+        levels = "ternary" if self.levels == MIXED else self.levels
         kind, group_size = Scheme.parse_granularity(self.granularity)
-        return Scheme(self.rule, self.beta, kind, group_size, self.activations, self.table_bits, self.levels)
+        return Scheme(self.rule, self.beta, kind, group_size, self.activations, self.table_bits, levels)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class ConvertOptions:
     Attributes:
         skip: shell patterns of module names to leave as they are.
         keep_dense: leave the Dense modules of a sentence-transformers model as they are.
+        bits: bits of a weight in the mean of all linears, scales included: so many linears become int4 as fit, those
+            that need it most, and the rest is ternary; None: all linears have the grid of the scheme.
         trim: files or folders of texts; of the vocabulary only the tokens that they use are kept.
         allow_pickle: read pytorch_model.bin where there is no safetensors file; trust its author.
         seed: the seed by which the data of a calibration is drawn; recorded in the checkpoint.
@@ -84,6 +95,10 @@ class ConvertOptions:
         Sequence[str], Option("Leave modules of this name as they are; repeatable.", metavar="PATTERN")
     ] = ()
     keep_dense: Annotated[bool, Option("Leave the Dense modules of a sentence-transformers model as they are.")] = False
+    bits: Annotated[
+        float | None,
+        Option("With --levels mixed: mean bits of a weight; the linears that need it most become int4."),
+    ] = None
     trim: Annotated[
         Sequence[str | Path],
         Option(

@@ -158,8 +158,9 @@ def pack(
 def _described(report: PackReport) -> str:
     """Writes the numbers of a packed model for its card."""
     bits = report.artifact.scheme.table_bits
+    codecs = f"{report.artifact.codec}{', int4 ones 4bit' if report.artifact.module_levels else ''}"
     rows = [
-        (f"linears: codes ({report.artifact.codec}) and scales", report.source_linears, report.bytes_linears),
+        (f"linears: codes ({codecs}) and scales", report.source_linears, report.bytes_linears),
         (f"embedding tables, {bits} bits", report.source_tables, report.bytes_tables),
         ("everything else", report.source_other, report.bytes_other),
     ]
@@ -214,7 +215,8 @@ def _pack_part(
                     decision = policy.decide(own)
                     if decision.fate == "ternary":
                         scale = by_key[f"{key}_scale"].get(f"{key}_scale")
-                        new, codes = _packed_linear(key, tensor.T if decision.transposed else tensor, scale, layout)
+                        matrix = tensor.T if decision.transposed else tensor
+                        new, codes = _packed_linear(key, matrix, scale, policy.codec_of(decision.module))
                         totals["zeros"] += int((codes == 0).sum())
                         totals["codes"] += codes.numel()
                     elif decision.fate == "table":

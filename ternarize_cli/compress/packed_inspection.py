@@ -101,6 +101,9 @@ def _dense_parts(folder: Path) -> Iterator[_Part]:
 
 def _described(part: _Part, file: TensorFile, survey: Survey) -> Iterator[TensorInfo]:
     names = TensorNames(file.names, str(file.path), part.artifact.names)
+    linears = {module.name for module in part.modules if module.kind == "linear"}
+    if not linears.issuperset(part.artifact.module_levels):  # in a class around the encoder, names have a prefix
+        raise UnavailableError(f"{part.folder} gives levels to modules that are not listed")
     for name, kind, rows, columns in part.modules:
         key, scale_key = names.find(f"{name}.weight"), names.find(f"{name}.weight_scale")
         if key is None:
@@ -115,7 +118,7 @@ def _described(part: _Part, file: TensorFile, survey: Survey) -> Iterator[Tensor
             mean, largest = float(magnitude.mean(dtype=np.float64)), float(magnitude.max())
             yield TensorInfo(part.prefix + name, "dense", (rows, columns), size, True, mean_abs=mean, max_abs=largest)
         else:
-            codec = codec_for(part.artifact.scheme.levels, part.artifact.codec)
+            codec = codec_for(part.artifact.scheme_of(name).levels, part.artifact.codec_of(name))
             packed = file.get(key, rows, codec.width(columns), dtype="U8")
             scale = file.get(scale_key, dtype=_FLOATS).astype(np.float32)
             if not scale.size or not (np.isfinite(scale) & (scale >= 0)).all():
@@ -124,7 +127,7 @@ def _described(part: _Part, file: TensorFile, survey: Survey) -> Iterator[Tensor
                 counts = code_counts(codec, packed, columns)
             except ValueError as e:
                 raise FormatError(f"{key}: {e}") from e
-            yield survey.ternary(part.prefix + name, (rows, columns), size, counts, scale)
+            yield survey.ternary(part.prefix + name, (rows, columns), codec.levels, size, counts, scale)
 
 
 def _parameters(part: _Part, file: TensorFile) -> int:

@@ -149,13 +149,16 @@ class Reference:
                 )
 
 
-def vectors_of(encoder: Any, folder: Path, texts: Sequence[str] = _TEXTS) -> dict[str, np.ndarray]:
+def vectors_of(
+    encoder: Any, folder: Path, texts: Sequence[str] = _TEXTS, images: "Sequence[Image] | None" = None
+) -> dict[str, np.ndarray]:
     """Encodes the samples that the model reads: texts, images, or both.
 
     Args:
         encoder: the model, as `heads.load_with_head` returns it.
         folder: the model's folder.
         texts: the texts among the samples.
+        images: the images among the samples; None: two of noise.
 
     Returns:
         "text" or "image" → float32 `[samples, dim]`; the logits of a cross-encoder in one row, `[1, numbers]`.
@@ -168,7 +171,7 @@ def vectors_of(encoder: Any, folder: Path, texts: Sequence[str] = _TEXTS) -> dic
 
     found = {}
     scores = kind_of(folder) == "cross-encoder"
-    read: dict[str, list[Any]] = {"text": list(texts), "image": _images()}
+    read: dict[str, list[Any]] = {"text": list(texts), "image": _images() if images is None else list(images)}
     modalities = getattr(encoder[0], "modalities", ["text"])
     for kind, inputs in ((kind, read[kind]) for kind in read if kind in modalities):
         try:

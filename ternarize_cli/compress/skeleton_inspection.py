@@ -106,7 +106,7 @@ class _ModuleSurvey(Survey):
             check_scale(scale, f"{key}_scale")
             counts, error = self._codes(module, key, weight, scale.float())
             shape = module.out_features, module.in_features
-            return self.ternary(name, shape, size, counts, scale.float().numpy(), error)
+            return self.ternary(name, shape, module.scheme.levels, size, counts, scale.float().numpy(), error)
         if weight.is_meta:
             return TensorInfo(name, kind, sizes(module), size, True)
         magnitude = weight.float().abs()

@@ -100,13 +100,14 @@ class SourcePart:
                         )
 
     def describe(self, made: Artifact) -> Artifact:
-        """Completes the description of an artifact with this part's excluded modules and added biases."""
+        """Completes the description of an artifact with this part's excluded modules, added biases and grids."""
         own = anatomy.names_in_encoder(self.model)  # a head stays as it is, and is not listed
         lacking = _without(self.model, self.part.encoder()) if anatomy.encoder_in(self.model) is not self.model else ()
         return replace(
             made,
             modules_to_not_convert=(*(own[name] for name in self.policy.excluded if name in own), *lacking),
             added_biases=tuple(own[d.module] for d in self.decisions.values() if d.fate == "added"),
+            module_levels={own[name]: levels for name, levels in self.policy.module_levels.items()},
         )
 
 

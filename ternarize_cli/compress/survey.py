@@ -15,7 +15,7 @@ from ternarize_cli.format.scheme import LEVELS, Artifact
 __all__ = ["Survey", "code_counts"]
 
 _BINS = 80
-_WIDEST = {"ternary": 2.5, "binary": 2.5, "int2": 5.0, "int4": 10.0}
+_WIDEST = {"ternary": 2.5, "binary": 2.5, "int2": 5.0, "int4": 10.0, "mixed": 10.0}
 _WIDEST_DENSE = 5.0
 _OCTAVES, _PER_OCTAVE = (-24, 8), 4
 
@@ -54,7 +54,7 @@ class Survey:
         Args:
             artifact: the description of the model; None at full precision.
         """
-        widest = _WIDEST[artifact.scheme.levels] if artifact else _WIDEST_DENSE
+        widest = _WIDEST[artifact.levels] if artifact else _WIDEST_DENSE
         self.magnitudes = _BinCounter(0, widest, _BINS)
         self._exponents = _BinCounter(*_OCTAVES, (_OCTAVES[1] - _OCTAVES[0]) * _PER_OCTAVE)
 
@@ -62,6 +62,7 @@ class Survey:
         self,
         name: str,
         shape: tuple[int, int],
+        levels: str,
         size: int,
         counts: Mapping[int, int],
         scale: np.ndarray,
@@ -72,6 +73,7 @@ class Survey:
         Args:
             name: the name of the module.
             shape: (out, in).
+            levels: the name of the grid of its codes.
             size: bytes of weight and scales in the file.
             counts: for each code of the grid the number of weights that have it.
             scale: float32, the scales, in any shape.
@@ -86,6 +88,7 @@ class Survey:
             shape,
             size,
             True,
+            levels=levels,
             codes=shares,
             zeros=shares.get(0, 0.0),
             scale_min=float(scale.min()),

@@ -22,7 +22,7 @@ is written. `convert`, `convert --dry-run`, `pack`, `inspect`, calibration and t
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -34,7 +34,7 @@ from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.encoders import anatomy
 from ternarize_cli.encoders.module_replacement import table_bits
 from ternarize_cli.errors import CheckpointError
-from ternarize_cli.format.codecs import codec_for
+from ternarize_cli.format.codecs import Codec, codec_for
 from ternarize_cli.format.scheme import Artifact, Scheme
 
 __all__ = [
@@ -132,6 +132,7 @@ class TensorPolicy:
         classes: names of the parameters of all other modules, and the module's class.
         codec: how codes lie in bytes; None: the default for the scheme's levels.
         calibrated: names of the linears whose bias calibration fits.
+        module_levels: the grids of linears that have another one than the scheme's.
     """
 
     scheme: Scheme
@@ -141,6 +142,17 @@ class TensorPolicy:
     classes: Mapping[str, str] = field(default_factory=dict)
     codec: str | None = None
     calibrated: frozenset[str] = frozenset()
+    module_levels: Mapping[str, str] = field(default_factory=dict)
+
+    def scheme_of(self, module: str) -> Scheme:
+        """The scheme of a linear named in `linears`."""
+        levels = self.module_levels.get(module)
+        return self.scheme if levels is None else replace(self.scheme, levels=levels)
+
+    def codec_of(self, module: str) -> Codec:
+        """How the codes of a linear named in `linears` lie in bytes."""
+        levels = self.module_levels.get(module)
+        return codec_for(self.scheme.levels, self.codec) if levels is None else codec_for(levels)
 
     def kind(self, module: str) -> str:
         """Tells what a linear or embedding becomes: "ternary", "table", or "dense" if it stays as it is."""
@@ -197,7 +209,9 @@ def policy_of_artifact(model: nn.Module, artifact: Artifact) -> TensorPolicy:
         for name, _ in anatomy.weighted(model)
         if own.get(name) in artifact.modules_to_not_convert
     }
-    return _policy(model, artifact.scheme, excluded, artifact.codec)
+    policy = _policy(model, artifact.scheme, excluded, artifact.codec)
+    levels = {name: artifact.module_levels.get(own.get(name, "")) for name in policy.linears}
+    return replace(policy, module_levels={name: found for name, found in levels.items() if found is not None})
 
 
 def _excluded(model: nn.Module, present: Collection[str], skip: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -283,7 +297,7 @@ def _headers(policy: TensorPolicy, tensor: SourceTensor, fate: Fate) -> tuple[He
     if fate == "ternary":
         rows, columns = shape[::-1] if policy.linears[tensor.module] else shape
         scales = ternary.scale_shape(rows, columns, scheme.granularity, scheme.group_size)
-        codes = rows, codec_for(scheme.levels, policy.codec).width(columns)
+        codes = rows, policy.codec_of(tensor.module).width(columns)
         return (
             {key: (torch.float32, shape), f"{key}_scale": (torch.float32, scales)},
             {key: (torch.uint8, codes), f"{key}_scale": (torch.float16, scales)},

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from ternarize_cli.arithmetic import ternary
 from ternarize_cli.encoders import anatomy
 from ternarize_cli.encoders.anatomy import first_names, in_attention, names_in_encoder, row_factor, sizes, word_tables
-from ternarize_cli.errors import CheckpointError, FormatError
+from ternarize_cli.errors import CheckpointError, FormatError, shown
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.layers import (
     ROW_FACTOR_HOOK,
@@ -51,7 +51,8 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
 
     Raises:
         CheckpointError: a layer beside the encoder that is no plain linear is tied to a compressed table.
-        FormatError: the group size that the artifact describes does not divide the width of a linear.
+        FormatError: the group size that the artifact describes does not divide the width of a linear, or
+            `module_levels` names a module that is no linear of those replaced.
     """
     packed, scheme = artifact.stage == "packed", artifact.scheme
     words = word_tables(model)
@@ -101,17 +102,26 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
     def linear(name: str, module: nn.Linear | Conv1D) -> nn.Module:
         rows, columns = sizes(module)
         bias = module.bias is not None or name in artifact.added_biases
+        scheme = artifact.scheme_of(name)
         device, kind, flip = module.weight.device, dtype or module.weight.dtype, isinstance(module, Conv1D)
         try:
             if not packed:
                 return TernaryLinear(columns, rows, bias, scheme, device, kind, transposed=flip)
-            new = PackedLinear(columns, rows, bias, scheme, device, kind, codec=artifact.codec)
+            new = PackedLinear(columns, rows, bias, scheme, device, kind, codec=artifact.codec_of(name))
         except ValueError as e:
             raise FormatError(f"{name}: {e}", hint="config.json is not that of these weights: make it again") from e
         new.transposed = flip
         return new
 
     names = _swap(model, swap)
+    linears = {own[name] for name, module in swapped.items() if isinstance(module, TernaryLinear | PackedLinear)}
+    is_around = anatomy.encoder_in(model) is not model  # and may leave modules of the encoder out, such as a pooler
+    for name in sorted(artifact.module_levels.keys() - linears):
+        if not is_around or name in own.values():
+            raise FormatError(
+                f"module_levels names {shown(name)}, which is no linear of this model that was converted",
+                hint="config.json is not that of these weights: make it again",
+            )
     for module in model.modules():
         if isinstance(getattr(module, "wo", None), PackedLinear) and type(module).__name__.endswith("ActDense"):
             module.__class__ = T5FeedForward

@@ -41,9 +41,10 @@ def int2_model(folder: Path) -> Path:
         TernarizeError: it can't be exported, or ONNX Runtime has no product of 2 bits.
     """
     require_packed("onnx-int2", folder)
-    scheme = Artifact.from_dict(checkpoint.read_config(folder)["quantization_config"]).scheme
-    if scheme.levels not in ("ternary", "binary"):
-        raise InputError(f"the codes of {folder} are {scheme.levels}, and onnx-int2 runs ternary ones", hint=_HINT)
+    artifact = Artifact.from_dict(checkpoint.read_config(folder)["quantization_config"])
+    scheme = artifact.scheme
+    if artifact.levels not in ("ternary", "binary"):
+        raise InputError(f"the codes of {folder} are {artifact.levels}, and onnx-int2 runs ternary ones", hint=_HINT)
     group = scheme.group_size if scheme.granularity == "group" else None
     blocks = [block for block in onnx_codes.BLOCKS if group is None or group % block == 0]
 

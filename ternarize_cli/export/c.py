@@ -29,14 +29,13 @@ from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.source import Source
 from ternarize_cli.export.weights_file import write_weights
 from ternarize_cli.format.block import Block
-from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.model_folder.model_kind import kind_of, require_kind
 from ternarize_cli.runtime import native
 from ternarize_cli.runtime.blocks import Blocks, norm_weights
 from ternarize_cli.runtime.encoder import Encoder
 from ternarize_cli.runtime.modules import read_modules
 from ternarize_cli.runtime.native.library import library
-from ternarize_cli.runtime.packed_file import FileSource, PackedFile, codec_of
+from ternarize_cli.runtime.packed_file import FileSource, PackedFile, packed_artifact
 from ternarize_cli.runtime.positions import rotary_turns
 from ternarize_cli.runtime.tensor_file import open_tensors
 from ternarize_cli.runtime.tokenizing import TextTokenizer, read_tokenizer
@@ -128,7 +127,7 @@ def weights_of(encoder: Encoder, block: Block) -> tuple[bytes, int]:
     given, folder = block.embeddings, encoder.folder
     assert given is not None
     described = read_object(folder / "config.json")["quantization_config"]
-    file = PackedFile(open_tensors(folder), codec_of(described, str(folder)), Artifact.from_dict(described).names)
+    file = PackedFile(open_tensors(folder), packed_artifact(described, str(folder)))
     source = FileSource(file, block)
     turned = any(kind.rotary is not None for kind in block.kinds)
     limit = min(encoder.limit, _MOST_POSITIONS) if turned else encoder.limit

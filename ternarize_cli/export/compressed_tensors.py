@@ -93,7 +93,7 @@ def _weights(model: Any) -> Weights:
             hint="--to dense",
         )
     scheme = next(iter(packed.values())).scheme
-    bits = 2 if scheme.levels in ("ternary", "binary") else 4
+    bits = 2 if all(m.scheme.levels in ("ternary", "binary") for m in packed.values()) else 4
     codes = {name: _stored(module, bits) for name, module in packed.items()}
     dequantize(model)
     model.hf_quantizer.remove_quantization_config(model)

@@ -14,16 +14,18 @@ float16 scale (16 bits / group size; almost nothing with one scale per row or te
     int4       -8 … 7                   4bit     4                  4.25 / 5
 
 A weight is its code times its scale for every grid. Ternary is the default and the one with kernels of its own.
+An artifact may have a few int4 linears among ternary ones (`format.module_levels`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ternarize_cli.errors import FormatError, InputError, shown
 from ternarize_cli.format.block import Block, blocks_from_dict
 from ternarize_cli.format.block_values import check_mapping, check_name
 from ternarize_cli.format.listing import Listing
+from ternarize_cli.format.module_levels import MIXED, MIXED_VERSION, module_levels_from
 
 __all__ = [
     "CODECS",
@@ -39,8 +41,11 @@ __all__ = [
 
 METHOD = "ternarize"
 FORMAT_VERSION = 2
-"""The version that is written; version 1, which had neither `digest` nor `block`, can also be read."""
-_READ_VERSIONS = (1, 2)
+"""The version that is written where all linears have one grid; those of `module_levels` are written as version 3.
+
+Version 1, which had neither `digest` nor `block`, can also be read.
+"""
+_READ_VERSIONS = (1, FORMAT_VERSION, MIXED_VERSION)
 STAGES = ("latent", "packed")
 RULES = ("optimal", "absmean")
 GRANULARITIES = ("row", "tensor", "group")
@@ -157,7 +162,8 @@ class Artifact:
 
     `calibration` is None for an artifact that was not calibrated. `source_revision` is the commit of a source that is a
     model of the hub, and empty for any other. `block` describes the encoder's blocks (`format.block`), by the name of
-    the model that has them; it is empty for a model that no description fits.
+    the model that has them; it is empty for a model that no description fits. `module_levels` holds the grids of
+    linears that have another one than the scheme's, by their names in the encoder.
 
     The last three are of packed models, for what runs without PyTorch. `names` holds the name in the weights file for
     each tensor of the encoder, or of the head, that `runtime.packed_file.TensorNames` does not find by itself.
@@ -180,15 +186,32 @@ class Artifact:
     names: Mapping[str, str] = field(default_factory=dict)
     torch_only: str = ""
     listing: Listing | None = None
+    module_levels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> str:
+        """The name of the linears' grid; "mixed" if they have several."""
+        return MIXED if self.module_levels else self.scheme.levels
+
+    def scheme_of(self, module: str) -> Scheme:
+        """Returns the scheme of a linear, by its name in the encoder."""
+        levels = self.module_levels.get(module)
+        return self.scheme if levels is None else replace(self.scheme, levels=levels)
+
+    def codec_of(self, module: str) -> str | None:
+        """Returns the name of the codec of a linear, by its name in the encoder; None in a checkpoint."""
+        levels = self.module_levels.get(module)
+        return self.codec if levels is None or self.codec is None else CODECS[levels][0]
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to the flat JSON form, with keys in a fixed order."""
         return {
             "quant_method": METHOD,
             "stage": self.stage,
-            "format_version": FORMAT_VERSION,
-            "levels": self.scheme.levels,
+            "format_version": MIXED_VERSION if self.module_levels else FORMAT_VERSION,
+            "levels": self.levels,
             **asdict(self.scheme),
+            **({"levels": MIXED, "module_levels": dict(self.module_levels)} if self.module_levels else {}),
             "beta": self.scheme.beta or PAPER_BETA,
             "codec": self.codec,
             "modules_to_not_convert": list(self.modules_to_not_convert),
@@ -218,7 +241,7 @@ class Artifact:
         version = values.get("format_version")
         if version not in _READ_VERSIONS or not isinstance(version, int) or isinstance(version, bool):
             raise FormatError(
-                f"format_version is {shown(version)}; this ternarize reads versions 1 to {FORMAT_VERSION}",
+                f"format_version is {shown(version)}; this ternarize reads versions 1 to {MIXED_VERSION}",
                 hint="pip install -U ternarize-cli",
             )
         known = {f.name for f in (*fields(cls), *fields(Scheme))} - {"scheme"}
@@ -228,14 +251,17 @@ class Artifact:
         if values.get("stage") not in STAGES:
             raise FormatError(f"stage is {shown(values.get('stage'))}; it must be one of {', '.join(STAGES)}")
         levels, codec = values.get("levels"), values.get("codec")
-        if levels not in tuple(LEVELS):  # `in` a tuple also works for values that can't be hashed
-            raise FormatError(f"levels is {shown(levels)}; it must be one of {', '.join(LEVELS)}")
+        if levels not in (*LEVELS, MIXED):  # `in` a tuple also works for values that can't be hashed
+            raise FormatError(f"levels is {shown(levels)}; it must be one of {', '.join(LEVELS)} and {MIXED}")
+        module_levels = module_levels_from(values)
+        levels = "ternary" if module_levels else levels
         if values["stage"] == "packed" and codec not in CODECS[levels]:
             raise FormatError(f"codec is {shown(codec)}; a packed {levels} model has {' or '.join(CODECS[levels])}")
         if values["stage"] == "latent" and codec is not None:
             raise FormatError(f"codec is {shown(codec)}; a ternary checkpoint that is not packed has none")
         apart = ("scheme", "modules_to_not_convert", "added_biases", "source_revision", "calibration", "block")
-        own = [f.name for f in fields(cls) if f.name not in (*apart, "names", "torch_only", "listing")]
+        optional = ("names", "torch_only", "listing", "module_levels")
+        own = [f.name for f in fields(cls) if f.name not in (*apart, *optional)]
         for key in ("modules_to_not_convert", "added_biases"):
             names = values.get(key, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -249,10 +275,12 @@ class Artifact:
             if not isinstance(values.get(key, ""), str):
                 raise FormatError(f"quantization_config: {key} is {shown(values[key])}; it must be text")
         try:
-            chosen = {f.name: values[f.name] for f in fields(Scheme)}
+            chosen = {f.name: values[f.name] for f in fields(Scheme)} | {"levels": levels}
             if chosen["rule"] != "absmean" and isinstance(chosen["beta"], int | float):
                 chosen["beta"] = None  # is written for any rule, and read by one
             scheme = Scheme(**chosen)
+            for other in set(module_levels.values()):
+                replace(scheme, levels=other)  # refuses the rule absmean
             calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
         except (InputError, TypeError) as e:
             raise FormatError(f"quantization_config: {e}") from e
@@ -266,6 +294,7 @@ class Artifact:
             names=_names_from(values.get("names", {})),
             torch_only=values.get("torch_only", ""),
             listing=Listing.from_dict(values["listing"]) if "listing" in values else None,
+            module_levels=module_levels,
             **{k: values[k] for k in own},
         )
 

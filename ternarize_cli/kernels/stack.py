@@ -1,5 +1,6 @@
 """Finds the parts of a packed model's blocks by the names in their description (`format.block`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -137,12 +138,15 @@ class Stack:
         return None if given is None else _part(self._model if given.shared else self.layers[i], given.name)
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Says why no backend can run a model fused; None if its blocks are described and their linears are ternary."""
+def refusal(model: nn.Module, levels: Sequence[str] = ("ternary",)) -> str | None:
+    """Says why a backend that runs `levels` can't run a model fused; None if it can.
+
+    It can if the model's blocks are described, and their linears have one of these grids and one scale per row.
+    """
     try:
         stack = Stack.of(model)
         for i in range(len(stack.block)):
-            reason = _refusal(stack, i)
+            reason = _refusal(stack, i, levels)
             if reason is not None:
                 return reason
     except (CheckpointError, AttributeError) as e:
@@ -150,12 +154,12 @@ def refusal(model: nn.Module) -> str | None:
     return None
 
 
-def _refusal(stack: Stack, i: int) -> str | None:
+def _refusal(stack: Stack, i: int, levels: Sequence[str]) -> str | None:
     block, linears = stack.block, stack.linears(i)
     if not all(isinstance(m, PackedLinear) for m in linears):
         return "a block has linears that are not packed"
-    if any(m.scheme.levels != "ternary" or m.scheme.granularity == "group" for m in linears):
-        return "a linear is not ternary with one scale per row"
+    if any(m.scheme.levels not in levels or m.scheme.granularity == "group" for m in linears):
+        return f"a linear is not {' or '.join(levels)} with one scale per row"
     qkv, output, up, down = stack.joined(i)
     if any(len({m.codec for m in joined}) > 1 for joined in (qkv, up)):
         return "linears that read one input have different codecs"

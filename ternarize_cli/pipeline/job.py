@@ -47,7 +47,8 @@ class Job:
             **self._read(*recipe.data, *trimmed),
             "tool": __version__,
             "scheme": asdict(options.scheme()),
-            "options": {name: settings[name] for name in ("skip", "keep_dense", "seed")} | {"trim": list(trimmed)},
+            "options": {name: settings[name] for name in ("skip", "keep_dense", "seed", "bits")}
+            | {"trim": list(trimmed)},
             "calibration": [options.calibration_samples, options.calibration_tokens],
         }
 

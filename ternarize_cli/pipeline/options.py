@@ -48,6 +48,7 @@ class CompressOptions:
 
     Attributes:
         levels, granularity, activations, table_bits: as `SchemeOptions` describes them.
+        bits: as `ConvertOptions` describes it.
         skip, keep_dense, trim_vocabulary: as `ConvertOptions` describes them.
         calibration_samples, calibration_tokens: how much of the data calibration reads, as `Calibration` describes it.
         minutes, steps, epochs: the budget of distillation, of which one at most is given; none: 10 minutes. With 0
@@ -81,6 +82,7 @@ class CompressOptions:
     epochs: Annotated[float | None, option_of(Training, "epochs")] = None
     until: Annotated[float | None, option_of(Training, "until")] = None
     levels: Annotated[str, option_of(SchemeOptions, "levels")] = "ternary"
+    bits: Annotated[float | None, option_of(ConvertOptions, "bits")] = None
     granularity: Annotated[str, option_of(SchemeOptions, "granularity")] = "row"
     activations: Annotated[Literal[8, 16], option_of(SchemeOptions, "activations")] = 8
     table_bits: Annotated[Literal[4, 8, 16, 32], option_of(SchemeOptions, "table_bits")] = 8
@@ -142,13 +144,14 @@ class CompressOptions:
             activations=self.activations,
             table_bits=self.table_bits,
             levels=self.levels,
-        ).scheme()
+        ).scheme(self.bits)
 
     def converting(self) -> ConvertOptions:
         """Makes the options of the conversion."""
         return ConvertOptions(
             skip=self.skip,
             keep_dense=self.keep_dense,
+            bits=self.bits,
             trim=self.trim_vocabulary,
             allow_pickle=self.allow_pickle,
             seed=self.seed,

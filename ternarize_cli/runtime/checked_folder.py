@@ -5,7 +5,7 @@ from pathlib import Path
 from ternarize_cli.model_folder.config_check import check_layers
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import verify
-from ternarize_cli.runtime.packed_file import codec_of
+from ternarize_cli.runtime.packed_file import packed_artifact
 from ternarize_cli.runtime.tensor_file import open_tensors
 
 __all__ = ["check_packed"]
@@ -23,6 +23,6 @@ def check_packed(folder: Path) -> None:
         UnavailableError: the model's linears are of a kind that this runtime does not run.
     """
     config = check_folder(folder)
-    codec_of(config.get("quantization_config"), str(folder))
+    packed_artifact(config.get("quantization_config"), str(folder))
     verify(folder)
     check_layers(config, folder / "config.json", len(open_tensors(folder).names))

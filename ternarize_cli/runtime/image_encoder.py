@@ -26,7 +26,7 @@ from ternarize_cli.runtime.image_processor_file import read_processor
 from ternarize_cli.runtime.image_tensors import FileTensors, Linear
 from ternarize_cli.runtime.modules import Modules, Pooling, read_modules
 from ternarize_cli.runtime.native.library import Library, library
-from ternarize_cli.runtime.packed_file import IN_TORCH, FileSource, PackedFile, codec_of
+from ternarize_cli.runtime.packed_file import IN_TORCH, FileSource, PackedFile, packed_artifact
 from ternarize_cli.runtime.tensor_file import TensorFile
 from ternarize_cli.storage.bounds import read_object
 
@@ -151,7 +151,7 @@ def open_images(folder: Path, pooling: Pooling | None) -> PackedImages:
     kind, own, family = _family(folder, config, stack)
     pools = _pools(folder, config, pooling, has_towers=bool(stack))
     file = PackedFile(
-        TensorFile(folder / "model.safetensors"), codec_of(config["quantization_config"], str(folder)), artifact.names
+        TensorFile(folder / "model.safetensors"), packed_artifact(config["quantization_config"], str(folder))
     )
     prefix, lib = f"{stack}." if stack else "", library()
     norm = block.norms.get("attention.before")

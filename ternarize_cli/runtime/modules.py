@@ -21,7 +21,7 @@ from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, 
 from ternarize_cli.runtime.native.interface import POOLINGS
 from ternarize_cli.runtime.native.library import Library, library
 from ternarize_cli.runtime.native.weights import DenseWeights, NormWeights, PackedCodes
-from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, codec_of
+from ternarize_cli.runtime.packed_file import IN_TORCH, PackedFile, packed_artifact
 from ternarize_cli.runtime.tensor_file import TensorFile
 from ternarize_cli.storage.bounds import optional_object, read_json, read_object
 
@@ -258,7 +258,7 @@ def _dense(where: Path) -> Dense:
         weights = file.floats("linear.weight", -1, inputs)
         bias = file.floats("linear.bias", len(weights)) if "linear.bias" in file else None
         return Dense(DenseWeights(weights, bias), activation)
-    stored = PackedFile(file, codec_of(described, str(where))).linear("linear", inputs)
+    stored = PackedFile(file, packed_artifact(described, str(where))).linear("linear", inputs)
     return Dense(PackedCodes(library(), stored.codec, stored.rows, inputs, stored.scale, stored.bias), activation)
 
 

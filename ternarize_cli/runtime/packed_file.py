@@ -12,12 +12,13 @@ import numpy as np
 
 from ternarize_cli.errors import FormatError, UnavailableError, named
 from ternarize_cli.format.block import Block
-from ternarize_cli.format.codecs import Codec, codec_for
+from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.runtime.blocks import StoredLinear
+from ternarize_cli.runtime.native.interface import BITS
 from ternarize_cli.runtime.tensor_file import TensorFile
 
-__all__ = ["IN_TORCH", "FileSource", "PackedFile", "Table", "TensorNames", "codec_of"]
+__all__ = ["IN_TORCH", "FileSource", "PackedFile", "Table", "TensorNames", "packed_artifact"]
 
 IN_TORCH = "run it in PyTorch: ternarize.load(MODEL), or SentenceTransformer(MODEL)"
 """What to do with a packed model that is valid, and that this runtime can't run."""
@@ -28,12 +29,12 @@ _NIBBLE_GROUP = 32
 _AGAIN = "pack the model again with this version of ternarize"
 
 
-def codec_of(described: Any, where: str) -> Codec:
-    """Returns the codec of a packed model's linears, by its `quantization_config`.
+def packed_artifact(described: Any, where: str) -> Artifact:
+    """Reads the `quantization_config` of a packed model that runs here.
 
     Raises:
         FormatError: the description breaks the format, or is not of a packed model.
-        UnavailableError: the linears are not ternary with int8 activations and a scale a row.
+        UnavailableError: the linears are neither ternary nor int4, or don't have int8 activations and a scale a row.
     """
     if not isinstance(described, dict):
         raise FormatError(f"{where} is no packed model", hint="ternarize convert, then ternarize pack")
@@ -41,10 +42,10 @@ def codec_of(described: Any, where: str) -> Codec:
     scheme = artifact.scheme
     if artifact.stage != "packed":
         raise FormatError(f"{where} is not packed", hint="ternarize pack")
-    if scheme.levels != "ternary" or scheme.granularity == "group" or scheme.activation_bits != 8:
+    if scheme.levels not in BITS or scheme.granularity == "group" or scheme.activation_bits != 8:
         what = f"{scheme.levels} codes, scales by {scheme.granularity}, activations of {scheme.activation_bits} bits"
-        raise UnavailableError(f"{where} has {what}; ternary, by row and 8 bits run here", hint=IN_TORCH)
-    return codec_for(scheme.levels, artifact.codec)
+        raise UnavailableError(f"{where} has {what}; {' or '.join(BITS)}, by row and 8 bits run here", hint=IN_TORCH)
+    return artifact
 
 
 class TensorNames:
@@ -94,19 +95,23 @@ class PackedFile:
 
     Attributes:
         file: the mapped file.
-        codec: the codec of all packed linears.
     """
 
-    def __init__(self, file: TensorFile, codec: Codec, names: Mapping[str, str] | None = None) -> None:
+    def __init__(self, file: TensorFile, artifact: Artifact) -> None:
         """Keeps the file.
 
         Args:
             file: the mapped file.
-            codec: the codec of all packed linears.
-            names: the name in the file for each tensor of the model that `TensorNames` does not find by itself.
+            artifact: the description of the weights in it.
+
+        Raises:
+            FormatError: the description gives levels to a module that has no packed weights in the file.
         """
-        self.file, self.codec = file, codec
-        self._names = TensorNames(file.names, str(file.path), names)
+        self.file, self._artifact = file, artifact
+        self._names = TensorNames(file.names, str(file.path), artifact.names)
+        for name in artifact.module_levels:
+            if not self.is_packed(name):
+                raise FormatError(f"{file.path}: module_levels names {named(name)}, which is not packed", hint=_AGAIN)
 
     def find(self, name: str) -> str:
         """Returns the name in the file of a tensor of the model.
@@ -129,9 +134,10 @@ class PackedFile:
         Raises:
             FormatError: a tensor is missing, has another shape, or an invalid code; a scale is negative or not finite.
         """
-        rows = self.file.get(self.find(f"{name}.weight"), -1, self.codec.width(inputs), dtype="U8")
+        codec = codec_for(self._artifact.scheme_of(name).levels, self._artifact.codec_of(name))
+        rows = self.file.get(self.find(f"{name}.weight"), -1, codec.width(inputs), dtype="U8")
         try:
-            self.codec.check(rows, inputs)
+            codec.check(rows, inputs)
         except ValueError as e:
             raise FormatError(f"{self.file.path}: {name}.weight: {e}", hint="fetch or make the model again") from e
         outputs = len(rows)
@@ -140,7 +146,7 @@ class PackedFile:
             raise FormatError(f"{self.file.path}: {name}.weight_scale is no scale of its rows", hint="pack it again")
         bias = f"{name}.bias"
         return StoredLinear(
-            *(self.codec, rows, inputs, np.broadcast_to(scale, (outputs,))),
+            *(codec, rows, inputs, np.broadcast_to(scale, (outputs,))),
             self.floats(bias, outputs) if self.has(bias) else None,
         )
 
@@ -160,8 +166,11 @@ class PackedFile:
         """Returns an embedding table.
 
         Raises:
-            FormatError: it is missing, or has another shape or dtype, or a scale is negative or not finite.
+            FormatError: it is missing, or has another shape or dtype, a scale is negative or not finite, or
+                `module_levels` takes it for a linear.
         """
+        if name in self._artifact.module_levels:
+            raise FormatError(f"{self.file.path}: module_levels names {named(name)}, which is a table", hint=_AGAIN)
         where = self.find(f"{name}.weight")
         if not self.is_packed(name):
             return Table(self.file.get(where, -1, width, dtype=_FLOATS), None)

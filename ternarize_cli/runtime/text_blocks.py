@@ -10,10 +10,9 @@ import numpy as np
 
 from ternarize_cli.errors import CheckpointError, FormatError, InputError, UnavailableError, named, shown
 from ternarize_cli.format.block import Block
-from ternarize_cli.format.scheme import Artifact
 from ternarize_cli.runtime.blocks import BATCH_TOKENS, Blocks, head_refusal, norm_weights
 from ternarize_cli.runtime.native.library import Library, library
-from ternarize_cli.runtime.packed_file import IN_TORCH, FileSource, PackedFile, Table, codec_of
+from ternarize_cli.runtime.packed_file import IN_TORCH, FileSource, PackedFile, Table, packed_artifact
 from ternarize_cli.runtime.tensor_file import open_tensors
 from ternarize_cli.runtime.tokenizing import TextTokenizer, Tokens, read_tokenizer
 from ternarize_cli.runtime.transformer_settings import LAST_HIDDEN_STATES, read_settings
@@ -54,9 +53,7 @@ def open_text(folder: Path, task: str = "feature-extraction", stack: str = "") -
             do, which the message names.
     """
     config = read_object(folder / "config.json")
-    described = config.get("quantization_config")
-    codec = codec_of(described, str(folder))
-    artifact = Artifact.from_dict(described or {})
+    artifact = packed_artifact(config.get("quantization_config"), str(folder))
     block = artifact.block.get(stack)
     if block is None:
         raise UnavailableError(
@@ -69,7 +66,7 @@ def open_text(folder: Path, task: str = "feature-extraction", stack: str = "") -
     if task == "feature-extraction" and not stack and settings.text_output != LAST_HIDDEN_STATES:
         what = f"{folder} takes {shown(settings.text_output)} of its model for texts"
         raise UnavailableError(what, hint=IN_TORCH)
-    file = PackedFile(open_tensors(folder), codec, artifact.names)
+    file = PackedFile(open_tensors(folder), artifact)
     prefix = f"{stack}." if stack else ""
     _check_names(file, block, prefix)
     blocks = TextBlocks(library(), file, block, prefix)

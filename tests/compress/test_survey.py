@@ -46,7 +46,7 @@ def test_what_can_t_be_unpacked_can_t_be_counted(levels: str, name: str, rows: l
 def test_every_scale_of_float16_is_in_the_bin_that_pytorch_finds() -> None:
     halves = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     survey = Survey(None)
-    survey.ternary("x", (1, 1), 0, {0: 1}, halves)
+    survey.ternary("x", (1, 1), "ternary", 0, {0: 1}, halves)
     found = survey.scales()
     assert found is not None
     assert sum(found.counts) == len(halves)
@@ -59,11 +59,11 @@ def test_every_scale_of_float16_is_in_the_bin_that_pytorch_finds() -> None:
 
 def test_scales_of_zero_are_described_and_not_counted() -> None:
     survey = Survey(None)
-    made = survey.ternary("x", (2, 4), 10, {-1: 2, 0: 4, 1: 2}, np.array([[0.0], [0.5]], dtype=np.float32))
+    made = survey.ternary("x", (2, 4), "ternary", 10, {-1: 2, 0: 4, 1: 2}, np.array([[0.0], [0.5]], dtype=np.float32))
     assert (made.scale_min, made.scale_mean, made.scale_max, made.zeros) == (0.0, 0.25, 0.5, 0.5)
     found = survey.scales()
     assert found is not None
     assert (found.edges[0], found.counts) == (0.5, (1,))
     empty = Survey(None)
-    empty.ternary("x", (1, 4), 5, {-1: 0, 0: 4, 1: 0}, np.zeros((1, 1), dtype=np.float32))
+    empty.ternary("x", (1, 4), "ternary", 5, {-1: 0, 0: 4, 1: 0}, np.zeros((1, 1), dtype=np.float32))
     assert empty.scales() is None

@@ -95,7 +95,7 @@ def test_backends_declare_what_they_run() -> None:
     declared = {info.name: (info.levels, info.granularities) for info in kernels.describe()}
     assert declared["reference"] == (tuple(LEVELS), ("row", "tensor", "group"))
     assert declared["onednn"] == (tuple(LEVELS), ("row", "tensor"))
-    assert declared["native"] == (("ternary",), ("row", "tensor"))
+    assert declared["native"] == (("ternary", "int4"), ("row", "tensor"))
     assert declared["bitblas"] == (("ternary",), ("row", "tensor"))
 
 

@@ -66,9 +66,9 @@ def test_models_that_are_not_packed_are_refused(encoder: Path) -> None:
         open_model(encoder.parent / "latent")
 
 
-@pytest.mark.parametrize("scheme", [Scheme(levels="int4"), Scheme(granularity="group", group_size=16)])
+@pytest.mark.parametrize("scheme", [Scheme(levels="int2"), Scheme(granularity="group", group_size=16)])
 def test_other_codes_are_refused(scheme: Scheme, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="ternary, by row and 8 bits run here"):
+    with pytest.raises(UnavailableError, match="ternary or int4, by row and 8 bits run here"):
         open_model(packed_text(BERT, tmp_path, scheme))
 
 

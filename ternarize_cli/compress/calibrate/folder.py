@@ -54,12 +54,14 @@ def calibrate_folder(
         seed=seed,
     )
     linears: dict[str, nn.Module] = {}
+    levels: dict[str, str] = {}
     tables: dict[nn.Module, int] = {}
     for part, policy in parts:
         model = part.module_of(encoder)
         linears |= {part.prefix + name: model.get_submodule(name) for name in policy.linears}
+        levels |= {part.prefix + name: grid for name, grid in policy.module_levels.items()}
         tables |= {model.get_submodule(name): policy.table_bits(name) for name in policy.tables}
-    found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, track=track)
+    found = calibrate(encoder, batches, linears, tables, scheme, calibration.recipe, levels=levels, track=track)
     return found, _data(kind, batches)
 
 

@@ -1,7 +1,7 @@
 """Calibration: codes, scales and biases for a whole encoder from a few thousand texts or images, without training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ def calibrate(
     scheme: Scheme,
     recipe: CalibrationRecipe | None = None,
     *,
+    levels: Mapping[str, str] | None = None,
     track: Track = silent,
 ) -> dict[str, Calibrated]:
     """Calibrates the linears of a live full-precision encoder, which is left as it was.
@@ -64,6 +65,7 @@ def calibrate(
         tables: the embeddings whose rows will be rounded, with their width in bits.
         scheme: levels, granularity and width of activations.
         recipe: how codes and scales are found; None: `CalibrationRecipe()`.
+        levels: the grids of linears that have another one than the scheme's.
         track: reports progress over linears.
 
     Returns:
@@ -87,7 +89,8 @@ def calibrate(
         if not recipe.residual:
             residuals = {}
         steps = iter(track(order, "calibrating", len(order)))
-        loop = _Loop(batches, linears, residuals, scheme, recipe, lambda: next(steps, None))
+        schemes = {name: replace(scheme, levels=grid) for name, grid in (levels or {}).items()}
+        loop = _Loop(batches, linears, residuals, scheme, schemes, recipe, lambda: next(steps, None))
         wanted = {residual.norm: norms[residual.norm] for residual in residuals.values()}
         rounded = {module: partial(table_rows.round_rows, bits=bits) for module, bits in tables.items()}
         with intercepted({name: linears[name] for name in dict.fromkeys(order)}, wanted, rounded):
@@ -105,12 +108,13 @@ class _Loop:
         linears: Mapping[str, nn.Module],
         residuals: Mapping[str, Residual],
         scheme: Scheme,
+        others: Mapping[str, Scheme],
         recipe: CalibrationRecipe,
         advance: Callable[[], object],
     ) -> None:
         self.infos: list[Batch] = [batch.info for batch in batches]
         self.linears, self.residuals = linears, residuals
-        self.scheme, self.recipe, self.advance = scheme, recipe, advance
+        self.scheme, self.others, self.recipe, self.advance = scheme, others, recipe, advance
         self.found: dict[str, Calibrated] = {}
         self._functions: dict[str, Callable[[Tensor], Tensor]] = {}
         self._waiting: tuple[str, list[Tensor], list[Tensor]] | None = None
@@ -163,14 +167,15 @@ class _Loop:
         if not (torch.isfinite(h).all() and torch.isfinite(c).all()):
             raise DataError(f"{name}: activations are not finite", hint="the source is damaged, or the data is extreme")
         noise = self.recipe.shrinkage * inputs.noise(self.recipe.pooled)
-        solution = solve(weight, h, c, self.scheme, self.recipe, noise)
+        scheme = self.others.get(name, self.scheme)
+        solution = solve(weight, h, c, scheme, self.recipe, noise)
         dense = ternary.dequantize(solution.codes, solution.scale)
         mean_out, mean_in = cross.means()
         bias = (mean_out - dense.double() @ mean_in).float()
         variance = squares / cross.count - mean_out**2
         error = _missed(dense.double(), inputs.covariance(0.0), cross.covariance(0.0), variance)
         self.found[name] = Calibrated(
-            latent_weight(solution, self.scheme.levels).cpu(), solution.scale.cpu(), bias.cpu(), error
+            latent_weight(solution, scheme.levels).cpu(), solution.scale.cpu(), bias.cpu(), error
         )
         self._functions[name] = lambda x: F.linear(self._rounded(x), dense, bias)
         self.advance()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.kernels import Kernel, register
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.runtime.native.interface import MAX_INPUTS, MAX_OUTPUTS
+from ternarize_cli.runtime.native.interface import BITS, MAX_INPUTS, MAX_INPUTS_INT4, MAX_OUTPUTS
 from ternarize_cli.runtime.native.library import library
 from ternarize_cli.runtime.native.threads import set_threads
 from ternarize_cli.runtime.native.weights import PackedCodes
@@ -25,12 +25,15 @@ set_threads(torch.get_num_threads)
 
 @register
 class Native:
-    """The backend `native`: int8 activations × 2-bit codes on AMX, AVX-512 VNNI, AVX-VNNI, AVX2, NEON, or plain C++."""
+    """The backend `native`: int8 activations × 2-bit codes on AMX, AVX-512 VNNI, AVX-VNNI, AVX2, NEON, or plain C++.
+
+    Codes of int4 linears take 4 bits.
+    """
 
     name = "native"
     device = "cpu"
     weights = "2-bit"
-    levels: tuple[str, ...] = ("ternary",)
+    levels: tuple[str, ...] = tuple(BITS)
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
@@ -47,8 +50,9 @@ class Native:
             return f"the model is on {layer.weight.device}, and native runs on the CPU"
         if layer.scheme.activation_bits != 8:
             return "its activations are not int8"
-        if layer.in_features > MAX_INPUTS or layer.out_features > MAX_OUTPUTS:
-            return f"it is {layer.in_features:,} × {layer.out_features:,}, and {MAX_INPUTS:,} inputs are the most"
+        most = MAX_INPUTS if layer.scheme.levels == "ternary" else MAX_INPUTS_INT4
+        if layer.in_features > most or layer.out_features > MAX_OUTPUTS:
+            return f"it is {layer.in_features:,} × {layer.out_features:,}, and {most:,} inputs are the most"
         return None
 
     def prepare(self, layer: PackedLinear) -> Kernel:
@@ -77,7 +81,7 @@ class Native:
         from ternarize_cli.kernels.stack import Stack, refusal
         from ternarize_cli.runtime.blocks import head_refusal
 
-        reason = refusal(model) or head_refusal(Stack.of(model).block)
+        reason = refusal(model, self.levels) or head_refusal(Stack.of(model).block)
         if reason is None:
             forward = NativeForward(model)
             reason = forward.checked()

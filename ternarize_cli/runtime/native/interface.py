@@ -15,6 +15,7 @@ __all__ = [
     "INTERFACE",
     "MAX_HEAD",
     "MAX_INPUTS",
+    "MAX_INPUTS_INT4",
     "MAX_OUTPUTS",
     "MAX_THREADS",
     "POOLINGS",
@@ -35,6 +36,8 @@ MAX_THREADS = 1024
 """The most threads that the library runs with."""
 MAX_INPUTS = 1 << 22
 """The most inputs of a ternary linear: a sum of so many products fits 32 bits."""
+MAX_INPUTS_INT4 = 1 << 20
+"""The most inputs of an int4 linear."""
 MAX_OUTPUTS = 1 << 24
 """The most outputs of a linear."""
 MAX_HEAD = 4096
