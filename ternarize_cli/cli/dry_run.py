@@ -29,7 +29,7 @@ def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target:
         f"{model_name(model)}: {become}, rule {scheme.rule}, one scale per {grain}",
         ["linears", "count", "out × in", "now", "packed"],
         [*linears, ("all linears", count, "", *sums)],
-        caption=f"packed: codes ({dry.codec}) and scales",
+        caption=f"packed: codes ({dry.codec}{', int4 ones 4bit' if dry.module_levels else ''}) and scales",
     )
     if dry.module_levels:
         out.text(f"int4: {', '.join(dry.module_levels)}\n")

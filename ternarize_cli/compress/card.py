@@ -199,7 +199,7 @@ def _head(folder: Path, artifact: Artifact) -> str:
     else:
         lines.append(f"```python\n{loads}\n```\n")
     if artifact.stage == "packed" and not artifact.torch_only and can_encode(folder) and kind != "sparse":
-        lines.append(_without_torch(folder))
+        lines.append(_without_torch(folder, artifact))
     return "\n".join(filter(None, lines))
 
 
@@ -213,15 +213,19 @@ _EXPORTS = {
 """What opens an export, by its format."""
 
 
-def _without_torch(folder: Path) -> str:
+def _without_torch(folder: Path, artifact: Artifact) -> str:
     """Shows the exports that can be made of a packed model, and the server."""
+    bits = " --bits 4" if artifact.levels in ("int4", "mixed") else ""
+    options = {"onnx": bits, "openvino": bits}
     left_out: set[str] = set()
     if kind_of(folder) != "encoder" or len(modalities_of(folder)) > 1:
         left_out = {"onnx", "openvino", "gguf"}
     elif "text" not in modalities_of(folder):
         left_out = {"gguf"}
     lines = [
-        f"ternarize export . --to {form} -o {form}  # {what}" for form, what in _EXPORTS.items() if form not in left_out
+        f"ternarize export . --to {form}{options.get(form, '')} -o {form}  # {what}"
+        for form, what in _EXPORTS.items()
+        if form not in left_out
     ]
     return "\n".join(
         [

@@ -79,8 +79,8 @@ def dry_run(
 ) -> DryRun:
     """Plans the conversion of `folder`; the arguments are those of `convert.convert`.
 
-    A calibration's data is not read: it is taken to reach every linear. With a budget of bits the need of linears is
-    measured as `convert` measures it.
+    A calibration's data is taken to reach every linear. It is not read, unless there is a budget of bits: then the need
+    of linears is measured as `convert` measures it.
 
     Raises:
         CheckpointError, DataError, InputError: `convert` would raise it, too, and it shows without the tensors' values.

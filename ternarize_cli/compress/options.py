@@ -66,8 +66,10 @@ class SchemeOptions:
                 without mixed levels or the other way round.
         """
         if (self.levels == MIXED) != (bits is not None):
-            what = "--levels mixed needs a budget" if bits is None else f"--bits {bits:g} is for mixed levels"
-            raise InputError(f"{what}, and --levels is {self.levels}", hint="--levels mixed --bits 2.5")
+            what = "--levels mixed needs a budget of bits, and --bits is not given"
+            if bits is not None:
+                what = f"--bits {bits:g} is for mixed levels, and --levels is {self.levels}"
+            raise InputError(what, hint="--levels mixed --bits 2.5")
         levels = "ternary" if self.levels == MIXED else self.levels
         kind, group_size = Scheme.parse_granularity(self.granularity)
         return Scheme(self.rule, self.beta, kind, group_size, self.activations, self.table_bits, levels)

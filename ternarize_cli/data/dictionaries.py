@@ -51,7 +51,9 @@ def dictionary_entries(wordnet: tuple[str, ...] = _WORDNET, dictd: tuple[str, ..
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file that are UTF-8; none of a file that can't be read."""
+    """Yields the lines of a file that are UTF-8; none of a file that can't be read, or of a pipe."""
+    if not path.is_file():
+        return
     try:
         with open_text(path) as stream:
             for line in lines_of(stream, str(path), DataError):

@@ -15,7 +15,7 @@ _LOWEST = 1e-4
 
 
 def rate_for_width(width: int) -> float:
-    """Returns the peak learning rate for a student: 5e-4 (width / 384)^-3/4, rounded to one digit.
+    """Returns the peak learning rate for a student: 5e-4 · (width / 384)^(-3/4), rounded to one digit.
 
     Widths below 384 get the rate of 384, since nothing narrower was measured; no width gets less than 1e-4.
 

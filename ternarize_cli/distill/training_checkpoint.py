@@ -34,7 +34,7 @@ _MAY_DIFFER = (*BUDGETS, "until", "learning_rate", "save_every", "gradient_check
 def key(models: Iterable[Path], training: Training, *others: object) -> str:
     """Hashes what must be equal to resume a run: models, settings that change the result, and `others`.
 
-    Budget and learning rate may differ, and so may gradient checkpointing, which gives the same gradients.
+    Budget, `until` and learning rate may differ, and so may gradient checkpointing, which gives the same gradients.
     """
     settings = {k: v for k, v in asdict(training).items() if k not in _MAY_DIFFER}
     parts = [*map(digests.content_hash, models), json.dumps(settings, sort_keys=True), *map(str, others)]
@@ -76,7 +76,7 @@ def load(partial: Path, run: str) -> dict[str, Any]:
     if state.pop("key") != run:
         raise CheckpointError(
             f"{path} is of a run with other models, data or settings",
-            hint=f"give the options of that run (budget and --learning-rate may differ); {again}",
+            hint=f"give the options of that run (budget, --until and --learning-rate may differ); {again}",
         )
     return state
 

@@ -1,8 +1,8 @@
 """Scores a student's queries against documents that the teacher encoded: the index that is already there.
 
-Who has an index of the teacher's vectors can take the student for the queries alone, without encoding a document again.
-How well that works depends on how near the student's vectors are to the teacher's, not only on how well the student
-searches its own documents.
+People who have an index of the teacher's vectors can take the student for the queries alone, and encode no document
+again. How well that works depends on how near the student's vectors are to the teacher's, not only on how well the
+student searches its own documents.
 
     score     nDCG@10 of the student's queries in the teacher's documents, by exact search; in a task of scored pairs
               the Spearman correlation of the scores and the cosines between the student's vector of the first sentence

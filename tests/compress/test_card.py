@@ -232,6 +232,13 @@ def test_the_card_of_a_packed_model_names_the_exports_that_can_be_made_of_it(
     assert [find_format(name).name for name in formats] == formats
 
 
+@pytest.mark.parametrize("levels", ["ternary", "int4"])
+def test_the_card_gives_the_bits_that_an_export_needs(levels: str, bert: Path, tmp_path: Path) -> None:
+    text = (made(bert, tmp_path, levels=levels) / "README.md").read_text()
+    found = re.findall(r"^ternarize export \. --to (\w+) --bits 4 -o \1 ", text, re.MULTILINE)
+    assert found == (["onnx", "openvino"] if levels == "int4" else [])
+
+
 def test_scores_of_eval_stand_in_the_card_of_the_model_that_they_hold_for(
     run: Callable[..., Any], bert: Path, tmp_path: Path
 ) -> None:

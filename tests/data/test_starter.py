@@ -158,6 +158,7 @@ def test_dictionaries_give_definitions_and_examples(tmp_path: Path) -> None:
         )
     )
     (tmp_path / "broken.dict.dz").write_bytes(b"\x1f\x8b\x08broken")
+    os.mkfifo(tmp_path / "pipe.dict")
     assert list(dictionary_entries((str(tmp_path / "none"), str(tmp_path)), (str(tmp_path),))) == [
         ["a tool that cuts wood", "he took the saw", "a saw has teeth"],
         ["saw a tool that cuts wood"],
