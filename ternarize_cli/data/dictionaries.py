@@ -37,8 +37,7 @@ def dictionary_entries(wordnet: tuple[str, ...] = _WORDNET, dictd: tuple[str, ..
     for path in [folder / part for part in _PARTS] if folder else ():
         for line in _lines(path):
             if not line.startswith(" ") and " | " in line:  # the licence at the top is indented
-                definition, *examples = re.findall(r'[^;"]*[^;"\s]', line.partition(" | ")[2])
-                yield [definition.strip(), *(example.strip() for example in examples)]
+                yield [part.strip() for part in re.split('[;"]', line.partition(" | ")[2]) if part.strip()]
     for path in sorted(chain.from_iterable(Path(place).glob("*.dict*") for place in dictd)):
         entry: list[str] = []
         for line in chain(_lines(path), ["end"]):

@@ -21,6 +21,7 @@ __all__ = ["doc_files"]
 
 _ROOTS = ("/usr/share/doc", "/usr/local/share/doc", f"{sys.prefix}/share/doc")
 _LONGEST = 1 << 20
+_LONGEST_TAG = 2000
 _FILES_PER_PACKAGE = 60
 _HTML = (".html", ".htm", ".xhtml")
 _SUFFIXES = ("", ".txt", ".md", ".rst", ".debian", *_HTML)
@@ -77,10 +78,25 @@ def _paragraphs(path: Path) -> list[str]:
 
 
 def _of_html(text: str) -> list[str]:
+    if not _has_short_tags(text):
+        return []
     reader = _Reader()
     reader.feed(text)
     reader.close()
     return [" ".join(paragraph.split()) for paragraph in "".join(reader.found).split("\0") if paragraph.strip()]
+
+
+def _has_short_tags(text: str) -> bool:
+    """Returns whether every tag ends after a while: the parser reads one that does not again and again."""
+    opened = None
+    for bracket in re.finditer("[<>]|$", text):
+        if opened is not None and bracket.start() - opened > _LONGEST_TAG:
+            return False
+        if bracket[0] != "<":
+            opened = None
+        elif opened is None:
+            opened = bracket.start()
+    return True
 
 
 class _Reader(HTMLParser):

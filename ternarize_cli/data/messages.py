@@ -32,9 +32,13 @@ def messages(path: Path) -> Iterator[str]:
         content = read_bytes(path, limit=_LONGEST)
         order = next((order for order in "<>" if struct.unpack_from(f"{order}I", content)[0] == _MAGIC), "<")
         count, originals, translated = struct.unpack_from(f"{order}3I", content, 8)
+        left = len(content)  # messages do not overlap
         for i in range(min(count, len(content) // 16)):
             (length,) = struct.unpack_from(f"{order}I", content, originals + 8 * i)
             size, start = struct.unpack_from(f"{order}2I", content, translated + 8 * i)
+            left -= size
+            if left < 0:
+                return
             if length:  # the translation of "" is the header
                 yield content[start : start + size].partition(b"\0")[0].decode("utf-8", "ignore")
     except (CheckpointError, struct.error):

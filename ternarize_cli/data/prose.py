@@ -15,7 +15,10 @@ _PASSAGE_CHARACTERS = 600
 _LONGEST = 1000
 _LETTERS = 0.75
 _INLINE = [
-    (re.compile(r":[\w:+-]+:`(?:~|!)?(?:[^`<]*<)?([^`<>]+)>?`"), r"\1"),  # :func:`~os.path.join`, :ref:`title <label>`
+    (
+        re.compile(r"(?<![\w:+-]):[\w:+-]+:`(?:~|!)?(?:[^`<]*<)?([^`<>]+)>?`"),
+        r"\1",
+    ),  # :func:`~os.path.join`, :ref:`title <label>`
     (re.compile(r"\[`~?([^`\]]+)`\](?:\([^)]*\))?"), r"\1"),  # [`~Trainer.train`]
     (re.compile(r"`{1,2}([^`\n]*[^`\s])`{1,2}_{0,2}"), r"\1"),
     (re.compile(r"\*\*([^*\n]+)\*\*"), r"\1"),
@@ -25,7 +28,7 @@ _INLINE = [
 ]
 _DROPPED_LINE = re.compile(r"\s*(?:[-=~^*#+]{3,}|\.\. (?!note|warning|seealso|tip|important).*|:[\w-]+:|```.*)\s*")
 _EMPTIED = re.compile(r"(Examples?|References|Usage):{0,2}")  # a heading whose section is gone
-_ADMONITION = re.compile(r"^\s*\.\. (\w+)::\s*", re.MULTILINE)
+_ADMONITION = re.compile(r"^[ \t]*\.\. (\w+)::\s*", re.MULTILINE)
 
 
 def paragraphs_of(docstring: str) -> list[str]:

@@ -107,6 +107,8 @@ def distill(
         before = trainer.held_out()
         others = (corpus.digest, held.digest, sources.weights, on.num_processes)
         key = training_checkpoint.key((student, teacher), training, *others)
+        if training.until is not None:
+            trainer.start(before)
         if options.resume:
             trainer.load_state(training_checkpoint.load(partial, key))
         resumed_at = trainer.step

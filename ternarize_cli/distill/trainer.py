@@ -190,6 +190,10 @@ class Trainer:
         cosine, self.agreement = self.held_out()
         self.cosine, self._looked_at = self._agreed(cosine), self.step
 
+    def start(self, before: tuple[float, float]) -> None:
+        """Takes the reading of held-out data before the first step: the student may be near enough already."""
+        self.cosine, self.agreement = self._agreed(before[0]), before[1]
+
     def held_out(self) -> tuple[float, float]:
         """Measures mean cosine to the teacher and agreement of similarities on held-out data (`HeldOut.look`)."""
         started = time.monotonic()

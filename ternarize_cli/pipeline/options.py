@@ -123,10 +123,13 @@ class CompressOptions:
         """Checks the options against each other.
 
         Raises:
-            InputError: more than one of minutes, steps and epochs; or `min_retention` and nothing to score.
+            InputError: more than one of minutes, steps and epochs; `until` without training; or `min_retention` and
+                nothing to score.
         """
         if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
+        if self.until is not None and self.minutes == 0:
+            raise InputError("--until is for training, and with 0 minutes nothing is trained", hint="no --until")
         if self.min_retention and not self.is_scored:
             raise InputError(
                 "--min-retention needs something to score the models on", hint="--sts, --retrieval or --classification"

@@ -85,6 +85,11 @@ def test_a_page_of_every_program_comes_before_the_second_of_any(tmp_path: Path) 
         ".TH X 1\n.SH A\n.sy touch STARTED\n.pso touch STARTED\n.open s STARTED\n",
         ".while 1 .nr a 1\n",
         ".TH X 1\n.SH A\n.while 1 \\{\nA paragraph that is printed again and again.\n.br\n.\\}\n",
+        ".TH X 1\n.SH A\n.br\n.trf SECRET\n.cf SECRET\n.nx SECRET\n.do nx SECRET\n",
+        ".TH X 1\n.SH A\n.als q nx\n.q SECRET\n.ds o o\n.s\\*o SECRET\n.s\\\no SECRET\n.\0so SECRET\n",
+        '.TH X 1\n.SH A\n.do cc !\n!so SECRET\n.de Z\n.\\\\$1 SECRET\n..\n.Z "so"\n.B .so SECRET\n',
+        ".TH X 1\n.SH A\n.R \\*x.so SECRET\n.B \\.so SECRET\n\\*x.so SECRET\n\\fB.so SECRET\n.br\n\\fR'so SECRET\n",
+        ".Dd 1\n.Dt X 1\n.Os\n.Sh A\n.Xo\n.trf SECRET\n.Xc\n.Bd -file SECRET\n.Ed\n.Hf SECRET\n.Op Hf SECRET\n",
         "\0" * 5000,
         ".de x\n.x\n..\n.x\n",
         "",
@@ -99,6 +104,11 @@ def test_a_page_of_every_program_comes_before_the_second_of_any(tmp_path: Path) 
         "programs",
         "loop",
         "endless",
+        "other requests",
+        "made names",
+        "macros",
+        "escapes",
+        "mdoc",
         "zeros",
         "recursion",
         "empty",
@@ -191,6 +201,20 @@ def test_messages_come_out_of_a_catalogue_and_a_damaged_one_does_no_harm(tmp_pat
         assert len(list(messages(path))) <= 2
     path.write_bytes(whole[:8] + b"\xff" * (len(whole) - 8))
     assert list(messages(path)) == []
+    count, rest = 2000, 40_000  # messages that all begin at the same place
+    path.write_bytes(
+        struct.pack(f"{order}5I", 0x950412DE, 0, count, 20, 20) + struct.pack(f"{order}2I", rest, 20) * count
+    )
+    assert sum(map(len, messages(path))) <= path.stat().st_size
+
+
+def test_html_whose_tags_do_not_end_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "tool").mkdir()
+    page_of = tmp_path / "tool" / "index.html"
+    page_of.write_text("<p>A paragraph that is read.</p>" + "<a " * 300_000)
+    assert list(doc_files((str(tmp_path),))) == [[]]
+    page_of.write_text(f'<p>A paragraph that is read.</p><img alt="{"x" * 1900}"><p>2 &gt; 1 > 0</p>')
+    assert list(doc_files((str(tmp_path),))) == [["A paragraph that is read.", "2 > 1 > 0"]]
 
 
 def test_prose_is_cut_into_sentences_and_passages_and_tables_are_left_out() -> None:

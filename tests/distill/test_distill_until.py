@@ -73,6 +73,14 @@ def test_training_ends_at_the_reading_that_reaches_the_cosine(work: Path, tiny_b
 
 
 @pytest.mark.slow
+def test_a_student_that_is_near_enough_is_not_trained(work: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    before = train(work, tiny_bert, tmp_path / "one", steps=1).cosine_before
+    report = train(work, tiny_bert, tmp_path / "out", until=before - 1e-4)
+    assert (report.steps, report.ended_by) == (0, "until")
+    assert report.cosine_after == report.cosine_before == before
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_the_reading_does_not_train_on(
     work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

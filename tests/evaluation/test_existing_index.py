@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -135,11 +136,10 @@ def test_eval_shows_the_numbers_and_encodes_nothing_again(
 def test_a_model_keeps_all_of_itself_with_its_own_index(run: Run, tiny_bert: Path, pages: Path) -> None:
     arguments = ("--retrieval", pages, "--perturb", "typos", "--rival", "truncate-16", "--min-retention", "index=1")
     result = run("eval", tiny_bert, "--against", tiny_bert, *arguments, "--json")
-    assert result.exit_code == 0, result.stderr  # noisy queries are no part of the gate
+    assert result.exit_code == 0, result.stderr
     payload = json.loads(result.stdout)
     index = payload["tasks"][0]["index"]
     assert (index["retention"], index["overlap"]) == (1, 1)
-    assert payload["tasks"][1]["index"]["overlap"] < 1 or payload["tasks"][1]["index"]["retention"] == 1
     rival = payload["candidates"][1]["tasks"][0]["index"]
     assert (rival["score"], rival["reason"]) == (None, "vectors of 16 numbers don't fit an index of 32")
     assert payload["candidates"][1]["mean_index_retention"] is None
@@ -165,6 +165,8 @@ def test_the_card_has_what_is_kept_with_the_index() -> None:
 def test_the_gate_takes_the_mean_over_retrieval_tasks() -> None:
     comparison = compared(ExistingIndex(True, 0.7, 0.9), ExistingIndex(True, 0.7, 1.0), ExistingIndex(False, 0.1, 0.1))
     check(parse_gates(["index=0.95"], ["a", "b", "c"], ["a", "b"]), comparison)
+    noisy = replace(compared(ExistingIndex(True, 0.7, 0.95), ExistingIndex(True, 0.1, 0.1)), noisy=frozenset({"b"}))
+    check(parse_gates(["index=0.95"], ["a", "b"], ["a"]), noisy)
     with pytest.raises(GateMissedError, match=r"the retention with the teacher's index is 0\.95, below 0\.96"):
         check(parse_gates(["index=0.96"], ["a", "b", "c"], ["a", "b"]), comparison)
     with pytest.raises(GateMissedError, match=r"index is undefined \(a: vectors of 4 numbers don't fit"):
