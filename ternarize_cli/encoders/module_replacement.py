@@ -116,8 +116,10 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
     names = _swap(model, swap)
     linears = {own[name] for name, module in swapped.items() if isinstance(module, TernaryLinear | PackedLinear)}
     is_around = anatomy.encoder_in(model) is not model  # and may leave modules of the encoder out, such as a pooler
+    listed = None if artifact.listing is None else [one.name for one in artifact.listing.modules if one.kind == "linear"]
     for name in sorted(artifact.module_levels.keys() - linears):
-        if not is_around or name in own.values():
+        known = listed is None or any(one.endswith(f".{name}") for one in listed)
+        if not is_around or name in own.values() or not known:
             raise FormatError(
                 f"module_levels names {shown(name)}, which is no linear of this model that was converted",
                 hint="config.json is not that of these weights: make it again",

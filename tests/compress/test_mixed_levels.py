@@ -209,6 +209,17 @@ def test_a_reranker_runs_without_torch(tmp_path: Path) -> None:
     assert Reranker(packed).score(pairs, raw=True) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["nonsense.name", "classifier"])
+def test_a_reranker_whose_table_names_another_module_is_refused(tmp_path: Path, name: str) -> None:
+    packed = stages(save_headed(tmp_path / "source"), tmp_path, bits=BITS)[2]
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["module_levels"][name] = "int4"
+    del config["quantization_config"]["digest"]
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=f"module_levels names '{name}', which is no linear of this model"):
+        load_cross_encoder(packed, device="cpu", backend="reference")
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_dry_run_foretells_every_byte(tiny_bert: Path, corpus: Path, tmp_path: Path, calibrated: bool) -> None:
     calibration = Calibration((str(corpus),), tokens=2000) if calibrated else None

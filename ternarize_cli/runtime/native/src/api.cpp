@@ -357,9 +357,7 @@ TZ_EXPORT int tz_round_weights(int isa, const float* weights, const float* scale
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
     check_threads(threads);
-    check_sizes(outputs, inputs, low, high);
-    require_array(weights, "there are no weights, or they are not aligned");
-    require_array(scales, "there are no scales, or they are not aligned");
+    check_trained(weights, scales, low, high, outputs, inputs);
     require_array(out, "there is no output, or it is not aligned");
     share_out(outputs, static_cast<int64_t>(outputs) * inputs, threads,
               [&](int first, int last) { k.round_weights(weights, scales, low, high, first, last, inputs, out); });
@@ -373,10 +371,8 @@ TZ_EXPORT int tz_scale_gradients(int isa, const float* gradients, const float* w
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
     check_threads(threads);
-    check_sizes(outputs, inputs, low, high);
+    check_trained(weights, scales, low, high, outputs, inputs);
     require_array(gradients, "there are no gradients, or they are not aligned");
-    require_array(weights, "there are no weights, or they are not aligned");
-    require_array(scales, "there are no scales, or they are not aligned");
     require_array(out, "there is no output, or it is not aligned");
     share_out(outputs, static_cast<int64_t>(outputs) * inputs, threads, [&](int first, int last) {
       k.scale_gradients(gradients, weights, scales, low, high, first, last, inputs, out);

@@ -53,10 +53,12 @@ inline void check_sizes(int outputs, int inputs, int bits) {
   require(within(outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");
 }
 
-// Of a linear in training, whose codes lie between `low` and `high`.
-inline void check_sizes(int outputs, int inputs, int low, int high) {
+// Checks a linear in training, whose codes lie between `low` and `high`.
+inline void check_trained(const float* weights, const float* scales, int low, int high, int outputs, int inputs) {
   check_sizes(outputs, inputs, 2);
   require(within(low, -8, 0) && within(high, 1, 7), "codes lie between -8 and 7");
+  require_array(weights, "there are no weights, or they are not aligned");
+  require_array(scales, "there are no scales, or they are not aligned");
 }
 
 inline void check(const Dense& w) {
