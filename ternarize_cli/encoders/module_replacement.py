@@ -116,7 +116,7 @@ def replace(model: nn.Module, artifact: Artifact, dtype: torch.dtype | None = No
     names = _swap(model, swap)
     linears = {own[name] for name, module in swapped.items() if isinstance(module, TernaryLinear | PackedLinear)}
     is_around = anatomy.encoder_in(model) is not model  # and may leave modules of the encoder out, such as a pooler
-    listed = None if artifact.listing is None else [one.name for one in artifact.listing.modules if one.kind == "linear"]
+    listed = None if artifact.listing is None else [module.name for module in artifact.listing.modules]
     for name in sorted(artifact.module_levels.keys() - linears):
         known = listed is None or any(one.endswith(f".{name}") for one in listed)
         if not is_around or name in own.values() or not known:
