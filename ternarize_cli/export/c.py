@@ -212,7 +212,7 @@ def _readme(source: Source, facts: Mapping[str, Any], named: str) -> str:
     """
     return f"""# {source.name}
 
-An encoder of texts with ternary weights, for programs in C: ids of tokens to vectors of {facts["dimensions"]} floats.
+An encoder of texts with {source.weights}, for programs in C: ids of tokens to vectors of {facts["dimensions"]} floats.
 
 ```sh
 cc example.c -L. -lternarize -Wl,-rpath,'$ORIGIN' -o example

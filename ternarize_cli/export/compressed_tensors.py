@@ -165,7 +165,7 @@ def _readme(source: Source, facts: Mapping[str, Any]) -> str:
     scales = "a row" if facts["group_size"] is None else f"{facts['group_size']} inputs"
     return f"""{card.front_matter(source, "compressed-tensors")}# {source.name}
 
-An encoder with ternary weights, for transformers with the library compressed-tensors
+An encoder with {source.weights}, for transformers with the library compressed-tensors
 (`pip install compressed-tensors`). Its linears are integers of {facts["bits"]} bits (`pack-quantized`) with a scale
 for {scales}: the packed model's values, exactly. Embedding tables are float16. Activations are not rounded, as if the
 model had been converted with `--activations 16`. The library expands the codes when the model is loaded.

@@ -107,7 +107,7 @@ def _readme(source: Source, facts: Mapping[str, Any]) -> str:
         others += f" by {costs['others']:.2%} at most"
     return f"""{card.front_matter(source)}# {source.name}
 
-An encoder with ternary weights, multiplied out to {facts["dtype"]}: an ordinary checkpoint of transformers, for tools
+An encoder with {source.weights}, multiplied out to {facts["dtype"]}: an ordinary checkpoint of transformers, for tools
 that know nothing of ternary weights. Its linears have the packed model's values {exact}.
 {others}. Activations are not rounded, as if it had been converted with `--activations 16`.
 

@@ -195,7 +195,7 @@ def _readme(source: Source, facts: Mapping[str, Any]) -> str:
     asked = f"\nTexts need a prompt, which the program puts in front of them:\n\n{prompts}" if prompts else ""
     return f"""{card.front_matter(source, "gguf")}# {source.name}
 
-An encoder of texts with ternary weights, for llama.cpp and programs on top of it.
+An encoder of texts with {source.weights}, for llama.cpp and programs on top of it.
 
 ```sh
 llama-server -m {facts["file"]} --embeddings

@@ -60,7 +60,7 @@ session = onnxruntime.InferenceSession("onnx/model.onnx")"""
             where = "text-embeddings-inference, fastembed and transformers.js find"
         return f"""{card.front_matter(source, "onnx")}# {source.name}
 
-An encoder with ternary weights, for ONNX Runtime. `onnx/model.onnx` {card.gives(facts)}
+An encoder with {source.weights}, for ONNX Runtime. `onnx/model.onnx` {card.gives(facts)}
 
 ```python
 {opened}

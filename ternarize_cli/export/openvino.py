@@ -77,7 +77,7 @@ model = openvino.Core().compile_model("openvino/openvino_model.xml", "CPU")"""
         rounds = "OpenVINO rounds activations to int8 in its own way, or not at all: the processor decides."
         return f"""{card.front_matter(source, "openvino")}# {source.name}
 
-An encoder with ternary weights, for OpenVINO. `openvino/openvino_model.xml` {card.gives(facts)}
+An encoder with {source.weights}, for OpenVINO. `openvino/openvino_model.xml` {card.gives(facts)}
 
 ```python
 {opened}

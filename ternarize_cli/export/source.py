@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ternarize_cli.compress.card_file import read_card
 from ternarize_cli.errors import CheckpointError, FormatError, quoted
+from ternarize_cli.format.module_levels import MIXED
 from ternarize_cli.format.scheme import METHOD, Artifact
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import verify
@@ -36,6 +37,12 @@ class Source:
     artifact: Artifact
     licence: str | None
     digest: str
+
+    @property
+    def weights(self) -> str:
+        """The weights of the linears in words: "ternary weights", or "ternary and int4 weights" if levels are mixed."""
+        levels = self.artifact.levels
+        return f"{'ternary and int4' if levels == MIXED else levels} weights"
 
     def files(self) -> dict[str, Path]:
         """Returns the files that decide what the model computes, by their relative paths.

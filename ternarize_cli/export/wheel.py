@@ -107,7 +107,7 @@ class Wheel:
         about = Metadata(
             name=name,
             version=version,
-            summary=f"{source.name}: {usage.what}, with ternary weights and without PyTorch",
+            summary=f"{source.name}: {usage.what}, with {source.weights} and without PyTorch",
             licence=with_ours(source.licence),
             licence_texts=licence_texts(source.folder),
             requires=_requirements(runtime.imports - needless),

@@ -63,7 +63,7 @@ def readme(source: Source, usage: Usage, name: str) -> str:
     """
     return f"""# {source.name}
 
-{usage.what[0].upper()}{usage.what[1:]}, with ternary weights. It runs on CPUs, without PyTorch.
+{usage.what[0].upper()}{usage.what[1:]}, with {source.weights}. It runs on CPUs, without PyTorch.
 
 ```python
 {usage.code}

@@ -42,6 +42,7 @@ def test_dense_holds_the_values(mixed: Path, tmp_path: Path) -> None:
     found, expected = tensors(tmp_path / "made"), multiplied_out(mixed)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert "An encoder with ternary and int4 weights" in (tmp_path / "made" / "README.md").read_text()
 
 
 @needs_library
