@@ -272,10 +272,10 @@ def test_backends_that_can_not_run_the_model_are_left_out_unless_named(run, tiny
         assert result.exit_code == 0, result.output
         names = {row["name"] for row in json.loads(result.stdout)["rows"]}
         assert "reference" in names
-    if how[1] == "int4":
+    if how[1] == "int2":
         result = run("bench", tmp_path / "p", *grid, "--backend", "native")
         assert result.exit_code == 4
-        assert "can't run this model: its levels are int4" in result.stderr
+        assert "can't run this model: its levels are int2" in result.stderr
 
 
 def test_none_is_no_rival(run: Callable[..., object], packed: Path) -> None:
