@@ -296,6 +296,7 @@ def test_the_whole_way_runs_on_the_texts_of_the_machine(
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.nightly
 def test_this_machine_has_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(starter, "_KIND_TEXTS", 1500)
