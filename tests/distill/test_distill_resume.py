@@ -1,10 +1,7 @@
 """A run that was killed or stopped goes on as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support.models import WORDS
+from support.two_processes import in_two_processes
 from support.warm import Program, shared
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import Sources, Training, distill, training_checkpoint
@@ -144,18 +142,7 @@ def test_two_processes_train_together(work: Path, tiny_bert: Path, tmp_path: Pat
     out = tmp_path / "out"
     settings = ("--steps", STEPS, "--batch-size", 8, "--learning-rate", 1e-3, "--device", "cpu", "--json")
     command = ("distill", work / "latent", "--teacher", tiny_bert, "--data", work / "texts.txt", "-o", out, *settings)
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    (tmp_path / "run.py").write_text(script or "")
-    program = ("-m", "ternarize_cli") if script is None else (tmp_path / "run.py",)
-    done = subprocess.run(
-        [*map(str, (*launch, *program, *command))],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONSAFEPATH="1"),
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = in_two_processes(tmp_path, script, *command)
     alone = json.loads((work / "whole" / "distillation.json").read_text())
     assert report["texts"] == pytest.approx(alone["texts"], rel=0.1)
     assert report["cosine_after"] == pytest.approx(alone["cosine_after"], abs=0.01)

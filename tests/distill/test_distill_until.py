@@ -1,10 +1,7 @@
 """Training that ends when held-out data says so, and the learning rate by the student's width."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support.models import WORDS
+from support.two_processes import in_two_processes
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import Sources, Training, distill, loop
 from ternarize_cli.distill.learning_rate import rate_for_width
@@ -54,8 +52,16 @@ def wanted(work: Path) -> float:
     return found[len(found) // 2]
 
 
-def killed(*arguments: Any, **options: Any) -> None:
-    raise KeyboardInterrupt
+def train_until_killed(monkeypatch: pytest.MonkeyPatch, *arguments: Path, **changes: Any) -> None:
+    """Trains as `train` does, until the result would be written."""
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(*arguments, **changes)
 
 
 @pytest.mark.slow
@@ -86,10 +92,7 @@ def test_a_run_that_was_killed_after_the_reading_does_not_train_on(
 ) -> None:
     until = wanted(work)
     report = train(work, tiny_bert, tmp_path / "out", until=until)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(work, tiny_bert, tmp_path / "again", until=until)
+    train_until_killed(monkeypatch, work, tiny_bert, tmp_path / "again", until=until)
     again = train(work, tiny_bert, tmp_path / "again", until=until, resume=True)
     assert (again.steps, again.ended_by, again.resumed_at) == (report.steps, "until", report.steps)
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
@@ -100,10 +103,7 @@ def test_a_run_that_was_killed_after_the_reading_does_not_train_on(
 def test_a_resumed_run_with_a_higher_cosine_goes_on(
     work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(work, tiny_bert, tmp_path / "out", until=wanted(work))
+    train_until_killed(monkeypatch, work, tiny_bert, tmp_path / "out", until=wanted(work))
     report = train(work, tiny_bert, tmp_path / "out", until=1.0, resume=True)
     assert (report.steps, report.ended_by) == (STEPS, "budget")
     a, b = (load_file(folder / "model.safetensors") for folder in (work / "whole", tmp_path / "out"))
@@ -114,10 +114,7 @@ def test_a_resumed_run_with_a_higher_cosine_goes_on(
 def test_a_run_that_goes_on_with_a_longer_budget_is_read_again_at_once(
     work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(work, tiny_bert, tmp_path / "out", steps=20)
+    train_until_killed(monkeypatch, work, tiny_bert, tmp_path / "out", steps=20)
     report = train(work, tiny_bert, tmp_path / "out", steps=40, until=0.0, resume=True)
     assert (report.steps, report.ended_by) == (22, "until")
 
@@ -163,17 +160,7 @@ def test_two_processes_end_at_the_same_reading(
 ) -> None:
     settings = (*budget, "--until", 0.05, "--batch-size", 8, "--learning-rate", RATE, "--device", "cpu", "--json")
     data = ("--teacher", tiny_bert, "--data", work / "texts.txt", "-o", tmp_path / "out")
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    (tmp_path / "run.py").write_text(_SELDOM)
-    done = subprocess.run(
-        [*map(str, (*launch, tmp_path / "run.py", "distill", work / "latent", *data, *settings))],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONSAFEPATH="1"),
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = in_two_processes(tmp_path, _SELDOM, "distill", work / "latent", *data, *settings)
     assert report["ended_by"] == "until"
     assert report["cosine_after"] >= 0.05
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from support.families import stages
+from support.values import multiplied_out, tensors
 from ternarize_cli import load
-from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.errors import InputError
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.layers import PackedLinear
-from ternarize_cli.storage.weights import open_shards
 
 needs_library = pytest.mark.skipif(find_spec("compressed_tensors") is None, reason="compressed-tensors is missing")
 
@@ -23,18 +22,10 @@ needs_library = pytest.mark.skipif(find_spec("compressed_tensors") is None, reas
 @pytest.fixture(scope="module")
 def mixed(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed tiny BERT of which some linears are int4; tests must not write into it."""
-    return stages(tiny_bert, tmp_path_factory.mktemp("mixed"), bits=3.2)[2]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    with open_shards(folder) as shards:
-        return {key: shard.get(key) for shard in shards for key in shard.keys()}  # noqa: SIM118
-
-
-def multiplied_out(packed: Path) -> dict[str, torch.Tensor]:
+    packed = stages(tiny_bert, tmp_path_factory.mktemp("mixed"), bits=3.2)[2]
     model: Any = load(packed, backend="reference", device="cpu")[0].auto_model
     assert len({m.scheme.levels for m in model.modules() if isinstance(m, PackedLinear)}) == 2
-    return dict(dequantize(model).state_dict())
+    return packed
 
 
 def test_dense_holds_the_values(mixed: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import ViTImageProcessor
 from support.families import IMAGE_FAMILIES, TEXT_FAMILIES, Family, save_family, save_text, stages
 from support.heads import save_headed
 from support.models import save_gpt2, save_tiny_clip
+from support.values import multiplied_out, tensors
 from ternarize_cli import load
 from ternarize_cli.encoders.module_replacement import dequantize
 from ternarize_cli.errors import FormatError, GateMissedError, InputError, OutputExistsError, UnavailableError
@@ -25,7 +26,6 @@ from ternarize_cli.export import nearness
 from ternarize_cli.export.options import ExportOptions
 from ternarize_cli.export.session import export
 from ternarize_cli.format.scheme import Scheme
-from ternarize_cli.storage.weights import open_shards
 
 UNCHECKED = ExportOptions(check=False)
 TEXTS = ["the cat", "dog house tree " * 15, "red green small cat in a tree by the river"]
@@ -41,17 +41,6 @@ torch.save(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden
 """
 
 needs_library = pytest.mark.skipif(find_spec("compressed_tensors") is None, reason="compressed-tensors is missing")
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    with open_shards(folder) as shards:
-        return {key: shard.get(key) for shard in shards for key in shard.keys()}  # noqa: SIM118
-
-
-def multiplied_out(packed: Path) -> dict[str, torch.Tensor]:
-    """The values of a packed model in float32."""
-    model: Any = load(packed, backend="reference", device="cpu")[0].auto_model
-    return dict(dequantize(model).state_dict())
 
 
 def test_fp32_holds_the_packed_models_values(packed: Path, tmp_path: Path) -> None:
