@@ -39,6 +39,8 @@ class _Recorded(Generic[Result]):
 class Graphs(Generic[Result]):
     """A function of a batch, recorded when a shape occurs for the second time.
 
+    Integers of a batch, which a recorded function keeps, are part of its shape.
+
     The result is overwritten when a batch of its shape is run again.
     """
 
@@ -58,7 +60,11 @@ class Graphs(Generic[Result]):
 
     def __call__(self, batch: dict[str, Any]) -> Result:
         """Runs the function on a batch, from its graph if there is one."""
-        shape = tuple((name, value.shape, value.dtype) for name, value in batch.items() if isinstance(value, Tensor))
+        shape = tuple(
+            (name, (value.shape, value.dtype) if isinstance(value, Tensor) else value)
+            for name, value in batch.items()
+            if isinstance(value, Tensor | int)
+        )
         recorded = self._recorded.get(shape)
         if recorded is None and shape in self._seen and not self.refused and len(self._recorded) < self._most:
             recorded = self._record(shape, batch)

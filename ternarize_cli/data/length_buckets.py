@@ -15,20 +15,26 @@ def width_of(length: int) -> int:
     return -(-length // step) * step
 
 
-def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def by_length(lengths: np.ndarray, budget: int, real: int | None = None) -> list[np.ndarray]:
     """Groups inputs, the longest first.
 
     Args:
         lengths: number of tokens of each input, int `[inputs]`.
         budget: the most tokens of a group, padded to `width_of` its longest input; a longer input is a group alone.
+        real: the most tokens of a group without padding, likewise; None for no such limit.
 
     Returns:
         For each group, the positions of its inputs in `lengths`; the last group may be smaller than the budget.
     """
     order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
     groups, start = [], 0
     while start < len(order):
-        count = max(1, budget // width_of(max(1, int(lengths[order[start]]))))
+        longest = int(lengths[order[start]])
+        count = max(1, budget // width_of(max(1, longest)))
+        if real is not None:
+            fitting = int(np.searchsorted(ends, ends[start] - longest + real, side="right")) - start
+            count = max(1, min(count, fitting))
         groups.append(order[start : start + count])
         start += count
     return groups

@@ -56,7 +56,7 @@ class TextEncoder(TextBatches):
             would normalise them (the model's last module is then removed from `encoder`). None does what the model
             does.
         batch_size: texts per forward pass; None takes texts of similar length, up to as many tokens a batch as
-            `gpu_batches.batch_tokens` says.
+            `gpu_batches.budgets` says.
 
     Raises:
         InputError: the model has no prompt of that name.
@@ -143,7 +143,7 @@ class TextEncoder(TextBatches):
         """Cuts texts with these numbers of tokens into batches."""
         if self._batch_size:
             return cut_by_length(lengths.tolist(), self._batch_size)
-        return [group.tolist() for group in by_length(lengths, gpu_batches.batch_tokens(self.encoder))]
+        return [group.tolist() for group in by_length(lengths, *gpu_batches.budgets(self.encoder))]
 
     def vectors(self, prepared: Prepared) -> np.ndarray:
         """Encodes a prepared chunk: float32 `[texts, dim]`, in the order of the texts that were prepared.

@@ -19,25 +19,27 @@ from ternarize_cli.kernels.fused_encoder import FusedForward
 from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
 from ternarize_cli.runtime.blocks import BATCH_TOKENS
 
-__all__ = ["CHARACTERS", "CHUNK", "batch_tokens", "fetched", "on_device", "pinned"]
+__all__ = ["CHARACTERS", "CHUNK", "budgets", "fetched", "on_device", "pinned"]
 
 CHUNK, CHARACTERS = 8192, 1 << 22
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
-_TOKENS, _NUMBERS = 1 << 17, 1 << 27
-"""The most tokens in a batch, and the most numbers in its hidden states."""
+_REAL, _TOKENS, _NUMBERS = 1 << 15, 1 << 17, 1 << 27
+"""The most tokens in a batch without and with padding, and the most numbers in its hidden states."""
 
 
-def batch_tokens(encoder: SentenceTransformer) -> int:
-    """Returns the most tokens of a batch: 131,072 where the model runs fused on a GPU, fewer if it is wider than 1,024.
+def budgets(encoder: SentenceTransformer) -> tuple[int, int | None]:
+    """Returns the most tokens of a batch with padding, and without it: arguments of `by_length`.
 
-    A model that runs by modules keeps a batch's attention and all else in memory, so its batches stay as on a CPU.
+    Where the model runs fused on a GPU, these are 131,072, fewer if it is wider than 1,024, and 32,768: it runs real
+    tokens alone, and most batches of a corpus are then equally large, so that few passes are recorded for all. A model
+    that runs by modules keeps a batch's attention and all else in memory, so its batches stay as on a CPU.
     """
     model: Any = getattr(encoder[0], "auto_model", None)
     forward = getattr(model, "forward", None)
     if not isinstance(forward, FusedForward) or forward.device != "cuda":
-        return BATCH_TOKENS
+        return BATCH_TOKENS, None
     width = int(getattr(model.config, "hidden_size", 0)) or 1
-    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width))
+    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), _REAL
 
 
 def pinned(features: dict[str, Any], device: torch.device) -> dict[str, Any]:

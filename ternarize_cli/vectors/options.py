@@ -16,7 +16,7 @@ class EncoderOptions:
 
     Attributes:
         batch_size: texts or images per forward pass; None: as many texts of like length as make 8,192 tokens
-            (131,072 in a fused encoder on a GPU), or 32 images.
+            (32,768 without padding in a fused encoder on a GPU), or 32 images.
         backend: kernels for a packed model's linears; a model that is not packed takes only "auto".
         device: torch device; None: the CPU for a backend of CPUs, otherwise CUDA if there is a GPU.
         threads: CPU threads; None leaves their number as it is.
@@ -28,7 +28,7 @@ class EncoderOptions:
     batch_size: Annotated[
         int | None,
         Option(
-            "Texts or images per forward pass; default: similar texts with 8,192 tokens in all (131,072 on a GPU), "
+            "Texts or images per forward pass; default: similar texts with 8,192 tokens in all (32,768 on a GPU), "
             "or 32 images.",
             min=1,
             max=MAX_BATCH,

@@ -72,6 +72,11 @@ def test_groups_are_of_like_length_within_the_budget():
     assert all(len(group) * width_of(int(lengths[group].max())) <= 2048 for group in groups)
     assert [len(group) for group in by_length(np.array([5000, 4, 4, 3]), 2048)] == [1, 3]
     assert by_length(np.array([], dtype=int), 2048) == []
+    groups = by_length(lengths, 8192, 2048)
+    assert sorted(i for group in groups for i in group) == list(range(700))
+    for group, after in itertools.pairwise(groups):
+        assert lengths[group].sum() <= 2048 < lengths[[*group, after[0]]].sum()
+    assert [len(group) for group in by_length(np.array([5000, 4, 4, 3, 0, 0]), 8192, 11)] == [1, 5]
 
 
 def test_of_a_very_long_text_only_the_beginning_is_tokenised(tiny_bert):

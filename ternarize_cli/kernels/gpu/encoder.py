@@ -1,7 +1,7 @@
 """Runs an encoder on an NVIDIA GPU: its embedding, and its blocks (`gpu.blocks`).
 
 Passes are recorded as CUDA graphs, with texts padded to one of few lengths. In large batches with much padding, only
-the real tokens are run.
+the real tokens are run, in one of few sizes (`gpu.real_tokens`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +23,7 @@ from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.norm import norm
 from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
+from ternarize_cli.kernels.gpu.real_tokens import real_tokens
 from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
@@ -147,6 +148,7 @@ class GpuEncoder:
 
     def _forget_recorded(self) -> None:
         self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
+        self._unpadded_graphs = Graphs(self._recorded, most=8)
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
@@ -180,8 +182,17 @@ class GpuEncoder:
         self.pooled = None if pooled is None else pooled.clone()
         return hidden.clone()
 
-    def _recorded(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Runs a pass whose operations depend on no value, so that it can be recorded."""
+    def _recorded(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Runs a pass whose operations depend on no value, so that it can be recorded.
+
+        Returns:
+            The hidden states, `[rows, width]` of real tokens alone; what the model pools from them, if that is known.
+        """
+        if "starts" in given:
+            embedded = self._embedded(given["ids"], given.get("types"), given["positions"])
+            starts, places, longest = given["starts"], given["places"], given["longest"]
+            layout = Layout(len(starts) - 1, longest, self._turn_tables(longest), starts=starts, places=places)
+            return self._blocks(*embedded, layout, self._count), None
         if "pixels" in given:
             hidden = self._embedded_images(given["pixels"])
             shape = hidden.shape
@@ -191,7 +202,7 @@ class GpuEncoder:
         else:
             ids = given["ids"]
             shape = torch.Size((*ids.shape, self._block.width))
-            x, rounded = self._embedded(ids, given.get("types"), ids.numel())
+            x, rounded = self._embedded(ids, given.get("types"), self._positions(ids))
             layout = Layout(ids.shape[0], ids.shape[1], self._turn_tables(ids.shape[1]), given.get("mask"))
         made = self._blocks(x, rounded, layout, self._count).view(shape)
         return made, None if self._pool is None else self._pool(made, next(iter(given.values())))
@@ -201,33 +212,33 @@ class GpuEncoder:
     ) -> Tensor:
         """Runs the real tokens alone: `count` of them, of which the longest text has `longest`, if that is known."""
         self.pooled = None
-        batch, tokens = ids.shape
-        if not count:
-            return torch.zeros(*ids.shape, self._block.width, device=ids.device)
-        x, rounded = self._embedded(ids, types, count)
-        lengths = (mask != 0).sum(dim=1)
-        starts = F.pad(lengths.cumsum(0), (1, 0)).int()
-        if longest is None:
-            real, longest = (mask != 0).flatten().nonzero().squeeze(1), int(lengths.max())
-        else:  # the real tokens of a text are its first
-            text = torch.repeat_interleave(torch.arange(batch, device=ids.device), lengths, output_size=count)
-            real = torch.arange(count, device=ids.device) + (text * tokens - starts[text])
-        layout = Layout(batch, longest, self._turn_tables(tokens), starts=starts, places=real % tokens)
-        kept = self._blocks(x[real], Rounded(rounded.q[real], rounded.scales[real]), layout, self._count)
         hidden = torch.zeros(ids.numel(), self._block.width, device=ids.device)
-        return hidden.index_copy_(0, real, kept).view(*ids.shape, self._block.width)
+        if count:
+            real = real_tokens(mask, count, longest)
+            read = {"ids": ids, "types": types, "positions": self._positions(ids)}
+            given: dict[str, Any] = {name: t.flatten()[real.at][None] for name, t in read.items() if t is not None}
+            given.setdefault("positions", real.at[None] % ids.shape[1])
+            given |= {"places": real.places, "starts": real.starts, "longest": real.longest}
+            is_recorded = count <= _LARGE and self._device.type == "cuda"
+            kept, _ = (self._unpadded_graphs if is_recorded else self._recorded)(given)
+            hidden.index_copy_(0, real.at[:count], kept[:count])
+        return hidden.view(*ids.shape, self._block.width)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _embedded(self, ids: Tensor, types: Tensor | None, rows: int) -> tuple[Tensor, Rounded]:
-        """Computes the residual `[texts · tokens, width]`, and that rounded for products of `rows` rows."""
+    def _positions(self, ids: Tensor) -> Tensor | None:
+        """Counts positions without the padding token, as RoBERTa does; None if they count from 0 in each text."""
+        given = self._block.embeddings
+        if given is None or not given.first_position:
+            return None
+        counted = (ids != given.first_position - 1).long()
+        return counted.cumsum(dim=1) * counted + given.first_position - 1
+
+    def _embedded(self, ids: Tensor, types: Tensor | None, places: Tensor | None) -> tuple[Tensor, Rounded]:
+        """Computes the residual `[texts · tokens, width]` of tokens at these positions, and that rounded."""
         given, dtype, kept = self._block.embeddings, self._blocks.products.dtype, self._blocks.kept
         assert given is not None
-        b = self._blocks.products.order(rows)
-        places = None
-        if given.first_position:  # counted without the padding token, as in RoBERTa
-            counted = (ids != given.first_position - 1).long()
-            places = counted.cumsum(dim=1) * counted + given.first_position - 1
+        b = self._blocks.products.order(ids.numel())
         if self._tables is not None:
             return embed(ids, types, places, self._tables, self._norm, dtype=dtype, kept=kept, b=b)
         find = self._model.get_submodule

@@ -1,0 +1,99 @@
+"""Passes over the real tokens of a batch alone: rounding their sizes changes no vector, and they read no value."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from support.fused_families import FUSED, inputs, opened, packed
+from ternarize_cli import kernels
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from ternarize_cli.kernels.gpu import encoder as gpu_encoder
+from ternarize_cli.kernels.gpu import real_tokens as module
+from ternarize_cli.kernels.gpu.encoder import GpuEncoder
+from ternarize_cli.kernels.gpu.int8 import Int8
+from ternarize_cli.kernels.gpu.real_tokens import real_tokens, sizes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LENGTHS = (9, 0, 17, 1)
+
+
+def mask_of(lengths: tuple[int, ...]) -> Tensor:
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses operations that read values of tensors, or whose results' shapes depend on them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_batches_of_a_corpus_have_few_sizes() -> None:
+    """Numbers of real tokens, texts, and tokens of the longest text, as chunks of sentences have them."""
+    batches = [(32_760, 1093, 74), (32_751, 900, 117), (32_768, 1800, 24), (32_749, 2300, 30), (32_766, 2700, 17)]
+    assert {sizes(*batch) for batch in batches} == {(32_768, 2048, 128), (32_768, 4096, 32)}
+    for batch in [*batches, (1, 1, 1), (9000, 4095, 9), (70_000, 2, 40_000)]:
+        made = sizes(*batch)
+        assert all(rounded >= given for rounded, given in zip(made, batch, strict=True))
+        assert made.rows - batch[0] <= (made.texts - batch[1]) * made.longest, "every row is a text's"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
+    is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ROWS", 64)
+    monkeypatch.setattr(module, "_TEXTS", 16)
+    mask, count = mask_of(LENGTHS), sum(LENGTHS)
+    made = real_tokens(mask, count, 17 if is_known else None)
+    assert made.at.tolist() == mask.flatten().nonzero().flatten().tolist() + [0] * (64 - count)
+    assert made.places[:count].tolist() == [place for length in LENGTHS for place in range(length)]
+    assert made.starts.tolist() == [0, 9, 9, 26, 27, 59, *[64] * 11]
+    assert made.longest == 32
+
+
+def test_padding_on_the_left_moves_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 1)
+    right, left = mask_of(LENGTHS), mask_of(LENGTHS).flip(1)
+    of_right, of_left = (real_tokens(mask, sum(LENGTHS)) for mask in (right, left))
+    assert torch.equal(of_left.places, of_right.places)
+    assert torch.equal(of_left.starts, of_right.starts)
+    assert torch.equal(of_left.at, left.flatten().nonzero().flatten())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["RobertaModel", "ModernBertModel", "MistralModel"])
+def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = next(f for f in FUSED if f[0] == name)
+    model = opened(family, packed(family, tmp_path)).to(DEVICE)
+    kernels.use_backend(model, "reference")
+    encoder = GpuEncoder(model, Int8)
+    ids, mask = inputs(family)["input_ids"][:, : max(LENGTHS)].to(DEVICE), mask_of(LENGTHS).to(DEVICE)
+    count, passes, recorded = sum(LENGTHS), [], encoder._recorded
+
+    def run(given: Any) -> Any:
+        with NoValues():
+            passes.append(recorded(given)[0])
+        return passes[-1], None
+
+    monkeypatch.setattr(gpu_encoder, "_LARGE", 0)  # without recording
+    monkeypatch.setattr(encoder, "_recorded", run)
+    made = []
+    for rows, texts in ((1, 1), (64, 16)):
+        monkeypatch.setattr(module, "_ROWS", rows)
+        monkeypatch.setattr(module, "_TEXTS", texts)
+        made.append(encoder._unpadded(ids, mask, None, count, max(LENGTHS)))
+    assert [len(rows) for rows in passes] == [count, 64]
+    assert torch.equal(*made)
+    assert made[1][mask == 0].count_nonzero() == 0
+    assert passes[1].isfinite().all(), "rows that rounding adds have values"
