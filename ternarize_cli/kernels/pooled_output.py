@@ -16,7 +16,7 @@ from ternarize_cli.kernels.module_tensors import ModuleTensors, is_replaced, sta
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.runtime.image_pooling import AttentionPooler, FirstPooler, MeanPooler, Pooler, TanhPooler
 
-__all__ = ["pooled_output"]
+__all__ = ["pooled_output", "pools_first_token"]
 
 _laid_out: "WeakKeyDictionary[nn.Module, tuple[object, Pooler]]" = WeakKeyDictionary()
 
@@ -51,6 +51,11 @@ def pooled_output(model: Any, hidden: Tensor, first: Tensor) -> Any:
         return model.head(hidden[:, -1, :])
     own: Any = getattr(model, "pooler", None)
     return own(hidden) if own is not None else hidden[:, 0] if _pools_its_first_token(model, first) else None
+
+
+def pools_first_token(model: Any) -> bool:
+    """Returns whether a model has a pooler that reads the first token alone."""
+    return _is_tanh_of_first(getattr(model, "pooler", None))
 
 
 def _pools_its_first_token(model: Any, first: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from ternarize_cli.kernels.gpu import real_tokens as module
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 from ternarize_cli.kernels.gpu.int8 import Int8
 from ternarize_cli.kernels.gpu.real_tokens import real_tokens, sizes
+from ternarize_cli.kernels.pooled_output import pooled_output
+from ternarize_cli.layers.text_lengths import with_lengths
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (9, 0, 17, 1)
@@ -77,23 +80,29 @@ def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
     family = next(f for f in FUSED if f[0] == name)
     model = opened(family, packed(family, tmp_path)).to(DEVICE)
     kernels.use_backend(model, "reference")
-    encoder = GpuEncoder(model, Int8)
+    encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
     ids, mask = inputs(family)["input_ids"][:, : max(LENGTHS)].to(DEVICE), mask_of(LENGTHS).to(DEVICE)
-    count, passes, recorded = sum(LENGTHS), [], encoder._recorded
+    count, passes, recorded = sum(LENGTHS), [], encoder._recorded_unpadded
 
     def run(given: Any) -> Any:
         with NoValues():
-            passes.append(recorded(given)[0])
-        return passes[-1], None
+            hidden, pooled = recorded(given)
+        passes.append(hidden)
+        return hidden, pooled
 
+    monkeypatch.setattr(gpu_encoder, "_SMALL", 0)  # as if the batch were large
     monkeypatch.setattr(gpu_encoder, "_LARGE", 0)  # without recording
-    monkeypatch.setattr(encoder, "_recorded", run)
+    monkeypatch.setattr(encoder, "_recorded_unpadded", run)
     made = []
     for rows, texts in ((1, 1), (64, 16)):
         monkeypatch.setattr(module, "_ROWS", rows)
         monkeypatch.setattr(module, "_TEXTS", texts)
-        made.append(encoder._unpadded(ids, mask, None, count, max(LENGTHS)))
+        made.append(encoder.texts(ids, with_lengths(mask, np.array(LENGTHS)), None))
     assert [len(rows) for rows in passes] == [count, 64]
     assert torch.equal(*made)
     assert made[1][mask == 0].count_nonzero() == 0
     assert passes[1].isfinite().all(), "rows that rounding adds have values"
+    pooled = pooled_output(model, made[1], ids)
+    assert (encoder.pooled is None) == (pooled is None) == (name != "RobertaModel")
+    if pooled is not None:
+        torch.testing.assert_close(encoder.pooled, pooled)

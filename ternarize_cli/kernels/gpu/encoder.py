@@ -25,6 +25,7 @@ from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
 from ternarize_cli.kernels.gpu.real_tokens import real_tokens
 from ternarize_cli.kernels.gpu.rounding import Rounded
+from ternarize_cli.kernels.pooled_output import pools_first_token
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
 
@@ -148,7 +149,7 @@ class GpuEncoder:
 
     def _forget_recorded(self) -> None:
         self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
-        self._unpadded_graphs = Graphs(self._recorded, most=8)
+        self._unpadded_graphs = Graphs(self._recorded_unpadded, most=8)
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
@@ -182,17 +183,8 @@ class GpuEncoder:
         self.pooled = None if pooled is None else pooled.clone()
         return hidden.clone()
 
-    def _recorded(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Runs a pass whose operations depend on no value, so that it can be recorded.
-
-        Returns:
-            The hidden states, `[rows, width]` of real tokens alone; what the model pools from them, if that is known.
-        """
-        if "starts" in given:
-            embedded = self._embedded(given["ids"], given.get("types"), given["positions"])
-            starts, places, longest = given["starts"], given["places"], given["longest"]
-            layout = Layout(len(starts) - 1, longest, self._turn_tables(longest), starts=starts, places=places)
-            return self._blocks(*embedded, layout, self._count), None
+    def _recorded(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Runs a pass whose operations depend on no value, so that it can be recorded."""
         if "pixels" in given:
             hidden = self._embedded_images(given["pixels"])
             shape = hidden.shape
@@ -207,6 +199,18 @@ class GpuEncoder:
         made = self._blocks(x, rounded, layout, self._count).view(shape)
         return made, None if self._pool is None else self._pool(made, next(iter(given.values())))
 
+    def _recorded_unpadded(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Runs such a pass over real tokens alone: to hidden states `[rows, width]`, and what is pooled from them."""
+        embedded = self._embedded(given["ids"], given.get("types"), given["positions"])
+        starts, places, longest = given["starts"], given["places"], given["longest"]
+        layout = Layout(len(starts) - 1, longest, self._turn_tables(longest), starts=starts, places=places)
+        hidden = self._blocks(*embedded, layout, self._count)
+        if self._pool is None or not pools_first_token(self._model):
+            return hidden, None
+        begins = starts[:-1].clamp(max=len(hidden) - 1)  # empty texts may begin behind all rows
+        first = torch.where((starts.diff() > 0)[:, None], hidden.index_select(0, begins), 0)
+        return hidden, self._pool(first[:, None], given["ids"])
+
     def _unpadded(
         self, ids: Tensor, mask: Tensor, types: Tensor | None, count: int, longest: int | None = None
     ) -> Tensor:
@@ -220,8 +224,10 @@ class GpuEncoder:
             given.setdefault("positions", real.at[None] % ids.shape[1])
             given |= {"places": real.places, "starts": real.starts, "longest": real.longest}
             is_recorded = count <= _LARGE and self._device.type == "cuda"
-            kept, _ = (self._unpadded_graphs if is_recorded else self._recorded)(given)
+            kept, pooled = (self._unpadded_graphs if is_recorded else self._recorded_unpadded)(given)
             hidden.index_copy_(0, real.at[:count], kept[:count])
+            if pooled is not None and longest is not None:  # else the first token may be padding
+                self.pooled = pooled[: len(ids)].clone()
         return hidden.view(*ids.shape, self._block.width)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
