@@ -45,7 +45,8 @@ def sizes(count: int, texts: int, longest: int) -> Sizes:
     """Rounds the sizes of a pass up.
 
     Batches of a corpus then have few sizes, since most have nearly as many real tokens as `gpu_batches` allows. The
-    number of texts follows from the number of tokens of the longest, unless there are more.
+    number of texts follows from the number of tokens of the longest, unless there are more; long texts have fewer empty
+    ones beside them, since attention starts more programs for each.
 
     Args:
         count: number of real tokens.
@@ -56,7 +57,8 @@ def sizes(count: int, texts: int, longest: int) -> Sizes:
     longest = max(16, _power_of_two(longest))
     longest = 128 if longest == 64 else longest
     texts += -(-(rows - count) // longest)
-    return Sizes(rows, max(_power_of_two(texts), min(_TEXTS, 8 * rows // longest)), longest)
+    least = min(_TEXTS, (8 if longest <= 128 else 2) * rows // longest)
+    return Sizes(rows, max(_power_of_two(texts), least), longest)
 
 
 def real_tokens(mask: Tensor, count: int, longest: int | None = None) -> RealTokens:
