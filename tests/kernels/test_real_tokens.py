@@ -106,3 +106,32 @@ def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
     assert (encoder.pooled is None) == (pooled is None) == (name != "RobertaModel")
     if pooled is not None:
         torch.testing.assert_close(encoder.pooled, pooled)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
+@torch.no_grad()
+def test_one_recorded_pass_serves_all_batches_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = next(f for f in FUSED if f[0] == "BertModel")
+    model = opened(family, packed(family, tmp_path)).to(DEVICE)
+    kernels.use_backend(model, "reference")
+    encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
+    monkeypatch.setattr(gpu_encoder, "_SMALL", 0)
+    monkeypatch.setattr(module, "_ROWS", 64)
+    monkeypatch.setattr(module, "_TEXTS", 16)
+
+    def run(lengths: tuple[int, ...], large: int) -> tuple[Tensor, Tensor | None]:
+        monkeypatch.setattr(gpu_encoder, "_LARGE", large)
+        ids = inputs(family)["input_ids"][: len(lengths), : max(lengths)].to(DEVICE)
+        made = encoder.texts(ids, with_lengths(mask_of(lengths).to(DEVICE), np.array(lengths)), None)
+        return made, encoder.pooled
+
+    for lengths in (LENGTHS, (17, 17, 3, 1), (2, 1, 18), (30, 0, 17, 1), (20, 31)):
+        made, pooled = run(lengths, 1 << 17)
+        expected, expected_pooled = run(lengths, 0)  # not recorded
+        assert torch.equal(made, expected)
+        torch.testing.assert_close(pooled, expected_pooled)
+    assert encoder._unpadded_graphs.refused is None
+    assert len(encoder._unpadded_graphs._recorded) == 1
+    run((2, 12), 1 << 17)
+    run((3, 12), 1 << 17)
+    assert len(encoder._unpadded_graphs._recorded) == 2, "texts are at most 16 tokens long, which is another size"
