@@ -2,6 +2,7 @@
 
     forward     replaces a model's `forward`                             ▲
     encoder     forward passes: CUDA graphs, padding, embedding          │ uses
+    real_tokens lays the real tokens of a batch side by side             │
     blocks      blocks, as their description says                        │
     int8        a block's four products with exact sums, 2-bit weights   │
     e4m3        a block's four products in 8-bit floating point          │
