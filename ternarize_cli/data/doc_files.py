@@ -1,7 +1,8 @@
 """Reads the documentation that packages have installed as files: READMEs, manuals and guides, as text or HTML.
 
 Changelogs, licences, lists of names and files of package managers are left out: they are no prose, and what package
-managers say of a package is not read at all. Links are not followed.
+managers say of a package is not read at all. So are translations, which have a language in their path. Links are not
+followed.
 """
 
 import os
@@ -19,15 +20,19 @@ from ternarize_cli.storage.bounds import MAX_FOLDERS
 
 __all__ = ["doc_files"]
 
-_ROOTS = ("/usr/share/doc", "/usr/local/share/doc", f"{sys.prefix}/share/doc")
+_ROOTS = ("/usr/share/doc", "/usr/local/share/doc", f"{sys.prefix}/share/doc", "/usr/share/help/C")
 _LONGEST = 1 << 20
 _LONGEST_TAG = 2000
-_FILES_PER_PACKAGE = 60
-_HTML = (".html", ".htm", ".xhtml")
+_FILES_PER_PACKAGE = 500
+_HTML = (".html", ".htm", ".xhtml", ".page", ".docbook")
 _SUFFIXES = ("", ".txt", ".md", ".rst", ".debian", *_HTML)
 _SKIPPED = re.compile(
     r"(changelog|changes|news|copy(ing|right)|licen[cs]e|authors|credits|thanks|contributors|maintainers|todo|makefile|"
     r"history|notice|control|status|available|packages).*|.*\.list",
+    re.IGNORECASE,
+)
+_TRANSLATED = re.compile(
+    r"(.*[._])?(ar|ca|cs|da|de|el|es|fi|fr|hu|it|ja|ko|nb|nl|pl|pt|ro|ru|sv|tr|uk|vi|zh)([-_]\w+)?(\.[a-z]+)*",
     re.IGNORECASE,
 )
 _NO_PROSE = ("script", "style", "pre", "table", "nav", "head", "svg")
@@ -35,7 +40,7 @@ _BLOCKS = ("p", "div", "li", "dd", "dt", "td", "blockquote", "section", "article
 
 
 def doc_files(roots: tuple[str, ...] = _ROOTS) -> Iterator[list[str]]:
-    """Yields the paragraphs of documentation files: the outermost of every package, then the next of each, up to 60.
+    """Yields the paragraphs of documentation files: the outermost of every package, then the next of each, up to 500.
 
     Args:
         roots: folders with a folder for each package.
@@ -56,9 +61,10 @@ def _files(package: Path) -> list[Path]:
         here = Path(folder)
         if len(here.parts) - len(package.parts) >= MAX_FOLDERS:
             folders.clear()
+        folders[:] = [name for name in folders if not _TRANSLATED.fullmatch(name)]
         for name in names:
             path = here / name
-            if inner_suffix(path) in _SUFFIXES and not _SKIPPED.fullmatch(name):
+            if inner_suffix(path) in _SUFFIXES and not _SKIPPED.fullmatch(name) and not _TRANSLATED.fullmatch(name):
                 found.append(path)
     found.sort(key=lambda path: (len(path.parts), path))
     return [path for path in found if path.is_file() and not path.is_symlink()]

@@ -12,6 +12,7 @@ NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What a string may have written as escapes, and no file of texts may hold."""
 _FEWEST_WORDS = 4
 _PASSAGE_CHARACTERS = 600
+_PIECE_CHARACTERS = 1000  # a document's: longer than that, most models read no further
 _LONGEST = 1000
 _LETTERS = 0.75
 _INLINE = [
@@ -61,17 +62,17 @@ def sentences(paragraph: str) -> Iterator[str]:
             yield sentence
 
 
-def passage(text: str) -> str:
-    """Returns the first 600 characters of a text, cut between words, on one line."""
+def passage(text: str, longest: int = _PASSAGE_CHARACTERS) -> str:
+    """Returns the first characters of a text, 600 if no other number is given, cut between words, on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= _PASSAGE_CHARACTERS else line[:_PASSAGE_CHARACTERS].rsplit(" ", 1)[0]
+    return line if len(line) <= longest else line[:longest].rsplit(" ", 1)[0]
 
 
 def pieces(paragraphs: Iterable[str]) -> Iterator[str]:
     """Yields what is prose in paragraphs: their sentences, and after them passages of two or more paragraphs.
 
     Tables, code and lists of names are left out: a sentence has at most 1,000 characters, of which three quarters are
-    letters.
+    letters. So has a passage.
     """
     kept: list[str] = []
     for paragraph in paragraphs:
@@ -84,11 +85,11 @@ def pieces(paragraphs: Iterable[str]) -> Iterator[str]:
     start = 0
     while start < len(kept) - 1:
         end, length = start, 0
-        while end < len(kept) and length < _PASSAGE_CHARACTERS:
+        while end < len(kept) and length < _PIECE_CHARACTERS:
             length += len(kept[end])
             end += 1
         if end - start > 1:
-            yield passage(" ".join(kept[start:end]))
+            yield passage(" ".join(kept[start:end]), _PIECE_CHARACTERS)
         start = end
 
 

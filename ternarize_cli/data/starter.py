@@ -4,7 +4,7 @@
     starter:zh    Chinese: manual pages and the messages of programs in Chinese
 
 A file or folder with that name comes first; `./starter` always means the file. Every kind gives up to 60,000 texts,
-sentences of up to 1,000 characters and passages of up to 600, each once. The same machine gives the same texts in the
+sentences and passages of up to 1,000 characters, each once. The same machine gives the same texts in the
 same order, as long as nothing is installed. Nothing is imported or downloaded. What a package manager says of packages
 is not read.
 

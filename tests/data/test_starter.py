@@ -132,7 +132,7 @@ def test_a_hostile_page_reads_nothing_starts_nothing_and_ends(
 
 def test_documentation_files_are_read_by_their_kind_and_no_changelog_is(tmp_path: Path) -> None:
     tool, other = tmp_path / "tool", tmp_path / "other"
-    for folder in (tool / "html", other):
+    for folder in (tool / "html", other, other / "html" / "pt_BR"):
         folder.mkdir(parents=True)
     (tool / "README.md").write_text("# Tool\n\nThe **tool** cuts wood.\n\n```sh\ntool --cut\n```\n")
     (tool / "html" / "index.html").write_text(
@@ -142,15 +142,19 @@ def test_documentation_files_are_read_by_their_kind_and_no_changelog_is(tmp_path
     (other / "guide.txt.gz").write_bytes(gzip.compress(b"A guide to other things.\n"))
     for name in ("changelog.gz", "changelog.Debian.gz", "copyright", "LICENSE.txt", "NEWS.Debian.gz", "data.bin"):
         (other / name).write_bytes(b"Nobody should read this sentence.\n")
+    for translation in ("README.de", "index.zh-cn.html", "tool_fr.txt.gz", "html/pt_BR/index.html"):
+        (other / translation).write_text("<p>Nobody should read this, since it is no English.</p>")
     (other / "README").write_bytes(b"A binary file\0with words.\n")
     (other / "huge.txt").write_bytes(b"word " * 300_000)
     (other / "broken.txt.gz").write_bytes(gzip.compress(b"words " * 1000)[:40])
     os.symlink(tool / "README.md", other / "link.md")
     os.symlink(tool, tmp_path / "linked")
     os.mkfifo(other / "pipe.txt")
+    (other / "gloves.page").write_text("<page><title>Gloves</title><p>Gloves keep hands warm.</p></page>")
     assert [found for found in doc_files((str(tmp_path),)) if found] == [
         ["# Tool", "The tool cuts wood."],
         ["Wood is cut along & across.", "Wear gloves."],
+        ["Gloves", "Gloves keep hands warm."],
         ["A guide to other things."],
     ]
 
