@@ -11,6 +11,9 @@ every run, so the losses of two runs of one shape can be compared, step by step.
 The losses of the first `--curve` steps are read at every step, which waits for the GPU. Speed is measured from step
 `--warm-up` on, when most shapes of batches were recorded, without the periods in which held-out data were looked at.
 `median` is that of periods between two readings, which new shapes disturb less. Inputs per step are the run's mean.
+
+With `--profile` 20 steps after the warm-up are profiled: `kernels` has the milliseconds of each kernel in a step, and
+how often it is started.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import ternarize_cli as ternarize
@@ -42,6 +46,7 @@ from ternarize_cli.measuring import machine
 WORDS = r"\w+|[^\w\s]"
 SPREAD = 0.04  # of weights; with transformers' .02 blocks of random weights add little to their inputs
 READING = trainer._SECONDS_BETWEEN_READINGS
+PROFILED = 20  # steps
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SHAPES |= {"tiny": ModelShape("mpnet", TINY | {"vocab_size": 500, "max_position_embeddings": 66})}
 
@@ -80,14 +85,17 @@ def models(folder: Path, shape: str, texts: Path) -> tuple[Path, Path]:
 class Watch:
     """Keeps losses and times of a run's readings, and the run's recorded shapes."""
 
-    def __init__(self, curve: int, warm_up: int, *, recorded: bool) -> None:
+    def __init__(self, curve: int, warm_up: int, *, recorded: bool, profiled: bool = False) -> None:
         self.curve, self.warm_up = curve, warm_up
+        self.kernels: list[dict[str, Any]] = []
         self.losses: dict[int, dict[str, float]] = {}
         self.periods: list[tuple[int, float]] = []  # steps and seconds between two readings
         self.graphs: list[Graphs[Any]] = []
         self._last: tuple[int, float, float | None] | None = None
         self._most = {} if recorded else {"most": 0}
         optimisation.Graphs = self._graphs_of
+        if profiled:
+            optimisation.Optimisation.step = self._profiled(optimisation.Optimisation.step)
         trainer._SECONDS_BETWEEN_READINGS = 0.0 if curve else READING
 
     def _graphs_of(self, function: Any, **settings: Any) -> Graphs[Any]:
@@ -106,6 +114,30 @@ class Watch:
                 self.periods.append((progress.step - self._last[0], now - self._last[1]))
             self._last = progress.step, now, progress.cosine
 
+    def _profiled(self, step: Any) -> Any:
+        """Wraps a step of the optimiser, so that some steps after the warm-up are profiled."""
+        watched = profile(activities=[ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU])
+        count = 0
+
+        def run(*arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == self.warm_up:
+                watched.start()
+            made = step(*arguments)
+            if count == self.warm_up + PROFILED - 1:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                watched.stop()
+                for event in watched.key_averages():
+                    spent = event.self_device_time_total or event.self_cpu_time_total
+                    counted = {"ms": spent / 1e3 / PROFILED, "count": event.count / PROFILED}
+                    self.kernels.append({"name": event.key[:120], **counted})
+                self.kernels.sort(key=lambda kernel: -kernel["ms"])
+            return made
+
+        return run
+
 
 def main() -> None:
     """Trains, and prints the measurement as JSON in the first process."""
@@ -121,10 +153,11 @@ def main() -> None:
     parser.add_argument("--joined", type=float)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--unrecorded", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="name the kernels of a step")
     parser.add_argument("--device")
     options = parser.parse_args()
     source, latent = models(options.folder, options.shape, options.texts)
-    watch = Watch(options.curve, options.warm_up, recorded=not options.unrecorded)
+    watch = Watch(options.curve, options.warm_up, recorded=not options.unrecorded, profiled=options.profile)
     training = Training(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -172,6 +205,7 @@ def main() -> None:
                 "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
                 "cosine": [report.cosine_before, report.cosine_after],
                 "losses": watch.losses,
+                **({"kernels": watch.kernels[:60]} if options.profile else {}),
                 "others_percent": load.others,
                 "machine": machine.facts(),
             },
