@@ -26,7 +26,7 @@ from ternarize_cli.data.manuals import manual_pages
 from ternarize_cli.data.prose import pieces
 
 MOST, LONG, PAGES = 9000, 350, 500
-DOCUMENTATION = ("doc", "help", "gnome/help", "gtk-doc/html")
+DOCUMENTATION = ("doc", "help/C", "gnome/help", "gtk-doc/html")
 SENTENCE = re.compile(r"(?<=[.!?:]) +|[。！？；]")
 HAN = re.compile("[\u4e00-\u9fff]")
 
@@ -71,11 +71,10 @@ def english(share: Path) -> list[str]:
 
 def chinese(share: Path) -> list[str]:
     """Chinese sentences of a package, and passages of some 150 characters."""
-    folders = sorted(p for p in share.rglob("*") if p.is_dir() and re.search("zh[-_](cn|tw)", p.name, re.IGNORECASE))
-    folders += [share / "doc"] if "zh" in share.parts[-3] else []
     pages = chain.from_iterable(manual_pages(2000, tongue, (str(share / "man"),)) for tongue in ("zh_CN", "zh_TW"))
+    roots = (share / "doc", *(share / "help").glob("zh_*"))
     found: list[str] = []
-    for paragraphs in chain(doc_files(tuple(str(folder.parent) for folder in folders)), pages):
+    for paragraphs in chain(doc_files(tuple(map(str, roots)), translations=True), pages):
         joined = ""
         for paragraph in paragraphs:
             line = " ".join(paragraph.split())
@@ -90,7 +89,7 @@ def chinese(share: Path) -> list[str]:
 
 
 def of_package(package: Path, is_chinese: bool) -> list[str]:
-    """At most 9,000 passages and 9,000 sentences of a package, by chance."""
+    """All Chinese texts of a package, or at most 9,000 passages and 9,000 sentences in English, by chance."""
     found = list(dict.fromkeys((chinese if is_chinese else english)(package / "usr/share")))
     random.Random(1).shuffle(found)
     if is_chinese:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import zip_longest
 from pathlib import Path
@@ -23,8 +24,9 @@ __all__ = ["doc_files"]
 _ROOTS = ("/usr/share/doc", "/usr/local/share/doc", f"{sys.prefix}/share/doc", "/usr/share/help/C")
 _LONGEST = 1 << 20
 _LONGEST_TAG = 2000
+_DEEPEST = 100  # parts without prose inside each other, which are searched at every end of one
 _FILES_PER_PACKAGE = 500
-_HTML = (".html", ".htm", ".xhtml", ".page", ".docbook")
+_HTML = (".html", ".htm", ".xhtml", ".page")
 _SUFFIXES = ("", ".txt", ".md", ".rst", ".debian", *_HTML)
 _SKIPPED = re.compile(
     r"(changelog|changes|news|copy(ing|right)|licen[cs]e|authors|credits|thanks|contributors|maintainers|todo|makefile|"
@@ -32,18 +34,39 @@ _SKIPPED = re.compile(
     re.IGNORECASE,
 )
 _TRANSLATED = re.compile(
-    r"(.*[._])?(ar|ca|cs|da|de|el|es|fi|fr|hu|it|ja|ko|nb|nl|pl|pt|ro|ru|sv|tr|uk|vi|zh)([-_]\w+)?(\.[a-z]+)*",
+    r"(.*[._])?(ar|bg|ca|cs|da|de|el|es|et|eu|fi|fr|gl|he|hr|hu|id|it|ja|ko|lt|lv|nb|nl|nn|pl|pt|ro|ru|sk|sl|sr|sv|tr|uk|vi|"
+    r"zh)([-_@](\w\w|hans|hant|latin))?(\.[a-z]+(-?\d+)?)*",
     re.IGNORECASE,
 )
-_NO_PROSE = ("script", "style", "pre", "table", "nav", "head", "svg")
-_BLOCKS = ("p", "div", "li", "dd", "dt", "td", "blockquote", "section", "article", "h1", "h2", "h3", "h4", "h5", "h6")
+"""Names with a language and perhaps a country: html/pt_BR, README.de.txt. A word behind it is no country: nl-manual."""
+_NO_PROSE = ("script", "style", "pre", "table", "nav", "head", "svg", "screen", "info")  # the last two: of help pages
+_BLOCKS = (
+    "p",
+    "div",
+    "li",
+    "title",
+    "item",
+    "dd",
+    "dt",
+    "td",
+    "blockquote",
+    "section",
+    "article",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+)
 
 
-def doc_files(roots: tuple[str, ...] = _ROOTS) -> Iterator[list[str]]:
+def doc_files(roots: tuple[str, ...] = _ROOTS, *, translations: bool = False) -> Iterator[list[str]]:
     """Yields the paragraphs of documentation files: the outermost of every package, then the next of each, up to 500.
 
     Args:
         roots: folders with a folder for each package.
+        translations: read files that have a language in their path, too.
     """
     packages = []
     for root in dict.fromkeys(roots):
@@ -51,20 +74,23 @@ def doc_files(roots: tuple[str, ...] = _ROOTS) -> Iterator[list[str]]:
             packages += sorted(entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
         except OSError:
             continue
-    for files in zip_longest(*(_files(Path(package))[:_FILES_PER_PACKAGE] for package in packages)):
+    for files in zip_longest(*(_files(Path(package), translations)[:_FILES_PER_PACKAGE] for package in packages)):
         yield from (_paragraphs(path) for path in files if path is not None)
 
 
-def _files(package: Path) -> list[Path]:
+def _files(package: Path, translations: bool) -> list[Path]:
+    def is_read(name: str) -> bool:
+        return translations or not _TRANSLATED.fullmatch(name)
+
     found = []
     for folder, folders, names in os.walk(package):
         here = Path(folder)
         if len(here.parts) - len(package.parts) >= MAX_FOLDERS:
             folders.clear()
-        folders[:] = [name for name in folders if not _TRANSLATED.fullmatch(name)]
+        folders[:] = filter(is_read, folders)
         for name in names:
             path = here / name
-            if inner_suffix(path) in _SUFFIXES and not _SKIPPED.fullmatch(name) and not _TRANSLATED.fullmatch(name):
+            if inner_suffix(path) in _SUFFIXES and not _SKIPPED.fullmatch(name) and is_read(name):
                 found.append(path)
     found.sort(key=lambda path: (len(path.parts), path))
     return [path for path in found if path.is_file() and not path.is_symlink()]
@@ -87,8 +113,9 @@ def _of_html(text: str) -> list[str]:
     if not _has_short_tags(text):
         return []
     reader = _Reader()
-    reader.feed(text)
-    reader.close()
+    with suppress(AssertionError):  # of a declaration that the parser does not know; what was read before it stays
+        reader.feed(text)
+        reader.close()
     return [" ".join(paragraph.split()) for paragraph in "".join(reader.found).split("\0") if paragraph.strip()]
 
 
@@ -116,7 +143,7 @@ class _Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag in _BLOCKS:
             self.found.append("\0")
-        if tag in _NO_PROSE:
+        if tag in _NO_PROSE and len(self._inside) < _DEEPEST:
             self._inside.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -34,6 +34,7 @@ PER_PACKAGE = 800
 _BYTES_PER_PACKAGE = 2_000_000
 _DOCUMENTED_SHARE = 0.15
 _HELD_OUT_OF = 10
+_PASSAGE_CHARACTERS = 600
 _MIN_SUMMARY_WORDS, _MIN_BODY_WORDS = 3, 8
 _SKIPPED = re.compile(
     r"(tests?|testing|conftest|idle_test|site-packages|dist-packages|vendor(ed)?|extern(al)?|lib2to3|idlelib|"
@@ -149,7 +150,7 @@ def _pieces(entry: DocEntry) -> Iterator[str]:
     for paragraph in (entry.summary, *entry.body.split("\n\n")):
         yield from sentences(paragraph)
     if entry.is_pair:
-        yield passage(entry.body)
+        yield passage(entry.body, _PASSAGE_CHARACTERS)
 
 
 # --- which files ---------------------------------------------------------------------------------------------------

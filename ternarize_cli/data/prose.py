@@ -11,9 +11,7 @@ __all__ = ["NO_TEXT", "paragraphs_of", "passage", "pieces", "sentences"]
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What a string may have written as escapes, and no file of texts may hold."""
 _FEWEST_WORDS = 4
-_PASSAGE_CHARACTERS = 600
-_PIECE_CHARACTERS = 1000  # a document's: longer than that, most models read no further
-_LONGEST = 1000
+_LONGEST = 1000  # of a sentence or passage: most models read no more of a document
 _LETTERS = 0.75
 _INLINE = [
     (
@@ -62,8 +60,8 @@ def sentences(paragraph: str) -> Iterator[str]:
             yield sentence
 
 
-def passage(text: str, longest: int = _PASSAGE_CHARACTERS) -> str:
-    """Returns the first characters of a text, 600 if no other number is given, cut between words, on one line."""
+def passage(text: str, longest: int) -> str:
+    """Returns the first characters of a text, at most `longest`, cut between words, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= longest else line[:longest].rsplit(" ", 1)[0]
 
@@ -72,7 +70,7 @@ def pieces(paragraphs: Iterable[str]) -> Iterator[str]:
     """Yields what is prose in paragraphs: their sentences, and after them passages of two or more paragraphs.
 
     Tables, code and lists of names are left out: a sentence has at most 1,000 characters, of which three quarters are
-    letters. So has a passage.
+    letters. A passage has at most 1,000 characters, too.
     """
     kept: list[str] = []
     for paragraph in paragraphs:
@@ -85,11 +83,11 @@ def pieces(paragraphs: Iterable[str]) -> Iterator[str]:
     start = 0
     while start < len(kept) - 1:
         end, length = start, 0
-        while end < len(kept) and length < _PIECE_CHARACTERS:
+        while end < len(kept) and length < _LONGEST:
             length += len(kept[end])
             end += 1
         if end - start > 1:
-            yield passage(" ".join(kept[start:end]), _PIECE_CHARACTERS)
+            yield passage(" ".join(kept[start:end]), _LONGEST)
         start = end
 
 

@@ -4,9 +4,8 @@
     starter:zh    Chinese: manual pages and the messages of programs in Chinese
 
 A file or folder with that name comes first; `./starter` always means the file. Every kind gives up to 60,000 texts,
-sentences and passages of up to 1,000 characters, each once. The same machine gives the same texts in the
-same order, as long as nothing is installed. Nothing is imported or downloaded. What a package manager says of packages
-is not read.
+sentences and passages of up to 1,000 characters, each once. The same machine gives the same texts in the same order, as
+long as nothing is installed. Nothing is imported or downloaded. What a package manager says of packages is not read.
 
 One source file of Python in ten is left out, that by which `ternarize demo` scores (`docstrings.is_held_out`).
 """

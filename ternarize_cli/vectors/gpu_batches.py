@@ -23,8 +23,10 @@ __all__ = ["CHARACTERS", "CHUNK", "budgets", "fetched", "on_device", "pinned"]
 
 CHUNK, CHARACTERS = 8192, 1 << 22
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
-_REAL, _TOKENS, _NUMBERS = 1 << 15, 1 << 17, 1 << 27
-"""The most tokens in a batch without and with padding, and the most numbers in its hidden states."""
+_REAL_TOKENS, _TOKENS = 1 << 15, 1 << 17
+"""The most tokens in a batch without and with padding."""
+_NUMBERS = 1 << 27
+"""The most numbers in the hidden states of a batch."""
 
 
 def budgets(encoder: SentenceTransformer) -> tuple[int, int | None]:
@@ -39,7 +41,7 @@ def budgets(encoder: SentenceTransformer) -> tuple[int, int | None]:
     if not isinstance(forward, FusedForward) or forward.device != "cuda":
         return BATCH_TOKENS, None
     width = int(getattr(model.config, "hidden_size", 0)) or 1
-    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), _REAL
+    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), _REAL_TOKENS
 
 
 def pinned(features: dict[str, Any], device: torch.device) -> dict[str, Any]:

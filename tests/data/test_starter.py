@@ -142,7 +142,13 @@ def test_documentation_files_are_read_by_their_kind_and_no_changelog_is(tmp_path
     (other / "guide.txt.gz").write_bytes(gzip.compress(b"A guide to other things.\n"))
     for name in ("changelog.gz", "changelog.Debian.gz", "copyright", "LICENSE.txt", "NEWS.Debian.gz", "data.bin"):
         (other / name).write_bytes(b"Nobody should read this sentence.\n")
-    for translation in ("README.de", "index.zh-cn.html", "tool_fr.txt.gz", "html/pt_BR/index.html"):
+    for translation in (
+        "README.de.txt",
+        "index.zh-cn.html",
+        "tool_fr.txt",
+        "guide.zh_CN.utf8.txt",
+        "html/pt_BR/a.html",
+    ):
         (other / translation).write_text("<p>Nobody should read this, since it is no English.</p>")
     (other / "README").write_bytes(b"A binary file\0with words.\n")
     (other / "huge.txt").write_bytes(b"word " * 300_000)
@@ -150,12 +156,17 @@ def test_documentation_files_are_read_by_their_kind_and_no_changelog_is(tmp_path
     os.symlink(tool / "README.md", other / "link.md")
     os.symlink(tool, tmp_path / "linked")
     os.mkfifo(other / "pipe.txt")
-    (other / "gloves.page").write_text("<page><title>Gloves</title><p>Gloves keep hands warm.</p></page>")
+    (other / "gloves.page").write_text(
+        "<page><info><credit><name>Ann Bee</name></credit></info><title>Gloves</title><steps>"
+        "<item><p>Put them on.</p></item></steps><screen>glove --on</screen></page>"
+    )
+    (other / "nl-manual.html").write_text("<p>Nulgrind does nothing.</p><![foo[x]]><p>Not read.</p>")
     assert [found for found in doc_files((str(tmp_path),)) if found] == [
         ["# Tool", "The tool cuts wood."],
         ["Wood is cut along & across.", "Wear gloves."],
-        ["Gloves", "Gloves keep hands warm."],
+        ["Gloves", "Put them on."],
         ["A guide to other things."],
+        ["Nulgrind does nothing."],
     ]
 
 
@@ -219,6 +230,8 @@ def test_html_whose_tags_do_not_end_is_left_out(tmp_path: Path) -> None:
     assert list(doc_files((str(tmp_path),))) == [[]]
     page_of.write_text(f'<p>A paragraph that is read.</p><img alt="{"x" * 1900}"><p>2 &gt; 1 > 0</p>')
     assert list(doc_files((str(tmp_path),))) == [["A paragraph that is read.", "2 > 1 > 0"]]
+    page_of.write_text("<p>A paragraph that is read.</p>" + "<table>" * 70_000 + "</pre>" * 70_000)
+    assert list(doc_files((str(tmp_path),))) == [["A paragraph that is read."]]
 
 
 def test_prose_is_cut_into_sentences_and_passages_and_tables_are_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Passes over the real tokens of a batch alone: rounding their sizes changes no vector, and they read no value."""
+"""Passes over real tokens alone: rounding sizes changes no vector, and what is recorded reads no value."""
 
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def test_batches_of_a_corpus_have_few_sizes() -> None:
     """Numbers of real tokens, texts, and tokens of the longest text, as chunks of sentences have them."""
     batches = [(32_760, 1093, 74), (32_751, 900, 117), (32_768, 1800, 24), (32_749, 2300, 30), (32_766, 2700, 17)]
     assert {sizes(*batch) for batch in batches} == {(32_768, 2048, 128), (32_768, 4096, 32)}
+    assert sizes(8322, 41, 203).rows == 10_240, "a pass of few rows grows by a quarter at most"
     for batch in [*batches, (1, 1, 1), (9000, 4095, 9), (70_000, 2, 40_000)]:
         made = sizes(*batch)
         assert all(rounded >= given for rounded, given in zip(made, batch, strict=True))
@@ -52,6 +53,7 @@ def test_batches_of_a_corpus_have_few_sizes() -> None:
 def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
     is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_FEW", 64)
     monkeypatch.setattr(module, "_ROWS", 64)
     monkeypatch.setattr(module, "_TEXTS", 16)
     mask, count = mask_of(LENGTHS), sum(LENGTHS)
@@ -63,6 +65,7 @@ def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
 
 
 def test_padding_on_the_left_moves_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FEW", 1)
     monkeypatch.setattr(module, "_ROWS", 1)
     right, left = mask_of(LENGTHS), mask_of(LENGTHS).flip(1)
     of_right, of_left = (real_tokens(mask, sum(LENGTHS)) for mask in (right, left))
@@ -95,6 +98,7 @@ def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
     monkeypatch.setattr(encoder, "_recorded_unpadded", run)
     made = []
     for rows, texts in ((1, 1), (64, 16)):
+        monkeypatch.setattr(module, "_FEW", rows)
         monkeypatch.setattr(module, "_ROWS", rows)
         monkeypatch.setattr(module, "_TEXTS", texts)
         made.append(encoder.texts(ids, with_lengths(mask, np.array(LENGTHS)), None))
@@ -116,6 +120,7 @@ def test_one_recorded_pass_serves_all_batches_of_its_size(tmp_path: Path, monkey
     kernels.use_backend(model, "reference")
     encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
     monkeypatch.setattr(gpu_encoder, "_SMALL", 0)
+    monkeypatch.setattr(module, "_FEW", 64)
     monkeypatch.setattr(module, "_ROWS", 64)
     monkeypatch.setattr(module, "_TEXTS", 16)
 
