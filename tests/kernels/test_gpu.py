@@ -372,7 +372,7 @@ def test_texts_give_nearly_what_the_reference_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: Any, most: float, save: Any, few: int
 ) -> None:
     monkeypatch.setattr(int8, "_FEW", few)  # 0: every product is one of many rows
-    monkeypatch.setattr(real_tokens, "_ROWS", 32)
+    monkeypatch.setattr(real_tokens, "_FEW", 32)
     model = packed(tmp_path, save)
     ids = torch.randint(5, 40, (3, 11), generator=seeded()).to(DEVICE)
     mask = (torch.arange(11) < torch.tensor([[11], [4], [7]])).long().to(DEVICE)
