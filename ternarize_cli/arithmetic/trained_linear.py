@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ternarize_cli.arithmetic.elementwise import fused
+from ternarize_cli.arithmetic.gpu_training import compiles
 from ternarize_cli.arithmetic.ternary import codes_of, expand_scale, quantize_tokens
 from ternarize_cli.errors import UnavailableError
 from ternarize_cli.format.scheme import LEVELS
@@ -45,21 +46,32 @@ def trained_linear(
     Returns:
         `[..., out]` in the dtype of the products.
     """
-    y: Tensor = _TrainedLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, scale, bias, levels, activation_bits == 8
-    )
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    rounded = _rounded_once(x, dtype) if activation_bits == 8 else x.detach().to(dtype)
+    y: Tensor = _TrainedLinear.apply(x, rounded, weight, scale, bias, levels)  # type: ignore[no-untyped-call]
     return y
+
+
+def _rounded_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds activations to symmetric int8, once for all linears that read the same tensor, which keeps the result."""
+    of = dtype, x._version
+    kept: Any = getattr(x, "rounded", None)
+    if kept is None or kept[0] != of:
+        with torch.no_grad():
+            kept = of, _rounded(x.detach(), dtype)
+        x.rounded = kept  # type: ignore[attr-defined]
+    made: Tensor = kept[1]
+    return made
 
 
 class _TrainedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str, rounds: bool
+        ctx: Any, x: Tensor, rounded: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, levels: str
     ) -> Tensor:
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        rounded = _rounded(x, dtype) if rounds else x.to(dtype)
+        dtype = rounded.dtype
         dense = _dense_weight(weight, scale, levels, dtype)
         ctx.save_for_backward(rounded, dense, weight, scale)
         ctx.levels, ctx.dtype = levels, x.dtype
@@ -74,12 +86,12 @@ class _TrainedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = (of_output @ dense).to(ctx.dtype)
         rows = of_output.flatten(0, -2)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             product = rows.T @ rounded.flatten(0, -2)
             of_weight, of_scale = _weight_gradients(product, weight, scale, ctx.levels)
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[4]:
             of_bias = _column_sums(rows)
-        return of_x, of_weight, of_scale, of_bias, None, None
+        return of_x, None, of_weight, of_scale, of_bias, None
 
 
 @fused
@@ -102,8 +114,11 @@ def _fused_rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (q * t).to(dtype)
 
 
-@fused
 def _column_sums(rows: Tensor) -> Tensor:
+    if rows.is_cuda and compiles():
+        from ternarize_cli.arithmetic.gpu_training.column_sums import column_sums
+
+        return column_sums(rows)
     return rows.float().sum(dim=0)
 
 

@@ -1,0 +1,170 @@
+"""Runs parts of a model's forward pass by kernels for training, under autocast on a GPU.
+
+    layer norms     one pass, which gives the dtype of the products, so that what follows it moves half the bytes
+    attention       of BERT, RoBERTa and XLM-R, and of MPNet, whose biases of relative positions are looked up in the
+                    kernel, not written out for every pair of tokens; queries, keys and values are one product
+    linears         of the teacher, whose weights are cast once
+
+A model computes as before without autocast, and where Triton can't compile. On a GPU MPNet's biases of relative
+positions do not train.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ternarize_cli.arithmetic.gpu_training import compiles
+from ternarize_cli.arithmetic.trained_linear import trained_linear
+from ternarize_cli.layers import TernaryLinear
+
+__all__ = ["run_on_gpu"]
+
+_LINEARS_OF = dict.fromkeys(
+    ("BertSelfAttention", "RobertaSelfAttention", "XLMRobertaSelfAttention", "CamembertSelfAttention"),
+    ("query", "key", "value"),
+)
+_REACH = 128
+"""From this distance on all tokens have one bias (MPNet)."""
+_LARGEST_HEAD = 128
+
+
+def run_on_gpu(model: nn.Module) -> None:
+    """Replaces what has a kernel for training in a model, in place; parts that have none stay as they are."""
+    for module in model.modules():
+        name = type(module).__name__
+        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and isinstance(module.bias, Tensor):
+            _replace(module, _norm)
+        elif type(module) is nn.Linear and not module.weight.requires_grad:
+            _replace(module, _frozen_linear, {})
+        elif name in _LINEARS_OF and _is_plain(module):
+            layers = [getattr(module, part) for part in _LINEARS_OF[name]]
+            _replace(module, _bert_attention, layers, {})
+        elif name == "MPNetSelfAttention" and _is_plain(module):
+            _replace(module, _mpnet_attention, [module.q, module.k, module.v], {})
+        elif name == "MPNetEncoder":
+            encoder: Any = module
+            encoder.compute_position_bias = partial(_distances, encoder.compute_position_bias)
+
+
+def _replace(module: nn.Module, function: Callable[..., Any], *given: Any) -> None:
+    """Makes `function(module, its own forward, *given, *arguments)` the forward of a module."""
+    replaced: Any = module
+    replaced.forward = partial(function, module, module.forward, *given)
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether attention of BERT's kind reads in both directions, and its heads fit the kernel."""
+    is_one_way = getattr(module, "is_decoder", False) or getattr(module, "is_causal", False)
+    return not is_one_way and module.attention_head_size <= _LARGEST_HEAD
+
+
+def _is_fast(x: Tensor) -> bool:
+    """Whether the kernels compute with this tensor."""
+    return x.is_cuda and torch.is_autocast_enabled("cuda") and compiles()
+
+
+def _norm(module: Any, run: Callable[..., Tensor], x: Tensor) -> Tensor:
+    if not _is_fast(x):
+        return run(x)
+    from ternarize_cli.arithmetic.gpu_training.norm import layer_norm
+
+    return layer_norm(x, module.weight, module.bias, module.eps, torch.get_autocast_dtype(x.device.type))
+
+
+def _frozen_linear(module: Any, run: Callable[..., Tensor], kept: dict[str, Any], x: Tensor) -> Tensor:
+    return _by_frozen([module], kept, x) if _is_fast(x) else run(x)
+
+
+def _by_frozen(layers: Sequence[Any], kept: dict[str, Any], x: Tensor) -> Tensor:
+    """Runs frozen linears as one, whose weights are cast to the dtype of autocast once and kept in `kept`."""
+    if not kept:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        kept["weight"] = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
+        biases = [layer.bias for layer in layers]
+        kept["bias"] = None if biases[0] is None else torch.cat(biases).detach().to(dtype)
+    return F.linear(x, kept["weight"], kept["bias"])
+
+
+def _joined(layers: Sequence[nn.Module], kept: dict[str, Any], x: Tensor) -> Tensor:
+    """Runs linears that read the same, by one product where that can be, and puts their results side by side."""
+    first = layers[0]
+    same_bias = len({getattr(layer, "bias", None) is None for layer in layers}) == 1
+    if same_bias and all(type(layer) is nn.Linear and not layer.weight.requires_grad for layer in layers):
+        return _by_frozen(layers, kept, x)
+    ternary = [layer for layer in layers if type(layer) is TernaryLinear and layer.training]
+    alike = len({layer.scheme for layer in ternary}) == 1 and all(layer.weight_scale.dim() == 2 for layer in ternary)
+    if not (same_bias and alike and len(ternary) == len(layers)):
+        return torch.cat([layer(x) for layer in layers], dim=-1)
+    scheme = ternary[0].scheme
+    weight, scale = (torch.cat(parts) for parts in zip(*((y.matrix, y.weight_scale) for y in ternary), strict=True))
+    bias = None if first.bias is None else torch.cat([layer.bias for layer in ternary])
+    return trained_linear(x, weight, scale, bias, scheme.levels, activation_bits=scheme.activation_bits)
+
+
+def _bert_attention(
+    module: Any,
+    run: Callable[..., Any],
+    layers: Sequence[nn.Module],
+    kept: dict[str, Any],
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *args: Any,
+    **given: Any,
+) -> Any:
+    asks_more = any(value is not None for value in args) or any(given.get(n) is not None for n in _CACHES)
+    if asks_more or not _is_fast(hidden_states):
+        return run(hidden_states, attention_mask, *args, **given)
+    from ternarize_cli.arithmetic.gpu_training.attention import self_attention
+
+    qkv = _joined(layers, kept, hidden_states)
+    return self_attention(qkv, module.num_attention_heads, module.scaling, _real_keys(attention_mask)), None
+
+
+_CACHES = ("cache", "past_key_value", "past_key_values")
+
+
+def _mpnet_attention(
+    module: Any,
+    run: Callable[..., Any],
+    layers: Sequence[nn.Module],
+    kept: dict[str, Any],
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **given: Any,
+) -> Any:
+    if not _is_fast(hidden_states):
+        return run(hidden_states, attention_mask, position_bias, **given)
+    from ternarize_cli.arithmetic.gpu_training.attention import self_attention
+
+    qkv, scale = _joined(layers, kept, hidden_states), module.attention_head_size**-0.5
+    heads, mask = module.num_attention_heads, _real_keys(attention_mask)
+    return (module.o(self_attention(qkv, heads, scale, mask, position_bias)),)
+
+
+def _distances(own: Callable[..., Tensor], x: Tensor, *args: Any, **given: Any) -> Tensor:
+    """Gives MPNet's biases of relative positions: by distance, `[heads, 257]`, for the kernel, else as MPNet does."""
+    if args or given or not _is_fast(x):
+        return own(x, *args, **given)
+    with torch.no_grad():
+        biases = own(torch.empty(1, _REACH + 1, 1, device=x.device))[0]
+        return torch.cat([biases[:, 1:, 0].flip(1), biases[:, 0]], dim=1)
+
+
+def _real_keys(mask: Tensor | None) -> Tensor | None:
+    """Gives the keys that are no padding, uint8 `[texts, tokens]`, of a mask `[texts, 1, any, tokens]` of a model.
+
+    They are made once for a mask, which all blocks share.
+    """
+    if mask is None:
+        return None
+    found: Tensor | None = getattr(mask, "real_keys", None)
+    if found is None:
+        row = mask[:, 0, 0]
+        found = (row if row.dtype == torch.bool else row > -1).to(torch.uint8)
+        mask.real_keys = found  # type: ignore[attr-defined]
+    return found
