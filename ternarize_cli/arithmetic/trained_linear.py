@@ -5,6 +5,9 @@ pass of its own. On a CPU the compiled library does each part in one pass, if it
 the tensor's; on a GPU, functions that torch compiles do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -22,10 +25,25 @@ from ternarize_cli.runtime.native import training
 from ternarize_cli.runtime.native.library import Library, library
 from ternarize_cli.runtime.native.threads import set_threads
 
-__all__ = ["trained_linear"]
+__all__ = ["products_in", "trained_linear"]
 
 _NEAREST_INTEGER = ("ternary", "int4")
 """The levels whose codes are the nearest integers."""
+_OF_LIBRARY = (torch.float32, torch.bfloat16)
+"""The dtypes of products for which the compiled library rounds, in float32."""
+
+
+_PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
+
+
+@contextmanager
+def products_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """While the body runs, trained linears multiply in a dtype, unless autocast is on; None: in that of activations."""
+    token = _PRODUCTS.set(dtype)
+    try:
+        yield
+    finally:
+        _PRODUCTS.reset(token)
 
 
 def trained_linear(
@@ -36,7 +54,7 @@ def trained_linear(
     The scale's gradient is that of `codes · scale`; the gradient of the dense weights goes to `weight` unchanged.
 
     Args:
-        x: `[..., in]` float. Products are in the dtype of autocast if it is on, else in that of `x`.
+        x: `[..., in]` float. Products are in the dtype of autocast if it is on, else in that of `products_in` or `x`.
         weight: the latent weight, `[out, in]`.
         scale: `[1]`, `[out, 1]` or `[out, in/g]`.
         bias: `[out]` or None.
@@ -44,14 +62,14 @@ def trained_linear(
         activation_bits: 8 rounds activations to int8; 16 multiplies `x` unrounded.
 
     Returns:
-        `[..., out]` in the dtype of the products.
+        `[..., out]` in the dtype of autocast if it is on, else in that of `x`.
     """
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    dtype = torch.get_autocast_dtype(device) if autocast else _PRODUCTS.get() or x.dtype
     rounded = _rounded_once(x, dtype) if activation_bits == 8 else x.detach().to(dtype)
     y: Tensor = _TrainedLinear.apply(x, rounded, weight, scale, bias, levels)  # type: ignore[no-untyped-call]
-    return y
+    return y if autocast else y.to(x.dtype)
 
 
 def _rounded_once(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,15 +143,17 @@ def _column_sums(rows: Tensor) -> Tensor:
 def _dense_weight(weight: Tensor, scale: Tensor, levels: str, dtype: torch.dtype) -> Tensor:
     """Computes codes · scale."""
     lib = _library(weight, scale)
-    if lib is None or dtype != torch.float32 or not _is_simple(scale, levels):
+    if lib is None or dtype not in _OF_LIBRARY or not _is_simple(scale, levels):
         return _fused_dense_weight(weight, scale, levels, dtype)
     dense = torch.empty_like(weight)
     training.round_weights(lib, _array(weight), _of_rows(scale, weight), _range(levels), _array(dense))
-    return dense
+    return dense.to(dtype)
 
 
 def _weight_gradients(product: Tensor, weight: Tensor, scale: Tensor, levels: str) -> tuple[Tensor, Tensor]:
     """Computes the gradients of the latent weight and of the scale from the gradient of the dense weights."""
+    if product.dtype in _OF_LIBRARY and product.device.type == "cpu":
+        product = product.float()
     lib = _library(product, weight, scale)
     if lib is None or not _is_simple(scale, levels):
         return _fused_weight_gradients(product, weight, scale, levels)
@@ -146,11 +166,11 @@ def _weight_gradients(product: Tensor, weight: Tensor, scale: Tensor, levels: st
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounds activations to symmetric int8, with one scale per token."""
     lib = _library(x)
-    if lib is None or dtype != torch.float32:
+    if lib is None or dtype not in _OF_LIBRARY:
         return _fused_rounded(x, dtype)
     made = torch.empty_like(x)
     training.round_activations(lib, *(_array(t).reshape(-1, x.shape[-1]) for t in (x, made)))
-    return made
+    return made.to(dtype)
 
 
 @cache

@@ -2,7 +2,8 @@
 
 The teacher runs on every batch together with the student. Only the ternary layers are in training mode, so dropout is
 off everywhere. Arithmetic is bfloat16 autocast on CUDA, where batches are replayed as CUDA graphs, and float32 on the
-CPU. All gradients are in one buffer, which several processes average after the backward pass.
+CPU; one with AMX multiplies in bfloat16, many times as fast. All gradients are in one buffer, which several processes
+average after the backward pass.
 """
 
 import math
@@ -16,10 +17,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ternarize_cli.arithmetic.cuda_graphs import Graphs, own_stream
+from ternarize_cli.arithmetic.trained_linear import products_in
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.options import Training
 from ternarize_cli.distill.student_teacher import Pair
 from ternarize_cli.errors import InputError, TernarizeError, counted
+from ternarize_cli.layers import SimulatedEmbedding
+from ternarize_cli.measuring import machine
 
 __all__ = ["Optimisation"]
 
@@ -69,6 +73,11 @@ class Optimisation:
         self.parameters = [p for group in groups for p in group]
         self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)
+        on_cpu = on.device.type == "cpu"
+        self._products = torch.bfloat16 if on_cpu and "amx_bf16" in machine.facts()["isa"] else None
+        for module in pair.student.modules():
+            if on_cpu and isinstance(module, SimulatedEmbedding):
+                module.in_place = True
         self._run = Graphs(self._gradients_of, cost=_UNRECORDED) if on.device.type == "cuda" else self._gradients_of
 
     def state(self) -> dict[str, Any]:
@@ -190,9 +199,10 @@ class Optimisation:
     def _gradients_of(self, batch: dict[str, Any]) -> _Taught:
         """Adds the gradients of a batch to the buffer."""
         features, weights = self._pair.put(batch), self._training.parts
-        with _tensor_cores(), sdpa_kernel(_ATTENTION):
-            with self._autocast():
+        with _tensor_cores(), sdpa_kernel(_ATTENTION), products_in(self._products):
+            with self._autocast(of_teacher=True):
                 taught = self._pair.teacher_outputs(features)
+            with self._autocast():
                 learnt = self._pair.student_outputs(features)
             parts = loss_parts(weights, learnt, taught, self._queue if len(self._queue) else None)
             torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
@@ -220,10 +230,12 @@ class Optimisation:
         torch.distributed.all_gather(gathered, F.pad(rows, (0, 0, 0, most - len(rows))))
         return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
-    def _autocast(self) -> Any:
-        # autocast without its cache: a graph must not use the cast weights of another graph
+    def _autocast(self, *, of_teacher: bool = False) -> Any:
+        # Without its cache: a graph must not use the cast weights of another graph. On a CPU the student's products are
+        # in bfloat16 by themselves: the gradient of PyTorch's attention in bfloat16 takes ten times as long there.
         on = self._on.device.type
-        return torch.autocast(on, torch.bfloat16, enabled=on == "cuda", cache_enabled=False)
+        enabled = on == "cuda" or (of_teacher and self._products is not None)
+        return torch.autocast(on, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from ternarize_cli.distill.gpu_forward import run_on_gpu
+from ternarize_cli.distill.fast_forward import make_fast
 from ternarize_cli.distill.losses import Outputs, loss_parts
 from ternarize_cli.distill.pixels import finished
 from ternarize_cli.distill.recordable import make_recordable
@@ -127,9 +127,8 @@ class Pair:
         for module in student.modules():
             if isinstance(module, nn.Embedding):
                 module.requires_grad_(tables)
-        if student.device.type == "cuda":
-            for encoder in (student, teacher):
-                run_on_gpu(encoder)
+        for encoder in (student, teacher):
+            make_fast(encoder)
 
     def freeze_idle(self, features: Mapping[str, Any], parts: Mapping[str, float]) -> None:
         """Freezes parameters that get no gradient from the loss, such as those of an unused pooler."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ternarize_cli.arithmetic import tables, ternary
 from ternarize_cli.arithmetic.elementwise import fused
 from ternarize_cli.arithmetic.trained_linear import trained_linear
+from ternarize_cli.arithmetic.trained_lookup import looked_up
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.layers.checks import check_ids
 
@@ -78,7 +79,11 @@ class SimulatedEmbedding(nn.Embedding):
     Attributes:
         weight: float `[rows, dim]`.
         table_bits: width of a number of the packed table in bits: 4, 8, 16 or 32.
+        in_place: whether the backward pass adds to `weight.grad` where it exists, instead of making a gradient of the
+            whole table for the few rows that were looked up; `torch.autograd.grad` then finds none.
     """
+
+    in_place = False
 
     def __init__(self, rows: int, dim: int, padding_idx: int | None, table_bits: int, **factory: Any) -> None:
         super().__init__(rows, dim, padding_idx, **factory)
@@ -91,7 +96,7 @@ class SimulatedEmbedding(nn.Embedding):
             FormatError: an id on the CPU is no row of the table.
         """
         check_ids(ids, self.num_embeddings)
-        rows = super().forward(ids)
+        rows = looked_up(self.weight, ids, self.padding_idx) if self.in_place else super().forward(ids)
         if self.training and self.table_bits == 8:
             return ternary.straight_through(_rounded_rows(rows.detach()), rows)
         if self.table_bits == 4:  # the search for scales is slow, so it runs once for each distinct id

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from support.instruction_sets import needs_library
 from ternarize_cli.arithmetic import trained_linear as module
-from ternarize_cli.arithmetic.trained_linear import trained_linear
+from ternarize_cli.arithmetic.trained_linear import products_in, trained_linear
 
 SCALES = {"row": (6, 1), "tensor": (1,), "group": (6, 4)}
 
@@ -52,3 +52,29 @@ def test_the_library_is_used_where_it_fits(
     step(levels, granularity)
     assert len(calls) == expected
     assert "tz_round_activations" in calls
+
+
+@needs_library
+@pytest.mark.parametrize("levels", ["ternary", "int2"])
+def test_products_in_bfloat16_are_near_those_in_float32(levels: str) -> None:
+    exact = step(levels, "row")
+    with products_in(torch.bfloat16):
+        near = step(levels, "row")
+    for a, b in zip(exact, near, strict=True):
+        assert b.dtype == torch.float32
+        assert 0 < float((a - b).norm() / a.norm()) < 0.02
+
+
+@pytest.mark.parametrize("levels", ["ternary", "int2"])
+def test_linears_that_read_the_same_round_it_once(monkeypatch: pytest.MonkeyPatch, levels: str) -> None:
+    calls: list[Tensor] = []
+    run = module._rounded
+    monkeypatch.setattr(module, "_rounded", lambda x, dtype: (calls.append(x), run(x, dtype))[1])
+    x, weight, scale = torch.randn(2, 8), torch.randn(6, 8), torch.rand(6, 1)
+    made = [trained_linear(x, weight, scale, None, levels) for _ in range(3)]
+    assert len(calls) == 1
+    x.mul_(2)
+    changed = trained_linear(x, weight, scale, None, levels)
+    assert len(calls) == 2
+    assert torch.equal(made[0], made[2])
+    torch.testing.assert_close(changed, 2 * made[0])

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ternarize_cli.distill.trainer import Trainer
+from ternarize_cli.layers import SimulatedEmbedding
 
 DEVICE = "meta"
 _TORCH = str(Path(torch.__file__).parent)
@@ -58,6 +59,7 @@ def crossings(trainer: Trainer, batch: dict[str, Any]) -> list[str]:
         for encoder in (pair.student, pair.teacher):
             _move(encoder)
         optimisation = trainer.optimisation
+        optimisation._products = None  # which a CPU may have chosen
         optimisation._queue = _fake(optimisation._queue)
         pair._ids = None if pair._ids is None else _fake(pair._ids)
         made = {name: _fake(v) if isinstance(v, Tensor) else v for name, v in batch.items()}
@@ -73,6 +75,8 @@ def crossings(trainer: Trainer, batch: dict[str, Any]) -> list[str]:
 
 def _move(model: nn.Module) -> None:
     for module in model.modules():
+        if isinstance(module, SimulatedEmbedding):
+            module.in_place = False  # as on a GPU
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(_fake(parameter), requires_grad=parameter.requires_grad)

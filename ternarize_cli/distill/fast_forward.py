@@ -1,12 +1,13 @@
-"""Runs parts of a model's forward pass by kernels for training, under autocast on a GPU.
+"""Makes a model's forward pass fast in training, under autocast.
 
-    layer norms     one pass, which gives the dtype of the products, so that what follows it moves half the bytes
-    attention       of BERT, RoBERTa and XLM-R, and of MPNet, whose biases of relative positions are looked up in the
-                    kernel, not written out for every pair of tokens; queries, keys and values are one product
-    linears         of the teacher, whose weights are cast once
+    linears         of the teacher: their weights are cast once
+    layer norms     on a GPU: one pass, which gives the dtype of the products, so that what follows it moves half the
+                    bytes
+    attention       on a GPU: of BERT, RoBERTa and XLM-R, and of MPNet, whose biases of relative positions are looked up
+                    in the kernel, not written out for every pair of tokens; queries, keys and values are one product
 
-A model computes as before without autocast, and where Triton can't compile. On a GPU MPNet's biases of relative
-positions do not train.
+A model computes as before without autocast, and on a GPU where Triton can't compile. On a GPU MPNet's biases of
+relative positions do not train.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from ternarize_cli.arithmetic.gpu_training import compiles
 from ternarize_cli.arithmetic.trained_linear import trained_linear
 from ternarize_cli.layers import TernaryLinear
 
-__all__ = ["run_on_gpu"]
+__all__ = ["make_fast"]
 
 _LINEARS_OF = dict.fromkeys(
     ("BertSelfAttention", "RobertaSelfAttention", "XLMRobertaSelfAttention", "CamembertSelfAttention"),
@@ -32,7 +33,7 @@ _REACH = 128
 _LARGEST_HEAD = 128
 
 
-def run_on_gpu(model: nn.Module) -> None:
+def make_fast(model: nn.Module) -> None:
     """Replaces what has a kernel for training in a model, in place; parts that have none stay as they are."""
     for module in model.modules():
         name = type(module).__name__
@@ -76,7 +77,9 @@ def _norm(module: Any, run: Callable[..., Tensor], x: Tensor) -> Tensor:
 
 
 def _frozen_linear(module: Any, run: Callable[..., Tensor], kept: dict[str, Any], x: Tensor) -> Tensor:
-    return _by_frozen([module], kept, x) if _is_fast(x) else run(x)
+    device = x.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _by_frozen([module], kept, x) if casts else run(x)
 
 
 def _by_frozen(layers: Sequence[Any], kept: dict[str, Any], x: Tensor) -> Tensor:
