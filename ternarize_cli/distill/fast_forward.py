@@ -3,6 +3,7 @@
     linears         of the teacher: their weights are cast once
     layer norms     on a GPU: one pass, which gives the dtype of the products, so that what follows it moves half the
                     bytes
+    residuals       on a GPU: of ViT and DINOv2 in the dtype of the products; their additions would make float32 of them
     attention       on a GPU: of BERT, RoBERTa and XLM-R, and of MPNet, whose biases of relative positions are looked up
                     in the kernel, not written out for every pair of tokens; queries, keys and values are one product
 
@@ -28,6 +29,8 @@ _LINEARS_OF = dict.fromkeys(
     ("BertSelfAttention", "RobertaSelfAttention", "XLMRobertaSelfAttention", "CamembertSelfAttention"),
     ("query", "key", "value"),
 )
+_BLOCKS = ("ViTLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
+_LAYER_SCALES = ("Dinov2LayerScale", "Dinov2WithRegistersLayerScale")
 _REACH = 128
 """From this distance on all tokens have one bias (MPNet)."""
 _LARGEST_HEAD = 128
@@ -41,6 +44,10 @@ def make_fast(model: nn.Module) -> None:
             _replace(module, _norm)
         elif type(module) is nn.Linear and not module.weight.requires_grad:
             _replace(module, _frozen_linear, {})
+        elif name in _BLOCKS:
+            module.register_forward_pre_hook(_cast_residual)
+        elif name in _LAYER_SCALES:
+            _replace(module, _scaled)
         elif name in _LINEARS_OF and _is_plain(module):
             layers = [getattr(module, part) for part in _LINEARS_OF[name]]
             _replace(module, _bert_attention, layers, {})
@@ -74,6 +81,16 @@ def _norm(module: Any, run: Callable[..., Tensor], x: Tensor) -> Tensor:
     from ternarize_cli.arithmetic.gpu_training.norm import layer_norm
 
     return layer_norm(x, module.weight, module.bias, module.eps, torch.get_autocast_dtype(x.device.type))
+
+
+def _cast_residual(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not args or not _is_fast(args[0]):
+        return args
+    return args[0].to(torch.get_autocast_dtype(args[0].device.type)), *args[1:]
+
+
+def _scaled(module: Any, run: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return x * module.lambda1.to(x.dtype) if _is_fast(x) else run(x)
 
 
 def _frozen_linear(module: Any, run: Callable[..., Tensor], kept: dict[str, Any], x: Tensor) -> Tensor:

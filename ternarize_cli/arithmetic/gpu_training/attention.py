@@ -237,7 +237,5 @@ def _ways(tokens: int, head: int) -> _Ways:
     if tokens <= 32 or head > 128:
         few = way(32, 32, 4 if head > 64 else 2, 1)
         return _Ways(few, few, few)
-    if tokens <= 64 or head > 64:
-        few = way(64, 64, 4, 1)
-        return _Ways(few, few, few)
-    return _Ways(way(128, 64, 4, 2), way(64, 64, 4, 2), way(64, 64, 4, 2))
+    many = way(64, 64, 4, 1)
+    return _Ways(many, many, way(64, 64, 4, 2) if tokens > 64 and head <= 64 else many)
