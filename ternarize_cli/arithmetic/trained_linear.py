@@ -73,7 +73,12 @@ def trained_linear(
 
 
 def _rounded_once(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds activations to symmetric int8, once for all linears that read the same tensor, which keeps the result."""
+    """Rounds activations to symmetric int8, once for all linears that read the same tensor, which keeps the result.
+
+    A tensor without gradient keeps none: it may be an input, which lives longer than its batch.
+    """
+    if not x.requires_grad:
+        return _rounded(x, dtype)
     of = dtype, x._version
     kept: Any = getattr(x, "rounded", None)
     if kept is None or kept[0] != of:
@@ -132,12 +137,17 @@ def _fused_rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (q * t).to(dtype)
 
 
+@fused
+def _fused_column_sums(rows: Tensor) -> Tensor:
+    return rows.float().sum(dim=0)
+
+
 def _column_sums(rows: Tensor) -> Tensor:
-    if rows.is_cuda and compiles():
+    if rows.is_cuda and len(rows) and compiles():
         from ternarize_cli.arithmetic.gpu_training.column_sums import column_sums
 
         return column_sums(rows)
-    return rows.float().sum(dim=0)
+    return _fused_column_sums(rows)
 
 
 def _dense_weight(weight: Tensor, scale: Tensor, levels: str, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,8 @@
 """Makes a model's forward pass fast in training, under autocast.
 
-    linears         of the teacher: their weights are cast once
+    linears         of the teacher: their weights are cast once, and kept beside those in float32
     layer norms     on a GPU: one pass, which gives the dtype of the products, so that what follows it moves half the
-                    bytes
+                    bytes: a residual that begins with a norm, as BERT's, is in this dtype, too
     residuals       on a GPU: of ViT and DINOv2 in the dtype of the products; their additions would make float32 of them
     attention       on a GPU: of BERT, RoBERTa and XLM-R, and of MPNet, whose biases of relative positions are looked up
                     in the kernel, not written out for every pair of tokens; queries, keys and values are one product
@@ -38,9 +38,12 @@ _LARGEST_HEAD = 128
 
 def make_fast(model: nn.Module) -> None:
     """Replaces what has a kernel for training in a model, in place; parts that have none stay as they are."""
-    for module in model.modules():
+    modules = list(model.modules())
+    norms = not any("Fourier" in type(module).__name__ for module in modules)  # whose transform takes float32 (FNet)
+    positions = all(_is_plain(module) for module in modules if type(module).__name__ == "MPNetSelfAttention")
+    for module in modules:
         name = type(module).__name__
-        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and isinstance(module.bias, Tensor):
+        if type(module) is nn.LayerNorm and norms and _is_of_rows(module):
             _replace(module, _norm)
         elif type(module) is nn.Linear and not module.weight.requires_grad:
             _replace(module, _frozen_linear, {})
@@ -51,9 +54,9 @@ def make_fast(model: nn.Module) -> None:
         elif name in _LINEARS_OF and _is_plain(module):
             layers = [getattr(module, part) for part in _LINEARS_OF[name]]
             _replace(module, _bert_attention, layers, {})
-        elif name == "MPNetSelfAttention" and _is_plain(module):
+        elif name == "MPNetSelfAttention" and positions:
             _replace(module, _mpnet_attention, [module.q, module.k, module.v], {})
-        elif name == "MPNetEncoder":
+        elif name == "MPNetEncoder" and positions:
             encoder: Any = module
             encoder.compute_position_bias = partial(_distances, encoder.compute_position_bias)
 
@@ -64,6 +67,11 @@ def _replace(module: nn.Module, function: Callable[..., Any], *given: Any) -> No
     replaced.forward = partial(function, module, module.forward, *given)
 
 
+def _is_of_rows(norm: nn.LayerNorm) -> bool:
+    """Whether a norm is over the last dimension, and has a gain and a shift."""
+    return len(norm.normalized_shape) == 1 and isinstance(norm.bias, Tensor)
+
+
 def _is_plain(module: Any) -> bool:
     """Whether attention of BERT's kind reads in both directions, and its heads fit the kernel."""
     is_one_way = getattr(module, "is_decoder", False) or getattr(module, "is_causal", False)
@@ -72,15 +80,15 @@ def _is_plain(module: Any) -> bool:
 
 def _is_fast(x: Tensor) -> bool:
     """Whether the kernels compute with this tensor."""
-    return x.is_cuda and torch.is_autocast_enabled("cuda") and compiles()
+    return x.is_cuda and x.numel() > 0 and torch.is_autocast_enabled("cuda") and compiles()
 
 
-def _norm(module: Any, run: Callable[..., Tensor], x: Tensor) -> Tensor:
-    if not _is_fast(x):
-        return run(x)
+def _norm(module: Any, run: Callable[..., Tensor], input: Tensor) -> Tensor:
+    if not _is_fast(input):
+        return run(input)
     from ternarize_cli.arithmetic.gpu_training.norm import layer_norm
 
-    return layer_norm(x, module.weight, module.bias, module.eps, torch.get_autocast_dtype(x.device.type))
+    return layer_norm(input, module.weight, module.bias, module.eps, torch.get_autocast_dtype(input.device.type))
 
 
 def _cast_residual(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -93,10 +101,10 @@ def _scaled(module: Any, run: Callable[..., Tensor], x: Tensor) -> Tensor:
     return x * module.lambda1.to(x.dtype) if _is_fast(x) else run(x)
 
 
-def _frozen_linear(module: Any, run: Callable[..., Tensor], kept: dict[str, Any], x: Tensor) -> Tensor:
-    device = x.device.type
+def _frozen_linear(module: Any, run: Callable[..., Tensor], kept: dict[str, Any], input: Tensor) -> Tensor:
+    device = input.device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return _by_frozen([module], kept, x) if casts else run(x)
+    return _by_frozen([module], kept, input) if casts else run(input)
 
 
 def _by_frozen(layers: Sequence[Any], kept: dict[str, Any], x: Tensor) -> Tensor:
@@ -135,16 +143,17 @@ def _bert_attention(
     *args: Any,
     **given: Any,
 ) -> Any:
-    asks_more = any(value is not None for value in args) or any(given.get(n) is not None for n in _CACHES)
-    if asks_more or not _is_fast(hidden_states):
+    asks_more = any(value is not None for value in args) or any(given.get(name) for name in _MORE)
+    if asks_more or not (_is_fast(hidden_states) and _is_of_keys(attention_mask)):
         return run(hidden_states, attention_mask, *args, **given)
     from ternarize_cli.arithmetic.gpu_training.attention import self_attention
 
-    qkv = _joined(layers, kept, hidden_states)
-    return self_attention(qkv, module.num_attention_heads, module.scaling, _real_keys(attention_mask)), None
+    qkv, mask = _joined(layers, kept, hidden_states), _real_keys(attention_mask, hidden_states)
+    return self_attention(qkv, module.num_attention_heads, module.scaling, mask), None
 
 
-_CACHES = ("cache", "past_key_value", "past_key_values")
+_MORE = ("cache", "past_key_value", "past_key_values", "output_attentions")
+"""Arguments of attention that the kernel can't do."""
 
 
 def _mpnet_attention(
@@ -162,7 +171,7 @@ def _mpnet_attention(
     from ternarize_cli.arithmetic.gpu_training.attention import self_attention
 
     qkv, scale = _joined(layers, kept, hidden_states), module.attention_head_size**-0.5
-    heads, mask = module.num_attention_heads, _real_keys(attention_mask)
+    heads, mask = module.num_attention_heads, _real_keys(attention_mask, hidden_states)
     return (module.o(self_attention(qkv, heads, scale, mask, position_bias)),)
 
 
@@ -175,13 +184,19 @@ def _distances(own: Callable[..., Tensor], x: Tensor, *args: Any, **given: Any) 
         return torch.cat([biases[:, 1:, 0].flip(1), biases[:, 0]], dim=1)
 
 
-def _real_keys(mask: Tensor | None) -> Tensor | None:
+def _is_of_keys(mask: Tensor | None) -> bool:
+    """Whether a mask is None, or `[texts, 1, any, tokens]`."""
+    return mask is None or (mask.dim() == 4 and mask.shape[1] == 1)
+
+
+def _real_keys(mask: Tensor | None, x: Tensor) -> Tensor:
     """Gives the keys that are no padding, uint8 `[texts, tokens]`, of a mask `[texts, 1, any, tokens]` of a model.
 
-    They are made once for a mask, which all blocks share.
+    They are made once for a mask, which all blocks share. Without a mask they are ones: transformers makes none for a
+    batch without padding, but while a CUDA graph is recorded it always does, when no other kernel may be compiled.
     """
     if mask is None:
-        return None
+        return torch.ones(x.shape[:2], dtype=torch.uint8, device=x.device)
     found: Tensor | None = getattr(mask, "real_keys", None)
     if found is None:
         row = mask[:, 0, 0]

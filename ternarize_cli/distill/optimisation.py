@@ -74,7 +74,7 @@ class Optimisation:
         self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)
         on_cpu = on.device.type == "cpu"
-        self._products = torch.bfloat16 if on_cpu and "amx_bf16" in machine.facts()["isa"] else None
+        self._products = torch.bfloat16 if on_cpu and "amx_bf16" in machine.instruction_sets() else None
         for module in pair.student.modules():
             if on_cpu and isinstance(module, SimulatedEmbedding):
                 module.in_place = True

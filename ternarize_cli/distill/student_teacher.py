@@ -81,6 +81,15 @@ class _Watched:
         return Outputs(tuple(hidden), pooled, mask)
 
 
+def _recomputed(run: Any, *inputs: Any, **given: Any) -> Any:
+    """Runs a block of which only the inputs are kept, without what the block's linears made of these."""
+    made = checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False, **given)
+    for value in inputs:
+        if hasattr(value, "rounded"):
+            del value.rounded
+    return made
+
+
 def _known(a: Tensor, b: Tensor) -> bool:
     """Whether `b` is the hidden states `a`, or is no hidden states at all but logits over a vocabulary."""
     return a is b or a.shape[-1] != b.shape[-1] or (a.shape == b.shape and a.data_ptr() == b.data_ptr())
@@ -164,7 +173,7 @@ class Pair:
         for block in blocks_of(backbone(self.student)):
             block.__dict__.pop("forward", None)
             if wanted:
-                run: Any = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                run: Any = partial(_recomputed, block.forward)
                 block.forward = run
 
     def put(self, features: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _LARGE = 1_500_000_000
 
 def weight_bits() -> int:
     """Number of bits of an int8 weight that are used on this machine: 7 on x86 without VNNI, else 8."""
-    wide = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine.facts()["isa"])
+    wide = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine.instruction_sets())
     return 7 if platform.machine().lower() in ("x86_64", "amd64") and not wide else 8
 
 

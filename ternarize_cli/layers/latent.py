@@ -80,7 +80,8 @@ class SimulatedEmbedding(nn.Embedding):
         weight: float `[rows, dim]`.
         table_bits: width of a number of the packed table in bits: 4, 8, 16 or 32.
         in_place: whether the backward pass adds to `weight.grad` where it exists, instead of making a gradient of the
-            whole table for the few rows that were looked up; `torch.autograd.grad` then finds none.
+            whole table for the few rows that were looked up; `torch.autograd.grad` and hooks of the tensor then find
+            none.
     """
 
     in_place = False

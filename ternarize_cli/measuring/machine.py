@@ -205,7 +205,7 @@ def facts() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(cpuinfo),
         "architecture": platform.machine(),
-        "isa": isa_flags(cpuinfo),
+        "isa": instruction_sets(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         "logical_cores": psutil.cpu_count() or 1,
@@ -216,6 +216,11 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+
+
+def instruction_sets() -> list[str]:
+    """Lists the instruction sets of this machine's processor that matter for products of matrices."""
+    return isa_flags(_cpuinfo())
 
 
 def _cpuinfo() -> str:

@@ -28,8 +28,8 @@ def by_pytorch(qkv: Tensor, heads: int, scale: float, mask: Tensor | None, dista
 @pytest.mark.parametrize(("tokens", "heads", "head"), [(17, 2, 8), (40, 2, 32), (70, 3, 24), (130, 2, 16), (33, 1, 80)])
 def test_attention(tokens: int, heads: int, head: int, masked: bool, by_distance: bool) -> None:
     torch.manual_seed(tokens)
-    lengths = torch.tensor([tokens, tokens // 2, 1])
-    mask = torch.arange(tokens) < lengths[:, None] if masked else None
+    lengths, place = torch.tensor([tokens, tokens // 2, 1]), torch.arange(tokens)
+    mask = torch.stack([place < lengths[0], place >= tokens - lengths[1], place < lengths[2]]) if masked else None
     distances = 3 * torch.randn(heads, 11) if by_distance else None
     qkv = torch.randn(3, tokens, 3 * heads * head, requires_grad=True)
     of_y = torch.randn(3, tokens, heads * head)

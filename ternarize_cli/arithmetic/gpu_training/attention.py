@@ -26,7 +26,8 @@ def self_attention(
         qkv: float `[texts, tokens, 3 * width]`: queries, keys and values, each with its heads side by side.
         heads: the number of heads, each of `width / heads` numbers.
         scale: by what the products of queries and keys are multiplied.
-        mask: bool or uint8 `[texts, tokens]`, 0 where a key is padding; None means that there is no padding.
+        mask: bool or uint8 `[texts, tokens]`, 0 where a key is padding; every text has a key that is none. None means
+            that there is no padding.
         distances: float32 `[heads, 2 * reach + 1]`, added to the scores by the distance from query to key, cut to
             ±reach; it gets no gradient. None adds nothing.
 
@@ -59,7 +60,7 @@ def _seen(mask_ptr, text, tokens, n, MASK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["tokens", "reach"])
-def _forward(
+def _attention(
     qkv_ptr, mask_ptr, distances_ptr, y_ptr, sums_ptr, tokens, heads, scale, reach,
     HEAD: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, DISTANCES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
@@ -179,7 +180,7 @@ class _SelfAttention(torch.autograd.Function):
         y = qkv.new_empty(texts, tokens, width)
         sums = torch.empty(texts * heads, tokens, dtype=torch.float32, device=qkv.device)
         ways = _ways(tokens, width // heads).forward
-        _forward[(texts * heads, triton.cdiv(tokens, ways["BM"]))](
+        _attention[(texts * heads, triton.cdiv(tokens, ways["BM"]))](
             qkv, mask, distances, y, sums, tokens, heads, scale * _LOG2_E, _reach(distances),
             **_shape(qkv, heads, mask, distances), **ways,
         )  # fmt: skip

@@ -12,7 +12,7 @@ _ROWS, _COLUMNS, _PARTS = 32, 128, 64
 
 
 def column_sums(x: Tensor) -> Tensor:
-    """Adds up the rows of a matrix, always in the same order: float `[rows, width]` to float32 `[width]`."""
+    """Adds up the rows of a matrix, at least one, in one order: float `[rows, width]` to float32 `[width]`."""
     x = x.contiguous()
     rows, width = x.shape
     each = triton.cdiv(triton.cdiv(rows, _ROWS), _PARTS) * _ROWS

@@ -19,7 +19,7 @@ def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.
     """Computes the layer norm of rows in float32, and rounds it to a dtype.
 
     Args:
-        x: `[..., width]`, in any float dtype, in which its gradient is, too.
+        x: `[..., width]`, at least a row, in any float dtype, in which its gradient is, too.
         gain, shift: `[width]`, in any float dtype.
         eps: added to the variance.
         dtype: the dtype of the result.
@@ -32,7 +32,7 @@ def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _forward(
+def _norm(
     x_ptr, gain_ptr, shift_ptr, y_ptr, mean_ptr, spread_ptr, rows, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +53,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["rows", "each"])
-def _backward(
+def _of_norm(
     x_ptr, of_y_ptr, gain_ptr, mean_ptr, spread_ptr, of_x_ptr, parts_ptr, rows, each,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -93,7 +93,7 @@ class _LayerNorm(torch.autograd.Function):
         mean = torch.empty(rows, dtype=torch.float32, device=x.device)
         spread = torch.empty_like(mean)
         block, each, warps = _shape(width)
-        _forward[(triton.cdiv(rows, each),)](
+        _norm[(triton.cdiv(rows, each),)](
             x, gain, shift, y, mean, spread, rows, eps, WIDTH=width, BLOCK=block, ROWS=each, num_warps=warps
         )
         ctx.save_for_backward(x, gain, mean, spread)
@@ -110,7 +110,7 @@ class _LayerNorm(torch.autograd.Function):
         programs = triton.cdiv(rows, each)
         of_x = torch.empty_like(x)
         parts = torch.empty(programs, 2, width, dtype=torch.float32, device=x.device)
-        _backward[(programs,)](
+        _of_norm[(programs,)](
             x, of_y, gain, mean, spread, of_x, parts, rows, each,
             WIDTH=width, BLOCK=block, ROWS=at_once, num_warps=warps,
         )  # fmt: skip
