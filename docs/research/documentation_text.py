@@ -46,13 +46,13 @@ def sentences(text: str) -> Iterator[str]:
 def measured(task: Path) -> Iterator[str]:
     """The sentences and queries of a task."""
     if task.is_dir():
-        for line in chain.from_iterable(
-            (task / f"{part}.jsonl").open(encoding="utf8") for part in ("corpus", "queries")
-        ):
+        parts = ((task / f"{part}.jsonl").read_text(encoding="utf8") for part in ("corpus", "queries"))
+        for line in filter(None, chain.from_iterable(part.split("\n") for part in parts)):
             text = json.loads(line)["text"]
             yield from (plain(text), *sentences(text))
     else:
-        yield from map(plain, chain.from_iterable(csv.reader(task.open(encoding="utf8"))))
+        with task.open(encoding="utf8", newline="") as rows:
+            yield from map(plain, chain.from_iterable(csv.reader(rows)))
 
 
 def english(share: Path) -> list[str]:

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from ternarize_cli.kernels.fused_encoder import FusedForward
+from ternarize_cli.kernels.gpu import real_tokens
 from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
 from ternarize_cli.runtime.blocks import BATCH_TOKENS
 
@@ -23,8 +24,8 @@ __all__ = ["CHARACTERS", "CHUNK", "budgets", "fetched", "on_device", "pinned"]
 
 CHUNK, CHARACTERS = 8192, 1 << 22
 """The most texts in a chunk, and the number of characters after which a chunk takes no more texts."""
-_REAL_TOKENS, _TOKENS = 1 << 15, 1 << 17
-"""The most tokens in a batch without and with padding."""
+_TOKENS = 1 << 17
+"""The most tokens in a batch with padding; without it, the most of a pass that is recorded."""
 _NUMBERS = 1 << 27
 """The most numbers in the hidden states of a batch."""
 
@@ -41,7 +42,7 @@ def budgets(encoder: SentenceTransformer) -> tuple[int, int | None]:
     if not isinstance(forward, FusedForward) or forward.device != "cuda":
         return BATCH_TOKENS, None
     width = int(getattr(model.config, "hidden_size", 0)) or 1
-    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), _REAL_TOKENS
+    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), real_tokens.MOST
 
 
 def pinned(features: dict[str, Any], device: torch.device) -> dict[str, Any]:

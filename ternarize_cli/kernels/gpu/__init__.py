@@ -17,7 +17,7 @@
     activation  activations inside these kernels                         │
     tuning      measures the fastest kernel of a shape on this GPU       │
 
-Only the backends import them, when a model runs on a GPU: they need Triton.
+Only the backends import them, when a model runs on a GPU: they need Triton, all but `real_tokens`.
 """
 
 __all__: list[str] = []

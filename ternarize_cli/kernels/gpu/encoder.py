@@ -23,7 +23,7 @@ from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.norm import norm
 from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
-from ternarize_cli.kernels.gpu.real_tokens import real_tokens
+from ternarize_cli.kernels.gpu.real_tokens import MOST, real_tokens
 from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.kernels.pooled_output import pools_first_token
 from ternarize_cli.kernels.stack import Stack
@@ -32,7 +32,6 @@ from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
 __all__ = ["GpuEncoder"]
 
 _SMALL, _LARGE = 8192, 1 << 17  # rows; passes with more rows than the second number are not recorded
-_MOST_REAL = 1 << 15  # real tokens of a pass that is recorded: the hidden states of each size are kept
 _MOSTLY = 0.9  # share of real tokens from which on padding is run too
 _IMAGE_SIZES = 8  # sizes of images whose positions are kept
 
@@ -224,7 +223,7 @@ class GpuEncoder:
             given: dict[str, Any] = {name: t.flatten()[real.at][None] for name, t in read.items() if t is not None}
             given.setdefault("positions", real.at[None] % ids.shape[1])
             given |= {"places": real.places, "starts": real.starts, "longest": real.longest}
-            is_recorded = count <= min(_LARGE, _MOST_REAL) and self._device.type == "cuda"
+            is_recorded = count <= min(_LARGE, MOST) and self._device.type == "cuda"
             kept, pooled = (self._unpadded_graphs if is_recorded else self._recorded_unpadded)(given)
             hidden.index_copy_(0, real.at[:count], kept[:count])
             if pooled is not None and longest is not None:  # else the first token may be padding

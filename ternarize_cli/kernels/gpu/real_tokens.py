@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["RealTokens", "Sizes", "real_tokens", "sizes"]
+__all__ = ["MOST", "RealTokens", "Sizes", "real_tokens", "sizes"]
+
+MOST = 1 << 15
+"""The most real tokens of a pass that is recorded, since the hidden states of each size are kept."""
 
 _FEW, _ROWS = 2048, 8192
 """Rows of a pass are a multiple of the second number, up to twice as many of the first. On an H200 BERT-base takes 2 ms
