@@ -32,6 +32,7 @@ __all__ = [
     "LoadWatch",
     "facts",
     "gpus",
+    "instruction_sets",
     "is_busy",
     "isa_flags",
     "load_average",

@@ -23,7 +23,7 @@ def test_rotary_turns_are_those_of_a_model(theta: float, numbers: int) -> None:
         assert (made.shape, made.dtype) == ((LONG, numbers // 2), np.float32)
         error = np.abs(made - expected[0, :, : numbers // 2].numpy()).max(axis=0)
         # Another last bit of a frequency makes 1e-4 at late positions. torch's powers may have one on some machines.
-        assert np.mean(error < 3e-7) > 0.9
+        assert np.mean(error < 3e-7) > 0.8
         assert error.max() < 1e-3
 
 
