@@ -206,7 +206,7 @@ def facts() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(cpuinfo),
         "architecture": platform.machine(),
-        "isa": instruction_sets(),
+        "isa": isa_flags(cpuinfo),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         "logical_cores": psutil.cpu_count() or 1,
