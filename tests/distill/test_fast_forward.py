@@ -22,6 +22,7 @@ from ternarize_cli.encoders.anatomy import backbone
 
 ATTENTION = ("BertModel", "RobertaModel", "XLMRobertaModel", "MPNetModel")
 NORMS = ("DistilBertModel", "Dinov2Model")
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="computes on the CPU, with Triton's interpreter")
 
 
 def step(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -45,6 +46,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[st
     return calls
 
 
+@interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [f for f in FUSED if f[0] in (*ATTENTION, *NORMS)], ids=name_of)
 def test_a_step_computes_the_same(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +75,7 @@ def test_nothing_changes_without_autocast(tmp_path: Path, monkeypatch: pytest.Mo
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@interpreted
 def test_an_image_encoder_computes_in_the_dtype_of_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(next(f for f in FUSED if f[0] == "Dinov2Model"), tmp_path, monkeypatch)
     pair, own = trainer.pair, step(trainer)[0]
