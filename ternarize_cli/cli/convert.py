@@ -9,7 +9,7 @@ import typer
 from ternarize_cli.cli.derived import derived
 from ternarize_cli.cli.options import Force, Json, ModelArgument, Quiet, Revision, output_folder
 from ternarize_cli.cli.output import Output, megabytes
-from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions
+from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions, of_tier
 from ternarize_cli.errors import counted, quoted
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _convert(
 
     out = Output(json_mode=json, quiet=quiet)
     model = pinned(model, revision)
+    form, options = of_tier(form, options)
     scheme = form.scheme(options.bits)
     wanted = calibration if calibration.sources else None
     if wanted is None and (calibration.samples, calibration.tokens) != (None, DEFAULT_TOKENS):

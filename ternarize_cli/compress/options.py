@@ -1,7 +1,7 @@
 """Options of `ternarize convert`: how weights are stored, what stays as it is, what to calibrate on; and of `pack`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,17 +22,25 @@ from ternarize_cli.storage.command_option import (
 __all__ = [
     "DEFAULT_TOKENS",
     "METHODS",
+    "TIERS",
     "Calibration",
     "CalibrationRecipe",
     "ConvertOptions",
     "ImportOptions",
     "SchemeOptions",
+    "of_tier",
 ]
 
 DEFAULT_TOKENS = 120_000
 """Tokens of text that calibration reads unless the user says otherwise."""
 METHODS = ("bitnet", "compressed-tensors", "torchao")
 """The methods of other quantisers whose models can be taken over, as `quant_method` of config.json names them."""
+TIERS: Mapping[str, tuple[str, float | None]] = {
+    "small": ("ternary", None),
+    "balanced": (MIXED, 2.5),
+    "faithful": ("int4", None),
+}
+"""The `levels` and `bits` behind the name of a tier; docs/results/quality.md has what each keeps."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class SchemeOptions:
         activations: bits of activations.
         table_bits: bits of embedding tables in a packed model.
         levels: "ternary", "binary", "int2" or "int4"; or "mixed", which goes with the `bits` of `ConvertOptions`.
+        tier: a name in `TIERS`, which stands for levels and bits (`of_tier`); None: these are as given.
     """
 
     rule: Annotated[str, Option("optimal: exact least squares; absmean: the paper's beta * mean|W|.")] = "optimal"
@@ -54,6 +63,10 @@ class SchemeOptions:
     activations: Annotated[Literal[8, 16], Option("Bits of activations: 8 (per token, dynamic) or 16 (untouched).")] = 8
     table_bits: Annotated[Literal[4, 8, 16, 32], Option("Bits of embedding tables when packed.")] = 8
     levels: Annotated[str, Option("Grid of the weights: ternary, binary, int2 (four levels), int4, mixed.")] = "ternary"
+    tier: Annotated[
+        Literal["small", "balanced", "faithful"] | None,
+        Option("Instead of levels and bits: small is ternary, balanced mixed at 2.5 bits, faithful int4."),
+    ] = None
 
     def scheme(self, bits: float | None = None) -> Scheme:
         """Makes the scheme; where levels are mixed, that of the ternary linears.
@@ -115,6 +128,24 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def of_tier(form: SchemeOptions, options: ConvertOptions) -> tuple[SchemeOptions, ConvertOptions]:
+    """Puts the levels and the bits of `form.tier` in their places; without a tier both are returned as they are.
+
+    Raises:
+        InputError: there is no such tier, or levels or bits are given beside it.
+    """
+    if form.tier is None:
+        return form, options
+    if form.tier not in TIERS:
+        raise InputError(f"there is no tier {form.tier!r}", hint=f"one of {', '.join(TIERS)}")
+    levels, bits = TIERS[form.tier]
+    if form.levels not in ("ternary", levels) or options.bits not in (None, bits):
+        raise InputError(
+            f"the tier {form.tier} has levels and bits of its own", hint="--tier, or --levels and --bits, but not both"
+        )
+    return replace(form, tier=None, levels=levels), replace(options, bits=bits)
 
 
 @dataclass(frozen=True)

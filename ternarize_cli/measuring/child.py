@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from ternarize_cli.errors import TernarizeError, reason
@@ -50,6 +50,7 @@ class Child:
             start_new_session=True,  # Ctrl-C is for this process, whose end is the other one's
         )
         self._close = weakref.finalize(self, _close, self._process, self._said)
+        self._begun = self._ended = 0  # calls
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls `function(*arguments)` in the process; returns the result.
@@ -57,20 +58,56 @@ class Child:
         Raises:
             TernarizeError: the function raised an exception, or the process has ended.
         """
-        begun, (stdin, stdout) = time.perf_counter(), _pipes(self._process)
-        try:
+        begun = time.perf_counter()
+        result, seconds = self._received(self._send(function, arguments))
+        timing.leave_out(time.perf_counter() - begun - seconds)
+        return result
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        """Starts a call, and returns a function that waits for its result, perhaps in another thread.
+
+        The process has the next call at once when it ends one. Results come in the order of the calls: to wait for one
+        gives up the results of earlier calls that were not waited for.
+
+        Raises:
+            TernarizeError: the process has ended; the returned function raises what `call` raises.
+        """
+        number = self._send(function, arguments)
+        return lambda: self._received(number)[0]
+
+    def _send(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+        """Begins a call, and returns its number."""
+        stdin, _ = _pipes(self._process)
+        with self._open():
             pickle.dump((function, arguments), stdin)
             stdin.flush()
-            failure, result, seconds = pickle.load(stdout)
+        self._begun += 1
+        return self._begun
+
+    def _received(self, number: int) -> tuple[Any, float]:
+        """Waits for the result of the call with a number; returns it, and the seconds that the function took."""
+        _, stdout = _pipes(self._process)
+        if number <= self._ended:
+            raise RuntimeError("the result of this call was given up: results come in the order of the calls")
+        failure, result, seconds = None, None, 0.0
+        while self._ended < number:
+            with self._open():
+                failure, result, seconds = pickle.load(stdout)
+            self._ended += 1
+        if failure is not None:
+            raise TernarizeError(f"{self._name} failed: {failure}", hint=_HINT)
+        return result, seconds
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Raises TernarizeError if the process has ended; ends it if what happens inside is interrupted."""
+        try:
+            yield
         except (OSError, ValueError, EOFError, pickle.UnpicklingError) as e:
             raise TernarizeError(f"the process of {self._name} ended: {self._fate()}", hint=_HINT) from e
         except BaseException:  # an interrupt: the result of this call would be taken for that of the next one
             self._close()
             raise
-        timing.leave_out(time.perf_counter() - begun - seconds)
-        if failure is not None:
-            raise TernarizeError(f"{self._name} failed: {failure}", hint=_HINT)
-        return result
 
     def _fate(self) -> str:
         if not self._close.alive:

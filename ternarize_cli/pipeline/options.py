@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions
+from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions, of_tier
 from ternarize_cli.distill.options import BUDGETS, DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
@@ -47,7 +47,7 @@ class CompressOptions:
     """How a model is compressed.
 
     Attributes:
-        levels, granularity, activations, table_bits: as `SchemeOptions` describes them.
+        levels, tier, granularity, activations, table_bits: as `SchemeOptions` describes them.
         bits: as `ConvertOptions` describes it.
         skip, keep_dense, trim_vocabulary: as `ConvertOptions` describes them.
         calibration_samples, calibration_tokens: how much of the data calibration reads, as `Calibration` describes it.
@@ -82,6 +82,7 @@ class CompressOptions:
     epochs: Annotated[float | None, option_of(Training, "epochs")] = None
     until: Annotated[float | None, option_of(Training, "until")] = None
     levels: Annotated[str, option_of(SchemeOptions, "levels")] = "ternary"
+    tier: Annotated[Literal["small", "balanced", "faithful"] | None, option_of(SchemeOptions, "tier")] = None
     bits: Annotated[float | None, option_of(ConvertOptions, "bits")] = None
     granularity: Annotated[str, option_of(SchemeOptions, "granularity")] = "row"
     activations: Annotated[Literal[8, 16], option_of(SchemeOptions, "activations")] = 8
@@ -142,16 +143,22 @@ class CompressOptions:
 
     def scheme(self) -> Scheme:
         """Makes the scheme of the conversion; raises InputError for a value that no scheme takes."""
-        return SchemeOptions(
+        form, options = self._converted()
+        return form.scheme(options.bits)
+
+    def converting(self) -> ConvertOptions:
+        """Makes the options of the conversion; raises InputError where levels and tier are both given."""
+        return self._converted()[1]
+
+    def _converted(self) -> tuple[SchemeOptions, ConvertOptions]:
+        form = SchemeOptions(
             granularity=self.granularity,
             activations=self.activations,
             table_bits=self.table_bits,
             levels=self.levels,
-        ).scheme(self.bits)
-
-    def converting(self) -> ConvertOptions:
-        """Makes the options of the conversion."""
-        return ConvertOptions(
+            tier=self.tier,
+        )
+        options = ConvertOptions(
             skip=self.skip,
             keep_dense=self.keep_dense,
             bits=self.bits,
@@ -160,6 +167,7 @@ class CompressOptions:
             seed=self.seed,
             check=not self.no_check,
         )
+        return of_tier(form, options)
 
     def calibration(self, data: Sequence[str]) -> Calibration:
         """Makes the calibration on `data`."""

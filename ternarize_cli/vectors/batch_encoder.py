@@ -104,7 +104,7 @@ class TextEncoder(TextBatches):
         if self._quick is None:
             made = self._pinned(self._padded(texts))
             return lambda: made
-        return partial(self._quickly_padded, texts, self._quick, self._quick(texts))
+        return partial(self._quickly_padded, texts, self._quick, self._quick.begun(texts))
 
     def _pinned(self, made: Prepared) -> Prepared:
         if not self.on_gpu:
@@ -112,7 +112,10 @@ class TextEncoder(TextBatches):
         batches = [(rows, gpu_batches.pinned(features, self.encoder.device)) for rows, features in made.batches]
         return replace(made, batches=batches)
 
-    def _quickly_padded(self, texts: list[str], quick: QuickTokenizer, tokens: FlatTokens) -> Prepared:
+    def _quickly_padded(
+        self, texts: list[str], quick: QuickTokenizer, begun: Callable[[], FlatTokens]
+    ) -> Prepared:
+        tokens = begun()
         groups = self._groups(tokens.lengths)
         batches = list(zip(groups, quick.padded(tokens, groups), strict=True))
         return self._pinned(Prepared(batches, shown_text(texts), int(tokens.lengths.sum()), tokens.truncated))

@@ -9,6 +9,7 @@ stays.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,21 +70,49 @@ class QuickTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> FlatTokens:
         """Tokenises texts behind the prompt, and cuts them at the limit."""
-        given = [self._prompt + text for text in texts] if self._prompt else list(texts)
-        if self._child is not None:
-            try:
-                return self._apart(self._child, given)
-            except TernarizeError as e:  # such as a process that was killed because memory was short
-                _LOG.warning("texts are tokenised in this process, which is slower: %s", e)
-                self._child, self._started = None, False
-        return tokens_of(self._own(), given, self._limit, with_types=self._has_types)
+        return self.begun(texts)()
 
-    def _apart(self, child: Child, texts: list[str]) -> FlatTokens:
+    def begun(self, texts: Sequence[str]) -> Callable[[], FlatTokens]:
+        """Starts to tokenise texts, and returns a function that waits for what a call gives.
+
+        A process of its own has the next texts at once when it ends these. One thread may begin and another one wait,
+        in the order in which texts were begun. Without such a process all is done before it returns.
+        """
+        given = [self._prompt + text for text in texts] if self._prompt else list(texts)
+        child = self._child
+        if child is None:
+            made = self._here(given)
+            return lambda: made
+        try:
+            wait = self._sent(child, given)
+        except TernarizeError as e:
+            self._give_up(child, e)
+            return partial(self._here, given)
+
+        def finish() -> FlatTokens:
+            try:
+                found: FlatTokens = wait()
+            except TernarizeError as e:  # such as a process that was killed because memory was short
+                self._give_up(child, e)
+                return self._here(given)
+            return found
+
+        return finish
+
+    def _sent(self, child: Child, texts: list[str]) -> Callable[[], FlatTokens]:
         if not self._started:
             child.call(open_here, self._own().to_str(), self._limit, self._has_types)
             self._started = True
-        made: FlatTokens = child.call(tokens_here, texts)
-        return made
+        return child.begin(tokens_here, texts)
+
+    def _give_up(self, child: Child, error: TernarizeError) -> None:
+        """Leaves a process that failed; what was begun in it meanwhile fails, too, and is said once."""
+        if self._child is child:
+            _LOG.warning("texts are tokenised in this process, which is slower: %s", error)
+            self._child, self._started = None, False
+
+    def _here(self, texts: list[str]) -> FlatTokens:
+        return tokens_of(self._own(), texts, self._limit, with_types=self._has_types)
 
     def _own(self) -> Any:
         """Returns the tokenizer of the library tokenizers, which pads nothing and cuts texts at the limit."""

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -272,7 +273,7 @@ def test_backends_that_can_not_run_the_model_are_left_out_unless_named(run, tiny
         assert result.exit_code == 0, result.output
         names = {row["name"] for row in json.loads(result.stdout)["rows"]}
         assert "reference" in names
-    if how[1] == "int2":
+    if how[1] == "int2" and any(b.name == "native" and b.available for b in kernels.describe()):
         result = run("bench", tmp_path / "p", *grid, "--backend", "native")
         assert result.exit_code == 4
         assert "can't run this model: its levels are int2" in result.stderr
@@ -315,7 +316,7 @@ def test_the_machine_is_described(report: BenchReport) -> None:
         found
     )
     assert {"others_percent_before", "others_percent_during", "top_processes"} <= set(found)
-    assert f"torch {torch.__version__}" in machine_line(found)
+    assert f"torch {version('torch')}" in machine_line(found)
 
 
 def test_tables_have_a_column_per_candidate_and_a_row_per_point(report: BenchReport) -> None:

@@ -20,7 +20,7 @@ from ternarize_cli.compress.calibrate import Calibration
 from ternarize_cli.compress.convert import ConversionReport, convert
 from ternarize_cli.compress.dry_run import dry_run
 from ternarize_cli.compress.inspect import inspect
-from ternarize_cli.compress.options import ConvertOptions
+from ternarize_cli.compress.options import TIERS, ConvertOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.distill.options import DistillOptions
@@ -31,6 +31,7 @@ from ternarize_cli.errors import FormatError, InputError, UnavailableError
 from ternarize_cli.format.scheme import Artifact, Scheme
 from ternarize_cli.layers import PackedLinear, TernaryLinear
 from ternarize_cli.model_folder.integrity import seal
+from ternarize_cli.pipeline.options import CompressOptions
 from ternarize_cli.runtime import Reranker
 from ternarize_cli.runtime.opening import open_model
 
@@ -264,6 +265,9 @@ def test_other_grids_and_the_papers_rule_mix_with_nothing(tiny_bert: Path, tmp_p
         (("--levels", "mixed"), "--levels mixed needs a budget"),
         (("--levels", "mixed", "--bits", 1.6), "--bits 1.6 is out of range"),
         (("--levels", "mixed", "--bits", 3, "--rule", "absmean"), "the rule absmean gives ternary codes"),
+        (("--tier", "faithful", "--bits", 3), "the tier faithful has levels and bits of its own"),
+        (("--tier", "small", "--levels", "int4"), "the tier small has levels and bits of its own"),
+        (("--tier", "better"), "'better' is not one of 'small', 'balanced', 'faithful'"),
     ],
 )
 def test_wrong_flags_are_wrong_usage(run: Run, tiny_bert: Path, tmp_path: Path, flags: Any, why: str) -> None:
@@ -286,6 +290,25 @@ def test_the_command_says_what_became_of_each_linear(run: Run, tiny_bert: Path, 
     assert "levels" in run("inspect", tmp_path / "made").stdout
     planned = json.loads(run("convert", tiny_bert, "--dry-run", *flags, "--json").stdout)
     assert planned["module_levels"] == names
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_tier_stands_for_levels_and_bits(run: Run, tiny_bert: Path, tmp_path: Path, tier: str) -> None:
+    levels, bits = TIERS[tier]
+    for name, flags in {
+        "by-tier": ("--tier", tier),
+        "by-levels": ("--levels", levels, *(() if bits is None else ("--bits", bits))),
+    }.items():
+        assert run("convert", tiny_bert, "-o", tmp_path / name, *flags, "--no-check").exit_code == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "by-tier" / name).read_bytes() == (tmp_path / "by-levels" / name).read_bytes()
+    options = CompressOptions(tier=tier)
+    assert (options.scheme().levels, options.converting().bits) == ("ternary" if bits else levels, bits)
+
+
+def test_there_is_no_other_tier() -> None:
+    with pytest.raises(InputError, match="there is no tier 'better'"):
+        CompressOptions(tier="better").scheme()
 
 
 NAMES = {

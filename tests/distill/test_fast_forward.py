@@ -104,6 +104,7 @@ def test_nothing_is_copied_from_the_cpu(name: str, tmp_path: Path, monkeypatch: 
         assert crossings(trainer, next(trainer.batches.heaviest())) == []
 
 
+@interpreted
 def test_what_a_kernel_can_not_do_is_left_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_forward, "_is_fast", lambda x: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float32)

@@ -42,6 +42,24 @@ def test_an_exception_is_told_and_the_next_call_works() -> None:
     assert child.call(len, "abc") == 3
 
 
+def test_calls_begin_before_the_results_of_others_are_waited_for() -> None:
+    child = Child("X")
+    waits = [child.begin(divmod, 100, divisor) for divisor in (7, 0, 9)]
+    assert waits[0]() == (14, 2)
+    with pytest.raises(TernarizeError, match="^X failed: "):
+        waits[1]()
+    assert waits[2]() == (11, 1)
+
+
+def test_results_that_nobody_waited_for_are_given_up() -> None:
+    child = Child("X")
+    first, _ = child.begin(len, "ab"), child.begin(len, "abc")
+    assert child.call(len, "abcd") == 4
+    with pytest.raises(RuntimeError, match="given up"):
+        first()
+    assert child.call(len, "abcde") == 5
+
+
 @pytest.mark.parametrize(
     ("call", "fate"),
     [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from support.fused_families import needs_native
 from support.models import save_tiny_bert, save_tiny_vit
 from support.random_layers import random_layer
 from ternarize_cli import kernels
@@ -640,6 +641,7 @@ def test_threads_record_one_after_the_other() -> None:
         assert list(threads.map(recorded, range(4))) == [None] * 4
 
 
+@needs_native  # else nothing runs fused on the CPU, and a model that began there stays with its modules
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @torch.inference_mode()
 def test_a_model_that_moves_after_its_first_call_runs_whole_on_each_device(tmp_path: Path) -> None:
