@@ -7,7 +7,7 @@ backend, add a file with a class under `@register`.
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Kernel = Callable[[Tensor], Tensor]
-AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("triton", "reference")}
+AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("triton", "scaled_mm", "reference")}
 """The backends that `auto` tries, best first, by device type."""
 
 
@@ -162,7 +162,8 @@ def prepare(layer: PackedLinear) -> tuple[str, Kernel]:
         UnavailableError: the backend can't run on this machine, or can't run this layer.
     """
     if layer.backend == "auto":
-        for name in AUTO.get(layer.weight.device.type, ("reference",)):
+        names = AUTO.get(layer.weight.device.type, ("reference",))
+        for name in [n for n in names if n in layer.shared] or names:
             backend = _REGISTRY[name]
             if name == "native" and os.environ.get("TERNARIZE_NATIVE_ISA"):
                 require_backend(name)  # choosing a backend's instructions chooses the backend
@@ -197,12 +198,23 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         if name != "auto":
             raise InputError(f"--backend {name} runs packed models, and this one is not packed", hint="ternarize pack")
         return "torch"
+    shared = _running_all(layers) if name == "auto" else ()
     for layer in layers:
-        layer.backend = name
+        layer.backend, layer.shared = name, shared
         layer.ensure_kernel()
     ran = "+".join(sorted({layer.backend for layer in layers}))
     fused = [_runs_fused(m) for m in encoder.modules() if hasattr(m, "config")]
     return f"{ran} (linears only)" if hasattr(_REGISTRY.get(ran), "fuse") and not any(fused) else ran
+
+
+def _running_all(layers: Sequence[PackedLinear]) -> tuple[str, ...]:
+    """The backends but `reference` that can run every one of some layers, so that an encoder of them can run fused.
+
+    Without this an encoder whose linears are not all ternary would have one backend for some and one for the others.
+    """
+    names = {name for layer in layers for name in AUTO.get(layer.weight.device.type, ())} - {"reference"}
+    able = (name for name in names if _REGISTRY[name].missing() is None)
+    return tuple(name for name in able if not any(_refusal(_REGISTRY[name], layer) for layer in layers))
 
 
 class FirstForward:

@@ -1,7 +1,7 @@
 """Runs packed linears in 8-bit floating point on NVIDIA GPUs: e4m3 in PyTorch's scaled matrix product.
 
-{-1, 0, 1} is exact in e4m3, so the fp8 tensor cores of Ada, Hopper and newer multiply ternary weights at twice the rate
-of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this changes vectors about as much
+Integers up to 16 are exact in e4m3, and so are the codes of all levels: the fp8 tensor cores of Ada, Hopper and newer
+multiply them at twice the rate of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this changes vectors about as much
 as unrounded activations do (docs/research/gpu.md). Weights take a byte each. Encoders whose blocks are described run
 fused (`gpu.encoder`); of other encoders only the linears run, in operations that torch.compile takes without a graph
 break.
@@ -10,6 +10,7 @@ break.
 import torch
 from torch import Tensor, nn
 
+from ternarize_cli.format.scheme import LEVELS
 from ternarize_cli.kernels import Kernel, register
 from ternarize_cli.kernels.triton import missing, refuses
 from ternarize_cli.layers import PackedLinear
@@ -27,7 +28,7 @@ class ScaledMm:
     name = "scaled_mm"
     device = "cuda"
     weights = "e4m3, expanded at load"
-    levels: tuple[str, ...] = ("ternary", "binary")
+    levels: tuple[str, ...] = tuple(LEVELS)
     granularities: tuple[str, ...] = ("row", "tensor")
 
     def missing(self) -> str | None:
@@ -62,7 +63,7 @@ class ScaledMm:
         from ternarize_cli.kernels.gpu.forward import run_fused
         from ternarize_cli.kernels.stack import Stack
 
-        reason = run_fused(model, self.name, E4m3)
+        reason = run_fused(model, self.name, E4m3, self.levels)
         if reason is None:
             stack = Stack.of(model)
             for layer in (m for i in range(len(stack.layers)) for m in stack.linears(i)):

@@ -59,6 +59,9 @@ class PackedLinear(Packed):
         weight: uint8 `[out, width]`, codes as the codec packs them; `width` bytes hold the `in` codes of a row.
         weight_scale: float16 `[1]`, `[out, 1]` or `[out, in/g]`, by the granularity of the scheme.
         bias: float `[out]`, or None.
+
+    Attributes:
+        shared: the backends that `auto` prefers, since they run all packed layers of the encoder; empty for any.
     """
 
     weight: Tensor
@@ -85,6 +88,7 @@ class PackedLinear(Packed):
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float16, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
+        self.shared: tuple[str, ...] = ()
         self._backend = self._asked = "auto"
         self._kernel: Any = None
         self._number = operators.number_of(self._run)

@@ -29,7 +29,8 @@ from ternarize_cli.layers import PackedLinear
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from ternarize_cli.kernels.gpu import activation, e4m3, int8, matmul, real_tokens, rounding, tuning
-from ternarize_cli.kernels.gpu.attention import attention
+from ternarize_cli.kernels.gpu.attention import Attention, Scores, attention
+from ternarize_cli.kernels.gpu.attention import ways as attention_ways
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
@@ -39,6 +40,7 @@ from ternarize_cli.kernels.gpu.int8 import Int8
 from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
 from ternarize_cli.kernels.gpu.norm import Norm, Sums, norm
 from ternarize_cli.kernels.gpu.patches import PatchProducts
+from ternarize_cli.kernels.gpu.real_tokens import spans_of
 from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -214,6 +216,21 @@ def test_attention_is_pytorchs(texts: int, tokens: int, heads: int, head: int, m
         starts = F.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
         y = attention(qkv[real], by, None, texts, starts=starts, longest=tokens)
         assert distance(y, wanted[real]) < 2e-3
+
+
+@pytest.mark.parametrize("how", [way for way in attention_ways(128, 32, across=True) if way.across], ids=str)
+@pytest.mark.parametrize("window", [(-1, -1), (4, 4), (6, 0)])
+@pytest.mark.parametrize("by_distance", [False, True])
+def test_attention_across_texts_is_that_of_each_text(how: Attention, window: tuple[int, int], by_distance: bool) -> None:
+    lengths, (heads, shared, head) = torch.tensor([5, 0, 1, 70, 16, 0, 0, 33, 2]), (4, 2, 24)
+    starts = F.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
+    by, rows = Heads(heads, shared, head, head**-0.5), int(lengths.sum())
+    qkv = normal(rows, by.width).half()
+    scores = Scores(*window, normal(heads, 9, seed=1) if by_distance else None)
+    given = {"scores": scores, "starts": starts, "longest": 70}
+    wanted = attention(qkv, by, None, len(lengths), **given, how=Attention(16, 16, 1, 1))
+    made = attention(qkv, by, None, len(lengths), **given, spans=spans_of(starts, rows), how=how)
+    assert distance(made, wanted) < 2e-3
 
 
 @pytest.mark.parametrize("after", [True, False])

@@ -9,6 +9,8 @@ from ternarize_cli import kernels
 from ternarize_cli.arithmetic import packing
 from ternarize_cli.errors import InputError, UnavailableError
 from ternarize_cli.format.scheme import CODECS, LEVELS, Scheme
+from ternarize_cli.kernels.reference import Reference
+from ternarize_cli.kernels.scaled_mm import ScaledMm
 from ternarize_cli.layers import PackedLinear
 
 _ON_CPU = [b for b in kernels.describe() if b.device in ("cpu", "any") and b.available]
@@ -91,12 +93,39 @@ def test_bitblas_is_for_ternary_levels_only(levels: str, monkeypatch: pytest.Mon
         kernels.use_backend(model, "bitblas")
 
 
+@pytest.mark.parametrize("levels", LEVELS)
+def test_codes_of_all_levels_are_exact_in_e4m3(levels: str) -> None:
+    layer = random_layer(48, 64, Scheme(levels=levels), bias=False)
+    x = torch.randint(-8, 9, (5, 64), generator=torch.Generator().manual_seed(1)).float()
+    x[:, 0] = 448  # the scale of each row is then 1, so that nothing is rounded but the result
+    y = ScaledMm().prepare(layer)(x)
+    torch.testing.assert_close(y, (x @ layer.codes().float().T) * layer.weight_scale.float().T, rtol=0.01, atol=0.01)
+
+
+def test_auto_prefers_a_backend_that_runs_all_linears(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(name: str, *levels: str) -> type:
+        return type(name, (Reference,), {"name": name, "levels": levels})
+
+    registry = {"some": backend("some", "ternary")(), "all": backend("all", "ternary", "int4")(), "reference": Reference()}
+    monkeypatch.setattr(kernels, "_REGISTRY", registry)
+    monkeypatch.setitem(kernels.AUTO, "cpu", ("some", "all", "reference"))
+    ternary, int4, binary = (random_layer(4, 8, Scheme(levels=levels)) for levels in ("ternary", "int4", "binary"))
+    assert kernels.use_backend(nn.Sequential(ternary), "auto") == "some"
+    kernels.use_backend(nn.Sequential(ternary, int4), "auto")
+    assert (ternary.backend, int4.backend) == ("all", "all")
+    kernels.use_backend(nn.Sequential(ternary, int4, binary), "auto")
+    assert (ternary.backend, int4.backend, binary.backend) == ("some", "all", "reference")
+    kernels.use_backend(nn.Sequential(ternary), "reference")
+    assert ternary.backend == "reference"
+
+
 def test_backends_declare_what_they_run() -> None:
     declared = {info.name: (info.levels, info.granularities) for info in kernels.describe()}
     assert declared["reference"] == (tuple(LEVELS), ("row", "tensor", "group"))
     assert declared["onednn"] == (tuple(LEVELS), ("row", "tensor"))
     assert declared["native"] == (("ternary", "int4"), ("row", "tensor"))
     assert declared["bitblas"] == (("ternary",), ("row", "tensor"))
+    assert declared["scaled_mm"] == (tuple(LEVELS), ("row", "tensor"))
 
 
 def test_an_unknown_backend_is_wrong_usage_and_lists_the_known() -> None:

@@ -18,7 +18,7 @@ from ternarize_cli.kernels.gpu import encoder as gpu_encoder
 from ternarize_cli.kernels.gpu import real_tokens as module
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 from ternarize_cli.kernels.gpu.int8 import Int8
-from ternarize_cli.kernels.gpu.real_tokens import real_tokens, sizes
+from ternarize_cli.kernels.gpu.real_tokens import real_tokens, sizes, spans_of
 from ternarize_cli.kernels.pooled_output import pooled_output
 from ternarize_cli.layers.text_lengths import with_lengths
 
@@ -62,6 +62,13 @@ def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
     assert made.places[:count].tolist() == [place for length in LENGTHS for place in range(length)]
     assert made.starts.tolist() == [0, 9, 9, 26, 27, 59, *[64] * 11]
     assert made.longest == 32
+
+
+def test_a_row_knows_where_its_text_starts_and_ends() -> None:
+    starts = torch.tensor([0, 9, 9, 26, 27, 27], dtype=torch.int32, device=DEVICE)
+    begins, ends = spans_of(starts, 27).tolist()
+    assert begins == [0] * 9 + [9] * 17 + [26]
+    assert ends == [9] * 9 + [26] * 17 + [27]
 
 
 def test_padding_on_the_left_moves_no_place(monkeypatch: pytest.MonkeyPatch) -> None:

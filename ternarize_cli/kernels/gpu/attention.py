@@ -3,6 +3,9 @@
 The kernel also norms each head's queries and keys and turns them by their positions, where a block does that: a program
 does it for its queries once, and for its keys as it reads them. Long texts have many programs that read a key, so there
 `heads.prepare` does it before, and PyTorch's attention may follow.
+
+Where texts lie side by side, a program may also have the queries of several texts, one tile of rows after the other: of
+short texts a tile of one is mostly empty. It then reads for each row where its text begins and ends.
 """
 
 from typing import NamedTuple
@@ -21,12 +24,13 @@ _LOG2_E = 1.4426950408889634
 
 
 class Attention(NamedTuple):
-    """The configuration of `attention`: queries and keys of a step, warps, stages."""
+    """The configuration of `attention`: queries and keys of a step, warps, stages, whether tiles go across texts."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    across: bool = False
 
 
 class Scores(NamedTuple):
@@ -73,15 +77,19 @@ def _turned(
 
 @triton.jit(do_not_specialize=["tokens", "before", "after", "reach"])
 def _attention(
-    qkv_ptr, mask_ptr, starts_ptr, distances_ptr, pairs_ptr, cos_ptr, sin_ptr, q_gain_ptr, k_gain_ptr, y_ptr,
+    qkv_ptr, mask_ptr, starts_ptr, spans_ptr, distances_ptr, pairs_ptr, cos_ptr, sin_ptr, q_gain_ptr, k_gain_ptr, y_ptr,
     tokens, heads, scale, eps, times, before, after, reach,
     STRIDE: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr,
     PADDED: tl.constexpr, HALVES: tl.constexpr, GAINS: tl.constexpr, TURNS: tl.constexpr, MASK: tl.constexpr,
-    STARTS: tl.constexpr, WHOLE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, DISTANCES: tl.constexpr,
+    STARTS: tl.constexpr, ACROSS: tl.constexpr, WHOLE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, DISTANCES: tl.constexpr,
     PAIRS: tl.constexpr, TIMES: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    text, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    text, head, tile = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1)
+    if ACROSS:  # all rows are as one text, of which a query sees a part
+        text, tile = tl.program_id(1), tl.program_id(0) // heads
+    m = tile * BM + tl.arange(0, BM)
+    if ACROSS:
+        m = m.to(tl.int64)
     d = tl.arange(0, PADDED)
     begin(OVERLAP)
     first = text * tokens
@@ -103,14 +111,20 @@ def _attention(
     weights = tl.zeros((BM,), tl.float32)
     total = tl.zeros((BM, PADDED), tl.float32)
     low, high = 0, length
+    if ACROSS:
+        begins = tl.load(spans_ptr + m, m < length, length)
+        ends = tl.load(spans_ptr + length + m, m < length, 0)
+        low, high = tl.min(begins, axis=0), tl.max(ends, axis=0)
     if BEFORE:
-        low = tl.maximum(tl.program_id(1) * BM - before, 0) // BN * BN
+        low = tl.maximum(tile * BM - before, low) // BN * BN
     if AFTER:
-        high = tl.minimum(tl.program_id(1) * BM + BM + after, length)
+        high = tl.minimum(tile * BM + BM + after, high)
     if STARTS:  # a short text has no queries in the last tiles of a long one
-        high = tl.where(tl.program_id(1) * BM < length, high, 0)
+        high = tl.where(tile * BM < length, high, 0)
     for start in range(low, high, BN):
         key = start + tl.arange(0, BN)
+        if ACROSS:
+            key = key.to(tl.int64)
         there = key < length
         if HALVES:
             k, k_second = _turned(
@@ -137,6 +151,8 @@ def _attention(
         if MASK:
             seen = tl.load(mask_ptr + first + key, there, 0) != 0
             s = tl.where(seen[None, :], s, -1e30)
+        elif ACROSS:
+            s = tl.where((key[None, :] >= begins[:, None]) & (key[None, :] < ends[:, None]), s, -1e30)
         elif not WHOLE:
             s = tl.where(there[None, :], s, -1e30)
         higher = tl.maximum(largest, tl.max(s, axis=1))
@@ -159,7 +175,7 @@ def _attention(
 
 def attention(
     qkv: Tensor, heads: Heads, mask: Tensor | None, texts: int, *, scores: Scores = Scores(),
-    starts: Tensor | None = None, longest: int = 0, times: float = 0.0, how: Attention | None = None,
+    starts: Tensor | None = None, longest: int = 0, spans: Tensor | None = None, times: float = 0.0, how: Attention | None = None,
 ) -> Tensor:  # fmt: skip
     """Computes softmax self-attention within every text.
 
@@ -172,6 +188,8 @@ def attention(
         starts: int32 `[texts + 1]`: the row where each text starts, then the number of rows; None means that all texts
             have equally many tokens.
         longest: number of tokens of the longest text, if `starts` is given.
+        spans: int32 `[2, rows]`, if `starts` is given: the row where the text of each row starts, and the row behind its
+            end. Only configurations that go across texts read it, and these take heads that are bare.
         times: if not 0, results are multiplied by it, cut to ±448, and stored in e4m3.
         how: the configuration; None takes the first of `ways`.
 
@@ -185,14 +203,19 @@ def attention(
     padded = max(16, triton.next_power_of_2(heads.head))
     overlap = overlaps()
     halves = heads.turns is not None or heads.gains is not None
-    _attention[(texts * heads.heads, triton.cdiv(tokens, how.queries))](
-        qkv, mask, starts, scores.distances, scores.pairs, *(heads.turns or (None, None)),
+    grid = (texts * heads.heads, triton.cdiv(tokens, how.queries))
+    if how.across:
+        assert spans is not None
+        assert not halves
+        starts, tokens, grid = None, rows, (triton.cdiv(rows, how.queries) * heads.heads, 1)
+    _attention[grid](
+        qkv, mask, starts, spans, scores.distances, scores.pairs, *(heads.turns or (None, None)),
         *(heads.gains or (None, None)), y, tokens, heads.heads, heads.scale * _LOG2_E, heads.eps, times,
         scores.before, scores.after, 0 if scores.distances is None else scores.distances.shape[1] // 2,
         STRIDE=heads.width, KEYS=width, VALUES=width + heads.shared * heads.head, GROUP=heads.heads // heads.shared,
         HEAD=heads.head, PADDED=padded, HALVES=halves, GAINS=heads.gains is not None, TURNS=heads.turns is not None,
-        MASK=mask is not None, STARTS=starts is not None,
-        WHOLE=padded == heads.head and tokens % how.keys == 0 and starts is None,
+        MASK=mask is not None, STARTS=starts is not None, ACROSS=how.across,
+        WHOLE=padded == heads.head and tokens % how.keys == 0 and starts is None and not how.across,
         BEFORE=scores.before >= 0, AFTER=scores.after >= 0, DISTANCES=scores.distances is not None,
         PAIRS=scores.pairs is not None, TIMES=times > 0, OVERLAP=overlap,
         BM=how.queries, BN=how.keys, num_warps=how.warps, num_stages=how.stages, **launch_options(overlap),
@@ -200,8 +223,17 @@ def attention(
     return y
 
 
-def ways(tokens: int, head: int) -> list[Attention]:
-    """Lists configurations for texts of so many tokens; the first is used if nothing is measured."""
+def ways(tokens: int, head: int, *, across: bool = False) -> list[Attention]:
+    """Lists configurations for texts of so many tokens; the first is used if nothing is measured.
+
+    Args:
+        tokens: number of tokens of the longest text.
+        head: width of a head.
+        across: whether there are `spans`, so that tiles may go across texts, which may be much shorter than the longest.
+    """
+    if across:
+        tiles = [Attention(16, 16, 1, 2, True), Attention(32, 32, 2, 2, True), Attention(64, 64, 4, 2, True)]
+        return [*ways(tokens, head), *tiles]
     wide = head > 128
     if tokens <= 16:
         return [Attention(16, 16, 1, 1)]

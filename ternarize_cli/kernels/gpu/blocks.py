@@ -48,6 +48,7 @@ class Layout(NamedTuple):
         starts: int32 `[texts + 1]`: the row where each text starts, then the number of rows; None means that all texts
             have equally many tokens.
         places: int `[rows]`, the positions of tokens, if `starts` is given.
+        spans: int32 `[2, rows]`, where the text of each row starts and ends, if `starts` is given.
         pairs: for each block what is added to scores by query and key (`attention.Scores`); None for nothing.
     """
 
@@ -57,6 +58,7 @@ class Layout(NamedTuple):
     mask: Tensor | None = None
     starts: Tensor | None = None
     places: Tensor | None = None
+    spans: Tensor | None = None
     pairs: Sequence[Tensor] | None = None
 
 
@@ -175,7 +177,7 @@ class GpuBlocks:
                 i,
                 kernel.attention(
                     qkv, heads, layout.mask, layout.texts, scores=scores, starts=layout.starts,
-                    longest=0 if layout.starts is None else tokens, times=factor, how=how,
+                    longest=0 if layout.starts is None else tokens, spans=layout.spans, times=factor, how=how,
                 ),
             )  # fmt: skip
 
@@ -183,7 +185,8 @@ class GpuBlocks:
             plain = layout.mask is None and layout.starts is None and heads.is_bare and qkv.is_cuda
             plain = plain and scores.distances is None and scores.pairs is None and scores.before < 0
             by_torch = plain and scores.after <= 0 and tokens > _TORCH_FROM and heads.head in _TORCH_HEADS
-            return [*([None] if by_torch else []), *kernel.ways(tokens, heads.head)]
+            across = layout.spans is not None and heads.is_bare
+            return [*([None] if by_torch else []), *kernel.ways(tokens, heads.head, across=across)]
 
         named: dict[str, Any] = {
             "turned": heads.turns,

@@ -23,7 +23,7 @@ from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.norm import norm
 from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
-from ternarize_cli.kernels.gpu.real_tokens import MOST, real_tokens
+from ternarize_cli.kernels.gpu.real_tokens import MOST, real_tokens, spans_of
 from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.kernels.pooled_output import pools_first_token
 from ternarize_cli.kernels.stack import Stack
@@ -203,7 +203,8 @@ class GpuEncoder:
         """Runs such a pass over real tokens alone: to hidden states `[rows, width]`, and what is pooled from them."""
         embedded = self._embedded(given["ids"], given.get("types"), given["positions"])
         starts, places, longest = given["starts"], given["places"], given["longest"]
-        layout = Layout(len(starts) - 1, longest, self._turn_tables(longest), starts=starts, places=places)
+        turns, spans = self._turn_tables(longest), spans_of(starts, places.shape[0])
+        layout = Layout(len(starts) - 1, longest, turns, starts=starts, places=places, spans=spans)
         hidden = self._blocks(*embedded, layout, self._count)
         if self._pool is None or not pools_first_token(self._model):
             return hidden, None

@@ -1,6 +1,7 @@
 """Replaces the `forward` of models by fused passes on an NVIDIA GPU (`gpu.encoder`)."""
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,17 +29,26 @@ _FARTHEST = 0.2
 """The greatest distance from the model's modules that is taken for rounding to e4m3 (`block_check`)."""
 
 
-def run_fused(model: nn.Module, backend: str, arithmetic: Arithmetic) -> str | None:
-    """Makes a model run fused on the GPU; returns None, or the reason why it can't."""
-    reason = gpu_refusal(model)
+def run_fused(
+    model: nn.Module, backend: str, arithmetic: Arithmetic, levels: Sequence[str] = ("ternary",)
+) -> str | None:
+    """Makes a model run fused on the GPU; returns None, or the reason why it can't.
+
+    Args:
+        model: the model.
+        backend: the name of the backend.
+        arithmetic: makes the products.
+        levels: the grids of codes that it takes.
+    """
+    reason = gpu_refusal(model, levels)
     if reason is None:
         model.forward = GpuForward(model, backend, arithmetic)
     return reason
 
 
-def gpu_refusal(model: nn.Module) -> str | None:
-    """Says why a model can't run fused on the GPU; None if it can."""
-    reason = refusal(model)
+def gpu_refusal(model: nn.Module, levels: Sequence[str] = ("ternary",)) -> str | None:
+    """Says why a model can't run fused on the GPU, with products of codes of these levels; None if it can."""
+    reason = refusal(model, levels)
     if reason is not None:
         return reason
     block = Stack.of(model).block

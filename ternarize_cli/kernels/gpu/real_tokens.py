@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MOST", "RealTokens", "Sizes", "real_tokens", "sizes"]
+__all__ = ["MOST", "RealTokens", "Sizes", "real_tokens", "sizes", "spans_of"]
 
 MOST = 1 << 15
 """The most real tokens of a pass that is recorded, since the hidden states of each size are kept."""
@@ -91,6 +91,18 @@ def real_tokens(mask: Tensor, count: int, longest: int | None = None) -> RealTok
     added = (count + longest * torch.arange(1, texts - batch + 1, device=mask.device)).clamp(max=rows)
     starts = F.pad(torch.cat([ends, added]), (1, 0)).int()
     return RealTokens(F.pad(at, (0, rows - count)), F.pad(places, (0, rows - count)), starts, longest)
+
+
+def spans_of(starts: Tensor, rows: int) -> Tensor:
+    """Finds the first row of each row's text, and the row behind its last: int32 `[2, rows]`.
+
+    Args:
+        starts: int32 `[texts + 1]`, as in `RealTokens`.
+        rows: number of rows.
+    """
+    row = torch.arange(rows, dtype=torch.int32, device=starts.device)
+    behind = torch.searchsorted(starts, row, right=True)  # empty texts start where the next one does
+    return torch.stack([starts[behind - 1], starts[behind]])
 
 
 def _power_of_two(number: int) -> int:
