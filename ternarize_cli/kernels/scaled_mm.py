@@ -1,10 +1,10 @@
 """Runs packed linears in 8-bit floating point on NVIDIA GPUs: e4m3 in PyTorch's scaled matrix product.
 
 Integers up to 16 are exact in e4m3, and so are the codes of all levels: the fp8 tensor cores of Ada, Hopper and newer
-multiply them at twice the rate of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this changes vectors about as much
-as unrounded activations do (docs/research/gpu.md). Weights take a byte each. Encoders whose blocks are described run
-fused (`gpu.encoder`); of other encoders only the linears run, in operations that torch.compile takes without a graph
-break.
+multiply them at twice the rate of float16. Activations are rounded to e4m3, not to int8, with one scale per token; this
+changes vectors about as much as unrounded activations do (docs/research/gpu.md). Weights take a byte each. Encoders
+whose blocks are described run fused (`gpu.encoder`); of other encoders only the linears run, in operations that
+torch.compile takes without a graph break.
 """
 
 import torch

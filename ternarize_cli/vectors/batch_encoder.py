@@ -112,9 +112,7 @@ class TextEncoder(TextBatches):
         batches = [(rows, gpu_batches.pinned(features, self.encoder.device)) for rows, features in made.batches]
         return replace(made, batches=batches)
 
-    def _quickly_padded(
-        self, texts: list[str], quick: QuickTokenizer, begun: Callable[[], FlatTokens]
-    ) -> Prepared:
+    def _quickly_padded(self, texts: list[str], quick: QuickTokenizer, begun: Callable[[], FlatTokens]) -> Prepared:
         tokens = begun()
         groups = self._groups(tokens.lengths)
         batches = list(zip(groups, quick.padded(tokens, groups), strict=True))

@@ -46,7 +46,7 @@ def test_calls_begin_before_the_results_of_others_are_waited_for() -> None:
     child = Child("X")
     waits = [child.begin(divmod, 100, divisor) for divisor in (7, 0, 9)]
     assert waits[0]() == (14, 2)
-    with pytest.raises(TernarizeError, match="^X failed: "):
+    with pytest.raises(TernarizeError, match=r"^X failed: "):
         waits[1]()
     assert waits[2]() == (11, 1)
 

@@ -221,7 +221,7 @@ def test_attention_is_pytorchs(texts: int, tokens: int, heads: int, head: int, m
 @pytest.mark.parametrize("how", [way for way in attention_ways(128, 32, across=True) if way.across], ids=str)
 @pytest.mark.parametrize("window", [(-1, -1), (4, 4), (6, 0)])
 @pytest.mark.parametrize("by_distance", [False, True])
-def test_attention_across_texts_is_that_of_each_text(how: Attention, window: tuple[int, int], by_distance: bool) -> None:
+def test_attention_across_texts_is_that_of_each(how: Attention, window: tuple[int, int], by_distance: bool) -> None:
     lengths, (heads, shared, head) = torch.tensor([5, 0, 1, 70, 16, 0, 0, 33, 2]), (4, 2, 24)
     starts = F.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
     by, rows = Heads(heads, shared, head, head**-0.5), int(lengths.sum())

@@ -106,8 +106,8 @@ def test_auto_prefers_a_backend_that_runs_all_linears(monkeypatch: pytest.Monkey
     def backend(name: str, *levels: str) -> type:
         return type(name, (Reference,), {"name": name, "levels": levels})
 
-    registry = {"some": backend("some", "ternary")(), "all": backend("all", "ternary", "int4")(), "reference": Reference()}
-    monkeypatch.setattr(kernels, "_REGISTRY", registry)
+    some, both = backend("some", "ternary")(), backend("all", "ternary", "int4")()
+    monkeypatch.setattr(kernels, "_REGISTRY", {"some": some, "all": both, "reference": Reference()})
     monkeypatch.setitem(kernels.AUTO, "cpu", ("some", "all", "reference"))
     ternary, int4, binary = (random_layer(4, 8, Scheme(levels=levels)) for levels in ("ternary", "int4", "binary"))
     assert kernels.use_backend(nn.Sequential(ternary), "auto") == "some"

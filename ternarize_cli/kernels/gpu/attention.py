@@ -81,8 +81,9 @@ def _attention(
     tokens, heads, scale, eps, times, before, after, reach,
     STRIDE: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr,
     PADDED: tl.constexpr, HALVES: tl.constexpr, GAINS: tl.constexpr, TURNS: tl.constexpr, MASK: tl.constexpr,
-    STARTS: tl.constexpr, ACROSS: tl.constexpr, WHOLE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, DISTANCES: tl.constexpr,
-    PAIRS: tl.constexpr, TIMES: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    STARTS: tl.constexpr, ACROSS: tl.constexpr, WHOLE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    DISTANCES: tl.constexpr, PAIRS: tl.constexpr, TIMES: tl.constexpr, OVERLAP: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     text, head, tile = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1)
     if ACROSS:  # all rows are as one text, of which a query sees a part
@@ -175,7 +176,8 @@ def _attention(
 
 def attention(
     qkv: Tensor, heads: Heads, mask: Tensor | None, texts: int, *, scores: Scores = Scores(),
-    starts: Tensor | None = None, longest: int = 0, spans: Tensor | None = None, times: float = 0.0, how: Attention | None = None,
+    starts: Tensor | None = None, longest: int = 0, spans: Tensor | None = None, times: float = 0.0,
+    how: Attention | None = None,
 ) -> Tensor:  # fmt: skip
     """Computes softmax self-attention within every text.
 
@@ -188,8 +190,8 @@ def attention(
         starts: int32 `[texts + 1]`: the row where each text starts, then the number of rows; None means that all texts
             have equally many tokens.
         longest: number of tokens of the longest text, if `starts` is given.
-        spans: int32 `[2, rows]`, if `starts` is given: the row where the text of each row starts, and the row behind its
-            end. Only configurations that go across texts read it, and these take heads that are bare.
+        spans: int32 `[2, rows]`, if `starts` is given: the row where the text of each row starts, and the row behind
+            its end. Only configurations that go across texts read it, and these take heads that are bare.
         times: if not 0, results are multiplied by it, cut to ±448, and stored in e4m3.
         how: the configuration; None takes the first of `ways`.
 
@@ -229,7 +231,7 @@ def ways(tokens: int, head: int, *, across: bool = False) -> list[Attention]:
     Args:
         tokens: number of tokens of the longest text.
         head: width of a head.
-        across: whether there are `spans`, so that tiles may go across texts, which may be much shorter than the longest.
+        across: whether there are `spans`, so that tiles may go across texts, most of which may be short.
     """
     if across:
         tiles = [Attention(16, 16, 1, 2, True), Attention(32, 32, 2, 2, True), Attention(64, 64, 4, 2, True)]

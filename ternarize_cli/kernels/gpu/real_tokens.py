@@ -102,7 +102,7 @@ def spans_of(starts: Tensor, rows: int) -> Tensor:
     """
     row = torch.arange(rows, dtype=torch.int32, device=starts.device)
     behind = torch.searchsorted(starts, row, right=True)  # empty texts start where the next one does
-    return torch.stack([starts[behind - 1], starts[behind]])
+    return torch.stack([starts.index_select(0, behind - 1), starts.index_select(0, behind)])
 
 
 def _power_of_two(number: int) -> int:
