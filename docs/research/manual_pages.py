@@ -5,7 +5,8 @@
 ROOT are folders with sections of manual pages in English (default: /usr/share/man). A query is the line of a page that
 has its name and what it is for, its document the first 1,000 characters of what follows. OUT/task has the documents of
 2,000 pages, 1,000 of them with queries, for `eval --retrieval`; OUT/texts.txt has 10,000 passages of other pages, one a
-line, none of which shares a sentence with the task. Which page is where depends on a checksum of its name alone.
+line, none of which has a sentence of five words or more that a document of the task has whole. Pages come in the order
+of checksums of their names, so that the task is a draw of all.
 """
 
 import argparse

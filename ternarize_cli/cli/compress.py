@@ -32,6 +32,10 @@ def _over(recipe: "Recipe", options: CompressOptions, context: typer.Context) ->
     ours = {name for name in names if typed(name) or name in OF_THE_MACHINE}
     if ours & set(BUDGETS):
         ours |= set(BUDGETS)
+    if "tier" in ours:
+        ours |= {"levels", "bits"}
+    elif ours & {"levels", "bits"}:
+        ours.add("tier")
     return replace(recipe.options, **{name: getattr(options, name) for name in ours})
 
 

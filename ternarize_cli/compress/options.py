@@ -28,6 +28,7 @@ __all__ = [
     "ConvertOptions",
     "ImportOptions",
     "SchemeOptions",
+    "Tier",
     "of_tier",
 ]
 
@@ -35,12 +36,15 @@ DEFAULT_TOKENS = 120_000
 """Tokens of text that calibration reads unless the user says otherwise."""
 METHODS = ("bitnet", "compressed-tensors", "torchao")
 """The methods of other quantisers whose models can be taken over, as `quant_method` of config.json names them."""
-TIERS: Mapping[str, tuple[str, float | None]] = {
+Tier = Literal["small", "balanced", "faithful"]
+"""Names of tiers, from the smallest models to those whose vectors are nearest to the original's."""
+TIERS: Mapping[Tier, tuple[str, float | None]] = {
     "small": ("ternary", None),
     "balanced": (MIXED, 2.5),
     "faithful": ("int4", None),
 }
-"""The `levels` and `bits` behind the name of a tier; docs/results/quality.md has what each keeps."""
+"""The `levels` of `SchemeOptions` and the `bits` of `ConvertOptions` that a tier stands for; docs/results/quality.md
+has what models of each tier keep."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ class SchemeOptions:
         granularity: "row", "tensor" or "group:N".
         activations: bits of activations.
         table_bits: bits of embedding tables in a packed model.
-        levels: "ternary", "binary", "int2" or "int4"; or "mixed", which goes with the `bits` of `ConvertOptions`.
-        tier: a name in `TIERS`, which stands for levels and bits (`of_tier`); None: these are as given.
+        levels: "ternary", "binary", "int2" or "int4"; or "mixed", which goes with the `bits` of `ConvertOptions`; None:
+            "ternary", unless there is a tier.
+        tier: a key of `TIERS`, given instead of levels and bits; `of_tier` replaces it by them.
     """
 
     rule: Annotated[str, Option("optimal: exact least squares; absmean: the paper's beta * mean|W|.")] = "optimal"
@@ -62,10 +67,12 @@ class SchemeOptions:
     granularity: Annotated[str, Option("What shares a scale: row, tensor, or group:N inputs.")] = "row"
     activations: Annotated[Literal[8, 16], Option("Bits of activations: 8 (per token, dynamic) or 16 (untouched).")] = 8
     table_bits: Annotated[Literal[4, 8, 16, 32], Option("Bits of embedding tables when packed.")] = 8
-    levels: Annotated[str, Option("Grid of the weights: ternary, binary, int2 (four levels), int4, mixed.")] = "ternary"
+    levels: Annotated[
+        str | None,
+        Option("Grid of the weights: ternary (default), binary, int2 (four levels), int4, mixed."),
+    ] = None
     tier: Annotated[
-        Literal["small", "balanced", "faithful"] | None,
-        Option("Instead of levels and bits: small is ternary, balanced mixed at 2.5 bits, faithful int4."),
+        Tier | None, Option("Instead of levels and bits: small is ternary, balanced mixed at 2.5 bits, faithful int4.")
     ] = None
 
     def scheme(self, bits: float | None = None) -> Scheme:
@@ -75,15 +82,17 @@ class SchemeOptions:
             bits: the `bits` of `ConvertOptions`.
 
         Raises:
-            InputError: a value is not one of those that a scheme takes, `beta` is given for another rule, or `bits`
-                without mixed levels or the other way round.
+            InputError: a value is not one of those that a scheme takes, `beta` is given for another rule, `bits`
+                without mixed levels or the other way round, or a tier is set, which `of_tier` has to replace first.
         """
+        if self.tier is not None:
+            raise InputError(f"the tier {self.tier} was not replaced by levels and bits", hint="of_tier(form, options)")
         if (self.levels == MIXED) != (bits is not None):
             what = "--levels mixed needs a budget of bits, and --bits is not given"
             if bits is not None:
-                what = f"--bits {bits:g} is for mixed levels, and --levels is {self.levels}"
+                what = f"--bits {bits:g} is for mixed levels, and --levels is {self.levels or 'ternary'}"
             raise InputError(what, hint="--levels mixed --bits 2.5")
-        levels = "ternary" if self.levels == MIXED else self.levels
+        levels = "ternary" if self.levels in (None, MIXED) else self.levels
         kind, group_size = Scheme.parse_granularity(self.granularity)
         return Scheme(self.rule, self.beta, kind, group_size, self.activations, self.table_bits, levels)
 
@@ -131,20 +140,20 @@ class ConvertOptions:
 
 
 def of_tier(form: SchemeOptions, options: ConvertOptions) -> tuple[SchemeOptions, ConvertOptions]:
-    """Puts the levels and the bits of `form.tier` in their places; without a tier both are returned as they are.
+    """Replaces the tier of `form` by the levels and bits that it stands for, and levels that are None by "ternary".
 
     Raises:
-        InputError: there is no such tier, or levels or bits are given beside it.
+        InputError: there is no such tier, or levels or bits are given beside a tier.
     """
     if form.tier is None:
-        return form, options
+        return replace(form, levels=form.levels or "ternary"), options
     if form.tier not in TIERS:
         raise InputError(f"there is no tier {form.tier!r}", hint=f"one of {', '.join(TIERS)}")
-    levels, bits = TIERS[form.tier]
-    if form.levels not in ("ternary", levels) or options.bits not in (None, bits):
+    if form.levels is not None or options.bits is not None:
         raise InputError(
             f"the tier {form.tier} has levels and bits of its own", hint="--tier, or --levels and --bits, but not both"
         )
+    levels, bits = TIERS[form.tier]
     return replace(form, tier=None, levels=levels), replace(options, bits=bits)
 
 

@@ -35,7 +35,7 @@ __all__ = [
 
 Kernel = Callable[[Tensor], Tensor]
 AUTO = {"cpu": ("native", "onednn", "reference"), "cuda": ("triton", "scaled_mm", "reference")}
-"""The backends that `auto` tries, best first, by device type."""
+"""The backends that `auto` tries, best first, by device type; those that run all linears of an encoder come first."""
 
 
 class Backend(Protocol):
@@ -163,10 +163,10 @@ def prepare(layer: PackedLinear) -> tuple[str, Kernel]:
     """
     if layer.backend == "auto":
         names = AUTO.get(layer.weight.device.type, ("reference",))
+        if "native" in names and os.environ.get("TERNARIZE_NATIVE_ISA"):
+            require_backend("native")  # choosing a backend's instructions chooses the backend
         for name in [n for n in names if n in layer.shared] or names:
             backend = _REGISTRY[name]
-            if name == "native" and os.environ.get("TERNARIZE_NATIVE_ISA"):
-                require_backend(name)  # choosing a backend's instructions chooses the backend
             if backend.missing() is None and _refusal(backend, layer) is None:
                 return name, backend.prepare(layer)
     backend = require_backend("reference" if layer.backend == "auto" else layer.backend)

@@ -53,7 +53,7 @@ class Packed(nn.Module):
 
 
 class PackedLinear(Packed):
-    """A frozen ternary linear in the packed format; a kernel backend runs it.
+    """A frozen linear with codes of few bits in the packed format; a kernel backend runs it.
 
     Buffers:
         weight: uint8 `[out, width]`, codes as the codec packs them; `width` bytes hold the `in` codes of a row.
@@ -61,13 +61,15 @@ class PackedLinear(Packed):
         bias: float `[out]`, or None.
 
     Attributes:
-        shared: the backends that `auto` prefers, since they run all packed layers of the encoder; empty for any.
+        shared: names of the backends that `auto` prefers for this layer, since they run all packed layers of its
+            encoder; empty if there are none.
     """
 
     weight: Tensor
     bias: Tensor | None
     prepare: ClassVar[Callable[["PackedLinear"], tuple[str, Callable[[Tensor], Tensor]]] | None] = None
     """Chooses a backend for a layer and prepares it; importing `kernels` sets this to `kernels.prepare`."""
+    shared: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -88,7 +90,6 @@ class PackedLinear(Packed):
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float16, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
-        self.shared: tuple[str, ...] = ()
         self._backend = self._asked = "auto"
         self._kernel: Any = None
         self._number = operators.number_of(self._run)

@@ -66,8 +66,9 @@ class Child:
     def begin(self, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
         """Starts a call, and returns a function that waits for its result, perhaps in another thread.
 
-        The process has the next call at once when it ends one. Results come in the order of the calls: to wait for one
-        gives up the results of earlier calls that were not waited for.
+        So the process finds its next call waiting when it has computed a result, which it sends meanwhile. Results come
+        in the order of the calls: to wait for one gives up those of earlier calls that were not waited for. One thread
+        at a time may wait. The seconds are not left out of `timing.working_time`.
 
         Raises:
             TernarizeError: the process has ended; the returned function raises what `call` raises.
@@ -81,19 +82,19 @@ class Child:
         with self._open():
             pickle.dump((function, arguments), stdin)
             stdin.flush()
-        self._begun += 1
+            self._begun += 1
         return self._begun
 
     def _received(self, number: int) -> tuple[Any, float]:
         """Waits for the result of the call with a number; returns it, and the seconds that the function took."""
         _, stdout = _pipes(self._process)
         if number <= self._ended:
-            raise RuntimeError("the result of this call was given up: results come in the order of the calls")
+            raise RuntimeError("the result of this call was taken or given up: results come in the order of the calls")
         failure, result, seconds = None, None, 0.0
         while self._ended < number:
             with self._open():
                 failure, result, seconds = pickle.load(stdout)
-            self._ended += 1
+                self._ended += 1
         if failure is not None:
             raise TernarizeError(f"{self._name} failed: {failure}", hint=_HINT)
         return result, seconds
@@ -157,7 +158,15 @@ def serve() -> None:
             print(reason(e), file=sys.stderr, flush=True)
             os._exit(1)
 
-    threading.Thread(target=read, daemon=True).start()
+    made: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def send() -> None:  # a long reply waits until it is read, and the next call does not
+        while True:
+            replies.write(made.get())
+            replies.flush()
+
+    for work in (read, send):
+        threading.Thread(target=work, daemon=True).start()
     while True:
         function, arguments = requests.get()
         try:
@@ -166,8 +175,7 @@ def serve() -> None:
             reply = pickle.dumps((None, result, time.perf_counter() - begun))
         except BaseException as e:  # sys.exit() too, which would wait for the thread that reads
             reply = pickle.dumps((reason(e), None, 0.0))
-        replies.write(reply)
-        replies.flush()
+        made.put(reply)
 
 
 if __name__ == "__main__":

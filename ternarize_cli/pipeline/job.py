@@ -72,7 +72,7 @@ class Job:
                 "notes": list(report.notes),
             }
 
-        return self._run("ternary", f"convert: {options.levels} weights, calibrated on the data", key, make)
+        return self._run("ternary", f"convert: {options.made_levels} weights, calibrated on the data", key, make)
 
     def distill(
         self, training: Training, on_step: Callable[[Progress], None], warn: Callable[[str], None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions, of_tier
+from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertOptions, SchemeOptions, Tier, of_tier
 from ternarize_cli.distill.options import BUDGETS, DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
@@ -81,8 +81,8 @@ class CompressOptions:
     steps: Annotated[int | None, option_of(Training, "steps")] = None
     epochs: Annotated[float | None, option_of(Training, "epochs")] = None
     until: Annotated[float | None, option_of(Training, "until")] = None
-    levels: Annotated[str, option_of(SchemeOptions, "levels")] = "ternary"
-    tier: Annotated[Literal["small", "balanced", "faithful"] | None, option_of(SchemeOptions, "tier")] = None
+    levels: Annotated[str | None, option_of(SchemeOptions, "levels")] = None
+    tier: Annotated[Tier | None, option_of(SchemeOptions, "tier")] = None
     bits: Annotated[float | None, option_of(ConvertOptions, "bits")] = None
     granularity: Annotated[str, option_of(SchemeOptions, "granularity")] = "row"
     activations: Annotated[Literal[8, 16], option_of(SchemeOptions, "activations")] = 8
@@ -147,8 +147,13 @@ class CompressOptions:
         return form.scheme(options.bits)
 
     def converting(self) -> ConvertOptions:
-        """Makes the options of the conversion; raises InputError where levels and tier are both given."""
+        """Makes the options of the conversion; raises InputError for a value that no scheme takes."""
         return self._converted()[1]
+
+    @property
+    def made_levels(self) -> str:
+        """The levels of the result, whether they or a tier are given."""
+        return self._converted()[0].levels or "ternary"
 
     def _converted(self) -> tuple[SchemeOptions, ConvertOptions]:
         form = SchemeOptions(

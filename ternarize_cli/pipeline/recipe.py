@@ -19,8 +19,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ternarize_cli import __version__
 from ternarize_cli.data.starter import is_starter, starter_texts
@@ -119,8 +120,13 @@ def _check(key: str, value: object, path: Path) -> None:
             hint=f"do you mean {near[0]}?" if near else "ternarize compress --help",
         )
     default = _OPTIONS[key].default
-    kinds = tuple(kind for kind in get_args(get_type_hints(CompressOptions)[key]) if kind is not type(None))
-    if default == ():
+    hint = get_type_hints(CompressOptions)[key]
+    kinds = tuple(kind for kind in (get_args(hint) or (hint,)) if kind is not type(None))
+    named_values = tuple(chain.from_iterable(get_args(kind) for kind in (hint, *kinds) if get_origin(kind) is Literal))
+    if named_values:
+        right = any(type(value) is type(one) and value == one for one in named_values)
+        what = f"one of {', '.join(map(str, named_values))}"
+    elif default == ():
         right, what = _is_strings(value), "a list of strings"
     elif isinstance(default, bool):
         right, what = isinstance(value, bool), "true or false"

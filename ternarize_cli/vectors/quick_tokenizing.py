@@ -8,6 +8,7 @@ stays.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -51,7 +52,7 @@ class QuickTokenizer:
         self._tensors = {name for name, value in features.items() if isinstance(value, Tensor)}
         self._pads_right = tokenizer.padding_side == "right"
         self._child: Child | None = None
-        self._started = False
+        self._may_start, self._lock = True, threading.Lock()
 
     def makes(self, expected: dict[str, Any], texts: Sequence[str]) -> bool:
         """Returns whether these features are what it makes of some texts."""
@@ -65,8 +66,19 @@ class QuickTokenizer:
         )
 
     def apart(self) -> None:
-        """Tokenises in a process of its own from now on, which starts meanwhile."""
-        self._child = self._child or Child("the tokenizer")
+        """Tokenises in a process of its own from now on, unless one has failed before."""
+        with self._lock:
+            if self._child is not None or not self._may_start:
+                return
+            self._may_start = False
+            described = self._own().to_str()
+        child = Child("the tokenizer")
+        try:
+            child.call(open_here, described, self._limit, self._has_types)
+        except TernarizeError as e:
+            _LOG.warning("texts are tokenised in this process, which is slower: %s", e)
+            return
+        self._child = child
 
     def __call__(self, texts: Sequence[str]) -> FlatTokens:
         """Tokenises texts behind the prompt, and cuts them at the limit."""
@@ -75,8 +87,8 @@ class QuickTokenizer:
     def begun(self, texts: Sequence[str]) -> Callable[[], FlatTokens]:
         """Starts to tokenise texts, and returns a function that waits for what a call gives.
 
-        A process of its own has the next texts at once when it ends these. One thread may begin and another one wait,
-        in the order in which texts were begun. Without such a process all is done before it returns.
+        A process of its own finds these texts waiting when it has tokenised those before. One thread may begin and
+        another one wait, in the order in which texts were begun. Without such a process all is done before it returns.
         """
         given = [self._prompt + text for text in texts] if self._prompt else list(texts)
         child = self._child
@@ -84,35 +96,31 @@ class QuickTokenizer:
             made = self._here(given)
             return lambda: made
         try:
-            wait = self._sent(child, given)
+            wait = child.begin(tokens_here, given)
         except TernarizeError as e:
-            self._give_up(child, e)
+            self._give_up(e)
             return partial(self._here, given)
 
         def finish() -> FlatTokens:
             try:
                 found: FlatTokens = wait()
             except TernarizeError as e:  # such as a process that was killed because memory was short
-                self._give_up(child, e)
+                self._give_up(e)
                 return self._here(given)
             return found
 
         return finish
 
-    def _sent(self, child: Child, texts: list[str]) -> Callable[[], FlatTokens]:
-        if not self._started:
-            child.call(open_here, self._own().to_str(), self._limit, self._has_types)
-            self._started = True
-        return child.begin(tokens_here, texts)
-
-    def _give_up(self, child: Child, error: TernarizeError) -> None:
-        """Leaves a process that failed; what was begun in it meanwhile fails, too, and is said once."""
-        if self._child is child:
-            _LOG.warning("texts are tokenised in this process, which is slower: %s", error)
-            self._child, self._started = None, False
+    def _give_up(self, error: TernarizeError) -> None:
+        """Leaves a process that failed, and says so once; what was begun in it meanwhile fails, too."""
+        with self._lock:
+            if self._child is not None:
+                _LOG.warning("texts are tokenised in this process, which is slower: %s", error)
+                self._child, self._may_start = None, False
 
     def _here(self, texts: list[str]) -> FlatTokens:
-        return tokens_of(self._own(), texts, self._limit, with_types=self._has_types)
+        with self._lock:  # the thread that begins and the one that waits may both come here
+            return tokens_of(self._own(), texts, self._limit, with_types=self._has_types)
 
     def _own(self) -> Any:
         """Returns the tokenizer of the library tokenizers, which pads nothing and cuts texts at the limit."""

@@ -20,7 +20,7 @@ from ternarize_cli.compress.calibrate import Calibration
 from ternarize_cli.compress.convert import ConversionReport, convert
 from ternarize_cli.compress.dry_run import dry_run
 from ternarize_cli.compress.inspect import inspect
-from ternarize_cli.compress.options import TIERS, ConvertOptions
+from ternarize_cli.compress.options import TIERS, ConvertOptions, SchemeOptions
 from ternarize_cli.compress.pack import pack
 from ternarize_cli.distill import Sources, Training, distill
 from ternarize_cli.distill.options import DistillOptions
@@ -266,6 +266,7 @@ def test_other_grids_and_the_papers_rule_mix_with_nothing(tiny_bert: Path, tmp_p
         (("--levels", "mixed", "--bits", 1.6), "--bits 1.6 is out of range"),
         (("--levels", "mixed", "--bits", 3, "--rule", "absmean"), "the rule absmean gives ternary codes"),
         (("--tier", "faithful", "--bits", 3), "the tier faithful has levels and bits of its own"),
+        (("--tier", "faithful", "--levels", "ternary"), "the tier faithful has levels and bits of its own"),
         (("--tier", "small", "--levels", "int4"), "the tier small has levels and bits of its own"),
         (("--tier", "better"), "'better' is not one of 'small', 'balanced', 'faithful'"),
     ],
@@ -304,11 +305,20 @@ def test_a_tier_stands_for_levels_and_bits(run: Run, tiny_bert: Path, tmp_path: 
         assert (tmp_path / "by-tier" / name).read_bytes() == (tmp_path / "by-levels" / name).read_bytes()
     options = CompressOptions(tier=tier)
     assert (options.scheme().levels, options.converting().bits) == ("ternary" if bits else levels, bits)
+    assert options.made_levels == levels
 
 
-def test_there_is_no_other_tier() -> None:
+def test_tiers_are_what_the_documentation_says() -> None:
+    assert TIERS == {"small": ("ternary", None), "balanced": ("mixed", 2.5), "faithful": ("int4", None)}
+
+
+def test_there_is_no_other_tier_and_none_beside_levels() -> None:
     with pytest.raises(InputError, match="there is no tier 'better'"):
         CompressOptions(tier="better").scheme()
+    with pytest.raises(InputError, match="the tier faithful has levels and bits of its own"):
+        CompressOptions(tier="faithful", levels="ternary").scheme()
+    with pytest.raises(InputError, match="was not replaced"):
+        SchemeOptions(tier="faithful").scheme()
 
 
 NAMES = {

@@ -51,6 +51,17 @@ def test_calls_begin_before_the_results_of_others_are_waited_for() -> None:
     assert waits[2]() == (11, 1)
 
 
+def test_a_long_result_that_nobody_reads_does_not_stop_the_next_call(tmp_path: Path) -> None:
+    child = Child("X")
+    child.begin(bytes, 10_000_000)
+    child.begin(os.mkdir, tmp_path / "made")
+    for _ in range(600):
+        if (tmp_path / "made").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the second call did not begin")
+
+
 def test_results_that_nobody_waited_for_are_given_up() -> None:
     child = Child("X")
     first, _ = child.begin(len, "ab"), child.begin(len, "abc")

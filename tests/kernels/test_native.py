@@ -336,6 +336,8 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("TERNARIZE_NATIVE_ISA", "sse9")
     library.cache_clear()
     try:
+        with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9"):
+            kernels.use_backend(nn.Sequential(random_layer(8, 8, Scheme())), "auto")
         with pytest.raises(UnavailableError, match="TERNARIZE_NATIVE_ISA=sse9") as caught:
             kernels.require_backend("native")
         assert caught.value.exit_code == 4

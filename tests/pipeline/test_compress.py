@@ -95,6 +95,26 @@ def test_one_command_gives_a_model_with_card_and_recipe_and_the_recipe_gives_it_
 
 
 @pytest.mark.slow
+def test_a_tier_takes_the_place_of_the_levels_of_a_recipe_and_they_take_its_place(
+    run: Callable[..., Any], work: Path
+) -> None:
+    few = ("--minutes", "0", "--calibration-tokens", "1000")
+    first = run("compress", "tiny", "--data", "texts.txt", *few, "--levels", "mixed", "--bits", "3", "-o", "first")
+    assert first.exit_code == 0, first.stderr
+    for given, before, after in (
+        (("--tier", "faithful"), "first", {"tier": "faithful"}),
+        (("--levels", "ternary"), "second", {"levels": "ternary"}),
+    ):
+        made = {"first": "second", "second": "third"}[before]
+        result = run("compress", "--recipe", f"{before}/recipe.toml", *given, "-o", made)
+        assert result.exit_code == 0, result.stderr
+        recipe = tomllib.loads((work / made / "recipe.toml").read_text())
+        assert {name: value for name, value in recipe.items() if name in ("tier", "levels", "bits")} == after
+        levels = json.loads((work / made / "config.json").read_text())["quantization_config"]["levels"]
+        assert levels == ("int4" if given[0] == "--tier" else "ternary")
+
+
+@pytest.mark.slow
 def test_training_ends_at_a_cosine_or_a_warning_says_that_it_did_not(run: Callable[..., Any], work: Path) -> None:
     few = ("--steps", "20", "--calibration-tokens", "1000", "--batch-size", "8", "--json")
     near = run("compress", "tiny", "--data", "texts.txt", *few, "--until", "0.01", "-o", "near")
@@ -243,6 +263,9 @@ def test_what_can_be_refused_at_once_is_refused_at_once(run: Callable[..., Any],
         ("version = 1\nmodel = 'm'\ndata = ['d']\nsteps = 1.5\n", "whole number"),
         ("version = 1\nmodel = 'm'\ndata = ['d']\nsts = 'a.csv'\n", "not a list of strings"),
         ("version = 1\nmodel = 'm'\ndata = ['d']\nlevels = 3\n", "not a string"),
+        ("version = 1\nmodel = 'm'\ndata = ['d']\ntier = 'better'\n", "not one of small, balanced, faithful"),
+        ("version = 1\nmodel = 'm'\ndata = ['d']\ntier = 3\n", "not one of small, balanced, faithful"),
+        ("version = 1\nmodel = 'm'\ndata = ['d']\nactivations = 8.0\n", "not one of 8, 16"),
         ("version = 1\nmodel = 'm'\ndata = ['d']\nkeep_dense = 1\n", "not true or false"),
         ("version = 1\nmodel = 'm'\ndata = ['d']\nminutes = 1.0\nsteps = 2\n", "the budget is one of"),
         ("version = 1\nmodel = 'm'\ndata = ['d']\nseed = -1\n", "seed is -1"),
@@ -277,6 +300,8 @@ def test_a_recipe_reads_what_it_wrote(tmp_path: Path) -> None:
         min_retention=("0.9",),
         no_check=True,
         table_bits=4,
+        activations=16,
+        tier="faithful",
         seed=7,
         threads=3,
     )

@@ -1,6 +1,7 @@
 """Encoding on a GPU prepares and starts chunks ahead; the same stages run here on a CPU, where nothing is pinned."""
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,21 @@ def test_tokenising_apart_gives_the_same_and_goes_on_here_if_the_process_ends(ti
     assert "texts are tokenised in this process" in caplog.text
     assert "signal 9" in caplog.text
     check_same(encode.prepare(texts(200)), expected)
+
+
+def test_what_was_begun_in_a_process_that_ends_is_tokenised_here(tiny_bert, caplog):
+    encode = TextEncoder(load_encoder(tiny_bert, device="cpu"))
+    expected = encode.prepare(texts(200))
+    quick = encode._quick
+    quick.apart()
+    quick._child._process.send_signal(signal.SIGSTOP)
+    waits = [encode.tokenised(texts(200)) for _ in range(3)]
+    quick._child._process.kill()
+    for wait in waits:
+        check_same(wait(), expected)
+    assert caplog.text.count("texts are tokenised in this process") == 1
+    quick.apart()
+    assert quick._child is None, "a process that failed is not started again"
 
 
 def check_same(made, expected):

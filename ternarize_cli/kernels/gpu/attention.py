@@ -4,8 +4,8 @@ The kernel also norms each head's queries and keys and turns them by their posit
 does it for its queries once, and for its keys as it reads them. Long texts have many programs that read a key, so there
 `heads.prepare` does it before, and PyTorch's attention may follow.
 
-Where texts lie side by side, a program may also have the queries of several texts, one tile of rows after the other: of
-short texts a tile of one is mostly empty. It then reads for each row where its text begins and ends.
+Where texts lie side by side, the queries of a program may also be those of several texts: a tile for one short text
+would be mostly empty. The program then reads for each row where its text begins and ends.
 """
 
 from typing import NamedTuple
@@ -165,6 +165,9 @@ def _attention(
             v = tl.load(at)
         else:
             v = tl.load(at, there[:, None] & (d < HEAD)[None, :], 0.0)
+        if ACROSS:  # what is infinite in one text must not reach another, which weighs it with 0
+            most = 65504.0 if kind == tl.float16 else 3.0e38
+            v = tl.minimum(tl.maximum(v.to(tl.float32), -most), most).to(kind)
         total = tl.dot(p.to(kind), v, total * shrink[:, None])
         largest = higher
     y = total / tl.maximum(weights, 1e-30)[:, None]
@@ -208,6 +211,8 @@ def attention(
     grid = (texts * heads.heads, triton.cdiv(tokens, how.queries))
     if how.across:
         assert spans is not None
+        assert mask is None
+        assert scores.pairs is None
         assert not halves
         starts, tokens, grid = None, rows, (triton.cdiv(rows, how.queries) * heads.heads, 1)
     _attention[grid](
@@ -231,11 +236,12 @@ def ways(tokens: int, head: int, *, across: bool = False) -> list[Attention]:
     Args:
         tokens: number of tokens of the longest text.
         head: width of a head.
-        across: whether there are `spans`, so that tiles may go across texts, most of which may be short.
+        across: whether `attention` gets `spans`, so that a program may have the queries of several texts; those ways
+            suit texts that are shorter than the longest.
     """
     if across:
-        tiles = [Attention(16, 16, 1, 2, True), Attention(32, 32, 2, 2, True), Attention(64, 64, 4, 2, True)]
-        return [*ways(tokens, head), *tiles]
+        tiles = [Attention(16, 16, 1, 2, True), Attention(32, 32, 2, 2, True)]
+        return [*ways(tokens, head), *tiles, *([] if head > 128 else [Attention(64, 64, 4, 2, True)])]
     wide = head > 128
     if tokens <= 16:
         return [Attention(16, 16, 1, 1)]

@@ -69,6 +69,7 @@ class GpuBlocks:
         block: their description.
         products: their products.
         kept: dtype of the residual of texts. Where norms are RMS, some values grow beyond float16.
+        reads_spans: whether attention of some block may read `Layout.spans`.
     """
 
     def __init__(self, stack: Stack, arithmetic: Arithmetic) -> None:
@@ -100,6 +101,7 @@ class GpuBlocks:
         seen = [(-1 if k.before is None else k.before, -1 if k.after is None else k.after) for k in block.kinds]
         self._scores = [Scores(*seen[kind], distances) for kind in block.kind_of]
         self._choices = Choices()
+        self.reads_spans = any(kind.rotary is None for kind in block.kinds) and all(h.is_bare for h in self._heads)
 
     def __call__(self, x: Tensor, rounded: Rounded | None, layout: Layout, count: int | None = None) -> Tensor:
         """Runs blocks: from the residual `[rows, width]` to the hidden states after the last norm, float32.
@@ -195,6 +197,8 @@ class GpuBlocks:
             "unpadded": layout.starts,
         }
         named |= {"distances": scores.distances, "pairs": scores.pairs, "e4m3": factor or None}
+        if layout.spans is not None and heads.is_bare:  # how short texts are decides, too
+            named[f"of {layout.texts} texts"] = True
         said = [name for name, value in named.items() if value is not None]
         window = f"{scores.before}:{scores.after}"
         key = f"attention {heads.heads}/{heads.shared} x {heads.head} {window} {' '.join(said)}"

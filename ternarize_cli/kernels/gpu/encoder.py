@@ -203,7 +203,8 @@ class GpuEncoder:
         """Runs such a pass over real tokens alone: to hidden states `[rows, width]`, and what is pooled from them."""
         embedded = self._embedded(given["ids"], given.get("types"), given["positions"])
         starts, places, longest = given["starts"], given["places"], given["longest"]
-        turns, spans = self._turn_tables(longest), spans_of(starts, places.shape[0])
+        spans = spans_of(starts, places.shape[0]) if self._blocks.reads_spans else None
+        turns = self._turn_tables(longest)
         layout = Layout(len(starts) - 1, longest, turns, starts=starts, places=places, spans=spans)
         hidden = self._blocks(*embedded, layout, self._count)
         if self._pool is None or not pools_first_token(self._model):
