@@ -146,6 +146,7 @@ def test_an_interrupt_ends_it_quietly(site: Path) -> None:
     with started(site) as command:
         feed(command)
         command.send_signal(signal.SIGINT)
+        command.wait(timeout=60)  # `communicate` closes stdin, at whose end the command may end before the signal comes
         _, said = command.communicate(timeout=60)
         assert (command.returncode, said) == (130, "")
 
