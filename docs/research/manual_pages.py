@@ -13,31 +13,24 @@ import argparse
 import json
 import re
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from documentation_text import sentences
 
 from ternarize_cli.data.manuals import rendered, renderer
 from ternarize_cli.data.prose import pieces
 
 DOCUMENTS, QUERIES, TEXTS, CHARACTERS = 2000, 1000, 10_000, 1000
 SUMMARY = re.compile(r"[^ ]+(?:, [^ ]+)* [-–—] .{10,200}")
-SENTENCE = re.compile(r"(?<=[.!?:]) +")
 
 
 def pages(roots: list[Path]) -> list[Path]:
     """The pages below some folders, a name once, in the order of checksums of their names."""
     found = {file.name: file for root in roots for file in sorted(root.glob("man[1-8]/*")) if not file.is_symlink()}
     return sorted(found.values(), key=lambda file: zlib.crc32(file.name.encode()))
-
-
-def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text that are long enough to tell where they come from, without case and punctuation."""
-    for found in (text, *SENTENCE.split(text)):
-        if len(found.split()) >= 5:
-            yield " ".join(re.findall(r"\w+", found.lower()))
 
 
 def main() -> None:

@@ -198,7 +198,7 @@ def use_backend(encoder: nn.Module, name: str) -> str:
         if name != "auto":
             raise InputError(f"--backend {name} runs packed models, and this one is not packed", hint="ternarize pack")
         return "torch"
-    shared = _running_all(layers) if name == "auto" else ()
+    shared = _running_all(encoder, layers) if name == "auto" else ()
     for layer in layers:
         layer.backend, layer.shared = name, shared
         layer.ensure_kernel()
@@ -207,14 +207,13 @@ def use_backend(encoder: nn.Module, name: str) -> str:
     return f"{ran} (linears only)" if hasattr(_REGISTRY.get(ran), "fuse") and not any(fused) else ran
 
 
-def _running_all(layers: Sequence[PackedLinear]) -> tuple[str, ...]:
-    """The backends but `reference` that can run every one of some layers, so that an encoder of them can run fused.
+def _running_all(encoder: nn.Module, layers: Sequence[PackedLinear]) -> tuple[str, ...]:
+    """The backends but `reference` that can run every packed layer of an encoder, so that it can run fused.
 
     Without this an encoder whose linears are not all ternary would have one backend for some and one for the others.
     """
     names = {name for layer in layers for name in AUTO.get(layer.weight.device.type, ())} - {"reference"}
-    able = (name for name in names if _REGISTRY[name].missing() is None)
-    return tuple(name for name in able if not any(_refusal(_REGISTRY[name], layer) for layer in layers))
+    return tuple(name for name in names if _REGISTRY[name].missing() is None and refusal(encoder, name) is None)
 
 
 class FirstForward:

@@ -130,7 +130,7 @@ def _check(key: str, value: object, path: Path) -> None:
         right, what = _is_strings(value), "a list of strings"
     elif isinstance(default, bool):
         right, what = isinstance(value, bool), "true or false"
-    elif isinstance(default, str) or str in kinds:
+    elif str in kinds:
         right, what = isinstance(value, str), "a string"
     else:
         right, what = isinstance(value, int | float) and not isinstance(value, bool), "a number"

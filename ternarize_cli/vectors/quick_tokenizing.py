@@ -52,7 +52,7 @@ class QuickTokenizer:
         self._tensors = {name for name, value in features.items() if isinstance(value, Tensor)}
         self._pads_right = tokenizer.padding_side == "right"
         self._child: Child | None = None
-        self._may_start, self._lock = True, threading.Lock()
+        self._was_started, self._lock = False, threading.Lock()
 
     def makes(self, expected: dict[str, Any], texts: Sequence[str]) -> bool:
         """Returns whether these features are what it makes of some texts."""
@@ -66,19 +66,17 @@ class QuickTokenizer:
         )
 
     def apart(self) -> None:
-        """Tokenises in a process of its own from now on, unless one has failed before."""
+        """Tokenises in a process of its own from now on, which is started once, and not again after a failure."""
         with self._lock:
-            if self._child is not None or not self._may_start:
+            if self._was_started:
                 return
-            self._may_start = False
+            self._was_started = True
             described = self._own().to_str()
-        child = Child("the tokenizer")
+        self._child = Child("the tokenizer")
         try:
-            child.call(open_here, described, self._limit, self._has_types)
+            self._child.call(open_here, described, self._limit, self._has_types)
         except TernarizeError as e:
-            _LOG.warning("texts are tokenised in this process, which is slower: %s", e)
-            return
-        self._child = child
+            self._give_up(e)
 
     def __call__(self, texts: Sequence[str]) -> FlatTokens:
         """Tokenises texts behind the prompt, and cuts them at the limit."""
@@ -116,7 +114,7 @@ class QuickTokenizer:
         with self._lock:
             if self._child is not None:
                 _LOG.warning("texts are tokenised in this process, which is slower: %s", error)
-                self._child, self._may_start = None, False
+                self._child = None
 
     def _here(self, texts: list[str]) -> FlatTokens:
         with self._lock:  # the thread that begins and the one that waits may both come here

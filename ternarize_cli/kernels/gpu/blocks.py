@@ -171,6 +171,7 @@ class GpuBlocks:
         if scores.after >= tokens - 1 and tokens > 1:
             scores = scores._replace(after=-1)
         factor = self.products.attention_factor(i)
+        across = layout.spans is not None and heads.is_bare
 
         def call(how: Attention | None) -> Rounded:
             if how is None:
@@ -187,7 +188,6 @@ class GpuBlocks:
             plain = layout.mask is None and layout.starts is None and heads.is_bare and qkv.is_cuda
             plain = plain and scores.distances is None and scores.pairs is None and scores.before < 0
             by_torch = plain and scores.after <= 0 and tokens > _TORCH_FROM and heads.head in _TORCH_HEADS
-            across = layout.spans is not None and heads.is_bare
             return [*([None] if by_torch else []), *kernel.ways(tokens, heads.head, across=across)]
 
         named: dict[str, Any] = {
@@ -197,8 +197,7 @@ class GpuBlocks:
             "unpadded": layout.starts,
         }
         named |= {"distances": scores.distances, "pairs": scores.pairs, "e4m3": factor or None}
-        if layout.spans is not None and heads.is_bare:  # how short texts are decides, too
-            named[f"of {layout.texts} texts"] = True
+        named[f"of {layout.texts} texts"] = across or None  # how short texts are decides, too
         said = [name for name, value in named.items() if value is not None]
         window = f"{scores.before}:{scores.after}"
         key = f"attention {heads.heads}/{heads.shared} x {heads.head} {window} {' '.join(said)}"
