@@ -6,18 +6,18 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ternarize_cli.errors import TernarizeError
+from ternarize_cli.errors import InputError, TernarizeError
 
 __all__ = ["Failure", "debugging", "explained"]
 
+_NO_MEMORY_NOW = ("cannot allocate memory", "failed to map segment")  # the system's words, whatever a file asks for
 _NO_MEMORY = (
+    *_NO_MEMORY_NOW,
     "error return without exception set",  # a library's C code did not check an allocation
     "can't allocate memory",
-    "cannot allocate memory",
     "unable to allocate",
     "out of memory",
     "std::bad_alloc",
-    "failed to map segment",
 )
 _NO_FILES = "too many open files"
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
@@ -44,19 +44,17 @@ def debugging() -> bool:
 
 def explained(error: Exception) -> Failure:
     """Makes the message, hint and exit code for an exception of ternarize, of Python or of any library."""
-    if isinstance(error, TernarizeError):
-        return Failure(str(error), error.hint, error.exit_code)
     texts = [f"{type(e).__name__}: {e}".lower() for e in _chain(error)]
+    if isinstance(error, TernarizeError):
+        if isinstance(error, InputError) and any(words in text for words in _NO_MEMORY_NOW for text in texts[1:]):
+            return _no_memory()  # the file that a library could not read is not to blame
+        return Failure(str(error), error.hint, error.exit_code)
     if any(_NO_FILES in text for text in texts):
         return Failure(f"too many open files: {_limit()}", "ulimit -n 1024, and run it again", 1)
     if any("outofmemoryerror" in text or "cuda out of memory" in text for text in texts):
         return Failure("the memory of the GPU is full", "use a smaller --batch-size, or --device cpu", 1)
     if any(isinstance(e, MemoryError) for e in _chain(error)) or any(n in t for n in _NO_MEMORY for t in texts):
-        return Failure(
-            "there is not enough memory",
-            "use a smaller --batch-size, fewer --threads or --calibration-tokens, or a machine with more memory",
-            1,
-        )
+        return _no_memory()
     if isinstance(error, UnicodeEncodeError):
         return Failure(
             f"{error.object[:200]!a} can't be written: it has characters that {error.encoding} lacks",
@@ -77,6 +75,14 @@ def explained(error: Exception) -> Failure:
     return Failure(
         f"unexpected {type(error).__name__}: {text[:300]}",
         "run the command again with TERNARIZE_DEBUG=1, and report the traceback",
+        1,
+    )
+
+
+def _no_memory() -> Failure:
+    return Failure(
+        "there is not enough memory",
+        "use a smaller --batch-size, fewer --threads or --calibration-tokens, or a machine with more memory",
         1,
     )
 

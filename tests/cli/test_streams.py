@@ -17,7 +17,7 @@ import torch
 from ternarize_cli.cli.failures import explained
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.compress.pack import pack
-from ternarize_cli.errors import OutputError
+from ternarize_cli.errors import CheckpointError, OutputError
 
 pytestmark = pytest.mark.slow
 
@@ -124,24 +124,33 @@ def test_few_descriptors_are_enough_or_said_to_be_too_few(here: Path, most: int,
         assert json.loads(done.stdout)["output"] == command.split()[-1]
 
 
-# the limit comes after the imports: OpenBLAS, which scipy loads, tries for ever where there is no memory for it
+# the limit comes after all imports: OpenBLAS, for one, tries for ever to start where there is no memory for it
 SMALL = """
-import resource, scipy.linalg, sys, transformers.modeling_utils
+import resource, sys
 from pathlib import Path
 from ternarize_cli.__main__ import main
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (16 << 20),) * 2)
+model, more = sys.argv[1:]
 sys.argv[1:] = ["convert", "m", "-o", "out"]
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (int(more) << 20),) * 2)
+sys.argv[1:] = ["convert", model, "-o", "large"]
 main()
 """
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no /proc")
-def test_too_little_memory_is_said_to_be_so(here: Path) -> None:
-    done = subprocess.run([sys.executable, "-P", "-c", SMALL], cwd=here, capture_output=True, timeout=120)
+@pytest.mark.parametrize("more", [16, 128])
+def test_too_little_memory_is_said_to_be_so(here: Path, minilm: Path, more: int) -> None:
+    command = [sys.executable, "-P", "-c", SMALL, str(minilm), str(more)]
+    done = subprocess.run(command, cwd=here, capture_output=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.decode().startswith("error: there is not enough memory\n  try: ")
+    assert "error: there is not enough memory\n  try: " in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+    assert not (here / "large").exists()
 
 
 def no_array() -> object:
@@ -164,6 +173,11 @@ def test_a_cause_counts_and_an_error_of_ours_says_what_it_says() -> None:
     error = ImportError("a part is missing")
     error.__cause__ = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     assert explained(error).message == f"too many open files: a process may have {soft} here"
+    blamed = CheckpointError("model.safetensors is damaged or cut off", hint="fetch the file again")
+    blamed.__cause__ = RuntimeError("unable to mmap 9 bytes from file: Cannot allocate memory (12)")
+    assert explained(blamed)[::2] == ("there is not enough memory", 1)
+    blamed.__cause__ = MemoryError("a header that asks for 2**60 bytes")
+    assert explained(blamed) == ("model.safetensors is damaged or cut off", "fetch the file again", 2)
     assert explained(OutputError("it is full", hint="make room")) == ("it is full", "make room", 1)
     assert explained(ValueError("odd")).message == "unexpected ValueError: odd"
 
