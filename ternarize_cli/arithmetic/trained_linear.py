@@ -155,22 +155,22 @@ def _dense_weight(weight: Tensor, scale: Tensor, levels: str, dtype: torch.dtype
     lib = _library(weight, scale)
     if lib is None or dtype not in _OF_LIBRARY or not _is_simple(scale, levels):
         return _fused_dense_weight(weight, scale, levels, dtype)
-    dense = torch.empty_like(weight)
+    dense = torch.empty_like(weight, dtype=dtype)
     training.round_weights(lib, _array(weight), _of_rows(scale, weight), _range(levels), _array(dense))
-    return dense.to(dtype)
+    return dense
 
 
 def _weight_gradients(product: Tensor, weight: Tensor, scale: Tensor, levels: str) -> tuple[Tensor, Tensor]:
     """Computes the gradients of the latent weight and of the scale from the gradient of the dense weights."""
-    if product.dtype in _OF_LIBRARY and product.device.type == "cpu":
-        product = product.float()
-    lib = _library(product, weight, scale)
-    if lib is None or not _is_simple(scale, levels):
+    lib = _library(weight, scale)
+    if lib is None or product.dtype not in _OF_LIBRARY or not product.is_contiguous() or not _is_simple(scale, levels):
         return _fused_weight_gradients(product, weight, scale, levels)
-    of_rows = product.new_empty(len(product))
-    scales = _of_rows(scale, weight)
-    training.scale_gradients(lib, _array(product), _array(weight), scales, _range(levels), _array(of_rows))
-    return product, of_rows.view(-1, 1) if scale.dim() == 2 else of_rows.sum().view(1)
+    of_rows = weight.new_empty(len(product))
+    wide = None if product.dtype == torch.float32 else torch.empty_like(weight)
+    given = _array(product), _array(weight), _of_rows(scale, weight), _range(levels), _array(of_rows)
+    training.scale_gradients(lib, *given, None if wide is None else _array(wide))
+    of_scale = of_rows.view(-1, 1) if scale.dim() == 2 else of_rows.sum().view(1)
+    return product if wide is None else wide, of_scale
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,9 +178,9 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     lib = _library(x)
     if lib is None or dtype not in _OF_LIBRARY:
         return _fused_rounded(x, dtype)
-    made = torch.empty_like(x)
+    made = torch.empty_like(x, dtype=dtype)
     training.round_activations(lib, *(_array(t).reshape(-1, x.shape[-1]) for t in (x, made)))
-    return made.to(dtype)
+    return made
 
 
 @cache
@@ -215,4 +215,6 @@ def _range(levels: str) -> tuple[int, int]:
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().numpy()
+    """Gives a tensor's memory as an array; bfloat16, which NumPy lacks, as uint16."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -52,6 +52,8 @@ _TEMPERATURE = 0.05
 _HEAD = 64
 _SAME = 0.995
 _NEVER = -1e9
+_LEAST = -80.0
+"""Logarithms of probabilities are cut to this: below 1e-38 numbers are denormal, with which processors are slow."""
 _FLAT = 1e-4
 """The least share of the squares of a batch's logits that their variance counts as, for batches of equal logits."""
 
@@ -198,13 +200,16 @@ def similarity_divergence(student: Tensor, teacher: Tensor, queue: Tensor | None
     by_teacher, by_student = similarities(teacher), similarities(student)
     itself = torch.eye(count, dtype=torch.bool, device=teacher.device)
     if queue is not None:
-        itself = torch.cat([itself, (by_teacher[:, count:] > _SAME) | ~queue.any(dim=1)], dim=1)
+        earlier = by_teacher[:, count:]
+        unfilled = (earlier == 0).all(dim=0)  # a row of zeros is at a right angle to all texts
+        itself = torch.cat([itself, (earlier > _SAME) | unfilled], dim=1)
 
     def distribution(found: Tensor) -> Tensor:
         return F.log_softmax((found / _TEMPERATURE).masked_fill(itself, _NEVER), dim=-1)
 
     wanted, found = distribution(by_teacher), distribution(by_student)
-    return (wanted.exp() * (wanted - found) * ~itself).sum() / count
+    share = wanted.clamp_min(_LEAST).exp()
+    return (share * (wanted - found) * ~itself).sum() / count
 
 
 def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -139,10 +139,11 @@ class Optimisation:
         count = len(batches) * self._on.num_processes
         if self._on.num_processes > 1:
             torch.distributed.all_reduce(self._gradients)
-        norm = self._gradients.norm() / count
-        self._gradients.mul_((_LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0) / count)
+        norm = _norm(self._gradients) / count
         broken = (~norm.isfinite()).float()
-        self.optimizer.found_inf = broken  # type: ignore[attr-defined]  # with 1, a fused AdamW changes nothing
+        # A fused AdamW divides the gradients by the first, and changes nothing if the second is 1.
+        self.optimizer.grad_scale = (norm / _LARGEST_GRADIENT).clamp(min=1.0) * count  # type: ignore[attr-defined]
+        self.optimizer.found_inf = broken  # type: ignore[attr-defined]
         self.optimizer.step()
         self._broken.add_(broken)[1].mul_(broken)
         self._gradients.zero_()
@@ -236,6 +237,11 @@ class Optimisation:
         on = self._on.device.type
         enabled = on == "cuda" or (of_teacher and self._products is not None)
         return torch.autocast(on, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Computes the length of a vector; on a CPU by a product, which takes a third of the time of PyTorch's norm."""
+    return torch.dot(x, x).sqrt() if x.device.type == "cpu" else x.norm()
 
 
 @contextmanager

@@ -46,13 +46,16 @@ class Calls:
             | sequences
             | {"skipped": 0, "out": y, "stride": 7, "threads": 2},
             "tz_normalize": {"x": x, "rows": 3, "width": 5},
-            "tz_round_weights": {"isa": 0} | linear | {"out": y, "threads": 2},
-            "tz_scale_gradients": {"isa": 0, "gradients": x} | linear | {"out": y, "threads": 2},
-            "tz_round_activations": {"isa": 0, "x": x, "rows": 3, "width": 5, "out": y, "threads": 2},
+            "tz_round_weights": {"isa": 0} | linear | {"out": y, "bf16": None, "threads": 2},
+            "tz_scale_gradients": {"isa": 0, "gradients": x, "bf16": None}
+            | linear
+            | {"out": y, "wide": None, "threads": 2},
+            "tz_round_activations": {"isa": 0, "x": x, "rows": 3, "width": 5, "out": y, "bf16": None, "threads": 2},
         }
 
 
 TRAINING = ("tz_round_weights", "tz_scale_gradients", "tz_round_activations")
+ROUNDING = ("tz_round_weights", "tz_round_activations")
 LINEAR: list[tuple[str, Any, str]] = [
     *(("low", n, "codes lie between -8 and 7") for n in (-9, 1, INT_MIN)),
     *(("high", n, "codes lie between -8 and 7") for n in (0, 8, INT_MAX)),
@@ -92,9 +95,14 @@ CASES: list[tuple[str, str, Any, str]] = [
     *(("tz_normalize", "x", place, INPUT) for place in (None, 1, 2)),
     *((name, "isa", n, ISA) for name in TRAINING for n in (-1, 99)),
     *((name, "threads", n, THREADS) for name in TRAINING for n in (0, -1, 1025)),
-    *((name, "out", place, OUTPUT) for name in TRAINING for place in (None, 1, 2)),
+    *((name, "out", None, "the output is either float or bfloat16") for name in ROUNDING),
+    *((name, "bf16", 64, "the output is either float or bfloat16") for name in ROUNDING),
+    *((name, "out", place, "the output is not aligned") for name in ROUNDING for place in (1, 2)),
+    *(("tz_scale_gradients", "out", place, OUTPUT) for place in (None, 1, 2)),
     *((name, *case) for name in TRAINING[:2] for case in LINEAR),
-    *(("tz_scale_gradients", "gradients", n, "there are no gradients, or they are not aligned") for n in (None, 1, 2)),
+    *(("tz_scale_gradients", "gradients", place, "the gradients are not aligned") for place in (1, 2)),
+    ("tz_scale_gradients", "gradients", None, "gradients are either float or bfloat16"),
+    ("tz_scale_gradients", "bf16", 64, "gradients are either float or bfloat16"),
     *(("tz_round_activations", "rows", n, ROWS) for n in (-1, (1 << 28) + 1)),
     *(("tz_round_activations", "width", n, WIDTH) for n in (0, -1, MAX_INPUTS + 1)),
     *(("tz_round_activations", "x", place, INPUT) for place in (None, 1, 2)),
@@ -177,6 +185,19 @@ def test_structures_that_are_not_aligned_are_refused_in_words(lib: Library) -> N
         ctypes.memmove(odd, calls.arguments[name][argument], ctypes.sizeof(of))
         calls.arguments[name][argument] = odd
         refused(lib, calls, name, "there is no")
+
+
+@pytest.mark.parametrize("place", ["bf16", "wide"])
+def test_gradients_in_bfloat16_need_their_places(lib: Library, place: str) -> None:
+    calls = Calls()
+    given = calls.arguments["tz_scale_gradients"]
+    given |= {"gradients": None, "bf16": given["gradients"], "wide": calls.y.ctypes.data}
+    given[place] += 1
+    why = "the gradients are not aligned" if place == "bf16" else "there is no room for the gradients as float"
+    refused(lib, calls, "tz_scale_gradients", why)
+    given[place] = None
+    why = "gradients are either float or bfloat16" if place == "bf16" else why
+    refused(lib, calls, "tz_scale_gradients", why)
 
 
 def test_places_of_empty_arrays_may_be_null(lib: Library) -> None:

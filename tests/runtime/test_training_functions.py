@@ -60,6 +60,33 @@ def test_activations_are_rounded_bit_for_bit(lib: Library, rows: int, columns: i
     assert (out == (q * t).numpy()).all()
 
 
+def as_bfloat16(x: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(x).to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_results_in_bfloat16_are_those_in_float32_rounded(lib: Library, rows: int, columns: int) -> None:
+    x, by, out = random(rows, columns), scales(rows), np.empty((rows, columns), np.float32)
+    rounded = np.full((rows, columns), 9, np.uint16)
+    training.round_weights(lib, x, by, (-8, 7), out)
+    training.round_weights(lib, x, by, (-8, 7), rounded)
+    assert (rounded == as_bfloat16(out)).all()
+    training.round_activations(lib, x, out)
+    training.round_activations(lib, x, rounded)
+    assert (rounded == as_bfloat16(out)).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_gradients_in_bfloat16_are_widened(lib: Library, rows: int, columns: int) -> None:
+    weights, given, by = random(rows, columns), as_bfloat16(random(rows, columns, seed=1)), scales(rows)
+    same = torch.from_numpy(given).view(torch.bfloat16).float().numpy()
+    wide, out, expected = np.full_like(weights, 9), np.empty_like(by), np.empty_like(by)
+    training.scale_gradients(lib, given, weights, by, (-1, 1), out, wide)
+    training.scale_gradients(lib, same, weights, by, (-1, 1), expected)
+    assert (wide == same).all()
+    assert (out == expected).all()
+
+
 def test_numbers_that_are_not_finite_show(lib: Library) -> None:
     x = random(4, 40)
     x[1, 7], x[3, 39] = np.nan, np.inf
@@ -67,6 +94,9 @@ def test_numbers_that_are_not_finite_show(lib: Library) -> None:
     training.round_activations(lib, x, rounded)
     assert np.isnan(rounded[[1, 3]]).all()
     assert np.isfinite(rounded[[0, 2]]).all()
+    in_bfloat16 = np.empty(x.shape, np.uint16)
+    training.round_activations(lib, x, in_bfloat16)
+    assert (torch.from_numpy(in_bfloat16).view(torch.bfloat16).isnan().numpy() == np.isnan(rounded)).all()
     training.round_weights(lib, x, np.ones(4, np.float32), (-1, 1), dense)
     assert np.isnan(dense[1, 7])
     assert (np.isnan(dense).sum(), dense[3, 39]) == (1, 1)
@@ -92,11 +122,18 @@ def test_arrays_that_do_not_belong_together_are_refused(lib: Library) -> None:
     weights, out = random(6, 8), np.empty((6, 8), np.float32)
     with pytest.raises(ValueError, match=r"scales should be float32 \[6\], and is float32 \[5\]"):
         training.round_weights(lib, weights, scales(5), (-1, 1), out)
-    with pytest.raises(ValueError, match=r"the other matrix should be float32 \[6, 8\]"):
+    with pytest.raises(ValueError, match=r"the output should be float32 \[6, 8\]"):
         training.round_weights(lib, weights, scales(6), (-1, 1), out[:5])
+    with pytest.raises(ValueError, match=r"the output should be uint16 \[6, 8\]"):
+        training.round_weights(lib, weights, scales(6), (-1, 1), np.empty((6, 7), np.uint16))
+    for gradients, wide in ((weights, out), (as_bfloat16(weights), None)):
+        with pytest.raises(ValueError, match="gradients in bfloat16, and no others, are written as float32, too"):
+            training.scale_gradients(lib, gradients, weights, scales(6), (-1, 1), scales(6), wide)
+    with pytest.raises(ValueError, match=r"the gradients as float32 should be float32 \[6, 8\]"):
+        training.scale_gradients(lib, as_bfloat16(weights), weights, scales(6), (-1, 1), scales(6), out[:5])
     with pytest.raises(ValueError, match="contiguous"):
         training.round_weights(lib, random(8, 6).T, scales(6), (-1, 1), out)
-    with pytest.raises(ValueError, match=r"the rounded rows should be float32"):
+    with pytest.raises(ValueError, match=r"the output should be float32"):
         training.round_activations(lib, weights, out.astype(np.float64))
     with pytest.raises(FormatError, match="codes lie between -8 and 7"):
         training.round_weights(lib, weights, scales(6), (-9, 7), out)

@@ -30,7 +30,7 @@ __all__ = [
 
 BITS = {"ternary": 2, "int4": 4}
 """The bits that a code takes in the library, by the levels that it runs."""
-INTERFACE = 6
+INTERFACE = 7
 """The version of the interface that this module describes."""
 MAX_THREADS = 1024
 """The most threads that the library runs with."""
@@ -126,9 +126,9 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tz_norm": (_INT, [_INT, ctypes.POINTER(NativeNorm), _POINTER, _INT, _INT, _INT]),
     "tz_pool": (_INT, [_INT, _POINTER, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _INT]),
     "tz_normalize": (_INT, [_POINTER, _INT, _INT]),
-    "tz_round_weights": (_INT, [_INT, _POINTER, _POINTER, *[_INT] * 4, _POINTER, _INT]),
-    "tz_scale_gradients": (_INT, [_INT, _POINTER, _POINTER, _POINTER, *[_INT] * 4, _POINTER, _INT]),
-    "tz_round_activations": (_INT, [_INT, _POINTER, _INT, _INT, _POINTER, _INT]),
+    "tz_round_weights": (_INT, [_INT, _POINTER, _POINTER, *[_INT] * 4, _POINTER, _POINTER, _INT]),
+    "tz_scale_gradients": (_INT, [_INT, *[_POINTER] * 4, *[_INT] * 4, _POINTER, _POINTER, _INT]),
+    "tz_round_activations": (_INT, [_INT, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT]),
     "tz_encode": (_INT, [_INT, ctypes.POINTER(Encoder), _POINTER, _INT, _POINTER, _INT, _INT]),
 }
 """For each function but `tz_interface`: the type of its result, and the types of its arguments."""

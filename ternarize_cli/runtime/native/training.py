@@ -1,6 +1,7 @@
 """What a training step of a linear computes besides products, by the compiled library.
 
-Results equal those of `arithmetic.ternary`, bit for bit but for sums, which are added in another order.
+Results equal those of `arithmetic.ternary`, bit for bit but for sums, which are added in another order. Results and
+gradients may be in bfloat16, which NumPy lacks: such an array has the dtype uint16, and holds the numbers' bits.
 """
 
 import numpy as np
@@ -22,16 +23,26 @@ def round_weights(
         weights: float32 `[outputs, inputs]`.
         scales: float32 `[outputs]`; the codes of a row whose scale is 0 are 0.
         codes: the lowest and the highest code, at least -8 and at most 7.
-        out: float32 `[outputs, inputs]`.
+        out: float32 or bfloat16 `[outputs, inputs]`.
 
     Raises:
         ValueError: an array has another dtype or shape, or is not contiguous.
         FormatError: the library takes no linear of that size.
     """
-    _check_matrices(weights, out, scales)
+    check_rows(weights)
+    check("scales", scales, np.float32, weights.shape[:1])
     outputs, inputs = map(c_int, weights.shape)
     places = address(weights), address(scales)
-    lib.run("tz_round_weights", lib.isa, *places, *codes, outputs, inputs, address(out), threads())
+    lib.run(
+        "tz_round_weights",
+        lib.isa,
+        *places,
+        *codes,
+        outputs,
+        inputs,
+        *_places("the output", out, weights.shape),
+        threads(),
+    )
 
 
 def scale_gradients(
@@ -41,24 +52,33 @@ def scale_gradients(
     scales: np.ndarray,
     codes: tuple[int, int],
     out: np.ndarray,
+    wide: np.ndarray | None = None,
 ) -> None:
     """Writes the gradients of scales to `out`, float32 `[outputs]`: for each row the sum of gradients times codes.
 
     Args:
         lib: the library.
-        gradients: float32 `[outputs, inputs]`, the gradients of the rounded weights.
+        gradients: float32 or bfloat16 `[outputs, inputs]`, the gradients of the rounded weights.
         weights, scales, codes: as `round_weights` takes them.
         out: float32 `[outputs]`.
+        wide: float32 `[outputs, inputs]`, where gradients in bfloat16 are written as float32; None for such in float32.
 
     Raises:
-        ValueError: an array has another dtype or shape, or is not contiguous.
+        ValueError: an array has another dtype or shape, or is not contiguous; or `wide` is missing, or not needed.
         FormatError: the library takes no linear of that size.
     """
-    _check_matrices(weights, gradients, scales)
+    check_rows(weights)
+    check("scales", scales, np.float32, weights.shape[:1])
     check("the gradients of scales", out, np.float32, scales.shape)
+    given = _places("the gradients", gradients, weights.shape)
+    if (wide is not None) != (gradients.dtype == np.uint16):
+        raise ValueError("gradients in bfloat16, and no others, are written as float32, too")
+    if wide is not None:
+        check("the gradients as float32", wide, np.float32, weights.shape)
     outputs, inputs = map(c_int, weights.shape)
-    places = address(gradients), address(weights), address(scales)
-    lib.run("tz_scale_gradients", lib.isa, *places, *codes, outputs, inputs, address(out), threads())
+    places = *given, address(weights), address(scales)
+    results = address(out), None if wide is None else address(wide)
+    lib.run("tz_scale_gradients", lib.isa, *places, *codes, outputs, inputs, *results, threads())
 
 
 def round_activations(lib: Library, x: np.ndarray, out: np.ndarray) -> None:
@@ -67,19 +87,19 @@ def round_activations(lib: Library, x: np.ndarray, out: np.ndarray) -> None:
     Args:
         lib: the library.
         x: float32 `[rows, width]`.
-        out: float32 `[rows, width]`. A row that holds a number that is not finite becomes NaN.
+        out: float32 or bfloat16 `[rows, width]`. A row that holds a number that is not finite becomes NaN.
 
     Raises:
         ValueError: an array has another dtype or shape, or is not contiguous.
         FormatError: a size is beyond the limits of the library.
     """
     check_rows(x)
-    check("the rounded rows", out, np.float32, x.shape)
     rows, width = map(c_int, x.shape)
-    lib.run("tz_round_activations", lib.isa, address(x), rows, width, address(out), threads())
+    lib.run("tz_round_activations", lib.isa, address(x), rows, width, *_places("the output", out, x.shape), threads())
 
 
-def _check_matrices(weights: np.ndarray, other: np.ndarray, scales: np.ndarray) -> None:
-    check_rows(weights)
-    check("the other matrix", other, np.float32, weights.shape)
-    check("scales", scales, np.float32, weights.shape[:1])
+def _places(name: str, array: np.ndarray, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
+    """Gives the addresses of an array in float32 and in bfloat16, of which one is None."""
+    check(name, array, np.uint16 if array.dtype == np.uint16 else np.float32, shape)
+    place = address(array)
+    return (None, place) if array.dtype == np.uint16 else (place, None)

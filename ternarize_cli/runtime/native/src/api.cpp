@@ -102,7 +102,7 @@ const std::vector<const Kernels*>& available() {
 constexpr int64_t kWorthSharing = 16 * 24 * 12;  // of a linear: rows x panels x blocks
 constexpr int64_t kWorthAnother = 512 * 768;     // of embeddings, norms and pooling: rows x width
 constexpr int64_t kWorthDense = 1 << 20;         // of a dense linear: rows x inputs x outputs
-constexpr int kInterface = 6;  // version of functions and structures; equals INTERFACE in interface.py
+constexpr int kInterface = 7;  // version of functions and structures; equals INTERFACE in interface.py
 
 const Kernels& kernels_of(int isa) {
   require(within(isa, 0, static_cast<int64_t>(available().size()) - 1), "there is no such instruction set");
@@ -350,38 +350,47 @@ TZ_EXPORT int tz_norm(int isa, const Norm* norm, float* x, int rows, int width, 
   });
 }
 
-// Rounds the weights [outputs][inputs] of a linear in training, whose outputs have a scale each, to codes from `low` to `high`:
-// out [outputs][inputs] = codes * scale.
+// Rounds the weights [outputs][inputs] of a linear in training, whose outputs have a scale each, to codes from `low` to `high`.
+// Writes codes * scale to one of out [outputs][inputs] and bf16 [outputs][inputs], in which numbers are bfloat16; the other is null.
 TZ_EXPORT int tz_round_weights(int isa, const float* weights, const float* scales, int low, int high, int outputs, int inputs,
-                               float* out, int threads) {
+                               float* out, uint16_t* bf16, int threads) {
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
     check_threads(threads);
     check_trained(weights, scales, low, high, outputs, inputs);
-    require_array(out, "there is no output, or it is not aligned");
+    check_written(out, bf16);
     share_out(outputs, static_cast<int64_t>(outputs) * inputs, threads,
-              [&](int first, int last) { k.round_weights(weights, scales, low, high, first, last, inputs, out); });
+              [&](int first, int last) { k.round_weights(weights, scales, low, high, first, last, inputs, out, bf16); });
   });
 }
 
 // Computes the gradients out [outputs] of the scales of a linear in training, from the gradients [outputs][inputs] of the rounded
 // weights: for each output the sum of gradients times codes, which are rounded as in tz_round_weights.
-TZ_EXPORT int tz_scale_gradients(int isa, const float* gradients, const float* weights, const float* scales, int low, int high,
-                                 int outputs, int inputs, float* out, int threads) {
+//   gradients, bf16: the gradients as float or as bfloat16; the other is null
+//   wide: [outputs][inputs]: where gradients in bfloat16 are written as float; null for gradients in float
+TZ_EXPORT int tz_scale_gradients(int isa, const float* gradients, const uint16_t* bf16, const float* weights, const float* scales,
+                                 int low, int high, int outputs, int inputs, float* out, float* wide, int threads) {
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
     check_threads(threads);
     check_trained(weights, scales, low, high, outputs, inputs);
-    require_array(gradients, "there are no gradients, or they are not aligned");
+    require(!gradients != !bf16, "gradients are either float or bfloat16");
+    if (gradients) {
+      require_array(gradients, "the gradients are not aligned");
+    } else {
+      require_array(bf16, "the gradients are not aligned");
+      require_array(wide, "there is no room for the gradients as float, or it is not aligned");
+    }
     require_array(out, "there is no output, or it is not aligned");
     share_out(outputs, static_cast<int64_t>(outputs) * inputs, threads, [&](int first, int last) {
-      k.scale_gradients(gradients, weights, scales, low, high, first, last, inputs, out);
+      k.scale_gradients(gradients, bf16, weights, scales, low, high, first, last, inputs, out, wide);
     });
   });
 }
 
-// Rounds the rows of x [rows][width] to int8 with a scale for each row, as tz_linear does, and writes them as floats: q * t.
-TZ_EXPORT int tz_round_activations(int isa, const float* x, int rows, int width, float* out, int threads) {
+// Rounds the rows of x [rows][width] to int8 with a scale for each row, as tz_linear does, and writes q * t to one of
+// out [rows][width] and bf16 [rows][width], in which numbers are bfloat16; the other is null.
+TZ_EXPORT int tz_round_activations(int isa, const float* x, int rows, int width, float* out, uint16_t* bf16, int threads) {
   return guarded([&] {
     const Kernels& k = kernels_of(isa);
     check_threads(threads);
@@ -389,9 +398,9 @@ TZ_EXPORT int tz_round_activations(int isa, const float* x, int rows, int width,
     require(within(width, 1, kMostInputs), "a row is 1 to 4,194,304 wide");
     if (!rows) return;
     require_array(x, "there is no input, or it is not aligned");
-    require_array(out, "there is no output, or it is not aligned");
+    check_written(out, bf16);
     share_out(rows, static_cast<int64_t>(rows) * width, threads,
-              [&](int first, int last) { k.round_activations(x, first, last, width, out); });
+              [&](int first, int last) { k.round_activations(x, first, last, width, out, bf16); });
   });
 }
 

@@ -61,6 +61,12 @@ inline void check_trained(const float* weights, const float* scales, int low, in
   require_array(scales, "there are no scales, or they are not aligned");
 }
 
+// Checks that a result is written either as float or as bfloat16.
+inline void check_written(const float* out, const uint16_t* bf16) {
+  require(!out != !bf16, "the output is either float or bfloat16");
+  out ? require_array(out, "the output is not aligned") : require_array(bf16, "the output is not aligned");
+}
+
 inline void check(const Dense& w) {
   require(within(w.inputs, 1, kMostInputs), "a linear has 1 to 4,194,304 inputs");
   require(within(w.outputs, 1, kMostOutputs), "a linear has 1 to 16,777,216 outputs");

@@ -41,11 +41,6 @@ inline void store_transposed(const __m512i (&rows)[16], uint16_t* to) {
   }
 }
 
-inline Floats from_bf16(const uint16_t* x, int count) {
-  const __mmask16 kept = count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
-  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, x)), 16);
-}
-
 inline void bf16_rotate(void* x, int heads, int head, const Norm& by, const float* cos, const float* sin, int half) {
   uint16_t* from = static_cast<uint16_t*>(x);
   const bool is_even = by.kind == kNone && cos && half % kLanes == 0;

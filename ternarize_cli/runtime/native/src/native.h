@@ -154,13 +154,16 @@ struct Kernels {
   void (*dense)(const Dense&, int first, int last, const float* x, int rows, float* y);
   // For training. Each works on the rows [first, last) of matrices with `width` columns, whose rows have a scale each; codes are
   // weights / scale, rounded to the nearest integer from `low` to `high`, and 0 where the scale is 0.
-  // Writes codes * scale.
-  void (*round_weights)(const float* weights, const float* scales, int low, int high, int first, int last, int width, float* out);
-  // Writes for each row the sum of its gradients times codes.
-  void (*scale_gradients)(const float* gradients, const float* weights, const float* scales, int low, int high, int first,
-                          int last, int width, float* out);
-  // Rounds rows to symmetric int8 as `quantize` does, always by division, and writes them as floats: q * t.
-  void (*round_activations)(const float* x, int first, int last, int width, float* out);
+  // Writes codes * scale, as float, or as bfloat16 if `out` is null.
+  void (*round_weights)(const float* weights, const float* scales, int low, int high, int first, int last, int width, float* out,
+                        uint16_t* bf16);
+  // Writes for each row the sum of its gradients times codes. Gradients are float; if `bf16` is not null, these are taken, and
+  // written to `wide` as float.
+  void (*scale_gradients)(const float* gradients, const uint16_t* bf16, const float* weights, const float* scales, int low,
+                          int high, int first, int last, int width, float* out, float* wide);
+  // Rounds rows to symmetric int8 as `quantize` does, always by division, and writes q * t, as float, or as bfloat16 if `out` is
+  // null.
+  void (*round_activations)(const float* x, int first, int last, int width, float* out, uint16_t* bf16);
 };
 
 // The bytes of scratch memory that `gemm` and `attention` need.

@@ -74,6 +74,8 @@ inline Floats load_some(const float* x, int count, float rest) {
   return v;
 }
 
+inline Floats load_up_to(const float* x, int count) { return count >= kLanes ? load(x) : load_some(x, count, 0.0f); }
+
 // Computes a * b + c, fused if the instruction set can do so. `finish` does not use it for sums, whose roundings have to equal
 // those of the reference.
 inline Floats madd(Floats a, Floats b, Floats c) {
@@ -241,6 +243,18 @@ inline void put_bf16(uint16_t* to, Floats y, int count) {
     _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), made);
 #else
   for (int j = 0; j < min(count, kLanes); ++j) to[j] = to_bf16(y[j]);
+#endif
+}
+
+// Loads `count` numbers of bfloat16, or a vector of them if they are more; the rest is 0.
+inline Floats from_bf16(const uint16_t* x, int count) {
+#if defined(__AVX512F__)
+  const __mmask16 kept = count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, x)), 16);
+#else
+  Ints bits = {};
+  for (int j = 0; j < min(count, kLanes); ++j) bits[j] = static_cast<int32_t>(static_cast<uint32_t>(x[j]) << 16);
+  return (Floats)bits;
 #endif
 }
 
