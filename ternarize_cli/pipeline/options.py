@@ -13,6 +13,7 @@ from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertO
 from ternarize_cli.distill.options import BUDGETS, DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
+from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.storage.command_option import (
     ALLOW_PICKLE,
@@ -124,8 +125,8 @@ class CompressOptions:
         """Checks the options against each other.
 
         Raises:
-            InputError: more than one of minutes, steps and epochs; `until` without training; or `min_retention` and
-                nothing to score.
+            InputError: more than one of minutes, steps and epochs; `until` without training; `min_retention` and
+                nothing to score; or a codec that does not hold the levels.
         """
         if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
             raise InputError("the budget is one of minutes, steps and epochs", hint="--minutes 10, or --steps 1000")
@@ -135,6 +136,8 @@ class CompressOptions:
             raise InputError(
                 "--min-retention needs something to score the models on", hint="--sts, --retrieval or --classification"
             )
+
+        codec_for(self.scheme().levels, self.codec)
 
     @property
     def is_scored(self) -> bool:

@@ -248,6 +248,9 @@ def test_what_can_be_refused_at_once_is_refused_at_once(run: Callable[..., Any],
     assert "something to score" in refused("tiny", "--data", "texts.txt", "--min-retention", "0.9", "-o", "out")
     both = ("--steps", "3", "--minutes", "1")
     assert "the budget is one of" in refused("tiny", "--data", "texts.txt", *both, "-o", "out")
+    for levels, codec in (("int4", "base3"), ("ternary", "4bit")):
+        said = refused("tiny", "--data", "texts.txt", "--levels", levels, "--codec", codec, "-o", "out")
+        assert f"there is no codec '{codec}' for {levels} codes" in said
     gate = ("--sts", "sts.csv", "--min-retention", "other=0.9")
     assert "no task 'other'" in refused("tiny", "--data", "texts.txt", *gate, "-o", "out")
 
