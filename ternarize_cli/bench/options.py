@@ -167,14 +167,15 @@ class BenchFiles:
         given = {"--csv": self.csv, "--markdown": self.markdown}
         return {option: path for option, path in given.items() if path is not None}
 
-    def check(self, *, force: bool) -> None:
+    def check(self, *, force: bool, inputs: Sequence[Path] = ()) -> None:
         """Checks that all files can be written, before any work is done.
 
         Args:
             force: files that exist may be replaced.
+            inputs: files and folders that are read, which neither may replace.
 
         Raises:
-            InputError: both are one file.
+            InputError: both are one file, or one would replace an input.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
         from ternarize_cli.storage import files
@@ -183,4 +184,4 @@ class BenchFiles:
         for option, path in self.by_option.items():
             if (other := seen.setdefault(path.resolve(), option)) != option:
                 raise InputError(f"{other} and {option} name the same file, {path}", hint="a file for each")
-            files.check_output(path, force=force, folder=False)
+            files.check_output(path, force=force, inputs=inputs, folder=False)

@@ -60,6 +60,7 @@ def _bench(
     --compare compares earlier reports: ternarize bench --compare before.json after.json
     """
     from ternarize_cli.cli.output import Output
+    from ternarize_cli.storage.files import existing
 
     out = Output(json_mode=json, quiet=quiet)
     if compare:
@@ -77,7 +78,8 @@ def _bench(
     if revision is not None and not model:
         raise InputError("--revision belongs to a MODEL, and none is given", hint="leave --revision out")
     options.check(random=not model)
-    files.check(force=force)
+    read = (*(model or ()), options.teacher, options.text, options.lengths)
+    files.check(force=force, inputs=existing(*(name for name in read if name is not None)))
 
     from ternarize_cli.bench.report import machine_line, tables
     from ternarize_cli.bench.report_files import write_files

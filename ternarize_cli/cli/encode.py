@@ -88,7 +88,7 @@ def _encode(
     if shard_options != ShardOptions():
         raise InputError("--shard-size, --dtype, --engine and --workers need --shards", hint="--shards -o DIR")
     if output is not None:
-        files.check_output(output, force=force, folder=False)
+        files.check_output(output, force=force, inputs=files.existing(model, source), folder=False)
     elif json:
         raise InputError("--json would mix the summary with the vectors on stdout", hint="-o FILE for the vectors")
     kind = file_format(output, format)

@@ -36,11 +36,12 @@ def _evaluate(
     from ternarize_cli import evaluate
     from ternarize_cli.cli.evaluation_output import payload, show
     from ternarize_cli.encoders.hub import pinned
+    from ternarize_cli.storage.files import existing
 
     out = Output(json_mode=json, quiet=quiet)
     model = pinned(model, revision)
     options.check()
-    files.check(model, force=force)
+    files.check(model, force=force, inputs=existing(*options.reads(model), *([files.bench] if files.bench else [])))
     options = dataclasses.replace(options, costs=options.costs or files.need_costs)
     found = evaluate(model, options, say=out.note, warn=out.warn, track=out.track)
     show(out, found)

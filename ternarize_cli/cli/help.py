@@ -87,8 +87,8 @@ EXAMPLES = {
     "index compact": ("ternarize index compact my-index", "ternarize index compact my-index --json"),
     "index info": ("ternarize index info my-index", "ternarize index info my-index --json"),
     "index compare": (
-        "ternarize index compare texts.txt --model my-packed --teacher ./my-bert",
-        "ternarize index compare texts.txt --model my-packed --teacher ./my-bert --json",
+        "ternarize index compare my-corpus --model my-packed --teacher ./my-bert",
+        "ternarize index compare my-corpus --model my-packed --teacher ./my-bert --json",
     ),
 }
 """Two lines that a user types, of every command."""

@@ -73,6 +73,7 @@ def check_loaded(encoder: "SentenceTransformer", folder: Path, *, vocabulary: bo
             )
         width = _width_of(module) or width
     _check_pooling(encoder, folder)
+    _check_length(encoder, folder)
     if vocabulary:
         _check_vocabulary(encoder, folder)
 
@@ -87,6 +88,17 @@ def _check_pooling(encoder: "SentenceTransformer", folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: none of its modules ({', '.join(names)}) makes one vector of a text's token embeddings",
             hint="modules.json lacks the Pooling module: fetch the file again",
+        )
+
+
+def _check_length(encoder: "SentenceTransformer", folder: Path) -> None:
+    """Checks that a text may have more tokens than the special ones, which its library adds whatever the limit is."""
+    backend = getattr(getattr(encoder, "tokenizer", None), "backend_tokenizer", None)
+    length = getattr(encoder, "max_seq_length", None)
+    if backend is not None and length is not None and length <= backend.num_special_tokens_to_add(is_pair=False):
+        raise CheckpointError(
+            f"{folder}: a text of {length} tokens has no room for a token beside the special ones",
+            hint="raise max_seq_length in sentence_bert_config.json, or model_max_length in tokenizer_config.json",
         )
 
 

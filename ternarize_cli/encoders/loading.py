@@ -208,6 +208,7 @@ def load_whole(
     from ternarize_cli.encoders.loaded_check import check_full_precision, check_loaded
     from ternarize_cli.runtime.native.threads import set_threads
     from ternarize_cli.storage.library_output import library_output
+    from ternarize_cli.tokenizers.tokenization import explain_tokenizer
 
     if threads is not None:
         torch.set_num_threads(checked_threads(threads))
@@ -228,8 +229,11 @@ def load_whole(
         raise
     except Exception as e:  # damaged tokenizer or module files can raise any error
         vision.explain_processor(folder)
+        explain_tokenizer(folder)
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
-        raise CheckpointError(f"{folder} can't be loaded: {text}", hint="fetch or make the model again") from e
+        lacks = isinstance(e, ImportError)
+        hint = "install what is missing" if lacks else "fetch or make the model again"
+        raise CheckpointError(f"{folder} can't be loaded: {text}", hint=hint) from e
     encoder.eval()
     kernels.use_backend(encoder, backend)
     return encoder

@@ -31,7 +31,7 @@ def modalities_of(folder: Path) -> frozenset[str]:
     from ternarize_cli.encoders import checkpoint
 
     kind = checkpoint.read_config(folder).get("model_type", "")
-    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
         return frozenset({"text"})
     model: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
     if isinstance(model, tuple):

@@ -179,6 +179,11 @@ class EvaluationOptions:
         names = ("sts", "retrieval", "classification", "images", "pairs", "task_files")
         return {name: [Path(path) for path in getattr(self, name)] for name in names}
 
+    def reads(self, model: str | Path) -> list[str | Path]:
+        """Lists the models and files that an evaluation of a model reads."""
+        models = [model, *self.candidates, *([] if self.against is None else [self.against])]
+        return [*models, *(path for paths in self.files.values() for path in paths)]
+
     def _check_alone(self) -> None:
         """Checks that nothing is asked of a cross-encoder that needs vectors."""
         names = ("sts", "retrieval", "classification", "images", "task_files", "rivals", "perturb", "diagnose", "costs")

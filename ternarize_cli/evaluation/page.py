@@ -54,15 +54,16 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def check_page(path: Path, *, force: bool) -> None:
+def check_page(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuses a page that could not be written, before any work is done.
 
     Args:
         path: path of the page.
         force: whether an existing file may be replaced.
+        inputs: files and folders that are read, which the page may not replace.
 
     Raises:
-        InputError: the name does not end in .html.
+        InputError: the name does not end in .html, or the page would replace an input.
         UnavailableError: matplotlib is not installed.
         OutputExistsError: the file exists, and `force` is false.
         OutputError: the file can't be written.
@@ -70,7 +71,7 @@ def check_page(path: Path, *, force: bool) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {path}: a report's name ends in .html", hint="--report report.html")
     figures.require_matplotlib("--report")
-    files.check_output(path, force=force, folder=False)
+    files.check_output(path, force=force, inputs=inputs, folder=False)
 
 
 def write_page(path: Path, title: str, parts: Sequence[str], *, force: bool = False) -> None:

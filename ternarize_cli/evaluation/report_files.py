@@ -1,6 +1,6 @@
 """An evaluation as files: the page, the picture of quality against cost, JUnit XML, and scores in the model's card."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,16 +41,18 @@ class EvaluationFiles:
         """Whether a file shows time and memory, which then have to be measured."""
         return self.report is not None or self.plot is not None
 
-    def check(self, model: str | Path, *, force: bool) -> None:
+    def check(self, model: str | Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
         """Checks that all files can be written, before any work is done.
 
         Args:
             model: the model that is evaluated.
             force: files that exist may be replaced.
+            inputs: files and folders that are read, which no file may replace.
 
         Raises:
-            InputError: two of them are one file, a name does not end as it should, `bench` is no report of bench or has
-                no page to be shown in, or `card` is set and the model is no folder that ternarize wrote.
+            InputError: a file would replace an input, two of them are one file, a name does not end as it should,
+                `bench` is no report of bench or has no page to be shown in, or `card` is set and the model is no folder
+                that ternarize wrote.
             UnavailableError: matplotlib is not installed, which the page and the picture need.
             OutputExistsError, OutputError: a file exists and `force` is False, or can't be written.
         """
@@ -69,11 +71,11 @@ class EvaluationFiles:
                 raise InputError("--bench is shown in a page, and none is written", hint="--report report.html")
             times_table(self.bench)
         if self.report is not None:
-            check_page(self.report, force=force)
+            check_page(self.report, force=force, inputs=inputs)
         if self.plot is not None:
-            check_plot(self.plot, force=force)
+            check_plot(self.plot, force=force, inputs=inputs)
         if self.junit is not None:
-            check_output(self.junit, force=force, folder=False)
+            check_output(self.junit, force=force, inputs=inputs, folder=False)
         if self.card:
             path = _card_of(model)
             if not (path.parent / "config.json").is_file() or checkpoint.artifact_of(path.parent) is None:

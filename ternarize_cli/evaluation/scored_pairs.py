@@ -110,7 +110,11 @@ def score_in(value: object, where: str) -> float:
     try:
         score = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        hint = "name the columns of the header in a task file" if where.endswith("line 1") else "a number such as 4.5"
+        hint = (
+            "a header is sentence1,sentence2,score; other names go into a task file"
+            if where.endswith("line 1")
+            else "a number such as 4.5"
+        )
         raise DataError(f"{where}: the score {shown(value)} is not a number", hint=hint) from None
     if not math.isfinite(score):
         raise DataError(f"{where}: the score {shown(value)} is not a finite number")

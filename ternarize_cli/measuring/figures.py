@@ -51,11 +51,11 @@ def bars(rows: Sequence[tuple[str, float]], width: int) -> list[str]:
     return lines
 
 
-def check_plot(path: Path, *, force: bool) -> None:
+def check_plot(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuses a figure that could not be written, before any work is done.
 
     Raises:
-        InputError: the name does not end in .png, .svg or .pdf.
+        InputError: the name does not end in .png, .svg or .pdf, or the figure would replace one of `inputs`.
         UnavailableError: matplotlib is not installed.
         OutputExistsError: the file exists, and `force` is false.
         OutputError: the file can't be written.
@@ -63,7 +63,7 @@ def check_plot(path: Path, *, force: bool) -> None:
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"--plot {path}: a figure's name ends in {', '.join(_FORMATS)}", hint="--plot figure.png")
     require_matplotlib("--plot")
-    files.check_output(path, force=force, folder=False)
+    files.check_output(path, force=force, inputs=inputs, folder=False)
 
 
 def require_matplotlib(option: str) -> None:

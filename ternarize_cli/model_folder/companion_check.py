@@ -3,6 +3,7 @@
 sentence_bert_config.json             known keys and keyword arguments only
 config_sentence_transformers.json     prompts and names are text
 tokenizer_config.json                 no vocabulary file outside the folder
+tokenizer.json                        checked by `tokenizer_json`
 preprocessor_config.json              images of a size that fits memory
 config.json of a module               checked by `module_check`
 every file                            at most MAX_TOKENIZER bytes
@@ -20,7 +21,8 @@ from ternarize_cli.errors import CheckpointError, named, shown
 from ternarize_cli.model_folder.config_check import ATTENTION_KEYS, DTYPE_KEYS, check_choices
 from ternarize_cli.model_folder.model_files import contained
 from ternarize_cli.model_folder.module_check import check_activation, check_module_config
-from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_object, require_regular
+from ternarize_cli.model_folder.tokenizer_json import check_tokenizer_json
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes, read_object, require_regular
 
 __all__ = ["check_companion"]
 
@@ -80,9 +82,10 @@ def check_companion(path: Path, *, is_module: bool) -> None:
         CheckpointError: the file has more than MAX_TOKENIZER bytes, is damaged, or has a key or value that is not in
             the lists of this module; the message names file, key and value.
     """
-    # The size is the only check of tokenizer.json, which its library parses strictly.
     if require_regular(path).st_size > MAX_TOKENIZER:
         raise CheckpointError(f"{path} has more than {MAX_TOKENIZER:,} bytes", hint="fetch the file again")
+    if path.name == "tokenizer.json":
+        check_tokenizer_json(read_bytes(path, limit=MAX_TOKENIZER), path)
     for pattern, check in _CHECKS.items():
         if fnmatchcase(path.name, pattern):
             check(read_object(path), path)

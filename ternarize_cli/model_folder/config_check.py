@@ -50,6 +50,7 @@ _WIDTHS = re.compile(
 _ESSENTIAL = {"hidden_size", "d_model", "num_attention_heads", "num_heads", "n_heads"}
 """Counts that are 1 or more in every encoder; other counts are 0 or -1 if the encoder has no such part."""
 _EPSILON = re.compile(r"((layer|rms|group|batch)?_?norm_?)?(eps|epsilon)|layernorm_epsilon|norm_epsilon")
+_MOST_LABELS = 1 << 16
 _MOST_LAYERS, _MOST_HEADS, _WIDEST, _LONGEST_WINDOW = 4096, 4096, 1 << 24, 1 << 14
 _SHARED = 64
 """The most layers that may share one set of tensors, as ALBERT's do."""
@@ -76,11 +77,32 @@ def check_config(config: Mapping[str, Any], path: Path, *, numbers: bool = True)
             )
     check_choices(config, path, dtypes=numbers)
     architectures_of(config, path)
+    if not isinstance(config.get("model_type", ""), str | None):
+        raise CheckpointError(f"{path}: model_type is {shown(config['model_type'])}, no text", hint=_AGAIN)
+    _check_labels(config, path)
     if numbers:
         _check_numbers(config, path)
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("quantization_config", "label2id", "id2label"):
             check_config(value, path, numbers=numbers and _INNER.fullmatch(key) is not None)
+
+
+def _check_labels(config: Mapping[str, Any], path: Path) -> None:
+    """Checks the number of labels, for each of which transformers makes a name.
+
+    Raises:
+        CheckpointError: it is no number of labels, or there are more than 65,536.
+    """
+    count, names = config.get("num_labels"), config.get("id2label")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MOST_LABELS):
+        raise CheckpointError(
+            f"{path}: num_labels is {shown(count)}; it is a whole number of at most {_MOST_LABELS:,}", hint=_AGAIN
+        )
+    if isinstance(names, dict | list) and len(names) > _MOST_LABELS:
+        raise CheckpointError(
+            f"{path}: id2label has {len(names):,} names; {_MOST_LABELS:,} are the most",
+            hint="take id2label and label2id out of the file",
+        )
 
 
 def architectures_of(config: Mapping[str, Any], path: Path) -> list[str]:
@@ -148,6 +170,11 @@ def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
             _check_count(path, key, value, _LONGEST_WINDOW)
         elif _WIDTHS.fullmatch(key):
             _check_count(path, key, value, _WIDEST)
+        elif key == "chunk_size_feed_forward" and value not in (0, None):
+            raise CheckpointError(
+                f"{path}: {key} is {shown(value)}, for which texts must have a multiple of as many tokens",
+                hint=f"take {key} out of the file: it saves memory, and changes no vector",
+            )
         elif _EPSILON.fullmatch(key) and value is not None:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not 0 <= value < 1:

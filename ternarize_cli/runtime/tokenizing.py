@@ -14,6 +14,7 @@ from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
 from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, reason, shown
+from ternarize_cli.model_folder.tokenizer_json import check_tokenizer_json
 from ternarize_cli.runtime.packed_file import IN_TORCH
 from ternarize_cli.runtime.transformer_settings import TransformerSettings
 from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes, read_object
@@ -76,6 +77,7 @@ class TextTokenizer:
                 hint=f"pack the model again with this version of ternarize, which writes one, or {IN_TORCH}",
             )
         content = read_bytes(path, limit=MAX_TOKENIZER)
+        check_tokenizer_json(content, path)
         try:
             tokenizer = Tokenizer.from_str(content.decode())
         except Exception as e:  # tokenizers raises plain Exceptions

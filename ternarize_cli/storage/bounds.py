@@ -169,6 +169,8 @@ def parse_json(
         why = f"it is nested more than {MAX_DEPTH} levels deep"
     except ValueError as e:  # no UTF-8, no JSON, or a number of thousands of digits
         why = reason(e)
+        if isinstance(e, UnicodeDecodeError) or text[:1] == "\ufeff":
+            why, hint = "it is not UTF-8, or begins with a byte order mark", "save it as UTF-8 without such a mark"
     raise error(f"{where} is not valid JSON: {why}", hint=hint)
 
 

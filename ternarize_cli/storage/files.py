@@ -28,6 +28,7 @@ __all__ = [
     "check_apart",
     "check_output",
     "empty",
+    "existing",
     "locked_folder",
     "partial_path",
     "remove",
@@ -39,6 +40,8 @@ _SHORT = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OURS = ("config.json", "index.json", "documentation.jsonl", "export.json")
 """Files by which --force recognises a folder that it may replace: those of a model, an index, a demo and an export."""
+_NEVER_READ = (".npy", ".html", ".htm", ".xml", ".svg", ".pdf")
+"""Kinds of files that are written, and that no model and no folder of texts, images or tasks has among what is read."""
 
 
 def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), folder: bool = True) -> None:
@@ -49,7 +52,8 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
     Args:
         output: the file or folder to write.
         force: replace an output that exists; a folder only if it is empty or holds a file that ternarize writes.
-        inputs: files and folders that are read. The output may be none of these, nor contain one or lie in one.
+        inputs: files and folders that are read. A folder may be none of these, nor contain one or lie in one. A file
+            may replace none of these, nor a file of a folder among them, but for kinds that are not read, such as .npy.
         folder: whether the output is a folder.
 
     Raises:
@@ -62,7 +66,10 @@ def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = (), fold
     resolved, here = output.resolve(), Path.cwd()
     if resolved == here or resolved in here.parents:
         raise OutputExistsError(f"{output} is the working folder or holds it; it can't be the output", hint="-o NAME")
-    check_apart(output, inputs)
+    if folder:
+        check_apart(output, inputs)
+    elif output.exists():
+        _check_replaced(output, inputs)
     recover(output)
     if output.exists() or output.is_symlink():
         if not force:
@@ -98,6 +105,25 @@ def check_apart(output: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         other = origin(path)
         if resolved == other or resolved in other.parents or (path.is_dir() and other in resolved.parents):
+            raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
+
+
+def existing(*names: str | Path) -> list[Path]:
+    """Gives those of some names, of models or of data, that are files or folders here; - is stdin, and is none."""
+    return [Path(name) for name in names if str(name) != "-" and Path(name).exists()]
+
+
+def _check_replaced(output: Path, inputs: Sequence[Path]) -> None:
+    """Checks that a file that would be replaced is no input, nor a file of an input's folder.
+
+    Raises:
+        InputError: it is.
+    """
+    resolved = output.resolve()
+    for path in inputs:
+        other = origin(path)
+        may_be_read = other in resolved.parents and output.suffix.lower() not in _NEVER_READ
+        if resolved == other or may_be_read:
             raise InputError(f"the output {output} and the input {path} overlap", hint="name another output with -o")
 
 
@@ -142,28 +168,30 @@ def atomic_folder(
 
 
 @contextmanager
-def atomic_file(output: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_file(output: Path, *, force: bool = False, inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """Yields the path of an empty partial file, and renames it to `output` after the body; if it raises, removes it.
 
     Args:
         output: the final file.
         force: replace a file that exists.
+        inputs: files and folders that are read, which the file may not replace, as `check_output` says.
 
     Raises:
         OutputExistsError: the output exists and may not be replaced, or is a folder, a device or a pipe.
-        InputError: `.NAME.partial` beside the output exists, and ternarize did not make it.
+        InputError: the output would replace an input, or `.NAME.partial` beside it exists, and ternarize did not make
+            it.
         OutputError: the parent folder is missing or not writable, another process writes this output, or the disk is
             full. An older output is then still in place.
         UnavailableError: this platform has no locks.
     """
-    check_output(output, force=force, folder=False)
+    check_output(output, force=force, inputs=inputs, folder=False)
     with _working(output) as place:
         try:
             remove(place.work)
             place.work.touch(exist_ok=False)
             yield place.work
             _sync(place.work)
-            check_output(output, force=force, folder=False)
+            check_output(output, force=force, inputs=inputs, folder=False)
             place.work.replace(output)
             _sync(output.parent)
         finally:

@@ -15,15 +15,43 @@ import torch
 from torch import Tensor
 
 from ternarize_cli.data.texts import STDIN, read_texts, text_files
-from ternarize_cli.errors import CheckpointError, DataError, shown
+from ternarize_cli.errors import CheckpointError, DataError, reason, shown
 from ternarize_cli.model_folder.folder_check import LOADING
-from ternarize_cli.storage.bounds import optional_object, require_regular, user_path
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, optional_object, read_bytes, require_regular, user_path
 from ternarize_cli.storage.library_output import library_output
 
-__all__ = ["batches", "corpus_files", "encode", "inputs", "load_tokenizer", "teacher_ids", "words"]
+__all__ = [
+    "batches",
+    "corpus_files",
+    "encode",
+    "explain_tokenizer",
+    "inputs",
+    "load_tokenizer",
+    "teacher_ids",
+    "words",
+]
 
 _BATCH = 512
 _HEAD = 32
+
+
+def explain_tokenizer(folder: Path) -> None:
+    """Opens the tokenizer.json of a folder that could not be loaded, and says so if it is damaged.
+
+    sentence-transformers opens it through AutoProcessor, which reports a damaged tokenizer as an unknown class.
+
+    Raises:
+        CheckpointError: tokenizers can't read the file.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        Tokenizer.from_str(read_bytes(path, limit=MAX_TOKENIZER).decode())
+    except Exception as e:  # tokenizers raises plain Exceptions
+        raise CheckpointError(f"{path} is no tokenizer: {reason(e)}", hint="fetch the file again") from e
 
 
 def load_tokenizer(folder: Path) -> Any:

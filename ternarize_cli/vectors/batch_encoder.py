@@ -123,6 +123,8 @@ class TextEncoder(TextBatches):
         mask = features.get("attention_mask")
         if mask is not None and not mask.any():  # empty texts, and a tokenizer without special tokens
             features = self._features([*texts, FILLER])
+            if not features["attention_mask"].shape[1]:
+                raise CheckpointError("the tokenizer makes no token of any text", hint="fetch the whole model again")
             features = _cut(features, list(range(len(texts))), np.ones(features["attention_mask"].shape[1], dtype=bool))
             mask = features["attention_mask"]
         if mask is None or len(mask) != len(texts):  # bags of words and unpadded sequences can't be cut by rows

@@ -264,8 +264,9 @@ def encode_to_file(
     kind: str,
     *,
     force: bool = False,
+    inputs: Sequence[Path] = (),
     **options: Any,
 ) -> None:
-    """As `encode_to_stream`, into a file that appears when it is whole (`files.atomic_file`)."""
-    with files.atomic_file(output, force=force) as partial, partial.open("wb") as stream:
+    """As `encode_to_stream`, into a file that appears when it is whole and replaces no input (`files.atomic_file`)."""
+    with files.atomic_file(output, force=force, inputs=inputs) as partial, partial.open("wb") as stream:
         encode_to_stream(encode, items, stream, kind, **options)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from ternarize_cli.data.corpora import Skipped, open_corpus, reopened, unique
-from ternarize_cli.data.texts import STDIN
 from ternarize_cli.encoders.loading import device_for, pooling_note
 from ternarize_cli.errors import DataError, InputError
 from ternarize_cli.progress import Track, silent
@@ -100,10 +99,14 @@ def encode(
 
     Raises:
         DataError: the corpus can't be read, or a text has a field for its id that is null, NaN or empty.
+        InputError: the file would replace the model, a file of its folder, or what is encoded.
         OutputError, OutputExistsError: the file can't be written, or exists and `force` is False.
         TernarizeError: as `encode.open_model`.
     """
     pace = Pace(began)
+    inputs = files.existing(model, source)
+    if isinstance(output, Path):
+        files.check_output(output, force=force, inputs=inputs, folder=False)
     corpus = open_corpus(source, skip_bad=skip_bad, reads=reads(model, options))
     opened = open_model(model, corpus.kind, options)
     if note := pooling_note(opened.folder):
@@ -123,7 +126,7 @@ def encode(
     how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about, "pace": pace}
     items = unique(corpus.items, corpus.name, again, on_twice=twice.append)
     if isinstance(output, Path):
-        encode_to_file(encoder, items, output, kind, force=force, **how)
+        encode_to_file(encoder, items, output, kind, force=force, inputs=inputs, **how)
     else:
         encode_to_stream(encoder, items, output, kind, **how)
     seconds = time.perf_counter() - started
@@ -169,7 +172,7 @@ def encode_shards(
         raise InputError(f"{folder} is a file, and shards need a folder", hint="name another with -o")
     if not folder.exists():
         files.check_output(folder, force=False)
-    files.check_apart(folder, [Path(path) for path in (model, source) if path != STDIN and Path(path).exists()])
+    files.check_apart(folder, files.existing(model, source))
     _check(shards)
     corpus = open_corpus(source, skip_bad=skip_bad, documents=True, reads=reads(model, options))
     skipped = corpus.skipped

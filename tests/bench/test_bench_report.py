@@ -258,6 +258,9 @@ def test_the_command_writes_all_files_and_refuses_to_write_over_them(
     same = run("bench", tiny_bert, "--csv", tmp_path / "b", "--markdown", tmp_path / "b")
     assert same.exit_code == 2
     assert "--csv and --markdown name the same file" in same.stderr
+    read = run("bench", tiny_bert, "--csv", tiny_bert / "config.json", "--force")
+    assert read.exit_code == 2
+    assert "overlap" in read.stderr
 
 
 # Reports side by side.

@@ -189,6 +189,8 @@ def test_eval_says_what_is_wrong_with_the_usage(run: Run, tiny_bert: Path, taugh
         ((tiny_bert, "--sts", tiny_bert / "none.csv"), "there is no file"),
         ((tiny_bert, "--sts", taught, "--results", tiny_bert), "--results and --data-root are for tasks of MTEB"),
         ((tiny_bert, "--sts", taught, "--plot", "a.png", "--junit", "a.png"), "name the same file"),
+        ((tiny_bert, "--sts", taught, "--junit", taught, "--force"), "overlap"),
+        ((tiny_bert, "--sts", taught, "--junit", tiny_bert / "config.json", "--force"), "overlap"),
         ((tiny_bert / "none", "--sts", taught), "there is no folder"),
     ]:
         result = run("eval", *arguments)

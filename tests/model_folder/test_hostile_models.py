@@ -1,5 +1,6 @@
 """A model folder from a stranger: what it asks for is refused by name, runs no code, and takes nothing along."""
 
+import base64
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import CheckpointError, FormatError
 from ternarize_cli.model_folder.folder_check import check_folder
 from ternarize_cli.model_folder.integrity import seal
+from ternarize_cli.model_folder.tokenizer_json import check_tokenizer_json
+from ternarize_cli.runtime.tokenizing import TextTokenizer
 from ternarize_cli.storage import bounds
 
 
@@ -40,6 +43,11 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def charsmap(longest: int) -> str:
+    """A map of SentencePiece without a table, whose longest text has so many bytes."""
+    return base64.b64encode((0).to_bytes(4, "little") + b"a\0" + longest * b"b" + b"\0").decode()
 
 
 class Bomb:
@@ -140,6 +148,11 @@ def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, 
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
         ({"layer_norm_eps": -1e-12}, "layer_norm_eps is -1e-12"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+        ({"num_labels": -3}, "num_labels is -3"),
+        ({"id2label": {str(i): "x" for i in range(70_000)}}, "id2label has 70,000 names"),
+        ({"chunk_size_feed_forward": 7}, "chunk_size_feed_forward is 7"),
+        ({"model_type": ["bert"]}, r"model_type is \['bert'\], no text"),
     ],
 )
 def test_what_config_may_say_is_bounded(folder: Path, values: dict[str, Any], message: str) -> None:
@@ -452,6 +465,67 @@ def test_a_tokenizer_may_have_tokens_that_no_text_needs(folder: Path, run: Calla
     said = run("encode", folder, "-", input="the cat\nthe <image> cat\n")
     assert said.exit_code == 2
     assert "the text 'the <image> cat' has a token with id" in said.stderr
+
+
+def replacing(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": 7 * [replacing("e", 10 * "e")]}}, "make 19,487,171 char"),
+        ({"normalizer": {"type": "Prepend", "prepend": 20_000 * "a"}}, "make 20,001 characters of one"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap(20_000)}}, "make 20,000 characters"),
+        ({"model": None}, "is no tokenizer: it has no model"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]"}}, "unk_token is '.UNK.', which is"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": None}}, "unk_token is None, which is"),
+        ({"added_tokens": [{"id": "x"}]}, "is no tokenizer: "),
+    ],
+)
+def test_what_a_tokenizer_may_ask_for_is_bounded(folder: Path, values: dict[str, Any], message: str) -> None:
+    edit(folder / "tokenizer.json", **values)
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(folder)
+    with pytest.raises(CheckpointError, match=message):
+        TextTokenizer(folder, {}, 16)
+
+
+def test_a_tokenizer_hides_nothing_behind_its_size(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    edit(path, normalizer={"type": "Prepend", "prepend": 20_000 * "a"}, padding_of_file=5_000_000 * "x")
+    path.write_text(path.read_text().replace('"Prepend"', r'"Pr\u0065pend"'))
+    with pytest.raises(CheckpointError, match="make 20,001 characters of one"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Sequence", "normalizers": [replacing("``", '"'), replacing("''", '"'), {"type": "NFKD"}]},
+        {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replacing(" ", "\u2581")]},
+        {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": charsmap(33)}]},
+        None,
+    ],
+)
+def test_normalizers_of_published_tokenizers_are_taken(folder: Path, normalizer: object) -> None:
+    state = json.loads((folder / "tokenizer.json").read_text()) | {"normalizer": normalizer}
+    check_tokenizer_json(json.dumps(state).encode(), folder / "tokenizer.json")
+
+
+def test_a_limit_that_special_tokens_fill_is_refused(folder: Path) -> None:
+    edit(folder / "sentence_bert_config.json", max_seq_length=2)
+    with pytest.raises(CheckpointError, match="a text of 2 tokens has no room for a token beside the special ones"):
+        load_encoder(folder)
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_said_to_be_so(folder: Path, run: Callable[..., Any]) -> None:
+    nothing = {"type": "Replace", "pattern": {"Regex": r"[\s\S]+"}, "content": ""}
+    edit(folder / "tokenizer.json", normalizer=nothing, post_processor=None)
+    (folder.parent / "x.txt").write_text("the cat\n")
+    result = run("encode", folder, folder.parent / "x.txt")
+    assert result.exit_code == 2
+    assert "the tokenizer makes no token of any text" in result.stderr
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:

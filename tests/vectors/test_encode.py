@@ -17,6 +17,8 @@ from support.models import WORDS
 from support.warm import shared
 from ternarize_cli.data.images import read_labelled
 from ternarize_cli.encoders.loading import load_encoder
+from ternarize_cli.errors import InputError
+from ternarize_cli.vectors.session import encode
 
 TEXTS = ["the cat", "a big red dog by the river", "water", "open the file and read a row"]
 
@@ -207,6 +209,30 @@ def test_force_replaces_the_output(run, tiny_bert, source, tmp_path):
     (tmp_path / "v.npy").write_text("old")
     assert run("encode", tiny_bert, source, "-o", tmp_path / "v.npy", "--force").exit_code == 0
     assert np.load(tmp_path / "v.npy").shape == (4, 32)
+
+
+def test_force_replaces_nothing_that_is_read(run, tiny_bert, source, tmp_path):
+    model = tmp_path / "m"
+    shutil.copytree(tiny_bert, model)
+    for output, name in ((source, source), (model / "model.safetensors", model), (model / "tokenizer.json", model)):
+        before = output.read_bytes()
+        result = run("encode", model, source, "-o", output, "--format", "jsonl", "--force")
+        assert result.exit_code == 2
+        assert f"the output {output} and the input {name} overlap" in " ".join(result.stderr.split())
+        assert output.read_bytes() == before
+        with pytest.raises(InputError, match="overlap"):
+            encode(str(model), str(source), output, "jsonl", force=True)
+        assert output.read_bytes() == before
+    for _ in range(2):  # vectors are no input of a model, and may lie beside it
+        assert run("encode", model, source, "-o", model / "v.npy", "--force").exit_code == 0
+
+
+def test_force_replaces_no_image_of_the_folder(run, tiny_vit, pictures, tmp_path):
+    image = sorted(path for path in pictures.rglob("*") if path.is_file())[0]
+    before = image.read_bytes()
+    result = run("encode", tiny_vit, pictures, "-o", image, "--format", "npy", "--force")
+    assert (result.exit_code, image.read_bytes()) == (2, before)
+    assert "overlap" in result.stderr
 
 
 def test_a_bad_line_leaves_no_output(run, tiny_bert, tmp_path):
