@@ -123,7 +123,7 @@ def _show(out: Output, report: "CompressReport", target: Path) -> None:
     if distilled is not None:
         rows += [
             ("distillation", "", duration(distilled["seconds"])),
-            ("cosine to the original", f"{distilled['cosine_before']:.4f}", f"{distilled['cosine_after']:.4f}"),
+            ("cosine to the original, untrained and trained", f"{distilled['cosine_before']:.4f}", f"{distilled['cosine_after']:.4f}"),
         ]
     out.table(report.recipe.model, ["", "before", "after"], rows)
     if distilled is not None and distilled["ended_by"] == "until":
