@@ -119,12 +119,10 @@ def _show(out: Output, model: str, histogram: bool, plot: Path | None, force: bo
         ("content hash", found.sha256 or "unknown: headers alone were read"),
     ]
     if found.artifact is not None:
-        description = found.artifact.to_dict()
-        facts += [
-            (k, v)
-            for k, v in description.items()
-            if k not in ("quant_method", "stage", "block", "listing", "module_levels") and v not in (None, [])
-        ]
+        left_out = {"quant_method", "stage", "block", "listing", "module_levels"}
+        if found.artifact.scheme.rule != "absmean":
+            left_out.add("beta")  # which no other rule reads
+        facts += [(k, v) for k, v in found.artifact.to_dict().items() if k not in left_out and v not in (None, [])]
         if (data := found.artifact.calibration) is not None:
             tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
             facts = [(k, v) for k, v in facts if k != "calibration"]

@@ -69,7 +69,11 @@ class Training:
     ] = field(default_factory=dict)
     batch_size: Annotated[
         int | None,
-        Option("Texts or images per step and process; default 64, of texts on a GPU 256.", min=1, max=MAX_BATCH),
+        Option(
+            "Images, or texts of mean length, per step and process; default 64, of texts on a GPU 256.",
+            min=1,
+            max=MAX_BATCH,
+        ),
     ] = None
     gradient_checkpointing: Annotated[bool, Option("Compute blocks again backwards: less memory, more time.")] = False
     auto_batch: Annotated[
