@@ -121,10 +121,10 @@ def _show(out: Output, report: "CompressReport", target: Path) -> None:
         ("calibration", "", duration(report.converted["seconds"])),
     ]
     if distilled is not None:
-        cosines = (f"{distilled[name]:.4f}" for name in ("cosine_before", "cosine_after"))
+        before, after = (f"{distilled[name]:.4f}" for name in ("cosine_before", "cosine_after"))
         rows += [
             ("distillation", "", duration(distilled["seconds"])),
-            ("cosine to the original, untrained and trained", *cosines),
+            ("cosine to the original, untrained and trained", before, after),
         ]
     out.table(report.recipe.model, ["", "before", "after"], rows)
     if distilled is not None and distilled["ended_by"] == "until":
