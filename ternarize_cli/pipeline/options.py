@@ -13,7 +13,6 @@ from ternarize_cli.compress.options import DEFAULT_TOKENS, Calibration, ConvertO
 from ternarize_cli.distill.options import BUDGETS, DistillOptions, Training
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.options import EvaluationOptions
-from ternarize_cli.format.codecs import codec_for
 from ternarize_cli.format.scheme import Scheme
 from ternarize_cli.storage.command_option import (
     ALLOW_PICKLE,
@@ -136,6 +135,8 @@ class CompressOptions:
             raise InputError(
                 "--min-retention needs something to score the models on", hint="--sts, --retrieval or --classification"
             )
+
+        from ternarize_cli.format.codecs import codec_for
 
         codec_for(self.scheme().levels, self.codec)
 

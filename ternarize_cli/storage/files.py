@@ -110,7 +110,7 @@ def check_apart(output: Path, inputs: Sequence[Path]) -> None:
 
 def existing(*names: str | Path) -> list[Path]:
     """Gives those of some names, of models or of data, that are files or folders here; - is stdin, and is none."""
-    return [Path(name) for name in names if str(name) != "-" and Path(name).exists()]
+    return [Path(name) for name in names if str(name) != "-" and os.path.exists(name)]
 
 
 def _check_replaced(output: Path, inputs: Sequence[Path]) -> None:

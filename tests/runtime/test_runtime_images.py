@@ -329,6 +329,7 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "no norm of the pooler": ("CLIPVisionModel", without("post_layernorm.weight"), "has no tensor"),
     "a probe of another width": ("SiglipVisionModel", set_to("head.probe", 1, 1, 31), "is F32"),
     "another size": ("ViTModel", settings(processing_kwargs={"image": {"size": 20}}), "passes size=20 to transformers"),
+    "no family": ("ViTModel", config(model_type=["vit"]), "model_type is .'vit'., no text"),
     "queries of another width": ("SiglipVisionModel", set_to("head.attention.in_proj_weight", 95, 32), "is F32"),
 }
 
@@ -346,7 +347,6 @@ def test_a_damaged_model_is_refused_in_words(case: str, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "no head": ("SiglipVisionModel", without("head.probe"), "asks for pooler_output, which the model does not have"),
     "another family": ("ViTModel", config(model_type="swin"), "is a 'swin', whose images are not read here"),
-    "no family": ("ViTModel", config(model_type=["vit"]), "images are not read here"),
     "hidden states": ("ViTModel", config(output_hidden_states=True), "asks for output_hidden_states"),
     "arguments of loaders": ("ViTModel", settings(model_kwargs={"attn_implementation": "eager"}), "has model_kwargs"),
     "a list of outputs": (

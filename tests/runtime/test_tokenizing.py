@@ -222,7 +222,12 @@ def test_padding_on_the_left_of_learned_positions_is_refused(packed_bert: Path, 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "is no tokenizer"), ("{", "is no tokenizer"), ('{"model": {"type": "Nothing"}}', "is no tokenizer")],
+    [
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ('{"model": null}', "it has no model"),
+        ('{"model": {"type": "Nothing"}}', "is no tokenizer"),
+    ],
 )
 def test_a_damaged_tokenizer(content: str, words: str, packed_bert: Path, tmp_path: Path) -> None:
     changed = variant(packed_bert, tmp_path / "changed", lambda f: (f / "tokenizer.json").write_text(content))
