@@ -231,8 +231,7 @@ def load_whole(
         vision.explain_processor(folder)
         explain_tokenizer(folder)
         text = " ".join(f"{type(e).__name__}: {e}".split())[:240]
-        lacks = isinstance(e, ImportError)
-        hint = "install what is missing" if lacks else "fetch or make the model again"
+        hint = "install what is missing" if isinstance(e, ImportError) else "fetch or make the model again"
         raise CheckpointError(f"{folder} can't be loaded: {text}", hint=hint) from e
     encoder.eval()
     kernels.use_backend(encoder, backend)

@@ -42,7 +42,8 @@ def check_tokenizer_json(content: bytes, path: Path) -> None:
         )
     model = state["model"]
     unknown, vocabulary = model.get("unk_token"), model.get("vocab")
-    if model.get("type") in _WITH_UNKNOWN and isinstance(vocabulary, dict) and unknown not in vocabulary:
+    is_known = isinstance(vocabulary, dict) and isinstance(unknown, str) and unknown in vocabulary
+    if str(model.get("type")) in _WITH_UNKNOWN and not is_known:
         raise CheckpointError(
             f"{path}: unk_token is {shown(unknown)}, which is not in the vocabulary; a text with an unknown word could "
             f"not be read",

@@ -480,6 +480,8 @@ def replacing(pattern: str, content: str) -> dict[str, Any]:
         ({"model": None}, "is no tokenizer: it has no model"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]"}}, "unk_token is '.UNK.', which is"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": None}}, "unk_token is None, which is"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": ["a"]}}, "unk_token is .'a'., which is"),
+        ({"model": {"type": ["WordLevel"], "vocab": {"a": 0}}}, "is no tokenizer: "),
         ({"added_tokens": [{"id": "x"}]}, "is no tokenizer: "),
     ],
 )
