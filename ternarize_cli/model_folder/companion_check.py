@@ -22,7 +22,7 @@ from ternarize_cli.model_folder.config_check import ATTENTION_KEYS, DTYPE_KEYS, 
 from ternarize_cli.model_folder.model_files import contained
 from ternarize_cli.model_folder.module_check import check_activation, check_module_config
 from ternarize_cli.model_folder.tokenizer_json import check_tokenizer_json
-from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_bytes, read_object, require_regular
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, read_object, require_regular
 
 __all__ = ["check_companion"]
 
@@ -85,7 +85,7 @@ def check_companion(path: Path, *, is_module: bool) -> None:
     if require_regular(path).st_size > MAX_TOKENIZER:
         raise CheckpointError(f"{path} has more than {MAX_TOKENIZER:,} bytes", hint="fetch the file again")
     if path.name == "tokenizer.json":
-        check_tokenizer_json(read_bytes(path, limit=MAX_TOKENIZER), path)
+        check_tokenizer_json(path)
     for pattern, check in _CHECKS.items():
         if fnmatchcase(path.name, pattern):
             check(read_object(path), path)

@@ -3,11 +3,12 @@
 import base64
 import binascii
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ternarize_cli.errors import CheckpointError, shown
-from ternarize_cli.storage.bounds import parse_json
+from ternarize_cli.storage.bounds import MAX_TOKENIZER, parse_json, read_bytes, require_regular
 
 __all__ = ["check_tokenizer_json"]
 
@@ -19,17 +20,24 @@ _MOST = 1 << 14
 _WITH_UNKNOWN = ("WordLevel", "WordPiece")
 
 
-def check_tokenizer_json(content: bytes, path: Path) -> None:
-    """Checks the normalizers of a tokenizer, and its token for unknown words.
+def check_tokenizer_json(path: Path) -> None:
+    """Checks the normalizers of a tokenizer, and its token for unknown words; a file that has not changed only once.
 
     Args:
-        content: the bytes of tokenizer.json.
-        path: the file, for messages.
+        path: a tokenizer.json.
 
     Raises:
-        CheckpointError: the file holds no tokenizer; its normalizers may make more than 16,384 characters of one; or
-            the token for unknown words is not in the vocabulary, so that a text with such a word would be an error.
+        CheckpointError: the file has more than MAX_TOKENIZER bytes, or holds no tokenizer; its normalizers may make
+            more than 16,384 characters of one; or the token for unknown words is not in the vocabulary, so that a text
+            with such a word would be an error.
     """
+    status = require_regular(path)
+    _check(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=16)
+def _check(path: Path, *_version: int) -> None:
+    content = read_bytes(path, limit=MAX_TOKENIZER)
     if len(content) > _SMALL and not any(word in content for word in _WRITING):
         return
     state = parse_json(content, str(path))

@@ -76,8 +76,8 @@ class TextTokenizer:
                 f"{folder} has no tokenizer.json, without which texts can't be read here",
                 hint=f"pack the model again with this version of ternarize, which writes one, or {IN_TORCH}",
             )
+        check_tokenizer_json(path)
         content = read_bytes(path, limit=MAX_TOKENIZER)
-        check_tokenizer_json(content, path)
         try:
             tokenizer = Tokenizer.from_str(content.decode())
         except Exception as e:  # tokenizers raises plain Exceptions

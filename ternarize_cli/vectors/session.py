@@ -104,9 +104,6 @@ def encode(
         TernarizeError: as `encode.open_model`.
     """
     pace = Pace(began)
-    inputs = files.existing(model, source)
-    if isinstance(output, Path):
-        files.check_output(output, force=force, inputs=inputs, folder=False)
     corpus = open_corpus(source, skip_bad=skip_bad, reads=reads(model, options))
     opened = open_model(model, corpus.kind, options)
     if note := pooling_note(opened.folder):
@@ -126,7 +123,7 @@ def encode(
     how: dict[str, Any] = {"linger": linger, "total": corpus.count, "track": track, "about": about, "pace": pace}
     items = unique(corpus.items, corpus.name, again, on_twice=twice.append)
     if isinstance(output, Path):
-        encode_to_file(encoder, items, output, kind, force=force, inputs=inputs, **how)
+        encode_to_file(encoder, items, output, kind, force=force, inputs=files.existing(model, source), **how)
     else:
         encode_to_stream(encoder, items, output, kind, **how)
     seconds = time.perf_counter() - started

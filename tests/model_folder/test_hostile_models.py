@@ -511,8 +511,8 @@ def test_a_tokenizer_hides_nothing_behind_its_size(folder: Path) -> None:
     ],
 )
 def test_normalizers_of_published_tokenizers_are_taken(folder: Path, normalizer: object) -> None:
-    state = json.loads((folder / "tokenizer.json").read_text()) | {"normalizer": normalizer}
-    check_tokenizer_json(json.dumps(state).encode(), folder / "tokenizer.json")
+    edit(folder / "tokenizer.json", normalizer=normalizer)
+    check_tokenizer_json(folder / "tokenizer.json")
 
 
 def test_a_limit_that_special_tokens_fill_is_refused(folder: Path) -> None:
