@@ -18,7 +18,8 @@ from ternarize_cli.kernels.gpu import encoder as gpu_encoder
 from ternarize_cli.kernels.gpu import real_tokens as module
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 from ternarize_cli.kernels.gpu.int8 import Int8
-from ternarize_cli.kernels.gpu.real_tokens import real_tokens, sizes, spans_of
+from ternarize_cli.kernels.gpu.real_tokens import sizes
+from ternarize_cli.kernels.gpu.token_rows import TokenRows, count_tokens, spread, token_rows
 from ternarize_cli.kernels.pooled_output import pooled_output
 from ternarize_cli.layers.text_lengths import with_lengths
 
@@ -27,7 +28,13 @@ LENGTHS = (9, 0, 17, 1)
 
 
 def mask_of(lengths: tuple[int, ...]) -> Tensor:
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(DEVICE)
+
+
+def rows_of(mask: Tensor, *, full: bool = False) -> TokenRows:
+    """Lays out tokens whose ids are 1000 and their number in the batch, with token types and positions if `full`."""
+    ids = 1000 + torch.arange(mask.numel(), device=DEVICE).view(mask.shape)
+    return token_rows(ids, mask, 2 * ids if full else None, 3 * ids if full else None, count_tokens(mask).lengths)
 
 
 class NoValues(TorchDispatchMode):
@@ -42,43 +49,72 @@ def test_batches_of_a_corpus_have_few_sizes() -> None:
     """Numbers of real tokens, texts, and tokens of the longest text, as chunks of sentences have them."""
     batches = [(32_760, 1093, 74), (32_751, 900, 117), (32_768, 1800, 24), (32_749, 2300, 30), (32_766, 2700, 17)]
     assert {sizes(*batch) for batch in batches} == {(32_768, 2048, 128), (32_768, 4096, 32)}
-    assert sizes(8322, 41, 203).rows == 10_240, "a pass of few rows grows by a quarter at most"
+    assert sizes(8322, 41, 203).rows == 10_240
+    assert sizes(6900, 512, 51).rows == 7168, (
+        "a pass of few rows grows by an eighth at most from 8,192 on, else by 1,023"
+    )
     for batch in [*batches, (1, 1, 1), (9000, 4095, 9), (70_000, 2, 40_000)]:
         made = sizes(*batch)
         assert all(rounded >= given for rounded, given in zip(made, batch, strict=True))
         assert made.rows - batch[0] <= (made.texts - batch[1]) * made.longest, "every row is a text's"
 
 
-@pytest.mark.parametrize("is_known", [True, False])
+def test_tokens_are_counted_and_holes_are_found() -> None:
+    masks = {
+        "right": mask_of(LENGTHS),
+        "left": mask_of(LENGTHS).flip(1),
+        "hole": mask_of(LENGTHS).index_fill(1, torch.tensor(3, device=DEVICE), 0),
+        "long": mask_of((300, 0, 129)),
+        "long with a hole": mask_of((300, 0, 129)).index_fill(1, torch.tensor(128, device=DEVICE), 0),
+    }
+    found = {name: count_tokens(mask) for name, mask in masks.items()}
+    for name, mask in masks.items():
+        assert found[name].lengths.tolist() == mask.sum(dim=1).tolist()
+    assert [name for name, made in found.items() if not made.begins_real] == ["left"]
+    assert [name for name, made in found.items() if made.has_hole] == ["hole", "long with a hole"]
+
+
+@pytest.mark.parametrize("full", [True, False])
 def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
-    is_known: bool, monkeypatch: pytest.MonkeyPatch
+    full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_FEW", 64)
-    monkeypatch.setattr(module, "_ROWS", 64)
     monkeypatch.setattr(module, "_TEXTS", 16)
     mask, count = mask_of(LENGTHS), sum(LENGTHS)
-    made = real_tokens(mask, count, 17 if is_known else None)
-    assert made.at.tolist() == mask.flatten().nonzero().flatten().tolist() + [0] * (64 - count)
-    assert made.places[:count].tolist() == [place for length in LENGTHS for place in range(length)]
+    made = rows_of(mask, full=full)
+    at = torch.cat([mask.flatten().nonzero().flatten(), torch.zeros(64 - count, dtype=torch.int64, device=DEVICE)])
+    ids = 1000 + at
+    wanted = [ids, 3 * ids, 2 * ids] if full else [ids, at % 17]
+    assert made.inputs.tolist() == torch.stack(wanted).tolist()
     assert made.starts.tolist() == [0, 9, 9, 26, 27, 59, *[64] * 11]
     assert made.longest == 32
+    begins, ends, places = made.places.tolist()
+    assert begins == [0] * 9 + [9] * 17 + [26] + [27] * 32 + [59] * 5
+    assert ends == [9] * 9 + [26] * 17 + [27] + [59] * 32 + [64] * 5
+    assert places[:count] == [place for length in LENGTHS for place in range(length)]
 
 
-def test_a_row_knows_where_its_text_starts_and_ends() -> None:
-    starts = torch.tensor([0, 9, 9, 26, 27, 27], dtype=torch.int32, device=DEVICE)
-    begins, ends = spans_of(starts, 27).tolist()
-    assert begins == [0] * 9 + [9] * 17 + [26]
-    assert ends == [9] * 9 + [26] * 17 + [27]
+@pytest.mark.parametrize("width", [5, 64])
+@pytest.mark.parametrize("lengths", [LENGTHS, (300, 0, 129)])
+@pytest.mark.parametrize("padding", ["right", "left", "holes"])
+def test_hidden_states_come_back_to_where_tokens_stand(padding: str, lengths: tuple[int, ...], width: int) -> None:
+    mask = mask_of(lengths)
+    mask = mask.flip(1) if padding == "left" else mask
+    if padding == "holes":
+        mask[:, 1::3] = 0
+    made = rows_of(mask)
+    hidden = made.inputs[0].float()[:, None] + torch.arange(width, device=DEVICE)
+    ids = 1000 + torch.arange(mask.numel(), device=DEVICE)[:, None] + torch.arange(width, device=DEVICE)
+    assert torch.equal(spread(hidden, made.row_of), torch.where(mask.flatten()[:, None] != 0, ids.float(), 0))
 
 
 def test_padding_on_the_left_moves_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FEW", 1)
-    monkeypatch.setattr(module, "_ROWS", 1)
     right, left = mask_of(LENGTHS), mask_of(LENGTHS).flip(1)
-    of_right, of_left = (real_tokens(mask, sum(LENGTHS)) for mask in (right, left))
+    of_right, of_left = rows_of(right), rows_of(left)
     assert torch.equal(of_left.places, of_right.places)
     assert torch.equal(of_left.starts, of_right.starts)
-    assert torch.equal(of_left.at, left.flatten().nonzero().flatten())
+    assert torch.equal(of_left.inputs[0] - 1000, left.flatten().nonzero().flatten())
 
 
 @pytest.mark.slow

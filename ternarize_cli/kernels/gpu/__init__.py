@@ -2,7 +2,8 @@
 
     forward     replaces a model's `forward`                             ▲
     encoder     forward passes: CUDA graphs, padding, embedding          │ uses
-    real_tokens lays the real tokens of a batch side by side             │
+    token_rows  lays the real tokens of a batch side by side             │
+    real_tokens rounds the sizes of such a pass                          │
     blocks      blocks, as their description says                        │
     int8        a block's four products with exact sums, 2-bit weights   │
     e4m3        a block's four products in 8-bit floating point          │

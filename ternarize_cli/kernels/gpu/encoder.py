@@ -1,7 +1,7 @@
 """Runs an encoder on an NVIDIA GPU: its embedding, and its blocks (`gpu.blocks`).
 
 Passes are recorded as CUDA graphs, with texts padded to one of few lengths. In large batches with much padding, only
-the real tokens are run, in one of few sizes (`gpu.real_tokens`).
+the real tokens are run, in one of few sizes (`gpu.token_rows`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ternarize_cli.arithmetic.cuda_graphs import Graphs
 from ternarize_cli.data.length_buckets import width_of
 from ternarize_cli.errors import CheckpointError, InputError
-from ternarize_cli.kernels.fused_encoder import has_hole, tables_of
+from ternarize_cli.kernels.fused_encoder import tables_of
 from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.kernels.gpu.blocks import Arithmetic, GpuBlocks, Layout, norm_of
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
@@ -23,8 +23,9 @@ from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.norm import norm
 from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
-from ternarize_cli.kernels.gpu.real_tokens import MOST, real_tokens, spans_of
+from ternarize_cli.kernels.gpu.real_tokens import MOST
 from ternarize_cli.kernels.gpu.rounding import Rounded
+from ternarize_cli.kernels.gpu.token_rows import TokenCounts, count_tokens, spread, token_rows
 from ternarize_cli.kernels.pooled_output import pools_first_token
 from ternarize_cli.kernels.stack import Stack
 from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
@@ -156,12 +157,13 @@ class GpuEncoder:
     def _texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
         tokens = ids.shape[1]
         if ids.numel() > _SMALL and mask is not None:
-            known = lengths_of(mask)  # reading the mask back would wait for the card
-            real = int((mask != 0).sum()) if known is None else int(known.sum())
-            if known is not None and real < ids.numel():  # of a corpus, where numbers of texts and tokens hardly repeat
-                return self._unpadded(ids, mask, types, real, int(known.max()))
-            if real < _MOSTLY * ids.numel() and not (self._block.counts_places and has_hole(mask)):
-                return self._unpadded(ids, mask, types, real)
+            known = lengths_of(mask)  # counting waits for the card
+            counts = count_tokens(mask) if known is None else TokenCounts(known)
+            real = int(counts.lengths.sum())
+            # of a corpus, whose lengths are known, numbers of texts and tokens hardly repeat
+            most = _MOSTLY * ids.numel() if known is None else ids.numel()
+            if real < most and not (self._block.counts_places and counts.has_hole):
+                return self._unpadded(ids, mask, types, counts)
             mask = None if real == ids.numel() else mask
         width = width_of(tokens)
         width = max(tokens, width if self._longest is None else min(width, self._longest))
@@ -201,36 +203,32 @@ class GpuEncoder:
 
     def _recorded_unpadded(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Runs such a pass over real tokens alone: to hidden states `[rows, width]`, and what is pooled from them."""
-        embedded = self._embedded(given["ids"], given.get("types"), given["positions"])
-        starts, places, longest = given["starts"], given["places"], given["longest"]
-        spans = spans_of(starts, places.shape[0]) if self._blocks.reads_spans else None
+        inputs, places, starts, longest = given["inputs"], given["places"], given["starts"], given["longest"]
+        embedded = self._embedded(inputs[:1], inputs[2:] if len(inputs) > 2 else None, inputs[1:2])
+        spans = places[:2] if self._blocks.reads_spans else None
         turns = self._turn_tables(longest)
-        layout = Layout(len(starts) - 1, longest, turns, starts=starts, places=places, spans=spans)
+        layout = Layout(len(starts) - 1, longest, turns, starts=starts, places=places[2], spans=spans)
         hidden = self._blocks(*embedded, layout, self._count)
         if self._pool is None or not pools_first_token(self._model):
             return hidden, None
         begins = starts[:-1].clamp(max=len(hidden) - 1)  # empty texts may begin behind all rows
         first = torch.where((starts.diff() > 0)[:, None], hidden.index_select(0, begins), 0)
-        return hidden, self._pool(first[:, None], given["ids"])
+        return hidden, self._pool(first[:, None], inputs[:1])
 
-    def _unpadded(
-        self, ids: Tensor, mask: Tensor, types: Tensor | None, count: int, longest: int | None = None
-    ) -> Tensor:
-        """Runs the real tokens alone: `count` of them, of which the longest text has `longest`, if that is known."""
+    def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None, counts: TokenCounts | None = None) -> Tensor:
+        """Runs the real tokens alone; `counts` None counts them."""
         self.pooled = None
-        hidden = torch.zeros(ids.numel(), self._block.width, device=ids.device)
-        if count:
-            real = real_tokens(mask, count, longest)
-            read = {"ids": ids, "types": types, "positions": self._positions(ids)}
-            given: dict[str, Any] = {name: t.flatten()[real.at][None] for name, t in read.items() if t is not None}
-            given.setdefault("positions", real.at[None] % ids.shape[1])
-            given |= {"places": real.places, "starts": real.starts, "longest": real.longest}
-            is_recorded = count <= min(_LARGE, MOST) and self._device.type == "cuda"
-            kept, pooled = (self._unpadded_graphs if is_recorded else self._recorded_unpadded)(given)
-            hidden.index_copy_(0, real.at[:count], kept[:count])
-            if pooled is not None and longest is not None:  # else the first token may be padding
-                self.pooled = pooled[: len(ids)].clone()
-        return hidden.view(*ids.shape, self._block.width)
+        counts = counts or count_tokens(mask)
+        count = int(counts.lengths.sum())
+        if not count:
+            return torch.zeros(*ids.shape, self._block.width, device=ids.device)
+        made = token_rows(ids, mask, types, self._positions(ids), counts.lengths)
+        given = {"inputs": made.inputs, "places": made.places, "starts": made.starts, "longest": made.longest}
+        is_recorded = count <= min(_LARGE, MOST) and self._device.type == "cuda"
+        hidden, pooled = (self._unpadded_graphs if is_recorded else self._recorded_unpadded)(given)
+        if pooled is not None and counts.begins_real:
+            self.pooled = pooled[: len(ids)].clone()
+        return spread(hidden, made.row_of).view(*ids.shape, self._block.width)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
