@@ -5,6 +5,7 @@ the next is read and prepared (`prefetch`).
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -230,7 +231,7 @@ def encode_to_stream(
     about: Mapping[str, str] = MappingProxyType({}),
     pace: Pace | None = None,
 ) -> None:
-    """Writes ids and vectors in the order of `items`, a chunk at a time.
+    """Writes ids and vectors in the order of `items`, a chunk at a time, in a thread: a file may take as long as a GPU.
 
     Args:
         encode, items, linger: as `encoded` takes them.
@@ -243,13 +244,26 @@ def encode_to_stream(
     """
     writer = WRITERS[kind](stream, about)
 
+    def write(ids: list[str], vectors: np.ndarray) -> list[str]:
+        writer.write(ids, vectors)
+        if pace is not None:
+            pace.done(len(ids))
+        return ids
+
     def written() -> Generator[str, None, None]:
-        with closing(encoded(encode, items, linger=linger)) as chunks:
-            for ids, vectors in chunks:
-                writer.write(ids, vectors)
-                if pace is not None:
-                    pace.done(len(ids))
-                yield from ids
+        with closing(encoded(encode, items, linger=linger)) as chunks, ThreadPoolExecutor(1, "write") as pool:
+            under_way: Future[list[str]] | None = None
+            try:
+                for ids, vectors in chunks:
+                    before, under_way = under_way, None
+                    if before is not None:
+                        yield from before.result()
+                    under_way = pool.submit(write, ids, vectors)
+            finally:  # what is encoded is written, even if what follows can't be encoded
+                if under_way is not None:
+                    under_way.result()
+            if under_way is not None:
+                yield from under_way.result()
 
     with closing(written()) as done:
         for _ in track(done, "encoding", total):

@@ -1,10 +1,13 @@
 """Encoding on a GPU prepares and starts chunks ahead; the same stages run here on a CPU, where nothing is pinned."""
 
+import errno
+import io
 import json
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from ternarize_cli.errors import DataError
 from ternarize_cli.layers.text_lengths import lengths_of
 from ternarize_cli.vectors import gpu_batches
 from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
-from ternarize_cli.vectors.encode import encoded, open_model
+from ternarize_cli.vectors.encode import encode_to_stream, encoded, open_model
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 from ternarize_cli.vectors.pace import Pace
 from ternarize_cli.vectors.quick_tokenizing import quick_tokenizer
@@ -57,6 +60,43 @@ def test_an_error_ahead_comes_after_the_vectors_before_it(tiny_bert):
     with pytest.raises(DataError, match="line 41"):
         seen.extend(ids for ids, _ in encoded(encode, items()))
     assert [len(ids) for ids in seen] == [16, 16, 8]
+
+
+def test_what_is_encoded_before_an_error_is_written(tiny_bert):
+    def items() -> Iterator[tuple[str, str]]:
+        yield from ((str(i), "the cat") for i in range(40))
+        raise DataError("line 41")
+
+    stream = io.BytesIO()
+    with pytest.raises(DataError, match="line 41"):
+        encode_to_stream(ahead(tiny_bert), items(), stream, "jsonl")
+    assert [json.loads(line)["id"] for line in stream.getvalue().splitlines()] == [str(i) for i in range(40)]
+
+
+def test_a_chunk_is_encoded_while_the_one_before_is_written_and_a_failure_to_write_ends_both(tiny_bert):
+    class Full(io.RawIOBase):
+        """Takes nothing, once more texts have been encoded than those that it is given."""
+
+        def write(self, data: Any) -> int:
+            assert encoded_more.wait(30)
+            raise OSError(errno.ENOSPC, "full")
+
+    def items() -> Iterator[tuple[str, str]]:
+        yield from ((str(i), "the cat") for i in range(1000))
+
+    encode, encoded_more = ahead(tiny_bert), threading.Event()
+    finished = encode.finished
+
+    def counting(*given: Any) -> np.ndarray:
+        made = finished(*given)
+        if encode.texts > 16:
+            encoded_more.set()
+        return made
+
+    encode.finished = counting
+    with pytest.raises(OSError, match="full"):
+        encode_to_stream(encode, items(), Full(), "jsonl")
+    assert encode.texts < 100
 
 
 def test_a_stage_works_on_the_next_chunk_while_the_caller_has_this_one():
