@@ -46,7 +46,7 @@ __all__ = [
     "similarity_divergence",
 ]
 
-REVISION = 3
+REVISION = 4
 """Version of the recipes' meaning: a run can't be resumed under another version (`training_checkpoint`)."""
 _TEMPERATURE = 0.05
 _HEAD = 64

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ternarize_cli.arithmetic.cuda_graphs import Graphs, own_stream
 from ternarize_cli.arithmetic.trained_linear import products_in
+from ternarize_cli.distill.learning_rate import share_for_levels
 from ternarize_cli.distill.losses import loss_parts
 from ternarize_cli.distill.options import Training
 from ternarize_cli.distill.student_teacher import Pair
@@ -49,7 +50,7 @@ class Optimisation:
 
     Attributes:
         parameters: the weights that train, embedding tables last.
-        optimizer: AdamW, with a group for the tables.
+        optimizer: AdamW; `share` of a group is what its weights get of the learning rate.
     """
 
     def __init__(self, pair: Pair, training: Training, on: Any, group: Any = None) -> None:
@@ -68,10 +69,19 @@ class Optimisation:
         self._broken = torch.zeros(2, device=on.device)  # steps that were left out, in all and since the last other one
         self._scales: list[Tensor] = [layer.weight_scale for _, layer in pair.linears()]
         trained = [p for p in pair.student.parameters() if p.requires_grad]
+        shares = {
+            p: share_for_levels(layer.scheme.levels)
+            for _, layer in pair.linears()
+            for p in (layer.weight, layer.weight_scale)
+        }
         tables = {m.weight for m in pair.student.modules() if isinstance(m, nn.Embedding)}
-        groups = [[p for p in trained if (p in tables) == of_tables] for of_tables in (False, True)]
-        self.parameters = [p for group in groups for p in group]
-        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0, fused=True)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p not in tables and shares.get(p, 1.0) == share], "share": share}
+            for share in sorted({1.0, *shares.values()}, reverse=True)
+        ]
+        groups.append({"params": [p for p in trained if p in tables], "share": training.chosen.tables})
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)
         on_cpu = on.device.type == "cpu"
         self._products = torch.bfloat16 if on_cpu and "amx_bf16" in machine.instruction_sets() else None
@@ -109,13 +119,14 @@ class Optimisation:
 
         Args:
             batches: the batches of this process whose gradients make one step.
-            rate: the learning rate, of which embedding tables get a part (`LossRecipe.tables`).
+            rate: the learning rate, of which embedding tables (`LossRecipe.tables`) and linears with a fine grid
+                (`share_for_levels`) get a part.
 
         Raises:
             InputError: the GPU's memory does not hold a batch.
         """
-        others, tables = self.optimizer.param_groups
-        others["lr"], tables["lr"] = rate, rate * self._training.chosen.tables
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
         seen = 0
         share = 1 - _SMOOTH ** (1 / len(batches))
         for batch in batches:

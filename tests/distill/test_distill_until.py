@@ -13,7 +13,6 @@ from support.models import WORDS
 from support.two_processes import in_two_processes
 from ternarize_cli.compress.convert import convert
 from ternarize_cli.distill import Sources, Training, distill, loop
-from ternarize_cli.distill.learning_rate import rate_for_width
 from ternarize_cli.distill.options import DistillOptions
 from ternarize_cli.errors import InputError
 
@@ -163,21 +162,6 @@ def test_two_processes_end_at_the_same_reading(
     report = in_two_processes(tmp_path, _SELDOM, "distill", work / "latent", *data, *settings)
     assert report["ended_by"] == "until"
     assert report["cosine_after"] >= 0.05
-
-
-@pytest.mark.parametrize(
-    ("width", "rate"), [(32, 5e-4), (384, 5e-4), (768, 3e-4), (1024, 2e-4), (4096, 1e-4), (100_000, 1e-4)]
-)
-def test_the_learning_rate_falls_with_the_width(width: int, rate: float) -> None:
-    assert rate_for_width(width) == rate
-    assert Training(steps=1).for_width(width).peak == rate
-
-
-@pytest.mark.parametrize("recipe", ["paper", "scores", "sparse"])
-def test_other_recipes_and_a_rate_that_is_given_do_not_depend_on_the_width(recipe: str) -> None:
-    assert {Training(steps=1, recipe=recipe).for_width(width).peak for width in (32, 384, 768, 1024)} == {3e-4}
-    assert Training(steps=1, recipe=recipe, learning_rate=1e-3).for_width(768).peak == 1e-3
-    assert Training(steps=1, learning_rate=1e-3).for_width(768).peak == 1e-3
 
 
 def test_images_come_in_batches_of_64_on_every_device() -> None:
