@@ -16,12 +16,12 @@ The thread that reads is a daemon, because it may still wait for a line that nev
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-__all__ = ["ReadAhead", "in_chunks", "overlapped"]
+__all__ = ["ReadAhead", "in_chunks", "one_behind", "overlapped"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -163,6 +163,21 @@ def overlapped(chunks: ReadAhead[T], *stages: Callable[[Any], Any]) -> Generator
         stack.callback(chunks.close)  # before threads are waited for that wait for a chunk
         while (made := following()) is not None:
             yield made
+
+
+def one_behind(work: Callable[[T], U], chunks: Iterable[T]) -> Generator[U, None, None]:
+    """Yields what some work makes of each chunk, while a thread does it and the next chunk is awaited.
+
+    If the next chunk can't be had, the work on the one before is finished first.
+    """
+    with ThreadPoolExecutor(1, getattr(work, "__name__", "work")) as pool:
+        under_way: Future[U] | None = None
+        for chunk in chunks:
+            if under_way is not None:
+                yield under_way.result()
+            under_way = pool.submit(work, chunk)
+        if under_way is not None:
+            yield under_way.result()
 
 
 def _ahead(pool: ThreadPoolExecutor, source: Callable[[], T | None], stage: Callable[[T], U]) -> Callable[[], U | None]:

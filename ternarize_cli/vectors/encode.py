@@ -5,7 +5,6 @@ the next is read and prepared (`prefetch`).
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ternarize_cli.data.prefetch import ReadAhead, overlapped
+from ternarize_cli.data.prefetch import ReadAhead, one_behind, overlapped
 from ternarize_cli.encoders import loading
 from ternarize_cli.encoders.modalities import modalities_of, require_modality
 from ternarize_cli.errors import CheckpointError, InputError
@@ -230,8 +229,9 @@ def encode_to_stream(
     track: Track = silent,
     about: Mapping[str, str] = MappingProxyType({}),
     pace: Pace | None = None,
+    in_thread: bool = False,
 ) -> None:
-    """Writes ids and vectors in the order of `items`, a chunk at a time, in a thread: a file may take as long as a GPU.
+    """Writes ids and vectors in the order of `items`, a chunk at a time.
 
     Args:
         encode, items, linger: as `encoded` takes them.
@@ -241,29 +241,22 @@ def encode_to_stream(
         track: told of each item that was written.
         about: what the file says about its vectors, if its format can.
         pace: is told of each chunk that was written.
+        in_thread: write a chunk in a thread while the vectors of the next are awaited. Not for a pipe: Ctrl-C could not
+            end a thread that waits for its reader.
     """
     writer = WRITERS[kind](stream, about)
 
-    def write(ids: list[str], vectors: np.ndarray) -> list[str]:
+    def write(chunk: tuple[list[str], np.ndarray]) -> list[str]:
+        ids, vectors = chunk
         writer.write(ids, vectors)
         if pace is not None:
             pace.done(len(ids))
         return ids
 
     def written() -> Generator[str, None, None]:
-        with closing(encoded(encode, items, linger=linger)) as chunks, ThreadPoolExecutor(1, "write") as pool:
-            under_way: Future[list[str]] | None = None
-            try:
-                for ids, vectors in chunks:
-                    before, under_way = under_way, None
-                    if before is not None:
-                        yield from before.result()
-                    under_way = pool.submit(write, ids, vectors)
-            finally:  # what is encoded is written, even if what follows can't be encoded
-                if under_way is not None:
-                    under_way.result()
-            if under_way is not None:
-                yield from under_way.result()
+        with closing(encoded(encode, items, linger=linger)) as chunks:
+            for ids in one_behind(write, chunks) if in_thread else map(write, chunks):
+                yield from ids
 
     with closing(written()) as done:
         for _ in track(done, "encoding", total):
@@ -283,4 +276,4 @@ def encode_to_file(
 ) -> None:
     """As `encode_to_stream`, into a file that appears when it is whole and replaces no input (`files.atomic_file`)."""
     with files.atomic_file(output, force=force, inputs=inputs) as partial, partial.open("wb") as stream:
-        encode_to_stream(encode, items, stream, kind, **options)
+        encode_to_stream(encode, items, stream, kind, in_thread=True, **options)

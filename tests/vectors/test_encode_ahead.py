@@ -69,7 +69,7 @@ def test_what_is_encoded_before_an_error_is_written(tiny_bert):
 
     stream = io.BytesIO()
     with pytest.raises(DataError, match="line 41"):
-        encode_to_stream(ahead(tiny_bert), items(), stream, "jsonl")
+        encode_to_stream(ahead(tiny_bert), items(), stream, "jsonl", in_thread=True)
     assert [json.loads(line)["id"] for line in stream.getvalue().splitlines()] == [str(i) for i in range(40)]
 
 
@@ -95,7 +95,7 @@ def test_a_chunk_is_encoded_while_the_one_before_is_written_and_a_failure_to_wri
 
     encode.finished = counting
     with pytest.raises(OSError, match="full"):
-        encode_to_stream(encode, items(), Full(), "jsonl")
+        encode_to_stream(encode, items(), Full(), "jsonl", in_thread=True)
     assert encode.texts < 100
 
 
