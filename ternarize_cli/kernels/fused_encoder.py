@@ -24,7 +24,7 @@ from ternarize_cli.layers import ROW_FACTOR_HOOK, Packed, PackedEmbedding, Packe
 from ternarize_cli.layers.forks import before_forward
 from ternarize_cli.layers.operators import number_of
 
-__all__ = ["FusedEncoder", "FusedForward", "has_hole", "output_kinds", "tables_of", "tell_unfused"]
+__all__ = ["FusedEncoder", "FusedForward", "output_kinds", "tables_of", "tell_unfused"]
 
 _KNOWN_HOOKS = ("output_capturing_hook", ROW_FACTOR_HOOK)
 """Names of the hooks that change nothing here: transformers' own, and the factor of embeddings."""
@@ -178,7 +178,7 @@ class FusedForward(ABC):
         ids = given.get("input_ids")
         if isinstance(ids, Tensor) and ids.is_floating_point():
             return False
-        if self._counts_places and isinstance(mask, Tensor) and has_hole(mask):
+        if self._counts_places and isinstance(mask, Tensor) and _has_hole(mask):
             return False
         tensors = [value for name, value in given.items() if name in self._reads]
         return asked <= {"return_dict"} and all(
@@ -243,7 +243,7 @@ def _tokens_of(model: Any, pixels: Tensor) -> int | None:
     return int(high * wide + before + registers)
 
 
-def has_hole(mask: Tensor) -> bool:
+def _has_hole(mask: Tensor) -> bool:
     """Returns whether a row of a mask `[batch, tokens]` has zeros between ones."""
     real = mask.bool()
     if mask.dim() != 2 or bool(real.all()):

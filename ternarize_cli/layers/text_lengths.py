@@ -19,7 +19,8 @@ def with_lengths(mask: Tensor, lengths: np.ndarray | None) -> Tensor:
     """Notes lengths at a mask, and returns the mask.
 
     Args:
-        mask: int64 `[texts, tokens]`, on any device: in row i, `lengths[i]` ones and then zeros.
+        mask: int64 `[texts, tokens]`, on any device: in row i, `lengths[i]` ones and then zeros. A tensor that was
+            made in inference mode must not change afterwards, since it does not count its changes.
         lengths: int64 `[texts]`; None notes nothing.
     """
     noted: Any = mask

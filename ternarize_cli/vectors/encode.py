@@ -1,7 +1,7 @@
 """From a file or a stream of texts or images to a file or a stream of vectors.
 
 A chunk at a time, so that a stream of any length encodes in bounded memory and in order. While the model works on one,
-the next is read and prepared (`prefetch`).
+the next is read and prepared, and what goes to a file is written in a thread (`prefetch`).
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from ternarize_cli.kernels.fused_encoder import FusedForward
-from ternarize_cli.kernels.gpu import real_tokens
+from ternarize_cli.kernels.gpu import pass_sizes
 from ternarize_cli.layers.text_lengths import lengths_of, with_lengths
 from ternarize_cli.runtime.blocks import BATCH_TOKENS
 
@@ -42,7 +42,7 @@ def budgets(encoder: SentenceTransformer) -> tuple[int, int | None]:
     if not isinstance(forward, FusedForward) or forward.device != "cuda":
         return BATCH_TOKENS, None
     width = int(getattr(model.config, "hidden_size", 0)) or 1
-    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), real_tokens.MOST
+    return max(BATCH_TOKENS, min(_TOKENS, _NUMBERS // width)), pass_sizes.MOST
 
 
 def pinned(features: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     jsonl    {"id": "…", "vector": [0.01, …]} per line, with as many digits as float32 needs to come back bit for bit
     parquet  columns `id` (string) and `vector` (list of dim float32); `about` is the metadata
 
-A chunk is written before the next one is encoded, so the number of texts need not be known. The npy header holds that
+A chunk is written as soon as it is encoded, so the number of texts need not be known. The npy header holds that
 number, so it is written again at the end; a pipe does not allow this, so for a pipe the array is kept in memory until
 the end. To add a format, add a class to `WRITERS`.
 """

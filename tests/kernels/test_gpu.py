@@ -28,7 +28,7 @@ from ternarize_cli.layers import PackedLinear
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from ternarize_cli.kernels.gpu import activation, e4m3, int8, matmul, real_tokens, rounding, tuning
+from ternarize_cli.kernels.gpu import activation, e4m3, int8, matmul, pass_sizes, rounding, tuning
 from ternarize_cli.kernels.gpu.attention import Attention, Scores, attention
 from ternarize_cli.kernels.gpu.attention import ways as attention_ways
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
@@ -41,6 +41,7 @@ from ternarize_cli.kernels.gpu.matmul import FewRows, ManyRows
 from ternarize_cli.kernels.gpu.norm import Norm, Sums, norm
 from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.rounding import Rounded, RowWay, quantise
+from ternarize_cli.kernels.gpu.token_rows import count_tokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 384, 80), (17, 768, 96), (50, 320, 64), (5, 304, 48)]
@@ -394,7 +395,7 @@ def test_texts_give_nearly_what_the_reference_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: Any, most: float, save: Any, few: int
 ) -> None:
     monkeypatch.setattr(int8, "_FEW", few)  # 0: every product is one of many rows
-    monkeypatch.setattr(real_tokens, "_FEW", 32)
+    monkeypatch.setattr(pass_sizes, "_FEW", 32)
     model = packed(tmp_path, save)
     ids = torch.randint(5, 40, (3, 11), generator=seeded()).to(DEVICE)
     mask = (torch.arange(11) < torch.tensor([[11], [4], [7]])).long().to(DEVICE)
@@ -404,7 +405,7 @@ def test_texts_give_nearly_what_the_reference_gives(
     real = mask.bool()
     with torch.no_grad():
         assert distance(stack.texts(ids, mask, types)[real], wanted[real]) < most
-        made = stack._unpadded(ids, mask, None if types is None else types.contiguous())
+        made = stack._unpadded(ids, mask, None if types is None else types.contiguous(), count_tokens(mask))
         assert distance(made[real], wanted[real]) < most
         whole = stack.texts(ids[:1], None, torch.zeros_like(ids[:1]) if save is save_tiny_bert else None)
     assert distance(whole, model(input_ids=ids[:1]).last_hidden_state) < most

@@ -24,10 +24,11 @@ from ternarize_cli.layers import PackedLinear
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from ternarize_cli.kernels.gpu import blocks, int8, real_tokens
+from ternarize_cli.kernels.gpu import blocks, int8, pass_sizes
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 from ternarize_cli.kernels.gpu.forward import GpuForward, gpu_refusal
 from ternarize_cli.kernels.gpu.int8 import Int8
+from ternarize_cli.kernels.gpu.token_rows import count_tokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = ("ModernBertModel", "MPNetModel", "Gemma3TextModel", "DINOv3ViTModel")
@@ -94,9 +95,9 @@ def test_a_family_is_as_near_to_reference_as_its_floating_point_lets_it_be(
     for _ in range(3 if DEVICE == "cuda" else 1):
         check(encoder.texts(ids, mask, None))
     monkeypatch.setattr(blocks, "_PREPARED", 8)  # as in long texts, queries and keys are turned before attention
-    monkeypatch.setattr(real_tokens, "_FEW", 64)
+    monkeypatch.setattr(pass_sizes, "_FEW", 64)
     for _ in range(3 if DEVICE == "cuda" else 1):
-        check(encoder._unpadded(ids, mask, None))
+        check(encoder._unpadded(ids, mask, None, count_tokens(mask)))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter rounds to e4m3 wrongly")

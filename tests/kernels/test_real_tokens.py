@@ -15,10 +15,10 @@ from ternarize_cli import kernels
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from ternarize_cli.kernels.gpu import encoder as gpu_encoder
-from ternarize_cli.kernels.gpu import real_tokens as module
+from ternarize_cli.kernels.gpu import pass_sizes
 from ternarize_cli.kernels.gpu.encoder import GpuEncoder
 from ternarize_cli.kernels.gpu.int8 import Int8
-from ternarize_cli.kernels.gpu.real_tokens import sizes
+from ternarize_cli.kernels.gpu.pass_sizes import sizes
 from ternarize_cli.kernels.gpu.token_rows import TokenRows, count_tokens, spread, token_rows
 from ternarize_cli.kernels.pooled_output import pooled_output
 from ternarize_cli.layers.text_lengths import with_lengths
@@ -49,17 +49,15 @@ def test_batches_of_a_corpus_have_few_sizes() -> None:
     """Numbers of real tokens, texts, and tokens of the longest text, as chunks of sentences have them."""
     batches = [(32_760, 1093, 74), (32_751, 900, 117), (32_768, 1800, 24), (32_749, 2300, 30), (32_766, 2700, 17)]
     assert {sizes(*batch) for batch in batches} == {(32_768, 2048, 128), (32_768, 4096, 32)}
-    assert sizes(8322, 41, 203).rows == 10_240
-    assert sizes(6900, 512, 51).rows == 7168, (
-        "a pass of few rows grows by an eighth at most from 8,192 on, else by 1,023"
-    )
+    assert [sizes(count, 41, 203).rows for count in (6900, 8322, 16_385)] == [7168, 10_240, 24_576]
     for batch in [*batches, (1, 1, 1), (9000, 4095, 9), (70_000, 2, 40_000)]:
         made = sizes(*batch)
         assert all(rounded >= given for rounded, given in zip(made, batch, strict=True))
         assert made.rows - batch[0] <= (made.texts - batch[1]) * made.longest, "every row is a text's"
 
 
-def test_tokens_are_counted_and_holes_are_found() -> None:
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_tokens_are_counted_and_holes_are_found(dtype: torch.dtype) -> None:
     masks = {
         "right": mask_of(LENGTHS),
         "left": mask_of(LENGTHS).flip(1),
@@ -67,7 +65,7 @@ def test_tokens_are_counted_and_holes_are_found() -> None:
         "long": mask_of((300, 0, 129)),
         "long with a hole": mask_of((300, 0, 129)).index_fill(1, torch.tensor(128, device=DEVICE), 0),
     }
-    found = {name: count_tokens(mask) for name, mask in masks.items()}
+    found = {name: count_tokens(mask.to(dtype)) for name, mask in masks.items()}
     for name, mask in masks.items():
         assert found[name].lengths.tolist() == mask.sum(dim=1).tolist()
     assert [name for name, made in found.items() if not made.begins_real] == ["left"]
@@ -78,8 +76,8 @@ def test_tokens_are_counted_and_holes_are_found() -> None:
 def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
     full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FEW", 64)
-    monkeypatch.setattr(module, "_TEXTS", 16)
+    monkeypatch.setattr(pass_sizes, "_FEW", 64)
+    monkeypatch.setattr(pass_sizes, "_TEXTS", 16)
     mask, count = mask_of(LENGTHS), sum(LENGTHS)
     made = rows_of(mask, full=full)
     at = torch.cat([mask.flatten().nonzero().flatten(), torch.zeros(64 - count, dtype=torch.int64, device=DEVICE)])
@@ -108,8 +106,20 @@ def test_hidden_states_come_back_to_where_tokens_stand(padding: str, lengths: tu
     assert torch.equal(spread(hidden, made.row_of), torch.where(mask.flatten()[:, None] != 0, ids.float(), 0))
 
 
+def test_lengths_that_a_mask_does_not_have_leave_no_row_without_a_value() -> None:
+    ids = 1000 + torch.arange(4 * 17, device=DEVICE).view(4, 17)
+    made = token_rows(ids, mask_of((5, 0, 17, 3)), None, None, np.array([9, 2, 9, 1]))
+    begins, ends, places = made.places.tolist()
+    assert made.inputs[0].tolist()[:9] == [1000, 1001, 1002, 1003, 1004, *[1000] * 4]
+    assert begins[:21] == [0] * 9 + [9] * 2 + [11] * 9 + [20]
+    assert ends[:21] == [9] * 9 + [11] * 2 + [20] * 9 + [21]
+    assert places[:21] == [0, 1, 2, 3, 4, *[0] * 6, *range(9), 0]
+    assert 1000 <= int(made.inputs[0].min()) <= int(made.inputs[0].max()) < 1000 + ids.numel()
+    assert int(made.row_of.max()) == 20
+
+
 def test_padding_on_the_left_moves_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FEW", 1)
+    monkeypatch.setattr(pass_sizes, "_FEW", 1)
     right, left = mask_of(LENGTHS), mask_of(LENGTHS).flip(1)
     of_right, of_left = rows_of(right), rows_of(left)
     assert torch.equal(of_left.places, of_right.places)
@@ -141,9 +151,9 @@ def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
     monkeypatch.setattr(encoder, "_recorded_unpadded", run)
     made = []
     for rows, texts in ((1, 1), (64, 16)):
-        monkeypatch.setattr(module, "_FEW", rows)
-        monkeypatch.setattr(module, "_ROWS", rows)
-        monkeypatch.setattr(module, "_TEXTS", texts)
+        monkeypatch.setattr(pass_sizes, "_FEW", rows)
+        monkeypatch.setattr(pass_sizes, "_ROWS", rows)
+        monkeypatch.setattr(pass_sizes, "_TEXTS", texts)
         made.append(encoder.texts(ids, with_lengths(mask, np.array(LENGTHS)), None))
     assert [len(rows) for rows in passes] == [count, 64]
     assert torch.equal(*made)
@@ -155,6 +165,40 @@ def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
         torch.testing.assert_close(encoder.pooled, pooled)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["RobertaModel", "MPNetModel"])
+def test_a_large_batch_is_run_padded_where_places_have_holes_and_pools_no_padding(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lengths are not known, so the card counts them; MPNet counts places from key to query."""
+    family = next(f for f in FUSED if f[0] == name)
+    model = opened(family, packed(family, tmp_path)).to(DEVICE)
+    kernels.use_backend(model, "reference")
+    encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
+    ids = inputs(family)["input_ids"][: len(LENGTHS), : max(LENGTHS)].to(DEVICE)
+    right = mask_of(LENGTHS)
+    hole = right.index_fill(1, torch.tensor(3, device=DEVICE), 0)
+    run_alone = encoder._unpadded
+    for mask, begins_real, is_whole in ((right, True, False), (right.flip(1), False, False), (hole, True, True)):
+        alone: list[bool] = []
+
+        def noting(*given: Any, alone: list[bool] = alone) -> Tensor:
+            alone.append(True)
+            return run_alone(*given)
+
+        monkeypatch.setattr(encoder, "_unpadded", noting)
+        monkeypatch.setattr(gpu_encoder, "_SMALL", 1 << 30)
+        padded = encoder.texts(ids, mask, None)
+        assert not alone
+        monkeypatch.setattr(gpu_encoder, "_SMALL", 0)
+        made = encoder.texts(ids, mask, None)
+        assert bool(alone) is not (is_whole and name == "MPNetModel")
+        torch.testing.assert_close(made[mask != 0], padded[mask != 0], rtol=1e-3, atol=1e-3)
+        if name == "RobertaModel":
+            assert (encoder.pooled is not None) is begins_real
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
 @torch.no_grad()
 def test_one_recorded_pass_serves_all_batches_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +207,9 @@ def test_one_recorded_pass_serves_all_batches_of_its_size(tmp_path: Path, monkey
     kernels.use_backend(model, "reference")
     encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
     monkeypatch.setattr(gpu_encoder, "_SMALL", 0)
-    monkeypatch.setattr(module, "_FEW", 64)
-    monkeypatch.setattr(module, "_ROWS", 64)
-    monkeypatch.setattr(module, "_TEXTS", 16)
+    monkeypatch.setattr(pass_sizes, "_FEW", 64)
+    monkeypatch.setattr(pass_sizes, "_ROWS", 64)
+    monkeypatch.setattr(pass_sizes, "_TEXTS", 16)
 
     def run(lengths: tuple[int, ...], large: int) -> tuple[Tensor, Tensor | None]:
         monkeypatch.setattr(gpu_encoder, "_LARGE", large)

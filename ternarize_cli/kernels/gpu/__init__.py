@@ -3,7 +3,7 @@
     forward     replaces a model's `forward`                             ▲
     encoder     forward passes: CUDA graphs, padding, embedding          │ uses
     token_rows  lays the real tokens of a batch side by side             │
-    real_tokens rounds the sizes of such a pass                          │
+    pass_sizes  rounds the sizes of such a pass                          │
     blocks      blocks, as their description says                        │
     int8        a block's four products with exact sums, 2-bit weights   │
     e4m3        a block's four products in 8-bit floating point          │
@@ -18,7 +18,7 @@
     activation  activations inside these kernels                         │
     tuning      measures the fastest kernel of a shape on this GPU       │
 
-Only the backends import them, when a model runs on a GPU: they need Triton, all but `real_tokens`.
+Only the backends import them, when a model runs on a GPU: they need Triton, all but `pass_sizes`.
 """
 
 __all__: list[str] = []

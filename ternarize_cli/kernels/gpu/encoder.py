@@ -21,9 +21,9 @@ from ternarize_cli.kernels.gpu.blocks import Arithmetic, GpuBlocks, Layout, norm
 from ternarize_cli.kernels.gpu.e4m3 import E4m3
 from ternarize_cli.kernels.gpu.embedding import Tables, embed
 from ternarize_cli.kernels.gpu.norm import norm
+from ternarize_cli.kernels.gpu.pass_sizes import MOST
 from ternarize_cli.kernels.gpu.patches import PatchProducts
 from ternarize_cli.kernels.gpu.positions import Turns, TurnTables, image_turns, patch_pairs
-from ternarize_cli.kernels.gpu.real_tokens import MOST
 from ternarize_cli.kernels.gpu.rounding import Rounded
 from ternarize_cli.kernels.gpu.token_rows import TokenCounts, count_tokens, spread, token_rows
 from ternarize_cli.kernels.pooled_output import pools_first_token
@@ -150,15 +150,15 @@ class GpuEncoder:
 
     def _forget_recorded(self) -> None:
         self._graphs, self._large_graphs = Graphs(self._recorded), Graphs(self._recorded, most=8)
-        self._unpadded_graphs = Graphs(self._recorded_unpadded, most=8)
+        self._unpadded_graphs = Graphs(self._recorded_unpadded, most=16)
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def _texts(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
         tokens = ids.shape[1]
         if ids.numel() > _SMALL and mask is not None:
-            known = lengths_of(mask)  # counting waits for the card
-            counts = count_tokens(mask) if known is None else TokenCounts(known)
+            known = lengths_of(mask)
+            counts = count_tokens(mask) if known is None else TokenCounts(known)  # counting waits for the card
             real = int(counts.lengths.sum())
             # of a corpus, whose lengths are known, numbers of texts and tokens hardly repeat
             most = _MOSTLY * ids.numel() if known is None else ids.numel()
@@ -215,10 +215,9 @@ class GpuEncoder:
         first = torch.where((starts.diff() > 0)[:, None], hidden.index_select(0, begins), 0)
         return hidden, self._pool(first[:, None], inputs[:1])
 
-    def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None, counts: TokenCounts | None = None) -> Tensor:
-        """Runs the real tokens alone; `counts` None counts them."""
+    def _unpadded(self, ids: Tensor, mask: Tensor, types: Tensor | None, counts: TokenCounts) -> Tensor:
+        """Runs the real tokens alone, of which the host knows `counts`."""
         self.pooled = None
-        counts = counts or count_tokens(mask)
         count = int(counts.lengths.sum())
         if not count:
             return torch.zeros(*ids.shape, self._block.width, device=ids.device)

@@ -1,7 +1,6 @@
 """Counts the real tokens of a batch, moves them to rows side by side, and their hidden states back.
 
-One kernel each, since PyTorch needs some forty for it: starting these took a sixth of the time of a pass over 512
-sentences.
+One kernel each, since PyTorch needs some forty for it, and a pass that is replayed waits for their start.
 """
 
 from typing import NamedTuple
@@ -12,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ternarize_cli.kernels.gpu.real_tokens import sizes
+from ternarize_cli.kernels.gpu.pass_sizes import sizes
 
 __all__ = ["TokenCounts", "TokenRows", "count_tokens", "spread", "token_rows"]
 
-_TOKENS = 128  # of a step of the kernels
-_ROWS = 4
+_TOKENS = 128  # of a text, or added rows, that a program takes at a time
+_SPREAD = 4  # tokens of a program that moves hidden states
 
 
 class TokenCounts(NamedTuple):
@@ -37,7 +36,7 @@ class TokenCounts(NamedTuple):
 class TokenRows(NamedTuple):
     """The real tokens of a batch `[texts, tokens]`, text after text.
 
-    The sizes are rounded up (`real_tokens.sizes`), and what is added are texts, too: rows behind the real tokens are
+    The sizes are rounded up (`pass_sizes.sizes`), and what is added are texts, too: rows behind the real tokens are
     texts of repeated tokens, whose results nobody reads, and further texts are empty.
 
     Attributes:
@@ -73,6 +72,22 @@ def _count(mask_ptr, made_ptr, texts, tokens, BLOCK: tl.constexpr):
     tl.store(made_ptr + 2 * texts + text, (tl.load(row_ptr) != 0).to(tl.int32))
 
 
+@triton.jit
+def _copy_first(
+    ids_ptr, positions_ptr, types_ptr, inputs_ptr, places_ptr, row, here, spans, rows, POSITIONS: tl.constexpr,
+    TYPES: tl.constexpr,
+):  # fmt: skip
+    """Makes some rows copies of the batch's first token, each the first of its text."""
+    nothing = tl.zeros_like(row).to(tl.int64)
+    tl.store(inputs_ptr + row, nothing + tl.load(ids_ptr), here)
+    tl.store(inputs_ptr + rows + row, nothing + (tl.load(positions_ptr) if POSITIONS else 0), here)
+    if TYPES:
+        tl.store(inputs_ptr + 2 * rows + row, nothing + tl.load(types_ptr), here)
+    tl.store(places_ptr + row, spans[0], here)
+    tl.store(places_ptr + rows + row, spans[1], here)
+    tl.store(places_ptr + 2 * rows + row, tl.zeros_like(row), here)
+
+
 @triton.jit(do_not_specialize=["texts", "tokens", "count", "rows", "longest"])
 def _lay_out(
     ids_ptr, positions_ptr, types_ptr, mask_ptr, starts_ptr, inputs_ptr, places_ptr, row_of_ptr, texts, tokens, count,
@@ -101,18 +116,27 @@ def _lay_out(
             tl.store(places_ptr + rows + row, tl.zeros_like(row) + ends, real)
             tl.store(places_ptr + 2 * rows + row, row - begins, real)
             done += tl.sum(real.to(tl.int32), axis=0)
-    else:  # rows that are added: copies of the first token
+        for start in range(done, ends, BLOCK):  # of a mask with fewer tokens than were noted at it
+            row = start + tl.arange(0, BLOCK)
+            spans = tl.zeros_like(row) + begins, tl.zeros_like(row) + ends
+            _copy_first(
+                ids_ptr,
+                positions_ptr,
+                types_ptr,
+                inputs_ptr,
+                places_ptr,
+                row,
+                row < ends,
+                spans,
+                rows,
+                POSITIONS,
+                TYPES,
+            )
+    else:  # rows that rounding adds
         row = count + (text - texts) * BLOCK + tl.arange(0, BLOCK)
-        here = row < rows
         begin = row - (row - count) % longest
-        nothing = tl.zeros_like(row).to(tl.int64)
-        tl.store(inputs_ptr + row, nothing + tl.load(ids_ptr), here)
-        tl.store(inputs_ptr + rows + row, nothing + (tl.load(positions_ptr) if POSITIONS else 0), here)
-        if TYPES:
-            tl.store(inputs_ptr + 2 * rows + row, nothing + tl.load(types_ptr), here)
-        tl.store(places_ptr + row, begin, here)
-        tl.store(places_ptr + rows + row, tl.minimum(begin + longest, rows), here)
-        tl.store(places_ptr + 2 * rows + row, tl.zeros_like(row), here)
+        here, spans = row < rows, (begin, tl.minimum(begin + longest, rows))
+        _copy_first(ids_ptr, positions_ptr, types_ptr, inputs_ptr, places_ptr, row, here, spans, rows, POSITIONS, TYPES)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -129,7 +153,7 @@ def count_tokens(mask: Tensor) -> TokenCounts:
     """Counts the real tokens of each text; the host waits for the card once.
 
     Args:
-        mask: int or bool `[texts, tokens]`, 0 at padding; contiguous, with a token at least.
+        mask: numbers or bool `[texts, tokens]`, 0 at padding; contiguous, and at least one token wide.
     """
     texts, tokens = mask.shape
     made = torch.empty(3, texts, dtype=torch.int32, device=mask.device)
@@ -145,15 +169,18 @@ def token_rows(
 
     Args:
         ids, types, positions: int64 `[texts, tokens]`, contiguous; positions None are the columns.
-        mask: int or bool `[texts, tokens]`, 0 at padding; contiguous.
-        lengths: int64 `[texts]`, the number of real tokens of each text, of which there is one at least.
+        mask: numbers or bool `[texts, tokens]`, 0 at padding; contiguous.
+        lengths: int64 `[texts]`, the numbers of real tokens of the texts in the mask; their sum is at least 1. Where
+            the mask has fewer, the rows that are left are copies of the first token, and where it has more, these are
+            left out.
     """
     texts, tokens = ids.shape
     ends = np.cumsum(lengths)
     count = int(ends[-1])
     rows, all_texts, longest = sizes(count, texts, int(lengths.max()))
     added = np.minimum(count + longest * np.arange(1, all_texts - texts + 1), rows)
-    starts = torch.from_numpy(np.concatenate([[0], ends, added]).astype(np.int32)).to(ids.device, non_blocking=True)
+    starts = torch.from_numpy(np.concatenate([[0], ends, added]).astype(np.int32))
+    starts = (starts.pin_memory() if ids.is_cuda else starts).to(ids.device, non_blocking=True)
     inputs = torch.empty(2 + (types is not None), rows, dtype=torch.int64, device=ids.device)
     places = torch.empty(3, rows, dtype=torch.int32, device=ids.device)
     row_of = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
@@ -176,7 +203,7 @@ def spread(hidden: Tensor, row_of: Tensor) -> Tensor:
     """
     width = hidden.shape[1]
     made = torch.empty(len(row_of), width, device=hidden.device)
-    _spread[(triton.cdiv(len(row_of), _ROWS),)](
-        hidden, row_of, made, len(row_of), WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=_ROWS, num_warps=4
+    _spread[(triton.cdiv(len(row_of), _SPREAD),)](
+        hidden, row_of, made, len(row_of), WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=_SPREAD, num_warps=4
     )
     return made
