@@ -110,11 +110,11 @@ def test_lengths_that_a_mask_does_not_have_leave_no_row_without_a_value() -> Non
     ids = 1000 + torch.arange(4 * 17, device=DEVICE).view(4, 17)
     made = token_rows(ids, mask_of((5, 0, 17, 3)), None, None, np.array([9, 2, 9, 1]))
     begins, ends, places = made.places.tolist()
-    assert made.inputs[0].tolist()[:9] == [1000, 1001, 1002, 1003, 1004, *[1000] * 4]
-    assert begins[:21] == [0] * 9 + [9] * 2 + [11] * 9 + [20]
-    assert ends[:21] == [9] * 9 + [11] * 2 + [20] * 9 + [21]
+    assert made.inputs[0].tolist()[:9] == [1000, 1001, 1002, 1003, 1004, *[0] * 4]
+    assert begins[:21] == [0] * 11 + [11] * 9 + [20]
+    assert ends[:21] == [9] * 5 + [0] * 6 + [20] * 9 + [21]
     assert places[:21] == [0, 1, 2, 3, 4, *[0] * 6, *range(9), 0]
-    assert 1000 <= int(made.inputs[0].min()) <= int(made.inputs[0].max()) < 1000 + ids.numel()
+    assert 0 <= int(made.inputs.min()) <= int(made.inputs.max()) < 1000 + ids.numel()
     assert int(made.row_of.max()) == 20
 
 

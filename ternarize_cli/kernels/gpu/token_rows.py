@@ -72,22 +72,6 @@ def _count(mask_ptr, made_ptr, texts, tokens, BLOCK: tl.constexpr):
     tl.store(made_ptr + 2 * texts + text, (tl.load(row_ptr) != 0).to(tl.int32))
 
 
-@triton.jit
-def _copy_first(
-    ids_ptr, positions_ptr, types_ptr, inputs_ptr, places_ptr, row, here, spans, rows, POSITIONS: tl.constexpr,
-    TYPES: tl.constexpr,
-):  # fmt: skip
-    """Makes some rows copies of the batch's first token, each the first of its text."""
-    nothing = tl.zeros_like(row).to(tl.int64)
-    tl.store(inputs_ptr + row, nothing + tl.load(ids_ptr), here)
-    tl.store(inputs_ptr + rows + row, nothing + (tl.load(positions_ptr) if POSITIONS else 0), here)
-    if TYPES:
-        tl.store(inputs_ptr + 2 * rows + row, nothing + tl.load(types_ptr), here)
-    tl.store(places_ptr + row, spans[0], here)
-    tl.store(places_ptr + rows + row, spans[1], here)
-    tl.store(places_ptr + 2 * rows + row, tl.zeros_like(row), here)
-
-
 @triton.jit(do_not_specialize=["texts", "tokens", "count", "rows", "longest"])
 def _lay_out(
     ids_ptr, positions_ptr, types_ptr, mask_ptr, starts_ptr, inputs_ptr, places_ptr, row_of_ptr, texts, tokens, count,
@@ -116,27 +100,18 @@ def _lay_out(
             tl.store(places_ptr + rows + row, tl.zeros_like(row) + ends, real)
             tl.store(places_ptr + 2 * rows + row, row - begins, real)
             done += tl.sum(real.to(tl.int32), axis=0)
-        for start in range(done, ends, BLOCK):  # of a mask with fewer tokens than were noted at it
-            row = start + tl.arange(0, BLOCK)
-            spans = tl.zeros_like(row) + begins, tl.zeros_like(row) + ends
-            _copy_first(
-                ids_ptr,
-                positions_ptr,
-                types_ptr,
-                inputs_ptr,
-                places_ptr,
-                row,
-                row < ends,
-                spans,
-                rows,
-                POSITIONS,
-                TYPES,
-            )
-    else:  # rows that rounding adds
+    else:  # rows that are added: copies of the first token
         row = count + (text - texts) * BLOCK + tl.arange(0, BLOCK)
+        here = row < rows
         begin = row - (row - count) % longest
-        here, spans = row < rows, (begin, tl.minimum(begin + longest, rows))
-        _copy_first(ids_ptr, positions_ptr, types_ptr, inputs_ptr, places_ptr, row, here, spans, rows, POSITIONS, TYPES)
+        nothing = tl.zeros_like(row).to(tl.int64)
+        tl.store(inputs_ptr + row, nothing + tl.load(ids_ptr), here)
+        tl.store(inputs_ptr + rows + row, nothing + (tl.load(positions_ptr) if POSITIONS else 0), here)
+        if TYPES:
+            tl.store(inputs_ptr + 2 * rows + row, nothing + tl.load(types_ptr), here)
+        tl.store(places_ptr + row, begin, here)
+        tl.store(places_ptr + rows + row, tl.minimum(begin + longest, rows), here)
+        tl.store(places_ptr + 2 * rows + row, tl.zeros_like(row), here)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -171,8 +146,8 @@ def token_rows(
         ids, types, positions: int64 `[texts, tokens]`, contiguous; positions None are the columns.
         mask: numbers or bool `[texts, tokens]`, 0 at padding; contiguous.
         lengths: int64 `[texts]`, the numbers of real tokens of the texts in the mask; their sum is at least 1. Where
-            the mask has fewer, the rows that are left are copies of the first token, and where it has more, these are
-            left out.
+            the mask has fewer, the rows that are left have id 0 and are in a text of no rows, and where it has more,
+            these are left out.
     """
     texts, tokens = ids.shape
     ends = np.cumsum(lengths)
@@ -181,8 +156,9 @@ def token_rows(
     added = np.minimum(count + longest * np.arange(1, all_texts - texts + 1), rows)
     starts = torch.from_numpy(np.concatenate([[0], ends, added]).astype(np.int32))
     starts = (starts.pin_memory() if ids.is_cuda else starts).to(ids.device, non_blocking=True)
-    inputs = torch.empty(2 + (types is not None), rows, dtype=torch.int64, device=ids.device)
-    places = torch.empty(3, rows, dtype=torch.int32, device=ids.device)
+    # zeros, since a mask that has fewer tokens than were noted at it writes no more
+    inputs = torch.zeros(2 + (types is not None), rows, dtype=torch.int64, device=ids.device)
+    places = torch.zeros(3, rows, dtype=torch.int32, device=ids.device)
     row_of = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
     _lay_out[(texts + triton.cdiv(rows - count, _TOKENS),)](
         ids, positions, types, mask, starts, inputs, places, row_of, texts, tokens, count, rows, longest,
