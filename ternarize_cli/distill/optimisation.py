@@ -49,7 +49,7 @@ class Optimisation:
     """The trained weights of a student, their optimiser, and the steps that change them.
 
     Attributes:
-        parameters: the weights that train, embedding tables last.
+        parameters: the weights that train, in the order of the optimiser's groups.
         optimizer: AdamW; `share` of a group is what its weights get of the learning rate.
     """
 
@@ -74,12 +74,12 @@ class Optimisation:
             for _, layer in pair.linears()
             for p in (layer.weight, layer.weight_scale)
         }
-        tables = {m.weight for m in pair.student.modules() if isinstance(m, nn.Embedding)}
+        tables = (m.weight for m in pair.student.modules() if isinstance(m, nn.Embedding))
+        shares |= dict.fromkeys(tables, training.chosen.tables)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p not in tables and shares.get(p, 1.0) == share], "share": share}
+            {"params": [p for p in trained if shares.get(p, 1.0) == share], "share": share}
             for share in sorted({1.0, *shares.values()}, reverse=True)
         ]
-        groups.append({"params": [p for p in trained if p in tables], "share": training.chosen.tables})
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from support.families import Family
 from support.fused_families import FUSED, inputs, opened, packed
 from ternarize_cli import kernels
 
@@ -35,6 +36,14 @@ def rows_of(mask: Tensor, *, full: bool = False) -> TokenRows:
     """Lays out tokens whose ids are 1000 and their number in the batch, with token types and positions if `full`."""
     ids = 1000 + torch.arange(mask.numel(), device=DEVICE).view(mask.shape)
     return token_rows(ids, mask, 2 * ids if full else None, 3 * ids if full else None, count_tokens(mask).lengths)
+
+
+def encoder_of(name: str, folder: Path) -> tuple[Family, Any, GpuEncoder]:
+    """A tiny packed model of a family, and its encoder with exact sums, which pools as the model does."""
+    family = next(f for f in FUSED if f[0] == name)
+    model = opened(family, packed(family, folder)).to(DEVICE)
+    kernels.use_backend(model, "reference")
+    return family, model, GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
 
 
 class NoValues(TorchDispatchMode):
@@ -133,10 +142,7 @@ def test_padding_on_the_left_moves_no_place(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = next(f for f in FUSED if f[0] == name)
-    model = opened(family, packed(family, tmp_path)).to(DEVICE)
-    kernels.use_backend(model, "reference")
-    encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
+    family, model, encoder = encoder_of(name, tmp_path)
     ids, mask = inputs(family)["input_ids"][:, : max(LENGTHS)].to(DEVICE), mask_of(LENGTHS).to(DEVICE)
     count, passes, recorded = sum(LENGTHS), [], encoder._recorded_unpadded
 
@@ -172,10 +178,7 @@ def test_a_large_batch_is_run_padded_where_places_have_holes_and_pools_no_paddin
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lengths are not known, so the card counts them; MPNet counts places from key to query."""
-    family = next(f for f in FUSED if f[0] == name)
-    model = opened(family, packed(family, tmp_path)).to(DEVICE)
-    kernels.use_backend(model, "reference")
-    encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
+    family, _, encoder = encoder_of(name, tmp_path)
     ids = inputs(family)["input_ids"][: len(LENGTHS), : max(LENGTHS)].to(DEVICE)
     right = mask_of(LENGTHS)
     hole = right.index_fill(1, torch.tensor(3, device=DEVICE), 0)
@@ -202,10 +205,7 @@ def test_a_large_batch_is_run_padded_where_places_have_holes_and_pools_no_paddin
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
 @torch.no_grad()
 def test_one_recorded_pass_serves_all_batches_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = next(f for f in FUSED if f[0] == "BertModel")
-    model = opened(family, packed(family, tmp_path)).to(DEVICE)
-    kernels.use_backend(model, "reference")
-    encoder = GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
+    family, _, encoder = encoder_of("BertModel", tmp_path)
     monkeypatch.setattr(gpu_encoder, "_SMALL", 0)
     monkeypatch.setattr(pass_sizes, "_FEW", 64)
     monkeypatch.setattr(pass_sizes, "_ROWS", 64)
