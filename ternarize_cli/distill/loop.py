@@ -95,7 +95,7 @@ def distill(
         latent = _latent(on, partial, student, training)
         pair = Pair(
             opens(latent, device=str(on.device), threads=options.threads),
-            opens(teacher, device=str(on.device)),
+            opens(teacher, device=str(on.device)).float(),  # autocast on a CPU takes no float16
             tables=training.chosen.tables > 0,
         )
         corpus, held = read_corpus(

@@ -48,6 +48,23 @@ def latent(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_whose_weights_are_stored_in_half_precision_teaches(
+    tiny_bert: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    teacher = shutil.copytree(tiny_bert, tmp_path / "teacher")
+    weights = load_file(teacher / "model.safetensors")
+    save_file({name: x.to(dtype) for name, x in weights.items()}, teacher / "model.safetensors", {"format": "pt"})
+    config = json.loads((teacher / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+    (teacher / "config.json").write_text(json.dumps(config))
+    convert(teacher, tmp_path / "student")
+    training = Training(steps=5, batch_size=16, learning_rate=2e-3)
+    report = distill(tmp_path / "student", teacher, sources(tmp_path, 300), tmp_path / "out", training)
+    assert report.cosine_after > report.cosine_before
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    assert {x.dtype for x in trained.values() if x.is_floating_point()} == {torch.float32}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["full", "paper", "sparse"])
 def test_distillation_moves_the_student_to_its_teacher(
