@@ -33,7 +33,7 @@ def _export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a packed model in a form that runs without ternarize and without PyTorch.
+    """Write a packed model in a form that runs without ternarize.
 
     A wheel holds the model and all that runs it but NumPy and tokenizers: `pip install` it,
     then `from NAME import encode`. The format c is a header, a library and the weights. The

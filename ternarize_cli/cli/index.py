@@ -99,13 +99,26 @@ def _info(index: Index, json: Json = False) -> None:
     from ternarize_cli.index.search import check_index
 
     out = Output(json_mode=json)
-    payload = _payload(check_index(index))
-    rows = [
-        (key, value if key != "bytes" else megabytes(value))
-        for key, value in payload.items()
-        if not isinstance(value, dict)
-    ]
-    out.table(str(index), ("field", "value"), rows)
+    info = check_index(index)
+    payload = _payload(info)
+    settings = ", ".join(f"{name} {value:g}" for name, value in info.search.items())
+    out.table(
+        str(index),
+        ("field", "value"),
+        [
+            ("model", info.model),
+            ("corpus", info.corpus),
+            ("documents", f"{info.live:,}" + (f" ({info.deleted:,} more are deleted)" if info.deleted else "")),
+            ("vectors", f"{info.dim} dimensions" + (", of length 1" if info.normalized else "")),
+            ("metric", {"ip": "ip (inner product)", "l2": "l2 (squared distance)"}[info.metric]),
+            ("factory", info.factory),
+            *([("settings of searches", settings)] if settings else []),
+            *([("prompt of documents", info.document_prompt)] if info.document_prompt else []),
+            *([("prompt of queries", info.query_prompt)] if info.query_prompt else []),
+            ("size", megabytes(payload["bytes"])),
+            ("made by", f"ternarize {info.tool_version}"),
+        ],
+    )
     out.result(payload)
 
 

@@ -30,10 +30,11 @@ def _pack(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Freeze a ternary checkpoint into a model of 2-bit codes, or 1.6-bit ones.
+    """Freeze a ternary checkpoint into a model of 2-bit codes.
 
-    STUDENT becomes ./NAME-packed. A model that others have quantised (bitnet of transformers,
-    compressed-tensors, torchao) becomes a packed model with the same values.
+    STUDENT becomes ./NAME-packed; with `--codec base3` its codes have 1.6 bits. A model that others
+    have quantised (bitnet of transformers, compressed-tensors, torchao) becomes a packed model with
+    the same values.
     """
     from ternarize_cli.compress.session import pack
     from ternarize_cli.encoders.loading import model_name

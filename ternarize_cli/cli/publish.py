@@ -24,10 +24,10 @@ def _publish(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Upload a model or an export to the Hugging Face hub, in one commit.
+    """Upload a model or an export to the Hugging Face hub.
 
-    The folder is checked first: damaged files, links to outside, pickles, hidden files and access tokens are refused.
-    The token is that of `hf auth login` or of HF_TOKEN.
+    All files come in one commit. The folder is checked first: damaged files, links to outside, pickles, hidden files
+    and access tokens are refused. The token is that of `hf auth login` or of HF_TOKEN.
     """
     from ternarize_cli import publish
 

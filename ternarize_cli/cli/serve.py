@@ -46,11 +46,11 @@ def _serve(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve packed models over HTTP, as OpenAI and text-embeddings-inference do.
+    """Serve packed models over HTTP.
 
-    Needs the extra `serve`, but not PyTorch. Texts of many requests share a pass of the model.
-    SIGTERM and Ctrl-C answer every request that has come, and then end the server. GET /docs
-    describes the API.
+    The API is that of OpenAI and of text-embeddings-inference. Needs the extra `serve`, but not
+    PyTorch. Texts of many requests share a pass of the model. SIGTERM and Ctrl-C answer every
+    request that has come, and then end the server. GET /docs describes the API.
     """
     from ternarize_cli.cli.output import Output
     from ternarize_cli.encoders.loading import resolve
