@@ -46,6 +46,12 @@ def encoder_of(name: str, folder: Path) -> tuple[Family, Any, GpuEncoder]:
     return family, model, GpuEncoder(model, Int8, lambda hidden, first: pooled_output(model, hidden, first))
 
 
+def round_up_by(monkeypatch: pytest.MonkeyPatch, rows: int, texts: int) -> None:
+    """Rounds sizes up by as much, and not by a thousand rows, which take minutes without a card."""
+    for name, size in (("_FEW", rows), ("_ROWS", rows), ("_TEXTS", texts)):
+        monkeypatch.setattr(pass_sizes, name, size)
+
+
 class NoValues(TorchDispatchMode):
     """Refuses operations that read values of tensors, or whose results' shapes depend on them."""
 
@@ -85,8 +91,7 @@ def test_tokens_are_counted_and_holes_are_found(dtype: torch.dtype) -> None:
 def test_real_tokens_lie_side_by_side_and_what_rounding_adds_behind_them(
     full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pass_sizes, "_FEW", 64)
-    monkeypatch.setattr(pass_sizes, "_TEXTS", 16)
+    round_up_by(monkeypatch, 64, 16)
     mask, count = mask_of(LENGTHS), sum(LENGTHS)
     made = rows_of(mask, full=full)
     at = torch.cat([mask.flatten().nonzero().flatten(), torch.zeros(64 - count, dtype=torch.int64, device=DEVICE)])
@@ -157,9 +162,7 @@ def test_a_pass_in_rounded_sizes_gives_the_same_and_reads_no_value(
     monkeypatch.setattr(encoder, "_recorded_unpadded", run)
     made = []
     for rows, texts in ((1, 1), (64, 16)):
-        monkeypatch.setattr(pass_sizes, "_FEW", rows)
-        monkeypatch.setattr(pass_sizes, "_ROWS", rows)
-        monkeypatch.setattr(pass_sizes, "_TEXTS", texts)
+        round_up_by(monkeypatch, rows, texts)
         made.append(encoder.texts(ids, with_lengths(mask, np.array(LENGTHS)), None))
     assert [len(rows) for rows in passes] == [count, 64]
     assert torch.equal(*made)
@@ -183,6 +186,7 @@ def test_a_large_batch_is_run_padded_where_places_have_holes_and_pools_no_paddin
     right = mask_of(LENGTHS)
     hole = right.index_fill(1, torch.tensor(3, device=DEVICE), 0)
     run_alone = encoder._unpadded
+    round_up_by(monkeypatch, 64, 16)
     for mask, begins_real, is_whole in ((right, True, False), (right.flip(1), False, False), (hole, True, True)):
         alone: list[bool] = []
 
@@ -207,9 +211,7 @@ def test_a_large_batch_is_run_padded_where_places_have_holes_and_pools_no_paddin
 def test_one_recorded_pass_serves_all_batches_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, _, encoder = encoder_of("BertModel", tmp_path)
     monkeypatch.setattr(gpu_encoder, "_SMALL", 0)
-    monkeypatch.setattr(pass_sizes, "_FEW", 64)
-    monkeypatch.setattr(pass_sizes, "_ROWS", 64)
-    monkeypatch.setattr(pass_sizes, "_TEXTS", 16)
+    round_up_by(monkeypatch, 64, 16)
 
     def run(lengths: tuple[int, ...], large: int) -> tuple[Tensor, Tensor | None]:
         monkeypatch.setattr(gpu_encoder, "_LARGE", large)
