@@ -90,7 +90,7 @@ def _show(
     before = sum(layer.bytes_before for layer in report.layers)
     after = sum(layer.bytes_after for layer in report.layers)
     way = "calibrated" if calibration else f"rule {form.rule}"
-    mixed = options.bits is not None
+    mixed, levels = options.bits is not None, report.artifact.levels
     codecs = " and ".join(sorted({codec_for(layer.levels).name for layer in report.layers}))
     caption = f"error: ‖W − s·c‖ / ‖W‖; packed: codes ({codecs}) and scales"
     if mixed:
@@ -109,7 +109,7 @@ def _show(
     }
     sums = {"linear": "all linears", "bytes": megabytes(before), "packed": megabytes(after)}
     out.table(
-        f"{name}: {counted(len(report.layers), 'linear')}, {form.levels}, {way}, one scale per {form.granularity}",
+        f"{name}: {counted(len(report.layers), 'linear')}, {levels}, {way}, one scale per {form.granularity}",
         list(columns),
         [*([cell(x) for cell in columns.values()] for x in report.layers), [sums.get(title, "") for title in columns]],
         caption=caption,
@@ -118,6 +118,8 @@ def _show(
         count = sum(x.levels != "ternary" for x in report.layers)
         of = f"{counted(count, 'linear')} of {len(report.layers)}"
         out.text(f"{of} are int4: {report.bits:.3f} bits a weight, of {options.bits:g} at most")
+        if not count:
+            out.warn(f"no linear fits into {options.bits:g} bits a weight as int4, so all are ternary; try more --bits")
     if calibration and (missing := [x.name for x in report.layers if x.output_error is None]):
         out.warn(f"the calibration data does not reach {', '.join(missing)}: rounded by the rule {form.rule}")
     if calibration and (data := report.artifact.calibration) and (data.tokens or _ENOUGH) < _ENOUGH:

@@ -22,9 +22,10 @@ def print_plan(out: Output, dry: "DryRun", scheme: "Scheme", model: str, target:
     count = sum(g.count for g in dry.linears)
     sums = [megabytes(sum(getattr(g, field) for g in dry.linears)) for field in ("bytes_before", "bytes_packed")]
     grain = f"group of {scheme.group_size}" if scheme.granularity == "group" else scheme.granularity
-    become = f"{counted(count, 'linear')} would become {scheme.levels}"
-    if dry.module_levels:
-        become += f", {len(dry.module_levels)} of them int4: {dry.bits:.3f} bits a weight"
+    other = len(dry.module_levels)
+    become = f"{counted(count - other, 'linear')} would become {scheme.levels}"
+    if other:
+        become += f" and {other} int4, {dry.bits:.3f} bits a weight"
     out.table(
         f"{model_name(model)}: {become}, rule {scheme.rule}, one scale per {grain}",
         ["linears", "count", "out × in", "now", "packed"],

@@ -113,8 +113,6 @@ def _info(index: Index, json: Json = False) -> None:
             ("metric", {"ip": "ip (inner product)", "l2": "l2 (squared distance)"}[info.metric]),
             ("factory", info.factory),
             *([("settings of searches", settings)] if settings else []),
-            *([("prompt of documents", info.document_prompt)] if info.document_prompt else []),
-            *([("prompt of queries", info.query_prompt)] if info.query_prompt else []),
             ("size", megabytes(payload["bytes"])),
             ("made by", f"ternarize {info.tool_version}"),
         ],

@@ -235,19 +235,21 @@ def _errors(
 @contextmanager
 def _rounded(linears: Sequence[nn.Module], scheme: Scheme) -> "Iterator[None]":
     """Rounds the weights of linears for a while."""
-    kept: list[Tensor] = []
-    for module in linears:
-        assert isinstance(module, nn.Linear | Conv1D)
-        kept.append(module.weight.data)
-        matrix = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
-        scale = ternary.scale_of(matrix, scheme).half().float()
-        dense = ternary.dequantize(ternary.codes_of(matrix, scale, scheme.levels), scale)
-        module.weight.data = dense.T if isinstance(module, Conv1D) else dense
+    kept: dict[Tensor, Tensor] = {}  # linears may share a weight
     try:
+        for module in linears:
+            assert isinstance(module, nn.Linear | Conv1D)
+            if module.weight in kept:
+                continue
+            weight = kept[module.weight] = module.weight.data
+            matrix = weight.T if isinstance(module, Conv1D) else weight
+            scale = ternary.scale_of(matrix, scheme).half().float()
+            dense = ternary.dequantize(ternary.codes_of(matrix, scale, scheme.levels), scale)
+            module.weight.data = dense.T if isinstance(module, Conv1D) else dense
         yield
     finally:
-        for module, weight in zip(linears, kept, strict=True):
-            module.weight.data = weight
+        for parameter, weight in kept.items():
+            parameter.data = weight
 
 
 def _distance(given: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:

@@ -66,6 +66,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _described(record: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{name} × {weight:g}" for name, weight in record["losses"].items())
+    peak = record["learning_rate"]
+    less = "".join(f" ({levels} linears {share * peak:.3g})" for levels, share in record["shares"].items())
     return "\n".join(
         [
             f"It was distilled from `{record['teacher']}` by ternarize {__version__}, without labels:",
@@ -73,8 +75,7 @@ def _described(record: Mapping[str, Any]) -> str:
             f"- data: {record['training_texts']:,} texts or images from "
             + ", ".join(f"`{Path(path).name or path}`" for path in record["data"]),
             f"- {record['texts']:,} inputs in {record['steps']:,} steps",
-            f"- recipe `{record['recipe']}`: {losses}; peak learning rate {record['learning_rate']:g}; "
-            f"seed {record['seed']}",
+            f"- recipe `{record['recipe']}`: {losses}; peak learning rate {peak:g}{less}; seed {record['seed']}",
             f"- on {record['held_out']} held-out inputs: cosine to the teacher {record['cosine_before']:.4f} → "
             f"{record['cosine_after']:.4f}, rank correlation of similarities {record['agreement_before']:.4f} → "
             f"{record['agreement_after']:.4f}",

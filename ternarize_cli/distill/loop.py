@@ -210,6 +210,7 @@ def _report(
         scores=trainer.pair.scores,
         gradient_checkpointing=trainer.training.gradient_checkpointing,
         losses=trainer.losses,
+        shares=trainer.optimisation.shares,
     )
 
 

@@ -80,6 +80,11 @@ class Optimisation:
             {"params": [p for p in trained if shares.get(p, 1.0) == share], "share": share}
             for share in sorted({1.0, *shares.values()}, reverse=True)
         ]
+        self.shares = {
+            levels: share
+            for levels in sorted({layer.scheme.levels for _, layer in pair.linears()})
+            if (share := share_for_levels(levels)) != 1
+        }
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self._gradients = _in_one_buffer(self.parameters)

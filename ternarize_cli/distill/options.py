@@ -98,7 +98,7 @@ class Training:
 
         if self.recipe is not None and self.recipe not in RECIPES:
             raise InputError(f"there is no recipe {self.recipe!r}", hint=f"one of {', '.join(sorted(RECIPES))}")
-        names = (*BUDGETS, "batch_size", "accumulate", "learning_rate", "max_length")
+        names = (*BUDGETS, "until", "batch_size", "accumulate", "learning_rate", "max_length")
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -127,7 +127,8 @@ class Training:
     @property
     def budget(self) -> str:
         """The budget in words: `10 minutes`."""
-        return next(f"{value:g} {name}" for name in BUDGETS if (value := getattr(self, name)) is not None)
+        name, value = next((name, value) for name in BUDGETS if (value := getattr(self, name)) is not None)
+        return f"{value:g} {name if value != 1 else name.removesuffix('s')}"
 
     def for_kind(self, kind: "Kind") -> "Training":
         """With the recipe for a kind of model, unless one is given.

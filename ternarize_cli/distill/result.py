@@ -40,6 +40,7 @@ class DistillReport:
         batch_size, accumulate, gradient_checkpointing: the values that were used, which `Training.auto_batch` may have
             changed.
         learning_rate: peak of the schedule.
+        shares: what linears of some levels get of it, by their levels, such as .2 for int4; others get all of it.
         width: size of the student's hidden states, by which the learning rate was chosen; None if it was not.
         budget: the budget in words, such as `10 minutes`.
         until: the cosine on held-out data at which training was to end; None: by the budget alone.
@@ -69,6 +70,7 @@ class DistillReport:
     scores: bool = False
     gradient_checkpointing: bool = False
     losses: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def setback(before: float, after: float) -> str | None:
@@ -94,7 +96,7 @@ def shortfall(report: Mapping[str, Any]) -> str | None:
     measure = "correlation" if report["scores"] else "cosine"
     return (
         f"--until {until:g} was not reached within {report['budget']}: the held-out {measure} is {reached:.4f}; "
-        "more time or more text brings it nearer"
+        "a larger budget or more text brings it nearer"
     )
 
 

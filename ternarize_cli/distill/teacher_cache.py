@@ -23,14 +23,14 @@ def cached_vectors(
 ) -> np.ndarray:
     """Gives the teacher's embeddings, float16 `[prompts, texts, dim]`, memory-mapped from a file in `folder`.
 
-    The file is made if it is missing. Its name is a hash of the teacher and of the texts as token ids, so it is never
-    used for other texts or another teacher.
+    The file is made if it is missing. Its name is a hash of the teacher, of the dtype that it computes with, and of
+    the texts as token ids, so it is never used for other texts or another teacher.
 
     Raises:
         CheckpointError: the file is damaged.
         OutputError: the file can't be written.
     """
-    name = hashlib.sha256(f"{teacher_hash} {corpus.digest}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{teacher_hash} float32 {corpus.digest}".encode()).hexdigest()[:32]
     path = folder / f"teacher-{name}.npy"
     shape = (corpus.prompts, len(corpus.lengths), vector_width(pair.teacher))
     if not path.exists():

@@ -174,8 +174,9 @@ class Trainer:
     def chosen(self) -> str:
         """What was chosen for this student, in words."""
         by = "" if self.width is None else f" for width {self.width}"
-        rate = np.format_float_scientific(self.training.peak, trim="-", exp_digits=1)
-        return f"learning rate {rate}{by}, batches of {self.training.batch}"
+        peak = self.training.peak
+        less = "".join(f", {levels} linears {_scientific(s * peak)}" for levels, s in self.optimisation.shares.items())
+        return f"learning rate {_scientific(peak)}{by}{less}, batches of {self.training.batch}"
 
     def _look(self, done: float, now: float) -> None:
         """Measures the student on held-out data, unless that would take more than a twentieth of the time.
@@ -218,3 +219,7 @@ class Trainer:
 def _seconds_between_readings(device: torch.device) -> float:
     """Reading a loss waits for the GPU, and costs nothing on a CPU."""
     return 0.0 if device.type == "cpu" else _SECONDS_BETWEEN_READINGS
+
+
+def _scientific(rate: float) -> str:
+    return np.format_float_scientific(rate, precision=3, trim="-", exp_digits=1)

@@ -54,6 +54,13 @@ def test_full_precision_weights_are_counted_relative_to_their_mean(stages: dict[
     assert (query.mean_abs, query.max_abs) == (float(weight.abs().mean()), float(weight.abs().max()))
 
 
+def test_a_checkpoint_which_has_no_digest_is_not_said_to_lack_one(
+    stages: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    inspect(stages["latent"])
+    assert "digest" not in caplog.text
+
+
 def test_a_latent_checkpoint_shows_the_errors_and_zeros_of_its_conversion(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:

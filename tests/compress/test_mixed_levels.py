@@ -16,6 +16,7 @@ from support.heads import save_headed
 from support.models import add_dense, save_tiny_bert
 from support.packed_models import TEXTS, Both, merge
 from ternarize_cli import kernels
+from ternarize_cli.compress import mixed_levels
 from ternarize_cli.compress.calibrate import Calibration
 from ternarize_cli.compress.convert import ConversionReport, convert
 from ternarize_cli.compress.dry_run import dry_run
@@ -88,6 +89,18 @@ def test_what_runs_as_one_product_is_chosen_together(tiny_bert: Path) -> None:
             names = {f"encoder.layer.{i}.attention.self.{name}" for name in ("query", "key", "value")}
             found.append(len(names & chosen.keys()))
     assert set(found) == {0, 3}
+
+
+def test_a_weight_that_linears_share_is_whole_again_after_it_was_measured() -> None:
+    first, second = torch.nn.Linear(32, 16), torch.nn.Linear(32, 16)
+    second.weight = first.weight
+    before = first.weight.detach().clone()
+    with mixed_levels._rounded([first, second], Scheme()):
+        assert not torch.equal(first.weight, before)
+    assert torch.equal(first.weight, before)
+    with pytest.raises(AssertionError), mixed_levels._rounded([first, torch.nn.Bilinear(2, 2, 2)], Scheme()):
+        pass
+    assert torch.equal(second.weight, before)
 
 
 def test_the_choice_is_stored_and_loaded(made: tuple[ConversionReport, Path, Path]) -> None:
@@ -306,6 +319,14 @@ def test_a_tier_stands_for_levels_and_bits(run: Run, tiny_bert: Path, tmp_path: 
     options = CompressOptions(tier=tier)
     assert (options.scheme().levels, options.converting().bits) == ("ternary" if bits else levels, bits)
     assert options.made_levels == levels
+
+
+def test_a_budget_into_which_no_int4_linear_fits_is_said(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
+    done = run("convert", tiny_bert, "-o", tmp_path / "made", "--tier", "balanced", "--no-check")
+    assert done.exit_code == 0
+    assert "13 linears, ternary" in done.stdout
+    assert "no linear fits into 2.5 bits a weight as int4" in done.stderr
+    assert checkpoint.artifact_of(tmp_path / "made").levels == "ternary"  # type: ignore[union-attr]
 
 
 def test_tiers_are_what_the_documentation_says() -> None:

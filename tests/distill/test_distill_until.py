@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_with_a_longer_budget_is_read_again_at_once(
     work: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_until_killed(monkeypatch, work, tiny_bert, tmp_path / "out", steps=20)
-    report = train(work, tiny_bert, tmp_path / "out", steps=40, until=0.0, resume=True)
+    report = train(work, tiny_bert, tmp_path / "out", steps=40, until=1e-9, resume=True)
     assert (report.steps, report.ended_by) == (22, "until")
 
 

@@ -35,11 +35,22 @@ def test_int4_linears_move_by_a_fifth_of_the_rate_and_tables_by_three_tenths(tin
     convert(tiny_bert, tmp_path / "mixed", given.scheme(3.0), ConvertOptions(bits=3.0))
     rng = random.Random(0)
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(rng.choices(WORDS, k=8)) for _ in range(60)))
-    weights = []
+    weights, reports = [], []
     for rate in (1e-12, 1e-3):
         training, options = Training(steps=1, batch_size=16, learning_rate=rate), DistillOptions(threads=1)
         sources = Sources([tmp_path / "texts.txt"])
-        distill(tmp_path / "mixed", tiny_bert, sources, tmp_path / "made", training, options, force=True)
+        said: list[str] = []
+        made = distill(
+            tmp_path / "mixed",
+            tiny_bert,
+            sources,
+            tmp_path / "made",
+            training,
+            options,
+            force=True,
+            on_step=lambda progress, said=said: said.append(progress.chosen),
+        )
+        reports.append((made.shares, said))
         weights.append(load_file(tmp_path / "made" / "model.safetensors"))
     still, moved = weights
     by = {name: float((moved[name] - still[name]).abs().max()) for name in still if still[name].is_floating_point()}
@@ -49,3 +60,5 @@ def test_int4_linears_move_by_a_fifth_of_the_rate_and_tables_by_three_tenths(tin
     assert len(of_linears) == 2
     assert of_linears[0] == pytest.approx(of_linears[1] / 5, rel=1e-2)
     assert by["embeddings.word_embeddings.weight"] == pytest.approx(0.3 * of_linears[1], rel=1e-2)
+    assert reports[1] == ({"int4": 0.2}, ["learning rate 1e-3, int4 linears 2e-4, batches of 16"])
+    assert "peak learning rate 0.001 (int4 linears 0.0002)" in (tmp_path / "made" / "README.md").read_text()
