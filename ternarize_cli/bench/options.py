@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import ALLOW_PICKLE, SEED, THREADS, Option, check_fields
+from ternarize_cli.storage.command_option import ALLOW_PICKLE, SEED, THREADS, Option, check_fields, plain_signature
 
 if TYPE_CHECKING:
     from ternarize_cli.measuring.timing import GridPoint
@@ -19,6 +19,7 @@ _MOST = 1_000_000
 _MOST_NEIGHBOURS = 1024
 
 
+@plain_signature
 @dataclass(frozen=True)
 class BenchOptions:
     """What to measure.

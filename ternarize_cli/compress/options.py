@@ -17,6 +17,7 @@ from ternarize_cli.storage.command_option import (
     THREADS,
     Option,
     check_fields,
+    plain_signature,
 )
 
 __all__ = [
@@ -47,6 +48,7 @@ TIERS: Mapping[Tier, tuple[str, float | None]] = {
 has what models of each tier keep."""
 
 
+@plain_signature
 @dataclass(frozen=True)
 class SchemeOptions:
     """How weights are stored, as words and numbers of a command line; `scheme` makes the `Scheme`.
@@ -97,6 +99,7 @@ class SchemeOptions:
         return Scheme(self.rule, self.beta, kind, group_size, self.activations, self.table_bits, levels)
 
 
+@plain_signature
 @dataclass(frozen=True)
 class ConvertOptions:
     """What a conversion leaves as it is, and what it may read.
@@ -182,6 +185,7 @@ class CalibrationRecipe:
     falling: bool = True
 
 
+@plain_signature
 @dataclass(frozen=True)
 class Calibration:
     """What to calibrate on, and how.

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from ternarize_cli.distill.learning_rate import rate_for_width
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import DEVICE, MANY, MAX_BATCH, SEED, THREADS, Option, check_fields
+from ternarize_cli.storage.command_option import (
+    DEVICE,
+    MANY,
+    MAX_BATCH,
+    SEED,
+    THREADS,
+    Option,
+    check_fields,
+    plain_signature,
+)
 
 if TYPE_CHECKING:
     from ternarize_cli.distill.losses import LossRecipe
@@ -23,6 +32,7 @@ _BATCH = 64
 _TEXTS_ON_GPU = 256
 
 
+@plain_signature
 @dataclass(frozen=True)
 class Training:
     """Budget, recipe and hyper-parameters of a training run.
@@ -185,6 +195,7 @@ class Training:
         return self.peak * rising * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+@plain_signature
 @dataclass(frozen=True)
 class DistillOptions:
     """What of the data is read, where work runs, and what is written.

@@ -16,11 +16,13 @@ from ternarize_cli.storage.command_option import (
     THREADS,
     Option,
     check_fields,
+    plain_signature,
 )
 
 __all__ = ["EvaluationOptions"]
 
 
+@plain_signature
 @dataclass(frozen=True)
 class EvaluationOptions:
     """What to evaluate on, against what, and how.

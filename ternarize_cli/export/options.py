@@ -4,11 +4,12 @@ from dataclasses import dataclass, fields
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import Option
+from ternarize_cli.storage.command_option import Option, plain_signature
 
 __all__ = ["ExportOptions"]
 
 
+@plain_signature
 @dataclass(frozen=True)
 class ExportOptions:
     """How a model is exported. An option that a format does not know must keep its default.

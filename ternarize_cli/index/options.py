@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import MANY, SEED, SKIP_BAD, Option
+from ternarize_cli.storage.command_option import MANY, SEED, SKIP_BAD, Option, plain_signature
 
 __all__ = ["DEFAULT_FACTORY", "IndexOptions", "SearchOptions"]
 
@@ -12,6 +12,7 @@ DEFAULT_FACTORY = "auto"
 _NO_LIMIT = 1e9  # GB
 
 
+@plain_signature
 @dataclass(frozen=True)
 class IndexOptions:
     """What index to make.
@@ -72,6 +73,7 @@ class IndexOptions:
             raise InputError(f"--memory lets `auto` choose, and {what} is asked for", hint="leave --memory out")
 
 
+@plain_signature
 @dataclass(frozen=True)
 class SearchOptions:
     """How thoroughly an index is searched; None: as `index tune` stored it, or as the index was built.

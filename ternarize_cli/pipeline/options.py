@@ -22,6 +22,7 @@ from ternarize_cli.storage.command_option import (
     Option,
     check_fields,
     option_of,
+    plain_signature,
 )
 
 __all__ = ["OF_THE_MACHINE", "TASKS", "CompressOptions"]
@@ -42,6 +43,7 @@ _OF_TRAINING = (
 )
 
 
+@plain_signature
 @dataclass(frozen=True)
 class CompressOptions:
     """How a model is compressed.

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from ternarize_cli.storage.command_option import Option
+from ternarize_cli.storage.command_option import Option, plain_signature
 
 __all__ = ["PublishOptions"]
 
 
+@plain_signature
 @dataclass(frozen=True)
 class PublishOptions:
     """How a folder goes onto the hub.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import MANY, THREADS, Option, check_fields
+from ternarize_cli.storage.command_option import MANY, THREADS, Option, check_fields, plain_signature
 
 __all__ = ["ServeOptions"]
 
@@ -15,6 +15,7 @@ _BATCH_OF_THREAD, _LEAST_BATCH = 512, 1024
 """Tokens. Passes of MiniLM on 2 cores take 8% longer for each text with half of these, and no less with more."""
 
 
+@plain_signature
 @dataclass(frozen=True)
 class ServeOptions:
     """How models are served.

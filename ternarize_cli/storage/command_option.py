@@ -1,5 +1,6 @@
 """Describes an option of a command once: beside the field of the dataclass that a library function takes.
 
+    @plain_signature
     @dataclass(frozen=True)
     class EncoderOptions:
         batch_size: Annotated[int | None, Option("Texts per forward pass.", min=1, max=MAX_BATCH)] = None
@@ -9,12 +10,13 @@ in the environment and in the settings file, its type, default, bounds and help 
 modules that hold such dataclasses import no library, so that `ternarize --help` answers at once.
 """
 
+import inspect
 import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ternarize_cli.errors import InputError
 
@@ -31,7 +33,10 @@ __all__ = [
     "Option",
     "check_fields",
     "option_of",
+    "plain_signature",
 ]
+
+T = TypeVar("T")
 
 MANY = 1_000_000_000
 """Upper bound of options that count something, where there is no better bound."""
@@ -88,6 +93,27 @@ def option_of(kind: type, field: str) -> Option:
         field: the name of its field, which must have an `Option`.
     """
     return next(mark for mark in get_args(get_type_hints(kind, include_extras=True)[field]) if isinstance(mark, Option))
+
+
+def plain_signature(kind: type[T]) -> type[T]:
+    """Makes `help` and editors show the types of a dataclass's fields without the `Option` beside each.
+
+    Args:
+        kind: the dataclass; its fields keep their options.
+    """
+    constructor: Any = kind.__init__
+    constructor.__signature__ = _without_marks(inspect.signature(constructor))
+    kind.__signature__ = _without_marks(inspect.signature(kind))  # type: ignore[attr-defined]
+    return kind
+
+
+def _without_marks(signature: inspect.Signature) -> inspect.Signature:
+    return signature.replace(
+        parameters=[
+            one.replace(annotation=get_args(one.annotation)[0]) if get_origin(one.annotation) is Annotated else one
+            for one in signature.parameters.values()
+        ]
+    )
 
 
 def check_fields(options: Any) -> None:

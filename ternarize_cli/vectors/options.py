@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ternarize_cli.errors import InputError
-from ternarize_cli.storage.command_option import ALLOW_PICKLE, BACKEND, DEVICE, MANY, MAX_BATCH, THREADS, Option
+from ternarize_cli.storage.command_option import (
+    ALLOW_PICKLE,
+    BACKEND,
+    DEVICE,
+    MANY,
+    MAX_BATCH,
+    THREADS,
+    Option,
+    plain_signature,
+)
 
 __all__ = ["EncoderOptions", "ShardOptions"]
 
 
+@plain_signature
 @dataclass(frozen=True)
 class EncoderOptions:
     """How a model is loaded and used.

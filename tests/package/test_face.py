@@ -4,8 +4,9 @@ import ast
 import inspect
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -55,6 +56,16 @@ def test_type_checkers_see_the_names_that_are_there() -> None:
         module, _, attribute = str(path).rpartition(".")
         __import__(str(module))
         assert getattr(ternarize, str(name)) is getattr(sys.modules[str(module)], attribute)
+
+
+def test_options_are_shown_by_their_types_alone() -> None:
+    options = [kind for name in ternarize.__all__ if is_dataclass(kind := getattr(ternarize, name))]
+    assert ternarize.Training in options
+    for kind in options:
+        hints = get_type_hints(kind)
+        for shown in (inspect.signature(kind), inspect.signature(kind.__init__)):  # type: ignore[misc]
+            given = {name: one.annotation for name, one in shown.parameters.items() if name != "self"}
+            assert given == {one.name: hints[one.name] for one in fields(kind) if one.init}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
