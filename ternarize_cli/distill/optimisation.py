@@ -51,6 +51,7 @@ class Optimisation:
     Attributes:
         parameters: the weights that train, in the order of the optimiser's groups.
         optimizer: AdamW; `share` of a group is what its weights get of the learning rate.
+        shares: what linears of some levels get of the learning rate, by their levels; others get all of it.
     """
 
     def __init__(self, pair: Pair, training: Training, on: Any, group: Any = None) -> None:
