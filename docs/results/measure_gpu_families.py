@@ -6,19 +6,22 @@ SHAPE is one that `ternarize bench --shape` knows. The model is made on the GPU,
 depends on shapes alone), which takes seconds where converting takes minutes. To prepare several shapes side by side and
 time them one after the other, start a process for each with `--of N`: each compiles and records its kernels, waits
 until all N have, and takes its turn, in which it chooses its kernels anew and measures. A candidate that fails is named
-and left out.
+and left out. With `--levels`, `scaled_mm` also runs models with int4 linears: all of them, or those of every fourth
+block ("mixed").
 """
 
 import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import statistics
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from ternarize_cli.bench.shapes import model_shape
 from ternarize_cli.encoders.blocks.describing import describe
 from ternarize_cli.encoders.encoder_alone import encoder_alone
 from ternarize_cli.encoders.module_replacement import replace
-from ternarize_cli.format.scheme import Artifact, Scheme
+from ternarize_cli.format.scheme import CODECS, Artifact, Scheme
 from ternarize_cli.kernels.gpu import tuning
 from ternarize_cli.kernels.stack import describe_by
 from ternarize_cli.layers import PackedEmbedding, PackedLinear
@@ -56,15 +59,23 @@ def dense(name: str, dtype: torch.dtype) -> nn.Module:
     return model.eval().to(dtype)
 
 
-def packed(name: str, backend: str) -> nn.Module:
+def packed(name: str, backend: str, levels: str = "ternary") -> nn.Module:
     model = dense(name, torch.float32)
-    replace(model, Artifact("packed", Scheme(), "2bit"))
+    if levels == "mixed":
+        linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+        chosen = [path for path in linears if (number := re.search(r"\.(\d+)\.", path)) and int(number[1]) % 4 == 0]
+        replace(model, Artifact("packed", Scheme(), "2bit", module_levels=dict.fromkeys(chosen, "int4")))
+    else:
+        replace(model, Artifact("packed", Scheme(levels=levels), CODECS[levels][0]))
     model.to("cuda")
     for module in model.modules():
         if isinstance(module, PackedLinear):
+            ternary = module.scheme.levels == "ternary"
             codes = torch.randint(0, 3, (*module.weight.shape, 4), device="cuda", dtype=torch.int32)
-            module.weight = (codes << torch.tensor([0, 2, 4, 6], device="cuda")).sum(-1).to(torch.uint8)
-            scale = 0.6 + torch.rand(module.weight_scale.shape, device="cuda")
+            any_byte = torch.randint(0, 256, module.weight.shape, device="cuda").to(torch.uint8)
+            packed_codes = (codes << torch.tensor([0, 2, 4, 6], device="cuda")).sum(-1).to(torch.uint8)
+            module.weight = packed_codes if ternary else any_byte
+            scale = (0.6 + torch.rand(module.weight_scale.shape, device="cuda")) / (1 if ternary else 5)
             module.weight_scale = (scale * module.in_features**-0.5).half()
             if module.bias is not None:
                 module.bias = 0.02 * torch.randn_like(module.bias)
@@ -108,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--of", type=int, default=1, help="how many processes take turns")
     parser.add_argument("--wait", type=float, default=300, help="the most seconds that the others are waited for")
+    parser.add_argument("--levels", action="store_true", help="scaled_mm with int4 and mixed linears, too")
     parser.add_argument("--autotuned", action="store_true", help="fp16 with max-autotune, too")
     options = parser.parse_args()
     name, config = options.shape, config_of(options.shape)
@@ -122,6 +134,8 @@ def main() -> None:
         "torch-fp16": lambda: dense(name, torch.float16),
         "torch-fp16-compiled": lambda: torch.compile(dense(name, torch.float16), mode="reduce-overhead", dynamic=False),
     }
+    if options.levels:
+        makers |= {f"scaled_mm-{kind}": partial(packed, name, "scaled_mm", kind) for kind in ("int4", "mixed")}
     if options.autotuned:
         makers["torch-fp16-autotuned"] = lambda: torch.compile(
             dense(name, torch.float16), mode="max-autotune", dynamic=False
@@ -158,7 +172,7 @@ def main() -> None:
             fcntl.flock(turn, fcntl.LOCK_EX)
             shutil.rmtree(os.environ["TERNARIZE_CACHE"], ignore_errors=True)
             tuning._found.cache_clear()
-            ours = [backend for backend in ("triton", "scaled_mm") if backend in made]
+            ours = [candidate for candidate in made if "fp16" not in candidate]
             for backend in ours:  # kernels that were chosen beside other work are chosen again
                 made[backend] = makers[backend]()
                 for point in points:
@@ -171,7 +185,7 @@ def main() -> None:
                         times[candidate].append(milliseconds(model, given[candidate]))
                 row = {candidate: round(statistics.median(found), 3) for candidate, found in times.items()}
                 best = min(value for candidate, value in row.items() if "fp16" in candidate)
-                row["against fp16"] = round(best / min(row[backend] for backend in ours), 2)
+                row["against fp16"] = round(best / min(row[c] for c in ours if c in ("triton", "scaled_mm")), 2)
                 key = f"{point[0]} x {point[1]}" if point[1] else f"{point[0]} images"
                 report["milliseconds"][key] = row
                 report["kernels"][key] = {b: busiest(made[b], given[b]) for b in ours}

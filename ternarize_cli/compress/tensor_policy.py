@@ -191,8 +191,12 @@ def policy_of_source(
     """
     policy = _policy(model, scheme, _excluded(model, present, skip, prefix))
     if not policy.linears and not prefix:
+        skipped = sorted(set(skip.values()).intersection(policy.excluded.values()))
         what = "nothing to ternarise: no nn.Linear and no Conv1D" + (" that does not stay" if policy.excluded else "")
-        raise CheckpointError(f"this model has {what}", hint="ternarize takes encoders whose weights sit in linears")
+        hint = "ternarize takes encoders whose weights sit in linears"
+        if skipped:
+            hint = f"without {' and '.join(skipped)}, or with fewer patterns; {hint}"
+        raise CheckpointError(f"this model has {what}", hint=hint)
     return policy
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ternarize_cli.compress.card import cell
 from ternarize_cli.compress.card_scores import TOOL
+from ternarize_cli.evaluation.existing_index import ExistingIndex
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -22,11 +23,12 @@ def table_of(comparison: "Comparison") -> str:
     teacher = comparison.teacher
     indexed = any(task.index for task in comparison.tasks[0])
     columns = ["task", "metric", "size", "score", *([teacher.name, "kept", "95%"] if teacher else [])]
-    columns += ["kept with its index"] if indexed else []
+    columns += ["kept with its index", "95%"] if indexed else []
     rows = [[cell(name) for name in columns], ["---", "---", *["---:"] * (len(columns) - 2)]]
     for task in comparison.tasks[0]:
         kept = [] if teacher is None else [_number(task.teacher), _percent(task.retention), _between(task)]
-        kept += [_percent(task.index.retention if task.index else None)] if indexed else []
+        index = task.index or ExistingIndex(of_documents=True)
+        kept += [_percent(index.retention), _between(index)] if indexed else []
         rows.append([cell(task.task), cell(task.metric), f"{task.size:,}", _number(task.student), *kept])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     if (mean := comparison.mean_retention()) is not None:
@@ -57,9 +59,12 @@ def results_of(comparison: "Comparison", hashes: Mapping[str, str], task_type: s
     made = []
     for task in comparison.tasks[0]:
         known: dict[str, Any] = {"teacher": task.teacher, "retention": task.retention}
-        known["index_retention"] = task.index.retention if task.index else None
         if task.teacher is not None and task.low is not None and task.high is not None:
             known["retention_interval"] = [task.low, task.high]
+        if task.index is not None:
+            known["index_retention"] = task.index.retention
+            if task.index.low is not None and task.index.high is not None:
+                known["index_retention_interval"] = [task.index.low, task.index.high]
         rounded = {key: _rounded(value) for key, value in known.items() if value is not None}
         made.append(
             EvalResult(
@@ -87,5 +92,5 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _between(task: "Retention") -> str:
-    return "" if task.low is None or task.high is None else f"{task.low:.1%} to {task.high:.1%}"
+def _between(kept: "Retention | ExistingIndex") -> str:
+    return "" if kept.low is None or kept.high is None else f"{kept.low:.1%} to {kept.high:.1%}"

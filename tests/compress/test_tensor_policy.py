@@ -157,6 +157,13 @@ def test_a_model_without_linears_is_refused() -> None:
         policy_of_source(nn.Sequential(nn.Conv2d(1, 1, 1)), Scheme(), {"0.weight"}, {})
 
 
+def test_a_model_whose_linears_are_all_skipped_is_told_so() -> None:
+    model = nn.Sequential(nn.Linear(16, 16))
+    with pytest.raises(CheckpointError, match=r"nothing to ternarise") as caught:
+        policy_of_source(model, Scheme(), {"0.weight", "0.bias"}, {"*": "--skip *"})
+    assert str(caught.value.hint).startswith("without --skip *, or with fewer patterns; ")
+
+
 def test_little_linears_stay() -> None:
     policy = policy_of(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1)))
     assert list(policy.linears) == ["0"]

@@ -154,12 +154,14 @@ def compared(*indexes: ExistingIndex | None) -> Comparison:
 
 
 def test_the_card_has_what_is_kept_with_the_index() -> None:
-    comparison = compared(ExistingIndex(True, 0.72, 0.9), None)
+    comparison = compared(ExistingIndex(True, 0.72, 0.9, 0.85, 0.95), None)
     table = table_of(comparison).splitlines()
-    assert [line.split("|")[-2].strip() for line in table[:4]] == ["kept with its index", "---:", "90.0%", ""]
+    assert [line.split("|")[-3].strip() for line in table[:4]] == ["kept with its index", "---:", "90.0%", ""]
+    assert [line.split("|")[-2].strip() for line in table[:4]] == ["95%", "---:", "85.0% to 95.0%", ""]
     assert "With its index: queries by this model" in table[-1]
     first, second = results_of(comparison, {}, "feature-extraction")
     assert (first.metric_args["index_retention"], "index_retention" in second.metric_args) == (0.9, False)
+    assert first.metric_args["index_retention_interval"] == [0.85, 0.95]
 
 
 def test_the_gate_takes_the_mean_over_retrieval_tasks() -> None:
