@@ -114,7 +114,7 @@ class Training:
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}; it must be positive")
         if self.joined is not None and not 0 <= self.joined <= 0.9:
-            raise InputError(f"the share of joined texts is {self.joined}; it lies between 0 and 0.9")
+            raise InputError(f"the share of joined texts is {self.joined}; it must lie between 0 and 0.9")
         _ = self.parts
 
     @property

@@ -171,7 +171,7 @@ class Block:
         given["norms"] = {place: _made(Norm, norm) for place, norm in norms.items()}
         kinds = given.get("kinds")
         if not isinstance(kinds, list):
-            raise FormatError(f"quantization_config: block has {shown(kinds)} for kinds; it is a list")
+            raise FormatError(f"quantization_config: block has {shown(kinds)} for kinds; it must be a list")
         given["kinds"] = tuple(
             _made(LayerKind, {**kind, "rotary": _made(Rotary, kind["rotary"]) if kind.get("rotary") else None})
             for kind in (check_mapping("a kind of block", kind) for kind in kinds)

@@ -18,7 +18,7 @@ def check_mapping(what: str, values: Any) -> dict[str, Any]:
         FormatError: the value is refused; the message calls it `what`.
     """
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise FormatError(f"quantization_config: {what} is {shown(values)}; it is an object")
+        raise FormatError(f"quantization_config: {what} is {shown(values)}; it must be an object")
     return values
 
 
@@ -39,7 +39,7 @@ def check_one_of(what: str, value: Any, known: tuple[str, ...]) -> None:
         FormatError: the value is refused; the message calls it `what`.
     """
     if value not in known:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is one of {', '.join(known)}")
+        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it must be one of {', '.join(known)}")
 
 
 def check_count(what: str, value: Any, least: int, most: int = MOST) -> None:
@@ -49,7 +49,7 @@ def check_count(what: str, value: Any, least: int, most: int = MOST) -> None:
         FormatError: the value is refused; the message calls it `what`.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is {least} to {most:,}")
+        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it must be {least} to {most:,}")
 
 
 def check_number(what: str, value: Any, least: float, most: float) -> None:
@@ -60,7 +60,7 @@ def check_number(what: str, value: Any, least: float, most: float) -> None:
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is {least:g} to {most:g}")
+        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it must be {least:g} to {most:g}")
 
 
 def check_flag(what: str, value: Any) -> None:
@@ -70,4 +70,4 @@ def check_flag(what: str, value: Any) -> None:
         FormatError: the value is refused; the message calls it `what`.
     """
     if not isinstance(value, bool):
-        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it is true or false")
+        raise FormatError(f"quantization_config: block: {what} is {shown(value)}; it must be true or false")

@@ -153,7 +153,9 @@ class CalibrationData:
         kind, samples, tokens = (known.get(key) for key in ("kind", "samples", "tokens"))
         if kind in ("text", "image") and isinstance(samples, int) and isinstance(tokens, int | None):
             return cls(kind, samples, tokens)
-        raise FormatError(f"quantization_config: calibration is {shown(values)}; it has a kind, samples and tokens")
+        raise FormatError(
+            f"quantization_config: calibration is {shown(values)}; it must have a kind, samples and tokens"
+        )
 
 
 @dataclass(frozen=True)

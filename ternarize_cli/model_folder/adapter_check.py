@@ -179,7 +179,7 @@ def _number(value: Any, key: str, path: Path, most: float) -> Any:
     if not good or not 0 < value <= most:  # nor NaN, which no comparison holds of
         kind = "whole" if whole else "positive"
         raise CheckpointError(
-            f"{path}: {key} is {shown(value)}; it is a {kind} number of at most {most:,.0f}",
+            f"{path}: {key} is {shown(value)}; it must be a {kind} number of at most {most:,.0f}",
             hint="fetch the file again",
         )
     return value

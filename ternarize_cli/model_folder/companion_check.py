@@ -106,7 +106,9 @@ def _check_sentence_config(values: Mapping[str, Any], path: Path) -> None:
             )
     length = values.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 1 << 31):
-        raise CheckpointError(f"{path}: max_seq_length is {shown(length)}; it is a whole number of tokens, or null")
+        raise CheckpointError(
+            f"{path}: max_seq_length is {shown(length)}; it must be a whole number of tokens, or null"
+        )
     if values.get("transformer_task", _TASKS[0]) not in _TASKS:
         raise CheckpointError(f"{path}: transformer_task is {shown(values['transformer_task'])}; known are {_TASKS}")
     for kind, settings in _objects(values, "processing_kwargs", path):
@@ -149,7 +151,7 @@ def _check_arguments(loader: str, key: str, given: Any, path: Path) -> None:
             )
     length = given.get("max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= _LONGEST):
-        raise CheckpointError(f"{path}: max_length is {shown(length)}; it is a number of tokens up to {_LONGEST:,}")
+        raise CheckpointError(f"{path}: max_length is {shown(length)}; it must be at most {_LONGEST:,} tokens")
     if given.get("padding") not in (None, True, False, "longest", "do_not_pad") and length is None:
         raise CheckpointError(
             f"{path}: padding is {shown(given['padding'])}, without a max_length beside it",
@@ -178,10 +180,10 @@ def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
                 _check_not_outside(key, text, path)
     length = values.get("model_max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length > 0):
-        raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it is a number of tokens")
+        raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it must be a number of tokens")
     for key in ("padding_side", "truncation_side"):
         if values.get(key) not in (None, "left", "right"):
-            raise CheckpointError(f"{path}: {key} is {shown(values[key])}; it is left or right")
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}; it must be left or right")
 
 
 def _texts(value: Any) -> list[str]:
@@ -227,7 +229,7 @@ def _check_processor(values: Mapping[str, Any], path: Path) -> None:
             most = _PIXELS.get(key)
             if most is not None and not 0 < number <= most:
                 raise CheckpointError(
-                    f"{path}: {key} is {number}; it is a number of pixels from 1 to {most:,}",
+                    f"{path}: {key} is {number}; it must be a number of pixels from 1 to {most:,}",
                     hint="fetch the file again",
                 )
 

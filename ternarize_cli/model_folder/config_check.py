@@ -96,7 +96,7 @@ def _check_labels(config: Mapping[str, Any], path: Path) -> None:
     count, names = config.get("num_labels"), config.get("id2label")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MOST_LABELS):
         raise CheckpointError(
-            f"{path}: num_labels is {shown(count)}; it is a whole number of at most {_MOST_LABELS:,}", hint=_AGAIN
+            f"{path}: num_labels is {shown(count)}; it must be a whole number of at most {_MOST_LABELS:,}", hint=_AGAIN
         )
     if isinstance(names, dict | list) and len(names) > _MOST_LABELS:
         raise CheckpointError(
@@ -116,7 +116,7 @@ def architectures_of(config: Mapping[str, Any], path: Path) -> list[str]:
     listed = [] if found is None else found
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise CheckpointError(
-            f"{path}: architectures is {shown(found)}; it is a list of names of classes",
+            f"{path}: architectures is {shown(found)}; it must be a list of names of classes",
             hint=f'"architectures": ["{found}"]' if isinstance(found, str) and found.isidentifier() else _AGAIN,
         )
     return listed
@@ -178,7 +178,7 @@ def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
         elif _EPSILON.fullmatch(key) and value is not None:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not 0 <= value < 1:
-                raise CheckpointError(f"{path}: {key} is {shown(value)}; it is a small positive number", hint=_AGAIN)
+                raise CheckpointError(f"{path}: {key} is {shown(value)}; it must be from 0 to below 1", hint=_AGAIN)
 
 
 def _check_count(path: Path, key: str, value: Any, most: int) -> None:
@@ -190,7 +190,7 @@ def _check_count(path: Path, key: str, value: Any, most: int) -> None:
         if not whole or not lowest <= one <= most:
             least = "from 1 to" if lowest == 1 else "of at most"
             raise CheckpointError(
-                f"{path}: {key} is {shown(value)}; it is a whole number {least} {most:,}", hint=_AGAIN
+                f"{path}: {key} is {shown(value)}; it must be a whole number {least} {most:,}", hint=_AGAIN
             )
 
 

@@ -151,4 +151,4 @@ def _check_number(name: str, value: Any, kind: type, option: Option | None) -> N
     least = "" if low is None else f", {low:,} or more"
     most = "" if high is None else f", at most {high:,}"
     what = "a whole number" if kind is int else "a number"
-    raise InputError(f"{name} is {value!r}; it is {what}{least}{most}")
+    raise InputError(f"{name} is {value!r}; it must be {what}{least}{most}")

@@ -160,14 +160,14 @@ def test_every_field_of_a_command_s_options_is_offered_once(command: str, kinds:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConvertOptions(seed="x"), "seed is 'x'; it is a whole number, 0 or more"),  # type: ignore[arg-type]
+        (lambda: ConvertOptions(seed="x"), "seed is 'x'; it must be a whole number, 0 or more"),  # type: ignore[arg-type]
         (lambda: ConvertOptions(seed=-3), "seed is -3"),
         (lambda: ConvertOptions(seed=True), "seed is True"),
         (lambda: ConvertOptions(skip=3), "skip takes several values, not 3"),  # type: ignore[arg-type]
         (lambda: ConvertOptions(trim=Path("x")), "trim takes several values"),  # type: ignore[arg-type]
-        (lambda: Calibration(["a"], samples=0), "samples is 0; it is a whole number, 16 or more"),
+        (lambda: Calibration(["a"], samples=0), "samples is 0; it must be a whole number, 16 or more"),
         (lambda: Calibration(["a"], tokens=-1), "tokens is -1"),
-        (lambda: Training(steps=2.5), "steps is 2.5; it is a whole number"),  # type: ignore[arg-type]
+        (lambda: Training(steps=2.5), "steps is 2.5; it must be a whole number"),  # type: ignore[arg-type]
     ],
 )
 def test_python_is_told_of_values_that_the_command_line_refuses(make: Callable[[], object], message: str) -> None:

@@ -170,5 +170,5 @@ def test_images_come_in_batches_of_64_on_every_device() -> None:
 
 
 def test_a_cosine_that_no_training_reaches_is_refused() -> None:
-    with pytest.raises(InputError, match=r"until is 97; it is a number, 0 or more, at most 1"):
+    with pytest.raises(InputError, match=r"until is 97; it must be a number, 0 or more, at most 1"):
         Training(minutes=10, until=97)

@@ -198,7 +198,7 @@ def held(key: str, tensor: torch.Tensor | None) -> Edit:
         (keyed(unheard_of="x"), "unheard_of is 'x'"),
         (keyed(auto_mapping={"base_model_class": "C", "parent_library": "evil.code"}), "names the library 'evil.code'"),
         (keyed(init_lora_weights="pissa_niter_4"), "init_lora_weights is 'pissa_niter_4'"),
-        (keyed(r=10**9), "r is 1000000000; it is a whole number"),
+        (keyed(r=10**9), "r is 1000000000; it must be a whole number"),
         (keyed(r=True), "r is True"),
         (keyed(r=0), "r is 0"),
         (keyed(r=8), r"F32 \[4, 32\], and base and config make it \[8, 32\]"),

@@ -125,8 +125,8 @@ def test_what_published_models_ask_for_is_taken(folder: Path, values: dict[str, 
         ({"_attn_implementation": "owner/kernel"}, "_attn_implementation is 'owner/kernel'"),
         ({"attn_implementation": "flash_attention_2"}, "the package flash_attn is not installed"),
         ({"dtype": "load"}, "dtype is 'load'"),
-        ({"architectures": "BertModel"}, "architectures is 'BertModel'; it is a list of names"),
-        ({"architectures": [1]}, r"architectures is \[1\]; it is a list of names"),
+        ({"architectures": "BertModel"}, "architectures is 'BertModel'; it must be a list of names"),
+        ({"architectures": [1]}, r"architectures is \[1\]; it must be a list of names"),
         ({"text_config": {"attn_implementation": "owner/kernel"}}, "attn_implementation"),
         ({"text_config": {"num_hidden_layers": 1_000_000}}, "num_hidden_layers is 1000000"),
         ({"use_pretrained_backbone": True}, "use_pretrained_backbone"),
@@ -757,7 +757,7 @@ def test_a_class_name_outside_a_list_is_refused_by_every_command(
     more = {"encode": [tmp_path / "t.txt"], "convert": ["-o", tmp_path / "o"], "eval": ["--sts", tmp_path / "t.csv"]}
     result = run(command, folder, *more.get(command, []))
     assert result.exit_code == 2
-    assert "architectures is 'BertForSequenceClassification'; it is a list of names of classes" in result.stderr
+    assert "architectures is 'BertForSequenceClassification'; it must be a list of names of classes" in result.stderr
     assert '"architectures": ["BertForSequenceClassification"]' in result.stderr
 
 

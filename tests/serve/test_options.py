@@ -30,13 +30,13 @@ def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("value", [0, -1, 10**12, 1.5, "8", True])
 def test_sizes_are_whole_numbers_within_bounds(name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"{name} is {value!r}; it is a whole number, 1 or more"):
+    with pytest.raises(InputError, match=f"{name} is {value!r}; it must be a whole number, 1 or more"):
         ServeOptions(**{name: value})
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "8"])
 def test_threads_are_a_whole_number(threads: Any) -> None:
-    with pytest.raises(InputError, match=f"threads is {threads!r}; it is a whole number, 1 or more"):
+    with pytest.raises(InputError, match=f"threads is {threads!r}; it must be a whole number, 1 or more"):
         ServeOptions(threads=threads)
 
 
