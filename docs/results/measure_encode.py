@@ -34,8 +34,8 @@ from ternarize_cli.data.prefetch import in_chunks
 from ternarize_cli.encoders import loading
 from ternarize_cli.measuring import machine
 from ternarize_cli.vectors import gpu_batches
-from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.text_batches import Prepared
+from ternarize_cli.vectors.text_encoder import TextEncoder
 
 AHEAD = 3
 IN_TORCH = {**os.environ, "TERNARIZE_RUNTIME": "torch"}

@@ -24,8 +24,8 @@ from ternarize_cli.index.fill import quiet_clusterings
 from ternarize_cli.index.presets import clusters
 from ternarize_cli.index.truth import recall
 from ternarize_cli.progress import Track, silent
-from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import text_folder
+from ternarize_cli.vectors.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -143,7 +143,8 @@ def _encoder(
         return RuntimeEncoder(
             loaded, role=role, prompt_name=options.prompt_name, normalize=normalize, batch_size=options.batch_size
         )
-    from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
+    from ternarize_cli.vectors.image_encoder import ImageEncoder
+    from ternarize_cli.vectors.text_encoder import TextEncoder
 
     if pictures:
         return ImageEncoder(loaded, normalize=normalize, batch_size=options.batch_size)

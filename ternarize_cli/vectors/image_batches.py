@@ -1,4 +1,4 @@
-"""What encoders of lists of images share, whether they run in PyTorch (`batch_encoder`) or not (`runtime_encoder`)."""
+"""What encoders of lists of images share, whether they run in PyTorch (`image_encoder`) or not (`runtime_encoder`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

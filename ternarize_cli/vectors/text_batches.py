@@ -1,4 +1,4 @@
-"""What encoders of lists share, whether they run in PyTorch (`batch_encoder`) or not (`runtime_encoder`).
+"""What encoders of lists share, whether they run in PyTorch (`text_encoder`) or not (`runtime_encoder`).
 
 A list is prepared first, which another thread can do ahead: texts are tokenised at once, and cut into batches of like
 length, up to `BATCH_TOKENS` tokens each, so that short texts share a pass and long ones take no more memory than they

@@ -14,7 +14,7 @@ from ternarize_cli.index.format import read_deleted, read_info
 from ternarize_cli.index.search import Searcher
 from ternarize_cli.index.truth import read_truth
 from ternarize_cli.storage.files import locked_folder, partial_path
-from ternarize_cli.vectors.batch_encoder import TextEncoder
+from ternarize_cli.vectors.text_encoder import TextEncoder
 
 KINDS = ["flat", "hnsw", "ivf", "ivf-pq", "ivf-rabitq", "binary", "lsh", "PCAR16,IVF4,PQ8x4"]
 

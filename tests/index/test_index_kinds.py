@@ -46,7 +46,7 @@ def build(run, tiny_bert, corpus, tmp_path):
 def vectors(tiny_bert):
     """What the tiny encoder makes of the corpus, and of a few of its texts with a word more."""
     from ternarize_cli.encoders import loading
-    from ternarize_cli.vectors.batch_encoder import TextEncoder
+    from ternarize_cli.vectors.text_encoder import TextEncoder
 
     encoder = loading.load_encoder(tiny_bert, device="cpu")
     documents = TextEncoder(encoder, role="document", normalize=True)(_texts())

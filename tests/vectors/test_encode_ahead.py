@@ -19,11 +19,12 @@ from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
 from ternarize_cli.layers.text_lengths import lengths_of
 from ternarize_cli.vectors import gpu_batches
-from ternarize_cli.vectors.batch_encoder import ImageEncoder, TextEncoder
 from ternarize_cli.vectors.encode import encode_to_stream, encoded, open_model
+from ternarize_cli.vectors.image_encoder import ImageEncoder
 from ternarize_cli.vectors.options import EncoderOptions, ShardOptions
 from ternarize_cli.vectors.pace import Pace
 from ternarize_cli.vectors.quick_tokenizing import quick_tokenizer
+from ternarize_cli.vectors.text_encoder import TextEncoder
 from ternarize_cli.vectors.vector_shards import encode_to_folder, record_of
 
 

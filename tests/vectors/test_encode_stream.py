@@ -30,8 +30,8 @@ from ternarize_cli.data.prefetch import ReadAhead, overlapped
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import DataError
 from ternarize_cli.runtime.blocks import BATCH_TOKENS
-from ternarize_cli.vectors.batch_encoder import TextEncoder
 from ternarize_cli.vectors.encode import encoded
+from ternarize_cli.vectors.text_encoder import TextEncoder
 
 
 def _texts(count: int) -> list[str]:

@@ -13,7 +13,7 @@ from support.models import WORDS, save_gpt2
 from ternarize_cli.encoders.loading import load_encoder
 from ternarize_cli.errors import InputError
 from ternarize_cli.evaluation.encoder import LocalEncoder
-from ternarize_cli.vectors.batch_encoder import TextEncoder
+from ternarize_cli.vectors.text_encoder import TextEncoder
 
 
 def with_settings(folder: Path, source: Path, **settings: str) -> Path:

@@ -1,10 +1,9 @@
-"""Encodes lists of texts or images with a running model in PyTorch.
+"""Encodes lists of texts with a running model in PyTorch.
 
 sentence-transformers' modules do the work: tokenising, pooling, normalising, and the prompts that some models want in
 front of queries or documents. `text_batches` says what an encoder here adds.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,33 +12,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize
-from sentence_transformers.util import truncate_embeddings
 
 from ternarize_cli.data.length_buckets import by_length
-from ternarize_cli.encoders.anatomy import word_table
 from ternarize_cli.encoders.vision import vector_width
-from ternarize_cli.errors import CheckpointError, InputError, TernarizeError, reason
-from ternarize_cli.kernels.native.library_modules import is_marked, mark, normalized
-from ternarize_cli.vectors import gpu_batches
+from ternarize_cli.errors import CheckpointError
+from ternarize_cli.vectors import gpu_batches, model_run
 from ternarize_cli.vectors.flat_tokens import FlatTokens
-from ternarize_cli.vectors.image_batches import ImageBatches
 from ternarize_cli.vectors.quick_tokenizing import QuickTokenizer, quick_tokenizer
 from ternarize_cli.vectors.text_batches import (
     FILLER,
     Prepared,
     Role,
     TextBatches,
-    check_finite,
     cut_by_length,
     prompt_for,
     shown_text,
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
-__all__ = ["ImageEncoder", "TextEncoder"]
+__all__ = ["TextEncoder"]
 
 _BATCH = 32
 _LONG = 64  # a text with more characters per readable token than this may be cut before it is tokenised
@@ -73,7 +66,7 @@ class TextEncoder(TextBatches):
     ) -> None:
         name = prompt_for(encoder.prompts, encoder.default_prompt_name, role, prompt_name)
         if normalize is False:
-            _unnormalize(encoder)
+            model_run.unnormalize(encoder)
         super().__init__(encoder.max_seq_length or float("inf"), batch_size, name)
         self.encoder = encoder
         self._normalize = bool(normalize)
@@ -164,7 +157,7 @@ class TextEncoder(TextBatches):
         Raises:
             InputError: a text has a token that the word table has no row for.
         """
-        return _started(self.encoder, prepared, self._normalize, **self._task)
+        return model_run.started(self.encoder, prepared, self._normalize, **self._task)
 
     def for_role(self, role: Role, *, normalize: bool | None = None) -> "TextEncoder":
         """Makes an encoder of the same model for queries or documents, whose counts begin at 0."""
@@ -202,89 +195,6 @@ class TextEncoder(TextBatches):
         return sum(len(one) > self.limit for one in ids)
 
 
-class ImageEncoder(ImageBatches):
-    """Encodes lists of images with sentence-transformers.
-
-    Args:
-        encoder: the running model.
-        normalize: True scales vectors to length 1, False leaves them as the pooling made them, None does what the
-            model does.
-        batch_size: images per forward pass; None takes 32.
-    """
-
-    def __init__(
-        self, encoder: SentenceTransformer, *, normalize: bool | None = None, batch_size: int | None = None
-    ) -> None:
-        super().__init__(batch_size)
-        if normalize is False:
-            _unnormalize(encoder)
-        self.encoder = encoder
-        self._dim, self._normalize = vector_width(encoder), bool(normalize)
-        self.on_gpu = encoder.device.type == "cuda"
-
-    @property
-    def dim(self) -> int:
-        """The number of dimensions of a vector."""
-        return self._dim
-
-    def prepare(self, images: "list[Image]") -> Prepared:
-        """Resizes and normalises images with the model's processor. May run in another thread than `forward`.
-
-        Raises:
-            CheckpointError: the processor can't make pixels of the images, such as one stack of several sizes.
-        """
-        try:
-            features = self.encoder.preprocess(images)
-        except Exception as e:  # a processor with other values than its class expects can raise any error
-            raise _disagreement("prepares no images", e) from e
-        features = gpu_batches.pinned(dict(features), self.encoder.device)
-        return Prepared([(list(range(len(images))), features)], lambda row: f"image {self.images + row}")
-
-    def vectors(self, prepared: Prepared) -> np.ndarray:
-        """Encodes a prepared chunk: float32 `[images, dim]`, in the order of the images that were prepared.
-
-        Raises:
-            CheckpointError: the processor makes other pixels than the model takes, in size or channels.
-            TernarizeError: a vector is not finite; the message names the image.
-        """
-        return self.started(prepared)()
-
-    def started(self, prepared: Prepared) -> Callable[[], np.ndarray]:
-        """Starts to encode a prepared chunk, and returns a function that waits for what `vectors` gives.
-
-        Raises:
-            CheckpointError: the processor makes other pixels than the model takes, in size or channels.
-        """
-        try:
-            wait = _started(self.encoder, prepared, self._normalize)
-        except (ValueError, IndexError, RuntimeError) as e:
-            if isinstance(e, torch.OutOfMemoryError) or not _is_shape(e):
-                raise
-            raise _disagreement("makes pixels that the model does not take", e) from e
-
-        def finish() -> np.ndarray:
-            made = wait()
-            self._dim = made.shape[1]
-            return made
-
-        return finish
-
-
-def _disagreement(what: str, error: Exception) -> Exception:
-    """The error about an image processor whose values do not fit the images or the model."""
-    if isinstance(error, TernarizeError | MemoryError | OSError):
-        return error
-    return CheckpointError(
-        f"the model's image processor {what}: {reason(error)}",
-        hint="preprocessor_config.json and config.json disagree over size, channels or resizing: fetch both again",
-    )
-
-
-def _is_shape(error: Exception) -> bool:
-    """Whether an error that a model raises is about the shape of its input."""
-    return bool(re.search(r"size|shape|channel|dimension|expected|match", str(error), re.IGNORECASE))
-
-
 def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[str, Any]:
     """Selects the features of `rows`, without the columns that are padding in all of these rows, but for one."""
     count, width = features["attention_mask"].shape
@@ -296,57 +206,3 @@ def _cut(features: dict[str, Any], rows: list[int], used: np.ndarray) -> dict[st
             value = value[:, columns] if value.shape[1:2] == (width,) else value
         cut[name] = value
     return cut
-
-
-@torch.inference_mode()
-def _started(
-    encoder: SentenceTransformer, prepared: Prepared, normalize: bool, **task: str
-) -> Callable[[], np.ndarray]:
-    """Runs the model on each batch; the result puts the vectors in the order of the chunk: float32 `[rows, dim]`."""
-    found, order, silent = [], [], set()
-    for rows, features in prepared.batches:
-        if isinstance(mask := features.get("attention_mask"), torch.Tensor) and len(mask) == len(rows):
-            silent |= {row for row, tokens in zip(rows, mask.flatten(1).any(dim=1).tolist(), strict=True) if not tokens}
-        _check_ids(encoder, rows, features, prepared.name)
-        vectors = encoder(gpu_batches.on_device(features, encoder.device), **task)["sentence_embedding"]
-        is_of_library = is_marked(vectors)
-        vectors = truncate_embeddings(vectors, encoder.truncate_dim)
-        vectors = mark(vectors) if is_of_library else vectors
-        found.append(_normalized(vectors) if normalize else vectors)
-        order += rows
-    wait = gpu_batches.fetched(torch.cat(found))
-
-    def finish() -> np.ndarray:
-        made = wait()[np.argsort(order)]
-        check_finite(made, prepared.name, silent)
-        return made
-
-    return finish
-
-
-def _check_ids(
-    encoder: SentenceTransformer, rows: list[int], features: dict[str, Any], name: Callable[[int], str]
-) -> None:
-    """Refuses a text with a token that the word table has no row for, such as Gemma's image token."""
-    ids, transformer = features.get("input_ids"), getattr(encoder[0], "auto_model", None)
-    if not isinstance(ids, torch.Tensor) or not ids.numel() or transformer is None:
-        return
-    count = getattr(word_table(transformer), "num_embeddings", None)
-    if count is not None and int(ids.max()) >= count:
-        row = int(ids.max(dim=-1).values.argmax()) if ids.ndim == 2 else 0
-        raise InputError(
-            f"{name(rows[row])} has a token with id {int(ids.max())}, and the model's word table has {count} rows",
-            hint="leave that token out of the text, or fetch the model again: its tokenizer may be another model's",
-        )
-
-
-def _unnormalize(encoder: SentenceTransformer) -> None:
-    while len(encoder) > 1 and isinstance(encoder[-1], Normalize):
-        del encoder[len(encoder) - 1]
-
-
-def _normalized(vectors: torch.Tensor) -> torch.Tensor:
-    """Scales vectors to length 1; what the compiled library made, it normalises, too (`library_modules`)."""
-    if is_marked(vectors):
-        return normalized(vectors)
-    return torch.nn.functional.normalize(vectors, dim=1)
