@@ -16,7 +16,7 @@ Norms are named by their place:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from ternarize_cli.errors import FormatError, shown
@@ -210,6 +210,14 @@ def _made(kind: Any, values: Any) -> Any:
     if isinstance(values, kind):
         return values
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in check_mapping(kind.__name__, values).items()}
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise FormatError(
+            f"quantization_config: block: {kind.__name__} has unknown keys: {', '.join(map(shown, unknown[:3]))}",
+            hint="pip install -U ternarize-cli",
+        )
+    if missing := [name for name, is_needed in known.items() if is_needed and name not in given]:
+        raise FormatError(f"quantization_config: block: {kind.__name__} lacks {', '.join(missing)}")
     try:
         return kind(**given)
     except TypeError as e:

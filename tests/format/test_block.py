@@ -1,5 +1,6 @@
 """The description of blocks is read strictly: nothing that a stranger's config says goes on unchecked."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -88,11 +89,18 @@ def test_the_first_block_may_lack_a_norm() -> None:
         ("embeddings", {"words": "w", "first_position": -2}),
         ("patch_bias", {"name": "bias"}),  # beside a bias by distance, and for texts
         ("surprise", 1),
+        ("kinds", [{"before": [1]}, {}]),
+        ("scale", "x"),
+        ("scale", [1.0]),
+        ("heads", {}),
     ],
 )
 def test_a_value_that_is_none_is_refused_in_words(key: str, value: Any) -> None:
-    with pytest.raises(FormatError, match=r"quantization_config|kind_of|heads|linears|rotary|_scales|gate|patches"):
+    with pytest.raises(
+        FormatError, match=r"quantization_config|kind_of|heads|linears|rotary|_scales|gate|patches"
+    ) as no:
         Block.from_dict(BLOCK.to_dict() | {key: value})
+    assert not re.search(r"__init__|argument|supported between|object is not", str(no.value))
 
 
 @pytest.mark.parametrize(
