@@ -51,16 +51,19 @@ class Journal:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the readings of a metrics.jsonl; leaves out a line that a kill cut off."""
+    """Reads the readings of a metrics.jsonl, up to a line that is none, such as one that a kill cut off."""
     if not path.is_file():
         return []
     lines = []
     with path.open("rb") as stream:
         for line in lines_of(stream, str(path), DataError):
             try:
-                lines.append(parse_json(line, str(path), error=DataError))
+                values = parse_json(line, str(path), error=DataError)
             except DataError:
                 break
+            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+                break
+            lines.append(values)
     return lines
 
 

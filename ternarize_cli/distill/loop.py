@@ -110,7 +110,7 @@ def distill(
         if training.until is not None:
             trainer.start(before)
         if options.resume:
-            trainer.load_state(training_checkpoint.load(partial, key))
+            training_checkpoint.restore(partial, key, trainer.load_state)
         resumed_at = trainer.step
         journal = Journal(partial, resumed_at) if on.is_main_process else None
         _train(trainer, partial, key, journal, on_step)

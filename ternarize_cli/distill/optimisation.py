@@ -110,12 +110,14 @@ class Optimisation:
         """Restores what `state` returned; other entries are ignored.
 
         Raises:
-            KeyError, ValueError, RuntimeError: the state is of another run.
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: the state is of another run, or damaged.
         """
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums = {name: value.to(self._on.device) for name, value in state["sums"].items()}
+        if not bool((state["broken"] >= 0).all()):
+            raise ValueError(f"{state['broken'].tolist()} are no counts of steps")
         self._broken.copy_(state["broken"])
         queue, self._queued = state["queue"]
         self._queue.copy_(queue)

@@ -98,13 +98,20 @@ class Trainer:
         """Restores what `state` returned.
 
         Raises:
-            KeyError, ValueError, RuntimeError: the state is of another run.
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: the state is of another run, or damaged.
         """
         self.optimisation.load_state(state)
+        epoch, position = state["position"]
+        for count in (state["step"], state["count"], epoch, position):
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"{count!r} is no count of steps, inputs, epochs or batches")
+        if not 0 <= state["seconds"] < math.inf:
+            raise ValueError(f"{state['seconds']!r} is no number of seconds")
         self.step, self.count, self.seconds = state["step"], state["count"], state["seconds"]
-        self.batches.go_to(*state["position"])
-        self.losses = dict(state["losses"])
-        looked, self.cosine, self.agreement = state["held"]
+        self.batches.go_to(epoch, position)
+        self.losses = {name: float(value) for name, value in state["losses"].items()}
+        looked, *readings = state["held"]
+        self.cosine, self.agreement = (None if value is None else float(value) for value in readings)
         self._looked = min(looked, self._done())  # a longer budget than before puts the step nearer to the start
         self._looked_at = state.get("looked_at", 0)  # checkpoints of older versions have none
         torch.set_rng_state(state["random"].cpu())

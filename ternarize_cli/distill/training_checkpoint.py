@@ -9,7 +9,8 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from ternarize_cli.distill.losses import REVISION
 from ternarize_cli.distill.options import BUDGETS, Training
 from ternarize_cli.encoders import checkpoint
 from ternarize_cli.encoders.parts import Part
-from ternarize_cli.errors import CheckpointError
+from ternarize_cli.errors import CheckpointError, TernarizeError, reason
 from ternarize_cli.storage import digests, files, weights
 
-__all__ = ["has_checkpoint", "key", "load", "replace_contents", "save", "write_tensors"]
+__all__ = ["has_checkpoint", "key", "replace_contents", "restore", "save", "write_tensors"]
 
 STATE = "state.pt"
 _DIGEST = 32
+_AGAIN = "--force without --resume starts anew"
 _MAY_DIFFER = (*BUDGETS, "until", "learning_rate", "save_every", "gradient_checkpointing")
 
 
@@ -55,8 +57,13 @@ def save(partial: Path, run: str, state: Mapping[str, Any]) -> None:
         stream.write(made.getbuffer())
 
 
-def load(partial: Path, run: str) -> dict[str, Any]:
-    """Reads the checkpoint in a partial folder; its tensors are on the CPU.
+def restore(partial: Path, run: str, take: Callable[[dict[str, Any]], None]) -> None:
+    """Reads the checkpoint in a partial folder and hands its state, whose tensors are on the CPU, to `take`.
+
+    Args:
+        partial: the folder.
+        run: the `key` of the run that goes on.
+        take: restores the run from the state; it may raise any error if the state is not one that it has made.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, of another run, or of a version that trains differently.
@@ -65,20 +72,33 @@ def load(partial: Path, run: str) -> dict[str, Any]:
     if not has_checkpoint(partial):
         hint = "without --resume training starts anew"
         raise CheckpointError(f"there is nothing to resume: {partial} holds no checkpoint", hint=hint)
-    again = "--force without --resume starts anew"
     content = path.read_bytes()
     digest, content = content[:_DIGEST], content[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
-        raise CheckpointError(f"{path} is damaged: it is not what was written", hint=again)
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if state.pop("revision", None) != REVISION:
-        raise CheckpointError(f"{path} is of another version of ternarize, which trains otherwise", hint=again)
-    if state.pop("key") != run:
+        raise CheckpointError(f"{path} is damaged: it is not what was written", hint=_AGAIN)
+    with _as_damaged(path):
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        revision, key = state.pop("revision", None), state.pop("key", None)
+    if revision != REVISION:
+        raise CheckpointError(f"{path} is of another version of ternarize, which trains otherwise", hint=_AGAIN)
+    if key != run:
         raise CheckpointError(
             f"{path} is of a run with other models, data or settings",
-            hint=f"give the options of that run (budget, --until and --learning-rate may differ); {again}",
+            hint=f"give the options of that run (budget, --until and --learning-rate may differ); {_AGAIN}",
         )
-    return state
+    with _as_damaged(path):
+        take(state)
+
+
+@contextmanager
+def _as_damaged(path: Path) -> Iterator[None]:
+    """Tells what goes wrong with the contents of a checkpoint as an error about the file."""
+    try:
+        yield
+    except (TernarizeError, MemoryError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # unpickling and restoring from values of other types can raise any error
+        raise CheckpointError(f"{path} is damaged: {type(e).__name__}: {reason(e)}", hint=_AGAIN) from e
 
 
 def write_tensors(part: Part, output: Path, trained: nn.Module) -> None:

@@ -151,7 +151,7 @@ def _check_arguments(loader: str, key: str, given: Any, path: Path) -> None:
             )
     length = given.get("max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= _LONGEST):
-        raise CheckpointError(f"{path}: max_length is {shown(length)}; it must be at most {_LONGEST:,} tokens")
+        raise CheckpointError(f"{path}: max_length is {shown(length)}; it must be 1 to {_LONGEST:,} tokens")
     if given.get("padding") not in (None, True, False, "longest", "do_not_pad") and length is None:
         raise CheckpointError(
             f"{path}: padding is {shown(given['padding'])}, without a max_length beside it",
@@ -179,8 +179,9 @@ def _check_tokenizer(values: Mapping[str, Any], path: Path) -> None:
             for text in _texts(value):
                 _check_not_outside(key, text, path)
     length = values.get("model_max_length")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length > 0):
-        raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it must be a number of tokens")
+    whole = isinstance(length, int) or (isinstance(length, float) and length >= _LONGEST)  # 1e30: no limit
+    if length is not None and (isinstance(length, bool) or not whole or not length > 0):
+        raise CheckpointError(f"{path}: model_max_length is {shown(length)}; it must be a whole number of tokens")
     for key in ("padding_side", "truncation_side"):
         if values.get(key) not in (None, "left", "right"):
             raise CheckpointError(f"{path}: {key} is {shown(values[key])}; it must be left or right")

@@ -1,14 +1,15 @@
 """Tells which stages of a killed run are finished.
 
     .NAME.stages.partial/NAME.stages/
-        stages.json       for each stage its key, the content hash of what it wrote, and its facts
+        stages.json       for each stage its key, its facts (with the content hash of what it wrote), and their digest
         ternary/          the calibrated checkpoint
         distilled/        the trained checkpoint; while it trains, .distilled.partial/ beside it
         packed/           the packed model, without what is said of the run and its scores
 
 A stage's key is a digest of all that decides its result: what it reads, and its options. A stage counts as finished
-if its key is the wanted one and its folder holds what was written. So other data, another model or another option
-than before repeat the stages that depend on them, and a damaged folder repeats its stage.
+if its key is the wanted one, its facts are those that were noted, and its folder holds what was written. So other data,
+another model or another option than before repeat the stages that depend on them, and a damaged folder or entry
+repeats its stage.
 """
 
 import json
@@ -54,17 +55,18 @@ class Stages:
         started = time.monotonic()
         facts = {**make(self.path(name)), "seconds": time.monotonic() - started}
         facts["digest"] = digests.content_hash(self.path(name))
-        self._note(name, {"key": digests.json_digest(key), "facts": facts})
+        self._note(name, {"key": digests.json_digest(key), "facts": facts, "facts_digest": digests.json_digest(facts)})
         return facts
 
     def finished(self, name: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns the facts of a stage that was finished with a key; None if it was not, or its folder has changed."""
+        """Returns the facts of a stage that was finished with a key; None if it was not, or either has changed."""
         entry, folder = self._entries.get(name), self.path(name)
         if not isinstance(entry, dict) or entry.get("key") != digests.json_digest(key):
             return None
         facts = entry.get("facts")
-        whole = isinstance(facts, dict) and folder.is_dir() and facts.get("digest") == digests.content_hash(folder)
-        return facts if whole else None
+        if not isinstance(facts, dict) or entry.get("facts_digest") != digests.json_digest(facts):
+            return None
+        return facts if folder.is_dir() and facts.get("digest") == digests.content_hash(folder) else None
 
     def goes_on(self, name: str, key: Mapping[str, Any]) -> bool:
         """Notes that a stage which keeps its own checkpoints begins; returns whether these are of the same work.

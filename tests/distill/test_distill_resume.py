@@ -1,5 +1,7 @@
 """A run that was killed or stopped goes on as if nothing had happened."""
 
+import hashlib
+import io
 import json
 import signal
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from support.models import WORDS
@@ -40,6 +43,34 @@ def work(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         DistillOptions(threads=1),
     )
     return folder
+
+
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"step": -1},
+    {"count": "x"},
+    {"seconds": float("nan")},
+    {"position": 3},
+    {"position": (0, -1)},
+    {"losses": None},
+    {"held": (0.0, "x", None)},
+    {"random": "x"},
+    {"sums": 3},
+    {"broken": torch.tensor([-1.0, 0.0])},
+    {"parameters": []},
+    {"optimizer": {}},
+    {"queue": None},
+)
+"""Values of a checkpoint's state that no run has written."""
+
+
+def write_changed(path: Path, content: bytes, change: dict[str, Any] | None) -> None:
+    """Writes a checkpoint with other values, or without half of its bytes, and the digest of what it holds then."""
+    changed = content[: len(content) // 2]
+    if change is not None:
+        made = io.BytesIO()
+        torch.save({**torch.load(io.BytesIO(content), weights_only=True), **change}, made)
+        changed = made.getvalue()
+    path.write_bytes(hashlib.sha256(changed).digest() + changed)
 
 
 def training(**changes: Any) -> Training:
@@ -115,11 +146,17 @@ def test_only_the_same_run_is_resumed(
         with pytest.raises(CheckpointError, match="another version of ternarize") as caught:
             distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
         assert caught.value.hint == "--force without --resume starts anew"
-    content = bytearray(state.read_bytes())
+    whole = state.read_bytes()
+    content = bytearray(whole)
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
+    for change in (None, *CHANGES):
+        write_changed(state, whole[32:], change)
+        with pytest.raises(CheckpointError, match=r"is damaged: \w+") as caught:
+            distill(work / "latent", tiny_bert, data, out, training(), DistillOptions(resume=True))
+        assert caught.value.hint == "--force without --resume starts anew"
     other.unlink()
     distill(work / "latent", tiny_bert, data, out, training(steps=1), force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

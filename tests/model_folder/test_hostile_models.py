@@ -423,6 +423,15 @@ def test_what_published_configs_say_is_taken(folder: Path, values: dict[str, Any
     assert load_encoder(folder).encode(["the cat"]).shape == (1, 32)
 
 
+@pytest.mark.parametrize("length", [5.5, 5.0, 0, -1, "5", True, float("nan")])
+def test_a_limit_of_tokens_that_is_no_count_is_refused(folder: Path, length: Any) -> None:
+    edit(folder / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(CheckpointError, match=r"model_max_length is .*; it must be a whole number of tokens"):
+        check_folder(folder)
+    edit(folder / "tokenizer_config.json", model_max_length=1e30)
+    check_folder(folder)
+
+
 def test_a_tokenizer_config_of_its_author_s_machine_is_taken(folder: Path) -> None:
     edit(
         folder / "tokenizer_config.json",
