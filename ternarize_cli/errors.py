@@ -33,7 +33,9 @@ __all__ = [
     "UnavailableError",
     "counted",
     "counted_were",
+    "is_panic",
     "named",
+    "panicked",
     "quoted",
     "reason",
     "shown",
@@ -132,3 +134,19 @@ def quoted(path: object) -> str:
 def reason(error: BaseException, limit: int = 200) -> str:
     """Gives a library error's message in one line of at most `limit` characters; its type if the message is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def is_panic(error: BaseException) -> bool:
+    """Tells whether an error is the panic of a library that is written in Rust, such as tokenizers.
+
+    Such an error is no `Exception`. tokenizers panics, for one, where a pattern of tokenizer.json takes too many steps.
+    """
+    return type(error).__name__ == "PanicException" and type(error).__module__ == "pyo3_runtime"
+
+
+def panicked(error: BaseException) -> CheckpointError:
+    """Makes the error about the tokenizer of a model whose library panicked."""
+    return CheckpointError(
+        f"the model's tokenizer fails with a text: {reason(error)}",
+        hint="fetch the model's tokenizer.json again: a pattern in it can't be applied to this text",
+    )

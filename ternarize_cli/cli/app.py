@@ -12,6 +12,7 @@ from ternarize_cli import __version__
 from ternarize_cli.cli import streams
 from ternarize_cli.cli.failures import Failure, debugging, explained
 from ternarize_cli.cli.help import Commands
+from ternarize_cli.errors import is_panic, panicked
 from ternarize_cli.storage import signals
 
 __all__ = ["app"]
@@ -70,6 +71,10 @@ class _Group(TyperGroup):
             if debugging():
                 raise
             raise _fail(explained(e)) from e
+        except BaseException as e:
+            if debugging() or not is_panic(e):
+                raise
+            raise _fail(explained(panicked(e))) from e
 
 
 app = Commands(

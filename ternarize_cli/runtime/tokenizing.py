@@ -5,7 +5,8 @@ BERT's tokenizer treats case and accents, which counts more than what tokenizer.
 sentence-transformers say how many tokens a text may have, and whether it is lower-cased first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, reason, shown
+from ternarize_cli.errors import CheckpointError, InputError, UnavailableError, is_panic, panicked, reason, shown
 from ternarize_cli.model_folder.tokenizer_json import check_tokenizer_json
 from ternarize_cli.runtime.packed_file import IN_TORCH
 from ternarize_cli.runtime.transformer_settings import TransformerSettings
@@ -154,7 +155,8 @@ class TextTokenizer:
         return [(token, begin, end, bool(special)) for token, (begin, end), special in found][: len(tokens.ids)]
 
     def _encoded(self, texts: Sequence[Any]) -> list[Tokens]:
-        found = self._tokenizer.encode_batch(list(texts))
+        with _panics_told():
+            found = self._tokenizer.encode_batch(list(texts))
         zeros = not self._has_types
         return [Tokens(one.ids, [0] * len(one.ids) if zeros else one.type_ids, bool(one.overflowing)) for one in found]
 
@@ -172,8 +174,20 @@ class TextTokenizer:
             part = text[space:] if space >= 0 else ""
         else:
             part = prompt + text[:room].rpartition(" ")[0]
-        dropped = sum(len(more.ids) for more in self._tokenizer.encode(part).overflowing)
+        with _panics_told():
+            dropped = sum(len(more.ids) for more in self._tokenizer.encode(part).overflowing)
         return part if dropped >= _MARGIN else prompt + text
+
+
+@contextmanager
+def _panics_told() -> Iterator[None]:
+    """Tells a panic of the tokenizer's library, which would end a server's thread, as an error about the model."""
+    try:
+        yield
+    except BaseException as e:
+        if is_panic(e):
+            raise panicked(e) from e
+        raise
 
 
 def _checked(text: Any) -> str:

@@ -235,6 +235,30 @@ def test_a_damaged_tokenizer(content: str, words: str, packed_bert: Path, tmp_pa
         Encoder(changed)
 
 
+def test_a_pattern_that_takes_too_many_steps_is_an_error_about_the_model(
+    run: Callable[..., Any], packed_bert: Path, tmp_path: Path
+) -> None:
+    """The library tokenizers panics then, which is no Exception and would end a server's thread."""
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+
+    def change(folder: Path) -> None:
+        merge(folder / "tokenizer.json", pre_tokenizer=split)
+        merge(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")  # takes it as it is
+
+    changed = variant(packed_bert, tmp_path / "changed", change)
+    encoder = Encoder(changed)
+    assert encoder.encode(["the cat"]).shape == (1, 32)
+    with pytest.raises(CheckpointError, match=r"the model's tokenizer fails with a text: .*[Rr]etry"):
+        encoder.encode(["the cat", "x" * 60])
+    (tmp_path / "texts.txt").write_text("the cat\n" + "x" * 60 + "\n")
+    result = run("encode", changed, tmp_path / "texts.txt")
+    assert (result.exit_code, result.stderr.count("error: the model's tokenizer fails")) == (2, 1)
+    assert "Traceback" not in result.stderr
+    result = run("encode", changed, tmp_path / "texts.txt", "--backend", "reference")  # in PyTorch
+    assert (result.exit_code, "Traceback" in result.stderr) == (2, False)
+    assert "error: the model's tokenizer fails with a text" in result.stderr
+
+
 def test_a_model_without_a_tokenizer_of_this_kind(packed_bert: Path, tmp_path: Path) -> None:
     changed = variant(packed_bert, tmp_path / "changed", lambda f: (f / "tokenizer.json").unlink())
     with pytest.raises(UnavailableError, match=r"has no tokenizer\.json"):
