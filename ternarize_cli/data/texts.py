@@ -64,7 +64,16 @@ def source_name(path: str | Path) -> str:
 
 
 def source_and_column(source: str | Path) -> tuple[str, str | None]:
-    """Splits FILE:COLUMN into the source and the name of a column; a source that exists by its whole name has none."""
+    """Splits FILE:COLUMN into the source and the name of a column; a source that exists by its whole name has none.
+
+    Raises:
+        DataError: the source is empty, which a path would take for the working folder.
+    """
+    if not str(source):
+        raise DataError(
+            "an empty name can't be read: there is no such file",
+            hint="name a file or a folder; a shell variable may be unset",
+        )
     place, colon, column = str(source).rpartition(":")
     if not colon or not place or not column or os.path.exists(user_path(source)):
         return str(source), None

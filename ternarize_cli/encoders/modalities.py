@@ -92,10 +92,9 @@ def modality_of_sources(folder: Path, sources: Sequence[str | Path], *, stdin: b
             continue
         if str(source) == STDIN:
             raise DataError("calibration does not read stdin", hint="write the texts to a file")
-        if not str(source) or not (os.path.exists(path) or is_hub_id(place)):
-            name = str(source)[:200] or "an empty name"
+        if not (os.path.exists(path) or is_hub_id(place)):
             raise DataError(
-                f"{name} can't be read: there is no such file",
+                f"{str(source)[:200]} can't be read: there is no such file",
                 hint="a file, a folder, a hub dataset, or starter: texts of this machine",
             )
         image = is_images(path) and ("image" in reads or not (path.is_dir() and holds_texts(path)))

@@ -283,9 +283,9 @@ class Artifact:
             scheme = Scheme(**chosen)
             for other in set(module_levels.values()):
                 replace(scheme, levels=other)  # refuses the rule absmean
-            calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
         except (InputError, TypeError) as e:
             raise FormatError(f"quantization_config: {e}") from e
+        calibration = CalibrationData.from_dict(values["calibration"]) if values.get("calibration") else None
         return cls(
             scheme=scheme,
             modules_to_not_convert=tuple(values["modules_to_not_convert"]),

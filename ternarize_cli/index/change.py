@@ -6,7 +6,7 @@ of other kinds. Compacting removes the vectors: rows of a list or an array are d
 the others again; a graph is built anew from its vectors.
 
 Adding and compacting write a new folder beside the index and swap the two in one step. So a running search, or a kill,
-finds the index as it was before or as it is after, and nothing between.
+finds the index as it was before or as it is after, and nothing between. What else lies in the folder is copied.
 """
 
 import re
@@ -30,6 +30,7 @@ from ternarize_cli.index.format import (
     DELETED,
     DOCUMENTS,
     FAISS_INDEX,
+    INFO,
     LISTS,
     OFFSETS,
     TRUTH,
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 _SHOWN = 3
+_OWN = (DOCUMENTS, FAISS_INDEX, INFO, LISTS, OFFSETS, TRUTH)
 _DEAD_WORK = re.compile(r"\.(deleted-\d+\.bin|index\.json)\.partial")
 
 
@@ -197,7 +199,8 @@ def _writing(folder: Path) -> Iterator[None]:
 def changed_folder(folder: Path, info: IndexInfo, *, documents: bool = True) -> Iterator[tuple[Path, faiss.Index]]:
     """Yields a new folder that will replace the index, and the FAISS index in memory.
 
-    Copied files get new digests, so they are compared with their old digests first.
+    What lies in the old folder and is not the index's own is copied at the end. Copied files of the index get new
+    digests, so they are compared with their old digests first.
 
     Args:
         folder: the folder of the index.
@@ -211,6 +214,18 @@ def changed_folder(folder: Path, info: IndexInfo, *, documents: bool = True) -> 
         shutil.copyfile(folder / FAISS_INDEX, partial / FAISS_INDEX)
         lists = partial / LISTS if LISTS in info.files else None
         yield partial, read_faiss(partial / FAISS_INDEX, info.faiss_digests, lists, writable=True)
+        _carry_over(folder, partial)
+
+
+def _carry_over(folder: Path, new: Path) -> None:
+    """Copies what is not the index's own, such as a model or notes, from the folder of an index into the new folder."""
+    for path in folder.iterdir():
+        if path.name in _OWN or DELETED.fullmatch(path.name) or _DEAD_WORK.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def finish(partial: Path, index: faiss.Index, info: IndexInfo, count: int, dead: np.ndarray) -> IndexInfo:

@@ -165,6 +165,12 @@ def _check_settings(values: Mapping[str, Any], path: Path) -> None:
     if not isinstance(prompts, dict) or not all(isinstance(p, str) or p is None for p in prompts.values()):
         raise CheckpointError(f"{path}: prompts are no object of texts", hint="fetch the file again")
     check_activation("activation_fn", values.get("activation_fn"), path)
+    dimensions = values.get("truncate_dim")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise CheckpointError(
+            f"{path}: truncate_dim is {shown(dimensions)}; it must be a whole number of dimensions, or null",
+            hint="fetch the file again",
+        )
     for key in ("default_prompt_name", "similarity_fn_name", "model_type"):
         if not isinstance(values.get(key), str | None):
             raise CheckpointError(f"{path}: {key} is {shown(values[key])}, no text", hint="fetch the file again")

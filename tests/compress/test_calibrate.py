@@ -247,6 +247,6 @@ def test_a_fit_to_few_noisy_samples_holds_on_others_thanks_to_the_ridge() -> Non
 
 @pytest.mark.parametrize("values", ["text", {"kind": "text"}, {"kind": "text", "samples": "x"}, {"kind": ["a"]}])
 def test_a_damaged_record_of_calibration_is_an_error(values: object) -> None:
-    with pytest.raises(FormatError, match="it has a kind, samples and tokens"):
+    with pytest.raises(FormatError, match="it must have a kind, samples and tokens"):
         CalibrationData.from_dict(values)
     assert CalibrationData.from_dict({"kind": "image", "samples": 3, "later": 1}) == CalibrationData("image", 3)

@@ -490,3 +490,15 @@ def test_an_image_folder_with_such_labels_has_labels_in_utf_8(tmp_path: Path) ->
     images = read_images(tmp_path)
     assert sorted(images.labels or ()) == [r"a\xff", "b"]
     assert rf"a\xff{os.sep}1.png" in images.ids
+
+
+def test_an_empty_name_is_not_the_working_folder(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell variable that is not set gives an empty name."""
+    (tmp_path / "texts.txt").write_text("the cat\na dog\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="an empty name can't be read"):
+        open_corpus("")
+    with pytest.raises(DataError, match="an empty name can't be read"):
+        list(read_texts(""))
+    result = run("index", "build", "", "--model", tmp_path / "none", "-o", tmp_path / "index")
+    assert (result.exit_code, "an empty name can't be read" in result.stderr) == (2, True)

@@ -1,6 +1,7 @@
 """`ternarize index add`, `delete`, `compact`: the same answers as an index built at once, whatever kind it is."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -68,6 +69,22 @@ def test_what_is_added_to_an_exact_index_is_found_as_if_it_was_always_there(run,
     assert ask(index) == ask(whole)
     assert _ok(run("index", "info", index, "--json"))["count"] == 400
     assert not partial_path(index).exists()
+
+
+@pytest.mark.slow
+def test_what_else_lies_in_the_folder_of_an_index_stays(run, build, tiny_bert, tmp_path):
+    index = build(range(300))
+    shutil.copytree(tiny_bert, index / "model")
+    (index / "notes.txt").write_text("mine")
+    (index / "link").symlink_to(tmp_path / "nowhere")
+    more = _write(tmp_path / "more.jsonl", range(300, 310))
+    changes = [("add", more, "--model", index / "model"), ("delete", "d7"), ("compact",)]
+    for name, *given in changes:
+        _ok(run("index", name, index, *given, "--json"))
+        assert (index / "notes.txt").read_text() == "mine"
+        assert (index / "link").is_symlink()
+        assert {p.name for p in (index / "model").iterdir()} == {p.name for p in tiny_bert.iterdir()}
+    assert _ok(run("index", "info", index, "--json"))["count"] == 309
 
 
 @pytest.mark.slow

@@ -432,6 +432,15 @@ def test_a_limit_of_tokens_that_is_no_count_is_refused(folder: Path, length: Any
     check_folder(folder)
 
 
+@pytest.mark.parametrize("dimensions", [-7, 0, 1.5, "8", True])
+def test_a_cut_of_vectors_that_is_no_count_is_refused(folder: Path, dimensions: Any) -> None:
+    edit(folder / "config_sentence_transformers.json", truncate_dim=dimensions)
+    with pytest.raises(CheckpointError, match=r"truncate_dim is .*; it must be a whole number of dimensions"):
+        load_encoder(folder)
+    edit(folder / "config_sentence_transformers.json", truncate_dim=8)
+    assert load_encoder(folder).encode(["the cat"]).shape[0] == 1
+
+
 def test_a_tokenizer_config_of_its_author_s_machine_is_taken(folder: Path) -> None:
     edit(
         folder / "tokenizer_config.json",
